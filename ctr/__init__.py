@@ -1,0 +1,1 @@
+"""Feature set -> model -> bundle -> scores. `ctr.ranker` and `ctr.server` import no torch."""

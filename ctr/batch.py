@@ -1,0 +1,73 @@
+"""The one batch type that loader, models and export agree on: ids only, distinct items built once.
+
+Shapes: B rows, S history positions (newest last, padding in front), U distinct items in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as indices into small tables; no feature of an item is in here, only where it lies.
+
+    Args:
+        items_U: int64, distinct item rows; `items_U[0]` is always 0, the padding item.
+        target_B: int64, where each row's target stands in `items_U`.
+        history_BS: int64, where each history item stands in `items_U`; 0 is padding.
+        events: event columns (int64 [B, S], 0 at padding) by field name.
+        user_B: int64, user rows.
+        context: context columns, int64 or float32 [B], by field name.
+        label_B: float32, 0 or 1.
+        weight_B: float32, ones where the log has no weights.
+    """
+
+    items_U: Tensor
+    target_B: Tensor
+    history_BS: Tensor
+    user_B: Tensor
+    label_B: Tensor
+    weight_B: Tensor
+    events: dict[str, Tensor] = field(default_factory=dict)
+    context: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.target_B)
+
+    def validate(self) -> None:
+        """Check shapes and index ranges. Raises ValueError naming the field that is wrong."""
+        rows = len(self)
+        one_a_row = {"user_B": self.user_B, "label_B": self.label_B, "weight_B": self.weight_B, **self.context}
+        for name, values in one_a_row.items():
+            if values.shape != (rows,):
+                raise ValueError(f"{name}: expected shape ({rows},), got {tuple(values.shape)}")
+        for name, values in self.events.items():
+            if values.shape != self.history_BS.shape:
+                raise ValueError(f"{name}: expected the shape of history_BS, got {tuple(values.shape)}")
+        if self.items_U[0] != 0:
+            raise ValueError("items_U: the first distinct item must be the padding item 0")
+        for name, values in {"target_B": self.target_B, "history_BS": self.history_BS}.items():
+            if values.numel() and not (0 <= int(values.min()) and int(values.max()) < len(self.items_U)):
+                raise ValueError(f"{name}: indices outside the {len(self.items_U)} distinct items")
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            items_U=move(self.items_U),
+            target_B=move(self.target_B),
+            history_BS=move(self.history_BS),
+            user_B=move(self.user_B),
+            label_B=move(self.label_B),
+            weight_B=move(self.weight_B),
+            events={name: move(values) for name, values in self.events.items()},
+            context={name: move(values) for name, values in self.context.items()},
+        )

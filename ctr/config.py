@@ -1,0 +1,62 @@
+"""Typed settings of the model (`conf/model/*.yaml`) and of training (`conf/train.yaml`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from features.settings import Settings, load_yaml, merge, validate
+
+
+class ModelConfig(Settings):
+    """Sizes and parts of a Quadratic Interest Network (arXiv 2504.17699)."""
+
+    architecture: Literal["qin"] = "qin"
+    embedding_dim: PositiveInt = Field(16, description="width of every id, tag and category embedding")
+    vector_dim: PositiveInt | None = Field(None, description="width each item vector is projected to; default embedding_dim")
+    attention_dim: PositiveInt = Field(64, description="width K of the target attention")
+    layers: PositiveInt = Field(2, description="quadratic layers L")
+    rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    use_history: bool = Field(True, description="false: the target-only control")
+    use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
+
+    @property
+    def projected_dim(self) -> int:
+        """Width that each vector set is projected to."""
+        return self.vector_dim or self.embedding_dim
+
+
+class TrainConfig(Settings):
+    """One training run."""
+
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt = 1024
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    embedding_l2: NonNegativeFloat = Field(1e-6, description="L2 on embedding tables and vector projections")
+    clip_norm: PositiveFloat = Field(10.0, description="largest gradient norm; larger ones are scaled down")
+    evaluations_per_epoch: PositiveInt = Field(4, description="looks at the validation rows in each epoch")
+    patience: NonNegativeInt = Field(4, description="looks without improvement before stopping; 0 never stops early")
+    metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Preset(Settings):
+    """A model file: the model, and the training settings that suit it."""
+
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_preset(model_path: Path, train_path: Path, overrides: dict[str, Any] | None = None) -> Preset:
+    """Training defaults from `train_path`, the model file on top, `--set` on top of both.
+
+    Raises:
+        ConfigError: missing file, unknown key (nearest valid one named), impossible value.
+    """
+    content = merge({"train": load_yaml(train_path)}, load_yaml(model_path))
+    return validate(Preset, merge(content, overrides or {}), str(model_path))

@@ -1,0 +1,1 @@
+"""Model architectures: one short file each, on the shared batch, embedding and export machinery."""

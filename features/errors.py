@@ -1,0 +1,37 @@
+"""The errors a user can cause, each with the exit code that a scheduler reads."""
+
+
+class QuadRankError(Exception):
+    """Base of every error that is explained to the user in one message instead of a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(QuadRankError):
+    """Wrong usage or configuration: unknown key, impossible value, malformed request."""
+
+    exit_code = 2
+
+
+class DataError(QuadRankError):
+    """The data breaks its contract: missing file or column, wrong type, broken reference."""
+
+    exit_code = 4
+
+
+class NumericalError(QuadRankError):
+    """Training or export produced a number that must not be used (NaN, infinity, lost parity)."""
+
+    exit_code = 5
+
+
+class GateError(QuadRankError):
+    """A new bundle did not pass the promotion gate; the champion is kept."""
+
+    exit_code = 6
+
+
+class LockError(QuadRankError):
+    """Another process holds the lock of the place this one wanted to write."""
+
+    exit_code = 7

@@ -1,0 +1,179 @@
+"""The feature set on disk: its layout, its manifest, and reading it memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from features.contract import Contract
+from features.errors import DataError
+from features.schema import Schema
+from features.settings import Settings
+
+SPLITS = ("train", "valid", "test")
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+
+SplitName = Literal["train", "valid", "test"]
+
+
+class FileEntry(Settings):
+    """Size and sha256 of one file of the feature set."""
+
+    bytes: int
+    sha256: str
+
+
+class Window(Settings):
+    """Rows of one split: how many, how many positive, and the time they span (µs since 1970)."""
+
+    rows: int
+    positives: int
+    first_time: int
+    last_time: int
+
+
+class Manifest(Settings):
+    """Written last: a folder without it is not a feature set."""
+
+    format: int
+    name: str
+    version: str
+    fingerprint: str
+    contract: Contract
+    schema_: Schema
+    windows: dict[SplitName, Window]
+    parts: int
+    events: int
+    files: dict[str, FileEntry]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    source: str
+
+
+class FeatureSet:
+    """A published feature set, opened for reading. Columns are numpy views on memory-mapped files.
+
+    Layout (`part` runs over user buckets; a part's history ends count into the same part's events):
+
+        rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] context… history_end history_len
+        events/part-00000.arrow                    item time event columns…, by user and time
+        items.arrow users.arrow                    encoded columns; row i is item (user) row i
+        embeddings/<set>.npy <set>.present.npy     float32 [items, width], bool [items]
+        vocabularies/*.arrow  encoder.json  profile.json  MANIFEST.json
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureSet:
+        """Open a version folder, or a name folder through its `CURRENT` pointer.
+
+        Raises:
+            DataError: no manifest there, or one of another format.
+        """
+        pointer = path / "CURRENT"
+        if pointer.is_file():
+            path = path / pointer.read_text(encoding="utf-8").strip()
+        try:
+            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`.") from None
+        except ValidationError as error:
+            raise DataError(
+                f"{path / MANIFEST}: not a manifest of format {FORMAT} ({error.error_count()} problems). "
+                "Build the feature set again with `quadrank features`."
+            ) from None
+        return cls(path, manifest)
+
+    @property
+    def schema(self) -> Schema:
+        """The fields a model sees."""
+        return self.manifest.schema_
+
+    @property
+    def contract(self) -> Contract:
+        """The contract it was built from."""
+        return self.manifest.contract
+
+    def verify(self) -> None:
+        """Compare every file with its recorded sha256. Raises DataError naming the first that differs."""
+        for name, entry in self.manifest.files.items():
+            path = self.path / name
+            if not path.is_file() or sha256_of(path) != entry.sha256:
+                raise DataError(f"{path}: missing or changed since it was built. Build the feature set again.")
+
+    def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
+        """The row columns of a split, one dict a part."""
+        return [self._table(f"rows/{split}/part-{i:05d}.arrow") for i in range(self.manifest.parts)]
+
+    def events(self) -> list[dict[str, np.ndarray]]:
+        """The event columns, one dict a part."""
+        return [self._table(f"events/part-{i:05d}.arrow") for i in range(self.manifest.parts)]
+
+    @cached_property
+    def items(self) -> dict[str, np.ndarray]:
+        """Encoded item columns, int32 [items], int32 [items, max_len] for tags, or float32 [items]."""
+        return self._table("items.arrow")
+
+    @cached_property
+    def users(self) -> dict[str, np.ndarray]:
+        """Encoded user columns, as `items`."""
+        return self._table("users.arrow")
+
+    def vectors(self, name: str) -> np.ndarray:
+        """One vector set, float32 [items, width], zeros where missing. Memory-mapped."""
+        return np.load(self.path / "embeddings" / f"{name}.npy", mmap_mode="r")
+
+    def present(self, name: str) -> np.ndarray:
+        """Which items have a vector in the set, bool [items]."""
+        return np.load(self.path / "embeddings" / f"{name}.present.npy", mmap_mode="r")
+
+    def _table(self, name: str) -> dict[str, np.ndarray]:
+        return read_arrow(self.path / name)
+
+
+def read_arrow(path: Path) -> dict[str, np.ndarray]:
+    """Columns of an Arrow IPC file of one record batch as zero-copy numpy arrays; fixed lists are 2-D."""
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    table = reader.read_all().combine_chunks()
+    return dict(_columns(table))
+
+
+def write_arrow(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Write numpy columns (1-D, or 2-D as fixed-size lists) as an Arrow IPC file of one record batch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: _to_arrow(values) for name, values in columns.items()}
+    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _columns(table: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        if pa.types.is_fixed_size_list(array.type):
+            yield name, array.values.to_numpy(zero_copy_only=True).reshape(-1, array.type.list_size)
+        else:
+            yield name, array.to_numpy(zero_copy_only=True)
+
+
+def _to_arrow(values: np.ndarray) -> Any:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

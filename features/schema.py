@@ -1,0 +1,49 @@
+"""What a model may know of a feature set: its fields, their sizes and kinds. No data, no paths."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from features.settings import Settings
+
+PADDING = 0
+UNKNOWN = 1
+FIRST_VALUE = 2
+
+
+class Field(Settings):
+    """One encoded column.
+
+    `categorical` and `tags` are int32 indices below `size` (0 padding, 1 unknown or missing, values
+    from 2); `tags` are `max_len` wide, padded with 0. `numeric` is float32, standardised, NaN = missing.
+    """
+
+    name: str
+    kind: Literal["categorical", "tags", "numeric"]
+    size: int = 0
+    max_len: int = 1
+
+
+class VectorSet(Settings):
+    """One set of item vectors as the model sees it, after normalising and reducing."""
+
+    name: str
+    width: int
+
+
+class Schema(Settings):
+    """All fields of a feature set, by the side they stand on.
+
+    `item` and `user` fields are columns of the item and user tables, their id first; `context` fields
+    are row columns; `event` fields are carried by each history event; `items` and `users` count table
+    rows (with padding row 0 and unknown row 1).
+    """
+
+    items: int
+    users: int
+    item: tuple[Field, ...]
+    user: tuple[Field, ...]
+    context: tuple[Field, ...] = ()
+    event: tuple[Field, ...] = ()
+    vectors: tuple[VectorSet, ...] = ()
+    history_max_len: int

@@ -1,0 +1,1 @@
+"""The commands: thin stages that can each be run again."""
