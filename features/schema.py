@@ -25,10 +25,11 @@ class Field(Settings):
 
 
 class VectorSet(Settings):
-    """One set of item vectors as the model sees it, after normalising and reducing."""
+    """One set of item vectors as the model sees it, after normalising and reducing; not `complete`: some items lack one."""
 
     name: str
     width: int
+    complete: bool = True
 
 
 class Schema(Settings):

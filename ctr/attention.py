@@ -1,0 +1,78 @@
+"""Adaptive sparse target attention: what in a user's history speaks for this target.
+
+Shapes: B rows, S history positions, D item width, E width of the event embeddings, F = D + E,
+K attention width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class SparseTargetAttention(nn.Module):
+    """Attends from a target item to a history, with ReLU in place of softmax: what is irrelevant weighs 0.
+
+        y_s = [x_s ; events_s],  a_s = ReLU(m_s (W_q x_t)·(W_k y_s) / sqrt(K)),  o = W_o Σ_s a_s W_v y_s + x_t
+
+    (Quadratic Interest Network, arXiv 2504.17699.) No history position is ever projected, since
+
+        (W_q x_t)·(W_k y_s) = (W_k^T W_q x_t)·y_s     and     W_o Σ a_s W_v y_s = W_o W_v (Σ a_s y_s)
+
+    which costs 0.34 M multiply-adds a row at the paper's sizes where the literal form costs 38.4 M.
+    An empty or fully padded history gives `o = x_t` exactly.
+
+    Args:
+        item_dim: width D of an item.
+        event_dim: width E of what a history event adds to its item (its feedback, say); 0 for nothing.
+        attention_dim: width K. More than D + E adds parameters but no expressive power.
+
+    Example:
+        >>> attention = SparseTargetAttention(item_dim=8, event_dim=0, attention_dim=16)
+        >>> attention(torch.randn(4, 8), torch.randn(4, 20, 8), None, torch.ones(4, 20)).shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(self, item_dim: int, event_dim: int, attention_dim: int) -> None:
+        super().__init__()
+        history_dim = item_dim + event_dim
+        self.query = nn.Linear(item_dim, attention_dim, bias=False)
+        self.key = nn.Linear(history_dim, attention_dim, bias=False)
+        self.value = nn.Linear(history_dim, attention_dim, bias=False)
+        self.output = nn.Linear(attention_dim, item_dim, bias=False)
+
+    def score_matrix(self) -> Tensor:
+        """`W_q^T W_k / sqrt(K)`, [D, F]: the score of target x and event y is `x^T M y`."""
+        return self.query.weight.T @ self.key.weight / math.sqrt(self.query.out_features)
+
+    def value_matrix(self) -> Tensor:
+        """`W_v^T W_o^T`, [F, D]: what an event adds to the interest, as `y^T M`."""
+        return self.value.weight.T @ self.output.weight.T
+
+    def forward(
+        self, target_BD: Tensor, history_BSD: Tensor, events_BSE: Tensor | None, mask_BS: Tensor
+    ) -> Tensor:
+        """The interest o, [B, D].
+
+        Args:
+            target_BD: target items.
+            history_BSD: items of the history.
+            events_BSE: embedded event columns; None if and only if `event_dim` is 0.
+            mask_BS: 1 at an event, 0 at padding, which then contributes nothing whatever it holds.
+        """
+        blocks = [history_BSD] if events_BSE is None else [history_BSD, events_BSE]
+        widths = [block.shape[-1] for block in blocks]
+        queries = (target_BD @ self.score_matrix()).split(widths, dim=-1)
+        # Block by block: concatenating items and events first would copy the largest tensor of the step.
+        scores_BS = torch.stack(
+            [_dot(block, query) for block, query in zip(blocks, queries, strict=True)]
+        ).sum(0)
+        weights_BS = torch.relu(mask_BS * scores_BS)
+        pooled_BF = torch.cat([(weights_BS.unsqueeze(1) @ block).squeeze(1) for block in blocks], dim=-1)
+        return pooled_BF @ self.value_matrix() + target_BD
+
+
+def _dot(block_BSF: Tensor, query_BF: Tensor) -> Tensor:
+    return (block_BSF @ query_BF.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,253 @@
+"""The bundle: the folder a ranking server loads, hashed file by file and published in one step. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from features.errors import ConfigError, DataError
+from features.feature_set import FileEntry, SplitName, Window, sha256_of
+from features.settings import Settings
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+RANKER = "ranker.onnx"
+ITEM_TABLE = "item_table.bin"
+ITEMS = "items.onnx"
+GOLDEN = "golden.json"
+MODEL_CARD = "MODEL_CARD.md"
+
+# Largest difference allowed between two computations of one probability. Summation order differs between
+# torch, ONNX Runtime and batch shapes, so scores are never promised to the last bit.
+TOLERANCE = 1e-5
+
+T = TypeVar("T", bound=Settings)
+
+
+class Facts(Settings):
+    """What is known about a model before its files are hashed.
+
+    Args:
+        name: the data contract's name, which is also the model's.
+        model_version: names this model in responses and logs, e.g. the training run's id.
+        fingerprint: of the data contract (`Contract.fingerprint`).
+        feature_set: version of the feature set it was trained on.
+        metrics: by split, then by metric, e.g. `{"test": {"auc": 0.71}}`.
+        controls: the same metrics of the controls, by control.
+        windows: rows, positives and time span of each split.
+        inputs: shape of each input of `ranker.onnx`; a named axis is text.
+        versions: of the packages that made it.
+        created: UTC, ISO 8601.
+    """
+
+    name: str
+    model_version: str
+    architecture: str
+    fingerprint: str
+    feature_set: str
+    metrics: dict[str, dict[str, Any]]
+    controls: dict[str, dict[str, Any]]
+    windows: dict[SplitName, Window]
+    inputs: dict[str, list[int | str]]
+    git_revision: str
+    versions: dict[str, str]
+    created: str
+
+
+class BundleManifest(Facts):
+    """`MANIFEST.json`, written last: a folder without it is not a bundle."""
+
+    format: int
+    files: dict[str, FileEntry]
+
+
+class GoldenCase(Settings):
+    """One raw request and the score of each of its candidates, as the trained torch model gave them."""
+
+    name: str
+    request: dict[str, Any]
+    scores: list[float]
+
+
+class Golden(Settings):
+    """`golden.json`: replayed at every load, so that a server with other arithmetic never goes live."""
+
+    tolerance: float = TOLERANCE
+    cases: list[GoldenCase]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle folder.
+
+    Layout:
+
+        ranker.onnx item_table.bin      one request -> one probability a candidate; the item table beside it
+        items.onnx                      encoded item columns and vectors -> rows of the item table
+        encoder.json vocabularies/*     raw ids and columns -> what the graphs read
+        golden.json MODEL_CARD.md MANIFEST.json
+    """
+
+    path: Path
+    manifest: BundleManifest
+
+    def golden(self) -> Golden:
+        """The golden requests. Raises DataError when the file is malformed."""
+        return _read(self.path / GOLDEN, Golden)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle after comparing every file with its recorded sha256.
+
+    ONNX Runtime loads a table with a flipped bit without a word, so this is the only guard there is.
+
+    Raises:
+        DataError: not a bundle, another format, or a file that is missing, changed or not in the manifest.
+    """
+    # A CURRENT link may be flipped while we read: stay with the folder it named first.
+    path = path.resolve()
+    manifest = _read_manifest(path)
+    present = _files_below(path)
+    for name, entry in manifest.files.items():
+        file = path / name
+        if name not in present:
+            raise DataError(
+                f"{file}: missing from the bundle. Copy the whole folder again, or export it again."
+            )
+        if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
+            raise DataError(
+                f"{file}: changed since it was exported (sha256 is not {entry.sha256[:12]}…). "
+                "Copy the whole folder again, or export it again."
+            )
+    extra = sorted(present - set(manifest.files))
+    if extra:
+        raise DataError(
+            f"{path / extra[0]}: not in {MANIFEST} ({len(extra)} such file{'s' * (len(extra) > 1)}). "
+            "A bundle holds what was exported and nothing else: move it out of the folder."
+        )
+    return Bundle(path, manifest)
+
+
+@contextmanager
+def publish(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` and move it to `out` when the block ends without an error.
+
+    Fill it, `seal` it and check it inside the block: whatever fails there removes the folder and leaves
+    an older bundle at `out` as it was.
+
+    Raises:
+        ConfigError: `out` exists and is not a bundle; nothing that is not ours is ever replaced.
+        DataError: the block ended without `seal`.
+    """
+    out = out.parent.resolve() / out.name
+    _refuse_foreign(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    staging = out.parent / f".{out.name}-{token}"
+    staging.mkdir()
+    try:
+        yield staging
+        _read_manifest(staging)
+        _sync(staging)
+        _refuse_foreign(out)
+        _swap(staging, out, out.parent / f".{out.name}-{token}-old")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def seal(folder: Path, facts: Facts) -> BundleManifest:
+    """Hash every file below `folder` and write `MANIFEST.json`."""
+    files = {
+        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        for name in sorted(_files_below(folder))
+    }
+    manifest = BundleManifest(format=FORMAT, files=files, **dict(facts))
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def write_json(path: Path, content: Settings) -> None:
+    """Write a settings object as indented JSON, text as it is (no escapes)."""
+    text = json.dumps(content.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> BundleManifest:
+    manifest = _read(path / MANIFEST, BundleManifest)
+    if manifest.format != FORMAT:
+        raise DataError(
+            f"{path / MANIFEST}: bundle format {manifest.format}, this version reads format {FORMAT}. "
+            "Export the run again with `quadrank export`."
+        )
+    return manifest
+
+
+def _read(path: Path, model: type[T]) -> T:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file: not a bundle. Make one with `quadrank export`.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(
+            f"{path}: not a {path.name} of format {FORMAT}: {where}: {first['msg']}. Export the bundle again."
+        ) from None
+
+
+def _files_below(folder: Path) -> set[str]:
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return {path.as_posix() for path in paths if path.as_posix() != MANIFEST}
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    try:
+        if out.is_symlink():
+            raise DataError("a link")
+        _read_manifest(out)
+    except DataError:
+        raise ConfigError(
+            f"{out}: exists and is not a bundle of this version, so it is left alone. "
+            "Choose another folder, or remove this one yourself."
+        ) from None
+
+
+def _swap(staging: Path, out: Path, aside: Path) -> None:
+    """Two renames where a bundle is replaced; a failure of the second puts the old bundle back."""
+    if not out.exists():
+        staging.rename(out)
+    else:
+        out.rename(aside)
+        try:
+            staging.rename(out)
+        except OSError:
+            aside.rename(out)
+            raise
+        shutil.rmtree(aside)
+    _fsync(out.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file and folder to disk, so that a crash cannot leave a name without its bytes."""
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,214 @@
+"""Export: a trained model -> the ONNX graphs of a bundle, published only after they proved to score alike.
+
+Shapes: H history items of one request, N candidates, D item width.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxscript import ir
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ctr.bundle import ITEM_TABLE
+from features.errors import NumericalError
+from features.schema import Field, Schema
+
+OPSET = 20
+HISTORY = "history"
+CANDIDATES = "candidates"
+ITEMS_AXIS = "items"
+
+Shape = list[int | str]
+
+
+def export_request_graph(graph: nn.Module, schema: Schema, path: Path) -> dict[str, Shape]:
+    """Write a `RequestGraph` to `path`, its item table as `item_table.bin` beside it.
+
+    User and context inputs have no candidate axis: they are read once a request, not once a candidate.
+
+    Args:
+        graph: `forward(*inputs)` in the order of `graph.input_names`, returning probabilities [N];
+            its item table is the buffer `item_table` [items, D].
+
+    Returns:
+        Shape of every input by name, named axes as text.
+
+    Raises:
+        NumericalError: a weight is not finite, or the exporter froze an axis or made a loop.
+    """
+    examples = example_inputs(schema, graph.input_names)
+    shapes = {name: _expected_shape(name, tensor) for name, tensor in examples.items()}
+    model = _trace(graph, examples, shapes, "score")
+    _move_table_out(model, "item_table", path.with_name(ITEM_TABLE))
+    _save(model, path)
+    check_shapes(path, shapes | {"score": [CANDIDATES]})
+    return shapes
+
+
+def export_item_graph(graph: nn.Module, schema: Schema, path: Path) -> dict[str, Shape]:
+    """Write an `ItemGraph` to `path`: encoded columns and vectors of M new items -> rows of the item table.
+
+    Returns:
+        Shape of every input by name; M is the axis `items`.
+
+    Raises:
+        NumericalError: as `export_request_graph`.
+    """
+    examples = example_items(schema)
+    shapes: dict[str, Shape] = {name: [ITEMS_AXIS, *tensor.shape[1:]] for name, tensor in examples.items()}
+    model = _trace(graph, examples, shapes, "row")
+    _save(model, path)
+    with torch.inference_mode():
+        width = graph(*examples.values()).shape[1]
+    check_shapes(path, shapes | {"row": [ITEMS_AXIS, width]})
+    return shapes
+
+
+def _trace(graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str, Shape], output: str) -> Any:
+    """torch -> ONNX intermediate representation, without the exporter's notes on where the code lies."""
+    _refuse_non_finite(graph)
+    dims = {text: Dim(text) for shape in shapes.values() for text in shape if isinstance(text, str)}
+    axes = [{i: dims[d] for i, d in enumerate(shapes[name]) if isinstance(d, str)} for name in examples]
+    with _quiet():
+        # Exported here, not inside torch.onnx.export: that retries a failure in ways that freeze named axes.
+        exported = torch.export.export(
+            graph.eval(),
+            tuple(examples.values()),
+            # `*inputs` is one argument to torch.export, a tuple.
+            dynamic_shapes=(tuple(axes),),
+        )
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(examples),
+            output_names=[output],
+            dynamic_shapes=(tuple(axes),),
+            verbose=False,
+        )
+    assert program is not None
+    program.model.graph.metadata_props.clear()
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    return program.model
+
+
+def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
+    """Check that a saved graph has exactly these inputs and outputs, each axis named or fixed as given.
+
+    An axis that was forgotten at export is frozen to the example's length without a warning, and the
+    graph then fails, or scores wrongly, for every other length.
+
+    Raises:
+        NumericalError: an axis differs, or the graph holds a loop.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    found = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    if set(found) != set(shapes):
+        raise NumericalError(f"{path}: inputs and outputs are {sorted(found)}, expected {sorted(shapes)}.")
+    for name, shape in shapes.items():
+        if found[name] != list(shape):
+            raise NumericalError(
+                f"{path}: {name} has shape {found[name]}, expected {list(shape)}: "
+                "the exporter froze or freed an axis."
+            )
+    # A loop takes one step a candidate, some hundred times slower: nn.EmbeddingBag becomes one.
+    loops = sorted({node.op_type for node in graph.node} & {"Loop", "Scan"})
+    if loops:
+        raise NumericalError(f"{path}: the graph holds a {loops[0]}; write that layer without one.")
+
+
+def example_inputs(schema: Schema, names: list[str]) -> dict[str, Tensor]:
+    """Inputs of the graph's types and ranks, with lengths that stand for nothing else (H 5, N 7)."""
+    history, candidates = 5, 7
+    fields = {f"user_{f.name}": f for f in schema.user} | {f"context_{f.name}": f for f in schema.context}
+    lengths = {f"history_{f.name}": history for f in schema.event}
+    lengths |= {"history_item": history, "candidate_item": candidates}
+    return {
+        name: torch.ones(lengths[name], dtype=torch.int64) if name in lengths else _example(fields[name])
+        for name in names
+    }
+
+
+def example_items(schema: Schema) -> dict[str, Tensor]:
+    """Inputs of the item graph, for 5 items."""
+    items = 5
+    return {
+        **{f"item_{f.name}": _example(f).expand(items, *_example(f).shape[1:]).clone() for f in schema.item},
+        **{f"vector_{v.name}": torch.zeros(items, v.width) for v in schema.vectors},
+        **{f"present_{v.name}": torch.ones(items, dtype=torch.bool) for v in schema.vectors},
+    }
+
+
+def _example(field: Field) -> Tensor:
+    if field.kind == "numeric":
+        return torch.zeros(1)
+    return torch.ones((1, field.max_len) if field.kind == "tags" else 1, dtype=torch.int64)
+
+
+def _expected_shape(name: str, example: Tensor) -> Shape:
+    if name == "candidate_item":
+        return [CANDIDATES]
+    if name.startswith("history_"):
+        return [HISTORY]
+    return list(example.shape)
+
+
+def _refuse_non_finite(graph: nn.Module) -> None:
+    for name, values in (*graph.named_parameters(), *graph.named_buffers()):
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            wrong = int((~torch.isfinite(values)).sum())
+            raise NumericalError(
+                f"export: {wrong} of {values.numel()} values of {name} are not finite. Train again with "
+                "a lower `train.learning_rate` or `train.clip_norm`; nothing was published."
+            )
+
+
+def _move_table_out(model: Any, buffer: str, path: Path) -> None:
+    """Write one initializer as raw bytes to `path` and refer to it; the rest of the graph stays one file."""
+    matching = [value for name, value in model.graph.initializers.items() if name.split(".")[-1] == buffer]
+    if len(matching) != 1:
+        # Indexing (`table[rows]`) instead of F.embedding makes the exporter fold one copy for each use.
+        known = ", ".join(model.graph.initializers)
+        raise NumericalError(
+            f"export: expected one initializer {buffer!r} in the graph, found these: {known}."
+        )
+    (value,) = matching
+    table_ID: np.ndarray = value.const_value.numpy()
+    table_ID.tofile(path)
+    value.name = buffer
+    value.const_value = ir.ExternalTensor(
+        path.name, 0, table_ID.nbytes, value.dtype, shape=value.shape, name=buffer, base_dir=path.parent
+    )
+
+
+def _save(model: Any, path: Path) -> None:
+    ir.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes on packages we do not use and on names it takes from us."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,224 @@
+"""A trained model folded for serving: one request in, one probability a candidate out.
+
+Shapes: H history events of the request, N candidates, D item width, E width of the event embeddings,
+F = D + E, C context width, X tower width, M new items. What does not depend on the candidate has one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctr.attention import SparseTargetAttention
+from ctr.models.qin import QIN
+from ctr.quadratic import QuadraticLayer
+from features.schema import PADDING
+
+M = TypeVar("M", bound=nn.Module)
+ITEMS_PER_CHUNK = 65_536
+
+
+class RequestGraph(nn.Module):
+    """Scores all candidates of one request. Equal to the model in `eval()`, up to rounding.
+
+    Frozen into tensors: the representation of every item (one gather replaces all item columns and vectors),
+    the attention's two matrix products, the rows and the batch norm of each quadratic layer. User, context
+    and history are computed once a request, and so is the context's share of the first quadratic layer.
+
+    Inputs, positional, in the order of `input_names`:
+
+        user_<field>…      int64 [1], int64 [1, max_len] for tags, float32 [1] (NaN = missing)
+        context_<field>…   the same
+        history_item       int64 [H] item rows, 0 is padding; H may be 0
+        history_<event>…   int64 [H]
+        candidate_item     int64 [N] item rows
+
+    Only what the model reads is an input: no user id without `use_user_id`, no history without `use_history`.
+    The output, `score`, is float32 [N], the probability of a click.
+
+    Args:
+        model: a trained model with its tables attached. It is copied, never changed.
+    """
+
+    item_table: Tensor
+    output_names = ("score",)
+
+    def __init__(self, model: QIN) -> None:
+        super().__init__()
+        self.register_buffer("item_table", item_table(model))
+        self.context_encoder = _frozen(model.context_encoder)
+        self.event_encoder = _frozen(model.event_encoder)
+        self.attention = FoldedAttention(model.attention) if model.attention is not None else None
+        first, *rest = [layer for layer in model.network.layers if isinstance(layer, QuadraticLayer)]
+        self.first = FoldedFirstLayer(first, model.context_encoder.width)
+        self.rest = nn.ModuleList(FoldedLayer(layer) for layer in rest)
+        self.logit = _frozen(model.network.logit)
+        user = [f"user_{field.name}" for field in model.user_fields]
+        context = [f"context_{field.name}" for field in model.context_fields]
+        events = [f"history_{field.name}" for field in model.event_fields]
+        history = ["history_item", *events] if model.config.use_history else []
+        self.context_inputs = len(user) + len(context)
+        self.input_names = (*user, *context, *history, "candidate_item")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Probabilities [N]."""
+        return torch.sigmoid(self.logits(*inputs))
+
+    def logits(self, *inputs: Tensor) -> Tensor:
+        """Logits [N], for a calibration that ends the graph in place of the sigmoid."""
+        context, history, candidate_N = (
+            inputs[: self.context_inputs],
+            inputs[self.context_inputs : -1],
+            inputs[-1],
+        )
+        target_ND = F.embedding(candidate_N, self.item_table)
+        blocks = [target_ND]
+        if self.attention is not None:
+            history_HF, mask_H = self._history(history[0], history[1:])
+            blocks.append(self.attention(target_ND, history_HF, mask_H))
+        context_1C = self.context_encoder(context) if self.context_encoder.width else None
+        z_NX = self.first(context_1C, torch.cat(blocks, dim=-1))
+        for layer in self.rest:
+            z_NX = layer(z_NX)
+        return self.logit(z_NX).squeeze(-1)
+
+    def _history(self, item_H: Tensor, events: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        history_HF = F.embedding(item_H, self.item_table)
+        if events:
+            history_HF = torch.cat([history_HF, self.event_encoder(events)], dim=-1)
+        return history_HF, (item_H != PADDING).to(history_HF.dtype)
+
+
+class ItemGraph(nn.Module):
+    """Encodes items that came after training: one row of the item table each, without retraining.
+
+    Inputs, positional, in the order of `input_names` (columns as the encoder writes them, vectors normalised
+    and reduced as in the feature set):
+
+        item_<field>…      int64 [M] (the id of a new item is 1), int64 [M, max_len] for tags, float32 [M]
+        vector_<set>…      float32 [M, width], zeros where an item has none
+        present_<set>…     bool [M], whether the item has a vector
+
+    The output, `row`, is float32 [M, D].
+
+    Args:
+        model: a trained model. It is copied, never changed.
+    """
+
+    output_names = ("row",)
+
+    def __init__(self, model: QIN) -> None:
+        super().__init__()
+        self.encoder = _frozen(model.item_encoder)
+        columns = [f"item_{field.name}" for field in model.schema.item]
+        sets = [vectors.name for vectors in model.schema.vectors]
+        self.input_names = (
+            *columns,
+            *(f"vector_{name}" for name in sets),
+            *(f"present_{name}" for name in sets),
+        )
+        self.bounds = (0, len(columns), len(columns) + len(sets), len(columns) + 2 * len(sets))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Rows of the item table, [M, D]."""
+        columns, vectors, present = (inputs[start:stop] for start, stop in pairwise(self.bounds))
+        return self.encoder(columns, vectors, present)
+
+
+class FoldedAttention(nn.Module):
+    """Sparse target attention of N candidates to one history, which is projected once for all of them.
+
+    `score = x_n · (M_score y_h)` and `o = Σ_h a_h (y_h M_value) + x_n`: the products of the weights are
+    folded, and stand on the side of the history, the shorter one, which does not grow with the candidates.
+    """
+
+    score: Tensor
+    value: Tensor
+
+    def __init__(self, attention: SparseTargetAttention) -> None:
+        super().__init__()
+        self.register_buffer("score", attention.score_matrix().detach())
+        self.register_buffer("value", attention.value_matrix().detach())
+
+    def forward(self, target_ND: Tensor, history_HF: Tensor, mask_H: Tensor) -> Tensor:
+        """The interest [N, D]."""
+        key_DH = self.score @ history_HF.T
+        weights_NH = torch.relu(mask_H * (target_ND @ key_DH))
+        return weights_NH @ (history_HF @ self.value) + target_ND
+
+
+class FoldedLayer(nn.Module):
+    """A quadratic layer in evaluation, its rows and batch norm folded into W, b and a shift.
+
+    z <- z + PReLU(z ⊙ (W z + b) + shift)
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: QuadraticLayer) -> None:
+        super().__init__()
+        weight_XX, bias_X = layer.merged_rows()
+        scale_X, shift_X = _batch_norm_as_scale_and_shift(layer.norm)
+        # BN(z ⊙ (W z + b)) = z ⊙ (s W z + s b) + shift: the scale disappears into the weights.
+        self.register_buffer("weight", (weight_XX * scale_X.unsqueeze(-1)).detach())
+        self.register_buffer("bias", (bias_X * scale_X).detach())
+        self.register_buffer("shift", shift_X.detach())
+        self.activation = _frozen(layer.activation)
+
+    def forward(self, z_NX: Tensor) -> Tensor:
+        """[N, X] to [N, X]."""
+        return self.cross(z_NX, F.linear(z_NX, self.weight, self.bias))
+
+    def cross(self, z_NX: Tensor, linear_NX: Tensor) -> Tensor:
+        """What follows `W z + b`."""
+        return z_NX + self.activation(z_NX * linear_NX + self.shift)
+
+
+class FoldedFirstLayer(nn.Module):
+    """The first layer, whose input is one context row beside N candidates; the context is multiplied once.
+
+    Args:
+        layer: the trained layer.
+        context_dim: how many of its inputs, the first ones, are context.
+    """
+
+    def __init__(self, layer: QuadraticLayer, context_dim: int) -> None:
+        super().__init__()
+        self.layer = FoldedLayer(layer)
+        self.context_dim = context_dim
+
+    def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
+        """Context [1, C] (None where C is 0) and candidates [N, X - C] to [N, X]."""
+        if context_1C is None:
+            return self.layer(items_NY)
+        of_context, of_items = self.layer.weight.split([self.context_dim, items_NY.shape[1]], dim=1)
+        linear_NX = F.linear(context_1C, of_context, self.layer.bias) + F.linear(items_NY, of_items)
+        # Not len(): it is a plain int, which would freeze N in the exported graph.
+        z_NX = torch.cat([context_1C.expand(items_NY.shape[0], -1), items_NY], dim=-1)
+        return self.layer.cross(z_NX, linear_NX)
+
+
+@torch.no_grad()
+def item_table(model: QIN) -> Tensor:
+    """Representations of all items of the attached tables, [items, D]; row 0 (padding) is zeros."""
+    device = model.network.logit.weight.device
+    rows = torch.arange(model.schema.items, device=device)
+    return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
+
+
+def _batch_norm_as_scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _frozen(module: M) -> M:
+    return deepcopy(module).eval().requires_grad_(False)

@@ -1,0 +1,136 @@
+"""MODEL_CARD.md: what a bundle is, what it was measured to do, and how to call it, for whoever finds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ctr.bundle import Facts, GoldenCase
+from features.contract import Contract
+from features.schema import Schema
+
+# Report columns, in reading order; a metric that was not measured has no column.
+METRICS = (
+    "auc",
+    "auc_low",
+    "auc_high",
+    "gauc_by_samples",
+    "log_loss",
+    "normalized_entropy",
+    "calibration_ratio",
+    "ece",
+)
+
+
+def model_card(facts: Facts, contract: Contract, schema: Schema, example: GoldenCase) -> str:
+    """The card as Markdown. `example` is a golden request, shown with the scores the model gave it."""
+    sections = [
+        f"# {facts.name}: click-through-rate ranker {facts.model_version}",
+        _purpose(facts, schema),
+        "## Data",
+        _data(facts),
+        "## Measured",
+        _measured(facts),
+        "## Fields",
+        _fields(contract, schema),
+        "## Call it",
+        _call(facts, example),
+        "## Limits",
+        _limits(schema),
+        "## Graph inputs",
+        _inputs(facts),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _purpose(facts: Facts, schema: Schema) -> str:
+    return (
+        "Scores the candidates of one request with the probability of a positive label, given a user, "
+        f"a context and the newest {schema.history_max_len} items of the user's history.\n\n"
+        f"Architecture `{facts.architecture}`, exported {facts.created} from git revision "
+        f"`{facts.git_revision}`."
+    )
+
+
+def _data(facts: Facts) -> str:
+    rows = (
+        (name, f"{w.rows:,}", f"{w.positives / max(w.rows, 1):.2%}", _day(w.first_time), _day(w.last_time))
+        for name, w in facts.windows.items()
+    )
+    table = _table(("split", "rows", "positive", "from (UTC)", "to (UTC)"), rows)
+    return f"{table}\n\nFeature set `{facts.feature_set}`, data contract `{facts.fingerprint[:16]}`."
+
+
+def _measured(facts: Facts) -> str:
+    measured = {f"model, {split}": values for split, values in facts.metrics.items()}
+    measured |= {f"control: {name}": values for name, values in facts.controls.items()}
+    columns = [name for name in METRICS if any(name in values for values in measured.values())]
+    if not columns:
+        return "No metrics were recorded at export."
+    rows = ([name, *(_number(values.get(column)) for column in columns)] for name, values in measured.items())
+    return _table(("", *columns), rows)
+
+
+def _fields(contract: Contract, schema: Schema) -> str:
+    events = ", ".join(f"`{field.name}`" for field in schema.event)
+    with_events = f', or `{{"item": id, …}}` with any of {events}' if events else ""
+    context = contract.interactions.context
+    rows: list[tuple[str, str]] = [("`user`", f"a `{contract.user_field}`, or null")]
+    if contract.users:
+        named = ", ".join(f"`{name}`" for name in contract.users.columns)
+        rows.append(("`user_columns`", f"optional, instead of the user table's row: {named}"))
+    rows += [(f"`context.{name}`", column.type) for name, column in context.items()]
+    rows.append(("`history`", f"`{contract.item_field}`s, oldest first{with_events}"))
+    rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one"))
+    return _table(("in a request", "what"), rows)
+
+
+def _call(facts: Facts, example: GoldenCase) -> str:
+    request = json.dumps(example.request, ensure_ascii=False, indent=2)
+    candidates = example.request["candidates"]
+    order = sorted(range(len(candidates)), key=lambda i: -example.scores[i])
+    ranked = [{"item": candidates[i], "score": round(example.scores[i], 6)} for i in order]
+    answer = json.dumps(
+        {"model_version": facts.model_version, "ranked": ranked}, ensure_ascii=False, indent=2
+    )
+    return (
+        f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{request}\n```\n\n"
+        f"answers\n\n```json\n{answer}\n```\n\n"
+        'In Python: `Ranker.load(Path("bundle")).rank(request)` from `ctr.ranker`, which needs no torch.'
+    )
+
+
+def _limits(schema: Schema) -> str:
+    lines = [
+        f"- It knows {schema.items - 2:,} items and {schema.users - 2:,} users. Other ids are legal: they "
+        "are scored as the unknown item or user, and reported.",
+        f"- Of a longer history, the newest {schema.history_max_len} items are read.",
+        "- Scores repeat within 1e-5, not to the last bit.",
+        "- The label is what the log recorded under the policy that was live then. A score is no measure "
+        "of quality outside that policy, and clicks carry its position and exposure bias.",
+        "- Negative ids must never reach the graph: ONNX Runtime reads row -1 as the last row without an "
+        "error. `ctr.ranker` refuses them.",
+        "- An empty history is one padding item 0 to the graph; `ctr.ranker` does this.",
+    ]
+    return "\n".join(lines)
+
+
+def _inputs(facts: Facts) -> str:
+    rows = ((f"`{name}`", "[" + ", ".join(map(str, shape)) + "]") for name, shape in facts.inputs.items())
+    return _table(("`ranker.onnx`", "shape"), rows)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(header)
+    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or isinstance(value, Mapping) else f"{value:.4f}"
+
+
+def _day(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,184 @@
+"""Parity: the exported graph and the trained torch model must give one request the same probabilities.
+
+Shapes: H history items of one request, N candidates, B = N rows, S history positions, U distinct items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from features.request import EncodedRequest
+from torch import Tensor, nn
+
+from ctr.batch import Batch
+from ctr.bundle import TOLERANCE
+from features.errors import NumericalError
+from features.feature_set import FeatureSet
+from features.schema import UNKNOWN, Field, Schema
+
+CANDIDATE_COUNTS = (1, 2, 7, 100)
+
+Score = Callable[[EncodedRequest], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One encoded request, as rows of the feature set's own tables.
+
+    Args:
+        user: user row.
+        history_item: int64 [H], item rows, oldest first; never padding.
+        candidate_item: int64 [N], item rows.
+        context: int64 or float32 [1] by field.
+        history_events: int64 [H] by event field.
+    """
+
+    user: int
+    history_item: np.ndarray
+    candidate_item: np.ndarray
+    context: dict[str, np.ndarray] = field(default_factory=dict)
+    history_events: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def batch(self, history_max_len: int) -> Batch:
+        """The request as the trainer sees it: one row a candidate, history padded in front."""
+        rows = len(self.candidate_item)
+        padded_S = _pad_in_front(self.history_item, history_max_len)
+        items_U, places = np.unique(np.concatenate([[0], padded_S, self.candidate_item]), return_inverse=True)
+        _, history_S, target_B = np.split(places, [1, 1 + history_max_len])
+        return Batch(
+            items_U=torch.from_numpy(items_U),
+            target_B=torch.from_numpy(target_B),
+            history_BS=_repeat(history_S, rows),
+            user_B=torch.full((rows,), self.user),
+            label_B=torch.zeros(rows),
+            weight_B=torch.ones(rows),
+            events={
+                name: _repeat(_pad_in_front(values, history_max_len), rows)
+                for name, values in self.history_events.items()
+            },
+            context={name: torch.from_numpy(values).repeat(rows) for name, values in self.context.items()},
+        )
+
+    def encoded(self, feature_set: FeatureSet) -> EncodedRequest:
+        """The request as the encoder hands it to the graph."""
+        users = feature_set.users
+        return EncodedRequest(
+            user={f.name: as_input(f, users[f.name][[self.user]]) for f in feature_set.schema.user},
+            context=self.context,
+            history_item=self.history_item,
+            history_events=self.history_events,
+            candidate_item=self.candidate_item,
+            unknown_history=0,
+            unknown_candidates=(),
+        )
+
+
+def expected(model: nn.Module, case: Case, history_max_len: int) -> np.ndarray:
+    """Probabilities float32 [N] of the torch model in eval mode, on a batch equal to the request."""
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        score_N: Tensor = torch.sigmoid(model(case.batch(history_max_len)))
+    model.train(training)
+    return score_N.numpy()
+
+
+def check_parity(model: nn.Module, feature_set: FeatureSet, score: Score, cases: Iterable[Case]) -> float:
+    """Largest absolute difference of a probability over all candidates of all cases.
+
+    Raises:
+        NumericalError: it exceeds 1e-5, or is not a number.
+    """
+    worst = 0.0
+    for case in cases:
+        wanted_N = expected(model, case, feature_set.schema.history_max_len)
+        got_N = score(case.encoded(feature_set))
+        if got_N.shape != wanted_N.shape:
+            raise NumericalError(
+                f"parity: {len(wanted_N)} candidates, but the graph gave scores {got_N.shape}."
+            )
+        difference = float(np.abs(got_N - wanted_N).max())
+        # Written so that NaN fails too.
+        if not difference <= TOLERANCE:
+            raise NumericalError(
+                f"parity: the exported graph and the trained model differ by {difference:.2e} "
+                f"(at most {TOLERANCE} is allowed) on a request of {len(case.history_item)} history items and {len(wanted_N)} "
+                f"candidates, user row {case.user}. The bundle is not published."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def grid_cases(feature_set: FeatureSet, seed: int = 0) -> Iterator[Case]:
+    """Each history {none, one, some, full, partly unknown, all unknown} with each list of candidates."""
+    generator = np.random.default_rng(seed)
+    schema = feature_set.schema
+    full = schema.history_max_len
+    some = _items(generator, schema, max(full // 2, 2))
+    partly = some.copy()
+    partly[::2] = UNKNOWN
+    histories = [
+        some[:0],
+        some[:1],
+        some,
+        _items(generator, schema, full),
+        partly,
+        np.full(len(some), UNKNOWN, np.int64),
+    ]
+    lists = [_items(generator, schema, count) for count in CANDIDATE_COUNTS]
+    lists += [np.full(2, UNKNOWN, np.int64), np.concatenate([[UNKNOWN], lists[2]])]
+    for history in histories:
+        for candidates in lists:
+            yield _case(generator, schema, history, candidates)
+
+
+def random_cases(feature_set: FeatureSet, count: int, seed: int = 0) -> Iterator[Case]:
+    """Requests of random users, contexts, history lengths (0 to full) and 1 to 100 candidates."""
+    generator = np.random.default_rng(seed)
+    schema = feature_set.schema
+    for _ in range(count):
+        history = _items(generator, schema, int(generator.integers(schema.history_max_len + 1)))
+        yield _case(generator, schema, history, _items(generator, schema, int(generator.integers(1, 101))))
+
+
+def as_input(field: Field, values: np.ndarray) -> np.ndarray:
+    """Encoded column values in the type the graph takes: float32 for numbers, int64 for indices."""
+    return values.astype(np.float32 if field.kind == "numeric" else np.int64)
+
+
+def _case(
+    generator: np.random.Generator, schema: Schema, history: np.ndarray, candidates: np.ndarray
+) -> Case:
+    return Case(
+        user=int(generator.integers(UNKNOWN, schema.users)),
+        history_item=history,
+        candidate_item=candidates,
+        context={f.name: _values(generator, f, 1) for f in schema.context},
+        history_events={f.name: _values(generator, f, len(history)) for f in schema.event},
+    )
+
+
+def _items(generator: np.random.Generator, schema: Schema, count: int) -> np.ndarray:
+    return generator.integers(UNKNOWN, schema.items, count)
+
+
+def _values(generator: np.random.Generator, field: Field, count: int) -> np.ndarray:
+    if field.kind == "numeric":
+        values = generator.normal(size=count)
+        values[generator.random(count) < 0.2] = np.nan
+        return values.astype(np.float32)
+    return generator.integers(UNKNOWN, max(field.size, UNKNOWN + 1), count)
+
+
+def _pad_in_front(values_H: np.ndarray, length: int) -> np.ndarray:
+    padded_S = np.zeros(length, np.int64)
+    if len(values_H):
+        padded_S[-len(values_H) :] = values_H
+    return padded_S
+
+
+def _repeat(values_S: np.ndarray, rows: int) -> Tensor:
+    return torch.from_numpy(values_S).repeat(rows, 1)

@@ -1,0 +1,136 @@
+"""The pictures of a run: how it learned, whether its probabilities are true, and what it beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ctr.metrics import ece, reliability
+
+# Colours of Okabe and Ito: told apart by colour-blind readers and in grey print.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+
+
+def learning_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
+    """Validation AUC and log loss over training steps, the best look of each marked.
+
+    Args:
+        curve: one mapping a look, with `step`, `auc`, `log_loss` and, if known, `train_loss`.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    auc_axes, loss_axes = figure.subplots(1, 2)
+    steps = [look["step"] for look in curve]
+    _line(auc_axes, steps, [look["auc"] for look in curve], "validation", BLUE, np.argmax)
+    _line(loss_axes, steps, [look["log_loss"] for look in curve], "validation", BLUE, np.argmin)
+    trained = [look for look in curve if "train_loss" in look]
+    if trained:
+        points = [look["train_loss"] for look in trained]
+        loss_axes.plot([look["step"] for look in trained], points, "--", color=GREY, label="training")
+    auc_axes.set(title="Ranking: higher is better", ylabel="AUC")
+    loss_axes.set(title="Likelihood: lower is better", ylabel="log loss (nats a row)")
+    for axes in (auc_axes, loss_axes):
+        axes.set_xlabel("optimizer steps")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.legend(frameon=False, fontsize=9)
+        _plain(axes)
+    return figure
+
+
+def reliability_diagram(labels: np.ndarray, scores: np.ndarray) -> Figure:
+    """Predicted against observed click rate in bins of equal mass, above a histogram of the scores.
+
+    Args:
+        labels: 0 or 1, [N].
+        scores: probabilities, [N].
+    """
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    table = reliability(labels, scores)
+    # Binomial error of a bin's mean label; a bin of 0 or all positives still gets a bar.
+    shrunk = (table.label * table.count + 2) / (table.count + 4)
+    error = 1.96 * np.sqrt(shrunk * (1 - shrunk) / (table.count + 4))
+    # Room for nearly all rows, but not for a single far score that would squeeze the rest into a corner.
+    limit = float(min(1.0, 1.05 * max((table.label + error).max(), np.quantile(scores, 0.999))))
+    axes.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="perfect calibration")
+    axes.errorbar(
+        table.score,
+        table.label,
+        error,
+        fmt="o-",
+        color=BLUE,
+        markersize=4,
+        linewidth=1,
+        label="bins, 95 % interval",
+    )
+    axes.set(
+        title=f"On the dashed line, predictions come true (ECE {ece(labels, scores):.4f})",
+        ylabel="observed positive rate",
+        xlim=(0, limit),
+        ylim=(0, limit),
+    )
+    axes.title.set_fontsize(10)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    below.hist(scores, bins=50, range=(0, limit), color=BLUE)
+    below.set(xlabel="predicted probability", ylabel="rows")
+    _plain(axes)
+    _plain(below)
+    return figure
+
+
+def control_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
+    """AUC of the model (the first entry) beside its controls, with 95 % intervals where given.
+
+    Args:
+        results: metrics by ranker; `auc`, and `auc_low` and `auc_high` for the interval.
+    """
+    names = list(results)
+    figure = Figure(figsize=(7, 1.2 + 0.5 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, metrics) in enumerate(results.items()):
+        value = metrics["auc"]
+        low, high = metrics.get("auc_low", value), metrics.get("auc_high", value)
+        colour = BLUE if place == 0 else GREEN if name == "optimum" else GREY
+        axes.barh(place, value - 0.5, left=0.5, color=colour, alpha=0.85, height=0.6)
+        axes.errorbar(
+            value, place, xerr=[[value - low], [high - value]], color="black", capsize=3, linewidth=1
+        )
+        axes.annotate(
+            f"{value:.4f}", (max(high, 0.5), place), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(range(len(names)), [name.replace("_", "-") for name in names])
+    axes.invert_yaxis()
+    axes.axvline(0.5, color="black", linewidth=1)
+    axes.margins(x=0.15)
+    axes.set(
+        title="What the model adds to its controls", xlabel="AUC (0.5 is chance; whiskers: 95 % interval)"
+    )
+    _plain(axes)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG at 150 dots an inch, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def _line(
+    axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, colour: str, best: Any
+) -> None:
+    axes.plot(steps, values, "o-", color=colour, markersize=3, label=label)
+    if steps:
+        place = int(best(values))
+        found = f"best {values[place]:.4f} at {steps[place]:,.0f}"
+        axes.plot(steps[place], values[place], "*", color=ORANGE, markersize=13, label=found)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="both", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,202 @@
+"""The ranker: raw requests in, ranked candidates out, by a verified bundle and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from features.encoder import Encoder
+from features.request import EncodedRequest, Limits, parse_request
+
+from ctr.bundle import RANKER, TOLERANCE, Bundle, open_bundle
+from features.errors import ConfigError, NumericalError
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One candidate and the probability of a positive label."""
+
+    item: Any
+    score: float
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """The answer to one request.
+
+    Args:
+        model_version: of the bundle that scored it.
+        ranked: by score, highest first; equal scores keep the request's order.
+        unknown_candidates: raw ids scored as the unknown item.
+        unknown_history: how many history items were read as the unknown item.
+    """
+
+    model_version: str
+    ranked: tuple[Ranked, ...]
+    unknown_candidates: tuple[Any, ...]
+    unknown_history: int
+
+
+class Ranker:
+    """Ranks the candidates of one request with the model of a bundle. Safe to share between threads.
+
+    One request is computed by `threads` threads, 1 by default: a server answers several requests at once,
+    and threads of one request would take the cores of another.
+
+    Example:
+        >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
+        >>> ranker.rank({"user": 7, "history": [1, 2], "candidates": [3, 4, 5]}, top=1).ranked
+        (Ranked(item=4, score=0.31),)
+    """
+
+    def __init__(self, bundle: Bundle, encoder: Encoder, session: Any, limits: Limits) -> None:
+        self.bundle = bundle
+        self.encoder = encoder
+        self.limits = limits
+        self._session = session
+        self._inputs = [node.name for node in session.get_inputs()]
+
+    @classmethod
+    def load(cls, path: Path, threads: int = 1, limits: Limits | None = None) -> Ranker:
+        """Verify, load and try out a bundle.
+
+        Raises:
+            DataError: a file of the bundle is missing, changed or foreign.
+            NumericalError: the golden requests do not get their scores on this machine.
+        """
+        bundle = open_bundle(path)
+        ranker = cls(
+            bundle,
+            Encoder.load(bundle.path),
+            open_session(bundle.path / RANKER, threads),
+            limits or Limits(),
+        )
+        ranker.replay()
+        return ranker
+
+    @property
+    def model_version(self) -> str:
+        """Names the model in every answer."""
+        return self.bundle.manifest.model_version
+
+    def rank(
+        self, raw_request: dict[str, Any], *, strict: bool = False, top: int | None = None
+    ) -> RankResult:
+        """Rank the candidates of one raw request.
+
+        Args:
+            raw_request: `user`, `context`, `history`, `candidates` by raw ids; see MODEL_CARD.md.
+            strict: refuse ids that the model has never seen instead of scoring them as unknown.
+            top: return only so many.
+
+        Raises:
+            ConfigError: malformed request, a limit passed, `top` below 1, or (strict) unknown ids.
+        """
+        if top is not None and top < 1:
+            raise ConfigError(f"top: must be at least 1, got {top}. Leave it out for all candidates.")
+        request = parse_request(raw_request, self.encoder.contract, self.limits)
+        encoded = self.encoder.encode_request(request)
+        if strict:
+            _refuse_unknown(encoded)
+        scores_N = self.score(encoded)
+        order = np.argsort(-scores_N, kind="stable")[:top]
+        return RankResult(
+            model_version=self.model_version,
+            ranked=tuple(Ranked(request.candidates[i], float(scores_N[i])) for i in order),
+            unknown_candidates=encoded.unknown_candidates,
+            unknown_history=encoded.unknown_history,
+        )
+
+    def score(self, encoded: EncodedRequest) -> np.ndarray:
+        """Probabilities float32 [N], in the order of the candidates.
+
+        Raises:
+            ConfigError: an item row outside the table.
+            NumericalError: a score that is no number.
+        """
+        items = self.encoder.schema.items
+        _check_rows("candidates", encoded.candidate_item, items)
+        _check_rows("history", encoded.history_item, items)
+        feed = graph_inputs(encoded)
+        (scores_N,) = self._session.run(["score"], {name: feed[name] for name in self._inputs})
+        if not np.isfinite(scores_N).all():
+            raise NumericalError(
+                f"{self.model_version}: {int((~np.isfinite(scores_N)).sum())} of {len(scores_N)} scores are "
+                "not finite. Roll back to the bundle before this one."
+            )
+        return scores_N
+
+    def replay(self) -> float:
+        """Score the golden requests; the largest difference to their recorded scores.
+
+        Raises:
+            NumericalError: it exceeds the bundle's tolerance.
+        """
+        worst = 0.0
+        for case in self.bundle.golden().cases:
+            # A server's own limits may be tighter than a golden request is long.
+            request = parse_request(case.request, self.encoder.contract, Limits())
+            scores_N = self.score(self.encoder.encode_request(request))
+            difference = float(np.abs(scores_N - np.array(case.scores)).max())
+            if not difference <= TOLERANCE:
+                raise NumericalError(
+                    f"{self.bundle.path}: golden request {case.name!r} scores {difference:.2e} away from what "
+                    f"the trained model gave (at most {TOLERANCE} is allowed). Compare the package versions in "
+                    "MANIFEST.json with the ones installed here."
+                )
+            worst = max(worst, difference)
+        return worst
+
+
+def open_session(path: Path, threads: int = 1) -> Any:
+    """An ONNX Runtime CPU session for many small requests: no spinning threads, no arena that only grows."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def graph_inputs(encoded: EncodedRequest) -> dict[str, np.ndarray]:
+    """The graph's inputs by name. An empty history becomes one padding item, which attention leaves out.
+
+    Runtimes disagree on tensors without elements; one padding item gives the same scores on all of them.
+    """
+    history_item, events = encoded.history_item, encoded.history_events
+    if not len(history_item):
+        history_item = np.zeros(1, np.int64)
+        events = {name: np.zeros(1, np.int64) for name in events}
+    return {
+        **{f"user_{name}": values for name, values in encoded.user.items()},
+        **{f"context_{name}": values for name, values in encoded.context.items()},
+        "history_item": history_item,
+        **{f"history_{name}": values for name, values in events.items()},
+        "candidate_item": encoded.candidate_item,
+    }
+
+
+def _refuse_unknown(encoded: EncodedRequest) -> None:
+    problems = []
+    if encoded.unknown_candidates:
+        shown = ", ".join(repr(item) for item in encoded.unknown_candidates[:5])
+        more = len(encoded.unknown_candidates) - 5
+        problems.append(f"candidates: unknown ids {shown}" + (f" and {more} more" if more > 0 else ""))
+    if encoded.unknown_history:
+        problems.append(f"history: {encoded.unknown_history} unknown ids")
+    if problems:
+        raise ConfigError(
+            "; ".join(problems) + ". Leave them out, or rank without strict to score them as unknown."
+        )
+
+
+def _check_rows(name: str, rows: np.ndarray, items: int) -> None:
+    """ONNX Runtime reads row -1 as the last row, so nothing outside the table may reach it."""
+    if len(rows) and not (rows.min() >= 0 and rows.max() < items):
+        wrong = rows[(rows < 0) | (rows >= items)][0]
+        raise ConfigError(
+            f"{name}: item row {wrong} is outside the item table of {items} rows. Encode raw ids."
+        )

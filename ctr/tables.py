@@ -1,0 +1,118 @@
+"""The frozen side of a feature set: item and user columns and item vectors, as tensors to gather from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.errors import DataError
+from features.feature_set import FeatureSet
+from features.schema import Field, Schema
+
+
+@dataclass(frozen=True)
+class FrozenTables:
+    """What never trains. Row i of every item (user) tensor is item (user) row i of the catalogue.
+
+    Args:
+        items: item columns by field name; int64 [items], int64 [items, max_len] for tags, float32 [items].
+        users: user columns, in the same form, [users].
+        vectors: one float32 [items, width] per vector set, zeros where an item has none.
+        present: one bool [items] per vector set: which items have a vector.
+    """
+
+    items: dict[str, Tensor]
+    users: dict[str, Tensor] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    present: dict[str, Tensor] = field(default_factory=dict)
+
+
+def frozen_tables(feature_set: FeatureSet) -> FrozenTables:
+    """The tables of a feature set. Floats stay on their memory map; indices are widened to int64 once."""
+    sets = [vectors.name for vectors in feature_set.schema.vectors]
+    return FrozenTables(
+        items={name: _tensor(values) for name, values in feature_set.items.items()},
+        users={name: _tensor(values) for name, values in feature_set.users.items()},
+        vectors={name: _tensor(feature_set.vectors(name)) for name in sets},
+        present={name: _tensor(feature_set.present(name)) for name in sets},
+    )
+
+
+class TableBuffers(nn.Module):
+    """The tables one model reads, as buffers that follow it to its device but stay out of its checkpoint.
+
+    Args:
+        tables: all tables of the feature set.
+        schema: the fields of the feature set.
+        user_fields: the user columns that the model reads; the others are not kept.
+        like: a parameter of the model; its device holds the buffers, its dtype those that are floats.
+
+    Raises:
+        DataError: a table is missing or has not one row per item (user).
+    """
+
+    def __init__(
+        self, tables: FrozenTables, schema: Schema, user_fields: Sequence[Field], like: Tensor
+    ) -> None:
+        super().__init__()
+        sets = [vectors.name for vectors in schema.vectors]
+        # Buffers go by position: a column may be called `type`, or hold a dot, which no buffer name can.
+        self._item = self._keep("item", tables.items, (f.name for f in schema.item), schema.items, like)
+        self._user = self._keep("user", tables.users, (f.name for f in user_fields), schema.users, like)
+        self._vector = self._keep("vector", tables.vectors, sets, schema.items, like)
+        self._present = self._keep("present", tables.present, sets, schema.items, like)
+
+    def item_columns(self, rows: Tensor) -> list[Tensor]:
+        """Item columns at these item rows, in the order of `schema.item`."""
+        return self._gather(self._item, rows)
+
+    def user_columns(self, rows: Tensor) -> list[Tensor]:
+        """User columns at these user rows, in the order of `user_fields`."""
+        return self._gather(self._user, rows)
+
+    def vectors(self, rows: Tensor) -> list[Tensor]:
+        """Item vectors at these item rows, [rows, width] each, in the order of `schema.vectors`."""
+        return self._gather(self._vector, rows)
+
+    def present(self, rows: Tensor) -> list[Tensor]:
+        """Whether these item rows have a vector, bool [rows] each, in the order of `schema.vectors`."""
+        return self._gather(self._present, rows)
+
+    def _keep(
+        self, side: str, table: Mapping[str, Tensor], columns: Iterable[str], rows: int, like: Tensor
+    ) -> list[str]:
+        names = []
+        for position, column in enumerate(columns):
+            if column not in table:
+                known = ", ".join(sorted(table)) or "none"
+                raise DataError(
+                    f"{side} table: no {column!r} (it holds: {known}). The model was made for another "
+                    "feature set; train it on this one."
+                )
+            values = table[column]
+            if len(values) != rows:
+                raise DataError(
+                    f"{side} table {column!r}: {len(values):,} rows where the schema has {rows:,}. "
+                    "Build the feature set again with `quadrank features`."
+                )
+            dtype = like.dtype if values.is_floating_point() else values.dtype
+            names.append(f"{side}_{position}")
+            self.register_buffer(names[-1], values.to(like.device, dtype), persistent=False)
+        return names
+
+    def _gather(self, names: Sequence[str], rows: Tensor) -> list[Tensor]:
+        return [self.get_buffer(name)[rows] for name in names]
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    if values.dtype == np.int32:
+        values = values.astype(np.int64)
+    with warnings.catch_warnings():
+        # The memory map is read-only and nothing writes to it; torch has no read-only tensors.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)

@@ -1,0 +1,259 @@
+"""The command line: options, exit codes, and one JSON line under `--json`. The work is in the stages."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from features.contract import Contract, load_contract
+from features.errors import ConfigError, QuadRankError
+from features.settings import parse_overrides, unknown_key
+from pipelines.workspace import Workspace
+
+app = typer.Typer(
+    help="QuadRank: click-through-rate ranking from behaviour logs and precomputed item vectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
+ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
+TrainOption = Annotated[Path, typer.Option("--train", help="Training defaults under the preset's own.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train.")
+]
+RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
+AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
+WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
+
+DEFAULT_MODEL = Path("conf/model/qin.yaml")
+DEFAULT_TRAIN = Path("conf/train.yaml")
+SECTIONS = ("data", "model", "train")
+
+
+def console(as_json: bool) -> Console:
+    """Where people read: stdout, or stderr when stdout carries JSON."""
+    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+
+def _finish(payload: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(payload), flush=True)
+
+
+def _settings(data: Path, assignments: list[str] | None, root: str | None) -> tuple[Contract, dict[str, Any]]:
+    overrides = parse_overrides(assignments or [])
+    for section in overrides:
+        if section not in SECTIONS:
+            raise ConfigError(f"--set {section}.…: unknown section. {unknown_key(section, SECTIONS)}")
+    contract = load_contract(data, overrides.pop("data", None), root)
+    return contract, overrides
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the raw files.")] = Path("data/simulated"),
+    rows: Annotated[int, typer.Option("--rows", help="Impressions.")] = 600_000,
+    users: Annotated[int, typer.Option("--users")] = 10_000,
+    items: Annotated[int, typer.Option("--items")] = 4_000,
+    seed: Annotated[int, typer.Option("--seed")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a raw log with planted, known click probabilities."""
+    from pipelines.simulate import simulate_once
+
+    _finish(simulate_once(out, rows, users, items, seed, console(as_json)), as_json)
+
+
+@app.command()
+def features(
+    data: DataOption,
+    as_of: AsOfOption = None,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Raw tables -> feature set."""
+    from pipelines.build import build, describe
+
+    contract, _ = _settings(data, assignments, root)
+    result = build(contract, Workspace(work), as_of)
+    console(as_json).print(describe(result))
+    _finish(
+        {
+            "status": "reused" if result.reused else "done",
+            "exit_code": 0,
+            "feature_set": str(result.feature_set.path),
+            "rows": {name: window.rows for name, window in result.feature_set.manifest.windows.items()},
+            "seconds": result.seconds,
+        },
+        as_json,
+    )
+
+
+@app.command()
+def train(
+    data: DataOption,
+    model: ModelOption = DEFAULT_MODEL,
+    train_defaults: TrainOption = DEFAULT_TRAIN,
+    resume: Annotated[str | None, typer.Option("--resume", help="Run id to go on with, or `latest`.")] = None,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One training run, tracked in MLflow and evaluated on the test window."""
+    from pipelines.train import Job
+
+    started = time.monotonic()
+    contract, overrides = _settings(data, assignments, root)
+    job = Job.open(contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume)
+    with job.tracked():
+        summary = job.train_and_evaluate()
+    _finish(summary.closed(started), as_json)
+
+
+@app.command()
+def run(
+    data: DataOption,
+    model: ModelOption = DEFAULT_MODEL,
+    train_defaults: TrainOption = DEFAULT_TRAIN,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole scheduled job: features, train, evaluate, export, gate."""
+    from pipelines.run import run_job
+
+    started = time.monotonic()
+    contract, overrides = _settings(data, assignments, root)
+    summary = run_job(contract, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    _finish(summary.closed(started), as_json)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleOption,
+    split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
+    work: WorkOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Score a split with the bundle itself (ONNX, as served) and print metrics beside the controls."""
+    from pipelines.evaluate import evaluate_bundle
+
+    started = time.monotonic()
+    summary = evaluate_bundle(bundle, split, Workspace(work), console(as_json))
+    _finish(summary.closed(started), as_json)
+
+
+@app.command()
+def tune(
+    data: DataOption,
+    study: Annotated[str, typer.Option("--study", help="Name; workers of one name share the study.")],
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="Database URL, or a journal file (default: runs/tune/NAME.journal).")
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", help="Trials that this worker runs.", min=1)] = 20,
+    space: Annotated[Path, typer.Option("--space", help="Search space.")] = Path("conf/tune.yaml"),
+    model: ModelOption = DEFAULT_MODEL,
+    train_defaults: TrainOption = DEFAULT_TRAIN,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hyperparameter sweep; start it n times with one study name for n workers."""
+    from pipelines.tune import run_study
+
+    contract, overrides = _settings(data, assignments, root)
+    workspace = Workspace(work)
+    payload = run_study(
+        contract, model, train_defaults, overrides, space, study, storage, trials, workspace, console(as_json)
+    )
+    _finish(payload, as_json)
+
+
+@app.command()
+def export(
+    run_id: Annotated[str, typer.Option("--run", help="Run id, or `latest`.")] = "latest",
+    out: Annotated[Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")] = None,
+    work: WorkOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Checkpoint -> ONNX bundle, with a parity check."""
+    from pipelines.export import export_run
+
+    result = export_run(run_id, out, Workspace(work), console(as_json))
+    _finish({"status": "done", "exit_code": 0, **result}, as_json)
+
+
+@app.command()
+def rank(
+    bundle: BundleOption,
+    request: Annotated[Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")],
+    strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
+    top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score one request from raw ids."""
+    from pipelines.rank import rank_file
+
+    _finish(rank_file(bundle, request, strict, top, console(as_json)), as_json)
+
+
+@app.command()
+def promote(
+    bundle: BundleOption,
+    work: WorkOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Gate a bundle against the champion, then move the `champion` alias to it (exit 6: refused)."""
+    from pipelines.promote import promote_bundle
+
+    payload = promote_bundle(bundle, Workspace(work), console(as_json))
+    _finish(payload, as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; turn every explained error into its message and exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), "--json" in arguments))
+
+
+def _guarded(command: Callable[[], Any], as_json: bool) -> int:
+    try:
+        code = command()
+    except QuadRankError as error:
+        return _failed(str(error), error.exit_code, as_json)
+    except typer.Abort:
+        return _failed("stopped by the user", 130, as_json)
+    except KeyboardInterrupt:
+        return _failed("stopped by the user; `quadrank train --resume latest` goes on where it was", 130, as_json)
+    except Exception as error:
+        # typer's own usage errors know how to explain themselves and carry exit code 2.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
+
+
+def _failed(message: str, code: int, as_json: bool) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
+    _finish({"status": "error", "exit_code": code, "error": message}, as_json)
+    return code

@@ -1,0 +1,114 @@
+"""Stage 3: metrics of a split with intervals, beside the controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ctr.bundle import open_bundle
+from ctr.controls import optimum_scores, popularity_scores
+from ctr.metrics import evaluate
+from ctr.ranker import Ranker
+from ctr.trainer import predict
+from features.errors import ConfigError
+from features.feature_set import SPLITS, FeatureSet, SplitName
+from features.progress import progress
+from pipelines.summary import Metrics, Summary, print_results
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one split's rows, with what the metrics need beside them."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    groups: np.ndarray
+    base_rate: float
+
+    def metrics(self) -> Metrics:
+        """Every metric of DESIGN section 3, with a 95 % bootstrap interval on AUC."""
+        return evaluate(self.labels, self.scores, self.groups, self.base_rate)
+
+
+def scored(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> Scored:
+    """Join scores in row order of `split` with its labels; users are the groups of GAUC."""
+    parts = feature_set.rows(split)
+    train = feature_set.manifest.windows["train"]
+    return Scored(
+        labels=np.concatenate([part["label"] for part in parts]),
+        scores=scores,
+        groups=np.concatenate([part["user"] for part in parts]),
+        base_rate=train.positives / train.rows,
+    )
+
+
+def score_split(model: torch.nn.Module, feature_set: FeatureSet, split: SplitName) -> Scored:
+    """Score a split with a torch model in evaluation mode."""
+    return scored(feature_set, split, predict(model, feature_set, split))
+
+
+def controls(feature_set: FeatureSet, split: SplitName) -> dict[str, Metrics]:
+    """Popularity always; the optimum where the log is simulated and its truth lies beside it."""
+    result = {"popularity": scored(feature_set, split, popularity_scores(feature_set, split)).metrics()}
+    optimum = optimum_scores(feature_set, split)
+    if optimum is not None:
+        result["optimum"] = scored(feature_set, split, optimum).metrics()
+    return result
+
+
+def evaluate_bundle(path: Path, split: str, workspace: Workspace, console: Console) -> Summary:
+    """Score a split through the ONNX graph, as a server would, and print it beside the controls.
+
+    Raises:
+        ConfigError: no such split, or the feature set the bundle was trained on is not in the workspace.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}.")
+    ranker = Ranker.load(path)
+    manifest = ranker.bundle.manifest
+    folder = workspace.feature_sets / manifest.name / manifest.feature_set
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{folder}: the bundle was trained on this feature set, which is not here. Build it again with "
+            f"`quadrank features`, or name the folder that holds it with --work."
+        )
+    feature_set = FeatureSet.open(folder)
+    scores = np.concatenate(list(_served_scores(ranker, feature_set, split)))
+    summary = Summary(run_id=manifest.model_version, feature_set=str(folder), bundle=str(path))
+    summary.rows = {split: len(scores)}
+    summary.metrics = {split: scored(feature_set, split, scores).metrics()}
+    summary.controls = controls(feature_set, split)
+    if split == "test" and "target_only" in manifest.controls:
+        summary.controls = {"target_only": manifest.controls["target_only"], **summary.controls}
+    print_results(console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture)
+    return summary
+
+
+def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
+    """One request a row: the row's own context and history, and its item as the only candidate."""
+    schema, users = feature_set.schema, feature_set.users
+    parts = zip(feature_set.rows(split), feature_set.events(), strict=True)
+    total = feature_set.manifest.windows[split].rows
+    with progress(f"scoring {split} through ONNX", total=total, unit="rows") as bar:
+        for rows, events in parts:
+            scores = np.empty(len(rows["item"]), np.float32)
+            for i in range(len(scores)):
+                past = slice(rows["history_end"][i] - rows["history_len"][i], rows["history_end"][i])
+                user = slice(rows["user"][i], rows["user"][i] + 1)
+                request = EncodedRequest(
+                    user={field.name: as_input(field, users[field.name][user]) for field in schema.user},
+                    context={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context},
+                    history_item=events["item"][past].astype(np.int64),
+                    history_events={field.name: events[field.name][past].astype(np.int64) for field in schema.event},
+                    candidate_item=rows["item"][i : i + 1].astype(np.int64),
+                    unknown_history=0,
+                    unknown_candidates=(),
+                )
+                scores[i] = ranker.score(request)[0]
+                bar.advance(1)
+            yield scores

@@ -1,0 +1,41 @@
+"""Score one request file with a bundle: the smallest use of `ctr.ranker`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ctr.ranker import Ranker
+from features.errors import ConfigError
+
+
+def rank_file(bundle: Path, request: Path, strict: bool, top: int | None, console: Console) -> dict[str, Any]:
+    """Rank the candidates of a JSON request; prints them best first and returns the JSON form.
+
+    Raises:
+        ConfigError: the file is missing, no JSON, or not a legal request of this bundle.
+    """
+    try:
+        content = json.loads(request.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{request}: no such file. {bundle / 'MODEL_CARD.md'} shows a request.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{request}: not valid JSON: {error}") from None
+    result = Ranker.load(bundle).rank(content, strict=strict, top=top)
+    table = Table(title=f"{len(result.ranked)} candidates, model {result.model_version}", title_justify="left")
+    table.add_column("rank", justify="right")
+    table.add_column("item")
+    table.add_column("click probability", justify="right")
+    for place, entry in enumerate(result.ranked, start=1):
+        table.add_row(str(place), str(entry["item"]), f"{entry['score']:.5f}")
+    console.print(table)
+    if result.unknown_candidates:
+        shown = ", ".join(map(str, result.unknown_candidates[:5]))
+        console.print(
+            f"{len(result.unknown_candidates)} candidates are unknown to the bundle and scored as a new item: {shown}"
+        )
+    return {"model_version": result.model_version, "ranked": list(result.ranked)}

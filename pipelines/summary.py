@@ -1,0 +1,81 @@
+"""What a command ends with: a readable table for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Metrics = dict[str, float]
+
+_COLUMNS = {
+    "auc": "AUC",
+    "interval": "95 % interval",
+    "gauc_by_samples": "GAUC",
+    "log_loss": "log loss",
+    "normalized_entropy": "norm. entropy",
+    "calibration_ratio": "calibration",
+    "ece": "ECE",
+}
+
+
+@dataclass
+class Summary:
+    """The result of `run`, `train` and `evaluate`; field names are the stable JSON keys."""
+
+    status: str = "done"
+    exit_code: int = 0
+    run_id: str | None = None
+    feature_set: str | None = None
+    bundle: str | None = None
+    rows: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    controls: dict[str, Metrics] = field(default_factory=dict)
+
+    def closed(self, started: float) -> dict[str, Any]:
+        """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
+        self.seconds = round(time.monotonic() - started, 2)
+        self.peak_mib = peak_mib()
+        return asdict(self)
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+def results_table(title: str, rows: dict[str, Metrics]) -> Table:
+    """A table of rankers (rows) by metric (columns); what a ranker has no value for stays empty."""
+    shown = [key for key in _COLUMNS if key == "interval" or any(key in metrics for metrics in rows.values())]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("ranker")
+    for key in shown:
+        table.add_column(_COLUMNS[key], justify="right")
+    for name, metrics in rows.items():
+        table.add_row(name, *(_cell(key, metrics) for key in shown))
+    return table
+
+
+def print_results(console: Console, title: str, summary: Summary, split: str, model: str) -> None:
+    """Print the model beside its controls on one split, and what share of the optimum's lift it reached."""
+    rows = {model: summary.metrics[split], **{name.replace("_", "-"): m for name, m in summary.controls.items()}}
+    console.print(results_table(title, rows))
+    optimum = summary.controls.get("optimum")
+    if optimum:
+        share = (summary.metrics[split]["auc"] - 0.5) / (optimum["auc"] - 0.5)
+        console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")
+
+
+def _cell(key: str, metrics: Metrics) -> str:
+    if key == "interval":
+        return f"{metrics['auc_low']:.4f} – {metrics['auc_high']:.4f}" if "auc_low" in metrics else ""
+    value = metrics.get(key)
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,171 @@
+"""Stage 2: one tracked training run, with its evaluation and its target-only control."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ctr.config import ModelConfig, Preset, load_preset
+from ctr.models import build_model
+from ctr.plots import control_bars, learning_curve, reliability_diagram
+from ctr.tables import frozen_tables
+from ctr.tracking import Tracker
+from ctr.trainer import Evaluation, FitResult, fit
+from features.contract import Contract
+from features.errors import ConfigError
+from features.feature_set import FeatureSet
+from pipelines.build import build, describe
+from pipelines.evaluate import Scored, controls, score_split
+from pipelines.files import write_text
+from pipelines.summary import Summary, print_results
+from pipelines.workspace import Workspace, git_revision
+
+
+@dataclass
+class Job:
+    """One training run: what it trains on, with which settings, and where it is written down."""
+
+    contract: Contract
+    preset: Preset
+    feature_set: FeatureSet
+    workspace: Workspace
+    console: Console
+    run_dir: Path
+    resumed: bool = False
+    tracker: Tracker = field(init=False)
+    model: torch.nn.Module = field(init=False)
+
+    @classmethod
+    def open(
+        cls,
+        contract: Contract,
+        model: Path,
+        train_defaults: Path,
+        overrides: dict[str, Any],
+        workspace: Workspace,
+        console: Console,
+        resume: str | None = None,
+    ) -> Job:
+        """Build or reuse the feature set, and make (or with `resume` reopen) the run folder."""
+        preset = load_preset(model, train_defaults, overrides)
+        result = build(contract, workspace)
+        console.print(describe(result))
+        run_dir = workspace.interrupted_run(resume) if resume else workspace.new_run(contract.name)
+        job = cls(contract, preset, result.feature_set, workspace, console, run_dir, resumed=bool(resume))
+        if not resume:
+            job.write_config()
+        return job
+
+    def write_config(self) -> None:
+        """Record everything the run needs to be understood or exported later."""
+        manifest = self.feature_set.manifest
+        record = {
+            "preset": self.preset.model_dump(mode="json"),
+            "feature_set": str(self.feature_set.path),
+            "contract_fingerprint": manifest.fingerprint,
+            "git_revision": git_revision(),
+            "versions": {name: version(name) for name in ("torch", "polars", "onnxruntime", "numpy")},
+            "python": platform.python_version(),
+        }
+        write_text(self.run_dir / "config.json", json.dumps(record, indent=2))
+
+    @contextmanager
+    def tracked(self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None) -> Iterator[Tracker]:
+        """Hold one MLflow run open around the block; a failure inside marks it FAILED."""
+        manifest = self.feature_set.manifest
+        tags = {
+            "git_revision": git_revision(),
+            "contract_fingerprint": manifest.fingerprint,
+            "feature_set": manifest.version,
+            "run_folder": str(self.run_dir),
+            **(extra_tags or {}),
+        }
+        params = {**self.preset.model_dump(mode="json"), "data": self.contract.name}
+        self.tracker = Tracker(self.workspace.root)
+        with self.tracker.run(
+            experiment=f"quadrank-{self.contract.name}",
+            run_name=self.run_dir.name,
+            tags=tags,
+            params=params,
+            parent_run_id=parent_run_id,
+        ):
+            yield self.tracker
+
+    def fit(self, on_evaluation: Callable[[Evaluation], None] | None = None) -> FitResult:
+        """Train the model, writing the curve into the tracked run as it grows."""
+
+        def record(evaluation: Evaluation) -> None:
+            self.tracker.log_curve_point(evaluation.step, evaluation.metrics())
+            if on_evaluation is not None:
+                on_evaluation(evaluation)
+
+        self.model = self._new_model(self.preset.model)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.console.print(f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}")
+        result = fit(
+            self.model,
+            self.feature_set,
+            self.preset.train,
+            self.run_dir,
+            on_evaluation=record,
+            resume=self.resumed,
+        )
+        self.tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
+        self.tracker.log_figure(learning_curve([e.metrics() | {"step": e.step} for e in result.curve]), "learning_curve.png")
+        return result
+
+    def train_and_evaluate(self) -> Summary:
+        """Fit, score the test window beside its controls, and record it all."""
+        result = self.fit()
+        self.console.print(
+            f"  {result.epochs_run:.2f} epochs in {result.seconds:.0f} s, {result.rows_per_second:,.0f} rows/s"
+            + (", stopped early" if result.stopped_early else "")
+        )
+        test = score_split(self.model, self.feature_set, "test")
+        summary = Summary(run_id=self.run_dir.name, feature_set=str(self.feature_set.path))
+        summary.rows = {name: window.rows for name, window in self.feature_set.manifest.windows.items()}
+        summary.metrics = {"test": test.metrics()}
+        summary.controls = {"target_only": self._target_only().metrics(), **controls(self.feature_set, "test")}
+        self._record(summary, test)
+        print_results(self.console, f"{self.contract.name}, test window", summary, "test", self.preset.model.architecture)
+        return summary
+
+    def _target_only(self) -> Scored:
+        """The same model without history, trained alike: what the past is worth."""
+        if not self.preset.model.use_history:
+            return score_split(self.model, self.feature_set, "test")
+        folder = self.run_dir / "target_only"
+        folder.mkdir(exist_ok=True)
+        model = self._new_model(self.preset.model.model_copy(update={"use_history": False}))
+        self.console.print("training the target-only control (the same model without history)")
+        fit(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
+        return score_split(model, self.feature_set, "test")
+
+    def _new_model(self, config: ModelConfig) -> torch.nn.Module:
+        torch.manual_seed(self.preset.train.seed)
+        model = build_model(config, self.feature_set.schema)
+        model.attach(frozen_tables(self.feature_set))
+        return model
+
+    def _record(self, summary: Summary, test: Scored) -> None:
+        record = {"metrics": summary.metrics, "controls": summary.controls}
+        write_text(self.run_dir / "metrics.json", json.dumps(record, indent=2))
+        flat = {f"test.{key}": value for key, value in summary.metrics["test"].items()}
+        for control, metrics in summary.controls.items():
+            flat |= {f"control.{control}.{key}": value for key, value in metrics.items()}
+        self.tracker.log_metrics(flat)
+        self.tracker.log_figure(reliability_diagram(test.labels, test.scores), "calibration.png")
+        bars = {self.preset.model.architecture: summary.metrics["test"], **summary.controls}
+        self.tracker.log_figure(control_bars(bars), "controls.png")
+        for name in ("config.json", "metrics.json", "curve.jsonl"):
+            self.tracker.log_file(self.run_dir / name, "run")

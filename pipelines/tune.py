@@ -1,0 +1,220 @@
+"""Stage 4: a hyperparameter sweep. Optuna chooses, every trial is a child run in MLflow."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import yaml
+from pydantic import Field, PositiveInt, model_validator
+from rich.console import Console
+
+from ctr.config import load_preset
+from ctr.tracking import Tracker
+from ctr.trainer import Evaluation, StopTraining
+from features.contract import Contract
+from features.errors import ConfigError, QuadRankError
+from features.settings import Settings, load_yaml, merge, validate
+from pipelines.build import build, describe
+from pipelines.files import write_text
+from pipelines.train import Job
+from pipelines.workspace import Workspace, git_revision
+
+
+class Range(Settings):
+    """One searched setting: `choices`, or a range `low`..`high` (whole numbers stay whole)."""
+
+    choices: list[Any] | None = None
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Range:
+        ranged = self.low is not None and self.high is not None
+        if bool(self.choices) == ranged:
+            raise ValueError("give either `choices`, or both `low` and `high`")
+        if ranged and self.low >= self.high:  # type: ignore[operator]  # both are numbers when ranged
+            raise ValueError(f"low must stay below high, got {self.low} and {self.high}")
+        return self
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """Draw a value for this trial."""
+        if self.choices:
+            return trial.suggest_categorical(name, self.choices)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log)
+        return trial.suggest_float(name, float(self.low or 0), float(self.high or 0), log=self.log)
+
+
+class SearchSpace(Settings):
+    """`conf/tune.yaml`: what is searched, and what is better."""
+
+    metric: Literal["auc", "log_loss", "gauc_by_samples"] = "auc"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    seed: int = 1
+    startup_trials: PositiveInt = 5
+    space: dict[str, Range] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _keys_are_settings(self) -> SearchSpace:
+        for name in self.space:
+            if name.split(".")[0] not in ("model", "train") or name.count(".") != 1:
+                raise ValueError(f"space: {name!r} must be model.KEY or train.KEY")
+        return self
+
+
+def open_storage(storage: str | None, study: str, workspace: Workspace) -> Any:
+    """A database URL as it is; otherwise a journal file, which several workers may share."""
+    if storage and "://" in storage:
+        return storage
+    path = Path(storage) if storage else workspace.runs / "tune" / f"{study}.journal"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+
+
+def run_study(
+    contract: Contract,
+    model: Path,
+    train_defaults: Path,
+    overrides: dict[str, Any],
+    space_path: Path,
+    study_name: str,
+    storage: str | None,
+    trials: int,
+    workspace: Workspace,
+    console: Console,
+) -> dict[str, Any]:
+    """Run `trials` trials of a study (new or joined); returns the JSON summary of the best.
+
+    Raises:
+        ConfigError: the space names a setting that does not exist, or no trial of the study finished.
+    """
+    search = validate(SearchSpace, load_yaml(space_path), str(space_path))
+    # A wrong key must stop here, not in the middle of the night.
+    probe = merge(overrides, _nested({name: _any_value(found) for name, found in search.space.items()}))
+    load_preset(model, train_defaults, probe)
+    console.print(describe(build(contract, workspace)))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=study_name,
+        storage=open_storage(storage, study_name, workspace),
+        direction=search.direction,
+        sampler=optuna.samplers.TPESampler(seed=search.seed + len(trial_states(study_name, storage, workspace))),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=1),
+        load_if_exists=True,
+    )
+    started = time.monotonic()
+    parent = _parent_run(study, contract, workspace, search, model)
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = {name: found.suggest(trial, name) for name, found in search.space.items()}
+        job = Job.open(contract, model, train_defaults, merge(overrides, _nested(chosen)), workspace, console)
+        trial.set_user_attr("run", job.run_dir.name)
+        # The first look comes at another step for every batch size: prune by its place in the row of looks.
+        looks = 0
+
+        def report(evaluation: Evaluation) -> None:
+            nonlocal looks
+            trial.report(evaluation.metrics()[search.metric], looks)
+            looks += 1
+            if trial.should_prune():
+                raise StopTraining(f"pruned: below the median of {study_name} at look {looks}")
+
+        tags = {"study": study_name, "trial": str(trial.number)}
+        with job.tracked(parent_run_id=parent, extra_tags=tags) as tracker:
+            result = job.fit(on_evaluation=report)
+            pruned = looks > 0 and result.stopped_by_callback
+            tracker.log_metrics({f"best.{key}": value for key, value in result.best.items()})
+            tracker.set_tag("trial_state", "pruned" if pruned else "complete")
+        console.print(f"trial {trial.number}: {search.metric} {result.best[search.metric]:.4f} {chosen}")
+        if pruned:
+            raise optuna.TrialPruned()
+        return result.best[search.metric]
+
+    study.optimize(objective, n_trials=trials, catch=(QuadRankError,))
+    return _conclude(study, search, model, train_defaults, overrides, parent, workspace, console, started)
+
+
+def trial_states(study_name: str, storage: str | None, workspace: Workspace) -> list[Any]:
+    """Trials that the study already has; none when it is new."""
+    try:
+        study = optuna.load_study(study_name=study_name, storage=open_storage(storage, study_name, workspace))
+    except KeyError:
+        return []
+    return list(study.trials)
+
+
+def _parent_run(
+    study: optuna.Study, contract: Contract, workspace: Workspace, search: SearchSpace, model: Path
+) -> str:
+    """The study's MLflow run, kept in the study itself so that every worker nests under the same one."""
+    known = study.user_attrs.get("mlflow_run_id")
+    if known:
+        return str(known)
+    tracker = Tracker(workspace.root)
+    with tracker.run(
+        experiment=f"quadrank-{contract.name}",
+        run_name=f"sweep {study.study_name}",
+        tags={"git_revision": git_revision(), "study": study.study_name},
+        params={"model_file": str(model), "search": search.model_dump(mode="json")},
+    ):
+        run_id = tracker.run_id
+    study.set_user_attr("mlflow_run_id", run_id)
+    return run_id
+
+
+def _conclude(
+    study: optuna.Study,
+    search: SearchSpace,
+    model: Path,
+    train_defaults: Path,
+    overrides: dict[str, Any],
+    parent: str,
+    workspace: Workspace,
+    console: Console,
+    started: float,
+) -> dict[str, Any]:
+    states = [trial.state.name.lower() for trial in study.trials]
+    counts = {state: states.count(state) for state in sorted(set(states))}
+    if "complete" not in counts:
+        raise ConfigError(f"study {study.study_name!r}: no trial finished ({counts}); see the errors above.")
+    best = study.best_trial
+    preset = load_preset(model, train_defaults, merge(overrides, _nested(best.params)))
+    out = workspace.runs / "tune" / f"{study.study_name}.best.yaml"
+    head = (
+        f"# Best trial ({best.number}) of sweep {study.study_name!r}: validation {search.metric} {best.value:.5f}.\n"
+        f"# Train it: quadrank train --data … --model {out}\n"
+    )
+    write_text(out, head + yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False))
+    tracker = Tracker(workspace.root)
+    with tracker.resume(parent):
+        tracker.log_metrics({f"best.{search.metric}": float(best.value or 0.0), "trials": float(len(states))})
+        tracker.log_file(out, "best")
+    console.print(f"best of {counts}: trial {best.number}, {search.metric} {best.value:.4f}")
+    console.print(f"  {best.params}")
+    console.print(f"  its settings: {out}")
+    return {
+        "status": "done",
+        "exit_code": 0,
+        "study": study.study_name,
+        "trials": counts,
+        "best": {"trial": best.number, search.metric: best.value, "params": best.params},
+        "config": str(out),
+        "run_id": parent,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, key = name.split(".")
+        nested.setdefault(section, {})[key] = value
+    return nested
+
+
+def _any_value(found: Range) -> Any:
+    return found.choices[0] if found.choices else found.low

@@ -1,0 +1,123 @@
+"""A feature set of thirty items in memory: every semantic type, awkward column names, missing values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctr.batch import Batch
+from ctr.config import ModelConfig
+from ctr.models import build_model
+from ctr.models.qin import QIN
+from ctr.tables import FrozenTables
+from features.schema import Field, Schema, VectorSet
+
+ITEMS, USERS = 30, 10
+
+
+def category(name: str, size: int) -> Field:
+    return Field(name=name, kind="categorical", size=size)
+
+
+SCHEMA = Schema(
+    items=ITEMS,
+    users=USERS,
+    item=(
+        category("item_id", 20),
+        Field(name="item.tags", kind="tags", size=9, max_len=3),
+        Field(name="type", kind="numeric"),
+        Field(name="price", kind="numeric"),
+    ),
+    user=(category("user_id", 8), Field(name="likes", kind="tags", size=7, max_len=4), category("age", 5)),
+    context=(category("age", 6), Field(name="load", kind="numeric")),
+    event=(category("label", 4),),
+    vectors=(VectorSet(name="text", width=12, complete=False), VectorSet(name="image", width=7)),
+    history_max_len=6,
+)
+
+
+def tables(seed: int = 0) -> FrozenTables:
+    draw = torch.Generator().manual_seed(seed)
+    price = torch.randn(ITEMS, generator=draw)
+    price[torch.rand(ITEMS, generator=draw) < 0.3] = float("nan")
+    present = torch.rand(ITEMS, generator=draw) < 0.6
+    return FrozenTables(
+        items={
+            "item_id": torch.randint(1, 20, (ITEMS,), generator=draw),
+            "item.tags": torch.randint(0, 9, (ITEMS, 3), generator=draw),
+            "type": torch.randn(ITEMS, generator=draw),
+            "price": price,
+        },
+        users={
+            "user_id": torch.randint(1, 8, (USERS,), generator=draw),
+            "likes": torch.randint(0, 7, (USERS, 4), generator=draw),
+            "age": torch.randint(1, 5, (USERS,), generator=draw),
+        },
+        vectors={
+            "text": torch.randn(ITEMS, 12, generator=draw) * present.unsqueeze(-1),
+            "image": torch.randn(ITEMS, 7, generator=draw),
+        },
+        present={"text": present, "image": torch.ones(ITEMS, dtype=torch.bool)},
+    )
+
+
+def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **settings: Any) -> QIN:
+    """A model whose every parameter and batch norm statistic is away from its start, tables attached."""
+    torch.manual_seed(7)
+    config = ModelConfig(**{"embedding_dim": 4, "vector_dim": 5, "attention_dim": 16, "rows": 3, **settings})
+    net = build_model(config, schema).to(dtype)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for layer in net.network.layers:
+            layer.norm.running_mean.normal_()
+            layer.norm.running_var.uniform_(0.5, 2)
+        for encoder in (net.item_encoder.columns, net.context_encoder, net.event_encoder):
+            for table in encoder.tables:
+                table.weight[0].zero_()
+    net.attach(tables())
+    return net
+
+
+def batch(target_B: Tensor, history_BS: Tensor, seed: int = 0, distinct: bool = True) -> Batch:
+    """A batch of these item rows; `distinct` false gives every position an entry of its own in `items_U`."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, shape = len(target_B), history_BS.shape
+    places = torch.cat([target_B, history_BS.flatten()])
+    if distinct:
+        items_U = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), places]))
+        index = torch.searchsorted(items_U, places)
+    else:
+        items_U = torch.cat([torch.zeros(1, dtype=torch.int64), places])
+        index = torch.where(places == 0, 0, torch.arange(1, len(items_U)))
+    load = torch.randn(rows, generator=draw)
+    load[::3] = float("nan")
+    made = Batch(
+        items_U=items_U,
+        target_B=index[:rows],
+        history_BS=index[rows:].view(shape),
+        user_B=torch.randint(0, USERS, (rows,), generator=draw),
+        label_B=torch.ones(rows),
+        weight_B=torch.ones(rows),
+        events={"label": torch.randint(1, 4, shape, generator=draw) * (history_BS != 0)},
+        context={"age": torch.randint(1, 6, (rows,), generator=draw), "load": load},
+    )
+    made.validate()
+    return made
+
+
+def random_batch(rows: int = 9, positions: int = 6, seed: int = 0) -> Batch:
+    """Histories of every length from none to full, left-padded, with unknown items (row 1) among them."""
+    draw = torch.Generator().manual_seed(seed)
+    history = torch.randint(1, ITEMS, (rows, positions), generator=draw)
+    padded = torch.arange(rows).unsqueeze(-1) % (positions + 1) > torch.arange(positions)
+    target = torch.randint(1, ITEMS, (rows,), generator=draw)
+    return batch(target, history.masked_fill(padded, 0), seed)
+
+
+def in_dtype(made: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its context numbers in the dtype of the model under test."""
+    context = {n: v.to(dtype) if v.is_floating_point() else v for n, v in made.context.items()}
+    return Batch(**{**made.__dict__, "context": context})

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import torch
+
+from ctr.embedding import FieldEncoder, ItemEncoder, VectorEncoder
+from features.schema import Field, VectorSet
+
+NAN = float("nan")
+
+
+def test_tags_are_the_mean_of_their_real_entries():
+    encoder = FieldEncoder([Field(name="tags", kind="tags", size=4, max_len=3)], embedding_dim=2)
+    with torch.no_grad():
+        # Row 0 is filled on purpose: padding must not count even if the table held something there.
+        encoder.tables[0].weight.copy_(torch.tensor([[9.0, 9.0], [1.0, 0.0], [2.0, 4.0], [6.0, 8.0]]))
+    out = encoder([torch.tensor([[2, 3, 0], [1, 0, 0], [0, 0, 0], [3, 3, 1]])])
+    expected = [[4.0, 6.0], [1.0, 0.0], [0.0, 0.0], [13 / 3, 16 / 3]]
+    torch.testing.assert_close(out, torch.tensor(expected))
+
+
+def test_numbers_share_one_block_of_values_and_missing_flags():
+    fields = [Field(name=name, kind="numeric") for name in ("a", "b")]
+    encoder = FieldEncoder(fields, embedding_dim=1)
+    with torch.no_grad():
+        encoder.numeric.weight.copy_(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
+    # W [a, b, a is missing, b is missing]
+    out = encoder([torch.tensor([2.0, NAN, NAN]), torch.tensor([3.0, 4.0, NAN])])
+    torch.testing.assert_close(out, torch.tensor([[32.0], [140.0], [1100.0]]))
+
+
+def test_missing_numbers_leave_gradients_finite():
+    encoder = FieldEncoder([Field(name="a", kind="numeric")], embedding_dim=3)
+    encoder([torch.tensor([NAN, 1.0])]).sum().backward()
+    assert encoder.numeric.weight.grad.tolist() == [[1.0, 1.0]] * 3
+
+
+def test_columns_keep_the_order_of_the_fields_and_any_leading_shape():
+    fields = [
+        Field(name="n", kind="numeric"),
+        Field(name="c", kind="categorical", size=5),
+        Field(name="t", kind="tags", size=6, max_len=2),
+    ]
+    encoder = FieldEncoder(fields, embedding_dim=3)
+    index = torch.randint(0, 5, (4, 7))
+    out = encoder([torch.randn(4, 7), index, torch.randint(0, 6, (4, 7, 2))])
+    assert out.shape == (4, 7, 9) and encoder.width == 9
+    torch.testing.assert_close(out[..., :3], encoder.tables[0](index))
+
+
+def test_padding_embeds_to_zeros_and_never_learns():
+    encoder = FieldEncoder([Field(name="c", kind="categorical", size=5)], embedding_dim=3)
+    out = encoder([torch.tensor([0, 2, 0])])
+    assert torch.equal(out[[0, 2]], torch.zeros(2, 3)) and out[1].abs().sum() > 0
+    out.sum().backward()
+    grad = encoder.tables[0].weight.grad
+    assert torch.equal(grad[0], torch.zeros(3)) and torch.equal(grad[2], torch.ones(3))
+
+
+def test_an_item_without_a_vector_gets_the_learned_default():
+    encoder = VectorEncoder(VectorSet(name="v", width=2, complete=False), projected_dim=2)
+    with torch.no_grad():
+        encoder.projection.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        encoder.missing.copy_(torch.tensor([5.0, 6.0]))
+    out = encoder(torch.tensor([[2.0, 3.0], [2.0, 3.0]]), torch.tensor([True, False]))
+    torch.testing.assert_close(out, torch.tensor([[2.0, 5.0], [5.0, 6.0]]))
+
+
+def test_a_complete_set_learns_no_default():
+    encoder = VectorEncoder(VectorSet(name="v", width=2), projected_dim=4)
+    assert [name for name, _ in encoder.named_parameters()] == ["projection.weight"]
+    assert list(encoder.state_dict()) == ["projection.weight"]
+    assert torch.equal(encoder(torch.ones(1, 2), torch.tensor([False])), torch.zeros(1, 4))
+
+
+def test_an_item_is_its_columns_then_its_vectors():
+    encoder = ItemEncoder(
+        [Field(name="id", kind="categorical", size=5)],
+        [VectorSet(name="v", width=2)],
+        embedding_dim=3,
+        projected_dim=4,
+    )
+    index, vector, present = torch.tensor([2, 4]), torch.randn(2, 2), torch.tensor([True, True])
+    x = encoder([index], [vector], [present])
+    assert encoder.width == 7
+    torch.testing.assert_close(x[:, :3], encoder.columns.tables[0](index))
+    torch.testing.assert_close(x[:, 3:], vector @ encoder.vectors[0].projection.weight.T)

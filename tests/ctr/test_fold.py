@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from ctr import fold
+from ctr.fold import ItemGraph, RequestGraph
+from ctr.models.qin import QIN
+from tests.ctr import small_world
+from tests.ctr.small_world import ITEMS, SCHEMA, in_dtype
+
+CASES = {
+    "long history": ([3, 9, 1, 4, 4, 29], [5, 1, 28, 3]),
+    "one event, one candidate": ([7], [7]),
+    "unknown items only": ([1, 1], [1, 1, 1]),
+    "padded in front": ([0, 0, 8, 2], [2, 3]),
+    "padding only": ([0, 0, 0], [4, 5]),
+    "no history": ([], [4, 5, 6]),
+}
+
+
+def evaluated(model: QIN, history: list[int], candidates: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The model's own probabilities of one request as a batch, and the same request as graph inputs."""
+    dtype = model.network.logit.weight.dtype
+    target = torch.tensor(candidates)
+    histories = torch.tensor(history, dtype=torch.int64).expand(len(candidates), -1)
+    batch = in_dtype(small_world.batch(target, histories), dtype)
+    # One user in one context: every row takes what the first row drew.
+    batch = replace(
+        batch,
+        user_B=batch.user_B[:1].expand(len(target)),
+        context={name: values[:1].expand(len(target)) for name, values in batch.context.items()},
+        events={name: values[:1].expand(len(target), -1) for name, values in batch.events.items()},
+    )
+    users = small_world.tables().users
+    inputs = {f"user_{name}": values[batch.user_B[:1]] for name, values in users.items()}
+    inputs |= {f"context_{name}": values[:1] for name, values in batch.context.items()}
+    inputs |= {f"history_{name}": values[0] for name, values in batch.events.items()}
+    inputs |= {"history_item": torch.tensor(history, dtype=torch.int64), "candidate_item": target}
+    with torch.no_grad():
+        return torch.sigmoid(model.eval()(batch)), inputs
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_user_id": True, "layers": 1}, {"use_history": False, "layers": 3}]
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, tolerance: float):
+    model = small_world.model(dtype, **settings)
+    expected, inputs = evaluated(model, *CASES[case])
+    graph = RequestGraph(model)
+    scores = graph(*(inputs[name] for name in graph.input_names))
+    torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
+
+
+def test_scores_differ_between_candidates_and_follow_the_history():
+    model = small_world.model()
+    scores, _ = evaluated(model, *CASES["long history"])
+    without, _ = evaluated(model, [], CASES["long history"][1])
+    assert scores.std() > 1e-2 and (scores - without).abs().max() > 1e-2
+
+
+def test_without_any_context_the_graph_has_item_inputs_only():
+    schema = SCHEMA.model_copy(update={"user": SCHEMA.user[:1], "context": ()})
+    model = small_world.model(schema=schema)
+    expected, inputs = evaluated(model, *CASES["long history"])
+    graph = RequestGraph(model)
+    assert graph.input_names == ("history_item", "history_label", "candidate_item")
+    scores = graph(*(inputs[name] for name in graph.input_names))
+    torch.testing.assert_close(scores, expected, atol=1e-10, rtol=0)
+
+
+def test_inputs_are_what_the_model_reads_in_a_fixed_order():
+    context = ("user_likes", "user_age", "context_age", "context_load")
+    history = ("history_item", "history_label")
+    assert RequestGraph(small_world.model()).input_names == (*context, *history, "candidate_item")
+    control = RequestGraph(small_world.model(use_history=False, use_user_id=True))
+    assert control.input_names == ("user_user_id", *context, "candidate_item")
+
+
+def test_the_item_table_is_built_in_chunks_and_its_padding_row_is_zeros(monkeypatch: pytest.MonkeyPatch):
+    model = small_world.model()
+    monkeypatch.setattr(fold, "ITEMS_PER_CHUNK", 7)
+    table = fold.item_table(model)
+    torch.testing.assert_close(table, model.item_rows(torch.arange(ITEMS)), atol=1e-12, rtol=0)
+    assert torch.equal(table[0], torch.zeros_like(table[0])) and not table.requires_grad
+
+
+def test_the_graph_is_a_copy_that_later_training_does_not_reach():
+    model = small_world.model()
+    _, inputs = evaluated(model, *CASES["long history"])
+    graph = RequestGraph(model)
+    arguments = [inputs[name] for name in graph.input_names]
+    before = graph(*arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(graph(*arguments), before)
+    assert not [p for p in graph.parameters() if p.requires_grad]
+
+
+def test_new_items_get_the_rows_the_table_would_hold():
+    model = small_world.model()
+    graph = ItemGraph(model)
+    assert graph.input_names == (
+        *("item_item_id", "item_item.tags", "item_type", "item_price"),
+        *("vector_text", "vector_image", "present_text", "present_image"),
+    )
+    rows = torch.arange(1, ITEMS)
+    tables = model.tables
+    x = graph(*tables.item_columns(rows), *tables.vectors(rows), *tables.present(rows))
+    torch.testing.assert_close(x, RequestGraph(model).item_table[1:], atol=1e-12, rtol=0)
+
+
+def test_both_graphs_export_with_no_frozen_size():
+    model = small_world.model(torch.float32)
+    _, inputs = evaluated(model, [3, 9, 1, 4, 8], [5, 1, 28])
+    graph = RequestGraph(model)
+    events, candidates, items = Dim("H", min=0), Dim("N", min=1), Dim("M", min=1)
+    shapes = tuple(
+        {0: events} if name.startswith("history_") else {0: candidates} if name == "candidate_item" else {}
+        for name in graph.input_names
+    )
+    # torch.export refuses a named dimension that the code froze to the example's size.
+    program = torch.export.export(
+        graph, tuple(inputs[n] for n in graph.input_names), dynamic_shapes=(shapes,)
+    )
+    expected, inputs = evaluated(model, [], [4])
+    scores = program.module()(*(inputs[name] for name in graph.input_names))
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+
+    rows = torch.arange(1, 6)
+    columns = (*model.tables.item_columns(rows), *model.tables.vectors(rows), *model.tables.present(rows))
+    torch.export.export(ItemGraph(model), columns, dynamic_shapes=(tuple({0: items} for _ in columns),))

@@ -1,0 +1,72 @@
+"""The house rules of docs/architecture.md, enforced: who may import whom, file sizes, docstrings."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("features", "ctr", "pipelines")
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+FORBIDDEN = {
+    "features": {"torch", "mlflow", "optuna", "typer", "ctr", "pipelines"},
+    "ctr": {"optuna", "typer", "pipelines"},
+    "pipelines": set(),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module a file imports, at the top or inside a function, by dotted name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+def top_level(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_imports_run_one_way(path):
+    package = path.relative_to(ROOT).parts[0]
+    assert not top_level(imports_of(path)) & FORBIDDEN[package]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_mlflow_is_imported_by_tracking_alone(path):
+    if named(path) != "ctr/tracking.py":
+        assert "mlflow" not in top_level(imports_of(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_room_has_a_reason_and_stays_small(path):
+    text = path.read_text(encoding="utf-8")
+    first_line = (ast.get_docstring(ast.parse(text)) or "").splitlines()
+    assert first_line and first_line[0].rstrip().endswith((".", ":", "?"))
+    assert len(text.splitlines()) <= 450
+
+
+@pytest.mark.parametrize("module", ["ctr.ranker", "ctr.bundle", "features.encoder", "features.request"])
+def test_serving_loads_no_training_library(module):
+    """A serving image has no torch; measured in a fresh interpreter, through every transitive import."""
+    heavy = "{'torch', 'mlflow', 'optuna', 'sklearn', 'matplotlib', 'onnx'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_yaml_says_what_it_is_for():
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        head = path.read_text(encoding="utf-8").splitlines()[:12]
+        assert head[0].startswith("# "), f"{path} opens without a comment"
+        assert any("make " in line or "quadrank " in line for line in head), f"{path} does not say how to run it"
