@@ -41,7 +41,12 @@ class Batch:
     def validate(self) -> None:
         """Check shapes and index ranges. Raises ValueError naming the field that is wrong."""
         rows = len(self)
-        one_a_row = {"user_B": self.user_B, "label_B": self.label_B, "weight_B": self.weight_B, **self.context}
+        one_a_row = {
+            "user_B": self.user_B,
+            "label_B": self.label_B,
+            "weight_B": self.weight_B,
+            **self.context,
+        }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
                 raise ValueError(f"{name}: expected shape ({rows},), got {tuple(values.shape)}")

@@ -15,7 +15,9 @@ class ModelConfig(Settings):
 
     architecture: Literal["qin"] = "qin"
     embedding_dim: PositiveInt = Field(16, description="width of every id, tag and category embedding")
-    vector_dim: PositiveInt | None = Field(None, description="width each item vector is projected to; default embedding_dim")
+    vector_dim: PositiveInt | None = Field(
+        None, description="width each item vector is projected to; default embedding_dim"
+    )
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
     layers: PositiveInt = Field(2, description="quadratic layers L")
     rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
@@ -39,8 +41,12 @@ class TrainConfig(Settings):
     embedding_l2: NonNegativeFloat = Field(1e-6, description="L2 on embedding tables and vector projections")
     clip_norm: PositiveFloat = Field(10.0, description="largest gradient norm; larger ones are scaled down")
     evaluations_per_epoch: PositiveInt = Field(4, description="looks at the validation rows in each epoch")
-    patience: NonNegativeInt = Field(4, description="looks without improvement before stopping; 0 never stops early")
-    metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")
+    patience: NonNegativeInt = Field(
+        4, description="looks without improvement before stopping; 0 never stops early"
+    )
+    metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field(
+        "log_loss", description="what early stopping watches"
+    )
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

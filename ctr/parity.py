@@ -5,18 +5,18 @@ Shapes: H history items of one request, N candidates, B = N rows, S history posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from features.request import EncodedRequest
-from torch import Tensor, nn
+from features.encoder import EncodedRequest
+from torch import Tensor
 
 from ctr.batch import Batch
 from ctr.bundle import TOLERANCE
+from ctr.models.qin import QIN
 from features.errors import NumericalError
-from features.feature_set import FeatureSet
 from features.schema import UNKNOWN, Field, Schema
 
 CANDIDATE_COUNTS = (1, 2, 7, 100)
@@ -62,11 +62,10 @@ class Case:
             context={name: torch.from_numpy(values).repeat(rows) for name, values in self.context.items()},
         )
 
-    def encoded(self, feature_set: FeatureSet) -> EncodedRequest:
-        """The request as the encoder hands it to the graph."""
-        users = feature_set.users
+    def encoded(self, schema: Schema, users: Mapping[str, np.ndarray]) -> EncodedRequest:
+        """The request as the encoder hands it to the graph; `users` are the encoded user columns."""
         return EncodedRequest(
-            user={f.name: as_input(f, users[f.name][[self.user]]) for f in feature_set.schema.user},
+            user={f.name: as_input(f, users[f.name][[self.user]]) for f in schema.user},
             context=self.context,
             history_item=self.history_item,
             history_events=self.history_events,
@@ -76,26 +75,32 @@ class Case:
         )
 
 
-def expected(model: nn.Module, case: Case, history_max_len: int) -> np.ndarray:
+def expected(model: QIN, case: Case) -> np.ndarray:
     """Probabilities float32 [N] of the torch model in eval mode, on a batch equal to the request."""
     training = model.training
     model.eval()
     with torch.inference_mode():
-        score_N: Tensor = torch.sigmoid(model(case.batch(history_max_len)))
+        score_N: Tensor = torch.sigmoid(model(case.batch(model.schema.history_max_len)))
     model.train(training)
     return score_N.numpy()
 
 
-def check_parity(model: nn.Module, feature_set: FeatureSet, score: Score, cases: Iterable[Case]) -> float:
+def check_parity(model: QIN, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> float:
     """Largest absolute difference of a probability over all candidates of all cases.
+
+    Args:
+        model: the trained model, its tables attached.
+        users: the encoded user columns of its feature set.
+        score: the exported graph, e.g. `Ranker.score`.
+        cases: what to compare them on.
 
     Raises:
         NumericalError: it exceeds 1e-5, or is not a number.
     """
     worst = 0.0
     for case in cases:
-        wanted_N = expected(model, case, feature_set.schema.history_max_len)
-        got_N = score(case.encoded(feature_set))
+        wanted_N = expected(model, case)
+        got_N = score(case.encoded(model.schema, users))
         if got_N.shape != wanted_N.shape:
             raise NumericalError(
                 f"parity: {len(wanted_N)} candidates, but the graph gave scores {got_N.shape}."
@@ -105,17 +110,16 @@ def check_parity(model: nn.Module, feature_set: FeatureSet, score: Score, cases:
         if not difference <= TOLERANCE:
             raise NumericalError(
                 f"parity: the exported graph and the trained model differ by {difference:.2e} "
-                f"(at most {TOLERANCE} is allowed) on a request of {len(case.history_item)} history items and {len(wanted_N)} "
-                f"candidates, user row {case.user}. The bundle is not published."
+                f"(at most {TOLERANCE} is allowed) on a request of {len(case.history_item)} history "
+                f"items and {len(wanted_N)} candidates, user row {case.user}. The bundle is not published."
             )
         worst = max(worst, difference)
     return worst
 
 
-def grid_cases(feature_set: FeatureSet, seed: int = 0) -> Iterator[Case]:
+def grid_cases(schema: Schema, seed: int = 0) -> Iterator[Case]:
     """Each history {none, one, some, full, partly unknown, all unknown} with each list of candidates."""
     generator = np.random.default_rng(seed)
-    schema = feature_set.schema
     full = schema.history_max_len
     some = _items(generator, schema, max(full // 2, 2))
     partly = some.copy()
@@ -135,10 +139,9 @@ def grid_cases(feature_set: FeatureSet, seed: int = 0) -> Iterator[Case]:
             yield _case(generator, schema, history, candidates)
 
 
-def random_cases(feature_set: FeatureSet, count: int, seed: int = 0) -> Iterator[Case]:
+def random_cases(schema: Schema, count: int, seed: int = 0) -> Iterator[Case]:
     """Requests of random users, contexts, history lengths (0 to full) and 1 to 100 candidates."""
     generator = np.random.default_rng(seed)
-    schema = feature_set.schema
     for _ in range(count):
         history = _items(generator, schema, int(generator.integers(schema.history_max_len + 1)))
         yield _case(generator, schema, history, _items(generator, schema, int(generator.integers(1, 101))))

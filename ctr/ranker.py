@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from features.encoder import Encoder
-from features.request import EncodedRequest, Limits, parse_request
+from features.encoder import EncodedRequest, Encoder
+from features.request import Limits, parse_request
 
 from ctr.bundle import RANKER, TOLERANCE, Bundle, open_bundle
 from features.errors import ConfigError, NumericalError
@@ -143,9 +143,9 @@ class Ranker:
             difference = float(np.abs(scores_N - np.array(case.scores)).max())
             if not difference <= TOLERANCE:
                 raise NumericalError(
-                    f"{self.bundle.path}: golden request {case.name!r} scores {difference:.2e} away from what "
-                    f"the trained model gave (at most {TOLERANCE} is allowed). Compare the package versions in "
-                    "MANIFEST.json with the ones installed here."
+                    f"{self.bundle.path}: golden request {case.name!r} scores {difference:.2e} away from "
+                    f"what the trained model gave (at most {TOLERANCE} is allowed). Compare the package "
+                    "versions in MANIFEST.json with the ones installed here."
                 )
             worst = max(worst, difference)
         return worst

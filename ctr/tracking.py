@@ -7,16 +7,18 @@ names. MLflow is imported on first use: it takes seconds, which `quadrank --help
 from __future__ import annotations
 
 import fcntl
+import getpass
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ BUNDLE = "bundle"
 
 _PARAMS_A_CALL = 100
 _LONGEST_PARAM = 6000
+_LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,18 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         made = self._client.create_model_version(
-            name, source=f"runs:/{self.run_id}/{MODEL}", run_id=self.run_id, tags=_version_tags(opened.manifest)
+            name,
+            source=f"runs:/{self.run_id}/{MODEL}",
+            run_id=self.run_id,
+            tags=_version_tags(opened.manifest),
         )
         return str(made.version)
 
     def find_version(self, name: str, model_version: str) -> str | None:
-        """The newest version of `name` registered from the bundle of this model version; None if there is none."""
-        found = self._client.search_model_versions(f"name = '{name}' and tags.model_version = '{model_version}'")
+        """The newest version of `name` whose bundle has this model version; None without one."""
+        found = self._client.search_model_versions(
+            f"name = '{name}' and tags.model_version = '{model_version}'"
+        )
         return max((str(version.version) for version in found), key=int, default=None)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
@@ -236,16 +244,165 @@ class Tracker:
             yield
 
     def _experiment_id(self, name: str) -> str:
+        client = self._client
         with self._lock():
-            found = self._client.get_experiment_by_name(name)
+            found = client.get_experiment_by_name(name)
             if found is None:
                 served = self.uri.startswith(("http://", "https://", "databricks"))
-                # A server decides where artifacts lie; a bare database would put them below the current folder.
+                # A server knows where artifacts lie; a bare database would take the current folder.
                 location = None if served else (self.root / "mlartifacts" / name).as_uri()
-                return str(self._client.create_experiment(name, artifact_location=location))
+                return str(client.create_experiment(name, artifact_location=location))
         if found.lifecycle_stage != "active":
             raise ConfigError(
-                f"{self.uri}: experiment {name!r} was deleted. Bring it back with `mlflow experiments restore "
-                f"--experiment-id {found.experiment_id}`."
+                f"{self.uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`."
             )
         return str(found.experiment_id)
+
+    @contextmanager
+    def _open(self, run_id: str) -> Iterator[None]:
+        self._run_id = run_id
+        try:
+            yield
+        except Exception as error:
+            self.set_tag("error", f"{type(error).__name__}: {error}"[:_LONGEST_TAG])
+            self._client.set_terminated(run_id, "FAILED")
+            raise
+        except BaseException:
+            self._client.set_terminated(run_id, "KILLED")
+            raise
+        else:
+            self._client.set_terminated(run_id, "FINISHED")
+        finally:
+            self._run_id = None
+
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        flat = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
+        for start in range(0, len(flat), _PARAMS_A_CALL):
+            self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_A_CALL])
+
+    def _source(self, model_uri: str) -> str:
+        """Where the artifacts of a registered version lie."""
+        from mlflow.exceptions import MlflowException
+
+        match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+        if match is None:
+            raise ConfigError(f"{model_uri!r}: write it as models:/NAME@ALIAS or models:/NAME/VERSION.")
+        name, alias, version = match.groups()
+        try:
+            if alias:
+                version = self._client.get_model_version_by_alias(name, alias).version
+            return str(self._client.get_model_version_download_uri(name, version))
+        except MlflowException as error:
+            raise ConfigError(f"{model_uri}: not in the registry of {self.uri}: {error.message}") from None
+
+
+def _quiet_mlflow() -> Any:
+    """MLflow without notes, progress bars and telemetry: a scheduled job sends nothing out."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _origin(git_revision: str | None) -> dict[str, str]:
+    """The tags that MLflow's own list of runs shows as user, source and version."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run under a user id that has no name.
+        user = str(os.getuid())
+    tags = {"mlflow.user": user, "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    return {**tags, "mlflow.source.git.commit": git_revision} if git_revision else tags
+
+
+def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _version_tags(manifest: BundleManifest) -> dict[str, str]:
+    metrics = {
+        f"{split}_{name}": str(value)
+        for split, values in manifest.metrics.items()
+        for name, value in values.items()
+    }
+    return {
+        "model_version": manifest.model_version,
+        "feature_set": manifest.feature_set,
+        "contract_fingerprint": manifest.fingerprint,
+        "git_revision": manifest.git_revision,
+        **metrics,
+    }
+
+
+def _save_flavor(bundle: Path, folder: Path, run_id: str) -> None:
+    """MLflow's ONNX flavor of a bundle that will lie in `folder`/bundle; tables are not copied.
+
+    The graph is small once its tables are external, and a relative location may name a subfolder: the
+    flavor's own `model.onnx` points into the bundle, so that MLflow's loader finds MLmodel beside it and
+    the bundle keeps exactly the files of its manifest.
+    """
+    import mlflow.onnx
+    import onnx
+    from mlflow.models import Model
+
+    graph = onnx.load(bundle / RANKER, load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"{BUNDLE}/{entry.value}"
+    signature, example = _signature(graph)
+    mlflow.onnx.save_model(
+        graph,
+        folder,
+        mlflow_model=Model(artifact_path=MODEL, run_id=run_id),
+        signature=signature,
+        input_example=example,
+        # Given, because MLflow would load the model to find them, and its tables are not there yet.
+        pip_requirements=[
+            f"{name}=={metadata.version(name)}" for name in ("mlflow", "numpy", "onnx", "onnxruntime")
+        ],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        onnx_session_options={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
+        save_as_external_data=False,
+    )
+
+
+def _signature(model: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """The graph's inputs and outputs as MLflow writes them, and an example of two of each named axis.
+
+    Written by hand: inferring it from an example would turn an axis of one (the user) into any number.
+    The example holds index 1, the unknown value of every table, so it is legal for each bundle.
+    """
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    def described(values: Any) -> dict[str, tuple[np.dtype, list[int]]]:
+        tensors = {value.name: value.type.tensor_type for value in values}
+        return {
+            name: (
+                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
+                [axis.dim_value if axis.HasField("dim_value") else -1 for axis in tensor.shape.dim],
+            )
+            for name, tensor in tensors.items()
+        }
+
+    def schema(tensors: dict[str, tuple[np.dtype, list[int]]]) -> Any:
+        return Schema([TensorSpec(dtype, tuple(shape), name) for name, (dtype, shape) in tensors.items()])
+
+    inputs = described(model.graph.input)
+    example = {
+        name: np.ones([2 if size == -1 else size for size in shape], dtype)
+        for name, (dtype, shape) in inputs.items()
+    }
+    return ModelSignature(schema(inputs), schema(described(model.graph.output))), example

@@ -1,19 +1,18 @@
-"""Writes a raw log whose true click probabilities are known, so that a pipeline can be measured against the optimum.
+"""Writes a raw log of known click probabilities, so that a pipeline can be measured against the optimum.
 
 Users with a few interests open sessions of page requests; a page shows distinct items, some popular, some
 after the user's interests; each is clicked with a probability that `simulator_world` knows exactly. The
 files look like any user's own log. `truth.parquet` lies beside them for evaluation alone.
 
-Shapes: Q requests of a chunk, K slots of a page, R rows (impressions).
+Shapes: Q requests, K slots of a page, I items.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,35 +22,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError
+from features.simulator_traffic import Requests, Shelf, chunks, draw_requests
 from features.simulator_world import (
     AGE_GROUPS,
     CATEGORIES,
     COUNTRIES,
     DAY,
-    DAYS,
     DEVICES,
-    END,
     MAX_POSITION,
-    START,
-    TOPICS,
-    Items,
-    Users,
     World,
     build_world,
-    repeated,
     tag_names,
 )
 
 # The two logs are moved into place last: they are what a reader of the folder needs all the others for.
-FILES = ("items.parquet", "users.parquet", "text.parquet", "image.parquet", "truth.parquet", "interactions.parquet")
+FILES = (
+    "items.parquet",
+    "users.parquet",
+    "text.parquet",
+    "image.parquet",
+    "truth.parquet",
+    "interactions.parquet",
+)
 
 MIN_ITEMS = 30  # a page of MAX_POSITION distinct items can be filled from those that exist at the start
-STEP = DAY // 4  # item popularity and the set of existing items change in steps of six hours
-CHUNK_REQUESTS = 40_000
 ROW_GROUP = 250_000
-MIN_PAGE = 4
-INTEREST_SHARE = 0.4  # of the slots is filled after the user's interests, the rest by popularity
-MAIN_DEVICE_SHARE = 0.8
 AUC_BINS = 1 << 16
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -83,22 +78,6 @@ class SimulationSummary:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Requests:
-    """Page requests in order of time, all [Q]: time in µs, user and device indices, items on the page."""
-
-    time: np.ndarray
-    user: np.ndarray
-    device: np.ndarray
-    size: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.time)
-
-    def __getitem__(self, rows: slice) -> Requests:
-        return Requests(self.time[rows], self.user[rows], self.device[rows], self.size[rows])
-
-
 def simulate(
     out: Path,
     *,
@@ -111,8 +90,8 @@ def simulate(
     """Write `interactions`, `items`, `users`, `text`, `image` and `truth` (all .parquet) into `out`.
 
     The log covers six weeks in order of time; (user, item, timestamp) is unique; the items of a page share
-    their timestamp. The same arguments give the same files. Memory grows with users, items and a twentieth
-    of the rows, not with the rows.
+    their timestamp. The same arguments give the same files. Rows pass through memory in chunks; only
+    users, items and page requests (one for about six rows) are held: 0.5 GiB for 10 million rows.
 
     Args:
         out: folder, made if missing. Files of an earlier simulation there are replaced.
@@ -127,7 +106,9 @@ def simulate(
     """
     _check(out, rows, users, items, seed)
     began = time.perf_counter()
-    world_rng, request_rng, page_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    world_rng, request_rng, page_rng = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
+    )
     work = out / f".simulating-{secrets.token_hex(4)}"
     try:
         work.mkdir(parents=True)
@@ -136,10 +117,10 @@ def simulate(
     try:
         world = build_world(world_rng, users, items)
         _write_tables(work, world)
-        requests = _requests(request_rng, world.users, rows)
+        requests = draw_requests(request_rng, world.users, rows)
         click_rate, optimal_auc = _write_log(work, world, requests, page_rng, rows, progress)
         for name in FILES:
-            os.replace(work / name, out / name)
+            (work / name).replace(out / name)
     finally:
         shutil.rmtree(work)
     return SimulationSummary(rows, users, items, click_rate, optimal_auc, time.perf_counter() - began)
@@ -158,89 +139,6 @@ def _check(out: Path, rows: int, users: int, items: int, seed: int) -> None:
         raise ConfigError(f"--out {out}: a file, not a folder. Name another folder.")
 
 
-def _requests(rng: np.random.Generator, users: Users, rows: int) -> Requests:
-    """Sessions of page requests, over days and nights and weekends, whose pages add up to exactly `rows`."""
-    size = rng.integers(MIN_PAGE, MAX_POSITION + 1, size=rows // MIN_PAGE + 1, dtype=np.int8)
-    total = np.cumsum(size, dtype=np.int64)
-    count = int(np.searchsorted(total, rows)) + 1
-    size = size[:count]
-    size[-1] -= total[count - 1] - rows
-
-    length = np.minimum(rng.geometric(0.35, size=count), 8)
-    length = length[: int(np.searchsorted(np.cumsum(length), count)) + 1]
-    user = _draw(rng, np.cumsum(users.activity), len(length))
-    passed = users.joined[user] + (1 - users.joined[user]) * rng.random(len(length))
-    start = START + (np.interp(passed, *_traffic()) * DAY).astype(np.int64)
-    device = np.where(
-        rng.random(len(length)) < MAIN_DEVICE_SHARE, users.device[user], rng.integers(0, len(DEVICES), size=len(length))
-    )
-    session = np.repeat(np.arange(len(length)), length)[:count]
-    since = np.cumsum(rng.exponential(80_000, size=count) + 5_000)
-    first = np.flatnonzero(np.diff(session, prepend=-1))
-    # Logs tell milliseconds.
-    at = (start[session] // 1_000 + (since - since[first][session]).astype(np.int64)) * 1_000
-    at = _distinct_times(user[session], np.minimum(at, END - DAY // 1_000))
-    order = np.argsort(at, kind="stable")
-    session = session[order]
-    return Requests(at[order], user[session].astype(np.int32), device[session].astype(np.int8), size)
-
-
-def _traffic() -> tuple[np.ndarray, np.ndarray]:
-    """Share of the window's traffic that has passed (x) at each full hour, in days since its start (y)."""
-    hour = np.arange(DAYS * 24)
-    by_hour = 1 + 0.8 * np.cos(2 * np.pi * (hour % 24 - 20) / 24)
-    weekend = np.where(hour // 24 % 7 >= 5, 1.25, 1.0)
-    passed = np.concatenate([[0.0], np.cumsum(by_hour * weekend)])
-    return passed / passed[-1], np.arange(DAYS * 24 + 1) / 24
-
-
-def _distinct_times(user: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The times, later by milliseconds where a user had two requests at once."""
-    order = np.lexsort((at, user))
-    who, when = user[order], at[order]
-    while (same := np.flatnonzero((who[1:] == who[:-1]) & (when[1:] <= when[:-1]))).size:
-        when[same + 1] = when[same] + 1_000
-    result = np.empty_like(at)
-    result[order] = when
-    return result
-
-
-class Shelf:
-    """What a recommender can show during one step: items that exist, weighted by their popularity then."""
-
-    def __init__(self, items: Items, step: int) -> None:
-        moment = START + step * STEP
-        self.popularity = items.popularity(moment)
-        self._until = np.cumsum(items.exposure(moment))
-        # Items are sorted by topic, so one running sum serves the whole catalogue and each topic.
-        edge = np.searchsorted(items.topic, np.arange(TOPICS + 1))
-        self._edge = np.concatenate([[0.0], self._until])[edge]
-
-    def pages(self, rng: np.random.Generator, users: Users, user: np.ndarray) -> np.ndarray:
-        """A page of distinct items for each request, [Q, K] item indices."""
-        shape = (len(user), MAX_POSITION)
-        interest_UJ = np.cumsum(users.weight_UJ[user], axis=1)
-        pick_QK = (rng.random(shape)[:, :, None] * interest_UJ[:, None, -1:] >= interest_UJ[:, None]).sum(axis=2)
-        topic_QK = np.take_along_axis(users.topic_UJ[user], np.minimum(pick_QK, interest_UJ.shape[1] - 1), axis=1)
-        low_QK, high_QK = self._edge[topic_QK], self._edge[topic_QK + 1]
-        any_QK = (rng.random(shape) >= INTEREST_SHARE) | (high_QK <= low_QK)
-        low_QK[any_QK], high_QK[any_QK] = 0.0, self._until[-1]
-        page_QK = self._between(low_QK, high_QK, rng.random(shape))
-        while (again_QK := repeated(page_QK)).any():
-            page_QK[again_QK] = _draw(rng, self._until, int(again_QK.sum()))
-        return page_QK
-
-    def _between(self, low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
-        point = np.minimum(low + share * (high - low), np.nextafter(high, low))
-        return np.searchsorted(self._until, point, side="right")
-
-
-def _draw(rng: np.random.Generator, until: np.ndarray, count: int) -> np.ndarray:
-    """Indices drawn with replacement by weight; `until` is the running sum of the weights."""
-    point = np.minimum(rng.random(count) * until[-1], np.nextafter(until[-1], 0))
-    return np.searchsorted(until, point, side="right")
-
-
 def _write_log(
     work: Path,
     world: World,
@@ -249,14 +147,14 @@ def _write_log(
     rows: int,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[float, float]:
-    """Serve the requests, draw the clicks, write log and truth; returns click rate and the AUC of the truth."""
+    """Serve the requests, draw the clicks, write log and truth; returns click rate and AUC of the truth."""
     impressions, done = np.zeros(AUC_BINS, dtype=np.int64), 0
     clicks = np.zeros(AUC_BINS, dtype=np.int64)
     with (
         _RowGroups(work / "interactions.parquet", INTERACTIONS) as log,
         _RowGroups(work / "truth.parquet", TRUTH) as truth,
     ):
-        for shelf, chunk in _chunks(world.items, requests):
+        for shelf, chunk in chunks(world.items, requests):
             columns, probability = _serve(world, shelf, chunk, rng)
             log.write(columns)
             truth.write({**{name: columns[name] for name in TRUTH.names[:3]}, "probability": probability})
@@ -267,18 +165,6 @@ def _write_log(
             if progress is not None:
                 progress(done, rows)
     return float(clicks.sum() / rows), _binned_auc(clicks, impressions - clicks)
-
-
-def _chunks(items: Items, requests: Requests) -> Iterator[tuple[Shelf, Requests]]:
-    """The requests in pieces that are small and lie within one step, each with what could be shown then."""
-    step = (requests.time - START) // STEP
-    edges = np.searchsorted(step, np.arange(step[-1] + 2))
-    for number, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        if begin == end:
-            continue
-        shelf = Shelf(items, number)
-        for first in range(begin, end, CHUNK_REQUESTS):
-            yield shelf, requests[first : min(first + CHUNK_REQUESTS, end)]
 
 
 def _serve(
@@ -356,14 +242,14 @@ def _write_tables(work: Path, world: World) -> None:
     columns = {
         "item_id": items.id[by_id],
         "category": _names(CATEGORIES, items.category[by_id]),
-        "tags": _tag_lists(items.tags_IM[by_id]),
+        "tags": _tag_lists(items.tags[by_id]),
         "price": pa.array(price, mask=np.isnan(price)),
         "created": pa.array(items.created[by_id], type=TIMESTAMP),
     }
     pq.write_table(pa.table(columns), work / "items.parquet")
-    _write_vectors(work / "text.parquet", items.id[by_id], items.text_IV[by_id])
+    _write_vectors(work / "text.parquet", items.id[by_id], items.text[by_id])
     by_id = by_id[items.has_image[by_id]]
-    _write_vectors(work / "image.parquet", items.id[by_id], items.image_IV[by_id])
+    _write_vectors(work / "image.parquet", items.id[by_id], items.image[by_id])
 
 
 def _write_vectors(path: Path, ids: np.ndarray, vectors: np.ndarray) -> None:

@@ -38,32 +38,33 @@ NEW_ITEM_SHARE = 0.35  # of all items are created inside the window
 NO_PRICE_SHARE = 0.08
 NO_IMAGE_SHARE = 0.12
 NO_AGE_SHARE = 0.03
-LATE_USER_SHARE = 0.2  # of all users join inside the window
+LATE_USER_SHARE = 0.1  # of all users join inside the window
 
 MATCH_SHARPNESS = 6.0
-MATCH_WEIGHT = 4.0
+MATCH_WEIGHT = 3.7
 
 
 @dataclass(frozen=True)
 class Items:
     """The catalogue, sorted by topic; positions in these arrays are the item indices of the simulation.
 
-    `price` is NaN where unknown, `tags_IM` is -1 where an item has fewer than `MAX_TAGS`, `text_IV` and
-    `image_IV` are what two encoders see of `latent_ID`, `has_image` says which images exist.
+    All are [I], but `latent` [I, D] (unit vectors), `tags` [I, MAX_TAGS] (-1 where there are fewer), and
+    `text` and `image` [I, width], which are what two encoders see of `latent`. `price` is NaN where
+    unknown; `has_image` says which images exist.
     """
 
     id: np.ndarray
     topic: np.ndarray
     category: np.ndarray
-    latent_ID: np.ndarray
-    tags_IM: np.ndarray
+    latent: np.ndarray
+    tags: np.ndarray
     price: np.ndarray
     created: np.ndarray
     base_popularity: np.ndarray
     drift_phase: np.ndarray
     drift_days: np.ndarray
-    text_IV: np.ndarray
-    image_IV: np.ndarray
+    text: np.ndarray
+    image: np.ndarray
     has_image: np.ndarray
 
     def popularity(self, time: int) -> np.ndarray:
@@ -72,7 +73,7 @@ class Items:
         return self.base_popularity + 0.5 * np.sin(2 * np.pi * turns + self.drift_phase)
 
     def exposure(self, time: int) -> np.ndarray:
-        """How often a popularity ranker shows each item (unnormalised): new ones are pushed, unborn ones are 0."""
+        """How often a popularity ranker shows each item (unnormalised): new ones more, unborn ones never."""
         age_days = (time - self.created) / DAY
         push = 1.3 * np.exp(-np.maximum(age_days, 0) / 5)
         return np.where(age_days >= 0, np.exp(self.popularity(time) + push), 0.0)
@@ -80,10 +81,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Users:
-    """The users: unit interest vectors with weights (0 where a user has fewer than `MAX_INTERESTS`).
+    """The users. All are [U], but their interests: topics and weights [U, J], unit vectors [U, J, D].
 
-    `age` is an index into `AGE_GROUPS`, `len(AGE_GROUPS)` where unknown; `joined` is the share of the
-    window's traffic that passed before a user's first possible visit.
+    An interest's weight is 0 where a user has fewer than `MAX_INTERESTS`. `age` is an index into
+    `AGE_GROUPS`, or `len(AGE_GROUPS)` where unknown; `joined` is the share of the window's traffic that
+    passed before a user's first possible visit.
     """
 
     id: np.ndarray
@@ -92,21 +94,24 @@ class Users:
     device: np.ndarray
     activity: np.ndarray
     joined: np.ndarray
-    topic_UJ: np.ndarray
-    weight_UJ: np.ndarray
-    interest_UJD: np.ndarray
+    interest_topic: np.ndarray
+    interest_weight: np.ndarray
+    interest: np.ndarray
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What moves the click logit besides the match: quadratic effects of two fields, and plain ones."""
+    """What moves the click logit besides the match: effects of two fields together, and plain ones.
+
+    `item` [I] is a quality that content tells, and the price; `position` is indexed by position, from 1.
+    """
 
     age_category: np.ndarray
     device_category: np.ndarray
     hour_category: np.ndarray
     country: np.ndarray
     position: np.ndarray
-    item: np.ndarray  # quality readable from content, and price; [I]
+    item: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class World:
         """
         effects, category = self.effects, self.items.category[item]
         logit = (
-            -2.7
+            -2.9
             + MATCH_WEIGHT * self._match(user, item)
             + effects.age_category[self.users.age[user], category]
             + effects.device_category[device, category]
@@ -148,8 +153,8 @@ class World:
 
     def _match(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Soft maximum over a user's weighted interests of the cosine to the item, about -0.3 to 1; [R]."""
-        cosine_RJ = np.einsum("rjd,rd->rj", self.users.interest_UJD[user], self.items.latent_ID[item])
-        total_R = (self.users.weight_UJ[user] * np.exp(MATCH_SHARPNESS * cosine_RJ)).sum(axis=1)
+        cosine_RJ = np.einsum("rjd,rd->rj", self.users.interest[user], self.items.latent[item])
+        total_R = (self.users.interest_weight[user] * np.exp(MATCH_SHARPNESS * cosine_RJ)).sum(axis=1)
         return np.log(total_R) / MATCH_SHARPNESS
 
 
@@ -182,9 +187,11 @@ def tag_names() -> list[str]:
     return [f"{category}-{k + 1:02d}" for category in CATEGORIES for k in range(per_category)]
 
 
-def _items(rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray) -> Items:
+def _items(
+    rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray
+) -> Items:
     topic = np.sort(rng.choice(TOPICS, size=count, p=topic_share))
-    latent_ID = _unit(topic_centre_TD[topic] + _noise(rng, (count, LATENT_WIDTH), 0.7)).astype(np.float32)
+    latent_ID = _unit(topic_centre_TD[topic] + _noise(rng, (count, LATENT_WIDTH), 0.6)).astype(np.float32)
     category = topic // TOPICS_PER_CATEGORY
     price = np.exp(rng.normal(2.5, 0.5, size=len(CATEGORIES))[category] + rng.normal(0, 0.7, size=count))
     price = np.where(rng.random(count) < NO_PRICE_SHARE, np.nan, price.round(2))
@@ -196,59 +203,61 @@ def _items(rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, to
         id=_ids(rng, count, 200_000),
         topic=topic,
         category=category,
-        latent_ID=latent_ID,
-        tags_IM=_tags(rng, topic),
+        latent=latent_ID,
+        tags=_tags(rng, topic),
         price=price,
         created=START - (age * DAY).astype(np.int64),
         base_popularity=0.5 * appeal + rng.normal(0, 0.9, size=count),
         drift_phase=rng.uniform(0, 2 * np.pi, size=count),
         drift_days=rng.uniform(20, 60, size=count),
-        text_IV=_encode(rng, latent_ID, TEXT_WIDTH, noise=0.5, offset=0.0, scale=1 / np.sqrt(TEXT_WIDTH)),
-        image_IV=_encode(rng, latent_ID, IMAGE_WIDTH, noise=1.2, offset=1.5, scale=0.2),
+        text=_encode(rng, latent_ID, TEXT_WIDTH, noise=0.5, offset=0.0, scale=1 / np.sqrt(TEXT_WIDTH)),
+        image=_encode(rng, latent_ID, IMAGE_WIDTH, noise=1.2, offset=1.5, scale=0.2),
         has_image=rng.random(count) >= NO_IMAGE_SHARE,
     )
 
 
-def _users(rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray) -> Users:
+def _users(
+    rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray
+) -> Users:
     topic_UJ = rng.choice(TOPICS, size=(count, MAX_INTERESTS), p=topic_share)
-    interest_UJD = topic_centre_TD[topic_UJ] + _noise(rng, (*topic_UJ.shape, LATENT_WIDTH), 0.4)
-    weight_UJ = rng.exponential(size=topic_UJ.shape) + 0.4
+    interest_UJD = topic_centre_TD[topic_UJ] + _noise(rng, (*topic_UJ.shape, LATENT_WIDTH), 0.2)
+    weight_UJ = rng.exponential(size=topic_UJ.shape) + 1.0
     weight_UJ[np.arange(MAX_INTERESTS) >= rng.integers(2, MAX_INTERESTS + 1, size=(count, 1))] = 0
     age = rng.choice(len(AGE_GROUPS), size=count, p=[0.2, 0.27, 0.2, 0.15, 0.1, 0.08])
-    joined = np.where(rng.random(count) < LATE_USER_SHARE, rng.uniform(0, 0.95, size=count), 0.0)
+    joined = np.where(rng.random(count) < LATE_USER_SHARE, rng.uniform(0, 0.6, size=count), 0.0)
     return Users(
         id=_ids(rng, count, 1_000_000),
         age=np.where(rng.random(count) < NO_AGE_SHARE, len(AGE_GROUPS), age),
         country=rng.choice(len(COUNTRIES), size=count, p=[0.3, 0.2, 0.13, 0.1, 0.1, 0.07, 0.05, 0.05]),
         device=rng.choice(len(DEVICES), size=count, p=[0.6, 0.25, 0.1, 0.05]),
-        activity=np.exp(rng.normal(0, 0.7, size=count)) * (1 - joined),
+        activity=np.exp(rng.normal(0, 0.4, size=count)) * (1 - joined),
         joined=joined,
-        topic_UJ=topic_UJ,
-        weight_UJ=(weight_UJ / weight_UJ.sum(axis=1, keepdims=True)).astype(np.float32),
-        interest_UJD=_unit(interest_UJD).astype(np.float32),
+        interest_topic=topic_UJ,
+        interest_weight=(weight_UJ / weight_UJ.sum(axis=1, keepdims=True)).astype(np.float32),
+        interest=_unit(interest_UJD).astype(np.float32),
     )
 
 
 def _effects(rng: np.random.Generator, items: Items) -> Effects:
     categories = len(CATEGORIES)
-    age_category = _centred(rng.normal(0, 0.5, size=(len(AGE_GROUPS) + 1, categories)))
+    age_category = _centred(rng.normal(0, 0.65, size=(len(AGE_GROUPS) + 1, categories)))
     age_category[-1] = 0
     hours = np.arange(24)[:, None] - rng.uniform(0, 24, size=categories)
-    quality = items.latent_ID @ _unit(rng.normal(size=LATENT_WIDTH)) * np.sqrt(LATENT_WIDTH)
+    quality = items.latent @ _unit(rng.normal(size=LATENT_WIDTH)) * np.sqrt(LATENT_WIDTH)
     log_price = np.log(items.price)
     dearness = (log_price - np.nanmean(log_price)) / np.nanstd(log_price)
     return Effects(
         age_category=age_category,
-        device_category=_centred(rng.normal(0, 0.35, size=(len(DEVICES), categories))),
-        hour_category=0.35 * np.cos(2 * np.pi * hours / 24),
+        device_category=_centred(rng.normal(0, 0.45, size=(len(DEVICES), categories))),
+        hour_category=0.4 * np.cos(2 * np.pi * hours / 24),
         country=rng.normal(0, 0.12, size=len(COUNTRIES)),
-        position=-0.4 * np.log(np.maximum(np.arange(MAX_POSITION + 1), 1)),
-        item=0.4 * (quality - quality.mean()) - 0.15 * np.nan_to_num(dearness),
+        position=-0.45 * np.log(np.maximum(np.arange(MAX_POSITION + 1), 1)),
+        item=0.65 * (quality - quality.mean()) - 0.15 * np.nan_to_num(dearness),
     )
 
 
 def _tags(rng: np.random.Generator, topic: np.ndarray) -> np.ndarray:
-    """Tags mostly of the item's own topic, some of its category, some of any; -1 where there is none; [I, M]."""
+    """Tags mostly of the item's topic, some of its category, some of any; -1 where there is none; [I, M]."""
     shape = (len(topic), MAX_TAGS)
     neighbour = topic[:, None] // TOPICS_PER_CATEGORY * TOPICS_PER_CATEGORY + rng.integers(
         0, TOPICS_PER_CATEGORY, size=shape
@@ -264,8 +273,10 @@ def _tags(rng: np.random.Generator, topic: np.ndarray) -> np.ndarray:
 def _encode(
     rng: np.random.Generator, latent_ID: np.ndarray, width: int, *, noise: float, offset: float, scale: float
 ) -> np.ndarray:
-    """What an encoder sees of the latent vector: a linear map of unit variance, noise, another scale; [I, width]."""
-    seen = latent_ID @ rng.normal(size=(LATENT_WIDTH, width)) + rng.normal(0, noise, size=(len(latent_ID), width))
+    """What an encoder sees of the latent vectors: a linear map, noise, another scale; [I, width]."""
+    seen = latent_ID @ rng.normal(size=(LATENT_WIDTH, width)) + rng.normal(
+        0, noise, size=(len(latent_ID), width)
+    )
     return (offset + scale * seen).astype(np.float32)
 
 

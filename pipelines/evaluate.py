@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from ctr.bundle import open_bundle
 from ctr.controls import optimum_scores, popularity_scores
 from ctr.metrics import evaluate
+from ctr.parity import as_input
 from ctr.ranker import Ranker
 from ctr.trainer import predict
+from features.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
@@ -61,14 +64,15 @@ def controls(feature_set: FeatureSet, split: SplitName) -> dict[str, Metrics]:
     return result
 
 
-def evaluate_bundle(path: Path, split: str, workspace: Workspace, console: Console) -> Summary:
+def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: Console) -> Summary:
     """Score a split through the ONNX graph, as a server would, and print it beside the controls.
 
     Raises:
         ConfigError: no such split, or the feature set the bundle was trained on is not in the workspace.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}.")
+    if split_name not in SPLITS:
+        raise ConfigError(f"--split {split_name}: choose one of {', '.join(SPLITS)}.")
+    split = cast(SplitName, split_name)
     ranker = Ranker.load(path)
     manifest = ranker.bundle.manifest
     folder = workspace.feature_sets / manifest.name / manifest.feature_set

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ def rank_file(bundle: Path, request: Path, strict: bool, top: int | None, consol
     table.add_column("item")
     table.add_column("click probability", justify="right")
     for place, entry in enumerate(result.ranked, start=1):
-        table.add_row(str(place), str(entry["item"]), f"{entry['score']:.5f}")
+        table.add_row(str(place), str(entry.item), f"{entry.score:.5f}")
     console.print(table)
     if result.unknown_candidates:
         shown = ", ".join(map(str, result.unknown_candidates[:5]))
         console.print(
             f"{len(result.unknown_candidates)} candidates are unknown to the bundle and scored as a new item: {shown}"
         )
-    return {"model_version": result.model_version, "ranked": list(result.ranked)}
+    return {"model_version": result.model_version, "ranked": [asdict(entry) for entry in result.ranked]}

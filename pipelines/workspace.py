@@ -56,6 +56,20 @@ class Workspace:
         known = ", ".join(path.name for path in finished[-5:]) or "none yet: run `quadrank train` first"
         raise ConfigError(f"{self.runs / run_id}: no finished run of that name. Finished runs: {known}.")
 
+    def interrupted_run(self, run_id: str) -> Path:
+        """The folder of a run that left a checkpoint; `latest` is the newest of them.
+
+        Raises:
+            ConfigError: no such run.
+        """
+        resumable = sorted(path.parent for path in self.runs.glob("*/checkpoint.json"))
+        if run_id == "latest" and resumable:
+            return resumable[-1]
+        if (self.runs / run_id / "checkpoint.json").is_file():
+            return self.runs / run_id
+        known = ", ".join(path.name for path in resumable[-5:]) or "none"
+        raise ConfigError(f"{self.runs / run_id}: no checkpoint to resume. Runs with one: {known}.")
+
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the workspace for one job on `name`. Raises LockError (exit 7) when another job holds it."""

@@ -1,4 +1,4 @@
-"""The model's equations, written as they are read: slow, obvious, and the reference for the shipped layers."""
+"""The model's equations, written as they are read: slow and obvious, the reference for the shipped layers."""
 
 from __future__ import annotations
 

@@ -58,6 +58,18 @@ def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, t
     torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
 
 
+def test_padding_contributes_nothing_even_with_an_event_on_it():
+    model = small_world.model()
+    _, inputs = evaluated(model, [8], [2, 3])
+    graph = RequestGraph(model)
+    expected = graph(*(inputs[name] for name in graph.input_names))
+    zeros, label = torch.zeros(2, dtype=torch.int64), inputs["history_label"]
+    inputs["history_item"] = torch.cat([zeros, inputs["history_item"]])
+    inputs["history_label"] = torch.cat([torch.tensor([1, 3]), label])
+    scores = graph(*(inputs[name] for name in graph.input_names))
+    torch.testing.assert_close(scores, expected, atol=1e-12, rtol=0)
+
+
 def test_scores_differ_between_candidates_and_follow_the_history():
     model = small_world.model()
     scores, _ = evaluated(model, *CASES["long history"])

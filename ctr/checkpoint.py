@@ -1,0 +1,291 @@
+"""The state of a training run on disk: one object, written so that a kill at any moment leaves a valid one.
+
+checkpoint.json                  what state the run is in, and which tensor file belongs to it
+checkpoint-<step>.safetensors    weights, optimizer moments, random number generators
+best.safetensors                 weights of the best look so far; model.safetensors once the run is done
+curve.jsonl                      one line a look
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ctr.config import ModelConfig, TrainConfig
+from ctr.optim import LOOKS_BEFORE_HALVING
+from features.errors import ConfigError, DataError
+from features.feature_set import FeatureSet, sha256_of
+from features.settings import Settings
+
+RECORD = "checkpoint.json"
+MODEL = "model.safetensors"
+CURVE = "curve.jsonl"
+FORMAT = 1
+
+# JSON has no NaN: it is written as null.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+class Evaluation(Settings):
+    """One look at the validation rows. A metric that these rows do not define is NaN."""
+
+    step: int
+    epoch: float
+    auc: Number
+    log_loss: Number
+    gauc_by_samples: Number
+    train_loss: Number
+    learning_rate: Number
+
+    def metrics(self) -> dict[str, float]:
+        """Its numbers by name, without `step` and `epoch`."""
+        return self.model_dump(exclude={"step", "epoch"})
+
+
+class TrainState(BaseModel):
+    """Where a run stands: everything beside tensors that its next step depends on.
+
+    Args:
+        step: optimizer steps done.
+        epoch: epochs done.
+        batch: batches done of the epoch after those.
+        best: the best look so far.
+        looks_since_best: looks after it.
+        halvings: how often a plateau has halved the learning rate.
+        curve: all looks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: Evaluation | None = None
+    looks_since_best: int = 0
+    halvings: int = 0
+    curve: list[Evaluation] = []
+
+    def record(self, look: Evaluation, metric: str) -> bool:
+        """Add a look; returns whether it is the best so far by `metric`.
+
+        Raises:
+            DataError: the validation rows do not define the metric.
+        """
+        value = look.metrics()[metric]
+        if math.isnan(value):
+            raise DataError(
+                f"train.metric {metric}: the validation rows do not define it (no user has both labels). "
+                "Set train.metric to log_loss, or widen split.valid."
+            )
+        self.curve.append(look)
+        best = None if self.best is None else self.best.metrics()[metric]
+        if best is None or (value < best if metric == "log_loss" else value > best):
+            self.best, self.looks_since_best = look, 0
+            return True
+        self.looks_since_best += 1
+        self.halvings += self.looks_since_best % LOOKS_BEFORE_HALVING == 0
+        return False
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether `patience` looks brought no improvement; a patience of 0 never runs out."""
+        return 0 < patience <= self.looks_since_best
+
+
+class Identity(Settings):
+    """What a checkpoint belongs to; it continues with nothing else."""
+
+    model: ModelConfig
+    contract_fingerprint: str
+    data_fingerprint: str
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, model: nn.Module, feature_set: FeatureSet, config: TrainConfig) -> Identity:
+        """Of one run. Training settings that do not decide which rows a batch holds may change on resume."""
+        manifest = feature_set.manifest
+        tables = {n: entry.sha256 for n, entry in manifest.files.items() if n.endswith((".arrow", ".npy"))}
+        return cls(
+            model=model.config,
+            contract_fingerprint=manifest.fingerprint,
+            data_fingerprint=hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest(),
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+
+
+class _Record(Settings):
+    format: int
+    identity: Identity
+    tensors: str
+    sha256: str
+    state: TrainState
+
+
+class CheckpointStore:
+    """Saves and loads the state of one run in its folder.
+
+    The record names its tensor file and holds its sha256, and replaces the old record in one step; only
+    then does the old tensor file go. No pickle is read or written.
+
+    Args:
+        folder: the run folder.
+        identity: what the run trains on.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def start(self) -> None:
+        """Make the folder for a new run. Raises ConfigError if a run has already saved something there."""
+        for name in (RECORD, MODEL):
+            if (self.folder / name).exists():
+                raise ConfigError(
+                    f"{self.folder / name}: a run has been here. Continue it with --resume, "
+                    "or train into a new folder."
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Replace the checkpoint and the curve by these."""
+        name = f"checkpoint-{state.step}.safetensors"
+        save_tensors(self.folder / name, _pack(model, optimizer))
+        record = _Record(
+            format=FORMAT,
+            identity=self.identity,
+            tensors=name,
+            sha256=sha256_of(self.folder / name),
+            state=state,
+        )
+        _write_text(self.folder / CURVE, "".join(f"{look.model_dump_json()}\n" for look in state.curve))
+        _write_text(self.folder / RECORD, record.model_dump_json(indent=2))
+        for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob("best-*.safetensors")]:
+            if old.name != name and old != self._best(state):
+                old.unlink()
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
+        """Put the checkpoint's tensors into model, optimizer and random number generators.
+
+        Returns:
+            Where the run stood, or None if it had not yet saved a checkpoint.
+
+        Raises:
+            ConfigError: the checkpoint is of another model, contract, feature set, batch size or seed.
+            DataError: it is damaged.
+        """
+        path = self.folder / RECORD
+        if not path.is_file():
+            return None
+        try:
+            record = _Record.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise DataError(
+                f"{path}: not a checkpoint of format {FORMAT} ({error.error_count()} problems). "
+                "Train again into a new folder, without --resume."
+            ) from None
+        self._require_same(record.identity)
+        tensors = self.folder / record.tensors
+        if not tensors.is_file() or sha256_of(tensors) != record.sha256:
+            raise DataError(
+                f"{tensors}: missing or changed since the checkpoint was written (sha256 differs). "
+                "Train again into a new folder, without --resume."
+            )
+        _unpack(load_file(tensors), model, optimizer)
+        return record.state
+
+    def save_best(self, state: TrainState, model: nn.Module) -> None:
+        """Keep the weights of `state.best`; call it before `save`, which removes those of an earlier best."""
+        save_tensors(self._best(state), model.state_dict())
+
+    def finish(self, state: TrainState, model: nn.Module) -> None:
+        """The run is done: publish its best weights as model.safetensors, and load them into the model."""
+        # Not there when a finished run is finished again: then they are published already.
+        if self._best(state).is_file():
+            self._best(state).replace(self.folder / MODEL)
+        model.load_state_dict(load_file(self.folder / MODEL))
+
+    def _best(self, state: TrainState) -> Path:
+        return self.folder / f"best-{state.best.step if state.best else 0}.safetensors"
+
+    def _require_same(self, found: Identity) -> None:
+        theirs, ours = _flat(found), _flat(self.identity)
+        different = [key for key in ours if theirs.get(key) != ours[key]]
+        if different:
+            key = different[0]
+            raise ConfigError(
+                f"{self.folder / RECORD}: the checkpoint has {key} = {theirs.get(key)!r}, this run has "
+                f"{ours[key]!r}. Resume with the settings and the feature set it was started with, or train "
+                "into a new folder without --resume."
+            )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file so that readers see the old one or the new one, never half of it."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda fresh: save_file(on_cpu, fresh))
+
+
+def _write_text(path: Path, text: str) -> None:
+    def write(fresh: Path) -> None:
+        fresh.write_text(text, encoding="utf-8")
+
+    _replace(path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a sibling, fsync it, rename it over `path`, fsync the folder."""
+    fresh = path.with_name(f".{path.name}.part")
+    write(fresh)
+    _fsync(fresh)
+    fresh.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of a run under one namespace: `model.*`, `optimizer.<parameter>.<moment>`, `random.*`."""
+    packed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        packed |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    packed["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        packed["random.cuda"] = torch.cuda.get_rng_state()
+    return packed
+
+
+def _unpack(packed: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.load_state_dict({n.removeprefix("model."): t for n, t in packed.items() if n.startswith("model.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in packed.items():
+        if name.startswith("optimizer."):
+            _, index, moment = name.split(".", 2)
+            moments.setdefault(int(index), {})[moment] = tensor
+    # Learning rate and L2 come from the settings, not from the checkpoint.
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(packed["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda" in packed:
+        torch.cuda.set_rng_state(packed["random.cuda"])
+
+
+def _flat(identity: Identity) -> dict[str, Any]:
+    content = identity.model_dump()
+    model = content.pop("model")
+    return {f"model.{key}": value for key, value in model.items()} | content

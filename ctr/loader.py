@@ -1,0 +1,235 @@
+"""Rows and histories of a feature set, memory-mapped, to batches: vectorised, ids only.
+
+Shapes: B rows, S history positions (newest last, padding in front), U distinct items in the batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from functools import cached_property
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ctr.batch import Batch
+from features.errors import DataError
+from features.feature_set import FeatureSet, SplitName
+from features.schema import PADDING
+
+BATCHES_AHEAD = 3
+
+T = TypeVar("T")
+
+
+class Loader:
+    """The batches of one split, epoch by epoch.
+
+    A row stores only where its history ends; its items are gathered from the flat events when its batch is
+    made. The order of an epoch follows from (seed, epoch) alone, so that a resumed run sees the batches the
+    interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
+
+    Args:
+        feature_set: what to read; nothing of it is copied into memory beyond one batch.
+        split: train, valid or test.
+        batch_size: rows of a batch; the last one of an epoch may be smaller.
+        seed: of the shuffled order.
+        shuffle: draw the rows in random order, another one each epoch.
+        drop_last: leave out a last batch smaller than `batch_size`. The rows left out differ by epoch.
+
+    Raises:
+        DataError: a column that the schema promises is missing.
+    """
+
+    def __init__(
+        self,
+        feature_set: FeatureSet,
+        split: SplitName,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        self.schema = feature_set.schema
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self._rows = feature_set.rows(split)
+        self._events = feature_set.events()
+        self._require_columns(feature_set, split)
+        self._starts = np.cumsum([0] + [len(part["item"]) for part in self._rows])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the split."""
+        return int(self._starts[-1])
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """0 or 1, float32 [rows], in stored order."""
+        return self.column("label").astype(np.float32)
+
+    def column(self, name: str) -> np.ndarray:
+        """One row column of the whole split, [rows], in stored order."""
+        return np.concatenate([part[name] for part in self._rows])
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch from `start_batch` on, made ahead by a thread that this generator owns."""
+        return prefetch(self._batches(epoch, start_batch))
+
+    def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
+        order = self._order(epoch)
+        items = DistinctItems(self.schema.items)
+        for number in range(start_batch, len(self)):
+            rows_B = order[number * self.batch_size : (number + 1) * self.batch_size]
+            # The order inside a batch means nothing to training; in stored order each part is one slice.
+            yield self._batch(np.sort(rows_B), items)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        dtype = np.int32 if self.rows < 2**31 else np.int64
+        stored = np.arange(self.rows, dtype=dtype)
+        if not self.shuffle:
+            return stored
+        return np.random.default_rng([self.seed % 2**32, epoch]).permutation(stored)
+
+    def _batch(self, rows_B: np.ndarray, items: DistinctItems) -> Batch:
+        """The batch of these rows, which are sorted."""
+        # Each entry: a part, the slice of the batch that lies in it, and these rows counted in the part.
+        bounds = np.searchsorted(rows_B, self._starts)
+        spans = [
+            (part, slice(start, stop), rows_B[start:stop] - self._starts[part])
+            for part, (start, stop) in enumerate(pairwise(bounds))
+            if stop > start
+        ]
+
+        def gather(name: str) -> np.ndarray:
+            return np.concatenate([self._rows[part][name].take(rows) for part, _, rows in spans])
+
+        end_B, len_B = gather("history_end"), gather("history_len")
+        positions = max(1, int(len_B.max()))
+        filled_BS = np.arange(positions) >= positions - len_B[:, None]
+        # In front of the first event of a part there is nothing: read event 0 there, and mask it below.
+        event_BS = np.maximum(end_B[:, None] + np.arange(-positions, 0), 0)
+
+        def gather_events(name: str) -> np.ndarray:
+            values_BS = np.full(event_BS.shape, PADDING, np.int32)
+            for part, span, _ in spans:
+                if len(events := self._events[part][name]):
+                    values_BS[span] = events.take(event_BS[span])
+            return values_BS * filled_BS
+
+        target_B, history_BS = gather("item"), gather_events("item")
+        items_U, place = items.find(target_B, history_BS)
+        context = {field.name: gather(field.name) for field in self.schema.context}
+        weighted = "weight" in self._rows[0]
+        return Batch(
+            items_U=torch.from_numpy(items_U),
+            target_B=torch.from_numpy(place.take(target_B)),
+            history_BS=torch.from_numpy(place.take(history_BS)),
+            user_B=torch.from_numpy(gather("user").astype(np.int64)),
+            label_B=torch.from_numpy(gather("label").astype(np.float32)),
+            weight_B=torch.from_numpy(gather("weight").astype(np.float32))
+            if weighted
+            else torch.ones(len(rows_B)),
+            events={field.name: _tensor(gather_events(field.name)) for field in self.schema.event},
+            context={name: _tensor(values) for name, values in context.items()},
+        )
+
+    def _require_columns(self, feature_set: FeatureSet, split: SplitName) -> None:
+        context = [field.name for field in self.schema.context]
+        rows = {"user", "item", "label", "history_end", "history_len", *context}
+        events = {"item", *(field.name for field in self.schema.event)}
+        for folder, parts, needed in ((f"rows/{split}", self._rows, rows), ("events", self._events, events)):
+            for number, part in enumerate(parts):
+                if missing := sorted(needed - set(part)):
+                    raise DataError(
+                        f"{feature_set.path / folder}/part-{number:05d}.arrow: no column {missing[0]!r}. "
+                        "Build the feature set again with `quadrank features`."
+                    )
+
+
+class DistinctItems:
+    """Finds the distinct items of a batch by marking them: O(items + B S), no sorting.
+
+    Args:
+        items: rows of the item catalogue.
+    """
+
+    def __init__(self, items: int) -> None:
+        self._marked = np.zeros(items, bool)
+        self._place = np.zeros(items, np.int64)
+
+    def find(self, *indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct item rows, int64 [U], padding first; and the place of each item among them, int64 [items].
+
+        The second array is valid for the given items until the next call.
+        """
+        self._marked[PADDING] = True
+        for values in indices:
+            self._marked[values] = True
+        items_U = np.flatnonzero(self._marked)
+        self._place[items_U] = np.arange(len(items_U))
+        self._marked[items_U] = False
+        return items_U, self._place
+
+
+def prefetch(source: Iterable[T], ahead: int = BATCHES_AHEAD) -> Generator[T, None, None]:
+    """Iterate over `source` in a background thread, at most `ahead` results in front of the consumer.
+
+    The thread ends when `source` does, or when the generator is closed or dropped. What `source` raises is
+    raised here, after the results before it.
+    """
+    results: queue.Queue[T | _End] = queue.Queue(ahead)
+    abandoned = threading.Event()
+
+    def put(result: T | _End) -> None:
+        while not abandoned.is_set():
+            try:
+                return results.put(result, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        error: BaseException | None = None
+        try:
+            for result in source:
+                put(result)
+                if abandoned.is_set():
+                    return
+        except BaseException as raised:  # handed to the consumer, who raises it
+            error = raised
+        put(_End(error))
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(result := results.get(), _End):
+            yield result
+        if result.error is not None:
+            raise result.error
+    finally:
+        abandoned.set()
+        thread.join()
+
+
+class _End:
+    """Comes after the last result, with what ended the source early."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """Indices as int64, numbers as float32."""
+    kind = np.int64 if values.dtype.kind in "iu" else np.float32
+    return torch.from_numpy(values.astype(kind, copy=False))

@@ -1,0 +1,82 @@
+"""How weights move: Adam with L2 where the model asks for it, the learning rate, and the non-finite guard."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ctr.config import TrainConfig
+from features.errors import NumericalError
+
+# Plateau: looks without improvement before each halving.
+LOOKS_BEFORE_HALVING = 2
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
+    """Adam over all trainable parameters, `model.regularized_parameters()` with L2.
+
+    The L2 is part of the gradient, `g + λ w`, that of a loss term `λ/2 ||w||²` (arXiv 2504.17699).
+    """
+    regularized = {id(parameter) for parameter in model.regularized_parameters()}  # type: ignore[operator]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if id(p) in regularized], "weight_decay": config.embedding_l2},
+        {"params": [p for p in trainable if id(p) not in regularized], "weight_decay": 0.0},
+    ]
+    filled = [group for group in groups if group["params"]]
+    # Fused: one pass over the embedding tables a step, and it honours the guard's mark below.
+    return torch.optim.Adam(filled, lr=config.learning_rate, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int, halvings: int) -> float:
+    """Learning rate of step `step` (from 0) of `steps`, after `halvings` looks at a plateau.
+
+    `cosine` falls from `config.learning_rate` to 0 over the run, `plateau` is halved, `constant` stays.
+    """
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    if config.schedule == "plateau":
+        return config.learning_rate * 0.5**halvings
+    return config.learning_rate
+
+
+class FiniteGuard:
+    """Keeps NaN and infinity out of the weights without making the CPU wait for the device.
+
+    `watch` goes between gradient and optimizer step. From the first loss or gradient norm that is not
+    finite on, it marks the optimizer so that no step changes a weight; `check`, at the next logging step,
+    raises. Call `check` before anything is written to disk.
+
+    Args:
+        optimizer: a fused one: it skips a step while its `found_inf` is 1, the way `torch.amp.GradScaler`
+            makes it.
+        device: where losses and gradients are.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self._marked = torch.zeros((), device=device)
+        self._first = torch.full((3,), -1.0, dtype=torch.float64, device=device)
+
+    def watch(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Note the loss and gradient norm (scalars) of this step, before the optimizer takes it."""
+        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        fresh = bad & (self._marked == 0)
+        here = torch.stack([torch.full_like(self._first[0], step), loss.detach().double(), norm.double()])
+        self._first = torch.where(fresh, here, self._first)
+        self._marked = torch.maximum(self._marked, bad.float())
+        self._optimizer.found_inf = self._marked  # type: ignore[attr-defined]
+
+    def check(self, rate: float) -> None:
+        """Raise NumericalError if a step since the start was not finite; `rate` is the learning rate."""
+        if not self._marked.item():
+            return
+        step, loss, norm = self._first.tolist()
+        raise NumericalError(
+            f"step {step:.0f}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.3g}: not finite. "
+            "Training stopped before this reached the weights; nothing was overwritten, and the last "
+            "checkpoint, if there is one, stands. Lower train.learning_rate or train.clip_norm and continue "
+            "with --resume. If it comes back at once, look for extreme values in numeric columns and vectors."
+        )

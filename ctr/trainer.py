@@ -1,0 +1,263 @@
+"""The training loop: batches in, the best weights out, resumable at every look at the validation rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctr.batch import Batch
+from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.config import TrainConfig
+from ctr.loader import Loader
+from ctr.losses import weighted_log_loss
+from ctr.metrics import auc, gauc_by_samples, log_loss
+from ctr.optim import FiniteGuard, learning_rate, make_optimizer
+from features.errors import ConfigError
+from features.feature_set import FeatureSet, SplitName
+from features.progress import Progress
+from features.progress import progress as show_progress
+
+__all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict"]
+
+STEPS_BETWEEN_LOGS = 20
+SCORING_ROWS = 1024
+
+
+class StopTraining(Exception):  # noqa: N818  # a wish, not an error
+    """Raised by `on_evaluation` to end training after this look, as a sweep does with a poor trial."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out of one call of `fit`.
+
+    Args:
+        best: metrics of the best look; its weights are in the model.
+        curve: all looks, also those before a resume.
+        rows_per_second: training rows a second in this call, looks at the validation rows not counted.
+        epochs_run: passes over the training rows, before a resume included.
+        stopped_early: patience ran out.
+        stopped_by_callback: `on_evaluation` raised StopTraining.
+        seconds: wall time of this call.
+    """
+
+    best: dict[str, float]
+    curve: list[Evaluation]
+    rows_per_second: float
+    epochs_run: float
+    stopped_early: bool
+    stopped_by_callback: bool
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    feature_set: FeatureSet,
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+    progress: Progress = show_progress,
+    resume: bool = False,
+) -> FitResult:
+    """Train `model`, look at the validation rows on the way, and leave it with the weights of its best look.
+
+    At every look the run is saved: kill it at any time, call again with `resume`, and on a CPU it ends with
+    the same weights, bit by bit. `resume` starts afresh where nothing had been saved, and only loads the best
+    weights where the run was done.
+
+    Args:
+        model: with tables attached, `config` (its ModelConfig), `forward(batch) -> logit_B`, and
+            `regularized_parameters()`. A lone last row of an epoch is left out: batch norm needs two.
+        feature_set: where rows come from.
+        config: settings.
+        run_dir: gets model.safetensors, curve.jsonl and the checkpoint (ctr/checkpoint.py).
+        on_evaluation: called after each look, once it is saved; may raise StopTraining.
+        progress: how to show it; `features.progress.silent` to not show it.
+        resume: continue the run in `run_dir`.
+
+    Raises:
+        ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or, without
+            `resume`, a run in `run_dir`.
+        DataError: a damaged checkpoint, or validation rows that cannot be judged.
+        NumericalError: loss, gradient or score is not finite; what was saved before stays as it is.
+    """
+    started = time.monotonic()
+    device = _device(config.device)
+    train = _training_rows(feature_set, config)
+    valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
+    torch.manual_seed(config.seed)
+    model.to(device)
+    optimizer = make_optimizer(model, config)
+    guard = FiniteGuard(optimizer, device)
+    store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
+    state = store.load(model, optimizer) if resume else None
+    if state is None:
+        store.start()
+        state = TrainState()
+
+    looks = _look_batches(len(train), config.evaluations_per_epoch)
+    steps = config.epochs * len(train)
+    done = state.epoch * train.rows + state.batch * config.batch_size
+    rows, seconds_looking, stopped_by_callback = 0, 0.0, False
+    loss_sum, last_look = torch.zeros((), device=device), state.step
+    model.train()
+    with (
+        progress("training", config.epochs * train.rows, "rows", done) as bar,
+        closing(_batches_left(train, state, config)) as batches,
+    ):
+        for batch in batches:
+            rate = learning_rate(config, state.step, steps, state.halvings)
+            loss_sum += _step(model, optimizer, guard, batch.to(device), state.step, rate, config.clip_norm)
+            state.step, state.batch, rows = state.step + 1, state.batch + 1, rows + len(batch)
+            bar.advance(len(batch))
+            if state.step % STEPS_BETWEEN_LOGS == 0:
+                guard.check(rate)
+            if state.batch not in looks:
+                continue
+
+            guard.check(rate)
+            look_started = time.monotonic()
+            look = Evaluation(
+                step=state.step,
+                epoch=state.step / len(train),
+                train_loss=loss_sum.item() / (state.step - last_look),
+                learning_rate=rate,
+                **_validation_metrics(model, valid, device),
+            )
+            if state.record(look, config.metric):
+                store.save_best(state, model)
+            store.save(state, model, optimizer)
+            loss_sum.zero_()
+            last_look = state.step
+            seconds_looking += time.monotonic() - look_started
+            bar.advance(
+                0, note=f"epoch {look.epoch:.2f}, {config.metric} {look.metrics()[config.metric]:.4f}"
+            )
+            if on_evaluation is not None:
+                try:
+                    on_evaluation(look)
+                except StopTraining:
+                    stopped_by_callback = True
+                    break
+            if state.out_of_patience(config.patience):
+                break
+
+    store.finish(state, model)
+    seconds = time.monotonic() - started
+    return FitResult(
+        best=state.best.metrics(),
+        curve=state.curve,
+        rows_per_second=rows / (seconds - seconds_looking),
+        epochs_run=state.step / len(train),
+        stopped_early=state.out_of_patience(config.patience),
+        stopped_by_callback=stopped_by_callback,
+        seconds=seconds,
+    )
+
+
+def predict(
+    model: nn.Module,
+    feature_set: FeatureSet,
+    split: SplitName,
+    batch_size: int = SCORING_ROWS,
+    device: torch.device | None = None,
+) -> np.ndarray:
+    """Click probabilities of a split in its stored row order, float32 [rows].
+
+    Args:
+        model: with tables attached; it is in evaluation mode afterwards.
+        feature_set: where rows come from.
+        split: train, valid or test.
+        batch_size: rows scored at a time.
+        device: where to score; the model is moved there. Default: where it is.
+    """
+    if device is None:
+        device = next(model.parameters()).device
+    return _score(model.to(device), Loader(feature_set, split, batch_size), device)
+
+
+def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
+    rows = feature_set.manifest.windows["train"].rows
+    if not 2 <= config.batch_size <= rows:
+        raise ConfigError(
+            f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs two "
+            f"rows. Got {config.batch_size:,}."
+        )
+    lone_last_row = rows % config.batch_size == 1
+    return Loader(
+        feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row
+    )
+
+
+def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device cuda: torch sees no CUDA device here. Set train.device to auto or cpu."
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _look_batches(batches: int, looks: int) -> frozenset[int]:
+    """After which batches (from 1) of an epoch to look: evenly spread, always after the last one."""
+    return frozenset(math.ceil(batches * look / looks) for look in range(1, looks + 1))
+
+
+def _batches_left(train: Loader, state: TrainState, config: TrainConfig) -> Generator[Batch, None, None]:
+    """The batches from where `state` stands to the last epoch; turns the epoch over in `state`."""
+    while state.epoch < config.epochs and not state.out_of_patience(config.patience):
+        with closing(train.epoch(state.epoch, state.batch)) as batches:
+            yield from batches
+        state.epoch, state.batch = state.epoch + 1, 0
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    guard: FiniteGuard,
+    batch: Batch,
+    step: int,
+    rate: float,
+    clip_norm: float,
+) -> Tensor:
+    """One optimizer step; returns the loss, still on the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss = weighted_log_loss(model(batch), batch.label_B, batch.weight_B)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    guard.watch(step, loss, norm)
+    optimizer.step()
+    return loss.detach()
+
+
+def _validation_metrics(model: nn.Module, valid: Loader, device: torch.device) -> dict[str, float]:
+    scores = _score(model, valid, device)
+    model.train()
+    return {
+        "auc": auc(valid.labels, scores),
+        "log_loss": log_loss(valid.labels, scores),
+        "gauc_by_samples": gauc_by_samples(valid.labels, scores, valid.column("user")),
+    }
+
+
+@torch.inference_mode()
+def _score(model: nn.Module, loader: Loader, device: torch.device) -> np.ndarray:
+    model.eval()
+    scores = torch.empty(loader.rows, device=device)
+    start = 0
+    with closing(loader.epoch(0)) as batches:
+        for batch in batches:
+            scores[start : start + len(batch)] = torch.sigmoid(model(batch.to(device)))
+            start += len(batch)
+    return scores.cpu().numpy()

@@ -1,0 +1,155 @@
+"""How long jobs say how far they are: a bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TextIO
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Bar(Protocol):
+    """What a job tells about itself while it runs."""
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        """`amount` more units are done; `note`, when given, replaces the text shown beside the count."""
+
+    def advance_to(self, done: int, total: int) -> None:
+        """`done` of `total` units are done. Fits callbacks of the form (done, total)."""
+
+
+class Progress(Protocol):
+    """Opens a bar for one job: `progress` shows it, `silent` does not."""
+
+    def __call__(
+        self, description: str, total: int, unit: str = "rows", done: int = 0
+    ) -> AbstractContextManager[Bar]:
+        """Open a bar of `total` units, `done` of them by an earlier process, for a `with` statement."""
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
+    """Show a job on stderr: a live bar on a terminal, otherwise a line every 15 seconds and one at the end.
+
+    Args:
+        description: what is being done, such as `training`.
+        total: units of the whole job.
+        unit: what is counted, in the plural.
+        done: units that an interrupted job had done before; they do not count into the speed.
+
+    Example:
+        >>> with progress("encoding", total=3, unit="files") as bar:
+        ...     bar.advance(1, note="items.parquet")
+    """
+    if sys.stderr.isatty():
+        with _live_bar(description, total, unit, done) as bar:
+            yield bar
+    else:
+        lines = Lines(description, total, unit, done, out=sys.stderr)
+        yield lines
+        lines.finish()
+
+
+@contextmanager
+def silent(description: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
+    """Show nothing."""
+    yield _Nothing()
+
+
+class Count:
+    """How far a job is, and how fast it goes: `12,000 / 48,000 rows, 6,000 rows/s`."""
+
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        self.total = total
+        self.unit = unit
+        self.done = self._done_before = done
+        self.note = ""
+        self._started = time.monotonic()
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        """`amount` more units are done."""
+        self.done += amount
+        if note is not None:
+            self.note = note
+
+    def __str__(self) -> str:
+        speed = (self.done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
+        text = f"{self.done:,} / {self.total:,} {self.unit}, {speed:,.0f} {self.unit}/s"
+        return f"{text}, {self.note}" if self.note else text
+
+
+class Lines(Count):
+    """Progress for log files: plain lines at least `seconds_between` apart, and a last one by `finish`."""
+
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        *,
+        out: TextIO,
+        seconds_between: float = SECONDS_BETWEEN_LINES,
+    ) -> None:
+        super().__init__(total, unit, done)
+        self.description = description
+        self.out = out
+        self.seconds_between = seconds_between
+        self._written = time.monotonic()
+
+    def advance(self, amount: int, note: str | None = None) -> None:
+        """`amount` more units are done."""
+        super().advance(amount, note)
+        if time.monotonic() - self._written >= self.seconds_between:
+            self.finish()
+
+    def advance_to(self, done: int, total: int) -> None:
+        """`done` of `total` units are done."""
+        self.total = total
+        self.advance(done - self.done)
+
+    def finish(self) -> None:
+        """Write a line now."""
+        print(f"{self.description}: {self}", file=self.out, flush=True)
+        self._written = time.monotonic()
+
+
+class _Nothing:
+    def advance(self, amount: int, note: str | None = None) -> None:
+        pass
+
+    def advance_to(self, done: int, total: int) -> None:
+        pass
+
+
+@contextmanager
+def _live_bar(description: str, total: int, unit: str, done: int) -> Iterator[Bar]:
+    # Imported here: servers and tests never draw a bar.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        count = Count(total, unit, done)
+        task = bars.add_task(description, total=total, completed=done, count=count)
+
+        class Live:
+            def advance(self, amount: int, note: str | None = None) -> None:
+                count.advance(amount, note)
+                bars.update(task, advance=amount)
+
+            def advance_to(self, done: int, total: int) -> None:
+                count.total = total
+                count.advance(done - count.done)
+                bars.update(task, completed=done, total=total)
+
+        yield Live()
