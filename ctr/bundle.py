@@ -120,9 +120,7 @@ def open_bundle(path: Path) -> Bundle:
     for name, entry in manifest.files.items():
         file = path / name
         if name not in present:
-            raise DataError(
-                f"{file}: missing from the bundle. Copy the whole folder again, or export it again."
-            )
+            raise DataError(f"{file}: missing from the bundle. Copy the whole folder again, or export it again.")
         if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
             raise DataError(
                 f"{file}: changed since it was exported (sha256 is not {entry.sha256[:12]}…). "

@@ -5,10 +5,17 @@ Shapes: H history items of one request, N candidates, D item width.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import platform
+import shutil
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +26,123 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ctr.bundle import ITEM_TABLE
+from ctr.bundle import (
+    GOLDEN,
+    ITEM_TABLE,
+    ITEMS,
+    MODEL_CARD,
+    RANKER,
+    Facts,
+    Golden,
+    publish,
+    seal,
+    write_json,
+)
+from ctr.fold import ItemGraph, RequestGraph
+from ctr.golden import golden_cases
+from ctr.model_card import model_card
+from ctr.models.qin import QIN
+from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
+from ctr.ranker import Ranker
+from features.encoder import USERS, Encoder
 from features.errors import NumericalError
+from features.feature_set import FeatureSet
 from features.schema import Field, Schema
 
 OPSET = 20
 HISTORY = "history"
 CANDIDATES = "candidates"
 ITEMS_AXIS = "items"
+RANDOM_REQUESTS = 200
+PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "polars", "pyarrow", "torch")
 
 Shape = list[int | str]
 
 
-def export_request_graph(graph: nn.Module, schema: Schema, path: Path) -> dict[str, Shape]:
+@dataclass(frozen=True)
+class ExportResult:
+    """A published bundle.
+
+    Args:
+        path: where it lies.
+        max_abs_difference: largest |ONNX - torch| of a probability over the parity requests.
+        seconds: of folding, exporting and proving.
+        bytes: of all its files.
+    """
+
+    path: Path
+    max_abs_difference: float
+    seconds: float
+    bytes: int
+
+
+def export_bundle(
+    model: QIN,
+    feature_set: FeatureSet,
+    out: Path,
+    *,
+    model_version: str,
+    architecture: str,
+    metrics: Mapping[str, Mapping[str, Any]],
+    controls: Mapping[str, Mapping[str, Any]],
+    git_revision: str,
+) -> ExportResult:
+    """Fold a trained model, export it and publish the bundle at `out`, or leave `out` as it was.
+
+    Published only after a `Ranker` loaded it as a server would, scored the golden requests from raw ids,
+    and agreed with the torch model on a grid of edge cases and 200 random requests.
+
+    Args:
+        model: trained, with the tables of `feature_set` attached.
+        out: a new folder, or an older bundle to replace.
+        model_version: names the model in every answer, e.g. the training run's id.
+        architecture: `ModelConfig.architecture`.
+        metrics: by split, then by metric.
+        controls: the same metrics of each control.
+        git_revision: of the code that trained it.
+
+    Raises:
+        ConfigError: `out` exists and is not a bundle.
+        NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5.
+    """
+    started = time.perf_counter()
+    schema, manifest = feature_set.schema, feature_set.manifest
+    with publish(out) as folder:
+        inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
+        export_item_graph(ItemGraph(model), schema, folder / ITEMS)
+        encoder = _write_encoder(feature_set, folder)
+        golden = Golden(cases=golden_cases(model, feature_set, encoder))
+        write_json(folder / GOLDEN, golden)
+        facts = Facts(
+            name=manifest.name,
+            model_version=model_version,
+            architecture=architecture,
+            fingerprint=manifest.fingerprint,
+            feature_set=manifest.version,
+            metrics={name: dict(values) for name, values in metrics.items()},
+            controls={name: dict(values) for name, values in controls.items()},
+            windows=manifest.windows,
+            inputs=inputs,
+            git_revision=git_revision,
+            versions=_versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        card = model_card(facts, feature_set.contract, schema, golden.cases[0])
+        (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+        sealed = seal(folder, facts)
+        ranker = Ranker.load(folder)
+        cases = itertools.chain(grid_cases(schema), random_cases(schema, RANDOM_REQUESTS))
+        difference = check_parity(model, feature_set.users, ranker.score, cases)
+        check_item_parity(folder, feature_set)
+    return ExportResult(
+        path=out,
+        max_abs_difference=difference,
+        seconds=time.perf_counter() - started,
+        bytes=sum(entry.bytes for entry in sealed.files.values()),
+    )
+
+
+def export_request_graph(graph: RequestGraph, schema: Schema, path: Path) -> dict[str, Shape]:
     """Write a `RequestGraph` to `path`, its item table as `item_table.bin` beside it.
 
     User and context inputs have no candidate axis: they are read once a request, not once a candidate.
@@ -55,7 +166,7 @@ def export_request_graph(graph: nn.Module, schema: Schema, path: Path) -> dict[s
     return shapes
 
 
-def export_item_graph(graph: nn.Module, schema: Schema, path: Path) -> dict[str, Shape]:
+def export_item_graph(graph: ItemGraph, schema: Schema, path: Path) -> dict[str, Shape]:
     """Write an `ItemGraph` to `path`: encoded columns and vectors of M new items -> rows of the item table.
 
     Returns:
@@ -103,6 +214,20 @@ def _trace(graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str
     return program.model
 
 
+def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
+    """The feature set's encoder, saved without where its raw data lay: a bundle travels to other machines."""
+    encoder = Encoder.load(feature_set.path)
+    encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
+    encoder.save(folder)
+    shutil.copyfile(feature_set.path / USERS, folder / USERS)
+    return encoder
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
 def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
     """Check that a saved graph has exactly these inputs and outputs, each axis named or fixed as given.
 
@@ -122,8 +247,7 @@ def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
     for name, shape in shapes.items():
         if found[name] != list(shape):
             raise NumericalError(
-                f"{path}: {name} has shape {found[name]}, expected {list(shape)}: "
-                "the exporter froze or freed an axis."
+                f"{path}: {name} has shape {found[name]}, expected {list(shape)}: the exporter froze or freed an axis."
             )
     # A loop takes one step a candidate, some hundred times slower: nn.EmbeddingBag becomes one.
     loops = sorted({node.op_type for node in graph.node} & {"Loop", "Scan"})
@@ -131,7 +255,7 @@ def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
         raise NumericalError(f"{path}: the graph holds a {loops[0]}; write that layer without one.")
 
 
-def example_inputs(schema: Schema, names: list[str]) -> dict[str, Tensor]:
+def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
     """Inputs of the graph's types and ranks, with lengths that stand for nothing else (H 5, N 7)."""
     history, candidates = 5, 7
     fields = {f"user_{f.name}": f for f in schema.user} | {f"context_{f.name}": f for f in schema.context}
@@ -183,9 +307,7 @@ def _move_table_out(model: Any, buffer: str, path: Path) -> None:
     if len(matching) != 1:
         # Indexing (`table[rows]`) instead of F.embedding makes the exporter fold one copy for each use.
         known = ", ".join(model.graph.initializers)
-        raise NumericalError(
-            f"export: expected one initializer {buffer!r} in the graph, found these: {known}."
-        )
+        raise NumericalError(f"export: expected one initializer {buffer!r} in the graph, found these: {known}.")
     (value,) = matching
     table_ID: np.ndarray = value.const_value.numpy()
     table_ID.tofile(path)

@@ -92,9 +92,7 @@ def _call(facts: Facts, example: GoldenCase) -> str:
     candidates = example.request["candidates"]
     order = sorted(range(len(candidates)), key=lambda i: -example.scores[i])
     ranked = [{"item": candidates[i], "score": round(example.scores[i], 6)} for i in order]
-    answer = json.dumps(
-        {"model_version": facts.model_version, "ranked": ranked}, ensure_ascii=False, indent=2
-    )
+    answer = json.dumps({"model_version": facts.model_version, "ranked": ranked}, ensure_ascii=False, indent=2)
     return (
         f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{request}\n```\n\n"
         f"answers\n\n```json\n{answer}\n```\n\n"

@@ -75,8 +75,9 @@ class FiniteGuard:
             return
         step, loss, norm = self._first.tolist()
         raise NumericalError(
-            f"step {step:.0f}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.3g}: not finite. "
-            "Training stopped before this reached the weights; nothing was overwritten, and the last "
-            "checkpoint, if there is one, stands. Lower train.learning_rate or train.clip_norm and continue "
-            "with --resume. If it comes back at once, look for extreme values in numeric columns and vectors."
+            f"step {step:.0f}: not finite: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
+            f"{rate:.3g}. Training stopped before this reached the weights; nothing was overwritten, and the "
+            "last checkpoint, if there is one, stands. Lower train.learning_rate or train.clip_norm and "
+            "continue with --resume. If it comes back at once, look for extreme values in numeric columns "
+            "and item vectors."
         )

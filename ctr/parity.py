@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from features.encoder import EncodedRequest
 from torch import Tensor
 
 from ctr.batch import Batch
-from ctr.bundle import TOLERANCE
+from ctr.bundle import ITEM_TABLE, ITEMS, TOLERANCE
 from ctr.models.qin import QIN
+from ctr.ranker import open_session
+from features.encoder import EncodedRequest
 from features.errors import NumericalError
+from features.feature_set import FeatureSet
 from features.schema import UNKNOWN, Field, Schema
 
 CANDIDATE_COUNTS = (1, 2, 7, 100)
+ITEMS_COMPARED = 1000
 
 Score = Callable[[EncodedRequest], np.ndarray]
 
@@ -102,9 +106,7 @@ def check_parity(model: QIN, users: Mapping[str, np.ndarray], score: Score, case
         wanted_N = expected(model, case)
         got_N = score(case.encoded(model.schema, users))
         if got_N.shape != wanted_N.shape:
-            raise NumericalError(
-                f"parity: {len(wanted_N)} candidates, but the graph gave scores {got_N.shape}."
-            )
+            raise NumericalError(f"parity: {len(wanted_N)} candidates, but the graph gave scores {got_N.shape}.")
         difference = float(np.abs(got_N - wanted_N).max())
         # Written so that NaN fails too.
         if not difference <= TOLERANCE:
@@ -115,6 +117,30 @@ def check_parity(model: QIN, users: Mapping[str, np.ndarray], score: Score, case
             )
         worst = max(worst, difference)
     return worst
+
+
+def check_item_parity(folder: Path, feature_set: FeatureSet, seed: int = 0) -> float:
+    """Largest difference between `items.onnx` and the item table, over at most 1,000 of the feature set's items.
+
+    Raises:
+        NumericalError: it exceeds 1e-5, or is not a number.
+    """
+    schema = feature_set.schema
+    real = np.arange(UNKNOWN, schema.items)
+    rows = np.sort(np.random.default_rng(seed).permutation(real)[:ITEMS_COMPARED])
+    feed = {f"item_{f.name}": as_input(f, feature_set.items[f.name][rows]) for f in schema.item}
+    feed |= {f"vector_{v.name}": feature_set.vectors(v.name)[rows] for v in schema.vectors}
+    feed |= {f"present_{v.name}": feature_set.present(v.name)[rows] for v in schema.vectors}
+    (row_MD,) = open_session(folder / ITEMS).run(["row"], feed)
+    table_ID = np.memmap(folder / ITEM_TABLE, np.float32, mode="r").reshape(schema.items, -1)
+    difference_M = np.abs(row_MD - table_ID[rows]).max(axis=1)
+    worst = int(difference_M.argmax())
+    if not difference_M[worst] <= TOLERANCE:
+        raise NumericalError(
+            f"parity: {ITEMS} gives item row {rows[worst]} values {difference_M[worst]:.2e} away from the item "
+            f"table's (at most {TOLERANCE} is allowed). The bundle is not published."
+        )
+    return float(difference_M[worst])
 
 
 def grid_cases(schema: Schema, seed: int = 0) -> Iterator[Case]:
@@ -152,9 +178,7 @@ def as_input(field: Field, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32 if field.kind == "numeric" else np.int64)
 
 
-def _case(
-    generator: np.random.Generator, schema: Schema, history: np.ndarray, candidates: np.ndarray
-) -> Case:
+def _case(generator: np.random.Generator, schema: Schema, history: np.ndarray, candidates: np.ndarray) -> Case:
     return Case(
         user=int(generator.integers(UNKNOWN, schema.users)),
         history_item=history,

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from features.encoder import EncodedRequest, Encoder
-from features.request import Limits, parse_request
 
 from ctr.bundle import RANKER, TOLERANCE, Bundle, open_bundle
+from features.encoder import EncodedRequest, Encoder
 from features.errors import ConfigError, NumericalError
+from features.request import Limits, parse_request
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ class Ranker:
         """Names the model in every answer."""
         return self.bundle.manifest.model_version
 
-    def rank(
-        self, raw_request: dict[str, Any], *, strict: bool = False, top: int | None = None
-    ) -> RankResult:
+    def rank(self, raw_request: dict[str, Any], *, strict: bool = False, top: int | None = None) -> RankResult:
         """Rank the candidates of one raw request.
 
         Args:
@@ -188,15 +186,11 @@ def _refuse_unknown(encoded: EncodedRequest) -> None:
     if encoded.unknown_history:
         problems.append(f"history: {encoded.unknown_history} unknown ids")
     if problems:
-        raise ConfigError(
-            "; ".join(problems) + ". Leave them out, or rank without strict to score them as unknown."
-        )
+        raise ConfigError("; ".join(problems) + ". Leave them out, or rank without strict to score them as unknown.")
 
 
 def _check_rows(name: str, rows: np.ndarray, items: int) -> None:
     """ONNX Runtime reads row -1 as the last row, so nothing outside the table may reach it."""
     if len(rows) and not (rows.min() >= 0 and rows.max() < items):
         wrong = rows[(rows < 0) | (rows >= items)][0]
-        raise ConfigError(
-            f"{name}: item row {wrong} is outside the item table of {items} rows. Encode raw ids."
-        )
+        raise ConfigError(f"{name}: item row {wrong} is outside the item table of {items} rows. Encode raw ids.")

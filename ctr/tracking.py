@@ -117,10 +117,10 @@ class Tracker:
 
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, step) for name, value in values.items()]
+        points = [
+            self._mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()
+        ]
         self._client.log_batch(self.run_id, metrics=points)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
@@ -149,8 +149,6 @@ class Tracker:
         Raises:
             DataError: not a bundle, or a changed one.
         """
-        from mlflow.exceptions import MlflowException
-
         opened = open_bundle(bundle)
         with tempfile.TemporaryDirectory() as scratch:
             flavor = Path(scratch) / MODEL
@@ -159,7 +157,7 @@ class Tracker:
         self._client.log_artifacts(self.run_id, str(opened.path), f"{MODEL}/{BUNDLE}")
         try:
             self._client.create_registered_model(name)
-        except MlflowException as error:
+        except self._mlflow.exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         made = self._client.create_model_version(
@@ -183,11 +181,9 @@ class Tracker:
 
     def get_alias(self, name: str, alias: str) -> Registered | None:
         """The version that `models:/<name>@<alias>` names; None without such a model or alias."""
-        from mlflow.exceptions import MlflowException
-
         try:
             found = self._client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
+        except self._mlflow.exceptions.MlflowException as error:
             # SQL stores answer a missing alias with the second code, a missing model with the first.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -205,30 +201,39 @@ class Tracker:
         Raises:
             ConfigError: malformed address, or no such model, alias or version.
         """
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
         source = self._source(model_uri)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            local = download_artifacts(
+            local = self._mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{source}/{BUNDLE}", dst_path=str(folder), tracking_uri=self.uri
             )
-        except MlflowException as error:
+        except self._mlflow.exceptions.MlflowException as error:
             raise ConfigError(f"{model_uri}: {source} holds no bundle: {error.message}") from None
         return Path(local)
 
     @cached_property
+    def _mlflow(self) -> Any:
+        """MLflow without notes, progress bars and telemetry: a scheduled job sends nothing out."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        return mlflow
+
+    @cached_property
     def _client(self) -> Any:
         """The client of an initialised store. Raises ConfigError when the store cannot be used."""
-        mlflow = _quiet_mlflow()
+        registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
         try:
+            # Processes that meet a fresh SQLite store at once break each other's migration.
             with self._lock():
-                # Processes that meet a fresh SQLite store at once break each other's migration.
-                client = mlflow.MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
+                client = self._mlflow.MlflowClient(self.uri, registry)
                 client.search_experiments(max_results=1)
                 client.search_registered_models(max_results=1)
-        except mlflow.exceptions.MlflowException as error:
+        except self._mlflow.exceptions.MlflowException as error:
             raise ConfigError(
                 f"{self.uri}: the MLflow store cannot be used: {error.message} Start the server, correct "
                 "MLFLOW_TRACKING_URI, or unset it to keep runs in mlflow.db."
@@ -277,16 +282,15 @@ class Tracker:
             self._run_id = None
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        flat = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
+        flat = [
+            self._mlflow.entities.Param(name, str(value)[:_LONGEST_PARAM])
+            for name, value in _flattened(params)
+        ]
         for start in range(0, len(flat), _PARAMS_A_CALL):
             self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_A_CALL])
 
     def _source(self, model_uri: str) -> str:
         """Where the artifacts of a registered version lie."""
-        from mlflow.exceptions import MlflowException
-
         match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
         if match is None:
             raise ConfigError(f"{model_uri!r}: write it as models:/NAME@ALIAS or models:/NAME/VERSION.")
@@ -295,19 +299,8 @@ class Tracker:
             if alias:
                 version = self._client.get_model_version_by_alias(name, alias).version
             return str(self._client.get_model_version_download_uri(name, version))
-        except MlflowException as error:
+        except self._mlflow.exceptions.MlflowException as error:
             raise ConfigError(f"{model_uri}: not in the registry of {self.uri}: {error.message}") from None
-
-
-def _quiet_mlflow() -> Any:
-    """MLflow without notes, progress bars and telemetry: a scheduled job sends nothing out."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return mlflow
 
 
 def _origin(git_revision: str | None) -> dict[str, str]:

@@ -86,8 +86,8 @@ def fit(
         resume: continue the run in `run_dir`.
 
     Raises:
-        ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or, without
-            `resume`, a run in `run_dir`.
+        ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
+            without `resume`, a run in `run_dir`.
         DataError: a damaged checkpoint, or validation rows that cannot be judged.
         NumericalError: loss, gradient or score is not finite; what was saved before stays as it is.
     """
@@ -152,6 +152,7 @@ def fit(
             if state.out_of_patience(config.patience):
                 break
 
+    assert state.best is not None, "every epoch ends with a look"
     store.finish(state, model)
     seconds = time.monotonic() - started
     return FitResult(
@@ -190,8 +191,8 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
     rows = feature_set.manifest.windows["train"].rows
     if not 2 <= config.batch_size <= rows:
         raise ConfigError(
-            f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs two "
-            f"rows. Got {config.batch_size:,}."
+            f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs "
+            f"two rows. Got {config.batch_size:,}."
         )
     lone_last_row = rows % config.batch_size == 1
     return Loader(

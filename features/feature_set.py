@@ -87,7 +87,9 @@ class FeatureSet:
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
         except FileNotFoundError:
-            raise DataError(f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`.") from None
+            raise DataError(
+                f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`."
+            ) from None
         except ValidationError as error:
             raise DataError(
                 f"{path / MANIFEST}: not a manifest of format {FORMAT} ({error.error_count()} problems). "
@@ -110,7 +112,9 @@ class FeatureSet:
         for name, entry in self.manifest.files.items():
             path = self.path / name
             if not path.is_file() or sha256_of(path) != entry.sha256:
-                raise DataError(f"{path}: missing or changed since it was built. Build the feature set again.")
+                raise DataError(
+                    f"{path}: missing or changed since it was built. Build the feature set again."
+                )
 
     def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
         """The row columns of a split, one dict a part."""

@@ -29,11 +29,18 @@ DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. co
 ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
 TrainOption = Annotated[Path, typer.Option("--train", help="Training defaults under the preset's own.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train.")
+    list[str] | None,
+    typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),
 ]
-RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
-AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
-WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", help="Folder that the contract's paths start from.")
+]
+AsOfOption = Annotated[
+    str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")
+]
+WorkOption = Annotated[
+    Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
 
@@ -119,7 +126,9 @@ def train(
 
     started = time.monotonic()
     contract, overrides = _settings(data, assignments, root)
-    job = Job.open(contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume)
+    job = Job.open(
+        contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume
+    )
     with job.tracked():
         summary = job.train_and_evaluate()
     _finish(summary.closed(started), as_json)
@@ -165,7 +174,8 @@ def tune(
     data: DataOption,
     study: Annotated[str, typer.Option("--study", help="Name; workers of one name share the study.")],
     storage: Annotated[
-        str | None, typer.Option("--storage", help="Database URL, or a journal file (default: runs/tune/NAME.journal).")
+        str | None,
+        typer.Option("--storage", help="Database URL, or a journal file (default: runs/tune/NAME.journal)."),
     ] = None,
     trials: Annotated[int, typer.Option("--trials", help="Trials that this worker runs.", min=1)] = 20,
     space: Annotated[Path, typer.Option("--space", help="Search space.")] = Path("conf/tune.yaml"),
@@ -190,7 +200,9 @@ def tune(
 @app.command()
 def export(
     run_id: Annotated[str, typer.Option("--run", help="Run id, or `latest`.")] = "latest",
-    out: Annotated[Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")
+    ] = None,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -204,8 +216,12 @@ def export(
 @app.command()
 def rank(
     bundle: BundleOption,
-    request: Annotated[Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")],
-    strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
+    request: Annotated[
+        Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")
+    ],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="An id the bundle does not know is an error.")
+    ] = False,
     top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -242,7 +258,9 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
     except typer.Abort:
         return _failed("stopped by the user", 130, as_json)
     except KeyboardInterrupt:
-        return _failed("stopped by the user; `quadrank train --resume latest` goes on where it was", 130, as_json)
+        return _failed(
+            "stopped by the user; `quadrank train --resume latest` goes on where it was", 130, as_json
+        )
     except Exception as error:
         # typer's own usage errors know how to explain themselves and carry exit code 2.
         show = getattr(error, "show", None)
@@ -254,6 +272,8 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
 
 
 def _failed(message: str, code: int, as_json: bool) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"error: {message}", style="bold red", markup=False
+    )
     _finish({"status": "error", "exit_code": code, "error": message}, as_json)
     return code

@@ -89,7 +89,9 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     summary.controls = controls(feature_set, split)
     if split == "test" and "target_only" in manifest.controls:
         summary.controls = {"target_only": manifest.controls["target_only"], **summary.controls}
-    print_results(console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture)
+    print_results(
+        console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture
+    )
     return summary
 
 
@@ -106,9 +108,13 @@ def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) ->
                 user = slice(rows["user"][i], rows["user"][i] + 1)
                 request = EncodedRequest(
                     user={field.name: as_input(field, users[field.name][user]) for field in schema.user},
-                    context={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context},
+                    context={
+                        field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context
+                    },
                     history_item=events["item"][past].astype(np.int64),
-                    history_events={field.name: events[field.name][past].astype(np.int64) for field in schema.event},
+                    history_events={
+                        field.name: events[field.name][past].astype(np.int64) for field in schema.event
+                    },
                     candidate_item=rows["item"][i : i + 1].astype(np.int64),
                     unknown_history=0,
                     unknown_candidates=(),

@@ -38,7 +38,9 @@ def export_model(
         git_revision=config["git_revision"],
     )
     golden = json.loads((out / "golden.json").read_text(encoding="utf-8"))
-    write_text(out.parent / "request.json", json.dumps(golden["cases"][0]["request"], indent=2, ensure_ascii=False))
+    write_text(
+        out.parent / "request.json", json.dumps(golden["cases"][0]["request"], indent=2, ensure_ascii=False)
+    )
     console.print(
         f"bundle {result.path}: {result.bytes / 2**20:.1f} MiB, largest |ONNX - torch| {result.max_abs_difference:.1e}"
     )
@@ -56,7 +58,9 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
     preset = validate(Preset, config["preset"], str(run_dir / "config.json"))
     feature_set = FeatureSet.open(Path(config["feature_set"]))
     if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
-        raise ConfigError(f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on.")
+        raise ConfigError(
+            f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on."
+        )
     model = build_model(preset.model, feature_set.schema)
     model.attach(frozen_tables(feature_set))
     model.load_state_dict(load_file(run_dir / "model.safetensors"))

@@ -64,7 +64,10 @@ def promote_bundle(path: Path, workspace: Workspace, console: Console) -> dict[s
     version = tracker.find_version(name, bundle.manifest.model_version)
     if version is None:
         with tracker.run(
-            experiment=name, run_name=f"promote {bundle.manifest.model_version}", tags={"stage": "promote"}, params={}
+            experiment=name,
+            run_name=f"promote {bundle.manifest.model_version}",
+            tags={"stage": "promote"},
+            params={},
         ):
             version = tracker.register(bundle.path, name)
     move_alias(name, version, tracker)

@@ -39,7 +39,11 @@ def run_job(
         with job.tracked() as tracker:
             summary = job.train_and_evaluate()
             exported = export_model(
-                job.model, job.feature_set, job.run_dir, workspace.bundles(contract.name) / job.run_dir.name, console
+                job.model,
+                job.feature_set,
+                job.run_dir,
+                workspace.bundles(contract.name) / job.run_dir.name,
+                console,
             )
             bundle = exported.path
             point_current_at(bundle)
@@ -63,6 +67,12 @@ def run_job(
 def _next_steps(console: Console, bundle: Path, contract_path: Path, workspace: Workspace) -> None:
     request = bundle.parent / "request.json"
     console.print(f"\nbundle  {bundle}\nrun     {workspace.runs / bundle.name}\n\nnext:")
-    console.print(f"  .venv/bin/quadrank rank --bundle {bundle} --request {request}   # score one request from raw ids")
-    console.print(f"  .venv/bin/quadrank tune --data {contract_path} --study first --trials 10   # look for better settings")
-    console.print("  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   # curves, plots and bundles of every run")
+    console.print(
+        f"  .venv/bin/quadrank rank --bundle {bundle} --request {request}   # score one request from raw ids"
+    )
+    console.print(
+        f"  .venv/bin/quadrank tune --data {contract_path} --study first --trials 10   # look for better settings"
+    )
+    console.print(
+        "  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   # curves, plots and bundles of every run"
+    )

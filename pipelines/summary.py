@@ -66,12 +66,17 @@ def results_table(title: str, rows: dict[str, Metrics]) -> Table:
 
 def print_results(console: Console, title: str, summary: Summary, split: str, model: str) -> None:
     """Print the model beside its controls on one split, and what share of the optimum's lift it reached."""
-    rows = {model: summary.metrics[split], **{name.replace("_", "-"): m for name, m in summary.controls.items()}}
+    rows = {
+        model: summary.metrics[split],
+        **{name.replace("_", "-"): m for name, m in summary.controls.items()},
+    }
     console.print(results_table(title, rows))
     optimum = summary.controls.get("optimum")
     if optimum:
         share = (summary.metrics[split]["auc"] - 0.5) / (optimum["auc"] - 0.5)
-        console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")
+        console.print(
+            f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)"
+        )
 
 
 def _cell(key: str, metrics: Metrics) -> str:

@@ -80,7 +80,9 @@ class Job:
         write_text(self.run_dir / "config.json", json.dumps(record, indent=2))
 
     @contextmanager
-    def tracked(self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None) -> Iterator[Tracker]:
+    def tracked(
+        self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None
+    ) -> Iterator[Tracker]:
         """Hold one MLflow run open around the block; a failure inside marks it FAILED."""
         manifest = self.feature_set.manifest
         tags = {
@@ -105,13 +107,15 @@ class Job:
         """Train the model, writing the curve into the tracked run as it grows."""
 
         def record(evaluation: Evaluation) -> None:
-            self.tracker.log_curve_point(evaluation.step, evaluation.metrics())
+            self.tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
             if on_evaluation is not None:
                 on_evaluation(evaluation)
 
         self.model = self._new_model(self.preset.model)
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.console.print(f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}")
+        self.console.print(
+            f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}"
+        )
         result = fit(
             self.model,
             self.feature_set,
@@ -120,8 +124,12 @@ class Job:
             on_evaluation=record,
             resume=self.resumed,
         )
-        self.tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
-        self.tracker.log_figure(learning_curve([e.metrics() | {"step": e.step} for e in result.curve]), "learning_curve.png")
+        self.tracker.log_metrics(
+            {"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds}
+        )
+        self.tracker.log_figure(
+            learning_curve([look.model_dump() for look in result.curve]), "learning_curve.png"
+        )
         return result
 
     def train_and_evaluate(self) -> Summary:
@@ -135,9 +143,18 @@ class Job:
         summary = Summary(run_id=self.run_dir.name, feature_set=str(self.feature_set.path))
         summary.rows = {name: window.rows for name, window in self.feature_set.manifest.windows.items()}
         summary.metrics = {"test": test.metrics()}
-        summary.controls = {"target_only": self._target_only().metrics(), **controls(self.feature_set, "test")}
+        summary.controls = {
+            "target_only": self._target_only().metrics(),
+            **controls(self.feature_set, "test"),
+        }
         self._record(summary, test)
-        print_results(self.console, f"{self.contract.name}, test window", summary, "test", self.preset.model.architecture)
+        print_results(
+            self.console,
+            f"{self.contract.name}, test window",
+            summary,
+            "test",
+            self.preset.model.architecture,
+        )
         return summary
 
     def _target_only(self) -> Scored:
@@ -169,3 +186,10 @@ class Job:
         self.tracker.log_figure(control_bars(bars), "controls.png")
         for name in ("config.json", "metrics.json", "curve.jsonl"):
             self.tracker.log_file(self.run_dir / name, "run")
+
+
+def _curve_point(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's numbers, named by the rows they come from."""
+    values = evaluation.metrics()
+    training = {"train.loss": values.pop("train_loss"), "train.learning_rate": values.pop("learning_rate")}
+    return training | {f"valid.{name}": value for name, value in values.items()}

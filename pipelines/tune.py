@@ -102,7 +102,9 @@ def run_study(
         study_name=study_name,
         storage=open_storage(storage, study_name, workspace),
         direction=search.direction,
-        sampler=optuna.samplers.TPESampler(seed=search.seed + len(trial_states(study_name, storage, workspace))),
+        sampler=optuna.samplers.TPESampler(
+            seed=search.seed + len(trial_states(study_name, storage, workspace))
+        ),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=1),
         load_if_exists=True,
     )

@@ -1,0 +1,220 @@
+"""Golden requests: logged rows turned back into raw requests, with the scores the trained model gives them.
+
+They travel in the bundle. Replaying one proves the whole way from raw ids to probabilities: the encoder,
+which at export already has to encode it to exactly what the feature set holds, and the graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ctr.bundle import GoldenCase
+from ctr.models.qin import QIN
+from ctr.parity import Case, as_input, expected
+from features.columns import ColumnEncoder, NumericEncoder, TagsEncoder
+from features.encoder import EncodedRequest, Encoder
+from features.errors import DataError
+from features.feature_set import FeatureSet
+from features.request import parse_request
+from features.schema import FIRST_VALUE, UNKNOWN
+from features.vocabulary import Vocabulary
+
+CANDIDATES = 6
+# The first request is what MODEL_CARD.md shows: one with a history that still fits on a screen.
+EXAMPLE_HISTORY = 3
+QUANTILES = (0.0, 0.5, 0.75, 1.0)
+
+RawRequest = dict[str, Any]
+
+
+def golden_cases(model: QIN, feature_set: FeatureSet, encoder: Encoder, seed: int = 0) -> list[GoldenCase]:
+    """About ten requests: logged ones of the test window by history length, and the edges of what is legal.
+
+    Args:
+        model: trained, with the tables of `feature_set` attached.
+        encoder: of `feature_set`.
+
+    Raises:
+        DataError: a request does not encode to what the feature set holds for it (online/offline skew).
+    """
+    made = []
+    for name, request, case in _requests(feature_set, encoder, np.random.default_rng(seed)):
+        encoded = encoder.encode_request(parse_request(request, encoder.contract))
+        _refuse_skew(name, encoded, case.encoded(feature_set.schema, feature_set.users))
+        # A number survives the way to its raw value and back to seven digits only; the scores are of what came back.
+        scores_N = expected(model, replace(case, context=encoded.context))
+        made.append(GoldenCase(name=name, request=request, scores=[float(score) for score in scores_N]))
+    return made
+
+
+def raw_request(case: Case, encoder: Encoder) -> RawRequest:
+    """The request in its JSON form; unknown values are null, or left out where the form allows it."""
+    history: list[Any] = [encoder.items.value(row) for row in case.history_item]
+    if encoder.event:
+        history = [
+            {"item": item, **_event(case.history_events, position, encoder)} for position, item in enumerate(history)
+        ]
+    return {
+        "user": encoder.users.value(case.user) if case.user >= FIRST_VALUE else None,
+        "context": {name: _raw(one, case.context[name][0]) for name, one in encoder.context.items()},
+        "history": history,
+        "candidates": [encoder.items.value(row) for row in case.candidate_item],
+    }
+
+
+def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> Case:
+    """What one row of a split knew, asked for these candidates."""
+    rows, events = feature_set.rows("test")[row.part], feature_set.events()[row.part]
+    end = int(rows["history_end"][row.index])
+    past = slice(end - int(rows["history_len"][row.index]), end)
+    schema = feature_set.schema
+    here = slice(row.index, row.index + 1)
+    return Case(
+        user=int(rows["user"][row.index]),
+        history_item=events["item"][past].astype(np.int64),
+        candidate_item=candidate_item,
+        context={field.name: as_input(field, rows[field.name][here]) for field in schema.context},
+        history_events={field.name: events[field.name][past].astype(np.int64) for field in schema.event},
+    )
+
+
+@dataclass(frozen=True)
+class LoggedRow:
+    """Where a row of the test window lies."""
+
+    part: int
+    index: int
+
+
+def _requests(
+    feature_set: FeatureSet, encoder: Encoder, draw: np.random.Generator
+) -> Iterator[tuple[str, RawRequest, Case]]:
+    example, *others = [
+        logged_case(feature_set, row, _candidates(feature_set, row, draw)) for row in _rows(feature_set)
+    ]
+    yield "logged", raw_request(example, encoder), example
+    for case in others:
+        yield f"logged, history of {len(case.history_item)}", raw_request(case, encoder), case
+    single = replace(example, candidate_item=example.candidate_item[:1])
+    yield "one candidate", raw_request(single, encoder), single
+    none = np.zeros(0, np.int64)
+    empty = replace(example, history_item=none, history_events=dict.fromkeys(example.history_events, none))
+    yield "no history", raw_request(empty, encoder), empty
+    yield _anonymous(empty, encoder)
+    yield _too_long(others[-1], encoder, feature_set.schema.history_max_len)
+    yield _unknown(example, encoder)
+
+
+def _rows(feature_set: FeatureSet) -> list[LoggedRow]:
+    """The example's row, then rows by quantiles of the history length; the last has the longest history."""
+    places = [
+        (int(length), LoggedRow(part, index))
+        for part, rows in enumerate(feature_set.rows("test"))
+        for index, length in enumerate(rows["history_len"])
+    ]
+    places.sort(key=lambda place: place[0])
+    example = min(places, key=lambda place: abs(place[0] - EXAMPLE_HISTORY))
+    return [example[1], *(places[int(q * (len(places) - 1))][1] for q in QUANTILES)]
+
+
+def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generator) -> np.ndarray:
+    """The logged item and a few others of the catalogue."""
+    target = int(feature_set.rows("test")[row.part]["item"][row.index])
+    others = draw.integers(FIRST_VALUE, feature_set.schema.items, 4 * CANDIDATES)
+    return np.array(list(dict.fromkeys([target, *map(int, others)]))[:CANDIDATES], np.int64)
+
+
+def _anonymous(empty: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
+    """Nothing but candidates: no user, no history, every context column at its default."""
+    request = {"candidates": raw_request(empty, encoder)["candidates"]}
+    context = encoder.encode_request(parse_request(request, encoder.contract)).context
+    return "candidates alone", request, replace(empty, user=UNKNOWN, context=context)
+
+
+def _too_long(case: Case, encoder: Encoder, max_len: int) -> tuple[str, RawRequest, Case]:
+    """Two events more than are read. The case keeps the newest, and only its raw form has the rest."""
+    if not len(case.history_item):
+        return "logged again", raw_request(case, encoder), case
+    places = np.resize(np.arange(len(case.history_item)), max_len + 2)
+
+    def take(places: np.ndarray) -> Case:
+        events = {name: values[places] for name, values in case.history_events.items()}
+        return replace(case, history_item=case.history_item[places], history_events=events)
+
+    return "history longer than is read", raw_request(take(places), encoder), take(places[2:])
+
+
+def _unknown(case: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
+    """A new user whose newest history item, and whose first candidate, the model has never seen."""
+    candidates = case.candidate_item.copy()
+    candidates[0] = UNKNOWN
+    known = raw_request(case, encoder)
+    new_item, new_user = _unseen(encoder.items), _unseen(encoder.users)
+    history = [*known["history"], new_item]
+    request = known | {
+        "user": new_user,
+        "history": history,
+        "candidates": [new_item, *known["candidates"][1:]],
+    }
+    events = {name: np.append(values, UNKNOWN) for name, values in case.history_events.items()}
+    max_len = encoder.schema.history_max_len
+    return (
+        "unknown user, history item and candidate",
+        request,
+        replace(
+            case,
+            user=UNKNOWN,
+            history_item=np.append(case.history_item, UNKNOWN)[-max_len:],
+            history_events={name: values[-max_len:] for name, values in events.items()},
+            candidate_item=candidates,
+        ),
+    )
+
+
+def _unseen(ids: Vocabulary) -> Any:
+    numbers = itertools.count(1_000_000)
+    values = numbers if ids.whole_numbers else (f"unseen-{number}" for number in numbers)
+    return next(value for value in values if ids.index(value) == UNKNOWN)
+
+
+def _event(columns: dict[str, np.ndarray], position: int, encoder: Encoder) -> dict[str, Any]:
+    raw = {name: _raw(one, columns[name][position]) for name, one in encoder.event.items()}
+    return {name: value for name, value in raw.items() if value is not None}
+
+
+def _raw(encoder: ColumnEncoder, value: Any) -> Any:
+    """The raw value of an encoded one; None where it is unknown or missing."""
+    if isinstance(encoder, NumericEncoder):
+        if np.isnan(value):
+            return None
+        number = float(value) * encoder.deviation + encoder.mean
+        return float(np.expm1(number)) if encoder.transform == "log1p" else number
+    assert not isinstance(encoder, TagsEncoder)  # context and event columns are scalars by contract
+    return encoder.vocabulary.value(value) if value >= FIRST_VALUE else None
+
+
+def _refuse_skew(name: str, online: EncodedRequest, offline: EncodedRequest) -> None:
+    pairs = {
+        "history": (online.history_item, offline.history_item),
+        "candidates": (online.candidate_item, offline.candidate_item),
+    }
+    for section in ("user", "context", "history_events"):
+        first, second = getattr(online, section), getattr(offline, section)
+        pairs |= {f"{section}.{column}": (first.get(column), values) for column, values in second.items()}
+    for where, (got, wanted) in pairs.items():
+        same = (
+            got is not None
+            and got.shape == wanted.shape
+            and got.dtype == wanted.dtype
+            and np.allclose(got, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
+        )
+        if not same:
+            raise DataError(
+                f"golden request {name!r}: {where} encodes to {got} but the feature set holds {wanted}. The "
+                "feature set was built by another version of the encoder: build it again, and train on it."
+            )

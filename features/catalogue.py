@@ -1,0 +1,93 @@
+"""Item and user tables joined to everyone the log names: one row each, unknown attributes where a table has none."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from features.columns import CategoricalEncoder, fit_column
+from features.contract import Contract, Table
+from features.encoder import Columns
+from features.errors import DataError
+from features.sources import require_columns, scan
+from features.vocabulary import Vocabulary, canonical
+
+
+def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
+    """The id (as key) and the declared columns of an item or user table.
+
+    Raises:
+        DataError: missing file or column, null or duplicate ids.
+    """
+    path = contract.resolve(table.path)
+    frame = scan(path)
+    require_columns(frame, path, [table.id, *table.columns])
+    read = frame.select(table.id, *table.columns).collect()
+    try:
+        ids = canonical(read[table.id])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if ids.null_count():
+        raise DataError(
+            f"{path}: {which} id {table.id!r}: {ids.null_count()} of {len(ids)} rows are null. Remove them."
+        )
+    twice = ids.filter(ids.is_duplicated())
+    if len(twice):
+        raise DataError(
+            f"{path}: {which} id {table.id!r}: {twice.n_unique()} ids appear more than once in {len(ids)} rows, e.g. "
+            f"{twice[0]!r}. Keep one row each."
+        )
+    return read.with_columns(ids)
+
+
+def build_catalogue(
+    logged: pl.Series, table: pl.DataFrame | None, id_name: str, path: str
+) -> tuple[Vocabulary, pl.DataFrame]:
+    """All ids of log and table in sorted order, and the table with one row for each of them.
+
+    Args:
+        logged: distinct ids of the log.
+        table: id and columns, or None.
+        id_name: the table's id column.
+        path: of the log, for messages.
+
+    Raises:
+        DataError: the log's ids are of another type than the table's.
+    """
+    keys = canonical(logged).rename(id_name)
+    if table is None:
+        return Vocabulary(keys.sort()), keys.sort().to_frame()
+    if table[id_name].dtype != keys.dtype:
+        raise DataError(
+            f"{path}: ids of the log are {keys.dtype} (e.g. {keys[0]!r}), those of the table column {id_name!r} are "
+            f"{table[id_name].dtype} (e.g. {table[id_name][0]!r}). Write both with one type."
+        )
+    if not keys.is_in(table[id_name].implode()).any():
+        raise DataError(
+            f"{path}: none of the log's ids (e.g. {keys[0]!r}) is in the table column {id_name!r} (e.g. "
+            f"{table[id_name][0]!r}). They are not the same ids."
+        )
+    everyone = pl.concat([keys, table[id_name]]).unique().sort()
+    return Vocabulary(everyone), everyone.to_frame().join(
+        table, on=id_name, how="left", maintain_order="left"
+    )
+
+
+def fit_columns(
+    frame: pl.DataFrame, trained: pl.DataFrame, table: Table | None, id_name: str, min_count: int, path: str
+) -> Columns:
+    """Encoders of a catalogue's id and columns, fitted on those seen in the training window.
+
+    Args:
+        frame: one row an id, as `build_catalogue` made it.
+        trained: ids of the training window and their rows.
+        table: its declaration.
+        id_name: the id column.
+        min_count: training rows below which an id has no embedding of its own.
+        path: of the table, for messages.
+    """
+    often = canonical(trained.filter(pl.col("len") >= min_count)["value"]).sort()
+    seen = frame.filter(pl.col(id_name).is_in(canonical(trained["value"]).implode()))
+    columns: Columns = {id_name: CategoricalEncoder(Vocabulary(often))}
+    for name, spec in (table.columns if table else {}).items():
+        columns[name] = fit_column(seen[name], spec, path)
+    return columns

@@ -1,0 +1,225 @@
+"""The one raw -> index transform: the feature build and the ranker both use it, so they cannot disagree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.columns import CategoricalEncoder, ColumnEncoder, NumericEncoder, TagsEncoder
+from features.contract import Contract
+from features.errors import ConfigError, DataError
+from features.feature_set import read_arrow
+from features.request import Request
+from features.schema import UNKNOWN, Field, Schema
+from features.settings import validate
+from features.vocabulary import Vocabulary
+
+ENCODER = "encoder.json"
+VOCABULARIES = "vocabularies"
+USERS = "users.arrow"
+
+Columns = dict[str, ColumnEncoder]
+
+
+@dataclass(frozen=True)
+class EncodedRequest:
+    """A request as the graph takes it.
+
+    Args:
+        user: one entry a user field: int64 [1], int64 [1, max_len] for tags, float32 [1] for numbers.
+        context: likewise for context fields.
+        history_item: item rows, int64 [H], oldest first.
+        history_events: event columns, int64 [H].
+        candidate_item: item rows, int64 [N].
+        unknown_history: how many history items are unknown.
+        unknown_candidates: raw ids of the unknown candidates.
+    """
+
+    user: dict[str, np.ndarray]
+    context: dict[str, np.ndarray]
+    history_item: np.ndarray
+    history_events: dict[str, np.ndarray]
+    candidate_item: np.ndarray
+    unknown_history: int
+    unknown_candidates: tuple[Any, ...]
+
+
+class Encoder:
+    """Everything learned from the training window that turns raw values into indices and numbers.
+
+    Args:
+        contract: what the columns are.
+        schema: what a model sees of them.
+        items: catalogue of item ids: its index is the row of the item table.
+        users: catalogue of user ids: its index is the row of the user table.
+        item, user, context, event: column encoders by name. `item` and `user` begin with the id field, whose
+            vocabulary holds only ids seen often enough in training.
+        user_table: encoded user columns; row i is user row i.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        schema: Schema,
+        items: Vocabulary,
+        users: Vocabulary,
+        item: Columns,
+        user: Columns,
+        context: Columns,
+        event: Columns,
+        user_table: Mapping[str, np.ndarray],
+    ) -> None:
+        self.contract = contract
+        self.schema = schema
+        self.items = items
+        self.users = users
+        self.item = item
+        self.user = user
+        self.context = context
+        self.event = event
+        self.user_table = user_table
+
+    def encode_request(self, request: Request) -> EncodedRequest:
+        """Raw ids and values to rows, indices and numbers; the history is cut to its newest `history_max_len`.
+
+        Raises:
+            ConfigError: ids that are text where the log has whole numbers, or the other way round.
+        """
+        newest = slice(-self.schema.history_max_len, None)
+        history = request.history[newest]
+        history_item = self._item_rows("history", history)
+        candidate_item = self._item_rows("candidates", request.candidates)
+        unknown = np.flatnonzero(candidate_item == UNKNOWN)
+        return EncodedRequest(
+            user=self._user(request),
+            context={name: self._context(name, encoder, request) for name, encoder in self.context.items()},
+            history_item=history_item,
+            history_events={
+                name: np.array(
+                    [_index(encoder, value) for value in request.history_events[name][newest]], np.int64
+                )
+                for name, encoder in self.event.items()
+            },
+            candidate_item=candidate_item,
+            unknown_history=int((history_item == UNKNOWN).sum()),
+            unknown_candidates=tuple(request.candidates[i] for i in unknown),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `encoder.json` and `vocabularies/*.arrow`."""
+        (folder / VOCABULARIES).mkdir(parents=True, exist_ok=True)
+        self.items.save(folder / VOCABULARIES / "items.arrow")
+        self.users.save(folder / VOCABULARIES / "users.arrow")
+        sections = {}
+        for section, columns in self._sections().items():
+            sections[section] = [
+                _to_json(folder, section, i, *pair) for i, pair in enumerate(columns.items())
+            ]
+        record = {
+            "contract": self.contract.model_dump(mode="json"),
+            "schema": self.schema.model_dump(mode="json"),
+            "columns": sections,
+        }
+        (folder / ENCODER).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Encoder:
+        """Read what `save` wrote, with `users.arrow` beside it.
+
+        Raises:
+            DataError: no encoder there.
+        """
+        try:
+            record = json.loads((folder / ENCODER).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise DataError(f"{folder / ENCODER}: cannot be read: {error}. Build or export again.") from None
+        columns = {
+            section: {entry["name"]: _from_json(folder, entry) for entry in entries}
+            for section, entries in record["columns"].items()
+        }
+        return cls(
+            contract=validate(Contract, record["contract"], str(folder / ENCODER)),
+            schema=validate(Schema, record["schema"], str(folder / ENCODER)),
+            items=Vocabulary.load(folder / VOCABULARIES / "items.arrow"),
+            users=Vocabulary.load(folder / VOCABULARIES / "users.arrow"),
+            user_table=read_arrow(folder / USERS),
+            **columns,
+        )
+
+    def _sections(self) -> dict[str, Columns]:
+        return {"item": self.item, "user": self.user, "context": self.context, "event": self.event}
+
+    def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
+        for value in ids:
+            _same_kind(where, value, self.items)
+        return np.array([self.items.index(value) for value in ids], np.int64)
+
+    def _user(self, request: Request) -> dict[str, np.ndarray]:
+        row = UNKNOWN
+        if request.user is not None:
+            _same_kind("user", request.user, self.users)
+            row = self.users.index(request.user)
+        known = {name: _wide(self.user_table[name][row : row + 1]) for name in self.user}
+        return known | {
+            name: self.user[name].encode_one(value) for name, value in request.user_columns.items()
+        }
+
+    def _context(self, name: str, encoder: ColumnEncoder, request: Request) -> np.ndarray:
+        spec = self.contract.interactions.context[name]
+        return encoder.encode_one(request.context[name] if name in request.context else spec.default)
+
+
+def fields(columns: Columns) -> tuple[Field, ...]:
+    """The fields that a model sees, in order."""
+    return tuple(encoder.field(name) for name, encoder in columns.items())
+
+
+def encode_table(table: pl.DataFrame, columns: Columns) -> dict[str, np.ndarray]:
+    """Encode a table whose rows are catalogue rows from 2 on; rows 0 (padding) and 1 (unknown) are put in front."""
+    return {
+        name: np.concatenate([encoder.blank(0), encoder.blank(UNKNOWN), encoder.encode(table[name])])
+        for name, encoder in columns.items()
+    }
+
+
+def _index(encoder: ColumnEncoder, value: Any) -> int:
+    return int(encoder.encode_one(value)[0])
+
+
+def _same_kind(where: str, value: Any, ids: Vocabulary) -> None:
+    if isinstance(value, int) != ids.whole_numbers:
+        expected = "whole numbers" if ids.whole_numbers else "text"
+        example = f", e.g. {ids.values[0]!r}" if len(ids.values) else ""
+        raise ConfigError(
+            f"{where}: {value!r} is of the wrong type: ids of this log are {expected}{example}."
+        )
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.float32 else values.astype(np.int64)
+
+
+def _to_json(folder: Path, section: str, number: int, name: str, encoder: ColumnEncoder) -> dict[str, Any]:
+    if isinstance(encoder, NumericEncoder):
+        learned = {"transform": encoder.transform, "mean": encoder.mean, "deviation": encoder.deviation}
+        return {"name": name, "kind": encoder.kind, **learned}
+    # Numbered, since a column's name may hold what a file's must not.
+    file = f"{section}-{number:02d}.arrow"
+    encoder.vocabulary.save(folder / VOCABULARIES / file)
+    width = {"max_len": encoder.max_len} if isinstance(encoder, TagsEncoder) else {}
+    return {"name": name, "kind": encoder.kind, "vocabulary": file, **width}
+
+
+def _from_json(folder: Path, entry: dict[str, Any]) -> ColumnEncoder:
+    if entry["kind"] == "numeric":
+        return NumericEncoder(entry["transform"], entry["mean"], entry["deviation"])
+    vocabulary = Vocabulary.load(folder / VOCABULARIES / entry["vocabulary"])
+    if entry["kind"] == "tags":
+        return TagsEncoder(vocabulary, entry["max_len"])
+    return CategoricalEncoder(vocabulary)

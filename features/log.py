@@ -1,0 +1,165 @@
+"""The behaviour log as one lazy table under fixed names, checked on its real rows before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from features.contract import Contract
+from features.errors import DataError
+from features.sources import require_columns, scan
+from features.vocabulary import canonical
+
+USER, ITEM, TIME, LABEL, EVENT = "_user", "_item", "_time", "_label", "_event"
+WEIGHT, REQUEST = "_weight", "_request"
+CONTEXT, HISTORY = "_context.", "_history."
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+
+
+@dataclass(frozen=True)
+class Log:
+    """The log with fixed column names.
+
+    Args:
+        frame: lazily `_user _item _time` (µs since 1970) `_label _event` and, where declared, `_weight _request
+            _context.<name> _history.<name>`; values are raw.
+        path: of its file, for messages.
+        rows: how many.
+        times: `_time` of every row in the log's order, int64 [rows].
+    """
+
+    frame: pl.LazyFrame
+    path: str
+    rows: int
+    times: np.ndarray
+
+
+def open_log(contract: Contract) -> Log:
+    """Open and check the log.
+
+    Raises:
+        DataError: missing file or column, an expression that is none, a wrong type, null ids or times, a
+            label outside {0, 1}, an empty log.
+    """
+    log = contract.interactions
+    path = contract.resolve(log.path)
+    raw = scan(path)
+    named = [log.user, log.item, log.time, log.weight, log.request, *log.context]
+    require_columns(raw, path, [name for name in named if name])
+    label = _expression(raw, path, "interactions.label", log.label)
+    events = pl.lit(True)
+    if contract.history.events != "all":
+        events = _expression(raw, path, "history.events", contract.history.events).fill_null(False)
+    # An event column may be the computed label, whose expression is not a column of the log.
+    carried = [name for name in contract.history.columns if name != "label"]
+    require_columns(raw, path, carried)
+    columns: dict[str, pl.Expr] = {
+        USER: pl.col(log.user),
+        ITEM: pl.col(log.item),
+        TIME: _time(raw, path, log.time, log.time_unit),
+        LABEL: label,
+        EVENT: events,
+        **{CONTEXT + name: pl.col(name) for name in log.context},
+        **{HISTORY + name: pl.col(name) for name in carried},
+    }
+    if "label" in contract.history.columns:
+        columns[HISTORY + "label"] = label.cast(pl.Int8)
+    if log.weight:
+        columns[WEIGHT] = pl.col(log.weight)
+    if log.request:
+        columns[REQUEST] = pl.col(log.request)
+    frame = raw.select(**columns)
+    _check_types(frame, path, contract)
+    return Log(
+        frame.with_columns(pl.col(LABEL).cast(pl.Float32)), path, *_checked_rows(frame, path, contract)
+    )
+
+
+def _expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
+    try:
+        expression = pl.sql_expr(text)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`."
+        ) from None
+    require_columns(raw, path, expression.meta.root_names())
+    try:
+        raw.select(expression).collect_schema()
+    except pl.exceptions.PolarsError as error:
+        first = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: {where} {text!r} cannot be computed: {first}. Check the types of its columns."
+        ) from None
+    return expression
+
+
+def _time(raw: pl.LazyFrame, path: str, name: str, unit: str) -> pl.Expr:
+    dtype = raw.collect_schema()[name]
+    column = pl.col(name)
+    if dtype.is_integer():
+        return column.cast(pl.Int64) * MICROSECONDS[unit]
+    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
+        return column.cast(pl.Datetime("us")).cast(pl.Int64)
+    raise DataError(
+        f"{path}: time column {name!r} holds {dtype}, expected timestamps, or whole numbers in interactions.time_unit."
+    )
+
+
+def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
+    schema = frame.collect_schema()
+    log = contract.interactions
+    for key, name in ((USER, log.user), (ITEM, log.item)):
+        try:
+            canonical(pl.Series(name, [], dtype=schema[key]))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        if schema[key].is_float():
+            raise DataError(
+                f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it."
+            )
+    if not (schema[LABEL].is_numeric() or schema[LABEL] == pl.Boolean):
+        raise DataError(
+            f"{path}: label {log.label!r} is {schema[LABEL]}, expected 0/1 or a condition such as `rating >= 4`."
+        )
+    if log.weight and not schema[WEIGHT].is_numeric():
+        raise DataError(f"{path}: weight column {log.weight!r} holds {schema[WEIGHT]}, expected numbers.")
+
+
+def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[int, np.ndarray]:
+    """Row count and times, after counting what must not be there."""
+    log = contract.interactions
+    try:
+        checked = frame.select(TIME, LABEL, *_null_flags(frame)).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read to its end: {first}. Write the file again.") from None
+    rows = checked.height
+    if not rows:
+        raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
+    names: dict[str, str] = {USER: log.user, ITEM: log.item, TIME: log.time, LABEL: log.label}
+    for key, name in names.items():
+        nulls = int(checked[key].null_count()) if key in (TIME, LABEL) else int(checked[f"{key}.null"].sum())
+        if nulls:
+            raise DataError(
+                f"{path}: column {name!r}: {nulls} of {rows} rows are null. Remove or fill them in the export."
+            )
+    label = checked[LABEL].cast(pl.Float64)
+    wrong = label.filter(~label.is_in([0.0, 1.0]))
+    if len(wrong):
+        raise DataError(
+            f"{path}: label {log.label!r}: {len(wrong)} of {rows} rows are neither 0 nor 1, e.g. {wrong[0]:g}. "
+            "Write it as a condition, e.g. `rating >= 4`."
+        )
+    return rows, checked[TIME].to_numpy()
+
+
+def _null_flags(frame: pl.LazyFrame) -> list[pl.Expr]:
+    return [pl.col(key).is_null().alias(f"{key}.null") for key in (USER, ITEM)]
+
+
+def value_counts(frame: pl.LazyFrame, column: str) -> pl.DataFrame:
+    """How often each distinct value of a column occurs: columns `value` (sorted, without null) and `len`."""
+    counts = frame.group_by(pl.col(column).alias("value")).len().filter(pl.col("value").is_not_null())
+    return counts.collect(engine="streaming").sort("value")

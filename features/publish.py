@@ -1,0 +1,109 @@
+"""Publish a feature set in one step: built aside, flushed, renamed, and only then pointed at."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from features.contract import Contract
+from features.errors import DataError, LockError
+from features.feature_set import FORMAT, FeatureSet
+from features.sources import find_files
+
+STAGING = ".building-"
+
+
+@contextmanager
+def build_lock(folder: Path) -> Iterator[None]:
+    """Hold a contract's folder for one builder, and clear what a killed one left behind.
+
+    Raises:
+        LockError: another process builds here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockError(
+                f"{folder}: another process builds this feature set. Wait for it to end."
+            ) from None
+        for stale in folder.glob(f"{STAGING}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder beside the versions; removed again when the block raises."""
+    staging = folder / f"{STAGING}{secrets.token_hex(4)}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
+    """Flush every file, rename the folder to its version, flip `CURRENT` to it."""
+    for path in sorted(staging.rglob("*")):
+        _fsync(path)
+    _fsync(staging)
+    target = folder / version
+    if target.exists():
+        shutil.rmtree(target)
+    staging.rename(target)
+    point_at(folder, version)
+    return FeatureSet.open(target)
+
+
+def point_at(folder: Path, version: str) -> None:
+    """Let `CURRENT` name this version, in one step."""
+    fresh = folder / f".CURRENT-{secrets.token_hex(4)}"
+    fresh.write_text(version, encoding="utf-8")
+    os.replace(fresh, folder / "CURRENT")
+    _fsync(folder)
+
+
+def find_version(folder: Path, source: str) -> FeatureSet | None:
+    """The newest published version built from the same source, if there is one."""
+    for path in sorted(folder.glob("*/MANIFEST.json"), reverse=True):
+        try:
+            found = FeatureSet.open(path.parent)
+        except DataError:
+            continue
+        if found.manifest.source == source and found.manifest.format == FORMAT:
+            return found
+    return None
+
+
+def source_key(contract: Contract, as_of: str | None) -> str:
+    """What a build depends on: contract, as-of date, and content of every file it reads (sha256)."""
+    digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()} {as_of}".encode())
+    for path in source_files(contract):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def source_files(contract: Contract) -> list[Path]:
+    """Every file that the contract names. Raises DataError for one that is not there."""
+    named = [contract.interactions.path]
+    named += [table.path for table in (contract.items, contract.users) if table]
+    for spec in contract.embeddings.values():
+        named += [spec.path, *([spec.ids] if spec.ids else [])]
+    return [file for name in named for file in find_files(contract.resolve(name))]
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""What a legal ranking request is. Ids stay raw here; the encoder turns them into rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import PositiveInt
+
+from features.contract import Categorical, Contract, Numeric, Tags
+from features.errors import ConfigError
+from features.settings import Settings, unknown_key
+
+KEYS = ("user", "user_columns", "context", "history", "candidates")
+EXAMPLE = 'e.g. {"user": 7, "history": [3, 5], "candidates": [11, 12]}'
+
+
+class Limits(Settings):
+    """Largest request that is answered."""
+
+    max_candidates: PositiveInt = 1000
+    max_history: PositiveInt = 10_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user, their past, and the candidates to rank; all ids and values raw.
+
+    Args:
+        candidates: item ids.
+        history: item ids, oldest first.
+        history_events: for each event column, one value a history item (None where not given).
+        user: None for an anonymous one.
+        user_columns: raw columns that replace what is known of the user.
+        context: raw context columns.
+    """
+
+    candidates: tuple[Any, ...]
+    history: tuple[Any, ...] = ()
+    history_events: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    user: Any = None
+    user_columns: dict[str, Any] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) -> Request:
+    """Check a request as it came from JSON.
+
+    Raises:
+        ConfigError: an unknown key (nearest valid one named), an id that cannot be one (negative,
+            fractional, boolean), no candidates, or more than the limits allow.
+    """
+    limits = limits or Limits()
+    if not isinstance(raw, dict):
+        raise ConfigError(f"request: expected a JSON object, got {type(raw).__name__}; {EXAMPLE}.")
+    _known_keys("request", raw, KEYS)
+    candidates = _list(raw, "candidates")
+    if not candidates:
+        raise ConfigError(f"request: `candidates` is empty or missing: there is nothing to rank; {EXAMPLE}.")
+    _at_most("candidates", candidates, limits.max_candidates)
+    history = _list(raw, "history")
+    _at_most("history", history, limits.max_history)
+    items, events = _history(history, list(contract.history.columns))
+    context, users = contract.interactions.context, contract.users.columns if contract.users else {}
+    return Request(
+        candidates=tuple(_id(f"candidates[{i}]", value) for i, value in enumerate(candidates)),
+        history=items,
+        history_events=events,
+        user=None if raw.get("user") is None else _id("user", raw["user"]),
+        user_columns=_columns("user_columns", raw, users),
+        context=_columns("context", raw, context),
+    )
+
+
+def _history(history: list[Any], names: list[str]) -> tuple[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
+    items, events = [], []
+    for i, entry in enumerate(history):
+        if isinstance(entry, dict):
+            _known_keys(f"history[{i}]", entry, ["item", *names])
+            if "item" not in entry:
+                raise ConfigError(f"history[{i}]: needs `item`, e.g. {{'item': 3}}.")
+            items.append(_id(f"history[{i}].item", entry["item"]))
+            events.append(entry)
+        else:
+            items.append(_id(f"history[{i}]", entry))
+            events.append({})
+    columns = {name: tuple(_scalar(f"history.{name}", entry.get(name)) for entry in events) for name in names}
+    return tuple(items), columns
+
+
+def _columns(section: str, raw: dict[str, Any], declared: Any) -> dict[str, Any]:
+    given = raw.get(section) or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{section}: expected an object of column names and values, got {given!r}.")
+    _known_keys(section, given, list(declared))
+    return {name: _value(f"{section}.{name}", value, declared[name]) for name, value in given.items()}
+
+
+def _value(where: str, value: Any, spec: Categorical | Tags | Numeric) -> Any:
+    if value is None:
+        return None
+    if isinstance(spec, Tags):
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: tags are a list, got {value!r}.")
+        return [_scalar(where, tag) for tag in value]
+    if isinstance(spec, Numeric):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"{where}: expected a finite number, got {value!r}.")
+        return float(value)
+    return _scalar(where, value)
+
+
+def _scalar(where: str, value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    raise ConfigError(f"{where}: expected text or a whole number, got {value!r}.")
+
+
+def _id(where: str, value: Any) -> Any:
+    if isinstance(value, str) or (
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    ):
+        return value
+    raise ConfigError(
+        f"{where}: {value!r} cannot be an id: ids are text or whole numbers from 0 on. Send them as the log has them."
+    )
+
+
+def _list(raw: dict[str, Any], name: str) -> list[Any]:
+    value = raw.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ConfigError(f"{name}: expected a list, got {value!r}; {EXAMPLE}.")
+    return value
+
+
+def _at_most(name: str, values: list[Any], limit: int) -> None:
+    if len(values) > limit:
+        raise ConfigError(
+            f"{name}: {len(values)} entries, at most {limit} are allowed. Send fewer or raise the limit."
+        )
+
+
+def _known_keys(where: str, given: dict[str, Any], valid: Any) -> None:
+    for key in given:
+        if key not in valid:
+            hint = unknown_key(key, list(valid)) if valid else "None are declared."
+            raise ConfigError(f"{where}: unknown key {key!r}. {hint}")

@@ -1,0 +1,63 @@
+"""Lazy readers of raw tables: parquet, csv, tsv and Arrow files, one or many, with checks on their columns."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from features.errors import DataError
+from features.settings import unknown_key
+
+SUFFIXES = {
+    ".parquet": pl.scan_parquet,
+    ".arrow": pl.scan_ipc,
+    ".feather": pl.scan_ipc,
+    ".csv": pl.scan_csv,
+    ".tsv": lambda files: pl.scan_csv(files, separator="\t"),
+}
+
+
+def find_files(path: str) -> list[Path]:
+    """The files a path or glob names, sorted. Raises DataError when there are none."""
+    found = sorted(Path(name) for name in glob.glob(path))
+    if found:
+        return found
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise DataError(
+            f"{path}: no such file; its folder {folder} does not exist. Correct `root` or pass --root."
+        )
+    there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+    raise DataError(f"{path}: no such file. {folder} holds: {there}.")
+
+
+def scan(path: str) -> pl.LazyFrame:
+    """Scan a table lazily by its suffix.
+
+    Raises:
+        DataError: no such file, a suffix that is not read, or a file that is not what its suffix says.
+    """
+    files = find_files(path)
+    suffix = files[0].suffix
+    if suffix not in SUFFIXES:
+        raise DataError(f"{files[0]}: unknown kind of table {suffix!r}. Use one of {', '.join(SUFFIXES)}.")
+    try:
+        frame = SUFFIXES[suffix](files)
+        frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{files[0]}: cannot be read as {suffix[1:]}: {error}. Write the file again."
+        ) from None
+    return frame
+
+
+def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> None:
+    """Raise DataError naming the first column that the table lacks, and the nearest it has."""
+    names = frame.collect_schema().names()
+    for column in columns:
+        if column not in names:
+            near = unknown_key(column, names).replace("Valid keys", "Columns")
+            raise DataError(f"{path}: no column {column!r}. {near}")

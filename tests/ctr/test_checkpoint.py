@@ -1,0 +1,265 @@
+"""Checkpoints: what is saved comes back to the bit, and nothing foreign or damaged is continued."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import ctr.checkpoint
+from ctr.batch import Batch
+from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.config import TrainConfig
+from ctr.loader import Loader
+from ctr.losses import weighted_log_loss
+from ctr.optim import make_optimizer
+from features.errors import ConfigError, DataError
+from features.feature_set import FeatureSet
+from tests.ctr.tiny import TinyModel, tiny_model
+from tests.toy import toy_feature_set
+
+CONFIG = TrainConfig(batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return toy_feature_set(tmp_path_factory.mktemp("toy"), rows=400, users=20)
+
+
+@pytest.fixture(scope="module")
+def batch(feature_set: FeatureSet) -> Batch:
+    return next(Loader(feature_set, "train", 64).epoch(0))
+
+
+def look(step: int = 10, auc: float = 0.6, gauc: float = 0.5) -> Evaluation:
+    return Evaluation(
+        step=step,
+        epoch=0.5,
+        auc=auc,
+        log_loss=1 - auc,
+        gauc_by_samples=gauc,
+        train_loss=0.7,
+        learning_rate=1e-3,
+    )
+
+
+def step(model: TinyModel, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    optimizer.zero_grad()
+    weighted_log_loss(model(batch), batch.label_B, batch.weight_B).backward()
+    optimizer.step()
+
+
+def open_store(
+    folder: Path, feature_set: FeatureSet, model: TinyModel, config: TrainConfig = CONFIG
+) -> CheckpointStore:
+    return CheckpointStore(folder, Identity.of(model, feature_set, config))
+
+
+@pytest.fixture
+def saved(tmp_path, feature_set, batch) -> tuple[Path, TinyModel, torch.optim.Optimizer]:
+    """A run of two steps, saved."""
+    model = tiny_model(feature_set)
+    optimizer = make_optimizer(model, CONFIG)
+    step(model, optimizer, batch)
+    step(model, optimizer, batch)
+    store = open_store(tmp_path, feature_set, model)
+    state = TrainState(step=2, epoch=0, batch=2, halvings=1)
+    state.record(look(step=2, gauc=math.nan), "auc")
+    store.save_best(state, model)
+    store.save(state, model, optimizer)
+    return tmp_path, model, optimizer
+
+
+def test_the_next_step_after_loading_is_the_same_to_the_bit(saved, feature_set, batch):
+    folder, model, optimizer = saved
+    # The next step draws dropout noise; the other run starts with another generator and must get this one's.
+    step(model, optimizer, batch)
+    other = tiny_model(feature_set, seed=99)
+    other_optimizer = make_optimizer(other, CONFIG)
+    state = open_store(folder, feature_set, other).load(other, other_optimizer)
+    step(other, other_optimizer, batch)
+    assert (state.step, state.batch, state.halvings) == (2, 2, 1)
+    assert math.isnan(state.curve[0].gauc_by_samples)
+    assert state.best.model_dump(exclude={"gauc_by_samples"}) == look(step=2).model_dump(
+        exclude={"gauc_by_samples"}
+    )
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path, feature_set):
+    model = tiny_model(feature_set)
+    assert open_store(tmp_path, feature_set, model).load(model, make_optimizer(model, CONFIG)) is None
+
+
+def test_settings_of_the_optimizer_come_from_the_resuming_run(saved, feature_set):
+    folder, _, _ = saved
+    model = tiny_model(feature_set)
+    optimizer = make_optimizer(model, TrainConfig(embedding_l2=0.5, learning_rate=0.125))
+    open_store(folder, feature_set, model).load(model, optimizer)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
+    folder, model, optimizer = saved
+    state = TrainState(step=5, batch=5)
+    state.record(look(step=5), "auc")
+    store = open_store(folder, feature_set, model)
+    store.save_best(state, model)
+    store.save(state, model, optimizer)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best-5.safetensors",
+        "checkpoint-5.safetensors",
+        "checkpoint.json",
+        "curve.jsonl",
+    ]
+    # A safetensors file starts with the length of its JSON header.
+    content = (folder / "checkpoint-5.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert {"model.item.weight", "optimizer.0.exp_avg", "random.cpu"} <= set(header)
+    assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [5]
+
+
+def test_an_undefined_metric_is_null_in_the_curve(saved):
+    folder, _, _ = saved
+    assert json.loads((folder / "curve.jsonl").read_text())["gauc_by_samples"] is None
+
+
+@pytest.mark.parametrize("survivors", range(1, 6))
+def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_set, monkeypatch, survivors):
+    """Kill the process at its n-th rename: what loads is the old state or the new one, never a mixture."""
+    folder, model, optimizer = saved
+    old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.item.weight.add_(1)
+    renames = 0
+
+    def killed(path: Path, target: Path) -> None:
+        nonlocal renames
+        renames += 1
+        if renames == survivors:
+            raise KeyboardInterrupt
+        original(path, target)
+
+    original = Path.replace
+    monkeypatch.setattr(Path, "replace", killed)
+    state = TrainState(step=3, batch=3)
+    state.record(look(step=3), "auc")
+    store = open_store(folder, feature_set, model)
+    finished = False
+    try:
+        store.save_best(state, model)
+        store.save(state, model, optimizer)
+        finished = True
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.undo()
+    assert finished == (survivors > 4)  # best, tensors, curve, record
+
+    other = tiny_model(feature_set, seed=99)
+    found = store.load(other, make_optimizer(other, CONFIG))
+    assert found.step == (3 if finished else 2)
+    expected = model.state_dict() if finished else old
+    assert torch.equal(other.state_dict()["item.weight"], expected["item.weight"])
+    store.finish(found, other)
+    assert torch.equal(other.state_dict()["item.weight"], expected["item.weight"])
+
+
+def test_a_damaged_tensor_file_is_refused(saved, feature_set):
+    folder, model, optimizer = saved
+    path = folder / "checkpoint-2.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"checkpoint-2\.safetensors: missing or changed"):
+        open_store(folder, feature_set, model).load(model, optimizer)
+    path.unlink()
+    with pytest.raises(DataError, match="missing or changed"):
+        open_store(folder, feature_set, model).load(model, optimizer)
+
+
+def test_a_damaged_record_is_refused(saved, feature_set):
+    folder, model, optimizer = saved
+    path = folder / "checkpoint.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(DataError, match=r"checkpoint\.json: not a checkpoint"):
+        open_store(folder, feature_set, model).load(model, optimizer)
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 32}, {"seed": 2}])
+def test_other_batches_are_refused(saved, feature_set, changed):
+    folder, model, optimizer = saved
+    store = open_store(folder, feature_set, model, CONFIG.model_copy(update=changed))
+    with pytest.raises(ConfigError, match=f"the checkpoint has {next(iter(changed))}"):
+        store.load(model, optimizer)
+
+
+def test_another_model_is_refused_and_left_untouched(saved, feature_set):
+    folder, _, _ = saved
+    model = tiny_model(feature_set, dropout=0.5)
+    before = model.item.weight.detach().clone()
+    with pytest.raises(ConfigError, match=r"model\.dropout = 0\.2, this run has 0\.5"):
+        open_store(folder, feature_set, model).load(model, make_optimizer(model, CONFIG))
+    assert torch.equal(model.item.weight, before)
+
+
+def test_another_contract_and_other_data_are_refused(saved, feature_set, tmp_path_factory):
+    folder, model, optimizer = saved
+    manifest = feature_set.manifest.model_copy(update={"fingerprint": "0" * 64})
+    with pytest.raises(ConfigError, match="contract_fingerprint"):
+        open_store(folder, FeatureSet(feature_set.path, manifest), model).load(model, optimizer)
+    tomorrow = toy_feature_set(tmp_path_factory.mktemp("tomorrow"), rows=400, users=20, seed=1)
+    with pytest.raises(ConfigError, match="data_fingerprint"):
+        open_store(folder, tomorrow, model).load(model, optimizer)
+
+
+def test_a_new_run_does_not_start_on_top_of_another(saved, feature_set):
+    folder, model, _ = saved
+    with pytest.raises(ConfigError, match="a run has been here"):
+        open_store(folder, feature_set, model).start()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    ctr.checkpoint.save_tensors(path, {"w": torch.ones(2)})
+
+    def full(tensors: object, fresh: Path) -> None:
+        fresh.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(ctr.checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        ctr.checkpoint.save_tensors(path, {"w": torch.zeros(2)})
+    assert ctr.checkpoint.load_file(path)["w"].tolist() == [1.0, 1.0]
+
+
+def test_record_counts_looks_since_the_best_and_halves_every_second_one():
+    state = TrainState()
+    improved = [
+        state.record(look(step, auc), "auc") for step, auc in enumerate([0.6, 0.7, 0.7, 0.5, 0.6, 0.8])
+    ]
+    assert improved == [True, True, False, False, False, True]
+    assert (state.best.step, state.looks_since_best, state.halvings) == (5, 0, 1)
+    assert not state.out_of_patience(1)
+
+
+def test_lower_log_loss_is_better_and_patience_runs_out():
+    state = TrainState()
+    # look() has log_loss = 1 - auc
+    assert [state.record(look(0, auc), "log_loss") for auc in (0.6, 0.5, 0.7, 0.6, 0.6)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert state.out_of_patience(2) and not state.out_of_patience(3) and not state.out_of_patience(0)
+
+
+def test_an_undefined_metric_cannot_be_watched():
+    with pytest.raises(DataError, match=r"train\.metric gauc_by_samples"):
+        TrainState().record(look(gauc=math.nan), "gauc_by_samples")

@@ -1,0 +1,268 @@
+"""The exported graphs: their axes, their files, and that they score as the trained model does."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
+from ctr.config import ModelConfig
+from ctr.export import check_shapes, export_item_graph, export_request_graph
+from ctr.fold import ItemGraph, RequestGraph
+from ctr.models.qin import QIN
+from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
+from ctr.ranker import graph_inputs, open_session
+from features.encoder import EncodedRequest
+from features.errors import NumericalError
+from features.feature_set import FeatureSet
+from features.schema import UNKNOWN, Schema
+from tests.ctr import small_world
+from tests.toy import toy_feature_set
+from tests.trained import random_model
+
+Score = Callable[[EncodedRequest], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return toy_feature_set(tmp_path_factory.mktemp("toy"), rows=300)
+
+
+@pytest.fixture(scope="module")
+def model(toy: FeatureSet) -> QIN:
+    return random_model(toy, ModelConfig(use_user_id=True, embedding_dim=8, attention_dim=8))
+
+
+@pytest.fixture(scope="module")
+def folder(model: QIN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graphs")
+    export_request_graph(RequestGraph(model), model.schema, folder / RANKER)
+    export_item_graph(ItemGraph(model), model.schema, folder / ITEMS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def score(folder: Path) -> Score:
+    return scorer(folder / RANKER)
+
+
+def scorer(path: Path) -> Score:
+    session = open_session(path)
+    names = [node.name for node in session.get_inputs()]
+
+    def score(encoded: EncodedRequest) -> np.ndarray:
+        feed = graph_inputs(encoded)
+        return session.run(["score"], {name: feed[name] for name in names})[0]
+
+    return score
+
+
+def shapes_of(path: Path) -> dict[str, list[Any]]:
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+def test_exactly_the_history_and_the_candidates_have_named_axes(folder: Path) -> None:
+    assert shapes_of(folder / RANKER) == {
+        "user_user_id": [1],
+        "user_segment": [1],
+        "context_hour": [1],
+        "context_load": [1],
+        "history_item": ["history"],
+        "history_label": ["history"],
+        "candidate_item": ["candidates"],
+        "score": ["candidates"],
+    }
+    assert shapes_of(folder / ITEMS) == {
+        "item_item_id": ["items"],
+        "item_genre": ["items"],
+        "item_tags": ["items", 3],
+        "item_price": ["items"],
+        "vector_text": ["items", 12],
+        "vector_image": ["items", 6],
+        "present_text": ["items"],
+        "present_image": ["items"],
+        # Three blocks of 8 (id, genre, tags), the numbers' block of 8, and two projected sets of 8.
+        "row": ["items", 48],
+    }
+
+
+def test_awkward_names_and_user_tags_keep_their_shapes(tmp_path: Path) -> None:
+    model = small_world.model(torch.float32)
+    shapes = export_request_graph(RequestGraph(model), model.schema, tmp_path / RANKER)
+    assert shapes["user_likes"] == [1, 4]
+    assert shapes_of(tmp_path / RANKER) == shapes | {"score": ["candidates"]}
+
+
+def test_without_history_there_is_no_history_input(toy: FeatureSet, tmp_path: Path) -> None:
+    model = random_model(toy, ModelConfig(use_history=False, embedding_dim=4))
+    export_request_graph(RequestGraph(model), model.schema, tmp_path / RANKER)
+    assert not [name for name in shapes_of(tmp_path / RANKER) if name.startswith("history")]
+    cases = random_cases(model.schema, 5)
+    assert check_parity(model, toy.users, scorer(tmp_path / RANKER), cases) < 1e-5
+
+
+class FrozenCandidates(nn.Module):
+    """`len` makes the exporter bake the example's seven candidates into the graph."""
+
+    input_names = ("candidate_item",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("item_table", torch.rand(9, 4))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        rows = nn.functional.embedding(inputs[0], self.get_buffer("item_table"))
+        return torch.sigmoid(rows.sum(-1) + torch.arange(len(inputs[0])))
+
+
+def test_a_graph_with_a_frozen_candidate_axis_is_not_exported(toy: FeatureSet, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="You marked candidates as dynamic"):
+        export_request_graph(FrozenCandidates(), toy.schema, tmp_path / RANKER)
+
+
+def test_a_frozen_axis_is_found_in_a_saved_graph(folder: Path, tmp_path: Path) -> None:
+    shapes = shapes_of(folder / RANKER)
+    check_shapes(folder / RANKER, shapes)
+    graph = onnx.load(folder / RANKER, load_external_data=False)
+    (candidates,) = [node for node in graph.graph.input if node.name == "candidate_item"]
+    candidates.type.tensor_type.shape.dim[0].dim_value = 7
+    (tmp_path / RANKER).write_bytes(graph.SerializeToString())
+    with pytest.raises(NumericalError, match=r"candidate_item has shape \[7\], expected \['candidates'\]"):
+        check_shapes(tmp_path / RANKER, shapes)
+
+
+def test_a_loop_is_refused(tmp_path: Path) -> None:
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["c_in"], ["c_out"])],
+        "body",
+        [
+            onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            onnx.helper.make_tensor_value_info("c_in", onnx.TensorProto.BOOL, []),
+        ],
+        [onnx.helper.make_tensor_value_info("c_out", onnx.TensorProto.BOOL, [])],
+    )
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.INT64, [1])
+    loop = onnx.helper.make_node("Loop", ["x"], [], body=body)
+    model = onnx.helper.make_model(onnx.helper.make_graph([loop], "g", [value], []))
+    (tmp_path / RANKER).write_bytes(model.SerializeToString())
+    with pytest.raises(NumericalError, match="holds a Loop"):
+        check_shapes(tmp_path / RANKER, {"x": [1]})
+
+
+def test_only_the_item_table_lies_outside_the_graph(folder: Path, model: QIN) -> None:
+    graph = onnx.load(folder / RANKER, load_external_data=False).graph
+    outside = [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert outside == ["item_table"]
+    table_ID = np.fromfile(folder / ITEM_TABLE, np.float32).reshape(model.schema.items, -1)
+    np.testing.assert_array_equal(table_ID, RequestGraph(model).item_table.numpy())
+    assert sorted(path.name for path in folder.iterdir()) == [ITEM_TABLE, ITEMS, RANKER]
+
+
+def test_no_path_of_the_exporting_machine_stays_in_the_graphs(folder: Path) -> None:
+    here = str(Path(__file__).parents[2]).encode()
+    assert here not in (folder / RANKER).read_bytes()
+    assert here not in (folder / ITEMS).read_bytes()
+
+
+def test_the_exporter_is_quiet(model: QIN, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_request_graph(RequestGraph(model), model.schema, tmp_path / RANKER)
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("torch.onnx").level == logging.NOTSET
+
+
+def test_a_weight_that_is_no_number_stops_the_export(model: QIN, tmp_path: Path) -> None:
+    graph = RequestGraph(model)
+    graph.item_table[3, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"1 of \d+ values of item_table are not finite"):
+        export_request_graph(graph, model.schema, tmp_path / RANKER)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_graph_scores_as_the_model_on_edge_cases(model: QIN, toy: FeatureSet, score: Score) -> None:
+    cases = list(grid_cases(model.schema))
+    assert {len(case.history_item) for case in cases} >= {0, 1, model.schema.history_max_len}
+    assert {len(case.candidate_item) for case in cases} >= {1, 2, 7, 100}
+    assert any((case.history_item == UNKNOWN).all() and len(case.history_item) for case in cases)
+    assert check_parity(model, toy.users, score, cases) < 1e-5
+
+
+def test_the_graph_scores_as_the_model_on_200_random_requests(model: QIN, toy: FeatureSet, score: Score) -> None:
+    cases = list(random_cases(model.schema, 200))
+    assert check_parity(model, toy.users, score, cases) < 1e-5
+    # The scores must differ for parity to mean anything.
+    assert np.concatenate([expected(model, case) for case in cases]).std() > 0.01
+
+
+def test_a_history_of_no_elements_scores_as_one_of_padding(
+    folder: Path, model: QIN, toy: FeatureSet, score: Score
+) -> None:
+    session = open_session(folder / RANKER)
+    (case,) = random_cases(model.schema, 1)
+    none = np.zeros(0, np.int64)
+    encoded = replace(case, history_item=none, history_events={"label": none}).encoded(model.schema, toy.users)
+    feed = graph_inputs(encoded)
+    assert feed["history_item"].tolist() == [0]
+    without = feed | {"history_item": none, "history_label": none}
+    got = session.run(["score"], {node.name: without[node.name] for node in session.get_inputs()})[0]
+    np.testing.assert_allclose(got, score(encoded), atol=1e-6)
+
+
+def test_lost_parity_is_an_error(model: QIN, toy: FeatureSet, score: Score) -> None:
+    def off(encoded: EncodedRequest) -> np.ndarray:
+        return score(encoded) + np.float32(2e-5)
+
+    def no_number(encoded: EncodedRequest) -> np.ndarray:
+        return score(encoded) * np.float32("nan")
+
+    for wrong in (off, no_number):
+        with pytest.raises(NumericalError, match="is not published") as caught:
+            check_parity(model, toy.users, wrong, random_cases(model.schema, 1))
+        assert caught.value.exit_code == 5
+
+
+def test_new_items_get_the_row_the_table_would_hold(folder: Path, toy: FeatureSet) -> None:
+    assert check_item_parity(folder, toy) < 1e-6
+
+
+def test_a_wrong_item_row_is_an_error(folder: Path, toy: FeatureSet, tmp_path: Path) -> None:
+    (tmp_path / ITEMS).write_bytes((folder / ITEMS).read_bytes())
+    table = np.fromfile(folder / ITEM_TABLE, np.float32)
+    (table + np.float32(1e-3)).tofile(tmp_path / ITEM_TABLE)
+    with pytest.raises(NumericalError, match="item row"):
+        check_item_parity(tmp_path, toy)
+
+
+def test_a_case_becomes_the_batch_the_trainer_sees() -> None:
+    schema = Schema(items=9, users=4, item=(), user=(), history_max_len=4)
+    case = Case(
+        user=3,
+        history_item=np.array([5, 8]),
+        candidate_item=np.array([5, 2]),
+        history_events={"label": np.array([2, 3])},
+        context={"hour": np.array([7])},
+    )
+    batch = case.batch(schema.history_max_len)
+    batch.validate()
+    assert batch.items_U.tolist() == [0, 2, 5, 8]
+    # Padding in front, the newest event last: rows 0 0 5 8, at places 0 0 2 3.
+    assert batch.history_BS.tolist() == [[0, 0, 2, 3]] * 2
+    assert batch.events["label"].tolist() == [[0, 0, 2, 3]] * 2
+    assert batch.target_B.tolist() == [2, 1]
+    assert batch.user_B.tolist() == [3, 3]
+    assert batch.context["hour"].tolist() == [7, 7]

@@ -1,0 +1,217 @@
+"""The loader: every row once, histories equal to a row-by-row reading, and a thread that leaves no trace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctr.batch import Batch
+from ctr.loader import DistinctItems, Loader, prefetch
+from features.errors import DataError
+from features.feature_set import FeatureSet, read_arrow, write_arrow
+from tests.toy import toy_feature_set
+
+
+@pytest.fixture(scope="module")
+def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return toy_feature_set(tmp_path_factory.mktemp("toy"), rows=500, users=30, parts=3)
+
+
+def row_by_row(feature_set: FeatureSet, split: str) -> list[tuple]:
+    """What every row of a split holds, read with plain loops, in stored order."""
+    found = []
+    for rows, events in zip(feature_set.rows(split), feature_set.events(), strict=True):
+        for i in range(len(rows["item"])):
+            end, length = int(rows["history_end"][i]), int(rows["history_len"][i])
+            past = [(int(events["item"][j]), int(events["label"][j])) for j in range(end - length, end)]
+            row = {name: rows[name][i].item() for name in ("user", "item", "label", "weight", "hour", "load")}
+            found.append((*row.values(), past))
+    return found
+
+
+def rows_of(batch: Batch) -> list[tuple]:
+    """The same tuples out of a batch; checks that padding stands in front and only there."""
+    batch.validate()
+    items_U = batch.items_U.tolist()
+    columns = zip(
+        batch.user_B.tolist(),
+        [items_U[place] for place in batch.target_B.tolist()],
+        batch.label_B.tolist(),
+        batch.weight_B.tolist(),
+        batch.context["hour"].tolist(),
+        batch.context["load"].tolist(),
+        strict=True,
+    )
+    found = []
+    for row, places, labels in zip(
+        columns, batch.history_BS.tolist(), batch.events["label"].tolist(), strict=True
+    ):
+        past = [(items_U[place], label) for place, label in zip(places, labels, strict=True)]
+        length = sum(item != 0 for item, _ in past)
+        assert past[: len(past) - length] == [(0, 0)] * (len(past) - length)
+        found.append((*row, past[len(past) - length :]))
+    return found
+
+
+def key(row: tuple) -> str:
+    # NaN differs from itself; its text does not.
+    return repr(row)
+
+
+def read(loader: Loader, epoch: int = 0, start: int = 0) -> list[str]:
+    return [key(row) for batch in loader.epoch(epoch, start) for row in rows_of(batch)]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 10_000])
+def test_stored_order_equals_a_row_by_row_reading(feature_set, split, batch_size):
+    loader = Loader(feature_set, split, batch_size)
+    expected = [key(row) for row in row_by_row(feature_set, split)]
+    assert read(loader) == expected
+    assert loader.rows == len(expected)
+    assert len(loader) == -(-len(expected) // batch_size)
+
+
+def test_labels_follow_the_stored_order(feature_set):
+    labels = [row[2] for row in row_by_row(feature_set, "valid")]
+    loader = Loader(feature_set, "valid", 16)
+    assert loader.labels.tolist() == labels and loader.labels.dtype == np.float32
+    assert np.concatenate([batch.label_B for batch in loader.epoch(0)]).tolist() == labels
+
+
+def test_a_shuffled_epoch_holds_every_row_once(feature_set):
+    expected = [key(row) for row in row_by_row(feature_set, "train")]
+    shuffled = read(Loader(feature_set, "train", 32, shuffle=True, seed=5))
+    assert shuffled != expected
+    assert sorted(shuffled) == sorted(expected)
+
+
+def test_the_order_follows_from_seed_and_epoch(feature_set):
+    def order(seed: int, epoch: int) -> list[str]:
+        return read(Loader(feature_set, "train", 32, shuffle=True, seed=seed), epoch)
+
+    assert order(5, 1) == order(5, 1)
+    assert order(5, 1) != order(5, 2)
+    assert order(5, 1) != order(6, 1)
+    assert order(-1, 0) != order(1, 0)
+
+
+def test_an_epoch_can_start_in_the_middle(feature_set):
+    loader = Loader(feature_set, "train", 32, shuffle=True, seed=5)
+    assert read(loader, epoch=3, start=4) == read(loader, epoch=3)[4 * 32 :]
+    assert read(loader, epoch=3, start=len(loader)) == []
+
+
+def test_drop_last_leaves_out_an_incomplete_batch(feature_set):
+    rows = Loader(feature_set, "train", 1).rows
+    batch_size = rows - 1
+    loader = Loader(feature_set, "train", batch_size, shuffle=True, drop_last=True)
+    assert len(loader) == 1
+    assert [len(batch) for batch in loader.epoch(0)] == [batch_size]
+    # Another row is left out each epoch.
+    everything = set(read(Loader(feature_set, "train", 32)))
+    assert everything - set(read(loader, 0)) != everything - set(read(loader, 1))
+
+
+def test_history_is_as_wide_as_the_longest_of_the_batch(feature_set):
+    lengths = np.concatenate([part["history_len"] for part in feature_set.rows("train")])
+    batches = list(Loader(feature_set, "train", 1).epoch(0))
+    assert [batch.history_BS.shape[1] for batch in batches] == np.maximum(lengths, 1).tolist()
+    assert 0 in lengths and feature_set.schema.history_max_len in lengths
+
+
+def test_rows_without_weights_weigh_one(feature_set, tmp_path):
+    bare = toy_feature_set(tmp_path, rows=100, users=10, parts=1)
+    path = tmp_path / "rows/train/part-00000.arrow"
+    columns = {name: values.copy() for name, values in read_arrow(path).items() if name != "weight"}
+    path.unlink()
+    write_arrow(path, columns)
+    batch = next(Loader(bare, "train", 10).epoch(0))
+    assert batch.weight_B.tolist() == [1.0] * 10
+
+
+def test_a_missing_column_is_named(tmp_path):
+    bare = toy_feature_set(tmp_path, rows=100, users=10, parts=2)
+    path = tmp_path / "rows/train/part-00001.arrow"
+    columns = {name: values.copy() for name, values in read_arrow(path).items() if name != "hour"}
+    path.unlink()
+    write_arrow(path, columns)
+    with pytest.raises(DataError, match=r"train/part-00001\.arrow: no column 'hour'"):
+        Loader(bare, "train", 10)
+
+
+@given(st.lists(st.lists(st.integers(0, 19), max_size=30), min_size=1, max_size=4))
+def test_distinct_items_equal_numpy_unique(calls):
+    """One scratch array serves many batches: nothing of a batch may leak into the next."""
+    distinct = DistinctItems(20)
+    for items in calls:
+        items_U, place = distinct.find(np.array(items, np.int32))
+        assert items_U.tolist() == sorted({0, *items})
+        assert items_U[place[items]].tolist() == items if items else items_U.tolist() == [0]
+
+
+def test_two_epochs_at_once_do_not_disturb_each_other(feature_set):
+    loader = Loader(feature_set, "train", 16)
+    expected = read(loader)
+    both = [
+        (key(row), key(other))
+        for one, two in zip(loader.epoch(0), loader.epoch(0), strict=True)
+        for row, other in zip(rows_of(one), rows_of(two), strict=True)
+    ]
+    assert both == list(zip(expected, expected, strict=True))
+
+
+def threads() -> int:
+    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+def test_prefetch_ends_its_thread_when_the_consumer_stops_early():
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        for number in range(10**9):
+            taken.append(number)
+            yield number
+
+    before = threads()
+    stream = prefetch(endless(), ahead=2)
+    assert [next(stream), next(stream)] == [0, 1]
+    assert threads() == before + 1
+    stream.close()
+    assert threads() == before
+    assert len(taken) <= 6  # two consumed, two waiting, one at the door, one in the making
+
+
+def test_prefetch_does_not_run_far_ahead():
+    taken: list[int] = []
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    stream = prefetch(source(), ahead=3)
+    next(stream)
+    time.sleep(0.3)
+    assert len(taken) == 1 + 3 + 1
+    assert list(stream) == list(range(1, 100))
+
+
+def test_prefetch_raises_what_the_source_raised_after_its_results():
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError("disk gone")
+
+    seen = []
+    before = threads()
+    with pytest.raises(OSError, match="disk gone"):
+        for value in prefetch(source()):
+            seen.append(value)
+    assert seen == [1]
+    assert threads() == before

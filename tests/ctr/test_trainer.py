@@ -1,0 +1,339 @@
+"""The training loop: resuming to the bit, stopping for the right reason, refusing what is not a number."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ctr.batch import Batch
+from ctr.config import ModelConfig, TrainConfig
+from ctr.losses import weighted_log_loss
+from ctr.metrics import auc
+from ctr.models import build_model
+from ctr.optim import FiniteGuard, learning_rate, make_optimizer
+from ctr.tables import frozen_tables
+from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
+from features.errors import ConfigError, NumericalError
+from features.feature_set import FeatureSet
+from features.progress import silent
+from tests.ctr.tiny import TinyModel, tiny_model
+from tests.toy import toy_feature_set
+
+CONFIG = TrainConfig(
+    batch_size=64,
+    epochs=2,
+    learning_rate=0.02,
+    evaluations_per_epoch=3,
+    patience=0,
+    metric="auc",
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return toy_feature_set(tmp_path_factory.mktemp("toy"), rows=1000, users=40)
+
+
+def train(model: nn.Module, feature_set: FeatureSet, folder: Path, **changed: Any) -> FitResult:
+    call = {name: changed.pop(name) for name in ("on_evaluation", "resume") if name in changed}
+    return fit(model, feature_set, CONFIG.model_copy(update=changed), folder, progress=silent, **call)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def numbers(curve: list[Evaluation]) -> list[dict[str, float]]:
+    """The looks to nine digits: GAUC adds its groups in an unspecified order."""
+    return [{name: round(value, 9) for name, value in look.model_dump().items()} for look in curve]
+
+
+class Killed(BaseException):
+    """Stands for the signal that ends a process."""
+
+
+def killed_at(look: int):
+    looks = iter(range(1, look + 1))
+
+    def callback(evaluation: Evaluation) -> None:
+        if next(looks) == look:
+            raise Killed
+
+    return callback
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine"])
+@pytest.mark.parametrize("look", [1, 3, 4])
+def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(feature_set, tmp_path, look, schedule):
+    """Look 3 is the end of the first epoch; look 1 and 4 lie in the middle of one. Dropout is on."""
+    whole, broken = tiny_model(feature_set), tiny_model(feature_set)
+    expected = train(whole, feature_set, tmp_path / "whole", schedule=schedule)
+    with pytest.raises(Killed):
+        train(broken, feature_set, tmp_path / "broken", schedule=schedule, on_evaluation=killed_at(look))
+    restarted = tiny_model(feature_set, seed=99)
+    result = train(restarted, feature_set, tmp_path / "broken", schedule=schedule, resume=True)
+    assert numbers(result.curve) == numbers(expected.curve) and len(result.curve) == 6
+    assert result.best["auc"] == expected.best["auc"]
+    assert same(whole, restarted)
+    for name in ("model.safetensors", "checkpoint-26.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
+
+
+def test_resuming_without_a_checkpoint_starts_and_with_a_finished_run_only_loads(feature_set, tmp_path):
+    model = tiny_model(feature_set)
+    first = train(model, feature_set, tmp_path, resume=True)
+    again = tiny_model(feature_set, seed=99)
+    second = train(again, feature_set, tmp_path, resume=True)
+    assert first.rows_per_second > 0 and second.rows_per_second == 0
+    assert second.curve == first.curve
+    assert same(model, again)
+
+
+def test_a_finished_run_can_go_on_for_more_epochs(feature_set, tmp_path):
+    longer = tiny_model(feature_set)
+    expected = train(longer, feature_set, tmp_path / "longer", epochs=3)
+    train(tiny_model(feature_set), feature_set, tmp_path / "two", epochs=2)
+    model = tiny_model(feature_set, seed=99)
+    result = train(model, feature_set, tmp_path / "two", epochs=3, resume=True)
+    assert numbers(result.curve) == numbers(expected.curve)
+    assert same(longer, model)
+
+
+def test_the_model_ends_with_the_weights_of_the_best_look(feature_set, tmp_path):
+    model = tiny_model(feature_set)
+    result = train(model, feature_set, tmp_path, epochs=4, learning_rate=0.2)
+    best = max(result.curve, key=lambda look: look.auc)
+    assert best.step < result.curve[-1].step, "the run should overfit, or this test shows nothing"
+    assert result.best == best.metrics()
+    scores = predict(model, feature_set, "valid")
+    labels = np.concatenate([part["label"] for part in feature_set.rows("valid")])
+    assert auc(labels, scores) == pytest.approx(best.auc, abs=1e-9)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == set(model.state_dict())
+    assert torch.equal(saved["item.weight"], model.item.weight)
+
+
+def test_looks_are_spread_over_the_epoch_and_written_down(feature_set, tmp_path):
+    """800 training rows in batches of 64 are 13 a epoch: looks after batches ceil(13/3), ceil(26/3), 13."""
+    assert feature_set.manifest.windows["train"].rows == pytest.approx(800, abs=30)
+    seen: list[Evaluation] = []
+    result = train(tiny_model(feature_set), feature_set, tmp_path, on_evaluation=seen.append)
+    assert [look.step for look in seen] == [5, 9, 13, 18, 22, 26]
+    assert result.curve == seen and result.epochs_run == 2
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [Evaluation(**line) for line in lines] == seen
+    assert set(seen[0].metrics()) == {"auc", "log_loss", "gauc_by_samples", "train_loss", "learning_rate"}
+    # The mean over steps, not their sum; and it falls.
+    assert 0.4 < seen[0].train_loss < 1.2 and seen[-1].train_loss < seen[0].train_loss
+
+
+def test_early_stopping_after_patience_looks(feature_set, tmp_path):
+    result = train(tiny_model(feature_set), feature_set, tmp_path, epochs=50, learning_rate=0.2, patience=2)
+    values = [look.auc for look in result.curve]
+    assert result.stopped_early and not result.stopped_by_callback
+    assert len(values) - 1 - values.index(max(values)) == 2
+    assert result.epochs_run < 50
+
+
+def test_a_plateau_halves_the_learning_rate(feature_set, tmp_path):
+    curve = train(tiny_model(feature_set), feature_set, tmp_path, epochs=6, learning_rate=0.2).curve
+    best, since, rate = -1.0, 0, 0.2
+    for look in curve:
+        assert look.learning_rate == pytest.approx(rate)
+        since = 0 if look.auc > best else since + 1
+        best = max(best, look.auc)
+        if since and since % 2 == 0:
+            rate /= 2
+    assert rate < 0.2, "the run should reach a plateau, or this test shows nothing"
+
+
+def test_a_callback_can_stop_training(feature_set, tmp_path):
+    def stop(look: Evaluation) -> None:
+        if look.step >= 9:
+            raise StopTraining("pruned")
+
+    result = train(tiny_model(feature_set), feature_set, tmp_path, on_evaluation=stop)
+    assert result.stopped_by_callback and not result.stopped_early
+    assert [look.step for look in result.curve] == [5, 9]
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_no_background_thread_is_left(feature_set, tmp_path):
+    before = threading.active_count()
+    with pytest.raises(Killed):
+        train(tiny_model(feature_set), feature_set, tmp_path, on_evaluation=killed_at(1))
+    assert threading.active_count() == before
+
+
+class Exploding(TinyModel):
+    """Its logits turn infinite from forward call `fuse` of training on."""
+
+    fuse = 8
+
+    def forward(self, batch: Batch) -> Tensor:
+        logit_B = super().forward(batch)
+        if self.training:
+            self.fuse -= 1
+        return logit_B * math.inf if self.training and self.fuse < 0 else logit_B
+
+
+def test_the_guard_stops_before_anything_is_overwritten(feature_set, tmp_path):
+    """The look after step 5 is saved; step 8 (from 0) is not finite; the look after step 9 must not be."""
+    torch.manual_seed(3)
+    model = Exploding(feature_set.schema.items)
+    model.attach(frozen_tables(feature_set))
+    seen: list[Evaluation] = []
+    with pytest.raises(
+        NumericalError, match=r"step 8: not finite: loss (nan|inf).*Lower train\.learning_rate"
+    ) as error:
+        train(model, feature_set, tmp_path, on_evaluation=seen.append)
+    assert error.value.exit_code == 5
+    assert [look.step for look in seen] == [5]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    # And the run can be continued from there.
+    healthy = tiny_model(feature_set, seed=99)
+    result = train(healthy, feature_set, tmp_path, resume=True, learning_rate=0.01)
+    assert [look.step for look in result.curve] == [5, 9, 13, 18, 22, 26]
+    assert result.curve[0] == seen[0]
+
+
+def one_weight(value: float = 2.0) -> tuple[nn.Linear, torch.optim.Adam]:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, value)
+    model.regularized_parameters = lambda: []  # type: ignore[assignment]
+    return model, make_optimizer(model, TrainConfig(learning_rate=0.5))
+
+
+@pytest.mark.parametrize("gradient", [math.nan, math.inf, -math.inf])
+def test_from_the_first_bad_gradient_on_no_weight_moves(gradient):
+    model, optimizer = one_weight()
+    guard = FiniteGuard(optimizer, torch.device("cpu"))
+    for step, value in enumerate([1.0, gradient, 1.0]):
+        model.weight.grad = torch.full((1, 1), value)
+        guard.watch(step, torch.tensor(0.25), model.weight.grad.norm())
+        optimizer.step()
+    # Adam's first step is the learning rate against the gradient's sign: 2 - 0.5.
+    assert model.weight.item() == pytest.approx(1.5)
+    with pytest.raises(NumericalError, match=r"step 1: not finite: loss 0\.25, gradient norm (nan|inf)"):
+        guard.check(0.5)
+
+
+def test_the_guard_is_silent_while_numbers_are_finite():
+    _, optimizer = one_weight()
+    guard = FiniteGuard(optimizer, torch.device("cpu"))
+    guard.check(0.5)
+    guard.watch(0, torch.tensor(1e30), torch.tensor(1e30))
+    guard.check(0.5)
+
+
+def test_l2_reaches_the_embeddings_alone(feature_set):
+    """With no gradient from a loss, Adam sees g = λ w there, and 0 elsewhere."""
+    model = tiny_model(feature_set)
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=0.01, embedding_l2=0.1))
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    weight = before["item.weight"]
+    # Adam's first step: learning rate times g / (|g| + eps), bias correction cancelling.
+    gradient = 0.1 * weight
+    expected = weight - 0.01 * gradient / (gradient.abs() + 1e-8)
+    torch.testing.assert_close(model.item.weight.detach(), expected)
+    others = {name: tensor for name, tensor in model.named_parameters() if name != "item.weight"}
+    assert others and all(torch.equal(tensor, before[name]) for name, tensor in others.items())
+
+
+def test_learning_rate_schedules():
+    def rates(schedule: str, halvings: int = 0) -> list[float]:
+        config = TrainConfig(learning_rate=0.4, schedule=schedule)
+        return [learning_rate(config, step, 4, halvings) for step in (0, 2, 4)]
+
+    assert rates("constant", halvings=3) == [0.4, 0.4, 0.4]
+    assert rates("plateau", halvings=3) == [0.05, 0.05, 0.05]
+    assert rates("cosine") == pytest.approx([0.4, 0.2, 0.0])
+
+
+def test_weighted_log_loss_by_hand():
+    """p = 1/2, 3/4 for labels 1, 0 with weights 1, 3: (1 ln 2 + 3 ln 4) / 4 = 7/4 ln 2."""
+    logit = torch.tensor([0.0, math.log(3)])
+    label, weight = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])
+    assert weighted_log_loss(logit, label, weight).item() == pytest.approx(1.75 * math.log(2))
+    assert weighted_log_loss(logit, label, torch.zeros(2)).item() == 0
+    # A probability of 0 for a click costs the logit, not infinity.
+    assert weighted_log_loss(torch.tensor([-200.0]), torch.ones(1), torch.ones(1)).item() == pytest.approx(
+        200
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 100_000])
+def test_impossible_batch_sizes_say_the_way_out(feature_set, tmp_path, batch_size):
+    rows = feature_set.manifest.windows["train"].rows
+    with pytest.raises(ConfigError, match=f"train.batch_size between 2 and {rows:,}.*Got {batch_size:,}"):
+        train(tiny_model(feature_set), feature_set, tmp_path, batch_size=batch_size)
+
+
+def test_a_lone_last_row_is_left_out_instead_of_failing(feature_set, tmp_path):
+    rows = feature_set.manifest.windows["train"].rows
+    result = train(tiny_model(feature_set), feature_set, tmp_path, batch_size=rows - 1, epochs=2)
+    assert [look.step for look in result.curve] == [1, 2]
+
+
+def test_cuda_that_is_not_there_says_the_way_out(feature_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"train\.device cuda"):
+        train(tiny_model(feature_set), feature_set, tmp_path, device="cuda")
+
+
+def test_a_run_is_not_overwritten(feature_set, tmp_path):
+    train(tiny_model(feature_set), feature_set, tmp_path, epochs=1)
+    with pytest.raises(ConfigError, match="a run has been here"):
+        train(tiny_model(feature_set), feature_set, tmp_path, epochs=1)
+
+
+def test_predict_gives_probabilities_in_stored_row_order(feature_set):
+    model = tiny_model(feature_set)
+    whole = predict(model, feature_set, "test")
+    assert whole.dtype == np.float32 and len(whole) == feature_set.manifest.windows["test"].rows
+    assert whole.min() > 0 and whole.max() < 1
+    np.testing.assert_allclose(predict(model, feature_set, "test", batch_size=7), whole, atol=1e-6)
+    # Genre alone decides where there is no history: those rows tie with each other, by genre.
+    rows = {
+        n: np.concatenate([part[n] for part in feature_set.rows("train")]) for n in ("item", "history_len")
+    }
+    scores = predict(model, feature_set, "train")
+    first = rows["history_len"] == 0
+    for genre in range(2, 6):
+        chosen = scores[first & (feature_set.items["genre"][rows["item"]] == genre)]
+        assert len(chosen) and np.ptp(chosen) < 1e-6
+
+
+def test_qin_learns_the_toy_world(tmp_path):
+    """A perfect model would reach about 0.8, one without skill 0.5."""
+    feature_set = toy_feature_set(tmp_path / "features", rows=6000, users=200)
+    torch.manual_seed(1)
+    model = build_model(ModelConfig(embedding_dim=8, attention_dim=16), feature_set.schema)
+    model.attach(frozen_tables(feature_set))
+    config = TrainConfig(batch_size=128, epochs=6, learning_rate=3e-3, metric="auc", device="cpu")
+    result = fit(model, feature_set, config, tmp_path / "run", progress=silent)
+    assert result.best["auc"] > 0.6
+    test = np.concatenate([part["label"] for part in feature_set.rows("test")])
+    assert auc(test, predict(model, feature_set, "test")) > 0.6
+
+
+def test_plain_lines_tell_where_the_run_is(feature_set, tmp_path, capsys):
+    fit(tiny_model(feature_set), feature_set, CONFIG.model_copy(update={"epochs": 1}), tmp_path)
+    rows = feature_set.manifest.windows["train"].rows
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"training: {rows:,} / {rows:,} rows" in err and "epoch 1.00, auc 0." in err

@@ -1,0 +1,113 @@
+"""Models that need not be trained, and the small raw log that bundles are made from in the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from ctr.config import ModelConfig
+from ctr.models import build_model
+from ctr.models.qin import QIN
+from ctr.tables import frozen_tables
+from features.build import build_feature_set
+from features.contract import Contract
+from features.feature_set import FeatureSet
+
+HISTORY_LEN = 6
+GENRES = ("drama", "comedy", "crime")
+
+
+def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) -> QIN:
+    """In eval mode, tables attached; every parameter away from its start, so that every part shows in a score."""
+    torch.manual_seed(seed)
+    model = build_model(config, feature_set.schema)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+            if "tables" in name:
+                parameter[0].zero_()
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    model.attach(frozen_tables(feature_set))
+    return model.eval()
+
+
+def raw_contract(root: Path) -> Contract:
+    """Whole numbers for items, text for users, every semantic type, and a default for one context column."""
+    return Contract.model_validate(
+        {
+            "name": "shop",
+            "root": str(root),
+            "interactions": {
+                "path": "log.parquet",
+                "user": "user",
+                "item": "item",
+                "time": "time",
+                "label": "clicked",
+                "context": {
+                    "device": {"type": "categorical", "default": "phone"},
+                    "load": {"type": "numeric", "transform": "log1p"},
+                },
+            },
+            "items": {
+                "path": "items.parquet",
+                "id": "item_id",
+                "columns": {
+                    "genre": {"type": "categorical"},
+                    "tags": {"type": "tags", "max_len": 3},
+                    "price": {"type": "numeric"},
+                },
+            },
+            "users": {
+                "path": "users.parquet",
+                "id": "user_id",
+                "columns": {"segment": {"type": "categorical"}, "age": {"type": "numeric"}},
+            },
+            "embeddings": {"text": {"path": "text.parquet", "id": "item_id"}},
+            "history": {"max_len": HISTORY_LEN, "columns": {"label": {"type": "categorical"}}},
+        }
+    )
+
+
+def built_feature_set(folder: Path, rows: int = 600, users: int = 20, items: int = 40) -> FeatureSet:
+    """Write the raw log below `folder/raw` and build its feature set."""
+    raw = folder / "raw"
+    raw.mkdir()
+    draw = np.random.default_rng(0)
+    pl.DataFrame(
+        {
+            "user": [f"u{user}" for user in draw.integers(users, size=rows)],
+            "item": 100 + draw.integers(items, size=rows),
+            "time": np.sort(draw.integers(10**6, size=rows)),
+            "clicked": draw.integers(2, size=rows),
+            "device": draw.choice(["phone", "desk", "tv"], size=rows),
+            "load": draw.exponential(3, size=rows),
+        }
+    ).write_parquet(raw / "log.parquet")
+    pl.DataFrame(
+        {
+            "item_id": 100 + np.arange(items),
+            "genre": draw.choice(GENRES, size=items),
+            "tags": [list(draw.choice(["new", "old", "loud", "calm"], size=i % 4)) for i in range(items)],
+            "price": np.where(draw.random(items) < 0.2, None, draw.normal(10, 2, size=items)),
+        },
+        schema_overrides={"price": pl.Float64, "tags": pl.List(pl.String)},
+        strict=False,
+    ).write_parquet(raw / "items.parquet")
+    pl.DataFrame(
+        {
+            "user_id": [f"u{user}" for user in range(users)],
+            "segment": draw.choice(["a", "b"], size=users),
+            "age": draw.integers(18, 80, size=users),
+        }
+    ).write_parquet(raw / "users.parquet")
+    pl.DataFrame(
+        {"item_id": 100 + np.arange(items - 5), "vector": draw.normal(size=(items - 5, 8)).astype(np.float32)}
+    ).write_parquet(raw / "text.parquet")
+    return build_feature_set(raw_contract(raw), folder / "feature_sets").feature_set
