@@ -51,9 +51,7 @@ class SparseTargetAttention(nn.Module):
         """`W_v^T W_o^T`, [F, D]: what an event adds to the interest, as `y^T M`."""
         return self.value.weight.T @ self.output.weight.T
 
-    def forward(
-        self, target_BD: Tensor, history_BSD: Tensor, events_BSE: Tensor | None, mask_BS: Tensor
-    ) -> Tensor:
+    def forward(self, target_BD: Tensor, history_BSD: Tensor, events_BSE: Tensor | None, mask_BS: Tensor) -> Tensor:
         """The interest o, [B, D].
 
         Args:
@@ -66,9 +64,7 @@ class SparseTargetAttention(nn.Module):
         widths = [block.shape[-1] for block in blocks]
         queries = (target_BD @ self.score_matrix()).split(widths, dim=-1)
         # Block by block: concatenating items and events first would copy the largest tensor of the step.
-        scores_BS = torch.stack(
-            [_dot(block, query) for block, query in zip(blocks, queries, strict=True)]
-        ).sum(0)
+        scores_BS = torch.stack([_dot(block, query) for block, query in zip(blocks, queries, strict=True)]).sum(0)
         weights_BS = torch.relu(mask_BS * scores_BS)
         pooled_BF = torch.cat([(weights_BS.unsqueeze(1) @ block).squeeze(1) for block in blocks], dim=-1)
         return pooled_BF @ self.value_matrix() + target_BD

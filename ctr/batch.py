@@ -56,7 +56,7 @@ class Batch:
         if self.items_U[0] != 0:
             raise ValueError("items_U: the first distinct item must be the padding item 0")
         for name, values in {"target_B": self.target_B, "history_BS": self.history_BS}.items():
-            if values.numel() and not (0 <= int(values.min()) and int(values.max()) < len(self.items_U)):
+            if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < len(self.items_U)):
                 raise ValueError(f"{name}: indices outside the {len(self.items_U)} distinct items")
 
     def to(self, device: torch.device) -> Batch:

@@ -152,8 +152,7 @@ class CheckpointStore:
         for name in (RECORD, MODEL):
             if (self.folder / name).exists():
                 raise ConfigError(
-                    f"{self.folder / name}: a run has been here. Continue it with --resume, "
-                    "or train into a new folder."
+                    f"{self.folder / name}: a run has been here. Continue it with --resume, or train into a new folder."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
 

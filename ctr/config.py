@@ -41,12 +41,8 @@ class TrainConfig(Settings):
     embedding_l2: NonNegativeFloat = Field(1e-6, description="L2 on embedding tables and vector projections")
     clip_norm: PositiveFloat = Field(10.0, description="largest gradient norm; larger ones are scaled down")
     evaluations_per_epoch: PositiveInt = Field(4, description="looks at the validation rows in each epoch")
-    patience: NonNegativeInt = Field(
-        4, description="looks without improvement before stopping; 0 never stops early"
-    )
-    metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field(
-        "log_loss", description="what early stopping watches"
-    )
+    patience: NonNegativeInt = Field(4, description="looks without improvement before stopping; 0 never stops early")
+    metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

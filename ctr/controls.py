@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import polars as pl
+
+from features.encoder import Encoder
+from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
+from features.log import MICROSECONDS
+from features.schema import UNKNOWN
+from features.sources import require_columns, scan
 
 # Training rows at the base rate that every item starts with, so that one lucky click is no popularity.
 PRIOR_ROWS = 20
@@ -26,3 +34,63 @@ def popularity_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
     clicks_I = np.bincount(item_N, weights=label_N, minlength=items)
     rate_I = (clicks_I + PRIOR_ROWS * label_N.mean(dtype=np.float64)) / (rows_I + PRIOR_ROWS)
     return rate_I[np.concatenate([part["item"] for part in feature_set.rows(split)])]
+
+
+def optimum_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
+    """The true click probabilities of a simulated log, which no model can outrank but by luck.
+
+    Joined to the rows by (user, item, time) from the contract's `truth`.
+
+    Returns:
+        float64 [rows of the split], in row order; None where the contract names no truth, or its file does
+        not lie beside the feature set's raw tables any more.
+
+    Raises:
+        DataError: the truth lacks a column or a row of the split, or has two probabilities for one.
+    """
+    truth = feature_set.contract.truth
+    if truth is None or not Path(path := feature_set.contract.resolve(truth.path)).is_file():
+        return None
+    keys = ["user", "item", "time"]
+    known = _truth(feature_set, split, path, truth.probability)
+    twice = known.filter(known.select(keys).is_duplicated())
+    if twice.height:
+        raise DataError(f"{path}: {twice.height} rows share user, item and time with another; keep one of each.")
+    parts = [pl.DataFrame({key: part[key] for key in keys}) for part in feature_set.rows(split)]
+    found = pl.concat(parts).join(known, on=keys, how="left", maintain_order="left")["probability"]
+    if found.null_count():
+        raise DataError(
+            f"{path}: no probability for {found.null_count()} of {len(found)} {split} rows. It belongs to another "
+            "log: simulate again, or take `truth` out of the contract."
+        )
+    return found.to_numpy()
+
+
+def optimal_lift_share(auc: float, optimum_auc: float) -> float:
+    """How much of the AUC above chance that is possible at all a model reaches: 1 is the optimum, 0 chance."""
+    return (auc - 0.5) / (optimum_auc - 0.5)
+
+
+def _truth(feature_set: FeatureSet, split: SplitName, path: str, probability: str) -> pl.DataFrame:
+    """Rows of the truth in the split's time window, as catalogue rows: user, item, time, probability."""
+    log = feature_set.contract.interactions
+    window = feature_set.manifest.windows[split]
+    table = scan(path)
+    require_columns(table, path, [log.user, log.item, log.time, probability])
+    time = pl.col(log.time)
+    if table.collect_schema()[log.time].is_integer():
+        time = time.cast(pl.Int64) * MICROSECONDS[log.time_unit]
+    else:
+        time = time.cast(pl.Datetime("us")).cast(pl.Int64)
+    raw = (
+        table.select(log.user, log.item, time.alias(log.time), pl.col(probability).cast(pl.Float64))
+        .filter(pl.col(log.time).is_between(window.first_time, window.last_time))
+        .collect()
+    )
+    encoder = Encoder.load(feature_set.path)
+    try:
+        user, item = encoder.users.encode(raw[log.user]), encoder.items.encode(raw[log.item])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    rows = pl.DataFrame({"user": user, "item": item, "time": raw[log.time], "probability": raw[probability]})
+    return rows.filter((pl.col("user") > UNKNOWN) & (pl.col("item") > UNKNOWN))

@@ -107,13 +107,10 @@ class ItemEncoder(nn.Module):
         self.vectors = nn.ModuleList(VectorEncoder(one, projected_dim) for one in vectors)
         self.width = self.columns.width + projected_dim * len(vectors)
 
-    def forward(
-        self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]
-    ) -> Tensor:
+    def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         """Item columns, vectors and their presence, each in schema order, to x [..., D]."""
         projected = [
-            encode(vector, there)
-            for encode, vector, there in zip(self.vectors, vectors, present, strict=True)
+            encode(vector, there) for encode, vector, there in zip(self.vectors, vectors, present, strict=True)
         ]
         return torch.cat([self.columns(columns), *projected], dim=-1)
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -107,6 +108,7 @@ def export_bundle(
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
+    model = _on_cpu(model)
     with publish(out) as folder:
         inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
@@ -185,49 +187,6 @@ def export_item_graph(graph: ItemGraph, schema: Schema, path: Path) -> dict[str,
     return shapes
 
 
-def _trace(graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str, Shape], output: str) -> Any:
-    """torch -> ONNX intermediate representation, without the exporter's notes on where the code lies."""
-    _refuse_non_finite(graph)
-    dims = {text: Dim(text) for shape in shapes.values() for text in shape if isinstance(text, str)}
-    axes = [{i: dims[d] for i, d in enumerate(shapes[name]) if isinstance(d, str)} for name in examples]
-    with _quiet():
-        # Exported here, not inside torch.onnx.export: that retries a failure in ways that freeze named axes.
-        exported = torch.export.export(
-            graph.eval(),
-            tuple(examples.values()),
-            # `*inputs` is one argument to torch.export, a tuple.
-            dynamic_shapes=(tuple(axes),),
-        )
-        program = torch.onnx.export(
-            exported,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(examples),
-            output_names=[output],
-            dynamic_shapes=(tuple(axes),),
-            verbose=False,
-        )
-    assert program is not None
-    program.model.graph.metadata_props.clear()
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()
-    return program.model
-
-
-def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
-    """The feature set's encoder, saved without where its raw data lay: a bundle travels to other machines."""
-    encoder = Encoder.load(feature_set.path)
-    encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
-    encoder.save(folder)
-    shutil.copyfile(feature_set.path / USERS, folder / USERS)
-    return encoder
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}
-
-
 def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
     """Check that a saved graph has exactly these inputs and outputs, each axis named or fixed as given.
 
@@ -275,6 +234,54 @@ def example_items(schema: Schema) -> dict[str, Tensor]:
         **{f"vector_{v.name}": torch.zeros(items, v.width) for v in schema.vectors},
         **{f"present_{v.name}": torch.ones(items, dtype=torch.bool) for v in schema.vectors},
     }
+
+
+def _on_cpu(model: QIN) -> QIN:
+    """The model where the graphs are traced and compared; the caller's own stays on its device."""
+    return model if model.network.logit.weight.device.type == "cpu" else deepcopy(model).cpu()
+
+
+def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
+    """The feature set's encoder, saved without where its raw data lay: a bundle travels to other machines."""
+    encoder = Encoder.load(feature_set.path)
+    encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
+    encoder.save(folder)
+    shutil.copyfile(feature_set.path / USERS, folder / USERS)
+    return encoder
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def _trace(graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str, Shape], output: str) -> Any:
+    """torch -> ONNX intermediate representation, without the exporter's notes on where the code lies."""
+    _refuse_non_finite(graph)
+    dims = {text: Dim(text) for shape in shapes.values() for text in shape if isinstance(text, str)}
+    axes = [{i: dims[d] for i, d in enumerate(shapes[name]) if isinstance(d, str)} for name in examples]
+    with _quiet():
+        # Exported here, not inside torch.onnx.export: that retries a failure in ways that freeze named axes.
+        exported = torch.export.export(
+            graph.eval(),
+            tuple(examples.values()),
+            # `*inputs` is one argument to torch.export, a tuple.
+            dynamic_shapes=(tuple(axes),),
+        )
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(examples),
+            output_names=[output],
+            dynamic_shapes=(tuple(axes),),
+            verbose=False,
+        )
+    assert program is not None
+    program.model.graph.metadata_props.clear()
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    return program.model
 
 
 def _example(field: Field) -> Tensor:

@@ -106,20 +106,22 @@ def _requests(
     empty = replace(example, history_item=none, history_events=dict.fromkeys(example.history_events, none))
     yield "no history", raw_request(empty, encoder), empty
     yield _anonymous(empty, encoder)
-    yield _too_long(others[-1], encoder, feature_set.schema.history_max_len)
     yield _unknown(example, encoder)
+    longest = others[-1]
+    if len(longest.history_item):
+        yield _too_long(longest, encoder, feature_set.schema.history_max_len)
 
 
 def _rows(feature_set: FeatureSet) -> list[LoggedRow]:
     """The example's row, then rows by quantiles of the history length; the last has the longest history."""
-    places = [
-        (int(length), LoggedRow(part, index))
-        for part, rows in enumerate(feature_set.rows("test"))
-        for index, length in enumerate(rows["history_len"])
-    ]
-    places.sort(key=lambda place: place[0])
-    example = min(places, key=lambda place: abs(place[0] - EXAMPLE_HISTORY))
-    return [example[1], *(places[int(q * (len(places) - 1))][1] for q in QUANTILES)]
+    lengths = [rows["history_len"] for rows in feature_set.rows("test")]
+    starts = np.cumsum([0, *map(len, lengths)])
+    length = np.concatenate(lengths)
+    by_length = np.argsort(length, kind="stable")
+    chosen = [int(np.abs(length - EXAMPLE_HISTORY).argmin())]
+    chosen += [int(by_length[int(quantile * (len(length) - 1))]) for quantile in QUANTILES]
+    parts = np.searchsorted(starts, chosen, side="right") - 1
+    return [LoggedRow(int(part), int(row - starts[part])) for part, row in zip(parts, chosen, strict=True)]
 
 
 def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generator) -> np.ndarray:
@@ -138,8 +140,6 @@ def _anonymous(empty: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
 
 def _too_long(case: Case, encoder: Encoder, max_len: int) -> tuple[str, RawRequest, Case]:
     """Two events more than are read. The case keeps the newest, and only its raw form has the rest."""
-    if not len(case.history_item):
-        return "logged again", raw_request(case, encoder), case
     places = np.resize(np.arange(len(case.history_item)), max_len + 2)
 
     def take(places: np.ndarray) -> Case:

@@ -138,9 +138,7 @@ class Loader:
             history_BS=torch.from_numpy(place.take(history_BS)),
             user_B=torch.from_numpy(gather("user").astype(np.int64)),
             label_B=torch.from_numpy(gather("label").astype(np.float32)),
-            weight_B=torch.from_numpy(gather("weight").astype(np.float32))
-            if weighted
-            else torch.ones(len(rows_B)),
+            weight_B=torch.from_numpy(gather("weight").astype(np.float32)) if weighted else torch.ones(len(rows_B)),
             events={field.name: _tensor(gather_events(field.name)) for field in self.schema.event},
             context={name: _tensor(values) for name, values in context.items()},
         )

@@ -106,9 +106,7 @@ def gauc_unweighted(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) 
     return _mean(auc_G, np.ones_like(auc_G))
 
 
-def group_aucs(
-    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def group_aucs(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """AUC, rows and positive rows of every group with both classes; float64 [G] each, order unspecified.
 
     By the rank-sum identity AUC = (R - P(P + 1)/2) / (P (N - P)), R the positives' sum of average ranks.
@@ -235,9 +233,7 @@ def auc_interval(
     labels, scores, weights = _checked(labels, scores, weights)
     _require_both_classes(labels, weights)
     ranked = RankedRows(labels, scores)
-    drawn = [
-        ranked.auc(counts_N * weights) for counts_N in _row_counts(len(labels), clusters, resamples, seed)
-    ]
+    drawn = [ranked.auc(counts_N * weights) for counts_N in _row_counts(len(labels), clusters, resamples, seed)]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Interval(ranked.auc(weights), float(low), float(high))
 
@@ -346,9 +342,7 @@ def _checked(
     _require_length("weights", weights, labels)
     wrong = ~((labels == 0) | (labels == 1))
     if wrong.any():
-        raise DataError(
-            f"labels: {int(wrong.sum())} of {len(labels)} are not 0 or 1, e.g. {labels[wrong][0]}."
-        )
+        raise DataError(f"labels: {int(wrong.sum())} of {len(labels)} are not 0 or 1, e.g. {labels[wrong][0]}.")
     if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
         raise DataError(f"weights: must be finite, 0 or more and not all 0; smallest {weights.min()}.")
     lost = ~np.isfinite(scores)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ctr.bundle import Facts, GoldenCase
-from features.contract import Contract
+from features.contract import Categorical, Contract, Numeric
 from features.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.
@@ -81,21 +81,26 @@ def _fields(contract: Contract, schema: Schema) -> str:
     if contract.users:
         named = ", ".join(f"`{name}`" for name in contract.users.columns)
         rows.append(("`user_columns`", f"optional, instead of the user table's row: {named}"))
-    rows += [(f"`context.{name}`", column.type) for name, column in context.items()]
+    rows += [(f"`context.{name}`", _context(column)) for name, column in context.items()]
     rows.append(("`history`", f"`{contract.item_field}`s, oldest first{with_events}"))
     rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one"))
     return _table(("in a request", "what"), rows)
 
 
+def _context(column: Categorical | Numeric) -> str:
+    kind = "a number" if isinstance(column, Numeric) else "a category"
+    default = "missing" if column.default is None else f"`{column.default}`"
+    return f"{kind}; {default} where a request gives none"
+
+
 def _call(facts: Facts, example: GoldenCase) -> str:
-    request = json.dumps(example.request, ensure_ascii=False, indent=2)
     candidates = example.request["candidates"]
     order = sorted(range(len(candidates)), key=lambda i: -example.scores[i])
     ranked = [{"item": candidates[i], "score": round(example.scores[i], 6)} for i in order]
-    answer = json.dumps({"model_version": facts.model_version, "ranked": ranked}, ensure_ascii=False, indent=2)
+    answer = {"model_version": facts.model_version, "ranked": ranked}
     return (
-        f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{request}\n```\n\n"
-        f"answers\n\n```json\n{answer}\n```\n\n"
+        f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{_one_key_a_line(example.request)}\n"
+        f"```\n\nanswers\n\n```json\n{_one_key_a_line(answer)}\n```\n\n"
         'In Python: `Ranker.load(Path("bundle")).rank(request)` from `ctr.ranker`, which needs no torch.'
     )
 
@@ -124,6 +129,11 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(header)
     lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _one_key_a_line(content: Mapping[str, Any]) -> str:
+    lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def _number(value: Any) -> str:

@@ -97,19 +97,13 @@ def control_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
         low, high = metrics.get("auc_low", value), metrics.get("auc_high", value)
         colour = BLUE if place == 0 else GREEN if name == "optimum" else GREY
         axes.barh(place, value - 0.5, left=0.5, color=colour, alpha=0.85, height=0.6)
-        axes.errorbar(
-            value, place, xerr=[[value - low], [high - value]], color="black", capsize=3, linewidth=1
-        )
-        axes.annotate(
-            f"{value:.4f}", (max(high, 0.5), place), xytext=(6, 0), textcoords="offset points", va="center"
-        )
+        axes.errorbar(value, place, xerr=[[value - low], [high - value]], color="black", capsize=3, linewidth=1)
+        axes.annotate(f"{value:.4f}", (max(high, 0.5), place), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(names)), [name.replace("_", "-") for name in names])
     axes.invert_yaxis()
     axes.axvline(0.5, color="black", linewidth=1)
     axes.margins(x=0.15)
-    axes.set(
-        title="What the model adds to its controls", xlabel="AUC (0.5 is chance; whiskers: 95 % interval)"
-    )
+    axes.set(title="What the model adds to its controls", xlabel="AUC (0.5 is chance; whiskers: 95 % interval)")
     _plain(axes)
     return figure
 
@@ -120,9 +114,7 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
-def _line(
-    axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, colour: str, best: Any
-) -> None:
+def _line(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, colour: str, best: Any) -> None:
     axes.plot(steps, values, "o-", color=colour, markersize=3, label=label)
     if steps:
         place = int(best(values))

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from pydantic import Field, PositiveInt
 
 from ctr.bundle import RANKER, TOLERANCE, Bundle, open_bundle
 from features.encoder import EncodedRequest, Encoder
 from features.errors import ConfigError, NumericalError
-from features.request import Limits, parse_request
+from features.request import Limits, Request, parse_request
+from features.schema import UNKNOWN
+from features.settings import Settings, load_yaml, merge, validate
+
+NAMED = 5  # ids named in one message
+
+
+class ServeConfig(Settings):
+    """`conf/serve.yaml`: what one serving process may use, and the largest request it answers."""
+
+    threads: PositiveInt = Field(1, description="threads of one request")
+    limits: Limits = Limits()
+
+
+def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> ServeConfig:
+    """Read a serving file, `--set` on top.
+
+    Raises:
+        ConfigError: missing file, unknown key (nearest valid one named), impossible value.
+    """
+    return validate(ServeConfig, merge(load_yaml(path), overrides or {}), str(path))
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ class Ranker:
         request = parse_request(raw_request, self.encoder.contract, self.limits)
         encoded = self.encoder.encode_request(request)
         if strict:
-            _refuse_unknown(encoded)
+            _refuse_unknown(request, encoded)
         scores_N = self.score(encoded)
         order = np.argsort(-scores_N, kind="stable")[:top]
         return RankResult(
@@ -177,16 +199,20 @@ def graph_inputs(encoded: EncodedRequest) -> dict[str, np.ndarray]:
     }
 
 
-def _refuse_unknown(encoded: EncodedRequest) -> None:
-    problems = []
-    if encoded.unknown_candidates:
-        shown = ", ".join(repr(item) for item in encoded.unknown_candidates[:5])
-        more = len(encoded.unknown_candidates) - 5
-        problems.append(f"candidates: unknown ids {shown}" + (f" and {more} more" if more > 0 else ""))
-    if encoded.unknown_history:
-        problems.append(f"history: {encoded.unknown_history} unknown ids")
+def _refuse_unknown(request: Request, encoded: EncodedRequest) -> None:
+    cut = len(request.history) - len(encoded.history_item)
+    history = [request.history[cut + place] for place in np.flatnonzero(encoded.history_item == UNKNOWN)]
+    unknown = {"candidates": encoded.unknown_candidates, "history": history}
+    problems = [f"{name}: {_some(ids)}" for name, ids in unknown.items() if ids]
     if problems:
-        raise ConfigError("; ".join(problems) + ". Leave them out, or rank without strict to score them as unknown.")
+        raise ConfigError(
+            f"{'; '.join(problems)}. Leave them out, or rank without strict to score them as the unknown item."
+        )
+
+
+def _some(ids: Sequence[Any]) -> str:
+    shown = ", ".join(map(repr, ids[:NAMED]))
+    return f"unknown ids {shown}" + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
 
 
 def _check_rows(name: str, rows: np.ndarray, items: int) -> None:

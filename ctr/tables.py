@@ -56,9 +56,7 @@ class TableBuffers(nn.Module):
         DataError: a table is missing or has not one row per item (user).
     """
 
-    def __init__(
-        self, tables: FrozenTables, schema: Schema, user_fields: Sequence[Field], like: Tensor
-    ) -> None:
+    def __init__(self, tables: FrozenTables, schema: Schema, user_fields: Sequence[Field], like: Tensor) -> None:
         super().__init__()
         sets = [vectors.name for vectors in schema.vectors]
         # Buffers go by position: a column may be called `type`, or hold a dot, which no buffer name can.

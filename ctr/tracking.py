@@ -118,9 +118,7 @@ class Tracker:
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
         now = int(time.time() * 1000)
-        points = [
-            self._mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()
-        ]
+        points = [self._mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=points)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
@@ -170,9 +168,7 @@ class Tracker:
 
     def find_version(self, name: str, model_version: str) -> str | None:
         """The newest version of `name` whose bundle has this model version; None without one."""
-        found = self._client.search_model_versions(
-            f"name = '{name}' and tags.model_version = '{model_version}'"
-        )
+        found = self._client.search_model_versions(f"name = '{name}' and tags.model_version = '{model_version}'")
         return max((str(version.version) for version in found), key=int, default=None)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
@@ -282,10 +278,7 @@ class Tracker:
             self._run_id = None
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
-        flat = [
-            self._mlflow.entities.Param(name, str(value)[:_LONGEST_PARAM])
-            for name, value in _flattened(params)
-        ]
+        flat = [self._mlflow.entities.Param(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
         for start in range(0, len(flat), _PARAMS_A_CALL):
             self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_A_CALL])
 
@@ -324,9 +317,7 @@ def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 def _version_tags(manifest: BundleManifest) -> dict[str, str]:
     metrics = {
-        f"{split}_{name}": str(value)
-        for split, values in manifest.metrics.items()
-        for name, value in values.items()
+        f"{split}_{name}": str(value) for split, values in manifest.metrics.items() for name, value in values.items()
     }
     return {
         "model_version": manifest.model_version,
@@ -361,9 +352,7 @@ def _save_flavor(bundle: Path, folder: Path, run_id: str) -> None:
         signature=signature,
         input_example=example,
         # Given, because MLflow would load the model to find them, and its tables are not there yet.
-        pip_requirements=[
-            f"{name}=={metadata.version(name)}" for name in ("mlflow", "numpy", "onnx", "onnxruntime")
-        ],
+        pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "numpy", "onnx", "onnxruntime")],
         onnx_execution_providers=["CPUExecutionProvider"],
         onnx_session_options={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
         save_as_external_data=False,
@@ -395,7 +384,6 @@ def _signature(model: Any) -> tuple[Any, dict[str, np.ndarray]]:
 
     inputs = described(model.graph.input)
     example = {
-        name: np.ones([2 if size == -1 else size for size in shape], dtype)
-        for name, (dtype, shape) in inputs.items()
+        name: np.ones([2 if size == -1 else size for size in shape], dtype) for name, (dtype, shape) in inputs.items()
     }
     return ModelSignature(schema(inputs), schema(described(model.graph.output))), example

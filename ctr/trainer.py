@@ -140,9 +140,7 @@ def fit(
             loss_sum.zero_()
             last_look = state.step
             seconds_looking += time.monotonic() - look_started
-            bar.advance(
-                0, note=f"epoch {look.epoch:.2f}, {config.metric} {look.metrics()[config.metric]:.4f}"
-            )
+            bar.advance(0, note=f"epoch {look.epoch:.2f}, {config.metric} {look.metrics()[config.metric]:.4f}")
             if on_evaluation is not None:
                 try:
                     on_evaluation(look)
@@ -195,16 +193,12 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
             f"two rows. Got {config.batch_size:,}."
         )
     lone_last_row = rows % config.batch_size == 1
-    return Loader(
-        feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row
-    )
+    return Loader(feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row)
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device cuda: torch sees no CUDA device here. Set train.device to auto or cpu."
-        )
+        raise ConfigError("train.device cuda: torch sees no CUDA device here. Set train.device to auto or cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -146,8 +146,7 @@ def _fit(contract: Contract, log: Log, splitter: Splitter, staging: Path) -> tup
         for name, spec in contract.interactions.context.items()
     }
     event: Columns = {
-        name: _fit_log_column(train, HISTORY + name, spec, log.path)
-        for name, spec in contract.history.columns.items()
+        name: _fit_log_column(train, HISTORY + name, spec, log.path) for name, spec in contract.history.columns.items()
     }
     schema = Schema(
         items=vocabularies[ITEM].size,

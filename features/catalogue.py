@@ -67,9 +67,7 @@ def build_catalogue(
             f"{table[id_name][0]!r}). They are not the same ids."
         )
     everyone = pl.concat([keys, table[id_name]]).unique().sort()
-    return Vocabulary(everyone), everyone.to_frame().join(
-        table, on=id_name, how="left", maintain_order="left"
-    )
+    return Vocabulary(everyone), everyone.to_frame().join(table, on=id_name, how="left", maintain_order="left")
 
 
 def fit_columns(

@@ -10,7 +10,7 @@ import polars as pl
 from features.contract import Categorical, Column, Numeric, Tags
 from features.errors import DataError
 from features.schema import PADDING, UNKNOWN, Field
-from features.vocabulary import Vocabulary, canonical
+from features.vocabulary import Vocabulary
 
 
 class CategoricalEncoder:
@@ -153,24 +153,17 @@ def _lists(raw: pl.Series) -> pl.Series:
         return raw
     if isinstance(dtype, pl.Array):
         return raw.cast(pl.List(dtype.inner))
-    raise DataError(
-        f"column {raw.name!r}: declared `tags`, which are lists, but holds {dtype}. Declare `categorical`."
-    )
+    raise DataError(f"column {raw.name!r}: declared `tags`, which are lists, but holds {dtype}. Declare `categorical`.")
 
 
 def _numbers(raw: pl.Series) -> np.ndarray:
     if not (raw.dtype.is_numeric() or raw.dtype in (pl.Boolean, pl.Null)):
-        example = canonical_example(raw)
+        some = raw.drop_nulls()
+        example = f", e.g. {some[0]!r}" if len(some) else ""
         raise DataError(
-            f"column {raw.name!r}: declared `numeric` but holds {raw.dtype}{example}. Declare `categorical`, or cast it."
+            f"column {raw.name!r}: declared `numeric` but is {raw.dtype}{example}. Declare `categorical`, or cast it."
         )
     return raw.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def canonical_example(raw: pl.Series) -> str:
-    """`, e.g. 'x'`: one value of a column for an error message, or nothing."""
-    some = raw.drop_nulls()
-    return f", e.g. {some[0]!r}" if len(some) else ""
 
 
 def _transformed(values: np.ndarray, transform: str) -> np.ndarray:
@@ -178,14 +171,3 @@ def _transformed(values: np.ndarray, transform: str) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(values > -1, np.log1p(values), np.nan)
     return values
-
-
-__all__ = [
-    "CategoricalEncoder",
-    "ColumnEncoder",
-    "NumericEncoder",
-    "TagsEncoder",
-    "canonical",
-    "canonical_example",
-    "fit_column",
-]

@@ -24,9 +24,7 @@ class Categorical(Settings):
     type: Literal["categorical"]
     min_count: PositiveInt = 1
     max_size: PositiveInt | None = None
-    default: str | int | bool | None = Field(
-        None, description="context only: value where a request gives none"
-    )
+    default: str | int | bool | None = Field(None, description="context only: value where a request gives none")
 
 
 class Tags(Settings):
@@ -156,9 +154,7 @@ class Contract(Settings):
             taken = (RESERVED_COLUMNS - {"label"}) if section == "history.columns" else RESERVED_COLUMNS
             clash = sorted(names & taken)
             if clash:
-                raise ValueError(
-                    f"{section}: {clash[0]!r} is a name the feature set uses itself; rename the column"
-                )
+                raise ValueError(f"{section}: {clash[0]!r} is a name the feature set uses itself; rename the column")
         item_id = self.items.id if self.items else self.interactions.item
         user_id = self.users.id if self.users else self.interactions.user
         if item_id in sections["items.columns"] or user_id in sections["users.columns"]:

@@ -80,12 +80,12 @@ def _column(path: str, name: str) -> pl.Series:
 
 
 def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
-    if not isinstance(vectors.dtype, pl.List | pl.Array) or not vectors.dtype.inner.is_numeric():  # type: ignore[union-attr]
+    if not isinstance(vectors.dtype, pl.List | pl.Array) or not vectors.dtype.inner.is_numeric():
         raise DataError(f"{path}: column {vectors.name!r} holds {vectors.dtype}, expected lists of numbers.")
     if vectors.null_count():
         at = ids[int(vectors.is_null().arg_max() or 0)]
         raise DataError(
-            f"{path}: {vectors.null_count()} of {len(vectors)} vectors are null, e.g. of id {at!r}. Leave such rows out."
+            f"{path}: {vectors.null_count()} of {len(vectors)} vectors are null, e.g. of id {at!r}. Leave them out."
         )
     if isinstance(vectors.dtype, pl.List):
         widths = vectors.list.len()
@@ -103,9 +103,7 @@ def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
 
 def _check(path: str, ids: pl.Series, vectors_VW: np.ndarray) -> None:
     if not len(ids):
-        raise DataError(
-            f"{path}: holds no vectors. Take the set out of the contract or write the file again."
-        )
+        raise DataError(f"{path}: holds no vectors. Take the set out of the contract or write the file again.")
     if ids.null_count():
         raise DataError(f"{path}: {ids.null_count()} of {len(ids)} ids are null. Leave such rows out.")
     twice = ids.filter(ids.is_duplicated())

@@ -101,9 +101,7 @@ class Encoder:
             context={name: self._context(name, encoder, request) for name, encoder in self.context.items()},
             history_item=history_item,
             history_events={
-                name: np.array(
-                    [_index(encoder, value) for value in request.history_events[name][newest]], np.int64
-                )
+                name: np.array([_index(encoder, value) for value in request.history_events[name][newest]], np.int64)
                 for name, encoder in self.event.items()
             },
             candidate_item=candidate_item,
@@ -118,9 +116,7 @@ class Encoder:
         self.users.save(folder / VOCABULARIES / "users.arrow")
         sections = {}
         for section, columns in self._sections().items():
-            sections[section] = [
-                _to_json(folder, section, i, *pair) for i, pair in enumerate(columns.items())
-            ]
+            sections[section] = [_to_json(folder, section, i, *pair) for i, pair in enumerate(columns.items())]
         record = {
             "contract": self.contract.model_dump(mode="json"),
             "schema": self.schema.model_dump(mode="json"),
@@ -166,13 +162,11 @@ class Encoder:
             _same_kind("user", request.user, self.users)
             row = self.users.index(request.user)
         known = {name: _wide(self.user_table[name][row : row + 1]) for name in self.user}
-        return known | {
-            name: self.user[name].encode_one(value) for name, value in request.user_columns.items()
-        }
+        return known | {name: self.user[name].encode_one(value) for name, value in request.user_columns.items()}
 
     def _context(self, name: str, encoder: ColumnEncoder, request: Request) -> np.ndarray:
         spec = self.contract.interactions.context[name]
-        return encoder.encode_one(request.context[name] if name in request.context else spec.default)
+        return encoder.encode_one(request.context.get(name, spec.default))
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:
@@ -196,9 +190,7 @@ def _same_kind(where: str, value: Any, ids: Vocabulary) -> None:
     if isinstance(value, int) != ids.whole_numbers:
         expected = "whole numbers" if ids.whole_numbers else "text"
         example = f", e.g. {ids.values[0]!r}" if len(ids.values) else ""
-        raise ConfigError(
-            f"{where}: {value!r} is of the wrong type: ids of this log are {expected}{example}."
-        )
+        raise ConfigError(f"{where}: {value!r} is of the wrong type: ids of this log are {expected}{example}.")
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

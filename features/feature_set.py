@@ -17,11 +17,11 @@ from features.errors import DataError
 from features.schema import Schema
 from features.settings import Settings
 
-SPLITS = ("train", "valid", "test")
+SplitName = Literal["train", "valid", "test"]
+
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-
-SplitName = Literal["train", "valid", "test"]
 
 
 class FileEntry(Settings):
@@ -63,7 +63,8 @@ class FeatureSet:
 
     Layout (`part` runs over user buckets; a part's history ends count into the same part's events):
 
-        rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] context… history_end history_len
+        rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] context…
+                                                   history_end history_len
         events/part-00000.arrow                    item time event columns…, by user and time
         items.arrow users.arrow                    encoded columns; row i is item (user) row i
         embeddings/<set>.npy <set>.present.npy     float32 [items, width], bool [items]
@@ -87,9 +88,7 @@ class FeatureSet:
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
         except FileNotFoundError:
-            raise DataError(
-                f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`."
-            ) from None
+            raise DataError(f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`.") from None
         except ValidationError as error:
             raise DataError(
                 f"{path / MANIFEST}: not a manifest of format {FORMAT} ({error.error_count()} problems). "
@@ -112,9 +111,7 @@ class FeatureSet:
         for name, entry in self.manifest.files.items():
             path = self.path / name
             if not path.is_file() or sha256_of(path) != entry.sha256:
-                raise DataError(
-                    f"{path}: missing or changed since it was built. Build the feature set again."
-                )
+                raise DataError(f"{path}: missing or changed since it was built. Build the feature set again.")
 
     def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
         """The row columns of a split, one dict a part."""

@@ -72,18 +72,14 @@ def open_log(contract: Contract) -> Log:
         columns[REQUEST] = pl.col(log.request)
     frame = raw.select(**columns)
     _check_types(frame, path, contract)
-    return Log(
-        frame.with_columns(pl.col(LABEL).cast(pl.Float32)), path, *_checked_rows(frame, path, contract)
-    )
+    return Log(frame.with_columns(pl.col(LABEL).cast(pl.Float32)), path, *_checked_rows(frame, path, contract))
 
 
 def _expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     try:
         expression = pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
-        raise DataError(
-            f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`."
-        ) from None
+        raise DataError(f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`.") from None
     require_columns(raw, path, expression.meta.root_names())
     try:
         raw.select(expression).collect_schema()
@@ -116,9 +112,7 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         if schema[key].is_float():
-            raise DataError(
-                f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it."
-            )
+            raise DataError(f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it.")
     if not (schema[LABEL].is_numeric() or schema[LABEL] == pl.Boolean):
         raise DataError(
             f"{path}: label {log.label!r} is {schema[LABEL]}, expected 0/1 or a condition such as `rating >= 4`."

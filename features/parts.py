@@ -44,9 +44,7 @@ def write_parts(
     """
     parts = min(MOST_PARTS, -(-log.rows // ROWS_A_PART))
     requests = (
-        Vocabulary(canonical(value_counts(log.frame, REQUEST)["value"]))
-        if contract.interactions.request
-        else None
+        Vocabulary(canonical(value_counts(log.frame, REQUEST)["value"])) if contract.interactions.request else None
     )
     chunks = (_encode(chunk, contract, encoder, requests, log.path) for chunk in _chunks(log))
     totals: dict[SplitName, list[Window]] = {name: [] for name in SPLITS}
@@ -110,9 +108,7 @@ def _into_buckets(chunks: Iterator[Arrays], parts: int, folder: Path, advance: o
         for columns in chunks:
             batch = pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
             if not writers:
-                writers = [
-                    pa.ipc.new_stream(str(folder / f"{part}.arrow"), batch.schema) for part in range(parts)
-                ]
+                writers = [pa.ipc.new_stream(str(folder / f"{part}.arrow"), batch.schema) for part in range(parts)]
             bucket = columns["user"] % parts
             order = np.argsort(bucket.astype(np.int8), kind="stable")
             batch = batch.take(pa.array(order))
@@ -141,9 +137,7 @@ def _write_part(
     end, length = history_spans(rows["user"], rows["time"], is_event, contract.history.max_len)
     events = {name: rows.pop(HISTORY + name) for name in encoder.event}
     events = {"item": rows["item"], "time": rows["time"], **events}
-    write_arrow(
-        folder / "events" / f"part-{part:05d}.arrow", {name: v[is_event] for name, v in events.items()}
-    )
+    write_arrow(folder / "events" / f"part-{part:05d}.arrow", {name: v[is_event] for name, v in events.items()})
     rows |= {"history_end": end, "history_len": length}
     split = splitter.assign(rows["time"], rows["user"])
     windows: dict[SplitName, Window] = {}

@@ -38,7 +38,7 @@ def write_profile(
 
 
 def _split(
-    folder: Path, name: str, window: Window, parts: int, schema: Schema, id_index: np.ndarray
+    folder: Path, name: SplitName, window: Window, parts: int, schema: Schema, id_index: np.ndarray
 ) -> dict[str, Any]:
     lengths = np.zeros(len(HISTORY_BINS), np.int64)
     unknown_items = 0

@@ -24,9 +24,7 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Opens a bar for one job: `progress` shows it, `silent` does not."""
 
-    def __call__(
-        self, description: str, total: int, unit: str = "rows", done: int = 0
-    ) -> AbstractContextManager[Bar]:
+    def __call__(self, description: str, total: int, unit: str = "rows", done: int = 0) -> AbstractContextManager[Bar]:
         """Open a bar of `total` units, `done` of them by an earlier process, for a `with` statement."""
 
 

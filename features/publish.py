@@ -31,9 +31,7 @@ def build_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockError(
-                f"{folder}: another process builds this feature set. Wait for it to end."
-            ) from None
+            raise LockError(f"{folder}: another process builds this feature set. Wait for it to end.") from None
         for stale in folder.glob(f"{STAGING}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield

@@ -120,9 +120,7 @@ def _scalar(where: str, value: Any) -> Any:
 
 
 def _id(where: str, value: Any) -> Any:
-    if isinstance(value, str) or (
-        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-    ):
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63):
         return value
     raise ConfigError(
         f"{where}: {value!r} cannot be an id: ids are text or whole numbers from 0 on. Send them as the log has them."
@@ -140,9 +138,7 @@ def _list(raw: dict[str, Any], name: str) -> list[Any]:
 
 def _at_most(name: str, values: list[Any], limit: int) -> None:
     if len(values) > limit:
-        raise ConfigError(
-            f"{name}: {len(values)} entries, at most {limit} are allowed. Send fewer or raise the limit."
-        )
+        raise ConfigError(f"{name}: {len(values)} entries, at most {limit} are allowed. Send fewer or raise the limit.")
 
 
 def _known_keys(where: str, given: dict[str, Any], valid: Any) -> None:

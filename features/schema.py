@@ -25,7 +25,7 @@ class Field(Settings):
 
 
 class VectorSet(Settings):
-    """One set of item vectors as the model sees it, after normalising and reducing; not `complete`: some items lack one."""
+    """One set of item vectors, after normalising and reducing; not `complete`: some items lack one."""
 
     name: str
     width: int

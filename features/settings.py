@@ -54,9 +54,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
         name, equals, text = assignment.partition("=")
         keys = name.strip().split(".")
         if not equals or len(keys) < 2 or not all(keys):
-            raise ConfigError(
-                f"--set {assignment!r}: write it as section.key=value, e.g. --set train.epochs=3."
-            )
+            raise ConfigError(f"--set {assignment!r}: write it as section.key=value, e.g. --set train.epochs=3.")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -77,9 +75,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = (
-            merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-        )
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

@@ -61,9 +61,7 @@ INTERACTIONS = pa.schema(
         "clicked": pa.int8(),
     }
 )
-TRUTH = pa.schema(
-    {"user_id": pa.int64(), "item_id": pa.int64(), "timestamp": TIMESTAMP, "probability": pa.float32()}
-)
+TRUTH = pa.schema({"user_id": pa.int64(), "item_id": pa.int64(), "timestamp": TIMESTAMP, "probability": pa.float32()})
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,7 @@ def simulate(
     """
     _check(out, rows, users, items, seed)
     began = time.perf_counter()
-    world_rng, request_rng, page_rng = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
-    )
+    world_rng, request_rng, page_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     work = out / f".simulating-{secrets.token_hex(4)}"
     try:
         work.mkdir(parents=True)

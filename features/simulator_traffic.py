@@ -101,12 +101,8 @@ class Shelf:
         """A page of distinct items for each request, [Q, K] item indices."""
         shape = (len(user), MAX_POSITION)
         interest_UJ = np.cumsum(users.interest_weight[user], axis=1)
-        pick_QK = (rng.random(shape)[:, :, None] * interest_UJ[:, None, -1:] >= interest_UJ[:, None]).sum(
-            axis=2
-        )
-        topic_QK = np.take_along_axis(
-            users.interest_topic[user], np.minimum(pick_QK, interest_UJ.shape[1] - 1), axis=1
-        )
+        pick_QK = (rng.random(shape)[:, :, None] * interest_UJ[:, None, -1:] >= interest_UJ[:, None]).sum(axis=2)
+        topic_QK = np.take_along_axis(users.interest_topic[user], np.minimum(pick_QK, interest_UJ.shape[1] - 1), axis=1)
         low_QK, high_QK = self._edge[topic_QK], self._edge[topic_QK + 1]
         any_QK = (rng.random(shape) >= INTEREST_SHARE) | (high_QK <= low_QK)
         low_QK[any_QK], high_QK[any_QK] = 0.0, self._until[-1]

@@ -187,9 +187,7 @@ def tag_names() -> list[str]:
     return [f"{category}-{k + 1:02d}" for category in CATEGORIES for k in range(per_category)]
 
 
-def _items(
-    rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray
-) -> Items:
+def _items(rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray) -> Items:
     topic = np.sort(rng.choice(TOPICS, size=count, p=topic_share))
     latent_ID = _unit(topic_centre_TD[topic] + _noise(rng, (count, LATENT_WIDTH), 0.6)).astype(np.float32)
     category = topic // TOPICS_PER_CATEGORY
@@ -216,9 +214,7 @@ def _items(
     )
 
 
-def _users(
-    rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray
-) -> Users:
+def _users(rng: np.random.Generator, count: int, topic_centre_TD: np.ndarray, topic_share: np.ndarray) -> Users:
     topic_UJ = rng.choice(TOPICS, size=(count, MAX_INTERESTS), p=topic_share)
     interest_UJD = topic_centre_TD[topic_UJ] + _noise(rng, (*topic_UJ.shape, LATENT_WIDTH), 0.2)
     weight_UJ = rng.exponential(size=topic_UJ.shape) + 1.0
@@ -274,9 +270,7 @@ def _encode(
     rng: np.random.Generator, latent_ID: np.ndarray, width: int, *, noise: float, offset: float, scale: float
 ) -> np.ndarray:
     """What an encoder sees of the latent vectors: a linear map, noise, another scale; [I, width]."""
-    seen = latent_ID @ rng.normal(size=(LATENT_WIDTH, width)) + rng.normal(
-        0, noise, size=(len(latent_ID), width)
-    )
+    seen = latent_ID @ rng.normal(size=(LATENT_WIDTH, width)) + rng.normal(0, noise, size=(len(latent_ID), width))
     return (offset + scale * seen).astype(np.float32)
 
 

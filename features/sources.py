@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import polars as pl
 from features.errors import DataError
 from features.settings import unknown_key
 
-SUFFIXES = {
+SUFFIXES: dict[str, Callable[[list[Path]], pl.LazyFrame]] = {
     ".parquet": pl.scan_parquet,
     ".arrow": pl.scan_ipc,
     ".feather": pl.scan_ipc,
@@ -27,9 +27,7 @@ def find_files(path: str) -> list[Path]:
         return found
     folder = Path(path).parent
     if not folder.is_dir():
-        raise DataError(
-            f"{path}: no such file; its folder {folder} does not exist. Correct `root` or pass --root."
-        )
+        raise DataError(f"{path}: no such file; its folder {folder} does not exist. Correct `root` or pass --root.")
     there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise DataError(f"{path}: no such file. {folder} holds: {there}.")
 
@@ -48,9 +46,7 @@ def scan(path: str) -> pl.LazyFrame:
         frame = SUFFIXES[suffix](files)
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(
-            f"{files[0]}: cannot be read as {suffix[1:]}: {error}. Write the file again."
-        ) from None
+        raise DataError(f"{files[0]}: cannot be read as {suffix[1:]}: {error}. Write the file again.") from None
     return frame
 
 

@@ -75,7 +75,7 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote."""
-        return cls(pl.read_ipc(path, memory_map=False)["value"])
+        return cls(pl.read_ipc(path)["value"])
 
     @cached_property
     def _places(self) -> dict[Any, int]:

@@ -32,15 +32,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),
 ]
-RootOption = Annotated[
-    str | None, typer.Option("--root", help="Folder that the contract's paths start from.")
-]
-AsOfOption = Annotated[
-    str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")
-]
-WorkOption = Annotated[
-    Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")
-]
+RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
+AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
+WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
 
@@ -126,9 +120,7 @@ def train(
 
     started = time.monotonic()
     contract, overrides = _settings(data, assignments, root)
-    job = Job.open(
-        contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume
-    )
+    job = Job.open(contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume)
     with job.tracked():
         summary = job.train_and_evaluate()
     _finish(summary.closed(started), as_json)
@@ -200,9 +192,7 @@ def tune(
 @app.command()
 def export(
     run_id: Annotated[str, typer.Option("--run", help="Run id, or `latest`.")] = "latest",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")] = None,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -216,12 +206,8 @@ def export(
 @app.command()
 def rank(
     bundle: BundleOption,
-    request: Annotated[
-        Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")
-    ],
-    strict: Annotated[
-        bool, typer.Option("--strict", help="An id the bundle does not know is an error.")
-    ] = False,
+    request: Annotated[Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")],
+    strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
     top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -258,9 +244,7 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
     except typer.Abort:
         return _failed("stopped by the user", 130, as_json)
     except KeyboardInterrupt:
-        return _failed(
-            "stopped by the user; `quadrank train --resume latest` goes on where it was", 130, as_json
-        )
+        return _failed("stopped by the user; `quadrank train --resume latest` goes on where it was", 130, as_json)
     except Exception as error:
         # typer's own usage errors know how to explain themselves and carry exit code 2.
         show = getattr(error, "show", None)
@@ -272,8 +256,6 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
 
 
 def _failed(message: str, code: int, as_json: bool) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {message}", style="bold red", markup=False
-    )
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
     _finish({"status": "error", "exit_code": code, "error": message}, as_json)
     return code

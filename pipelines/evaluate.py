@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     """
     if split_name not in SPLITS:
         raise ConfigError(f"--split {split_name}: choose one of {', '.join(SPLITS)}.")
-    split = cast(SplitName, split_name)
+    split = next(name for name in SPLITS if name == split_name)
     ranker = Ranker.load(path)
     manifest = ranker.bundle.manifest
     folder = workspace.feature_sets / manifest.name / manifest.feature_set
@@ -89,9 +88,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     summary.controls = controls(feature_set, split)
     if split == "test" and "target_only" in manifest.controls:
         summary.controls = {"target_only": manifest.controls["target_only"], **summary.controls}
-    print_results(
-        console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture
-    )
+    print_results(console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture)
     return summary
 
 
@@ -108,13 +105,9 @@ def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) ->
                 user = slice(rows["user"][i], rows["user"][i] + 1)
                 request = EncodedRequest(
                     user={field.name: as_input(field, users[field.name][user]) for field in schema.user},
-                    context={
-                        field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context
-                    },
+                    context={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context},
                     history_item=events["item"][past].astype(np.int64),
-                    history_events={
-                        field.name: events[field.name][past].astype(np.int64) for field in schema.event
-                    },
+                    history_events={field.name: events[field.name][past].astype(np.int64) for field in schema.event},
                     candidate_item=rows["item"][i : i + 1].astype(np.int64),
                     unknown_history=0,
                     unknown_candidates=(),

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 from ctr.config import Preset
 from ctr.export import ExportResult, export_bundle
 from ctr.models import build_model
+from ctr.models.qin import QIN
 from ctr.tables import frozen_tables
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
@@ -21,9 +21,7 @@ from pipelines.files import write_text
 from pipelines.workspace import Workspace
 
 
-def export_model(
-    model: torch.nn.Module, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console
-) -> ExportResult:
+def export_model(model: QIN, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console) -> ExportResult:
     """Fold, export, prove parity and publish; writes an example request beside the bundle."""
     record = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
@@ -38,9 +36,7 @@ def export_model(
         git_revision=config["git_revision"],
     )
     golden = json.loads((out / "golden.json").read_text(encoding="utf-8"))
-    write_text(
-        out.parent / "request.json", json.dumps(golden["cases"][0]["request"], indent=2, ensure_ascii=False)
-    )
+    write_text(out.parent / "request.json", json.dumps(golden["cases"][0]["request"], indent=2, ensure_ascii=False))
     console.print(
         f"bundle {result.path}: {result.bytes / 2**20:.1f} MiB, largest |ONNX - torch| {result.max_abs_difference:.1e}"
     )
@@ -58,9 +54,7 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
     preset = validate(Preset, config["preset"], str(run_dir / "config.json"))
     feature_set = FeatureSet.open(Path(config["feature_set"]))
     if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
-        raise ConfigError(
-            f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on."
-        )
+        raise ConfigError(f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on.")
     model = build_model(preset.model, feature_set.schema)
     model.attach(frozen_tables(feature_set))
     model.load_state_dict(load_file(run_dir / "model.safetensors"))

@@ -27,9 +27,7 @@ def rank_file(bundle: Path, request: Path, strict: bool, top: int | None, consol
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{request}: not valid JSON: {error}") from None
     result = Ranker.load(bundle).rank(content, strict=strict, top=top)
-    table = Table(
-        title=f"{len(result.ranked)} candidates, model {result.model_version}", title_justify="left"
-    )
+    table = Table(title=f"{len(result.ranked)} candidates, model {result.model_version}", title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column("item")
     table.add_column("click probability", justify="right")

@@ -67,9 +67,7 @@ def run_job(
 def _next_steps(console: Console, bundle: Path, contract_path: Path, workspace: Workspace) -> None:
     request = bundle.parent / "request.json"
     console.print(f"\nbundle  {bundle}\nrun     {workspace.runs / bundle.name}\n\nnext:")
-    console.print(
-        f"  .venv/bin/quadrank rank --bundle {bundle} --request {request}   # score one request from raw ids"
-    )
+    console.print(f"  .venv/bin/quadrank rank --bundle {bundle} --request {request}   # score one request from raw ids")
     console.print(
         f"  .venv/bin/quadrank tune --data {contract_path} --study first --trials 10   # look for better settings"
     )

@@ -16,9 +16,7 @@ from pipelines.files import write_text
 RECORD = "simulation.json"
 
 
-def simulate_once(
-    out: Path, rows: int, users: int, items: int, seed: int, console: Console
-) -> dict[str, Any]:
+def simulate_once(out: Path, rows: int, users: int, items: int, seed: int, console: Console) -> dict[str, Any]:
     """Simulate into `out` unless it holds the log of the same arguments; returns the JSON summary."""
     arguments = {"rows": rows, "users": users, "items": items, "seed": seed}
     record = out / RECORD

@@ -74,9 +74,7 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
     optimum = summary.controls.get("optimum")
     if optimum:
         share = (summary.metrics[split]["auc"] - 0.5) / (optimum["auc"] - 0.5)
-        console.print(
-            f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)"
-        )
+        console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")
 
 
 def _cell(key: str, metrics: Metrics) -> str:

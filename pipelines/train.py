@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +16,12 @@ from rich.console import Console
 
 from ctr.config import ModelConfig, Preset, load_preset
 from ctr.models import build_model
+from ctr.models.qin import QIN
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tables import frozen_tables
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, FitResult, fit
 from features.contract import Contract
-from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from pipelines.build import build, describe
 from pipelines.evaluate import Scored, controls, score_split
@@ -43,7 +42,7 @@ class Job:
     run_dir: Path
     resumed: bool = False
     tracker: Tracker = field(init=False)
-    model: torch.nn.Module = field(init=False)
+    model: QIN = field(init=False)
 
     @classmethod
     def open(
@@ -80,9 +79,7 @@ class Job:
         write_text(self.run_dir / "config.json", json.dumps(record, indent=2))
 
     @contextmanager
-    def tracked(
-        self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None
-    ) -> Iterator[Tracker]:
+    def tracked(self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None) -> Iterator[Tracker]:
         """Hold one MLflow run open around the block; a failure inside marks it FAILED."""
         manifest = self.feature_set.manifest
         tags = {
@@ -113,9 +110,7 @@ class Job:
 
         self.model = self._new_model(self.preset.model)
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.console.print(
-            f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}"
-        )
+        self.console.print(f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}")
         result = fit(
             self.model,
             self.feature_set,
@@ -124,12 +119,8 @@ class Job:
             on_evaluation=record,
             resume=self.resumed,
         )
-        self.tracker.log_metrics(
-            {"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds}
-        )
-        self.tracker.log_figure(
-            learning_curve([look.model_dump() for look in result.curve]), "learning_curve.png"
-        )
+        self.tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
+        self.tracker.log_figure(learning_curve([look.model_dump() for look in result.curve]), "learning_curve.png")
         return result
 
     def train_and_evaluate(self) -> Summary:
@@ -168,7 +159,7 @@ class Job:
         fit(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
         return score_split(model, self.feature_set, "test")
 
-    def _new_model(self, config: ModelConfig) -> torch.nn.Module:
+    def _new_model(self, config: ModelConfig) -> QIN:
         torch.manual_seed(self.preset.train.seed)
         model = build_model(config, self.feature_set.schema)
         model.attach(frozen_tables(self.feature_set))

@@ -102,9 +102,7 @@ def run_study(
         study_name=study_name,
         storage=open_storage(storage, study_name, workspace),
         direction=search.direction,
-        sampler=optuna.samplers.TPESampler(
-            seed=search.seed + len(trial_states(study_name, storage, workspace))
-        ),
+        sampler=optuna.samplers.TPESampler(seed=search.seed + len(trial_states(study_name, storage, workspace))),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=1),
         load_if_exists=True,
     )
@@ -149,9 +147,7 @@ def trial_states(study_name: str, storage: str | None, workspace: Workspace) -> 
     return list(study.trials)
 
 
-def _parent_run(
-    study: optuna.Study, contract: Contract, workspace: Workspace, search: SearchSpace, model: Path
-) -> str:
+def _parent_run(study: optuna.Study, contract: Contract, workspace: Workspace, search: SearchSpace, model: Path) -> str:
     """The study's MLflow run, kept in the study itself so that every worker nests under the same one."""
     known = study.user_attrs.get("mlflow_run_id")
     if known:

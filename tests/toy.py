@@ -104,9 +104,7 @@ def toy_feature_set(
         user=(_category("user_id", user_ids), _category("segment", SEGMENTS + FIRST_VALUE)),
         context=(_category("hour", HOURS + FIRST_VALUE), Field(name="load", kind="numeric")),
         event=(_category("label", 2 + FIRST_VALUE),),
-        vectors=tuple(
-            VectorSet(name=name, width=width, complete=complete[name]) for name, width in WIDTHS.items()
-        ),
+        vectors=tuple(VectorSet(name=name, width=width, complete=complete[name]) for name, width in WIDTHS.items()),
         history_max_len=HISTORY_LEN,
     )
     _write_manifest(folder, schema, windows, parts, rows)
@@ -117,9 +115,7 @@ def _category(name: str, size: int) -> Field:
     return Field(name=name, kind="categorical", size=size)
 
 
-def _draw_log(
-    draw: np.random.Generator, rows: int, genre: np.ndarray, taste: np.ndarray
-) -> dict[str, np.ndarray]:
+def _draw_log(draw: np.random.Generator, rows: int, genre: np.ndarray, taste: np.ndarray) -> dict[str, np.ndarray]:
     """Impressions by user and time; users and items count from 0 here."""
     log = {
         "user": draw.integers(len(taste), size=rows),
@@ -229,9 +225,7 @@ def _write_vectors(folder: Path, draw: np.random.Generator, genre: np.ndarray) -
     return complete
 
 
-def _write_manifest(
-    folder: Path, schema: Schema, windows: dict[Any, Window], parts: int, events: int
-) -> None:
+def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], parts: int, events: int) -> None:
     files = {
         path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(folder.rglob("*"))

@@ -94,11 +94,9 @@ def built_feature_set(folder: Path, rows: int = 600, users: int = 20, items: int
         {
             "item_id": 100 + np.arange(items),
             "genre": draw.choice(GENRES, size=items),
-            "tags": [list(draw.choice(["new", "old", "loud", "calm"], size=i % 4)) for i in range(items)],
-            "price": np.where(draw.random(items) < 0.2, None, draw.normal(10, 2, size=items)),
-        },
-        schema_overrides={"price": pl.Float64, "tags": pl.List(pl.String)},
-        strict=False,
+            "tags": [draw.choice(["new", "old", "loud", "calm"], size=i % 4).tolist() for i in range(items)],
+            "price": [None if i % 5 == 0 else price for i, price in enumerate(draw.normal(10, 2, items))],
+        }
     ).write_parquet(raw / "items.parquet")
     pl.DataFrame(
         {

@@ -89,17 +89,13 @@ class QIN(nn.Module):
         return tables + self.item_encoder.projection_weights()
 
     def _attention(self) -> SparseTargetAttention:
-        return SparseTargetAttention(
-            self.item_encoder.width, self.event_encoder.width, self.config.attention_dim
-        )
+        return SparseTargetAttention(self.item_encoder.width, self.event_encoder.width, self.config.attention_dim)
 
     def _context(self, batch: Batch) -> Tensor:
         columns = [batch.context[field.name] for field in self.context_fields]
         return self.context_encoder([*self.tables.user_columns(batch.user_B), *columns])
 
-    def _interest(
-        self, attention: SparseTargetAttention, batch: Batch, x_UD: Tensor, target_BD: Tensor
-    ) -> Tensor:
+    def _interest(self, attention: SparseTargetAttention, batch: Batch, x_UD: Tensor, target_BD: Tensor) -> Tensor:
         history_BSD = F.embedding(batch.history_BS, x_UD)
         events_BSE = None
         if self.event_fields:

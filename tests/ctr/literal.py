@@ -74,9 +74,7 @@ def columns(encoder: torch.nn.Module, kinds: list[str], values: list[Tensor]) ->
             weight = next(weights)
             blocks.append(weight[int(value)] if int(value) else torch.zeros_like(weight[0]))
     if numbers:
-        blocks.append(
-            encoder.numeric.weight @ torch.tensor(numbers + missing, dtype=encoder.numeric.weight.dtype)
-        )
+        blocks.append(encoder.numeric.weight @ torch.tensor(numbers + missing, dtype=encoder.numeric.weight.dtype))
     return blocks
 
 

@@ -83,9 +83,7 @@ def test_the_next_step_after_loading_is_the_same_to_the_bit(saved, feature_set, 
     step(other, other_optimizer, batch)
     assert (state.step, state.batch, state.halvings) == (2, 2, 1)
     assert math.isnan(state.curve[0].gauc_by_samples)
-    assert state.best.model_dump(exclude={"gauc_by_samples"}) == look(step=2).model_dump(
-        exclude={"gauc_by_samples"}
-    )
+    assert state.best.model_dump(exclude={"gauc_by_samples"}) == look(step=2).model_dump(exclude={"gauc_by_samples"})
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
@@ -239,9 +237,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_record_counts_looks_since_the_best_and_halves_every_second_one():
     state = TrainState()
-    improved = [
-        state.record(look(step, auc), "auc") for step, auc in enumerate([0.6, 0.7, 0.7, 0.5, 0.6, 0.8])
-    ]
+    improved = [state.record(look(step, auc), "auc") for step, auc in enumerate([0.6, 0.7, 0.7, 0.5, 0.6, 0.8])]
     assert improved == [True, True, False, False, False, True]
     assert (state.best.step, state.looks_since_best, state.halvings) == (5, 0, 1)
     assert not state.out_of_patience(1)

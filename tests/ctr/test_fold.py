@@ -46,9 +46,7 @@ def evaluated(model: QIN, history: list[int], candidates: list[int]) -> tuple[Te
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    "settings", [{}, {"use_user_id": True, "layers": 1}, {"use_history": False, "layers": 3}]
-)
+@pytest.mark.parametrize("settings", [{}, {"use_user_id": True, "layers": 1}, {"use_history": False, "layers": 3}])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
 def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, tolerance: float):
     model = small_world.model(dtype, **settings)
@@ -139,9 +137,7 @@ def test_both_graphs_export_with_no_frozen_size():
         for name in graph.input_names
     )
     # torch.export refuses a named dimension that the code froze to the example's size.
-    program = torch.export.export(
-        graph, tuple(inputs[n] for n in graph.input_names), dynamic_shapes=(shapes,)
-    )
+    program = torch.export.export(graph, tuple(inputs[n] for n in graph.input_names), dynamic_shapes=(shapes,))
     expected, inputs = evaluated(model, [], [4])
     scores = program.module()(*(inputs[name] for name in graph.input_names))
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)

@@ -49,9 +49,7 @@ def rows_of(batch: Batch) -> list[tuple]:
         strict=True,
     )
     found = []
-    for row, places, labels in zip(
-        columns, batch.history_BS.tolist(), batch.events["label"].tolist(), strict=True
-    ):
+    for row, places, labels in zip(columns, batch.history_BS.tolist(), batch.events["label"].tolist(), strict=True):
         past = [(items_U[place], label) for place, label in zip(places, labels, strict=True)]
         length = sum(item != 0 for item, _ in past)
         assert past[: len(past) - length] == [(0, 0)] * (len(past) - length)

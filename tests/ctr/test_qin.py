@@ -64,9 +64,7 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
 @pytest.mark.parametrize("positions", [0, 5])
 def test_empty_histories_are_finite_and_equal_the_literal_equations(positions: int):
     model = small_world.model().eval()
-    batch = in_dtype(
-        small_world.batch(torch.arange(1, 5), torch.zeros(4, positions, dtype=torch.int64)), torch.float64
-    )
+    batch = in_dtype(small_world.batch(torch.arange(1, 5), torch.zeros(4, positions, dtype=torch.int64)), torch.float64)
     expected = literal.logits(model, small_world.tables(), batch)
     torch.testing.assert_close(model(batch), expected, atol=1e-10, rtol=1e-10)
     model.train()(batch).sum().backward()
@@ -80,9 +78,7 @@ def test_building_distinct_items_once_equals_building_every_position():
     for distinct in (True, False):
         batch = in_dtype(small_world.batch(target, history, distinct=distinct), torch.float64)
         logits = model(batch)
-        results.append(
-            (len(batch.items_U), logits, torch.autograd.grad(logits.sum(), list(model.parameters())))
-        )
+        results.append((len(batch.items_U), logits, torch.autograd.grad(logits.sum(), list(model.parameters()))))
     (few, logits, grads), (many, expected, expected_grads) = results
     assert few == 4 and many == 17
     torch.testing.assert_close(logits, expected, atol=1e-10, rtol=1e-10)

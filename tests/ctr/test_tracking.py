@@ -69,9 +69,7 @@ def toy_bundle(path: Path, model_version: str = "run-1") -> Path:
         created="2026-01-01T00:00:00+00:00",
     )
     with publish(path) as folder:
-        onnx.save_model(
-            model, folder / RANKER, save_as_external_data=True, location=ITEM_TABLE, size_threshold=0
-        )
+        onnx.save_model(model, folder / RANKER, save_as_external_data=True, location=ITEM_TABLE, size_threshold=0)
         seal(folder, facts)
     return path
 
@@ -132,9 +130,7 @@ def test_a_finished_run_is_opened_again_to_add_to_it(tracker: Tracker) -> None:
     assert (run.info.status, run.data.metrics["best.auc"]) == ("FINISHED", 0.8)
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(DataError("no such file"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
-)
+@pytest.mark.parametrize(("error", "status"), [(DataError("no such file"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_what_breaks_a_run_marks_it(tracker: Tracker, error: BaseException, status: str) -> None:
     with pytest.raises(type(error)), tracker.run("quadrank-toy", "broken", {}, {}):
         run_id = tracker.run_id
@@ -225,16 +221,12 @@ def test_a_changed_bundle_is_not_registered(tracker: Tracker, tmp_path: Path) ->
     ("uri", "message"),
     [("quadrank@champion", "models:/NAME@ALIAS"), ("models:/absent@champion", "not in the registry")],
 )
-def test_a_wrong_model_address_says_what_is_right(
-    tracker: Tracker, tmp_path: Path, uri: str, message: str
-) -> None:
+def test_a_wrong_model_address_says_what_is_right(tracker: Tracker, tmp_path: Path, uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tracker.download_bundle(uri, tmp_path)
 
 
-def test_a_store_that_cannot_be_used_names_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_cannot_be_used_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuchscheme://host/db")
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"), Tracker(tmp_path).run("toy", "run", {}, {}):
         pass

@@ -271,9 +271,7 @@ def test_weighted_log_loss_by_hand():
     assert weighted_log_loss(logit, label, weight).item() == pytest.approx(1.75 * math.log(2))
     assert weighted_log_loss(logit, label, torch.zeros(2)).item() == 0
     # A probability of 0 for a click costs the logit, not infinity.
-    assert weighted_log_loss(torch.tensor([-200.0]), torch.ones(1), torch.ones(1)).item() == pytest.approx(
-        200
-    )
+    assert weighted_log_loss(torch.tensor([-200.0]), torch.ones(1), torch.ones(1)).item() == pytest.approx(200)
 
 
 @pytest.mark.parametrize("batch_size", [1, 100_000])
@@ -308,9 +306,7 @@ def test_predict_gives_probabilities_in_stored_row_order(feature_set):
     assert whole.min() > 0 and whole.max() < 1
     np.testing.assert_allclose(predict(model, feature_set, "test", batch_size=7), whole, atol=1e-6)
     # Genre alone decides where there is no history: those rows tie with each other, by genre.
-    rows = {
-        n: np.concatenate([part[n] for part in feature_set.rows("train")]) for n in ("item", "history_len")
-    }
+    rows = {n: np.concatenate([part[n] for part in feature_set.rows("train")]) for n in ("item", "history_len")}
     scores = predict(model, feature_set, "train")
     first = rows["history_len"] == 0
     for genre in range(2, 6):

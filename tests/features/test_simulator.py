@@ -92,9 +92,7 @@ def test_a_page_is_one_user_one_device_and_positions_from_one(log: tuple[Path, S
         pl.col("position").sort(), pl.col("device").n_unique(), size=pl.len()
     )
     assert (pages["device"] == 1).all()
-    assert (
-        pages["position"] == pages.select(pl.int_ranges(1, pl.col("size") + 1, dtype=pl.Int16)).to_series()
-    ).all()
+    assert (pages["position"] == pages.select(pl.int_ranges(1, pl.col("size") + 1, dtype=pl.Int16)).to_series()).all()
     # Only the last page may be cut short, to give exactly the rows asked for.
     assert pages["size"].max() == 8 and (pages["size"] < 4).sum() <= 1
     assert set(rows["device"].unique()) == set(DEVICES)
@@ -157,9 +155,7 @@ def test_missing_values_and_vectors(log: tuple[Path, SimulationSummary]) -> None
     for of_item in tags:
         assert len(of_item) <= 5 and None not in of_item and len(set(of_item)) == len(of_item)
     entries = image["vector"].to_numpy()
-    assert (
-        np.isfinite(entries).all() and np.quantile(entries, 0.02) > 0.5 and np.quantile(entries, 0.98) < 2.5
-    )
+    assert np.isfinite(entries).all() and np.quantile(entries, 0.02) > 0.5 and np.quantile(entries, 0.98) < 2.5
     users = pl.read_parquet(out / "users.parquet")
     assert 0 < users["age_group"].null_count() / USERS < 0.08
 
@@ -172,12 +168,8 @@ def test_same_seed_same_bytes_and_another_seed_another_log(tmp_path: Path) -> No
     assert all(hashes(tmp_path / "a")[name] != hashes(tmp_path / "c")[name] for name in FILES)
 
 
-@pytest.mark.parametrize(
-    ("rows", "users", "items"), [(1, 1, 30), (37, 5, 30), (1_000, 1, 30), (4_000, 4_000, 31)]
-)
-def test_smallest_logs_have_exactly_the_rows_asked_for(
-    tmp_path: Path, rows: int, users: int, items: int
-) -> None:
+@pytest.mark.parametrize(("rows", "users", "items"), [(1, 1, 30), (37, 5, 30), (1_000, 1, 30), (4_000, 4_000, 31)])
+def test_smallest_logs_have_exactly_the_rows_asked_for(tmp_path: Path, rows: int, users: int, items: int) -> None:
     calls: list[tuple[int, int]] = []
     simulate(tmp_path, rows=rows, users=users, items=items, progress=lambda *done: calls.append(done))
     log = pl.read_parquet(tmp_path / "interactions.parquet")
@@ -222,9 +214,7 @@ def test_an_interrupted_simulation_leaves_the_earlier_log_as_it_was(tmp_path: Pa
     assert hashes(tmp_path) == before
 
 
-def test_small_row_groups_change_nothing_but_the_layout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_row_groups_change_nothing_but_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: dict[str, Any] = {"rows": 2_000, "users": 100, "items": 60}
     simulate(tmp_path / "a", **arguments)
     monkeypatch.setattr(simulator, "ROW_GROUP", 100)

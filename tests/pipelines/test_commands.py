@@ -87,7 +87,9 @@ def test_run_does_everything_and_says_what_it_did(job, work):
         "ece",
     }
     assert set(result["controls"]) == {"popularity", "target_only", "optimum"}
-    assert result["metrics"]["test"]["auc_low"] < result["metrics"]["test"]["auc"] < result["metrics"]["test"]["auc_high"]
+    assert (
+        result["metrics"]["test"]["auc_low"] < result["metrics"]["test"]["auc"] < result["metrics"]["test"]["auc_high"]
+    )
     assert result["controls"]["optimum"]["auc"] > result["metrics"]["test"]["auc"]
     assert sum(result["rows"].values()) == 20_000
     assert (Path(result["bundle"]) / "MANIFEST.json").is_file()
@@ -177,7 +179,9 @@ def test_promote_moves_the_alias_or_refuses(shell, job, work):
 
 def test_tune_nests_trials_and_writes_a_config_that_train_accepts(shell, job, raw, work, tmp_path):
     space = tmp_path / "space.yaml"
-    space.write_text("startup_trials: 1\nspace: {model.dropout: {low: 0.0, high: 0.3}, model.rows: {low: 1, high: 2}}\n")
+    space.write_text(
+        "startup_trials: 1\nspace: {model.dropout: {low: 0.0, high: 0.3}, model.rows: {low: 1, high: 2}}\n"
+    )
     code, result = shell("tune", *data(raw, work), "--study", "t", "--trials", "2", "--space", space, *SMALL)
     assert code == 0 and sum(result["trials"].values()) == 2
     from mlflow import MlflowClient
