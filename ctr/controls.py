@@ -10,7 +10,7 @@ import polars as pl
 from features.encoder import Encoder
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
-from features.log import MICROSECONDS
+from features.log import microseconds
 from features.schema import UNKNOWN
 from features.sources import require_columns, scan
 
@@ -77,11 +77,7 @@ def _truth(feature_set: FeatureSet, split: SplitName, path: str, probability: st
     window = feature_set.manifest.windows[split]
     table = scan(path)
     require_columns(table, path, [log.user, log.item, log.time, probability])
-    time = pl.col(log.time)
-    if table.collect_schema()[log.time].is_integer():
-        time = time.cast(pl.Int64) * MICROSECONDS[log.time_unit]
-    else:
-        time = time.cast(pl.Datetime("us")).cast(pl.Int64)
+    time = microseconds(table, path, log.time, log.time_unit)
     raw = (
         table.select(log.user, log.item, time.alias(log.time), pl.col(probability).cast(pl.Float64))
         .filter(pl.col(log.time).is_between(window.first_time, window.last_time))

@@ -45,9 +45,9 @@ from ctr.model_card import model_card
 from ctr.models.qin import QIN
 from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
-from features.encoder import USERS, Encoder
-from features.errors import NumericalError
-from features.feature_set import FeatureSet
+from features.encoder import ENCODER, USERS, VOCABULARIES, Encoder
+from features.errors import DataError, NumericalError
+from features.feature_set import FeatureSet, sha256_of
 from features.schema import Field, Schema
 
 OPSET = 20
@@ -104,17 +104,18 @@ def export_bundle(
 
     Raises:
         ConfigError: `out` exists and is not a bundle.
+        DataError: the encoder changed since the feature set was built, or encodes a request to something else.
         NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5.
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
     model = _on_cpu(model)
     with publish(out) as folder:
-        inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
-        export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         encoder = _write_encoder(feature_set, folder)
         golden = Golden(cases=golden_cases(model, feature_set, encoder))
         write_json(folder / GOLDEN, golden)
+        inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
+        export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         facts = Facts(
             name=manifest.name,
             model_version=model_version,
@@ -242,7 +243,15 @@ def _on_cpu(model: QIN) -> QIN:
 
 
 def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
-    """The feature set's encoder, saved without where its raw data lay: a bundle travels to other machines."""
+    """The feature set's encoder, saved without where its raw data lay: a bundle travels to other machines.
+
+    Checked against the feature set's own hashes first. A changed vocabulary would go unnoticed later, since
+    the golden requests are decoded with the vocabulary that they are encoded with.
+    """
+    for name, entry in feature_set.manifest.files.items():
+        path = feature_set.path / name
+        if name.startswith((ENCODER, USERS, VOCABULARIES)) and sha256_of(path) != entry.sha256:
+            raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)
     encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
     encoder.save(folder)

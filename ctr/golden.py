@@ -46,7 +46,7 @@ def golden_cases(model: QIN, feature_set: FeatureSet, encoder: Encoder, seed: in
     for name, request, case in _requests(feature_set, encoder, np.random.default_rng(seed)):
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
         _refuse_skew(name, encoded, case.encoded(feature_set.schema, feature_set.users))
-        # A number survives the way to its raw value and back to seven digits only; the scores are of what came back.
+        # A number comes back from its raw value with seven digits; the scores are those of what came back.
         scores_N = expected(model, replace(case, context=encoded.context))
         made.append(GoldenCase(name=name, request=request, scores=[float(score) for score in scores_N]))
     return made
@@ -95,11 +95,11 @@ def _requests(
     feature_set: FeatureSet, encoder: Encoder, draw: np.random.Generator
 ) -> Iterator[tuple[str, RawRequest, Case]]:
     example, *others = [
-        logged_case(feature_set, row, _candidates(feature_set, row, draw)) for row in _rows(feature_set)
+        logged_case(feature_set, row, _candidates(feature_set, row, draw)) for row in chosen_rows(feature_set)
     ]
     yield "logged", raw_request(example, encoder), example
-    for case in others:
-        yield f"logged, history of {len(case.history_item)}", raw_request(case, encoder), case
+    for number, case in enumerate(others, start=1):
+        yield f"logged {number}, history of {len(case.history_item)}", raw_request(case, encoder), case
     single = replace(example, candidate_item=example.candidate_item[:1])
     yield "one candidate", raw_request(single, encoder), single
     none = np.zeros(0, np.int64)
@@ -112,7 +112,7 @@ def _requests(
         yield _too_long(longest, encoder, feature_set.schema.history_max_len)
 
 
-def _rows(feature_set: FeatureSet) -> list[LoggedRow]:
+def chosen_rows(feature_set: FeatureSet) -> list[LoggedRow]:
     """The example's row, then rows by quantiles of the history length; the last has the longest history."""
     lengths = [rows["history_len"] for rows in feature_set.rows("test")]
     starts = np.cumsum([0, *map(len, lengths)])

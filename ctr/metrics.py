@@ -107,7 +107,7 @@ def gauc_unweighted(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) 
 
 
 def group_aucs(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """AUC, rows and positive rows of every group with both classes; float64 [G] each, order unspecified.
+    """AUC, rows and positive rows of every group with both classes; float64 [G] each, in order of appearance.
 
     By the rank-sum identity AUC = (R - P(P + 1)/2) / (P (N - P)), R the positives' sum of average ranks.
 
@@ -121,7 +121,7 @@ def group_aucs(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> tu
     rank_sum = (pl.col("score").rank("average") * pl.col("label")).sum()
     table = (
         pl.DataFrame({"group": np.asarray(groups), "label": labels, "score": scores})
-        .group_by("group")
+        .group_by("group", maintain_order=True)
         .agg(rows=rows, positives=positives, rank_sum=rank_sum)
         .filter((pl.col("positives") > 0) & (pl.col("positives") < pl.col("rows")))
     )

@@ -58,7 +58,7 @@ def open_log(contract: Contract) -> Log:
     columns: dict[str, pl.Expr] = {
         USER: pl.col(log.user),
         ITEM: pl.col(log.item),
-        TIME: _time(raw, path, log.time, log.time_unit),
+        TIME: microseconds(raw, path, log.time, log.time_unit),
         LABEL: label,
         EVENT: events,
         **{CONTEXT + name: pl.col(name) for name in log.context},
@@ -91,7 +91,8 @@ def _expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     return expression
 
 
-def _time(raw: pl.LazyFrame, path: str, name: str, unit: str) -> pl.Expr:
+def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str) -> pl.Expr:
+    """A time column as µs since 1970. Raises DataError for a column that holds no times."""
     dtype = raw.collect_schema()[name]
     column = pl.col(name)
     if dtype.is_integer():

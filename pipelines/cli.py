@@ -45,7 +45,9 @@ SECTIONS = ("data", "model", "train")
 
 def console(as_json: bool) -> Console:
     """Where people read: stdout, or stderr when stdout carries JSON."""
-    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+    stream = sys.stderr if as_json else sys.stdout
+    # A log file has no width of its own; tables need one.
+    return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 120)
 
 
 def _finish(payload: dict[str, Any], as_json: bool) -> None:

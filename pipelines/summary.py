@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ctr.controls import optimal_lift_share
+
 Metrics = dict[str, float]
 
 _COLUMNS = {
@@ -73,7 +75,7 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
     console.print(results_table(title, rows))
     optimum = summary.controls.get("optimum")
     if optimum:
-        share = (summary.metrics[split]["auc"] - 0.5) / (optimum["auc"] - 0.5)
+        share = optimal_lift_share(summary.metrics[split]["auc"], optimum["auc"])
         console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")
 
 

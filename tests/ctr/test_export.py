@@ -19,8 +19,9 @@ from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.config import ModelConfig
 from ctr.export import check_shapes, export_item_graph, export_request_graph
 from ctr.fold import ItemGraph, RequestGraph
+from ctr.golden import chosen_rows
 from ctr.models.qin import QIN
-from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
+from ctr.parity import Case, check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import graph_inputs, open_session
 from features.encoder import EncodedRequest
 from features.errors import NumericalError
@@ -206,7 +207,8 @@ def test_the_graph_scores_as_the_model_on_200_random_requests(model: QIN, toy: F
     cases = list(random_cases(model.schema, 200))
     assert check_parity(model, toy.users, score, cases) < 1e-5
     # The scores must differ for parity to mean anything.
-    assert np.concatenate([expected(model, case) for case in cases]).std() > 0.01
+    scores = [score(case.encoded(model.schema, toy.users)) for case in cases]
+    assert np.concatenate(scores).std() > 0.01
 
 
 def test_a_history_of_no_elements_scores_as_one_of_padding(
@@ -246,6 +248,15 @@ def test_a_wrong_item_row_is_an_error(folder: Path, toy: FeatureSet, tmp_path: P
     (table + np.float32(1e-3)).tofile(tmp_path / ITEM_TABLE)
     with pytest.raises(NumericalError, match="item row"):
         check_item_parity(tmp_path, toy)
+
+
+def test_golden_rows_span_the_history_lengths_over_all_parts(toy: FeatureSet) -> None:
+    lengths = [part["history_len"] for part in toy.rows("test")]
+    chosen = [int(lengths[row.part][row.index]) for row in chosen_rows(toy)]
+    every = np.concatenate(lengths)
+    assert len(lengths) == 2 and chosen[0] == 3
+    assert (chosen[1], chosen[-1]) == (every.min(), every.max())
+    assert chosen[1:] == sorted(chosen[1:])
 
 
 def test_a_case_becomes_the_batch_the_trainer_sees() -> None:

@@ -16,11 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctr.bundle import GOLDEN, ITEM_TABLE, MODEL_CARD, RANKER, Facts, open_bundle, seal
+from ctr.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, open_bundle, seal
 from ctr.config import ModelConfig
 from ctr.export import ExportResult, export_bundle
+from ctr.golden import golden_cases
 from ctr.models.qin import QIN
+from ctr.parity import random_cases
 from ctr.ranker import Ranker, load_serve_config
+from features.columns import CategoricalEncoder, NumericEncoder
+from features.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
 from features.feature_set import FeatureSet
 from features.request import Limits
@@ -81,7 +85,7 @@ def test_the_export_says_what_it_made(exported: ExportResult) -> None:
     assert exported.path.name == "first"
     assert exported.max_abs_difference < 1e-5
     on_disk = sum(path.stat().st_size for path in exported.path.rglob("*") if path.is_file())
-    assert exported.bytes == on_disk - (exported.path / "MANIFEST.json").stat().st_size
+    assert exported.bytes == on_disk - (exported.path / MANIFEST).stat().st_size
     assert exported.seconds > 0
 
 
@@ -107,7 +111,8 @@ def test_a_bundle_holds_no_pickle_and_no_path_of_this_machine(exported: ExportRe
 
 def test_the_golden_requests_cover_the_edges(ranker: Ranker) -> None:
     cases = {case.name: case for case in ranker.bundle.golden().cases}
-    assert 8 <= len(cases) + 3 and {"no history", "one candidate", "candidates alone"} <= set(cases)
+    assert len(cases) == 10
+    assert {"no history", "one candidate", "candidates alone"} <= set(cases)
     assert cases["no history"].request["history"] == []
     assert len(cases["history longer than is read"].request["history"]) == HISTORY_LEN + 2
     unknown = cases["unknown user, history item and candidate"]
@@ -200,7 +205,7 @@ def test_unknown_ids_are_scored_and_reported(ranker: Ranker) -> None:
 def test_strict_names_unknown_ids(ranker: Ranker) -> None:
     request = {**REQUEST, "history": [999, *range(100, 100 + HISTORY_LEN - 1), 996], "candidates": [110, 998, 997]}
     with pytest.raises(
-        ConfigError, match="candidates: unknown ids 998, 997; history: unknown ids 996. Leave"
+        ConfigError, match=r"candidates: unknown ids 998, 997; history: unknown ids 996\. Leave"
     ) as caught:
         ranker.rank(request, strict=True)
     assert caught.value.exit_code == 2
@@ -253,8 +258,6 @@ def test_top_must_leave_something(ranker: Ranker) -> None:
 
 
 def test_rows_outside_the_table_never_reach_the_graph(ranker: Ranker) -> None:
-    from ctr.parity import random_cases
-
     (case,) = random_cases(ranker.encoder.schema, 1)
     encoded = case.encoded(ranker.encoder.schema, ranker.encoder.user_table)
     items = ranker.encoder.schema.items
@@ -296,15 +299,11 @@ def test_other_scores_than_recorded_are_refused(copy: Path) -> None:
     golden = json.loads((copy / GOLDEN).read_text())
     golden["cases"][1]["scores"][0] += 2e-5
     (copy / GOLDEN).write_text(json.dumps(golden))
-    facts = {name: value for name, value in open_bundle_unverified(copy).items() if name in Facts.model_fields}
-    seal(copy, Facts(**facts))
-    with pytest.raises(NumericalError, match="golden request 'logged, history of .*' scores 2.*e-05 away") as caught:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    seal(copy, Facts(**{name: manifest[name] for name in Facts.model_fields}))
+    with pytest.raises(NumericalError, match=r"golden request 'logged 1, history of .*' scores 2.*e-05 away") as caught:
         Ranker.load(copy)
     assert caught.value.exit_code == 5
-
-
-def open_bundle_unverified(path: Path) -> dict[str, Any]:
-    return json.loads((path / "MANIFEST.json").read_text())
 
 
 def test_a_bundle_works_wherever_it_is_moved(ranker: Ranker, copy: Path, tmp_path: Path) -> None:
@@ -342,14 +341,24 @@ def test_a_failed_export_leaves_the_published_bundle(
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
-def test_a_skewed_encoder_is_not_exported(model: QIN, feature_set: FeatureSet, tmp_path: Path) -> None:
-    skewed = Path(shutil.copytree(feature_set.path, tmp_path / "skewed"))
-    record = json.loads((skewed / "encoder.json").read_text())
-    (load,) = [entry for entry in record["columns"]["context"] if entry["name"] == "load"]
-    load["transform"] = "none"
-    # What was log1p offline is now raw online; the golden request is decoded by the same wrong rule, so only
-    # a default or a table can tell. Swapping two item ids can.
-    ids = json.loads(json.dumps(record))
-    assert ids
-    (skewed / "encoder.json").write_text(json.dumps(record))
-    export(model, FeatureSet.open(skewed), tmp_path / "bundle")
+def test_an_encoder_that_changed_since_the_build_is_not_exported(
+    model: QIN, feature_set: FeatureSet, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(feature_set.path, tmp_path / "changed"))
+    text = (changed / "encoder.json").read_text()
+    (changed / "encoder.json").write_text(text.replace("log1p", "none"))
+    with pytest.raises(DataError, match=r"encoder\.json: changed since the feature set was built"):
+        export(model, FeatureSet.open(changed), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(NumericEncoder, r"context\.load"), (CategoricalEncoder, r"context\.device")]
+)
+def test_encoding_otherwise_online_than_offline_is_not_exported(
+    model: QIN, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch, kind: type, where: str
+) -> None:
+    encode_one = kind.encode_one
+    monkeypatch.setattr(kind, "encode_one", lambda self, value: encode_one(self, value) + 1)
+    with pytest.raises(DataError, match=f"golden request 'logged': {where} encodes to .* but the feature set holds"):
+        golden_cases(model, feature_set, Encoder.load(feature_set.path))
