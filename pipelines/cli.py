@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),
 ]
+ServeSetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Repeatable, over the --serve file.")
+]
 RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
 WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
@@ -55,11 +58,16 @@ def _finish(payload: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(payload), flush=True)
 
 
-def _settings(data: Path, assignments: list[str] | None, root: str | None) -> tuple[Contract, dict[str, Any]]:
+def _overrides(assignments: list[str] | None, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
     overrides = parse_overrides(assignments or [])
     for section in overrides:
-        if section not in SECTIONS:
-            raise ConfigError(f"--set {section}.…: unknown section. {unknown_key(section, SECTIONS)}")
+        if section not in sections:
+            raise ConfigError(f"--set {section}.…: unknown section. {unknown_key(section, sections)}")
+    return overrides
+
+
+def _settings(data: Path, assignments: list[str] | None, root: str | None) -> tuple[Contract, dict[str, Any]]:
+    overrides = _overrides(assignments, SECTIONS)
     contract = load_contract(data, overrides.pop("data", None), root)
     return contract, overrides
 
@@ -68,9 +76,9 @@ def _settings(data: Path, assignments: list[str] | None, root: str | None) -> tu
 def simulate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the raw files.")] = Path("data/simulated"),
     rows: Annotated[int, typer.Option("--rows", help="Impressions.")] = 600_000,
-    users: Annotated[int, typer.Option("--users")] = 10_000,
-    items: Annotated[int, typer.Option("--items")] = 4_000,
-    seed: Annotated[int, typer.Option("--seed")] = 1,
+    users: Annotated[int, typer.Option("--users", help="Users.")] = 10_000,
+    items: Annotated[int, typer.Option("--items", help="Items.")] = 4_000,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed writes the same log.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Write a raw log with planted, known click probabilities."""
@@ -117,7 +125,7 @@ def train(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One training run, tracked in MLflow and evaluated on the test window."""
+    """One tracked training run, evaluated on test."""
     from pipelines.train import Job
 
     started = time.monotonic()
@@ -138,7 +146,7 @@ def run(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole scheduled job: features, train, evaluate, export, gate."""
+    """The whole job: features to promoted bundle."""
     from pipelines.run import run_job
 
     started = time.monotonic()
@@ -155,7 +163,10 @@ def evaluate(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Score a split with the bundle itself (ONNX, as served) and print metrics beside the controls."""
+    """Metrics of a bundle as served, beside controls.
+
+    Scores a split through the ONNX graph, one request a row, as a ranking server would.
+    """
     from pipelines.evaluate import evaluate_bundle
 
     started = time.monotonic()
@@ -180,7 +191,10 @@ def tune(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hyperparameter sweep; start it n times with one study name for n workers."""
+    """Hyperparameter sweep.
+
+    Start it n times with one study name for n workers.
+    """
     from pipelines.tune import run_study
 
     contract, overrides = _settings(data, assignments, root)
@@ -211,12 +225,16 @@ def rank(
     request: Annotated[Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")],
     strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
     top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
+    serve: Annotated[Path, typer.Option("--serve", help="Threads and limits of a request.")] = Path("conf/serve.yaml"),
+    assignments: ServeSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score one request from raw ids."""
+    from ctr.ranker import load_serve_config
     from pipelines.rank import rank_file
 
-    _finish(rank_file(bundle, request, strict, top, console(as_json)), as_json)
+    config = load_serve_config(serve, _overrides(assignments, ("serve",)).get("serve"))
+    _finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
 
 
 @app.command()
@@ -225,7 +243,10 @@ def promote(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Gate a bundle against the champion, then move the `champion` alias to it (exit 6: refused)."""
+    """Gate a bundle, then make it the champion.
+
+    Exit 6 when the gate refuses; the champion is kept.
+    """
     from pipelines.promote import promote_bundle
 
     payload = promote_bundle(bundle, Workspace(work), console(as_json))

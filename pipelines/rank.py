@@ -10,11 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.ranker import Ranker
+from ctr.ranker import Ranker, ServeConfig
 from features.errors import ConfigError
 
 
-def rank_file(bundle: Path, request: Path, strict: bool, top: int | None, console: Console) -> dict[str, Any]:
+def rank_file(
+    bundle: Path, request: Path, config: ServeConfig, strict: bool, top: int | None, console: Console
+) -> dict[str, Any]:
     """Rank the candidates of a JSON request; prints them best first and returns the JSON form.
 
     Raises:
@@ -26,7 +28,7 @@ def rank_file(bundle: Path, request: Path, strict: bool, top: int | None, consol
         raise ConfigError(f"{request}: no such file. {bundle / 'MODEL_CARD.md'} shows a request.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{request}: not valid JSON: {error}") from None
-    result = Ranker.load(bundle).rank(content, strict=strict, top=top)
+    result = Ranker.load(bundle, config.threads, config.limits).rank(content, strict=strict, top=top)
     table = Table(title=f"{len(result.ranked)} candidates, model {result.model_version}", title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column("item")
