@@ -42,6 +42,9 @@ class SparseTargetAttention(nn.Module):
         self.key = nn.Linear(history_dim, attention_dim, bias=False)
         self.value = nn.Linear(history_dim, attention_dim, bias=False)
         self.output = nn.Linear(attention_dim, item_dim, bias=False)
+        # Start from similarity: with W_k = W_q on the item's columns, alike items score high from the first step.
+        with torch.no_grad():
+            self.key.weight[:, :item_dim] = self.query.weight
 
     def score_matrix(self) -> Tensor:
         """`W_q^T W_k / sqrt(K)`, [D, F]: the score of target x and event y is `x^T M y`."""

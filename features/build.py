@@ -17,7 +17,7 @@ from features.columns import ColumnEncoder, fit_column
 from features.contract import Contract, ScalarColumn
 from features.embeddings import build_embedding
 from features.encoder import USERS, Columns, Encoder, encode_table, fields
-from features.errors import ConfigError
+from features.errors import ConfigError, named
 from features.feature_set import (
     FORMAT,
     MANIFEST,
@@ -27,7 +27,7 @@ from features.feature_set import (
     sha256_of,
     write_arrow,
 )
-from features.log import CONTEXT, HISTORY, ITEM, USER, Log, open_log, value_counts
+from features.log import CONTEXT, HISTORY, ITEM, USER, Log, distinct, open_log, value_counts
 from features.parts import write_parts
 from features.profile import write_profile
 from features.publish import build_lock, find_version, point_at, publish, source_key, staged
@@ -91,11 +91,11 @@ def _build(contract: Contract, staging: Path, source: str, as_of: str | None) ->
     clock.lap("rows and histories")
     encoder.save(staging)
     write_profile(staging, windows, parts, encoder.schema, coverage)
-    newest = datetime.fromtimestamp(windows["test"].last_time / 1e6, UTC).date().isoformat()
+    newest = max(window.last_time for window in windows.values())
     manifest = Manifest(
         format=FORMAT,
         name=contract.name,
-        version=f"{as_of or newest}-{source[:8]}",
+        version=f"{as_of or datetime.fromtimestamp(newest / 1e6, UTC).date()}-{source[:8]}",
         fingerprint=contract.fingerprint(),
         contract=contract,
         schema_=encoder.schema,
@@ -121,25 +121,19 @@ def _fit(contract: Contract, log: Log, splitter: Splitter, staging: Path) -> tup
     train = log.frame.filter(splitter.is_train)
     trained = {key: value_counts(train, key) for key in (ITEM, USER)}
     vocabularies, tables = {}, {}
+    named_as = contract.interactions
     sides = (
-        (
-            ITEM,
-            "item",
-            contract.items,
-            contract.item_field,
-            contract.interactions.item_min_count,
-            "items.arrow",
-        ),
-        (USER, "user", contract.users, contract.user_field, contract.interactions.user_min_count, USERS),
+        (ITEM, "item", named_as.item, contract.items, contract.item_field, named_as.item_min_count, "items.arrow"),
+        (USER, "user", named_as.user, contract.users, contract.user_field, named_as.user_min_count, USERS),
     )
     learned: dict[str, Columns] = {}
-    for key, which, declared, id_name, min_count, file in sides:
+    for key, which, column, declared, id_name, min_count, file in sides:
         table = read_table(contract, declared, which) if declared else None
-        logged = value_counts(log.frame, key)["value"]
-        vocabularies[key], frame = build_catalogue(logged, table, id_name, log.path)
+        vocabularies[key], frame = build_catalogue(distinct(log, key, column), table, id_name, log.path)
         path = contract.resolve(declared.path) if declared else log.path
         learned[key] = fit_columns(frame, trained[key], declared, id_name, min_count, path)
-        tables[key] = encode_table(frame, learned[key])
+        with named(path):
+            tables[key] = encode_table(frame, learned[key])
         write_arrow(staging / file, tables[key])
     context: Columns = {
         name: _fit_log_column(train, CONTEXT + name, spec, log.path)

@@ -7,8 +7,8 @@ import polars as pl
 from features.columns import CategoricalEncoder, fit_column
 from features.contract import Contract, Table
 from features.encoder import Columns
-from features.errors import DataError
-from features.sources import require_columns, scan
+from features.errors import DataError, named
+from features.sources import read
 from features.vocabulary import Vocabulary, canonical
 
 
@@ -19,13 +19,9 @@ def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
         DataError: missing file or column, null or duplicate ids.
     """
     path = contract.resolve(table.path)
-    frame = scan(path)
-    require_columns(frame, path, [table.id, *table.columns])
-    read = frame.select(table.id, *table.columns).collect()
-    try:
-        ids = canonical(read[table.id])
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    content = read(path, [table.id, *table.columns])
+    with named(path):
+        ids = canonical(content[table.id])
     if ids.null_count():
         raise DataError(
             f"{path}: {which} id {table.id!r}: {ids.null_count()} of {len(ids)} rows are null. Remove them."
@@ -36,7 +32,7 @@ def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
             f"{path}: {which} id {table.id!r}: {twice.n_unique()} ids appear more than once in {len(ids)} rows, e.g. "
             f"{twice[0]!r}. Keep one row each."
         )
-    return read.with_columns(ids)
+    return content.with_columns(ids)
 
 
 def build_catalogue(
@@ -45,7 +41,7 @@ def build_catalogue(
     """All ids of log and table in sorted order, and the table with one row for each of them.
 
     Args:
-        logged: distinct ids of the log.
+        logged: distinct ids of the log, as keys.
         table: id and columns, or None.
         id_name: the table's id column.
         path: of the log, for messages.
@@ -53,7 +49,7 @@ def build_catalogue(
     Raises:
         DataError: the log's ids are of another type than the table's.
     """
-    keys = canonical(logged).rename(id_name)
+    keys = logged.rename(id_name)
     if table is None:
         return Vocabulary(keys.sort()), keys.sort().to_frame()
     if table[id_name].dtype != keys.dtype:

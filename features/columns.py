@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from features.contract import Categorical, Column, Numeric, Tags
-from features.errors import DataError
+from features.errors import DataError, named
 from features.schema import PADDING, UNKNOWN, Field
 from features.vocabulary import Vocabulary
 
@@ -109,7 +109,9 @@ class NumericEncoder:
         values = values[np.isfinite(values)]
         if not len(values):
             return cls(spec.transform, 0.0, 1.0)
-        return cls(spec.transform, float(values.mean()), float(values.std()) or 1.0)
+        # Not the deviation itself: rounding makes that of a constant 0.1 1e-17, and every other value enormous.
+        varies = values.min() < values.max()
+        return cls(spec.transform, float(values.mean()), float(values.std()) if varies else 1.0)
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""
@@ -128,8 +130,9 @@ class NumericEncoder:
         return np.array([np.nan], np.float32)
 
     def _standardised(self, values: np.ndarray) -> np.ndarray:
-        result = (_transformed(values, self.transform) - self.mean) / self.deviation
-        return np.where(np.isfinite(result), result, np.nan).astype(np.float32)
+        with np.errstate(over="ignore"):
+            result = ((_transformed(values, self.transform) - self.mean) / self.deviation).astype(np.float32)
+        return np.where(np.isfinite(result), result, np.float32(np.nan))
 
 
 ColumnEncoder = CategoricalEncoder | TagsEncoder | NumericEncoder
@@ -137,14 +140,12 @@ ColumnEncoder = CategoricalEncoder | TagsEncoder | NumericEncoder
 
 def fit_column(raw: pl.Series, spec: Column, path: str) -> ColumnEncoder:
     """Fit the encoder that a column's declared type asks for. Raises DataError naming file and column."""
-    try:
+    with named(path):
         if isinstance(spec, Categorical):
             return CategoricalEncoder.fit(raw, spec)
         if isinstance(spec, Tags):
             return TagsEncoder.fit(raw, spec)
         return NumericEncoder.fit(raw, spec)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def _lists(raw: pl.Series) -> pl.Series:

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from features.contract import Contract, Embedding
-from features.errors import DataError
+from features.errors import DataError, named
 from features.schema import FIRST_VALUE, UNKNOWN, VectorSet
-from features.sources import find_files, require_columns, scan
+from features.sources import find_files, read
 from features.vocabulary import Vocabulary
 
 
@@ -36,7 +36,8 @@ def build_embedding(
     path = contract.resolve(spec.path)
     ids, vectors_VW = _read(contract, spec, path)
     _check(path, ids, vectors_VW)
-    row_V = items.encode(ids)
+    with named(path):
+        row_V = items.encode(ids)
     known = row_V != UNKNOWN
     if not known.any():
         raise DataError(
@@ -61,22 +62,19 @@ def _read(contract: Contract, spec: Embedding, path: str) -> tuple[pl.Series, np
     if path.endswith(".npy"):
         if spec.ids is None:
             raise DataError(f"{path}: a .npy file has no ids. Name the table of its ids under `ids`.")
-        vectors = np.load(find_files(path)[0], mmap_mode="r", allow_pickle=False)
+        try:
+            vectors = np.load(find_files(path)[0], mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: cannot be read as npy: {error}. Write the file again.") from None
+        if vectors.dtype.kind not in "fiu":
+            raise DataError(f"{path}: holds {vectors.dtype}, expected numbers.")
         ids_path = contract.resolve(spec.ids)
-        ids = _column(ids_path, spec.id)
+        ids = read(ids_path, [spec.id])[spec.id]
         if vectors.ndim != 2 or len(ids) != len(vectors):
             raise DataError(f"{path}: shape {vectors.shape} does not fit the {len(ids)} ids of {ids_path}.")
         return ids, np.asarray(vectors, np.float32)
-    frame = scan(path)
-    require_columns(frame, path, [spec.id, spec.vector])
-    table = frame.select(spec.id, spec.vector).collect()
+    table = read(path, [spec.id, spec.vector])
     return table[spec.id], _matrix(path, table[spec.id], table[spec.vector])
-
-
-def _column(path: str, name: str) -> pl.Series:
-    frame = scan(path)
-    require_columns(frame, path, [name])
-    return frame.select(name).collect()[name]
 
 
 def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
@@ -97,6 +95,8 @@ def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
                 f"{path}: column {vectors.name!r}: {int(wrong.sum())} of {len(widths)} vectors have another width than "
                 f"{usual}, e.g. {widths[first]} for id {ids[first]!r}. Write all vectors with one encoder."
             )
+    if not len(vectors):
+        return np.empty((0, 0), np.float32)
     flat = vectors.explode().cast(pl.Float32)
     return flat.fill_null(float("nan")).to_numpy().reshape(len(vectors), -1)
 
@@ -125,8 +125,10 @@ def _normalise(vectors_VW: np.ndarray, spec: Embedding, trained_V: np.ndarray) -
         return vectors_VW / np.maximum(norms, 1e-12)
     if spec.normalize == "standardize":
         sample = vectors_VW[trained_V] if trained_V.any() else vectors_VW
-        deviation = sample.std(axis=0)
-        return (vectors_VW - sample.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+        # float64 sums: those of a million float32 rows are off in the third digit.
+        mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
+        deviation[sample.min(axis=0) == sample.max(axis=0)] = 1.0
+        return (vectors_VW - mean.astype(np.float32)) / deviation.astype(np.float32)
     return vectors_VW
 
 

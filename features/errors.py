@@ -1,5 +1,10 @@
 """The errors a user can cause, each with the exit code that a scheduler reads."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class QuadRankError(Exception):
     """Base of every error that is explained to the user in one message instead of a traceback."""
@@ -35,3 +40,12 @@ class LockError(QuadRankError):
     """Another process holds the lock of the place this one wanted to write."""
 
     exit_code = 7
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Put the file's name in front of a DataError raised by what knows only the column."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None

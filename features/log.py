@@ -8,13 +8,15 @@ import numpy as np
 import polars as pl
 
 from features.contract import Contract
-from features.errors import DataError
-from features.sources import require_columns, scan
+from features.errors import DataError, named
+from features.sources import readable, require_columns, scan
 from features.vocabulary import canonical
 
 USER, ITEM, TIME, LABEL, EVENT = "_user", "_item", "_time", "_label", "_event"
 WEIGHT, REQUEST = "_weight", "_request"
 CONTEXT, HISTORY = "_context.", "_history."
+# The years 1 and 9999, which calendars stop at, in µs since 1970.
+FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_800_000_000
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -76,13 +78,16 @@ def open_log(contract: Contract) -> Log:
 
 
 def _expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
+    names = raw.collect_schema().names()
     try:
-        expression = pl.sql_expr(text)
+        # A column's name first: SQL reads `click-through` as a difference and `like` as nothing at all.
+        expression = pl.col(text) if text in names else pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`.") from None
     require_columns(raw, path, expression.meta.root_names())
     try:
-        raw.select(expression).collect_schema()
+        # On no rows: the types are only compared when it runs.
+        raw.collect_schema().to_frame().select(expression)
     except pl.exceptions.PolarsError as error:
         first = str(error).splitlines()[0]
         raise DataError(
@@ -96,7 +101,9 @@ def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str) -> pl.Expr:
     dtype = raw.collect_schema()[name]
     column = pl.col(name)
     if dtype.is_integer():
-        return column.cast(pl.Int64) * MICROSECONDS[unit]
+        factor = MICROSECONDS[unit]
+        # Within the years that have a date; a product beyond 64 bits would wrap round to some other one.
+        return column.cast(pl.Int64).clip(FIRST_TIME // factor, LAST_TIME // factor + 1) * factor
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         return column.cast(pl.Datetime("us")).cast(pl.Int64)
     raise DataError(
@@ -108,10 +115,8 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
     schema = frame.collect_schema()
     log = contract.interactions
     for key, name in ((USER, log.user), (ITEM, log.item)):
-        try:
+        with named(path):
             canonical(pl.Series(name, [], dtype=schema[key]))
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
         if schema[key].is_float():
             raise DataError(f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it.")
     if not (schema[LABEL].is_numeric() or schema[LABEL] == pl.Boolean):
@@ -125,11 +130,8 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
 def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[int, np.ndarray]:
     """Row count and times, after counting what must not be there."""
     log = contract.interactions
-    try:
+    with readable(path):
         checked = frame.select(TIME, LABEL, *_null_flags(frame)).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read to its end: {first}. Write the file again.") from None
     rows = checked.height
     if not rows:
         raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
@@ -147,11 +149,25 @@ def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[i
             f"{path}: label {log.label!r}: {len(wrong)} of {rows} rows are neither 0 nor 1, e.g. {wrong[0]:g}. "
             "Write it as a condition, e.g. `rating >= 4`."
         )
-    return rows, checked[TIME].to_numpy()
+    times = checked[TIME].to_numpy()
+    if times.min() <= FIRST_TIME or times.max() >= LAST_TIME:
+        raise DataError(
+            f"{path}: time column {log.time!r} leaves the years 1 to 9999 when read in {log.time_unit!r}. Correct "
+            "interactions.time_unit: 1700000000 is in s, 1700000000000 in ms, 1700000000000000 in us."
+        )
+    return rows, times
 
 
 def _null_flags(frame: pl.LazyFrame) -> list[pl.Expr]:
-    return [pl.col(key).is_null().alias(f"{key}.null") for key in (USER, ITEM)]
+    """One a column, so that every column is read to its end before anything is built on it."""
+    names = frame.collect_schema().names()
+    return [pl.col(key).is_null().alias(f"{key}.null") for key in names if key not in (TIME, LABEL)]
+
+
+def distinct(log: Log, key: str, name: str) -> pl.Series:
+    """The distinct values of a column as sorted keys. Raises DataError naming the log's column `name`."""
+    with named(log.path):
+        return canonical(value_counts(log.frame, key)["value"].rename(name)).sort()
 
 
 def value_counts(frame: pl.LazyFrame, column: str) -> pl.DataFrame:

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from features.contract import Contract
 from features.encoder import Encoder
-from features.errors import DataError
+from features.errors import DataError, named
 from features.feature_set import SPLITS, SplitName, Window, write_arrow
 from features.history import history_spans
-from features.log import CONTEXT, EVENT, HISTORY, ITEM, LABEL, REQUEST, TIME, USER, WEIGHT, Log, value_counts
+from features.log import CONTEXT, EVENT, HISTORY, ITEM, LABEL, REQUEST, TIME, USER, WEIGHT, Log, distinct
 from features.progress import progress
 from features.split import Splitter
-from features.vocabulary import Vocabulary, canonical
+from features.vocabulary import Vocabulary
 
 ROWS_A_PART = 1_000_000
 MOST_PARTS = 64
@@ -43,9 +43,8 @@ def write_parts(
         DataError: a window is empty, or a column holds what its encoder cannot read.
     """
     parts = min(MOST_PARTS, -(-log.rows // ROWS_A_PART))
-    requests = (
-        Vocabulary(canonical(value_counts(log.frame, REQUEST)["value"])) if contract.interactions.request else None
-    )
+    request = contract.interactions.request
+    requests = Vocabulary(distinct(log, REQUEST, request)) if request else None
     chunks = (_encode(chunk, contract, encoder, requests, log.path) for chunk in _chunks(log))
     totals: dict[SplitName, list[Window]] = {name: [] for name in SPLITS}
     events = 0
@@ -73,23 +72,25 @@ def _encode(
     chunk: pl.DataFrame, contract: Contract, encoder: Encoder, requests: Vocabulary | None, path: str
 ) -> Arrays:
     """Raw columns of a chunk to the columns of rows and events; event columns keep their prefix."""
-    try:
+    with named(path):
         columns = {
             "user": encoder.users.encode(chunk[USER]),
             "item": encoder.items.encode(chunk[ITEM]),
             "label": chunk[LABEL].to_numpy(),
             "time": chunk[TIME].to_numpy(),
             EVENT: chunk[EVENT].to_numpy(),
-            **{name: one.encode(chunk[CONTEXT + name]) for name, one in encoder.context.items()},
-            **{HISTORY + name: one.encode(chunk[HISTORY + name]) for name, one in encoder.event.items()},
+            **{name: one.encode(_column(chunk, CONTEXT, name)) for name, one in encoder.context.items()},
+            **{HISTORY + name: one.encode(_column(chunk, HISTORY, name)) for name, one in encoder.event.items()},
         }
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
     if contract.interactions.weight:
         columns["weight"] = chunk[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy()
     if requests is not None:
         columns["request"] = requests.encode(chunk[REQUEST]).astype(np.int64)
     return columns
+
+
+def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
+    return chunk[prefix + name].rename(name)
 
 
 def _into_buckets(chunks: Iterator[Arrays], parts: int, folder: Path, advance: object) -> Iterator[Arrays]:
@@ -139,7 +140,7 @@ def _write_part(
     events = {"item": rows["item"], "time": rows["time"], **events}
     write_arrow(folder / "events" / f"part-{part:05d}.arrow", {name: v[is_event] for name, v in events.items()})
     rows |= {"history_end": end, "history_len": length}
-    split = splitter.assign(rows["time"], rows["user"])
+    split = splitter.assign(rows["time"], rows["user"], encoder.users)
     windows: dict[SplitName, Window] = {}
     for number, name in enumerate(SPLITS):
         chosen = {column: values[split == number] for column, values in rows.items()}

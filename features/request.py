@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from features.contract import Categorical, Contract, Numeric, Tags
 from features.errors import ConfigError
 from features.settings import Settings, unknown_key
 
+LARGEST = sys.float_info.max  # JSON has whole numbers beyond it
 KEYS = ("user", "user_columns", "context", "history", "candidates")
 EXAMPLE = 'e.g. {"user": 7, "history": [3, 5], "candidates": [11, 12]}'
 
@@ -90,7 +91,7 @@ def _history(history: list[Any], names: list[str]) -> tuple[tuple[Any, ...], dic
 
 
 def _columns(section: str, raw: dict[str, Any], declared: Any) -> dict[str, Any]:
-    given = raw.get(section) or {}
+    given = {} if raw.get(section) is None else raw[section]
     if not isinstance(given, dict):
         raise ConfigError(f"{section}: expected an object of column names and values, got {given!r}.")
     _known_keys(section, given, list(declared))
@@ -105,7 +106,7 @@ def _value(where: str, value: Any, spec: Categorical | Tags | Numeric) -> Any:
             raise ConfigError(f"{where}: tags are a list, got {value!r}.")
         return [_scalar(where, tag) for tag in value]
     if isinstance(spec, Numeric):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             raise ConfigError(f"{where}: expected a finite number, got {value!r}.")
         return float(value)
     return _scalar(where, value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -22,8 +23,11 @@ SUFFIXES: dict[str, Callable[[list[Path]], pl.LazyFrame]] = {
 
 def find_files(path: str) -> list[Path]:
     """The files a path or glob names, sorted. Raises DataError when there are none."""
-    found = sorted(Path(name) for name in glob.glob(path))
+    found = [Path(path)] if Path(path).exists() else sorted(Path(name) for name in glob.glob(path))
     if found:
+        folders = [name for name in found if name.is_dir()]
+        if folders:
+            raise DataError(f"{folders[0]}: is a folder. Name its files, e.g. {folders[0]}/*.parquet.")
         return found
     folder = Path(path).parent
     if not folder.is_dir():
@@ -48,6 +52,29 @@ def scan(path: str) -> pl.LazyFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{files[0]}: cannot be read as {suffix[1:]}: {error}. Write the file again.") from None
     return frame
+
+
+def read(path: str, columns: Iterable[str]) -> pl.DataFrame:
+    """Read these columns of a table.
+
+    Raises:
+        DataError: as `scan`; a column that is not there, or a file that is broken further on.
+    """
+    columns = list(columns)
+    frame = scan(path)
+    require_columns(frame, path, columns)
+    with readable(path):
+        return frame.select(columns).collect()
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Turn what polars says of a broken file into a DataError that names it."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read to its end: {first}. Write the file again.") from None
 
 
 def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> None:

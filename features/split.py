@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,9 @@ import polars as pl
 
 from features.contract import Contract
 from features.errors import DataError
-from features.log import TIME, USER, Log, value_counts
-from features.vocabulary import Vocabulary, canonical
-
-# Knuth's multiplicative constant: consecutive user rows land far apart, by arithmetic that no version changes.
-SPREAD = 2654435761
+from features.log import TIME, USER, Log, distinct
+from features.schema import FIRST_VALUE
+from features.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Splitter:
 
     Args:
         is_train: the training window, as an expression on the log.
-        valid_from, test_from: by time: first µs of each window. By user: shares of the spread of users.
+        valid_from, test_from: by time: first µs of each window. By user: shares of the spread of user ids.
         by_time: which of the two.
     """
 
@@ -31,9 +30,9 @@ class Splitter:
     test_from: float
     by_time: bool
 
-    def assign(self, time_R: np.ndarray, user_R: np.ndarray) -> np.ndarray:
-        """0 train, 1 valid, 2 test for each row, from its time (µs) and user row."""
-        place = time_R if self.by_time else _spread(user_R)
+    def assign(self, time_R: np.ndarray, user_R: np.ndarray, users: Vocabulary) -> np.ndarray:
+        """0 train, 1 valid, 2 test for each row, from its time (µs) and user row (of `users`)."""
+        place = time_R if self.by_time else _spread_rows(user_R, users)
         return (place >= self.valid_from).astype(np.int8) + (place >= self.test_from)
 
 
@@ -45,9 +44,9 @@ def fit_split(contract: Contract, log: Log) -> Splitter:
     """
     split = contract.split
     if split.by == "user":
-        users = Vocabulary(canonical(value_counts(log.frame, USER)["value"]).sort())
+        users = distinct(log, USER, contract.interactions.user)
         bounds = (1.0 - split.valid - split.test, 1.0 - split.test)
-        trains = users.values.filter(_spread(np.arange(len(users.values)) + 2) < bounds[0])
+        trains = users.filter(_spread(users) < bounds[0])
         is_train = pl.col(USER).cast(trains.dtype).is_in(trains.implode())
         return Splitter(is_train, *bounds, by_time=False)
     test_row = min(int(log.rows * (1 - split.test)), log.rows - 1)
@@ -64,5 +63,11 @@ def fit_split(contract: Contract, log: Log) -> Splitter:
     return Splitter(pl.col(TIME) < valid_from, valid_from, test_from, by_time=True)
 
 
-def _spread(user_R: np.ndarray) -> np.ndarray:
-    return (user_R.astype(np.uint64) * SPREAD % 2**32) / 2**32
+def _spread_rows(user_R: np.ndarray, users: Vocabulary) -> np.ndarray:
+    distinct, place_R = np.unique(user_R, return_inverse=True)
+    return _spread(users.values.gather(distinct - FIRST_VALUE))[place_R]
+
+
+def _spread(ids: pl.Series) -> np.ndarray:
+    """Each id to a fixed place in [0, 1): by its text alone, so that other users' coming and going moves nobody."""
+    return np.array([zlib.crc32(str(value).encode()) / 2**32 for value in ids.to_list()])

@@ -86,23 +86,23 @@ def canonical(raw: pl.Series) -> pl.Series:
     """The column as Int64 or String keys. Whole floats (a csv with blanks) are integers.
 
     Raises:
-        DataError: fractional numbers, or a type that names nothing (lists, dates).
+        DataError: fractional numbers or such as 64 bits do not hold, or a type that names nothing (lists, dates).
     """
     dtype = raw.dtype
-    if dtype.is_integer():
-        return raw.cast(pl.Int64)
     if dtype == pl.String or dtype == pl.Null:
         return raw
     if dtype in (pl.Categorical, pl.Enum, pl.Boolean):
         return raw.cast(pl.String)
-    if dtype.is_float():
-        broken = raw.filter(raw.is_not_null() & (raw.is_nan() | (raw != raw.floor())))
+    if dtype.is_integer() or dtype.is_float():
+        keys = raw.cast(pl.Int64, strict=False)
+        is_key = keys.is_not_null() if dtype.is_integer() else keys.is_not_null() & (raw == raw.floor())
+        broken = raw.filter(raw.is_not_null() & ~is_key)
         if broken.len():
             raise DataError(
-                f"column {raw.name!r}: {broken.len()} fractional values, e.g. {broken[0]}, cannot be ids or "
-                "categories. Declare the column `numeric`, or round it."
+                f"column {raw.name!r}: {broken.len()} values, e.g. {broken[0]}, are not whole numbers below 2^63 and "
+                "cannot be ids or categories. Declare the column `numeric`, round it, or write it as text."
             )
-        return raw.cast(pl.Int64)
+        return keys
     raise DataError(f"column {raw.name!r}: type {dtype} cannot be ids or categories. Use integers or text.")
 
 

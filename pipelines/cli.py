@@ -44,6 +44,7 @@ BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
 DEFAULT_MODEL = Path("conf/model/qin.yaml")
 DEFAULT_TRAIN = Path("conf/train.yaml")
 SECTIONS = ("data", "model", "train")
+INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
 
 
 def console(as_json: bool) -> Console:
@@ -264,10 +265,8 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
         code = command()
     except QuadRankError as error:
         return _failed(str(error), error.exit_code, as_json)
-    except typer.Abort:
-        return _failed("stopped by the user", 130, as_json)
-    except KeyboardInterrupt:
-        return _failed("stopped by the user; `quadrank train --resume latest` goes on where it was", 130, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
         # typer's own usage errors know how to explain themselves and carry exit code 2.
         show = getattr(error, "show", None)
@@ -275,6 +274,9 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    if code == INTERRUPTED:
+        advice = "stopped. `quadrank train --resume latest` goes on from the last look at the validation rows"
+        return _failed(advice, INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -1,0 +1,148 @@
+"""The contract and the settings beneath it: strict keys, overrides, a fingerprint of what and not of where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from features.contract import Contract, load_contract
+from features.errors import ConfigError
+from features.settings import load_yaml, merge, parse_overrides, validate
+from tests.features.raw import CONTENT
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
+
+
+def contract(over: Any = None) -> Contract:
+    return validate(Contract, merge(CONTENT, over or {}), "raw.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_contract_in_conf_is_valid(path: Path) -> None:
+    assert load_contract(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"interaction": {}}, "unknown key 'interaction'. Did you mean 'interactions'?"),
+        ({"interactions": {"usr": "u"}}, "unknown key 'interactions.usr'. Did you mean 'user'?"),
+        ({"history": {"colums": {}}}, "unknown key 'history.colums'. Did you mean 'columns'?"),
+        ({"embeddings": {"text": {"normalise": "l2"}}}, "Did you mean 'normalize'?"),
+        ({"embeddings": {"text": {"reduce": {"method": "pca", "dims": 3}}}}, "Did you mean 'dim'?"),
+        ({"items": {"columns": {"genre": {"min_cont": 3}}}}, "Did you mean 'min_count'?"),
+        ({"interactions": {"context": {"load": {"transfrom": "none"}}}}, "Did you mean 'transform'?"),
+        ({"split": {"xyz": 1}}, "unknown key 'split.xyz'. Valid keys: by, test, valid."),
+        ({"items": {"columns": {"genre": {"zzz": 3}}}}, "Valid keys: default, max_size, min_count, type."),
+        ({"interactions": {"user": None}}, "interactions.user"),
+        ({"split": {"valid": 0.5, "test": 0.5}}, "valid + test must stay below 1, got 0.5 + 0.5"),
+        ({"split": {"valid": 0}}, "split.valid: Input should be greater than 0"),
+        ({"split": {"by": "item"}}, "split.by: Input should be 'time' or 'user'"),
+        ({"history": {"max_len": 0}}, "history.max_len"),
+        ({"items": {"columns": {"genre": {"type": "vector"}}}}, "'categorical', 'tags', 'numeric'"),
+        (
+            {"items": {"columns": {"label": {"type": "numeric"}}}},
+            "items.columns: 'label' is a name the feature set uses",
+        ),
+        ({"interactions": {"context": {"user": {"type": "numeric"}}}}, "interactions.context: 'user' is a name"),
+        ({"history": {"columns": {"item": {"type": "categorical"}}}}, "history.columns: 'item' is a name"),
+        ({"items": {"columns": {"item_id": {"type": "categorical"}}}}, "the id column is embedded by itself"),
+        ({"embeddings": {"a/b": {"path": "x"}}}, "embedding set 'a/b'"),
+        ({"name": "Not A Name"}, "name: String should match pattern"),
+    ],
+)
+def test_what_is_refused(over: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        contract(over)
+    assert str(caught.value).startswith("raw.yaml: ") and words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"split.valid: .*; unknown key 'nam'"):
+        contract({"nam": 1, "split": {"valid": 2}})
+
+
+def test_the_label_may_be_an_event_column() -> None:
+    assert "label" in contract({"history": {"columns": {"label": {"type": "categorical"}}}}).history.columns
+
+
+def test_fields_take_the_tables_names_where_there_are_tables() -> None:
+    both = contract({"items": {"id": "iid"}, "users": {"id": "uid"}})
+    assert (both.item_field, both.user_field) == ("iid", "uid")
+    neither = contract({"items": None, "users": None})
+    assert (neither.item_field, neither.user_field) == ("item_id", "user_id")
+
+
+def test_the_fingerprint_says_what_not_where() -> None:
+    first = contract()
+    assert len(first.fingerprint()) == 64
+    assert contract({"root": "/elsewhere", "truth": {"path": "t"}}).fingerprint() == first.fingerprint()
+    shuffled = validate(Contract, dict(reversed(list(CONTENT.items()))), "raw.yaml")
+    assert shuffled.fingerprint() == first.fingerprint()
+    for over in ({"history": {"max_len": 6}}, {"interactions": {"label": "rating >= 3"}}, {"name": "other"}):
+        assert contract(over).fingerprint() != first.fingerprint()
+
+
+def test_paths_start_from_the_root() -> None:
+    root = contract({"root": "/data"})
+    assert root.resolve("a/log.csv") == "/data/a/log.csv"
+    assert root.resolve("/abs/log.csv") == "/abs/log.csv" and root.resolve("s3://b/log") == "s3://b/log"
+
+
+def test_loading_with_root_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "raw.yaml"
+    path.write_text(yaml.safe_dump(CONTENT))
+    loaded = load_contract(path, {"history": {"max_len": 7}}, root="/data")
+    assert loaded.history.max_len == 7 and loaded.root == "/data"
+    assert loaded.history.columns == contract().history.columns
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "no such file. Files there: other.yaml."), ("a: [", "not valid YAML"), ("- 1", "expected a mapping"),
+     ("", "the contract is empty"), (b"\xff\xfe\xfa", "cannot be read")],
+)  # fmt: skip
+def test_what_is_no_contract_file(tmp_path: Path, text: Any, words: str) -> None:
+    (tmp_path / "other.yaml").write_text("{}")
+    path = tmp_path / "raw.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_contract(path)
+    assert str(caught.value).startswith(str(path)) and words in str(caught.value)
+
+
+def test_overrides_by_hand() -> None:
+    given = ["train.epochs=3", "train.lr=1e-3", "data.split.by=user", "a.b=[1, 2]", "a.c=", "a.d=x=y", "a.e=true"]
+    assert parse_overrides(given) == {
+        "train": {"epochs": 3, "lr": 0.001},
+        "data": {"split": {"by": "user"}},
+        "a": {"b": [1, 2], "c": None, "d": "x=y", "e": True},
+    }
+
+
+@pytest.mark.parametrize("text", ["epochs=3", "train.epochs", "train.=3", ".epochs=3", "a.b=[1"])
+def test_overrides_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse_overrides([text])
+
+
+def test_an_override_below_a_value() -> None:
+    with pytest.raises(ConfigError, match="already set to a value"):
+        parse_overrides(["a.b=1", "a.b.c=2"])
+
+
+def test_merge_goes_key_by_key() -> None:
+    base = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert merge(base, {"a": {"b": 9}, "e": 4}) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}
+    assert merge(base, {"a": None})["a"] is None
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("# nothing\n")
+    assert load_yaml(tmp_path / "x.yaml") == {}

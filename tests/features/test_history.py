@@ -1,0 +1,91 @@
+"""Histories end strictly before the row's own time: by hand, and against the literal definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.history import history_spans
+
+
+def literal(rows: list[tuple[int, int, bool]], max_len: int) -> list[list[int]]:
+    """For each row, the places of its history in the array of events, straight from the definition."""
+    events = [(user, time) for user, time, is_event in rows if is_event]
+    return [
+        [place for place, (other, before) in enumerate(events) if other == user and before < time][-max_len:]
+        for user, time, _ in rows
+    ]
+
+
+def spans(rows: list[tuple[int, int, bool]], max_len: int) -> tuple[Any, Any]:
+    user, time, is_event = (np.array(column) for column in zip(*rows, strict=True))
+    return history_spans(user, time, is_event.astype(bool), max_len)
+
+
+def test_by_hand_with_ties() -> None:
+    #         user time           events before it     newest two
+    rows = [
+        (7, 10, True),  # event 0   none
+        (7, 10, True),  # event 1   none: the tie is not seen
+        (7, 20, True),  # event 2   0 1                  0 1
+        (7, 30, True),  # event 3   0 1 2                1 2
+        (7, 30, True),  # event 4   0 1 2                1 2
+        (9, 5, True),  #  event 5   none: another user
+        (9, 30, True),  # event 6   5                    5
+    ]
+    end, length = spans(rows, max_len=2)
+    assert end.tolist() == [0, 0, 2, 3, 3, 5, 6]
+    assert length.tolist() == [0, 0, 2, 2, 2, 0, 1]
+    assert (end.dtype, length.dtype) == (np.int64, np.int32)
+
+
+def test_by_hand_only_events_are_counted() -> None:
+    rows = [(1, 1, False), (1, 2, True), (1, 2, False), (1, 3, False), (2, 3, True), (2, 4, False)]
+    end, length = spans(rows, max_len=5)
+    assert end.tolist() == [0, 0, 0, 1, 1, 2]
+    assert length.tolist() == [0, 0, 0, 1, 0, 1]
+
+
+def test_no_rows() -> None:
+    empty = np.empty(0, np.int64)
+    end, length = history_spans(empty, empty, empty.astype(bool), 3)
+    assert len(end) == len(length) == 0
+
+
+row = st.tuples(st.integers(2, 5), st.integers(0, 6), st.booleans())
+
+
+@given(st.lists(row, min_size=1, max_size=60), st.integers(1, 8))
+def test_equals_the_literal_definition(unsorted: list[tuple[int, int, bool]], max_len: int) -> None:
+    rows = sorted(unsorted, key=lambda r: r[:2])
+    end, length = spans(rows, max_len)
+    assert [list(range(e - n, e)) for e, n in zip(end, length, strict=True)] == literal(rows, max_len)
+
+
+@given(st.lists(row, min_size=1, max_size=40), st.lists(row, max_size=20), st.integers(1, 8))
+def test_later_events_change_no_earlier_history(
+    unsorted: list[tuple[int, int, bool]], later: list[tuple[int, int, bool]], max_len: int
+) -> None:
+    """Appended at or after the last instant, by old and new users alike: each old row sees the same times."""
+    last = max(time for _, time, _ in unsorted)
+    before = sorted(unsorted, key=lambda r: r[:2])
+    appended = [(user, last + time, is_event) for user, time, is_event in later]
+    after = sorted([(*r, True) for r in before] + [(*r, False) for r in appended], key=lambda r: r[:2])
+
+    def seen(rows: list[tuple[int, int, bool]]) -> list[list[int]]:
+        end, length = spans(rows, max_len)
+        times = [time for _, time, is_event in rows if is_event]
+        return [times[e - n : e] for e, n in zip(end, length, strict=True)]
+
+    old = [times for times, r in zip(seen([r[:3] for r in after]), after, strict=True) if r[3]]
+    assert old == seen(before)
+
+
+@pytest.mark.parametrize("max_len", [1, 3, 100])
+def test_length_is_never_above_its_limit(max_len: int) -> None:
+    _, length = spans([(1, time, True) for time in range(20)], max_len)
+    assert length.tolist() == [min(time, max_len) for time in range(20)]

@@ -1,0 +1,163 @@
+"""Publication: all or nothing, once for the same input, one builder at a time, damage is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from features import publish
+from features.build import build_feature_set
+from features.errors import DataError, LockError
+from features.feature_set import MANIFEST, FeatureSet
+from tests.features.raw import ROWS, Tables, raw_log
+
+
+def swap_two(tables: Tables) -> None:
+    """The same rows in another order: other content, so another version."""
+    tables["log"] = tables["log"].reverse()
+
+
+def versions(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "raw").iterdir() if path.is_dir())
+
+
+def current(out: Path) -> str:
+    return (out / "raw" / "CURRENT").read_text()
+
+
+def test_an_unchanged_input_is_built_once(tmp_path: Path) -> None:
+    first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    made = (first.feature_set.path / MANIFEST).stat().st_mtime_ns
+    again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert (first.reused, again.reused) == (False, True)
+    assert again.feature_set.path == first.feature_set.path and versions(tmp_path / "out") == [
+        current(tmp_path / "out")
+    ]
+    assert (again.feature_set.path / MANIFEST).stat().st_mtime_ns == made
+    # The same files elsewhere are the same input.
+    assert build_feature_set(raw_log(tmp_path / "moved"), tmp_path / "out").reused
+
+
+@pytest.mark.parametrize(
+    ("change", "over"),
+    [
+        (swap_two, None),
+        (lambda t: t.update(items=t["items"].with_columns(genre=pl.lit("x"))), None),
+        (lambda t: t.update(users=t["users"].reverse()), None),
+        (lambda t: t.update(text=t["text"].reverse()), None),
+        (None, {"history": {"max_len": 4}}),
+    ],
+    ids=["log", "items", "users", "vectors", "contract"],
+)
+def test_a_changed_input_is_a_new_version(tmp_path: Path, change: Any, over: Any) -> None:
+    out = tmp_path / "out"
+    first = build_feature_set(raw_log(tmp_path / "raw"), out).feature_set
+    second = build_feature_set(raw_log(tmp_path / "raw", change, over), out)
+    assert not second.reused and versions(out) == sorted([first.path.name, second.feature_set.path.name])
+    assert current(out) == second.feature_set.path.name != first.path.name
+    assert FeatureSet.open(out / "raw").path == second.feature_set.path
+    first.verify(), second.feature_set.verify()
+    # Back to the first input: found again, and pointed at.
+    assert build_feature_set(raw_log(tmp_path / "raw"), out).reused and current(out) == first.path.name
+
+
+def test_the_version_says_the_day_of_the_newest_event_or_as_of(tmp_path: Path) -> None:
+    def last_first(tables: Tables) -> None:
+        """By user, the newest event may stand in any window."""
+        time = pl.when(pl.col("user_id") == 1).then(pl.col("time") + 86_400).otherwise("time")
+        tables["log"] = tables["log"].with_columns(time=time)
+
+    plain = build_feature_set(raw_log(tmp_path / "a"), tmp_path / "out")
+    assert plain.feature_set.path.name == f"2023-11-14-{plain.feature_set.manifest.source[:8]}"
+    asked = build_feature_set(raw_log(tmp_path / "a"), tmp_path / "out", as_of="2026-01-31")
+    assert asked.feature_set.path.name.startswith("2026-01-31-") and not asked.reused
+    over = {"split": {"by": "user", "valid": 0.3, "test": 0.3}}
+    moved = build_feature_set(raw_log(tmp_path / "a", last_first, over), tmp_path / "out").feature_set
+    newest = max(window.last_time for window in moved.manifest.windows.values())
+    assert moved.manifest.windows["test"].last_time < newest  # else this shows nothing
+    assert moved.path.name.startswith("2023-11-15-")
+
+
+def broken(tables: Tables) -> None:
+    """Fails late: the fault is in the very last row's context, which is met when rows are written."""
+    last = pl.int_range(ROWS) == ROWS - 1
+    tables["log"] = tables["log"].with_columns(hour=pl.when(last).then(0.5).otherwise(pl.col("hour").cast(pl.Float64)))
+
+
+def test_a_failing_build_leaves_the_earlier_version(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    good = build_feature_set(raw_log(tmp_path / "raw"), out).feature_set
+    with pytest.raises(DataError, match="'hour'"):
+        build_feature_set(raw_log(tmp_path / "raw", broken), out)
+    assert versions(out) == [good.path.name] == [current(out)]
+    FeatureSet.open(out / "raw").verify()
+
+
+def test_a_build_that_dies_while_publishing_leaves_the_earlier_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    good = build_feature_set(raw_log(tmp_path / "raw"), out).feature_set
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "_fsync", dies)
+    with pytest.raises(KeyboardInterrupt):
+        build_feature_set(raw_log(tmp_path / "raw", swap_two), out)
+    assert versions(out) == [good.path.name] == [current(out)]
+
+
+def test_one_builder_at_a_time(tmp_path: Path) -> None:
+    contract = raw_log(tmp_path / "raw")
+    with (
+        publish.build_lock(tmp_path / "out" / "raw"),
+        pytest.raises(LockError, match="another process builds") as caught,
+    ):
+        build_feature_set(contract, tmp_path / "out")
+    assert caught.value.exit_code == 7 and versions(tmp_path / "out") == []
+    assert not build_feature_set(contract, tmp_path / "out").reused  # the lock went with its holder
+
+
+def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
+    stale = tmp_path / "out" / "raw" / f"{publish.STAGING}dead"
+    (stale / "rows").mkdir(parents=True)
+    (stale / MANIFEST).write_text("{}")
+    built = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    assert versions(tmp_path / "out") == [built.path.name]
+
+
+def test_a_version_whose_manifest_is_broken_is_built_again(tmp_path: Path) -> None:
+    first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    (first.path / MANIFEST).write_text("{")
+    again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert not again.reused and again.feature_set.path == first.path
+    again.feature_set.verify()
+
+
+@pytest.mark.parametrize(
+    "name", ["items.arrow", "encoder.json", "rows/test/part-00000.arrow", "embeddings/text.npy", "profile.json"]
+)
+def test_one_flipped_byte_is_found(tmp_path: Path, name: str) -> None:
+    built = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    built.verify()
+    path = built.path / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: missing or changed"):
+        built.verify()
+    path.unlink()
+    with pytest.raises(DataError, match=f"{name}: missing or changed"):
+        built.verify()
+
+
+def test_every_file_is_in_the_manifest(tmp_path: Path) -> None:
+    built = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    found = {path.relative_to(built.path).as_posix() for path in built.path.rglob("*") if path.is_file()}
+    assert found == set(built.manifest.files) | {MANIFEST}
+    assert {"items.arrow", "users.arrow", "events/part-00000.arrow", "embeddings/text.present.npy"} <= found
+    assert all((built.path / name).stat().st_size == entry.bytes for name, entry in built.manifest.files.items())

@@ -1,0 +1,95 @@
+"""Vocabularies: the column way and the one-by-one way agree on every value; rare ones are unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.errors import DataError
+from features.vocabulary import Vocabulary, canonical
+
+whole = st.lists(st.none() | st.integers(-5, 20) | st.integers(-(2**63), 2**63 - 1), max_size=30)
+text = st.lists(st.none() | st.text(max_size=4) | st.sampled_from(["a", "b", "é", "", "1"]), max_size=30)
+
+
+@pytest.mark.parametrize(("values", "dtype"), [(whole, pl.Int64), (text, pl.String)], ids=["whole", "text"])
+def test_encode_is_index_of_each(values: Any, dtype: Any) -> None:
+    @given(values, values, st.integers(1, 3), st.none() | st.integers(1, 4))
+    def check(train: list[Any], column: list[Any], min_count: int, max_size: int | None) -> None:
+        vocabulary = Vocabulary.fit(pl.Series("c", train, dtype=dtype), min_count, max_size)
+        index = vocabulary.encode(pl.Series("c", column, dtype=dtype))
+        assert index.dtype == np.int32
+        assert index.tolist() == [vocabulary.index(value) for value in column]
+        for value, i in zip(column, index, strict=True):
+            if i >= 2:
+                assert vocabulary.value(i) == value
+            else:
+                assert i == 1 and (value is None or value not in vocabulary.values.to_list())
+        assert vocabulary.size == 2 + len(vocabulary.values) and len(vocabulary.values) <= (max_size or 30)
+
+    check()
+
+
+def test_by_hand() -> None:
+    vocabulary = Vocabulary.fit(pl.Series("c", ["b", "a", "b", None, "c", "c", "a", "c"]), max_size=2)
+    # c three times, then a before b by name; stored sorted: a is 2, c is 3.
+    assert vocabulary.encode(pl.Series("c", ["a", "b", "c", None, "z"])).tolist() == [2, 1, 3, 1, 1]
+    assert Vocabulary.fit(pl.Series("c", [7, 7, 5]), min_count=2).encode(pl.Series([5, 7])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("train", "given", "index"),
+    [
+        (pl.Series([1.0, None, 3.0]), 3, 3),  # a csv column with blanks
+        (pl.Series([True, False]), True, 3),
+        (pl.Series(["x", "y"], dtype=pl.Categorical), "y", 3),
+        (pl.Series([3, 4], dtype=pl.UInt8), 4, 3),
+    ],
+)
+def test_other_types_are_brought_to_two(train: pl.Series, given: Any, index: int) -> None:
+    vocabulary = Vocabulary.fit(train)
+    assert vocabulary.index(given) == index
+    assert vocabulary.encode(train.filter(train == given)).tolist() == [index]
+
+
+def test_a_column_without_any_value_is_unknown_throughout() -> None:
+    nothing = pl.Series("c", [None, None])
+    for vocabulary in (Vocabulary.fit(nothing), Vocabulary.fit(nothing.cast(pl.String))):
+        assert vocabulary.encode(nothing).tolist() == [1, 1] and vocabulary.size == 2
+        assert vocabulary.index("x") == 1
+
+
+@pytest.mark.parametrize("values", [["b", "", "a\n"], [-3, 0, 2**62]])
+def test_saved_and_loaded(values: list[Any], tmp_path: Path) -> None:
+    vocabulary = Vocabulary.fit(pl.Series("c", values))
+    vocabulary.save(tmp_path / "deep" / "v.arrow")
+    loaded = Vocabulary.load(tmp_path / "deep" / "v.arrow")
+    assert [loaded.index(value) for value in values] == [vocabulary.index(value) for value in values]
+    assert loaded.whole_numbers == vocabulary.whole_numbers == isinstance(values[0], int)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pl.Series("c", [1.0, 2.5]), "2.5"),
+        (pl.Series("c", [1.0, float("inf")]), "inf"),
+        (pl.Series("c", [1.0, 1e300]), "1e300"),
+        (pl.Series("c", [1, 2**63], dtype=pl.UInt64), str(2**63)),
+        (pl.Series("c", [[1], [2]]), "List"),
+    ],
+)
+def test_what_cannot_be_a_key_is_named(column: pl.Series, words: str) -> None:
+    with pytest.raises(DataError, match=r"column 'c'") as caught:
+        canonical(column)
+    assert words in str(caught.value).replace("+", "")
+
+
+def test_another_type_than_learned_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'c': holds String where whole numbers"):
+        Vocabulary.fit(pl.Series("c", [1])).encode(pl.Series("c", ["1"]))
