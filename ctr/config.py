@@ -15,20 +15,13 @@ class ModelConfig(Settings):
 
     architecture: Literal["qin"] = "qin"
     embedding_dim: PositiveInt = Field(16, description="width of every id, tag and category embedding")
-    vector_dim: PositiveInt | None = Field(
-        None, description="width each item vector is projected to; default embedding_dim"
-    )
+    vector_dim: PositiveInt = Field(32, description="width each item vector is projected to")
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
     layers: PositiveInt = Field(2, description="quadratic layers L")
     rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
     dropout: float = Field(0.1, ge=0, lt=1)
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
-
-    @property
-    def projected_dim(self) -> int:
-        """Width that each vector set is projected to."""
-        return self.vector_dim or self.embedding_dim
 
 
 class TrainConfig(Settings):

@@ -80,8 +80,8 @@ def simulate(
     out: Path,
     *,
     rows: int = 600_000,
-    users: int = 10_000,
-    items: int = 4_000,
+    users: int = 5_000,
+    items: int = 3_000,
     seed: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationSummary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -12,12 +13,13 @@ import polars as pl
 from features.errors import DataError
 from features.settings import unknown_key
 
+# Without glob: `find_files` has been there, and a folder may be called `[prod]`.
 SUFFIXES: dict[str, Callable[[list[Path]], pl.LazyFrame]] = {
-    ".parquet": pl.scan_parquet,
-    ".arrow": pl.scan_ipc,
-    ".feather": pl.scan_ipc,
-    ".csv": pl.scan_csv,
-    ".tsv": lambda files: pl.scan_csv(files, separator="\t"),
+    ".parquet": partial(pl.scan_parquet, glob=False),
+    ".arrow": partial(pl.scan_ipc, glob=False),
+    ".feather": partial(pl.scan_ipc, glob=False),
+    ".csv": partial(pl.scan_csv, glob=False),
+    ".tsv": partial(pl.scan_csv, glob=False, separator="\t"),
 }
 
 

@@ -77,8 +77,8 @@ def _settings(data: Path, assignments: list[str] | None, root: str | None) -> tu
 def simulate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the raw files.")] = Path("data/simulated"),
     rows: Annotated[int, typer.Option("--rows", help="Impressions.")] = 600_000,
-    users: Annotated[int, typer.Option("--users", help="Users.")] = 10_000,
-    items: Annotated[int, typer.Option("--items", help="Items.")] = 4_000,
+    users: Annotated[int, typer.Option("--users", help="Users.")] = 5_000,
+    items: Annotated[int, typer.Option("--items", help="Items.")] = 3_000,
     seed: Annotated[int, typer.Option("--seed", help="The same seed writes the same log.")] = 1,
     as_json: JsonOption = False,
 ) -> None:

@@ -43,7 +43,7 @@ class QIN(nn.Module):
         self.context_fields = schema.context
         self.event_fields = schema.event if config.use_history else ()
         width = config.embedding_dim
-        self.item_encoder = ItemEncoder(schema.item, schema.vectors, width, config.projected_dim)
+        self.item_encoder = ItemEncoder(schema.item, schema.vectors, width, config.vector_dim)
         self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
         self.event_encoder = FieldEncoder(self.event_fields, width)
         self.attention = self._attention() if config.use_history else None

@@ -96,8 +96,8 @@ def test_exactly_the_history_and_the_candidates_have_named_axes(folder: Path) ->
         "vector_image": ["items", 6],
         "present_text": ["items"],
         "present_image": ["items"],
-        # Three blocks of 8 (id, genre, tags), the numbers' block of 8, and two projected sets of 8.
-        "row": ["items", 48],
+        # Three blocks of 8 (id, genre, tags), the numbers' block of 8, and two projected sets of 32.
+        "row": ["items", 96],
     }
 
 

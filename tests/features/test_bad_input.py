@@ -40,7 +40,7 @@ def twice(table: str) -> Change:
     return change
 
 
-def vectors(edit: Callable[[list[list[Any]]], object]) -> Change:
+def vectors(edit: Callable[[list[Any]], object]) -> Change:
     """Alter the list of vectors."""
 
     def change(tables: Tables) -> None:

@@ -85,7 +85,8 @@ def brute_force(log: pl.DataFrame, max_len: int, keep: Any = lambda row: True) -
 
 
 def histories(built: FeatureSet) -> list[tuple[Any, ...]]:
-    rating = Encoder.load(built.path).event["rating"].vocabulary
+    event: Any = Encoder.load(built.path).event
+    rating = event["rating"].vocabulary
     result = []
     for row in decoded_rows(built):
         ratings = [rating.value(index) for index in row["history.rating"]]
@@ -156,7 +157,7 @@ def late_only(tables: Tables) -> None:
 
 def test_what_only_the_test_window_has_is_unknown(tmp_path: Path) -> None:
     built = build(tmp_path, late_only)
-    encoder = Encoder.load(built.path)
+    encoder: Any = Encoder.load(built.path)
     item, user = encoder.items.index(901), encoder.users.index(900)
     assert item >= 2 and user >= 2  # a catalogue row of its own ...
     assert built.items["item_id"][item] == built.users["user_id"][user] == 1  # ... without an id embedding
@@ -325,7 +326,8 @@ def test_every_kind_of_table_reads_the_same(tmp_path: Path, kind: str) -> None:
 
     paths = {"interactions": {"path": f"log.{kind}"}, "users": {"path": f"users.{kind}"}}
     contract = raw_log(tmp_path / "b" / "raw", None, paths)
-    rewrite("log"), rewrite("users")
+    rewrite("log")
+    rewrite("users")
     other = build_feature_set(contract, tmp_path / "b" / "out").feature_set
     assert in_order(decoded_rows(other)) == in_order(decoded_rows(build(tmp_path / "a")))
 

@@ -59,7 +59,8 @@ def test_a_changed_input_is_a_new_version(tmp_path: Path, change: Any, over: Any
     assert not second.reused and versions(out) == sorted([first.path.name, second.feature_set.path.name])
     assert current(out) == second.feature_set.path.name != first.path.name
     assert FeatureSet.open(out / "raw").path == second.feature_set.path
-    first.verify(), second.feature_set.verify()
+    first.verify()
+    second.feature_set.verify()
     # Back to the first input: found again, and pointed at.
     assert build_feature_set(raw_log(tmp_path / "raw"), out).reused and current(out) == first.path.name
 
