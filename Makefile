@@ -30,10 +30,10 @@ help:  ## this list
 .venv/.ready: requirements.lock requirements-torch.lock pyproject.toml
 	@echo "setting up .venv from requirements.lock (about a minute)"
 	@$(PYTHON) -m venv --clear $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
-		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-torch.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+		$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements-torch.lock
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 setup: .venv/.ready  ## make .venv from the lock files

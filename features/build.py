@@ -16,7 +16,7 @@ from features.catalogue import build_catalogue, fit_columns, read_table
 from features.columns import ColumnEncoder, fit_column
 from features.contract import Contract, ScalarColumn
 from features.embeddings import build_embedding
-from features.encoder import USERS, Columns, Encoder, encode_table, fields
+from features.encoder import USERS, Columns, Encoder, encode_table, encode_value, fields
 from features.errors import ConfigError, named
 from features.feature_set import (
     FORMAT,
@@ -53,7 +53,7 @@ def build_feature_set(contract: Contract, out: Path, as_of: str | None = None) -
         as_of: date in the version's name; default the day of the newest event.
 
     Raises:
-        ConfigError: `as_of` is no date.
+        ConfigError: `as_of` is no date, or a context default is of another type than its column.
         DataError: the data breaks its contract; nothing is left behind.
         LockError: another process builds the same contract.
     """
@@ -142,6 +142,8 @@ def _fit(contract: Contract, log: Log, splitter: Splitter, staging: Path) -> tup
     event: Columns = {
         name: _fit_log_column(train, HISTORY + name, spec, log.path) for name, spec in contract.history.columns.items()
     }
+    for name, spec in contract.interactions.context.items():
+        encode_value(f"interactions.context.{name}.default", context[name], spec.default)
     schema = Schema(
         items=vocabularies[ITEM].size,
         users=vocabularies[USER].size,

@@ -89,7 +89,7 @@ class Encoder:
         """Raw ids and values to rows, indices and numbers; the history is cut to its newest `history_max_len`.
 
         Raises:
-            ConfigError: ids that are text where the log has whole numbers, or the other way round.
+            ConfigError: ids or values that are text where the log has whole numbers, or the other way round.
         """
         newest = slice(-self.schema.history_max_len, None)
         history = request.history[newest]
@@ -101,7 +101,7 @@ class Encoder:
             context={name: self._context(name, encoder, request) for name, encoder in self.context.items()},
             history_item=history_item,
             history_events={
-                name: np.array([_index(encoder, value) for value in request.history_events[name][newest]], np.int64)
+                name: self._events(name, encoder, request.history_events[name][newest])
                 for name, encoder in self.event.items()
             },
             candidate_item=candidate_item,
@@ -153,20 +153,24 @@ class Encoder:
 
     def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
         for value in ids:
-            _same_kind(where, value, self.items)
+            _check_kind(where, value, self.items, "ids of this log")
         return np.array([self.items.index(value) for value in ids], np.int64)
 
     def _user(self, request: Request) -> dict[str, np.ndarray]:
         row = UNKNOWN
         if request.user is not None:
-            _same_kind("user", request.user, self.users)
+            _check_kind("user", request.user, self.users, "ids of this log")
             row = self.users.index(request.user)
         known = {name: _wide(self.user_table[name][row : row + 1]) for name in self.user}
-        return known | {name: self.user[name].encode_one(value) for name, value in request.user_columns.items()}
+        given = request.user_columns.items()
+        return known | {name: encode_value(f"user_columns.{name}", self.user[name], value) for name, value in given}
 
     def _context(self, name: str, encoder: ColumnEncoder, request: Request) -> np.ndarray:
         spec = self.contract.interactions.context[name]
-        return encoder.encode_one(request.context.get(name, spec.default))
+        return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
+
+    def _events(self, name: str, encoder: ColumnEncoder, values: tuple[Any, ...]) -> np.ndarray:
+        return np.array([encode_value(f"history.{name}", encoder, value)[0] for value in values], np.int64)
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:
@@ -182,15 +186,22 @@ def encode_table(table: pl.DataFrame, columns: Columns) -> dict[str, np.ndarray]
     }
 
 
-def _index(encoder: ColumnEncoder, value: Any) -> int:
-    return int(encoder.encode_one(value)[0])
+def encode_value(where: str, encoder: ColumnEncoder, value: Any) -> np.ndarray:
+    """One raw value of a column. Raises ConfigError, naming `where`, for a type that the column does not have.
+
+    Without it the value would be unknown, online alone: a build refuses such a column.
+    """
+    if not isinstance(encoder, NumericEncoder):
+        for single in (value or ()) if isinstance(encoder, TagsEncoder) else (value,):
+            _check_kind(where, single, encoder.vocabulary, "values of this column")
+    return encoder.encode_one(value)
 
 
-def _same_kind(where: str, value: Any, ids: Vocabulary) -> None:
-    if isinstance(value, int) != ids.whole_numbers:
-        expected = "whole numbers" if ids.whole_numbers else "text"
-        example = f", e.g. {ids.values[0]!r}" if len(ids.values) else ""
-        raise ConfigError(f"{where}: {value!r} is of the wrong type: ids of this log are {expected}{example}.")
+def _check_kind(where: str, value: Any, vocabulary: Vocabulary, what: str) -> None:
+    if not vocabulary.is_of_kind(value):
+        raise ConfigError(
+            f"{where}: {value!r} is of the wrong type: {what} are {vocabulary.kind}, e.g. {vocabulary.values[0]!r}."
+        )
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from features.contract import Contract
+from features.contract import Contract, Interactions
 from features.errors import DataError, named
 from features.sources import readable, require_columns, scan
 from features.vocabulary import canonical
 
 USER, ITEM, TIME, LABEL, EVENT = "_user", "_item", "_time", "_label", "_event"
-WEIGHT, REQUEST = "_weight", "_request"
+WEIGHT, REQUEST, WRONG_WEIGHT = "_weight", "_request", "_weight.wrong"
 CONTEXT, HISTORY = "_context.", "_history."
 # The years 1 and 9999, which calendars stop at, in µs since 1970.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_800_000_000
@@ -43,7 +43,7 @@ def open_log(contract: Contract) -> Log:
 
     Raises:
         DataError: missing file or column, an expression that is none, a wrong type, null ids or times, a
-            label outside {0, 1}, an empty log.
+            label outside {0, 1}, a weight that is negative or not finite, an empty log.
     """
     log = contract.interactions
     path = contract.resolve(log.path)
@@ -51,23 +51,25 @@ def open_log(contract: Contract) -> Log:
     named = [log.user, log.item, log.time, log.weight, log.request, *log.context]
     require_columns(raw, path, [name for name in named if name])
     label = _expression(raw, path, "interactions.label", log.label)
+    # Event filter and event columns may name the computed label, which is not a column of the log.
+    raw = raw.with_columns(label=label)
     events = pl.lit(True)
     if contract.history.events != "all":
         events = _expression(raw, path, "history.events", contract.history.events).fill_null(False)
-    # An event column may be the computed label, whose expression is not a column of the log.
     carried = [name for name in contract.history.columns if name != "label"]
     require_columns(raw, path, carried)
     columns: dict[str, pl.Expr] = {
         USER: pl.col(log.user),
         ITEM: pl.col(log.item),
         TIME: microseconds(raw, path, log.time, log.time_unit),
-        LABEL: label,
+        LABEL: pl.col("label"),
         EVENT: events,
         **{CONTEXT + name: pl.col(name) for name in log.context},
         **{HISTORY + name: pl.col(name) for name in carried},
     }
     if "label" in contract.history.columns:
-        columns[HISTORY + "label"] = label.cast(pl.Int8)
+        # Not strictly: a label that is no number is told of as such, below.
+        columns[HISTORY + "label"] = pl.col("label").cast(pl.Int8, strict=False)
     if log.weight:
         columns[WEIGHT] = pl.col(log.weight)
     if log.request:
@@ -87,12 +89,17 @@ def _expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     require_columns(raw, path, expression.meta.root_names())
     try:
         # On no rows: the types are only compared when it runs.
-        raw.collect_schema().to_frame().select(expression)
+        result = raw.collect_schema().to_frame().select(expression)
     except pl.exceptions.PolarsError as error:
         first = str(error).splitlines()[0]
         raise DataError(
             f"{path}: {where} {text!r} cannot be computed: {first}. Check the types of its columns."
         ) from None
+    if result.height:
+        raise DataError(
+            f"{path}: {where} {text!r} is one value for the whole log, not one a row. Compare a column, e.g. "
+            "`rating >= 4`."
+        )
     return expression
 
 
@@ -123,6 +130,11 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
         raise DataError(
             f"{path}: label {log.label!r} is {schema[LABEL]}, expected 0/1 or a condition such as `rating >= 4`."
         )
+    if schema[EVENT] != pl.Boolean:
+        raise DataError(
+            f"{path}: history.events {contract.history.events!r} is {schema[EVENT]}, expected a condition such as "
+            "`label == 1`."
+        )
     if log.weight and not schema[WEIGHT].is_numeric():
         raise DataError(f"{path}: weight column {log.weight!r} holds {schema[WEIGHT]}, expected numbers.")
 
@@ -131,7 +143,7 @@ def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[i
     """Row count and times, after counting what must not be there."""
     log = contract.interactions
     with readable(path):
-        checked = frame.select(TIME, LABEL, *_null_flags(frame)).collect(engine="streaming")
+        checked = frame.select(TIME, LABEL, *_null_flags(frame), *_weight_flag(log)).collect(engine="streaming")
     rows = checked.height
     if not rows:
         raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
@@ -149,6 +161,12 @@ def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[i
             f"{path}: label {log.label!r}: {len(wrong)} of {rows} rows are neither 0 nor 1, e.g. {wrong[0]:g}. "
             "Write it as a condition, e.g. `rating >= 4`."
         )
+    if log.weight and checked[WRONG_WEIGHT].any():
+        example = frame.filter(_weight_flag(log)).select(WEIGHT).first().collect().item()
+        raise DataError(
+            f"{path}: weight column {log.weight!r}: {int(checked[WRONG_WEIGHT].sum())} of {rows} rows are negative or "
+            f"not finite, e.g. {example}. Correct them in the export; a row that must not count has weight 0."
+        )
     times = checked[TIME].to_numpy()
     if times.min() <= FIRST_TIME or times.max() >= LAST_TIME:
         raise DataError(
@@ -162,6 +180,14 @@ def _null_flags(frame: pl.LazyFrame) -> list[pl.Expr]:
     """One a column, so that every column is read to its end before anything is built on it."""
     names = frame.collect_schema().names()
     return [pl.col(key).is_null().alias(f"{key}.null") for key in names if key not in (TIME, LABEL)]
+
+
+def _weight_flag(log: Interactions) -> list[pl.Expr]:
+    if not log.weight:
+        return []
+    # As float32, the type it is stored and trained with.
+    weight = pl.col(WEIGHT).cast(pl.Float32, strict=False)
+    return [((weight < 0) | ~weight.is_finite()).fill_null(False).alias(WRONG_WEIGHT)]
 
 
 def distinct(log: Log, key: str, name: str) -> pl.Series:

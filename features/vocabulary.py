@@ -36,17 +36,22 @@ class Vocabulary:
         """Rows an embedding table needs: padding, unknown, and one a value."""
         return len(self.values) + FIRST_VALUE
 
-    @property
+    @cached_property
     def whole_numbers(self) -> bool:
         """Whether values are integers (else text)."""
         return self.values.dtype == pl.Int64
+
+    @property
+    def kind(self) -> str:
+        """What its values are, for messages."""
+        return "whole numbers" if self.whole_numbers else "text"
 
     def encode(self, raw: pl.Series) -> np.ndarray:
         """Indices of a column, int32; null and unknown values are 1. Raises DataError for another type."""
         keys = canonical(raw)
         if keys.dtype != self.values.dtype and keys.dtype != pl.Null:
             raise DataError(
-                f"column {raw.name!r}: holds {raw.dtype} where {_kind(self)} was learned from the training window."
+                f"column {raw.name!r}: holds {raw.dtype} where {self.kind} was learned from the training window."
             )
         if not len(self.values) or keys.dtype == pl.Null:
             return np.full(len(raw), UNKNOWN, np.int32)
@@ -62,6 +67,12 @@ class Vocabulary:
         if isinstance(value, bool) and not self.whole_numbers:
             value = str(value).lower()
         return self._places.get(value, UNKNOWN)
+
+    def is_of_kind(self, value: Any) -> bool:
+        """Whether `value` is of the type learned from (`encode` refuses others); None is, and all is if none was."""
+        if value is None or isinstance(value, bool) or not len(self.values):
+            return True
+        return isinstance(value, str) != self.whole_numbers
 
     def value(self, index: int) -> Any:
         """The raw value of an index from 2."""
@@ -104,7 +115,3 @@ def canonical(raw: pl.Series) -> pl.Series:
             )
         return keys
     raise DataError(f"column {raw.name!r}: type {dtype} cannot be ids or categories. Use integers or text.")
-
-
-def _kind(vocabulary: Vocabulary) -> str:
-    return "whole numbers" if vocabulary.whole_numbers else "text"

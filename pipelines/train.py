@@ -29,6 +29,9 @@ from pipelines.files import write_text
 from pipelines.summary import Summary, print_results
 from pipelines.workspace import Workspace, git_revision
 
+# The file in a run folder that names its MLflow run.
+TRACKED = "mlflow_run_id"
+
 
 @dataclass
 class Job:
@@ -80,7 +83,16 @@ class Job:
 
     @contextmanager
     def tracked(self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None) -> Iterator[Tracker]:
-        """Hold one MLflow run open around the block; a failure inside marks it FAILED."""
+        """Hold the run's one MLflow run open around the block; a failure inside marks it FAILED.
+
+        A resumed run goes on in the MLflow run that it began in.
+        """
+        self.tracker = Tracker(self.workspace.root)
+        record = self.run_dir / TRACKED
+        if self.resumed and record.is_file():
+            with self.tracker.resume(record.read_text(encoding="utf-8").strip()):
+                yield self.tracker
+            return
         manifest = self.feature_set.manifest
         tags = {
             "git_revision": git_revision(),
@@ -89,15 +101,14 @@ class Job:
             "run_folder": str(self.run_dir),
             **(extra_tags or {}),
         }
-        params = {**self.preset.model_dump(mode="json"), "data": self.contract.name}
-        self.tracker = Tracker(self.workspace.root)
         with self.tracker.run(
             experiment=f"quadrank-{self.contract.name}",
             run_name=self.run_dir.name,
             tags=tags,
-            params=params,
+            params={**self.preset.model_dump(mode="json"), "data": self.contract.name},
             parent_run_id=parent_run_id,
         ):
+            write_text(record, self.tracker.run_id)
             yield self.tracker
 
     def fit(self, on_evaluation: Callable[[Evaluation], None] | None = None) -> FitResult:

@@ -97,11 +97,23 @@ BAD_DATA: list[tuple[str, Change | None, dict[str, Any], list[str]]] = [
     ("null label", put("log", rating=None), {}, [f"'rating >= 4': 1 of {ROWS} rows are null"]),
     ("label of five stars", None, log(label="rating"), ["'rating'", "neither 0 nor 1, e.g. ", "`rating >= 4`"]),
     ("label that is NaN", put("log", rating=pl.lit(float("nan"))), log(label="rating"), ["neither 0 nor 1, e.g. nan"]),
-    ("label of text", None, log(label="'yes'"), ["label \"'yes'\" is String", "`rating >= 4`"]),
+    ("label of text", None, log(label="CAST(rating AS VARCHAR)"), ["VARCHAR)' is String", "`rating >= 4`"]),
+    ("label of one word", None, log(label="'yes'"), ["interactions.label \"'yes'\" is one value", "`rating >= 4`"]),
+    ("label of the whole log", None, log(label="MAX(rating) >= 4"), ["'MAX(rating) >= 4' is one value", "one a row"]),
+    ("label that is NaN carried along", put("log", rating=pl.lit(float("nan"))),
+     {**log(label="rating"), "history": {"columns": {"label": {"type": "categorical"}}}}, ["neither 0 nor 1", "nan"]),
     ("label unparsable", None, log(label="rating >="), ["interactions.label 'rating >=' is no SQL expression"]),
     ("label of no column", None, log(label="ratings >= 4"), ["no column 'ratings'. Did you mean 'rating'?"]),
     ("label of wrong types", put("log", rating=pl.lit("good")), {}, ["interactions.label 'rating >= 4' cannot be"]),
     ("events unparsable", None, {"history": {"events": "(rating"}}, ["history.events '(rating' is no SQL expression"]),
+    ("events of numbers", None, {"history": {"events": "rating - 1"}}, ["'rating - 1' is Int64", "`label == 1`"]),
+    ("events of text", put("log", c=pl.lit("x")), {"history": {"events": "c"}}, ["history.events 'c' is String"]),
+    ("events of the whole log", None, {"history": {"events": "1 = 1"}}, ["history.events '1 = 1' is one value"]),
+    ("weight below zero", put("log", w=pl.when(pl.int_range(ROWS) < 2).then(-0.5).otherwise(1.0)), log(weight="w"),
+     ["weight column 'w'", f"2 of {ROWS} rows are negative or not finite, e.g. -0.5", "weight 0"]),
+    ("weight infinite", put("log", w=pl.lit(float("inf"))), log(weight="w"), [f"{ROWS} of {ROWS}", "e.g. inf"]),
+    ("weight that is NaN", put("log", w=pl.lit(float("nan"))), log(weight="w"), [f"{ROWS} of {ROWS}", "e.g. nan"]),
+    ("weight beyond float32", put("log", w=pl.lit(1e39)), log(weight="w"), ["not finite, e.g. 1e+39"]),
     ("weight of text", put("log", w=pl.lit("x")), log(weight="w"), ["weight column 'w' holds String"]),
     ("request of fractions", put("log", r=pl.lit(0.5)), log(request="r"), ["log.parquet", "'r'", "0.5"]),
     ("context of text", put("log", load=pl.lit("x")), {}, ["log.parquet: column 'load': declared `numeric`", "'x'"]),
@@ -203,6 +215,14 @@ def test_a_csv_that_changes_its_mind(tmp_path: Path, column: str) -> None:
 @pytest.mark.parametrize("as_of", ["yesterday", "2026-13-01", "31.01.2026"])
 def test_as_of_is_a_date(tmp_path: Path, as_of: str) -> None:
     refused(raw_log(tmp_path), tmp_path / "out", ConfigError, [f"--as-of {as_of}: not a date", "2026-01-31"], as_of)
+
+
+@pytest.mark.parametrize("default", ["20", "evening"])
+def test_a_default_of_another_type_than_its_column(tmp_path: Path, default: str) -> None:
+    """It would score every request without an hour as one at an unknown hour."""
+    contract = raw_log(tmp_path, None, log(context={"hour": {"default": default}}))
+    words = [f"interactions.context.hour.default: {default!r} is of the wrong type", "whole numbers, e.g. "]
+    refused(contract, tmp_path / "out", ConfigError, words)
 
 
 def test_the_untouched_log_is_fine(tmp_path: Path) -> None:

@@ -206,6 +206,32 @@ def test_text_where_ids_are_whole_numbers(tiny: tuple[Contract, FeatureSet], raw
         encode(tiny, **raw)
 
 
+@pytest.mark.parametrize(
+    ("raw", "where", "kind"),
+    [
+        ({"context": {"hour": "3"}}, "context.hour: '3'", "whole numbers, e.g. 0"),
+        ({"history": [{"item": 101, "rating": "5"}]}, "history.rating: '5'", "whole numbers, e.g. 1"),
+        ({"user_columns": {"segment": 0}}, "user_columns.segment: 0", "text, e.g. 's0'"),
+        ({"user_columns": {"likes": ["a", 1]}}, "user_columns.likes: 1", "text, e.g. 'a'"),
+    ],
+    ids=["context", "history", "user column", "user tags"],
+)
+def test_a_column_is_of_one_type_online_as_offline(
+    tiny: tuple[Contract, FeatureSet], raw: Any, where: str, kind: str
+) -> None:
+    """A build refuses such a column; online it would otherwise pass for unknown."""
+    with pytest.raises(ConfigError) as caught:
+        encode(tiny, **raw)
+    assert str(caught.value) == f"{where} is of the wrong type: values of this column are {kind}."
+
+
+def test_values_that_training_never_saw_stay_legal(tiny: tuple[Contract, FeatureSet]) -> None:
+    given = {"segment": "new", "likes": ["new", None]}
+    encoded = encode(tiny, context={"hour": 99}, history=[{"item": 101, "rating": None}], user_columns=given)
+    assert encoded.context["hour"].tolist() == encoded.history_events["rating"].tolist() == [1]
+    assert encoded.user["segment"].tolist() == [1] and encoded.user["likes"].tolist() == [[1, 0, 0]]
+
+
 def test_whole_numbers_where_ids_are_text(tmp_path: Path) -> None:
     def change(tables: Tables) -> None:
         for name in ("log", "items", "text"):

@@ -36,6 +36,18 @@ def test_encode_is_index_of_each(values: Any, dtype: Any) -> None:
     check()
 
 
+@pytest.mark.parametrize(("values", "other"), [([1, 2], ["1"]), (["1", "2"], [1])], ids=["whole", "text"])
+def test_kinds_refused_one_by_one_are_those_refused_as_a_column(values: list[Any], other: list[Any]) -> None:
+    vocabulary = Vocabulary.fit(pl.Series("c", values))
+    for value in (*values, None):
+        assert vocabulary.is_of_kind(value) and len(vocabulary.encode(pl.Series("c", [value]))) == 1
+    assert not vocabulary.is_of_kind(other[0])
+    with pytest.raises(DataError, match=r"where .* was learned"):
+        vocabulary.encode(pl.Series("c", other))
+    nothing = Vocabulary.fit(pl.Series("c", [None, None]))
+    assert nothing.is_of_kind(1) and nothing.is_of_kind("1")
+
+
 def test_by_hand() -> None:
     vocabulary = Vocabulary.fit(pl.Series("c", ["b", "a", "b", None, "c", "c", "a", "c"]), max_size=2)
     # c three times, then a before b by name; stored sorted: a is 2, c is 3.

@@ -177,6 +177,33 @@ def test_promote_moves_the_alias_or_refuses(shell, job, work):
         assert "AUC" in result["error"] or "calibration" in result["error"]
 
 
+def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, raw, work, monkeypatch):
+    from mlflow import MlflowClient
+
+    import pipelines.train
+
+    looks = []
+
+    def interrupt(evaluation):
+        looks.append(evaluation)
+        raise KeyboardInterrupt
+
+    whole = pipelines.train.Job.fit
+    monkeypatch.setattr(pipelines.train.Job, "fit", lambda job: whole(job, on_evaluation=interrupt))
+    code, result = shell("train", *data(raw, work), *SMALL)
+    assert code == 130 and "--resume" in result["error"] and len(looks) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    interrupted = sorted((work / "runs").glob("*-simulated-*"))[-1]
+    code, result = shell("train", *data(raw, work), "--resume", interrupted.name, *SMALL)
+    assert code == 0 and result["run_id"] == interrupted.name
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    run = client.get_run((interrupted / "mlflow_run_id").read_text())
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "valid.auc")]
+    assert len(steps) == 2 and steps[0] == looks[0].step < steps[1]
+
+
 def test_tune_nests_trials_and_writes_a_config_that_train_accepts(shell, job, raw, work, tmp_path):
     space = tmp_path / "space.yaml"
     space.write_text(
