@@ -5,6 +5,8 @@ PYTHON ?= python3
 DATA ?= simulated
 MODEL ?= qin
 ROWS ?= 600000
+USERS ?= 5000
+ITEMS ?= 3000
 TRIALS ?= 20
 STUDY ?= $(DATA)-$(MODEL)
 SET ?=
@@ -38,8 +40,8 @@ help:  ## this list
 
 setup: .venv/.ready  ## make .venv from the lock files
 
-simulate: .venv/.ready  ## write the simulated log (ROWS=600000) into data/simulated
-	@$(QUADRANK) simulate --out data/simulated --rows $(ROWS)
+simulate: .venv/.ready  ## write the simulated log into data/simulated (ROWS=600000 USERS=5000 ITEMS=3000)
+	@$(QUADRANK) simulate --out data/simulated --rows $(ROWS) --users $(USERS) --items $(ITEMS)
 
 features: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## raw tables -> feature set
 	@$(QUADRANK) features --data $(CONTRACT) $(OPTIONS)
