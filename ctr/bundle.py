@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from features.atomic import flush, flush_tree
 from features.errors import ConfigError, DataError
 from features.feature_set import FileEntry, SplitName, Window, sha256_of
 from features.settings import Settings
@@ -155,7 +155,7 @@ def publish(out: Path) -> Iterator[Path]:
     try:
         yield staging
         _read_manifest(staging)
-        _sync(staging)
+        flush_tree(staging)
         _refuse_foreign(out)
         _swap(staging, out, out.parent / f".{out.name}-{token}-old")
     finally:
@@ -233,19 +233,4 @@ def _swap(staging: Path, out: Path, aside: Path) -> None:
             aside.rename(out)
             raise
         shutil.rmtree(aside)
-    _fsync(out.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file and folder to disk, so that a crash cannot leave a name without its bytes."""
-    for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(out.parent)

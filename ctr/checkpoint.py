@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.optim import LOOKS_BEFORE_HALVING
+from features.atomic import replace_file, write_text
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet, sha256_of
 from features.settings import Settings
@@ -167,8 +167,8 @@ class CheckpointStore:
             sha256=sha256_of(self.folder / name),
             state=state,
         )
-        _write_text(self.folder / CURVE, "".join(f"{look.model_dump_json()}\n" for look in state.curve))
-        _write_text(self.folder / RECORD, record.model_dump_json(indent=2))
+        write_text(self.folder / CURVE, "".join(f"{look.model_dump_json()}\n" for look in state.curve))
+        write_text(self.folder / RECORD, record.model_dump_json(indent=2))
         for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob("best-*.safetensors")]:
             if old.name != name and old != self._best(state):
                 old.unlink()
@@ -232,31 +232,7 @@ class CheckpointStore:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file so that readers see the old one or the new one, never half of it."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda fresh: save_file(on_cpu, fresh))
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(fresh: Path) -> None:
-        fresh.write_text(text, encoding="utf-8")
-
-    _replace(path, write)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a sibling, fsync it, rename it over `path`, fsync the folder."""
-    fresh = path.with_name(f".{path.name}.part")
-    write(fresh)
-    _fsync(fresh)
-    fresh.replace(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, lambda fresh: save_file(on_cpu, fresh))
 
 
 def _pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from features.atomic import flush_tree, write_text
 from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
@@ -50,9 +50,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
     """Flush every file, rename the folder to its version, flip `CURRENT` to it."""
-    for path in sorted(staging.rglob("*")):
-        _fsync(path)
-    _fsync(staging)
+    flush_tree(staging)
     target = folder / version
     if target.exists():
         shutil.rmtree(target)
@@ -63,10 +61,7 @@ def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
 
 def point_at(folder: Path, version: str) -> None:
     """Let `CURRENT` name this version, in one step."""
-    fresh = folder / f".CURRENT-{secrets.token_hex(4)}"
-    fresh.write_text(version, encoding="utf-8")
-    os.replace(fresh, folder / "CURRENT")
-    _fsync(folder)
+    write_text(folder / "CURRENT", version)
 
 
 def find_version(folder: Path, source: str) -> FeatureSet | None:
@@ -97,11 +92,3 @@ def source_files(contract: Contract) -> list[Path]:
     for spec in contract.embeddings.values():
         named += [spec.path, *([spec.ids] if spec.ids else [])]
     return [file for name in named for file in find_files(contract.resolve(name))]
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,10 +14,10 @@ from ctr.export import ExportResult, export_bundle
 from ctr.models import build_model
 from ctr.models.qin import QIN
 from ctr.tables import frozen_tables
+from features.atomic import write_text
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from features.settings import validate
-from pipelines.files import write_text
 from pipelines.workspace import Workspace
 
 

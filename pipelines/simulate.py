@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from features.atomic import write_text
 from features.progress import progress
 from features.simulator import simulate
-from pipelines.files import write_text
 
 RECORD = "simulation.json"
 

@@ -21,11 +21,11 @@ from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tables import frozen_tables
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, FitResult, fit
+from features.atomic import write_text
 from features.contract import Contract
 from features.feature_set import FeatureSet
 from pipelines.build import build, describe
 from pipelines.evaluate import Scored, controls, score_split
-from pipelines.files import write_text
 from pipelines.summary import Summary, print_results
 from pipelines.workspace import Workspace, git_revision
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from ctr.config import load_preset
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, StopTraining
+from features.atomic import write_text
 from features.contract import Contract
 from features.errors import ConfigError, QuadRankError
 from features.settings import Settings, load_yaml, merge, validate
 from pipelines.build import build, describe
-from pipelines.files import write_text
 from pipelines.train import Job
 from pipelines.workspace import Workspace, git_revision
 

@@ -106,7 +106,7 @@ def test_a_build_that_dies_while_publishing_leaves_the_earlier_version(
     def dies(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(publish, "_fsync", dies)
+    monkeypatch.setattr(publish, "flush_tree", dies)
     with pytest.raises(KeyboardInterrupt):
         build_feature_set(raw_log(tmp_path / "raw", swap_two), out)
     assert versions(out) == [good.path.name] == [current(out)]

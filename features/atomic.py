@@ -1,0 +1,43 @@
+"""Writing so that a reader, or a crash, finds the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a sibling, flush it to disk, and rename it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        write(fresh)
+        flush(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file."""
+    replace_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+
+
+def flush(path: Path) -> None:
+    """fsync a file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """fsync everything below a folder, and the folder, before its rename."""
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+    flush(folder)
