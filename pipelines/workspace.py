@@ -48,13 +48,7 @@ class Workspace:
         Raises:
             ConfigError: no such run.
         """
-        finished = sorted(path.parent for path in self.runs.glob("*/model.safetensors"))
-        if run_id == "latest" and finished:
-            return finished[-1]
-        if (self.runs / run_id / "model.safetensors").is_file():
-            return self.runs / run_id
-        known = ", ".join(path.name for path in finished[-5:]) or "none yet: run `quadrank train` first"
-        raise ConfigError(f"{self.runs / run_id}: no finished run of that name. Finished runs: {known}.")
+        return self._run_with("model.safetensors", run_id, "finished training")
 
     def interrupted_run(self, run_id: str) -> Path:
         """The folder of a run that left a checkpoint; `latest` is the newest of them.
@@ -62,13 +56,16 @@ class Workspace:
         Raises:
             ConfigError: no such run.
         """
-        resumable = sorted(path.parent for path in self.runs.glob("*/checkpoint.json"))
-        if run_id == "latest" and resumable:
-            return resumable[-1]
-        if (self.runs / run_id / "checkpoint.json").is_file():
+        return self._run_with("checkpoint.json", run_id, "left a checkpoint")
+
+    def _run_with(self, file: str, run_id: str, state: str) -> Path:
+        found = sorted(path.parent for path in self.runs.glob(f"*/{file}"))
+        if run_id == "latest" and found:
+            return found[-1]
+        if (self.runs / run_id / file).is_file():
             return self.runs / run_id
-        known = ", ".join(path.name for path in resumable[-5:]) or "none"
-        raise ConfigError(f"{self.runs / run_id}: no checkpoint to resume. Runs with one: {known}.")
+        known = ", ".join(path.name for path in found[-5:]) or "none yet; start with `quadrank train`"
+        raise ConfigError(f"{self.runs / run_id}: no run of that name {state}. Runs that did: {known}.")
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -72,3 +72,10 @@ def test_padding_contributes_nothing_whatever_it_holds():
     assert torch.equal(layer(target, history, events, mask), before)
     history[:, 2:] *= 2
     assert not torch.equal(layer(target, history, events, mask), before)
+
+
+def test_attention_starts_from_similarity():
+    attention = SparseTargetAttention(item_dim=4, event_dim=2, attention_dim=8)
+    similarity_DD = attention.score_matrix()[:, :4]
+    torch.testing.assert_close(similarity_DD, similarity_DD.T)
+    assert torch.linalg.eigvalsh(similarity_DD).min() > 0
