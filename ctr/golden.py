@@ -69,7 +69,7 @@ def raw_request(case: Case, encoder: Encoder) -> RawRequest:
 
 def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> Case:
     """What one row of a split knew, asked for these candidates."""
-    rows, events = feature_set.rows("test")[row.part], feature_set.events()[row.part]
+    rows, events = feature_set.rows("test")[row.part], feature_set.events("test")[row.part]
     end = int(rows["history_end"][row.index])
     past = slice(end - int(rows["history_len"][row.index]), end)
     schema = feature_set.schema

@@ -60,7 +60,7 @@ class Loader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self._rows = feature_set.rows(split)
-        self._events = feature_set.events()
+        self._events = feature_set.events(split)
         self._require_columns(feature_set, split)
         self._starts = np.cumsum([0] + [len(part["item"]) for part in self._rows])
 

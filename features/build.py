@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import polars as pl
-
-from features.catalogue import build_catalogue, fit_columns, read_table
-from features.columns import ColumnEncoder, fit_column
-from features.contract import Contract, ScalarColumn
+from features.buckets import by_bucket
+from features.contract import Contract
+from features.counter_pass import Counted, count
 from features.embeddings import build_embedding
-from features.encoder import USERS, Columns, Encoder, encode_table, encode_value, fields
-from features.errors import ConfigError, named
+from features.encoder import USERS
+from features.errors import ConfigError
 from features.feature_set import (
     FORMAT,
     MANIFEST,
+    SPLITS,
     FeatureSet,
     FileEntry,
     Manifest,
+    PartEntry,
+    SplitName,
+    Window,
     sha256_of,
     write_arrow,
 )
-from features.log import CONTEXT, HISTORY, ITEM, USER, Log, distinct, open_log, value_counts
-from features.parts import write_parts
+from features.fit import Tables, fit
+from features.log import Log, earlier_events, open_log
+from features.parts import merged, sorted_part, write_part
 from features.profile import write_profile
+from features.progress import progress
 from features.publish import build_lock, find_version, point_at, publish, source_key, staged
-from features.schema import Schema
 from features.split import Splitter, fit_split
+from features.stream import Stream
+from features.validation import Finding, check_log
+
+ROWS_A_BUCKET = 1_000_000
+MOST_BUCKETS = 64
+SCRATCH = ".scratch"
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ def build_feature_set(contract: Contract, out: Path, as_of: str | None = None) -
     Args:
         contract: what to read and how.
         out: folder of all feature sets.
-        as_of: date in the version's name; default the day of the newest event.
+        as_of: last day (UTC) that is read, and the date in the version's name; default the day of the newest row.
 
     Raises:
         ConfigError: `as_of` is no date, or a context default is of another type than its column.
@@ -75,23 +84,34 @@ def build_feature_set(contract: Contract, out: Path, as_of: str | None = None) -
 def _build(contract: Contract, staging: Path, source: str, as_of: str | None) -> str:
     """Write a whole feature set into `staging`; returns its version."""
     clock = Clock()
-    log = open_log(contract)
-    splitter = fit_split(contract, log)
+    tables = Tables.read(contract)
+    log, findings = _checked(contract, tables, staging, as_of)
     clock.lap("check the log")
-    encoder, trained_items = _fit(contract, log, splitter, staging)
+    splitter = fit_split(contract, log)
+    fitted = fit(contract, log, tables, splitter)
+    encoder = fitted.encoder
+    write_arrow(staging / USERS, encoder.user_table)
     clock.lap("fit encoders and tables")
     vectors, coverage = {}, {}
     for name in contract.embeddings:
         vectors[name], coverage[name] = build_embedding(
-            name, contract, encoder.items, trained_items, staging / "embeddings"
+            name, contract, encoder.items, fitted.trained_I, staging / "embeddings"
         )
     encoder.schema = encoder.schema.model_copy(update={"vectors": tuple(vectors.values())})
+    write_arrow(staging / "items.arrow", fitted.items)
     clock.lap("vectors")
-    windows, parts, events = write_parts(contract, log, splitter, encoder, staging)
+    stream = Stream(contract, log, encoder)
+    counted = count(stream, splitter, _buckets(log.rows), staging / SCRATCH)
+    clock.lap("counters")
+    windows, parts, events = _write_parts(stream, counted, splitter, staging)
     clock.lap("rows and histories")
+    shutil.rmtree(staging / SCRATCH, ignore_errors=True)
     encoder.save(staging)
-    write_profile(staging, windows, parts, encoder.schema, coverage)
+    write_profile(staging, windows, _buckets(log.rows), encoder.schema, coverage)
+    clock.lap("profile")
     newest = max(window.last_time for window in windows.values())
+    files = _hashes(staging)
+    clock.lap("hashes")
     manifest = Manifest(
         format=FORMAT,
         name=contract.name,
@@ -100,9 +120,11 @@ def _build(contract: Contract, staging: Path, source: str, as_of: str | None) ->
         contract=contract,
         schema_=encoder.schema,
         windows=windows,
-        parts=parts,
+        buckets=_buckets(log.rows),
+        parts=tuple(parts),
         events=events,
-        files=_hashes(staging),
+        findings=tuple(finding.message for finding in findings),
+        files=files,
         versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
         seconds=clock.seconds,
         source=source,
@@ -112,67 +134,43 @@ def _build(contract: Contract, staging: Path, source: str, as_of: str | None) ->
     return manifest.version
 
 
-def _fit(contract: Contract, log: Log, splitter: Splitter, staging: Path) -> tuple[Encoder, np.ndarray]:
-    """Learn every encoder from the training window; write the item and user tables.
+def _checked(contract: Contract, tables: Tables, staging: Path, as_of: str | None) -> tuple[Log, tuple[Finding, ...]]:
+    frame, path = open_log(contract, as_of)
+    checked = check_log(frame, path, contract, *tables.ids(contract), staging)
+    return Log(checked.frame, path, checked.rows, earlier_events(contract, as_of)), checked.findings
+
+
+def _buckets(rows: int) -> int:
+    return min(MOST_BUCKETS, -(-rows // ROWS_A_BUCKET))
+
+
+def _write_parts(
+    stream: Stream, counted: Counted, splitter: Splitter, folder: Path
+) -> tuple[dict[SplitName, Window], list[PartEntry], int]:
+    """Write `rows/` and `events/`.
+
+    A part holds the users whose row is `part` modulo the number of buckets, so memory is bounded by the
+    largest part and one chunk, whatever the log's size.
 
     Returns:
-        The encoder, and which catalogue items were seen in training, bool [items].
+        Window of each split, all parts, number of events.
     """
-    train = log.frame.filter(splitter.is_train)
-    trained = {key: value_counts(train, key) for key in (ITEM, USER)}
-    vocabularies, tables = {}, {}
-    named_as = contract.interactions
-    sides = (
-        (ITEM, "item", named_as.item, contract.items, contract.item_field, named_as.item_min_count, "items.arrow"),
-        (USER, "user", named_as.user, contract.users, contract.user_field, named_as.user_min_count, USERS),
-    )
-    learned: dict[str, Columns] = {}
-    for key, which, column, declared, id_name, min_count, file in sides:
-        table = read_table(contract, declared, which) if declared else None
-        vocabularies[key], frame = build_catalogue(distinct(log, key, column), table, id_name, log.path)
-        path = contract.resolve(declared.path) if declared else log.path
-        learned[key] = fit_columns(frame, trained[key], declared, id_name, min_count, path)
-        with named(path):
-            tables[key] = encode_table(frame, learned[key])
-        write_arrow(staging / file, tables[key])
-    context: Columns = {
-        name: _fit_log_column(train, CONTEXT + name, spec, log.path)
-        for name, spec in contract.interactions.context.items()
-    }
-    event: Columns = {
-        name: _fit_log_column(train, HISTORY + name, spec, log.path) for name, spec in contract.history.columns.items()
-    }
-    for name, spec in contract.interactions.context.items():
-        encode_value(f"interactions.context.{name}.default", context[name], spec.default)
-    schema = Schema(
-        items=vocabularies[ITEM].size,
-        users=vocabularies[USER].size,
-        item=fields(learned[ITEM]),
-        user=fields(learned[USER]),
-        context=fields(context),
-        event=fields(event),
-        history_max_len=contract.history.max_len,
-    )
-    encoder = Encoder(
-        contract,
-        schema,
-        vocabularies[ITEM],
-        vocabularies[USER],
-        learned[ITEM],
-        learned[USER],
-        context,
-        event,
-        tables[USER],
-    )
-    seen = np.zeros(schema.items, bool)
-    seen[vocabularies[ITEM].encode(trained[ITEM]["value"])] = True
-    return encoder, seen
-
-
-def _fit_log_column(train: pl.LazyFrame, column: str, spec: ScalarColumn, path: str) -> ColumnEncoder:
-    values = train.select(column).collect(engine="streaming")[column]
-    name = column.partition(".")[2]
-    return fit_column(values.rename(name), spec, path)
+    log, contract, encoder = stream.log, stream.contract, stream.encoder
+    found: dict[SplitName, list[Window]] = {name: [] for name in SPLITS}
+    parts: list[PartEntry] = []
+    events = 0
+    with progress("building rows and histories", total=2 * log.rows, unit="rows") as bar:
+        chunks = counted.onto(stream.full())
+        buckets = by_bucket(chunks, "user", _buckets(log.rows), folder / SCRATCH / "users", bar.advance)
+        for number, bucket in enumerate(buckets):
+            part = sorted_part(bucket, contract, splitter, encoder)
+            entries, windows = write_part(part, number, folder)
+            parts += entries
+            events += len(part.events["item"])
+            for name, window in windows.items():
+                found[name].append(window)
+            bar.advance(len(bucket["user"]))
+    return {name: merged(windows, name, log.path, log.rows) for name, windows in found.items()}, parts, events
 
 
 def _hashes(folder: Path) -> dict[str, FileEntry]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.contract import Categorical, Column, Numeric, Tags
+from features.contract_columns import Categorical, Column, Numeric, Tags
 from features.errors import DataError, named
 from features.schema import PADDING, UNKNOWN, Field
 from features.vocabulary import Vocabulary

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from features.contract_columns import Column, Residual
+from features.contract_log import Checks, Counter, Format, History, Interactions, Split
+from features.contract_vectors import Embedding, Vectors
 from features.errors import ConfigError
 from features.settings import Settings, load_yaml, merge, validate
 
@@ -18,99 +21,13 @@ RESERVED_COLUMNS = frozenset(
 )
 
 
-class Categorical(Settings):
-    """One value out of a vocabulary. Values rarer than `min_count` in training share index 1."""
-
-    type: Literal["categorical"]
-    min_count: PositiveInt = 1
-    max_size: PositiveInt | None = None
-    default: str | int | bool | None = Field(None, description="context only: value where a request gives none")
-
-
-class Tags(Settings):
-    """A list of values out of one vocabulary; the first `max_len` known ones are kept and mean-pooled."""
-
-    type: Literal["tags"]
-    max_len: PositiveInt = 5
-    min_count: PositiveInt = 1
-    max_size: PositiveInt | None = None
-
-
-class Numeric(Settings):
-    """A number, standardised with the training window's mean and deviation; missing stays NaN on disk."""
-
-    type: Literal["numeric"]
-    transform: Literal["none", "log1p"] = "none"
-    default: float | None = Field(None, description="context only: value where a request gives none")
-
-
-Column = Annotated[Categorical | Tags | Numeric, Field(discriminator="type")]
-ScalarColumn = Annotated[Categorical | Numeric, Field(discriminator="type")]
-
-
-class Interactions(Settings):
-    """The behaviour log: one row an impression (or rating, or click)."""
-
-    path: str
-    user: str
-    item: str
-    time: str
-    label: str = Field(description="a 0/1 column or a polars SQL expression such as `rating >= 4`")
-    time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of an integer time column")
-    weight: str | None = None
-    request: str | None = Field(None, description="impression or request id, for grouped metrics")
-    context: dict[str, ScalarColumn] = {}
-    user_min_count: PositiveInt = Field(2, description="training rows below which a user id is unknown")
-    item_min_count: PositiveInt = Field(2, description="training rows below which an item id is unknown")
-
-
 class Table(Settings):
     """Optional table of users or items: an id and typed columns."""
 
     path: str
+    format: Format = Format()
     id: str
     columns: dict[str, Column] = {}
-
-
-class Pca(Settings):
-    """Reduce a vector set by principal components fitted on items of the training window."""
-
-    method: Literal["pca"]
-    dim: PositiveInt
-
-
-class Embedding(Settings):
-    """One named set of precomputed item vectors: a table of id + vector, or a `.npy` with an id table."""
-
-    path: str
-    id: str = "item_id"
-    vector: str = Field("vector", description="column of vectors; ignored for a .npy file")
-    ids: str | None = Field(None, description="for a .npy file: table whose rows name its items in order")
-    normalize: Literal["none", "l2", "standardize"] = "l2"
-    reduce: Pca | None = None
-    version: str = Field("unversioned", description="of the encoder that made the vectors; recorded")
-
-
-class History(Settings):
-    """What a row sees of the past: the newest `max_len` events strictly before its own time."""
-
-    max_len: PositiveInt = 50
-    events: str = Field("all", description="`all`, or a polars SQL expression such as `label == 1`")
-    columns: dict[str, Categorical] = Field({}, description="event columns carried along, e.g. label")
-
-
-class Split(Settings):
-    """How rows become train, valid and test. By time: the last shares of the log, ties on one side."""
-
-    by: Literal["time", "user"] = "time"
-    valid: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.1, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> Split:
-        if self.valid + self.test >= 1:
-            raise ValueError(f"valid + test must stay below 1, got {self.valid} + {self.test}")
-        return self
 
 
 class Truth(Settings):
@@ -129,8 +46,11 @@ class Contract(Settings):
     items: Table | None = None
     users: Table | None = None
     embeddings: dict[str, Embedding] = {}
+    vectors: Vectors = Vectors()
     history: History = History()
+    counters: dict[str, Counter] = Field({}, description="by name; each becomes a column of the row")
     split: Split = Split()
+    checks: Checks = Checks()
     truth: Truth | None = None
 
     @field_validator("embeddings")
@@ -148,6 +68,8 @@ class Contract(Settings):
             "history.columns": set(self.history.columns),
             "items.columns": set(self.items.columns) if self.items else set(),
             "users.columns": set(self.users.columns) if self.users else set(),
+            "counters": set(self.counters),
+            "interactions.labels": set(self.interactions.labels),
         }
         for section, names in sections.items():
             # An event column may be the label itself; rows keep theirs apart.
@@ -155,10 +77,40 @@ class Contract(Settings):
             clash = sorted(names & taken)
             if clash:
                 raise ValueError(f"{section}: {clash[0]!r} is a name the feature set uses itself; rename the column")
+        shared = sections["interactions.context"] & sections["counters"]
+        if shared:
+            raise ValueError(f"counters: {min(shared)!r} is a context column too; rename one of them")
         item_id = self.items.id if self.items else self.interactions.item
         user_id = self.users.id if self.users else self.interactions.user
         if item_id in sections["items.columns"] or user_id in sections["users.columns"]:
             raise ValueError("the id column is embedded by itself; do not list it under columns")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Contract:
+        if self.interactions.time is None and (self.history.given is None or self.split.by != "files"):
+            raise ValueError("interactions.time: may be null only with `history.given` and `split.by: files`")
+        if self.history.given is not None and self.counters:
+            raise ValueError("counters: need the log's own events in time, which a given history does not show")
+        for name, column in self.history.columns.items():
+            if isinstance(column, Residual):
+                counter = self.counters.get(column.counter)
+                if counter is None or counter.of != "item" or counter.value != "rate":
+                    raise ValueError(
+                        f"history.columns.{name}: counter {column.counter!r} is no item rate declared under `counters`"
+                    )
+        sets = {*self.embeddings, *self.vectors.fusion}
+        if twice := set(self.embeddings) & set(self.vectors.fusion):
+            raise ValueError(f"vectors.fusion: {min(twice)!r} is the name of an embedding set; choose another")
+        named = {f"vectors.fusion.{name}": set(one.sets) for name, one in self.vectors.fusion.items()}
+        allowed = {where: set(self.embeddings) for where in named}
+        for section, derived in (("semantic_ids", self.vectors.semantic_ids), ("neighbours", self.vectors.neighbours)):
+            for name, spec in derived.items():
+                named[f"vectors.{section}.{name}"] = {spec.set}
+                allowed[f"vectors.{section}.{name}"] = sets
+        for where, names in named.items():
+            if missing := names - allowed[where]:
+                raise ValueError(f"{where}: no vector set {min(missing)!r}; there are {sorted(allowed[where])}")
         return self
 
     @property

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.contract import Contract, Embedding
+from features.contract import Contract
+from features.contract_vectors import Embedding
 from features.errors import DataError, named
 from features.schema import FIRST_VALUE, UNKNOWN, VectorSet
 from features.sources import find_files, read

@@ -21,7 +21,7 @@ SplitName = Literal["train", "valid", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 MANIFEST = "MANIFEST.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class FileEntry(Settings):
@@ -38,6 +38,15 @@ class Window(Settings):
     positives: int
     first_time: int
     last_time: int
+    labelled: bool = True
+
+
+class PartEntry(Settings):
+    """Files of one part's rows in one split, and of the events that their histories lie in."""
+
+    split: SplitName
+    rows: str
+    events: str
 
 
 class Manifest(Settings):
@@ -50,8 +59,10 @@ class Manifest(Settings):
     contract: Contract
     schema_: Schema
     windows: dict[SplitName, Window]
-    parts: int
+    buckets: int
+    parts: tuple[PartEntry, ...]
     events: int
+    findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]
     versions: dict[str, str]
     seconds: dict[str, float]
@@ -115,11 +126,11 @@ class FeatureSet:
 
     def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
         """The row columns of a split, one dict a part."""
-        return [self._table(f"rows/{split}/part-{i:05d}.arrow") for i in range(self.manifest.parts)]
+        return [self._table(part.rows) for part in self.manifest.parts if part.split == split]
 
-    def events(self) -> list[dict[str, np.ndarray]]:
-        """The event columns, one dict a part."""
-        return [self._table(f"events/part-{i:05d}.arrow") for i in range(self.manifest.parts)]
+    def events(self, split: SplitName) -> list[dict[str, np.ndarray]]:
+        """The event columns that the rows of a split point into, one dict a part."""
+        return [self._table(part.events) for part in self.manifest.parts if part.split == split]
 
     @cached_property
     def items(self) -> dict[str, np.ndarray]:

@@ -1,12 +1,19 @@
-"""Point-in-time histories: where each row's history ends, by the strictly-before rule."""
+"""Point-in-time histories: which events count, and where each row's history ends, by the strictly-before rule."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
 
 def history_spans(
-    user_R: np.ndarray, time_R: np.ndarray, is_event_R: np.ndarray, max_len: int
+    user_R: np.ndarray,
+    time_R: np.ndarray,
+    is_event_R: np.ndarray,
+    max_len: int,
+    within: int | None = None,
+    session_gap: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """End and length of each row's history in the flat array of events.
 
@@ -16,9 +23,12 @@ def history_spans(
 
     Args:
         user_R: user rows, int [R].
-        time_R: times, int64 [R].
+        time_R: times (µs), int64 [R].
         is_event_R: bool [R].
         max_len: longest history; the newest events are kept.
+        within: oldest age of an event (µs) at the row's time.
+        session_gap: a longer pause (µs) between events, or between the last one and the row, ends a session; the
+            history holds the running session alone.
 
     Returns:
         end, int64 [R]: events of the array before the row's history ends;
@@ -34,5 +44,81 @@ def history_spans(
     user_start = np.maximum.accumulate(np.where(new_user, place, 0))
     events_before = np.concatenate([[0], np.cumsum(is_event_R, dtype=np.int64)])
     end_R = events_before[instant_start]
-    length_R = np.minimum(end_R - events_before[user_start], max_len).astype(np.int32)
+    start_R = events_before[user_start]
+    if within is not None or session_gap is not None:
+        user_E, time_E = user_R[is_event_R], time_R[is_event_R]
+        if within is not None:
+            start_R = np.maximum(start_R, _first_not_older(user_E, time_E, user_R, time_R - within))
+        if session_gap is not None:
+            start_R = np.maximum(start_R, _session_start(user_E, time_E, time_R, end_R, session_gap))
+    length_R = np.clip(end_R - start_R, 0, max_len).astype(np.int32)
     return end_R, length_R
+
+
+def without_repeats(
+    user_R: np.ndarray, item_R: np.ndarray, is_event_R: np.ndarray, repeats: Literal["keep", "consecutive", "first"]
+) -> np.ndarray:
+    """Which of the events stay events, bool [R]; rows are sorted by user, then time.
+
+    `consecutive` drops an event whose user's event before it was the same item, `first` keeps only the user's first
+    event of each item. Both look back alone, so that a history never depends on what came later.
+    """
+    if repeats == "keep":
+        return is_event_R
+    kept_R = np.zeros(len(is_event_R), bool)
+    place_E = np.flatnonzero(is_event_R)
+    user_E, item_E = user_R[place_E], item_R[place_E]
+    if repeats == "consecutive":
+        new_E = np.ones(len(place_E), bool)
+        new_E[1:] = (user_E[1:] != user_E[:-1]) | (item_E[1:] != item_E[:-1])
+    else:
+        order = np.lexsort((np.arange(len(place_E)), item_E, user_E))
+        new_E = np.zeros(len(place_E), bool)
+        sorted_user, sorted_item = user_E[order], item_E[order]
+        first = np.ones(len(order), bool)
+        first[1:] = (sorted_user[1:] != sorted_user[:-1]) | (sorted_item[1:] != sorted_item[:-1])
+        new_E[order[first]] = True
+    kept_R[place_E[new_E]] = True
+    return kept_R
+
+
+def gap_seconds(user_R: np.ndarray, time_R: np.ndarray, is_event_R: np.ndarray) -> np.ndarray:
+    """Seconds between each event and its user's event before it, float64 [R]; NaN for a first one and for no event."""
+    gap_R = np.full(len(user_R), np.nan)
+    place_E = np.flatnonzero(is_event_R)
+    same_user = user_R[place_E[1:]] == user_R[place_E[:-1]]
+    seconds = (time_R[place_E[1:]] - time_R[place_E[:-1]]) / 1e6
+    gap_R[place_E[1:][same_user]] = seconds[same_user]
+    return gap_R
+
+
+def _first_not_older(user_E: np.ndarray, time_E: np.ndarray, user_R: np.ndarray, oldest_R: np.ndarray) -> np.ndarray:
+    """Place of the first event of the row's user that is not older than `oldest_R`; both sides sorted by user, time.
+
+    One search over all users: (user, time) pairs become ranks in the merged order.
+    """
+    order = np.lexsort(
+        (
+            np.r_[np.ones(len(user_E), np.int8), np.zeros(len(user_R), np.int8)],
+            np.r_[time_E, oldest_R],
+            np.r_[user_E, user_R],
+        )
+    )
+    is_event = order < len(user_E)
+    events_before = np.cumsum(is_event)
+    result_R = np.empty(len(user_R), np.int64)
+    result_R[order[~is_event] - len(user_E)] = events_before[~is_event]
+    return result_R
+
+
+def _session_start(
+    user_E: np.ndarray, time_E: np.ndarray, time_R: np.ndarray, end_R: np.ndarray, gap: int
+) -> np.ndarray:
+    """Where the session begins that runs at each row: its newest event's, or `end_R` when that is too long ago."""
+    if not len(time_E):
+        return end_R
+    new_E = np.r_[True, (user_E[1:] != user_E[:-1]) | (time_E[1:] - time_E[:-1] > gap)]
+    start_E = np.maximum.accumulate(np.where(new_E, np.arange(len(time_E)), 0))
+    last_R = np.maximum(end_R - 1, 0)
+    running_R = (end_R > 0) & (time_R - time_E[last_R] <= gap)
+    return np.where(running_R, start_E[last_R], end_R)

@@ -1,112 +1,96 @@
-"""The behaviour log as one lazy table under fixed names, checked on its real rows before anything is built."""
+"""The behaviour log as one lazy table under fixed names, whatever shape it was recorded in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
 
-import numpy as np
 import polars as pl
 
-from features.contract import Contract, Interactions
+from features.contract import Contract
+from features.contract_columns import Gap, Residual
+from features.contract_log import Given, HistoryTable
 from features.errors import DataError, named
-from features.sources import readable, require_columns, scan
+from features.impressions import exploded
+from features.sources import expression, readable, require_columns, scan
 from features.vocabulary import canonical
 
-USER, ITEM, TIME, LABEL, EVENT = "_user", "_item", "_time", "_label", "_event"
-WEIGHT, REQUEST, WRONG_WEIGHT = "_weight", "_request", "_weight.wrong"
-CONTEXT, HISTORY = "_context.", "_history."
+USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_event", "_split"
+WEIGHT, REQUEST, GIVEN = "_weight", "_request", "_given"
+CONTEXT, HISTORY, LABELS = "_context.", "_history.", "_labels."
 # The years 1 and 9999, which calendars stop at, in µs since 1970.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_800_000_000
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+DAY = 86_400_000_000
+ROWS_A_CHUNK = 500_000
 
 
 @dataclass(frozen=True)
 class Log:
-    """The log with fixed column names.
+    """The log with fixed column names; values are raw.
 
     Args:
         frame: lazily `_user _item _time` (µs since 1970) `_label _event` and, where declared, `_weight _request
-            _context.<name> _history.<name>`; values are raw.
+            _given _split _context.<name> _history.<name> _labels.<name>`, one row a training row.
         path: of its file, for messages.
         rows: how many.
-        times: `_time` of every row in the log's order, int64 [rows].
+        earlier: further events that are no rows: lazily `_user _item _time _history.<name>`, one frame a table.
     """
 
     frame: pl.LazyFrame
     path: str
     rows: int
-    times: np.ndarray
+    earlier: tuple[pl.LazyFrame, ...] = ()
 
 
-def open_log(contract: Contract) -> Log:
-    """Open and check the log.
+def open_log(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame, str]:
+    """The log under its fixed names, its rows not looked at yet, and its path for messages.
+
+    Args:
+        contract: what to read and how.
+        as_of: leave out what came after this day (UTC).
 
     Raises:
-        DataError: missing file or column, an expression that is none, a wrong type, null ids or times, a
-            label outside {0, 1}, a weight that is negative or not finite, an empty log.
+        DataError: missing file or column, an expression that is none, a column that holds no times.
     """
     log = contract.interactions
     path = contract.resolve(log.path)
-    raw = scan(path)
-    named = [log.user, log.item, log.time, log.weight, log.request, *log.context]
-    require_columns(raw, path, [name for name in named if name])
-    label = _expression(raw, path, "interactions.label", log.label)
-    # Event filter and event columns may name the computed label, which is not a column of the log.
-    raw = raw.with_columns(label=label)
-    events = pl.lit(True)
-    if contract.history.events != "all":
-        events = _expression(raw, path, "history.events", contract.history.events).fill_null(False)
-    carried = [name for name in contract.history.columns if name != "label"]
-    require_columns(raw, path, carried)
-    columns: dict[str, pl.Expr] = {
-        USER: pl.col(log.user),
-        ITEM: pl.col(log.item),
-        TIME: microseconds(raw, path, log.time, log.time_unit),
-        LABEL: pl.col("label"),
-        EVENT: events,
-        **{CONTEXT + name: pl.col(name) for name in log.context},
-        **{HISTORY + name: pl.col(name) for name in carried},
-    }
-    if "label" in contract.history.columns:
-        # Not strictly: a label that is no number is told of as such, below.
-        columns[HISTORY + "label"] = pl.col("label").cast(pl.Int8, strict=False)
-    if log.weight:
-        columns[WEIGHT] = pl.col(log.weight)
-    if log.request:
-        columns[REQUEST] = pl.col(log.request)
-    frame = raw.select(**columns)
-    _check_types(frame, path, contract)
-    return Log(frame.with_columns(pl.col(LABEL).cast(pl.Float32)), path, *_checked_rows(frame, path, contract))
+    if contract.split.by != "files":
+        frame = _under_fixed_names(_raw(contract, path), path, contract)
+    else:
+        paths = [path, contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))]
+        parts = [
+            _under_fixed_names(_raw(contract, one), one, contract, labelled=number < 2).with_columns(
+                pl.lit(number, pl.Int8).alias(SPLIT)
+            )
+            for number, one in enumerate(paths)
+        ]
+        frame = pl.concat(parts, how="vertical_relaxed")
+    if as_of is not None:
+        frame = frame.filter(pl.col(TIME) < _end_of(as_of))
+    return frame, path
 
 
-def _expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
-    names = raw.collect_schema().names()
-    try:
-        # A column's name first: SQL reads `click-through` as a difference and `like` as nothing at all.
-        expression = pl.col(text) if text in names else pl.sql_expr(text)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`.") from None
-    require_columns(raw, path, expression.meta.root_names())
-    try:
-        # On no rows: the types are only compared when it runs.
-        result = raw.collect_schema().to_frame().select(expression)
-    except pl.exceptions.PolarsError as error:
-        first = str(error).splitlines()[0]
-        raise DataError(
-            f"{path}: {where} {text!r} cannot be computed: {first}. Check the types of its columns."
-        ) from None
-    if result.height:
-        raise DataError(
-            f"{path}: {where} {text!r} is one value for the whole log, not one a row. Compare a column, e.g. "
-            "`rating >= 4`."
-        )
-    return expression
+def earlier_events(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame, ...]:
+    """The events of `history.tables` under the log's fixed names, one frame a table.
+
+    Raises:
+        DataError: missing file or column, lists of unequal length, a column that holds no times.
+    """
+    frames = (_earlier(contract, table) for table in contract.history.tables)
+    if as_of is None:
+        return tuple(frames)
+    return tuple(frame.filter(pl.col(TIME) < _end_of(as_of)) for frame in frames)
 
 
-def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str) -> pl.Expr:
+def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str, text_format: str | None = None) -> pl.Expr:
     """A time column as µs since 1970. Raises DataError for a column that holds no times."""
     dtype = raw.collect_schema()[name]
     column = pl.col(name)
+    if dtype == pl.String and text_format is not None:
+        return column.str.to_datetime(text_format, time_unit="us", strict=False).dt.timestamp("us")
     if dtype.is_integer():
         factor = MICROSECONDS[unit]
         # Within the years that have a date; a product beyond 64 bits would wrap round to some other one.
@@ -114,80 +98,9 @@ def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str) -> pl.Expr:
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         return column.cast(pl.Datetime("us")).cast(pl.Int64)
     raise DataError(
-        f"{path}: time column {name!r} holds {dtype}, expected timestamps, or whole numbers in interactions.time_unit."
+        f"{path}: time column {name!r} holds {dtype}, expected timestamps, whole numbers in interactions.time_unit, or "
+        "text in interactions.time_format."
     )
-
-
-def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
-    schema = frame.collect_schema()
-    log = contract.interactions
-    for key, name in ((USER, log.user), (ITEM, log.item)):
-        with named(path):
-            canonical(pl.Series(name, [], dtype=schema[key]))
-        if schema[key].is_float():
-            raise DataError(f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it.")
-    if not (schema[LABEL].is_numeric() or schema[LABEL] == pl.Boolean):
-        raise DataError(
-            f"{path}: label {log.label!r} is {schema[LABEL]}, expected 0/1 or a condition such as `rating >= 4`."
-        )
-    if schema[EVENT] != pl.Boolean:
-        raise DataError(
-            f"{path}: history.events {contract.history.events!r} is {schema[EVENT]}, expected a condition such as "
-            "`label == 1`."
-        )
-    if log.weight and not schema[WEIGHT].is_numeric():
-        raise DataError(f"{path}: weight column {log.weight!r} holds {schema[WEIGHT]}, expected numbers.")
-
-
-def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[int, np.ndarray]:
-    """Row count and times, after counting what must not be there."""
-    log = contract.interactions
-    with readable(path):
-        checked = frame.select(TIME, LABEL, *_null_flags(frame), *_weight_flag(log)).collect(engine="streaming")
-    rows = checked.height
-    if not rows:
-        raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
-    names: dict[str, str] = {USER: log.user, ITEM: log.item, TIME: log.time, LABEL: log.label}
-    for key, name in names.items():
-        nulls = int(checked[key].null_count()) if key in (TIME, LABEL) else int(checked[f"{key}.null"].sum())
-        if nulls:
-            raise DataError(
-                f"{path}: column {name!r}: {nulls} of {rows} rows are null. Remove or fill them in the export."
-            )
-    label = checked[LABEL].cast(pl.Float64)
-    wrong = label.filter(~label.is_in([0.0, 1.0]))
-    if len(wrong):
-        raise DataError(
-            f"{path}: label {log.label!r}: {len(wrong)} of {rows} rows are neither 0 nor 1, e.g. {wrong[0]:g}. "
-            "Write it as a condition, e.g. `rating >= 4`."
-        )
-    if log.weight and checked[WRONG_WEIGHT].any():
-        example = frame.filter(_weight_flag(log)).select(WEIGHT).first().collect().item()
-        raise DataError(
-            f"{path}: weight column {log.weight!r}: {int(checked[WRONG_WEIGHT].sum())} of {rows} rows are negative or "
-            f"not finite, e.g. {example}. Correct them in the export; a row that must not count has weight 0."
-        )
-    times = checked[TIME].to_numpy()
-    if times.min() <= FIRST_TIME or times.max() >= LAST_TIME:
-        raise DataError(
-            f"{path}: time column {log.time!r} leaves the years 1 to 9999 when read in {log.time_unit!r}. Correct "
-            "interactions.time_unit: 1700000000 is in s, 1700000000000 in ms, 1700000000000000 in us."
-        )
-    return rows, times
-
-
-def _null_flags(frame: pl.LazyFrame) -> list[pl.Expr]:
-    """One a column, so that every column is read to its end before anything is built on it."""
-    names = frame.collect_schema().names()
-    return [pl.col(key).is_null().alias(f"{key}.null") for key in names if key not in (TIME, LABEL)]
-
-
-def _weight_flag(log: Interactions) -> list[pl.Expr]:
-    if not log.weight:
-        return []
-    # As float32, the type it is stored and trained with.
-    weight = pl.col(WEIGHT).cast(pl.Float32, strict=False)
-    return [((weight < 0) | ~weight.is_finite()).fill_null(False).alias(WRONG_WEIGHT)]
 
 
 def distinct(log: Log, key: str, name: str) -> pl.Series:
@@ -200,3 +113,143 @@ def value_counts(frame: pl.LazyFrame, column: str) -> pl.DataFrame:
     """How often each distinct value of a column occurs: columns `value` (sorted, without null) and `len`."""
     counts = frame.group_by(pl.col(column).alias("value")).len().filter(pl.col("value").is_not_null())
     return counts.collect(engine="streaming").sort("value")
+
+
+def chunks(frame: pl.LazyFrame, rows: int | None = None) -> Iterator[pl.DataFrame]:
+    """The frame's rows in order, a bounded number at a time.
+
+    Args:
+        frame: what to read.
+        rows: how many there are, if known; a small frame is read at once.
+    """
+    if rows is not None and rows <= ROWS_A_CHUNK:
+        yield frame.collect()
+        return
+    yield from frame.collect_batches(chunk_size=ROWS_A_CHUNK, engine="streaming", maintain_order=True)
+
+
+def _end_of(day: str) -> int:
+    after = datetime.combine(date.fromisoformat(day) + timedelta(days=1), datetime.min.time())
+    return int((after - datetime(1970, 1, 1)).total_seconds()) * 1_000_000
+
+
+def _raw(contract: Contract, path: str) -> pl.LazyFrame:
+    log = contract.interactions
+    raw = scan(path, log.format)
+    if log.candidates is None:
+        return raw
+    return exploded(raw, path, log.candidates, log.item)
+
+
+def _under_fixed_names(raw: pl.LazyFrame, path: str, contract: Contract, labelled: bool = True) -> pl.LazyFrame:
+    log = contract.interactions
+    require_columns(raw, path, [name for name in (log.user, log.item, log.time, log.weight, log.request) if name])
+    label = _label(raw, path, contract, labelled)
+    # Event filter and event columns may name the computed label, which is not a column of the log.
+    raw = raw.with_columns(label=label)
+    events = pl.lit(True)
+    if contract.history.events != "all":
+        events = expression(raw, path, "history.events", contract.history.events).fill_null(False)
+    carried = {name: spec for name, spec in contract.history.columns.items() if not isinstance(spec, Gap | Residual)}
+    columns: dict[str, pl.Expr] = {
+        USER: pl.col(log.user),
+        ITEM: pl.col(log.item),
+        TIME: microseconds(raw, path, log.time, log.time_unit, log.time_format) if log.time else pl.lit(0, pl.Int64),
+        LABEL: pl.col("label"),
+        EVENT: events,
+        **{
+            CONTEXT + name: _column(raw, path, f"interactions.context.{name}", spec.source or name)
+            for name, spec in log.context.items()
+        },
+        **{
+            HISTORY + name: _column(raw, path, f"history.columns.{name}", spec.source or name)
+            for name, spec in carried.items()
+        },
+        **{
+            LABELS + name: expression(raw, path, f"interactions.labels.{name}", text)
+            for name, text in log.labels.items()
+        },
+    }
+    if log.weight:
+        columns[WEIGHT] = pl.col(log.weight)
+    if log.request:
+        columns[REQUEST] = pl.col(log.request)
+    if contract.history.given:
+        columns[GIVEN] = _given(raw, path, contract.history.given)
+    return raw.select(**columns)
+
+
+def _label(raw: pl.LazyFrame, path: str, contract: Contract, labelled: bool) -> pl.Expr:
+    text = contract.interactions.label
+    if text is None:
+        # Of a log of positives; or of candidates, whose flag `exploded` has written.
+        return pl.lit(1, pl.Int8) if contract.interactions.candidates is None else pl.col("clicked")
+    if not labelled and text not in raw.collect_schema().names():
+        return pl.lit(None, pl.Int8)
+    return expression(raw, path, "interactions.label", text)
+
+
+def _column(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
+    if text == "label":
+        # Not strictly: a label that is no number is told of as such by the checks.
+        return pl.col("label").cast(pl.Int8, strict=False)
+    return expression(raw, path, where, text)
+
+
+def _given(raw: pl.LazyFrame, path: str, spec: Given) -> pl.Expr:
+    require_columns(raw, path, [spec.column])
+    column, dtype = pl.col(spec.column), raw.collect_schema()[spec.column]
+    if dtype == pl.String:
+        if spec.separator is None:
+            raise DataError(
+                f"{path}: history column {spec.column!r} is text. Name what separates its ids: history.given.separator."
+            )
+        column = column.str.split(spec.separator).list.eval(pl.element().filter(pl.element() != ""))
+    elif isinstance(dtype, pl.Array):
+        column = column.arr.to_list()
+    elif not isinstance(dtype, pl.List):
+        raise DataError(f"{path}: history column {spec.column!r} holds {dtype}, expected lists of ids or text.")
+    if spec.padding is not None:
+        column = column.list.eval(pl.element().filter(pl.element() != spec.padding))
+    return column
+
+
+def _earlier(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
+    path = contract.resolve(table.path)
+    raw = scan(path, table.format)
+    require_columns(raw, path, [table.user, table.item, table.time])
+    schema = raw.collect_schema()
+    if isinstance(schema[table.item], pl.List):
+        lists = [
+            table.item,
+            table.time,
+            *(text for text in table.columns.values() if isinstance(schema.get(text), pl.List)),
+        ]
+        _equal_lengths(raw, path, lists)
+        raw = raw.explode(list(dict.fromkeys(lists)))
+    columns: dict[str, pl.Expr] = {
+        USER: pl.col(table.user),
+        ITEM: pl.col(table.item),
+        TIME: microseconds(raw, path, table.time, table.time_unit),
+    }
+    for name, spec in contract.history.columns.items():
+        if isinstance(spec, Gap | Residual):
+            continue
+        text = table.columns.get(name)
+        known: pl.Expr = expression(raw, path, f"history.tables.columns.{name}", text) if text else pl.lit(None)
+        columns[HISTORY + name] = known
+    return raw.select(**columns).drop_nulls([USER, ITEM, TIME])
+
+
+def _equal_lengths(raw: pl.LazyFrame, path: str, lists: list[str]) -> None:
+    first, *others = lists
+    if not others:
+        return
+    unequal = pl.any_horizontal(*(pl.col(first).list.len() != pl.col(name).list.len() for name in others))
+    with readable(path):
+        count: Any = raw.select(unequal.sum()).collect(engine="streaming").item()
+    if count:
+        raise DataError(
+            f"{path}: in {count} rows the lists {', '.join(map(repr, lists))} are of unequal length. An event needs "
+            "one entry in each; write the table again."
+        )

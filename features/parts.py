@@ -1,169 +1,171 @@
-"""The log to parts: encoded chunk by chunk into user buckets, each then sorted into rows and events."""
+"""One bucket of users to one part: sorted into rows and events, histories found, written."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features.buckets import Arrays, taken
 from features.contract import Contract
 from features.encoder import Encoder
-from features.errors import DataError, named
-from features.feature_set import SPLITS, SplitName, Window, write_arrow
-from features.history import history_spans
-from features.log import CONTEXT, EVENT, HISTORY, ITEM, LABEL, REQUEST, TIME, USER, WEIGHT, Log, distinct
-from features.progress import progress
+from features.errors import DataError
+from features.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
+from features.history import gap_seconds, history_spans, without_repeats
+from features.log import EVENT, GIVEN, HISTORY, SPLIT
 from features.split import Splitter
-from features.vocabulary import Vocabulary
+from features.stream import ROW, SAMPLED
 
-ROWS_A_PART = 1_000_000
-MOST_PARTS = 64
-ROWS_A_CHUNK = 500_000
-BUCKETS = ".buckets"
-
-Arrays = dict[str, np.ndarray]
+COUNTER = "_counter."  # raw value of an item counter at a row
+MARKS = (EVENT, ROW, SAMPLED, SPLIT)
 
 
-def write_parts(
-    contract: Contract, log: Log, splitter: Splitter, encoder: Encoder, folder: Path
-) -> tuple[dict[SplitName, Window], int, int]:
-    """Write `rows/<split>/part-*.arrow` and `events/part-*.arrow`.
+@dataclass(frozen=True)
+class Part:
+    """A part on its way to disk.
 
-    A part holds the users whose row is `part` modulo the number of parts, so memory is bounded by the
-    largest part and one chunk, whatever the log's size.
-
-    Returns:
-        Window of each split, number of parts, number of events.
-
-    Raises:
-        DataError: a window is empty, or a column holds what its encoder cannot read.
+    Args:
+        rows: columns of its rows, by user and time, with `history_end` and `history_len`.
+        events: columns of its events, by user and time.
+        split: 0 train, 1 valid, 2 test, int8 [rows].
     """
-    parts = min(MOST_PARTS, -(-log.rows // ROWS_A_PART))
-    request = contract.interactions.request
-    requests = Vocabulary(distinct(log, REQUEST, request)) if request else None
-    chunks = (_encode(chunk, contract, encoder, requests, log.path) for chunk in _chunks(log))
-    totals: dict[SplitName, list[Window]] = {name: [] for name in SPLITS}
-    events = 0
-    with progress("building rows and histories", total=2 * log.rows, unit="rows") as bar:
-        buckets = _into_buckets(chunks, parts, folder / BUCKETS, bar.advance)
-        for part, rows in enumerate(buckets):
-            count, windows = _write_part(rows, part, contract, splitter, encoder, folder)
-            events += count
-            for name, window in windows.items():
-                totals[name].append(window)
-            bar.advance(len(rows["user"]))
-    shutil.rmtree(folder / BUCKETS, ignore_errors=True)
-    merged = {name: _merge(windows, name, log) for name, windows in totals.items()}
-    return merged, parts, events
+
+    rows: dict[str, np.ndarray]
+    events: dict[str, np.ndarray]
+    split: np.ndarray
 
 
-def _chunks(log: Log) -> Iterator[pl.DataFrame]:
-    if log.rows <= ROWS_A_CHUNK:
-        yield log.frame.collect()
-        return
-    yield from log.frame.collect_batches(chunk_size=ROWS_A_CHUNK, engine="streaming")
-
-
-def _encode(
-    chunk: pl.DataFrame, contract: Contract, encoder: Encoder, requests: Vocabulary | None, path: str
-) -> Arrays:
-    """Raw columns of a chunk to the columns of rows and events; event columns keep their prefix."""
-    with named(path):
-        columns = {
-            "user": encoder.users.encode(chunk[USER]),
-            "item": encoder.items.encode(chunk[ITEM]),
-            "label": chunk[LABEL].to_numpy(),
-            "time": chunk[TIME].to_numpy(),
-            EVENT: chunk[EVENT].to_numpy(),
-            **{name: one.encode(_column(chunk, CONTEXT, name)) for name, one in encoder.context.items()},
-            **{HISTORY + name: one.encode(_column(chunk, HISTORY, name)) for name, one in encoder.event.items()},
+def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder: Encoder) -> Part:
+    """Sort one bucket by user and time (ties keep the log's order) and find its histories."""
+    order = np.lexsort((np.asarray(bucket["time"]), np.asarray(bucket["user"])))
+    sorted_columns = {name: taken(column, order) for name, column in bucket.items()}
+    lists = sorted_columns.pop(GIVEN, None)
+    columns: dict[str, np.ndarray] = {name: np.asarray(column) for name, column in sorted_columns.items()}
+    is_row = columns[ROW]
+    if lists is not None:
+        events, end_R, length_R = given_spans(lists)
+    else:
+        is_event = _events(columns, contract)
+        history = contract.history
+        end_R, length_R = history_spans(
+            columns["user"], columns["time"], is_event, history.max_len, history.within, history.session_gap
+        )
+        events = {
+            "item": columns["item"],
+            "time": columns["time"],
+            **_event_columns(columns, is_event, contract, encoder),
         }
-    if contract.interactions.weight:
-        columns["weight"] = chunk[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy()
-    if requests is not None:
-        columns["request"] = requests.encode(chunk[REQUEST]).astype(np.int64)
-    return columns
+        events = {name: values[is_event] for name, values in events.items()}
+    split = splitter.assign(columns, encoder.users)
+    kept = {
+        name: values
+        for name, values in columns.items()
+        if name not in MARKS and not name.startswith((HISTORY, COUNTER))
+    }
+    rows = kept | {"history_end": end_R, "history_len": length_R}
+    if not is_row.all():
+        rows, split = {name: values[is_row] for name, values in rows.items()}, split[is_row]
+    return Part(rows, events, split)
 
 
-def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
-    return chunk[prefix + name].rename(name)
-
-
-def _into_buckets(chunks: Iterator[Arrays], parts: int, folder: Path, advance: object) -> Iterator[Arrays]:
-    """Rows of each part in turn, in the log's order; more than one part goes by way of files."""
-    tell = advance if callable(advance) else lambda rows: None
-    if parts == 1:
-        kept = []
-        for columns in chunks:
-            kept.append(columns)
-            tell(len(columns["user"]))
-        yield {name: np.concatenate([columns[name] for columns in kept]) for name in kept[0]}
-        return
-    folder.mkdir()
-    writers: list[pa.RecordBatchStreamWriter] = []
-    try:
-        for columns in chunks:
-            batch = pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
-            if not writers:
-                writers = [pa.ipc.new_stream(str(folder / f"{part}.arrow"), batch.schema) for part in range(parts)]
-            bucket = columns["user"] % parts
-            order = np.argsort(bucket.astype(np.int8), kind="stable")
-            batch = batch.take(pa.array(order))
-            ends = np.searchsorted(bucket[order], np.arange(parts + 1))
-            for part, writer in enumerate(writers):
-                writer.write_batch(batch.slice(ends[part], ends[part + 1] - ends[part]))
-            tell(len(order))
-    finally:
-        for writer in writers:
-            writer.close()
-    for part in range(parts):
-        path = folder / f"{part}.arrow"
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            table = reader.read_all().combine_chunks()
-        yield {name: table[name].to_numpy() for name in table.column_names}
-        path.unlink()
-
-
-def _write_part(
-    rows: Arrays, part: int, contract: Contract, splitter: Splitter, encoder: Encoder, folder: Path
-) -> tuple[int, dict[SplitName, Window]]:
-    """Sort one part by user and time (ties keep the log's order), find its histories, write it."""
-    order = np.lexsort((rows["time"], rows["user"]))
-    rows = {name: values[order] for name, values in rows.items()}
-    is_event = rows.pop(EVENT).astype(bool)
-    end, length = history_spans(rows["user"], rows["time"], is_event, contract.history.max_len)
-    events = {name: rows.pop(HISTORY + name) for name in encoder.event}
-    events = {"item": rows["item"], "time": rows["time"], **events}
-    write_arrow(folder / "events" / f"part-{part:05d}.arrow", {name: v[is_event] for name, v in events.items()})
-    rows |= {"history_end": end, "history_len": length}
-    split = splitter.assign(rows["time"], rows["user"], encoder.users)
-    windows: dict[SplitName, Window] = {}
-    for number, name in enumerate(SPLITS):
-        chosen = {column: values[split == number] for column, values in rows.items()}
-        write_arrow(folder / "rows" / name / f"part-{part:05d}.arrow", chosen)
+def write_part(part: Part, number: int, folder: Path) -> tuple[list[PartEntry], dict[SplitName, Window]]:
+    """Write `events/part-N.arrow` and the rows of each split beside it, in `rows/<split>/part-N.arrow`."""
+    file = f"part-{number:05d}.arrow"
+    write_arrow(folder / "events" / file, part.events)
+    entries, windows = [], {}
+    for which, name in enumerate(SPLITS):
+        chosen = {column: values[part.split == which] for column, values in part.rows.items()}
+        write_arrow(folder / "rows" / name / file, chosen)
+        entries.append(PartEntry(split=name, rows=f"rows/{name}/{file}", events=f"events/{file}"))
         if len(chosen["time"]):
-            windows[name] = Window(
-                rows=len(chosen["time"]),
-                positives=int(chosen["label"].sum()),
-                first_time=int(chosen["time"].min()),
-                last_time=int(chosen["time"].max()),
-            )
-    return int(is_event.sum()), windows
+            windows[name] = window_of(chosen)
+    return entries, windows
 
 
-def _merge(windows: list[Window], name: str, log: Log) -> Window:
+def window_of(rows: dict[str, np.ndarray]) -> Window:
+    """Count rows and positives, and the time they span."""
+    return Window(
+        rows=len(rows["time"]),
+        positives=int(np.nansum(rows["label"])),
+        first_time=int(rows["time"].min()),
+        last_time=int(rows["time"].max()),
+        labelled=not np.isnan(rows["label"]).any(),
+    )
+
+
+def merged(windows: list[Window], name: str, path: str, rows: int) -> Window:
+    """One window of several parts. Raises DataError when there are none."""
     if not windows:
         raise DataError(
-            f"{log.path}: the {name} window is empty (of {log.rows} rows). Change split.valid and split.test, or bring "
-            "more data."
+            f"{path}: the {name} window is empty (of {rows} rows). Change split.valid and split.test, or bring more "
+            "data."
         )
     return Window(
         rows=sum(window.rows for window in windows),
         positives=sum(window.positives for window in windows),
         first_time=min(window.first_time for window in windows),
         last_time=max(window.last_time for window in windows),
+        labelled=all(window.labelled for window in windows),
     )
+
+
+def given_spans(lists: pa.ListArray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Histories that came with the rows, each stored once where rows in a row share it.
+
+    Args:
+        lists: one list of item rows (int32) a row, oldest first.
+
+    Returns:
+        The events; end, int64 [R], and length, int32 [R], of each row's history among them.
+    """
+    items, offsets = lists.flatten().to_numpy(), np.asarray(lists.offsets.to_numpy(), np.int64)
+    offsets = offsets - offsets[0]
+    length_R = np.diff(offsets)
+    same_R = np.r_[False, length_R[1:] == length_R[:-1]]
+    row_P = np.repeat(np.arange(len(length_R)), length_R)
+    place_P = np.flatnonzero(same_R[row_P])
+    differs_P = items[place_P] != items[place_P - length_R[row_P[place_P]]]
+    same_R[row_P[place_P][differs_P]] = False
+    kept_P = ~same_R[row_P]
+    end_R = np.cumsum(np.where(same_R, 0, length_R))
+    return {"item": items[kept_P]}, end_R, length_R.astype(np.int32)
+
+
+def _events(columns: dict[str, np.ndarray], contract: Contract) -> np.ndarray:
+    """Which rows of the bucket are events of histories, bool [R]."""
+    is_event = columns[EVENT].astype(bool)
+    if contract.history.tables:
+        is_event &= ~_told_twice(columns)
+    return without_repeats(columns["user"], columns["item"], is_event, contract.history.repeats)
+
+
+def _told_twice(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Events of a history table that the log (or another table) has too: same user, item and instant, bool [R]."""
+    user, item, time = columns["user"], columns["item"], columns["time"]
+    # An event of the log comes first of its equals, so it is the one that stays.
+    order = np.lexsort((~columns[ROW], ~columns[EVENT].astype(bool), item, time, user))
+    again = np.zeros(len(order), bool)
+    again[1:] = np.logical_and.reduce([x[order][1:] == x[order][:-1] for x in (user, item, time)])
+    twice = np.zeros(len(order), bool)
+    twice[order] = again & ~columns[ROW][order]
+    return twice
+
+
+def _event_columns(
+    columns: dict[str, np.ndarray], is_event: np.ndarray, contract: Contract, encoder: Encoder
+) -> dict[str, np.ndarray]:
+    result = {}
+    for name, spec in contract.history.columns.items():
+        if spec.type == "gap":
+            seconds = gap_seconds(columns["user"], columns["time"], is_event)
+            result[name] = encoder.event[name].encode(pl.Series(name, seconds, nan_to_null=True))
+        elif spec.type == "residual":
+            residual = columns["label"] - columns[COUNTER + spec.counter]
+            # An event of another table has no label to compare.
+            result[name] = np.where(columns[ROW], residual, np.nan).astype(np.float32)
+        else:
+            result[name] = columns[HISTORY + name]
+    return result

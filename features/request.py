@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from features.contract import Categorical, Contract, Numeric, Tags
+from features.contract import Contract
+from features.contract_columns import Categorical, Numeric, Tags
 from features.errors import ConfigError
 from features.settings import Settings, unknown_key
 

@@ -36,7 +36,8 @@ class Schema(Settings):
     """All fields of a feature set, by the side they stand on.
 
     `item` and `user` fields are columns of the item and user tables, their id first; `context` fields
-    are row columns; `event` fields are carried by each history event; `items` and `users` count table
+    are row columns; `candidate` fields are numbers of the target as of the row's time (item counters), one
+    a candidate in a request; `event` fields are carried by each history event; `items` and `users` count table
     rows (with padding row 0 and unknown row 1).
     """
 
@@ -45,6 +46,7 @@ class Schema(Settings):
     item: tuple[Field, ...]
     user: tuple[Field, ...]
     context: tuple[Field, ...] = ()
+    candidate: tuple[Field, ...] = ()
     event: tuple[Field, ...] = ()
     vectors: tuple[VectorSet, ...] = ()
     history_max_len: int

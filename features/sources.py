@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from features.contract_log import Format
 from features.errors import DataError
 from features.settings import unknown_key
 
@@ -38,7 +39,7 @@ def find_files(path: str) -> list[Path]:
     raise DataError(f"{path}: no such file. {folder} holds: {there}.")
 
 
-def scan(path: str) -> pl.LazyFrame:
+def scan(path: str, format: Format | None = None) -> pl.LazyFrame:
     """Scan a table lazily by its suffix.
 
     Raises:
@@ -86,3 +87,28 @@ def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> N
         if column not in names:
             near = unknown_key(column, names).replace("Valid keys", "Columns")
             raise DataError(f"{path}: no column {column!r}. {near}")
+
+
+def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
+    """A column's name, or a polars SQL expression over the table's columns, as an expression of one value a row."""
+    names = raw.collect_schema().names()
+    try:
+        # A column's name first: SQL reads `click-through` as a difference and `like` as nothing at all.
+        expression = pl.col(text) if text in names else pl.sql_expr(text)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`.") from None
+    require_columns(raw, path, expression.meta.root_names())
+    try:
+        # On no rows: the types are only compared when it runs.
+        result = raw.collect_schema().to_frame().select(expression)
+    except pl.exceptions.PolarsError as error:
+        first = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: {where} {text!r} cannot be computed: {first}. Check the types of its columns."
+        ) from None
+    if result.height:
+        raise DataError(
+            f"{path}: {where} {text!r} is one value for the whole log, not one a row. Compare a column, e.g. "
+            "`rating >= 4`."
+        )
+    return expression

@@ -95,7 +95,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
 def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
     """One request a row: the row's own context and history, and its item as the only candidate."""
     schema, users = feature_set.schema, feature_set.users
-    parts = zip(feature_set.rows(split), feature_set.events(), strict=True)
+    parts = zip(feature_set.rows(split), feature_set.events(split), strict=True)
     total = feature_set.manifest.windows[split].rows
     with progress(f"scoring {split} through ONNX", total=total, unit="rows") as bar:
         for rows, events in parts:

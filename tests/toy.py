@@ -15,6 +15,7 @@ from features.feature_set import (
     FeatureSet,
     FileEntry,
     Manifest,
+    PartEntry,
     Window,
     sha256_of,
     write_arrow,
@@ -240,7 +241,12 @@ def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], pa
         contract=CONTRACT,
         schema_=schema,
         windows=windows,
-        parts=parts,
+        buckets=parts,
+        parts=tuple(
+            PartEntry(split=split, rows=f"rows/{split}/part-{i:05d}.arrow", events=f"events/part-{i:05d}.arrow")
+            for split in SPLITS
+            for i in range(parts)
+        ),
         events=events,
         files=files,
         versions={},

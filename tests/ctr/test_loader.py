@@ -26,7 +26,7 @@ def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 def row_by_row(feature_set: FeatureSet, split: str) -> list[tuple]:
     """What every row of a split holds, read with plain loops, in stored order."""
     found = []
-    for rows, events in zip(feature_set.rows(split), feature_set.events(), strict=True):
+    for rows, events in zip(feature_set.rows(split), feature_set.events(split), strict=True):
         for i in range(len(rows["item"])):
             end, length = int(rows["history_end"][i]), int(rows["history_len"][i])
             past = [(int(events["item"][j]), int(events["label"][j])) for j in range(end - length, end)]

@@ -104,7 +104,7 @@ def decoded_rows(built: FeatureSet) -> list[dict[str, Any]]:
     features = [field.name for field in built.schema.context]
     decoded = []
     for split in SPLITS:
-        for rows, events in zip(built.rows(split), built.events(), strict=True):
+        for rows, events in zip(built.rows(split), built.events(split), strict=True):
             for i in range(len(rows["user"])):
                 end, length = int(rows["history_end"][i]), int(rows["history_len"][i])
                 past = slice(end - length, end)

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import parts
+from features import build as build_module
+from features import log
 from features.build import build_feature_set
 from features.encoder import Encoder
 from features.errors import DataError
@@ -128,7 +129,7 @@ def test_an_event_filter_that_is_null_keeps_nothing(tmp_path: Path) -> None:
 
     built = build(tmp_path, some_null, {"history": {"events": "hour >= 0"}})
     assert built.manifest.events == ROWS // 2
-    assert sum(len(events["item"]) for events in built.events()) == ROWS // 2
+    assert sum(len(events["item"]) for events in built.events("train")) == ROWS // 2
 
 
 @pytest.mark.parametrize("condition", ["label == 1", "label = 1 AND rating < 9"])
@@ -261,16 +262,16 @@ def test_parts_and_chunks_change_nothing_but_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, chunk: int
 ) -> None:
     whole = build(tmp_path / "a")
-    monkeypatch.setattr(parts, "ROWS_A_PART", part)
-    monkeypatch.setattr(parts, "ROWS_A_CHUNK", chunk)
+    monkeypatch.setattr(build_module, "ROWS_A_BUCKET", part)
+    monkeypatch.setattr(log, "ROWS_A_CHUNK", chunk)
     divided = build(tmp_path / "b")
-    assert divided.manifest.parts == min(-(-ROWS // part), 64)
+    assert divided.manifest.buckets == min(-(-ROWS // part), 64)
     assert in_order(decoded_rows(divided)) == in_order(decoded_rows(whole))
     assert divided.manifest.windows == whole.manifest.windows and divided.manifest.events == whole.manifest.events
     assert (divided.path / "profile.json").read_text() == (whole.path / "profile.json").read_text()
-    assert not (divided.path / parts.BUCKETS).exists()
+    assert not (divided.path / build_module.SCRATCH).exists()
     for i, rows in enumerate(divided.rows("train")):
-        assert (rows["user"] % divided.manifest.parts == i).all()
+        assert (rows["user"] % divided.manifest.buckets == i).all()
 
 
 @pytest.mark.parametrize(
@@ -361,5 +362,5 @@ def test_opening_what_is_no_feature_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a feature set"):
         FeatureSet.open(tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match=r"not a manifest of format 1 \(\d+ problems\)"):
+    with pytest.raises(DataError, match=r"not a manifest of format 2 \(\d+ problems\)"):
         FeatureSet.open(tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.columns import CategoricalEncoder, NumericEncoder, TagsEncoder, fit_column
-from features.contract import Categorical, Numeric, Tags
+from features.contract_columns import Categorical, Numeric, Tags
 from features.errors import DataError
 
 word = st.sampled_from(["a", "b", "c", "d", "new"]) | st.none()

@@ -36,13 +36,16 @@ def test_every_contract_in_conf_is_valid(path: Path) -> None:
         ({"items": {"columns": {"genre": {"min_cont": 3}}}}, "Did you mean 'min_count'?"),
         ({"interactions": {"context": {"load": {"transfrom": "none"}}}}, "Did you mean 'transform'?"),
         ({"split": {"xyz": 1}}, "unknown key 'split.xyz'. Valid keys: by, test, valid."),
-        ({"items": {"columns": {"genre": {"zzz": 3}}}}, "Valid keys: default, max_size, min_count, type."),
+        ({"items": {"columns": {"genre": {"zzz": 3}}}}, "Valid keys: default, max_size, min_count, source, type."),
         ({"interactions": {"user": None}}, "interactions.user"),
         ({"split": {"valid": 0.5, "test": 0.5}}, "valid + test must stay below 1, got 0.5 + 0.5"),
-        ({"split": {"valid": 0}}, "split.valid: Input should be greater than 0"),
-        ({"split": {"by": "item"}}, "split.by: Input should be 'time' or 'user'"),
+        ({"split": {"valid": 0}}, "split: valid: must be a number above 0, got 0.0"),
+        ({"split": {"by": "item"}}, "split.by: Input should be 'time', 'user', 'days' or 'files'"),
         ({"history": {"max_len": 0}}, "history.max_len"),
-        ({"items": {"columns": {"genre": {"type": "vector"}}}}, "'categorical', 'tags', 'numeric'"),
+        (
+            {"items": {"columns": {"genre": {"type": "vector"}}}},
+            "'categorical', 'hashed', 'numeric', 'buckets'",
+        ),
         (
             {"items": {"columns": {"label": {"type": "numeric"}}}},
             "items.columns: 'label' is a name the feature set uses",
@@ -62,7 +65,7 @@ def test_what_is_refused(over: Any, words: str) -> None:
 
 
 def test_every_problem_is_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"split.valid: .*; unknown key 'nam'"):
+    with pytest.raises(ConfigError, match=r"split: valid: .*; unknown key 'nam'"):
         contract({"nam": 1, "split": {"valid": 2}})
 
 

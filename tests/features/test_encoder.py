@@ -67,7 +67,7 @@ def differences(contract: Contract, built: FeatureSet, splits: Any = ("valid", "
     attributes = pl.read_parquet(contract.resolve(users.path)) if users else None
     problems: list[str] = []
     for split in splits:
-        for rows, events in zip(built.rows(split), built.events(), strict=True):
+        for rows, events in zip(built.rows(split), built.events(split), strict=True):
             for i in range(len(rows["user"])):
                 user, item = encoder.users.value(rows["user"][i]), encoder.items.value(rows["item"][i])
                 at = int(rows["time"][i]) // 1_000_000

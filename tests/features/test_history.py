@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.history import history_spans
+from features.history import gap_seconds, history_spans, without_repeats
 
 
 def literal(rows: list[tuple[int, int, bool]], max_len: int) -> list[list[int]]:
@@ -89,3 +89,66 @@ def test_later_events_change_no_earlier_history(
 def test_length_is_never_above_its_limit(max_len: int) -> None:
     _, length = spans([(1, time, True) for time in range(20)], max_len)
     assert length.tolist() == [min(time, max_len) for time in range(20)]
+
+
+def literal_limited(
+    rows: list[tuple[int, int, bool]], max_len: int, within: int | None, gap: int | None
+) -> list[list[int]]:
+    """As `literal`, then without what is too old or belongs to an earlier session."""
+    times = [time for _, time, is_event in rows if is_event]
+    result = []
+    for (_, time, _), places in zip(rows, literal(rows, max_len=10**6), strict=True):
+        kept: list[int] = []
+        newest = time
+        for place in reversed(places):
+            if gap is not None and newest - times[place] > gap:
+                break
+            newest = times[place]
+            if within is None or time - times[place] <= within:
+                kept.insert(0, place)
+        result.append(kept[-max_len:])
+    return result
+
+
+@given(
+    st.lists(row, min_size=1, max_size=40).map(sorted),
+    st.integers(1, 6),
+    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 3),
+)
+def test_age_and_session_equal_the_literal_definition(
+    rows: list[tuple[int, int, bool]], max_len: int, within: int | None, gap: int | None
+) -> None:
+    user, time, is_event = (np.array(column) for column in zip(*rows, strict=True))
+    end, length = history_spans(user, time, is_event.astype(bool), max_len, within, gap)
+    found = [list(range(e - n, e)) for e, n in zip(end.tolist(), length.tolist(), strict=True)]
+    assert found == literal_limited(rows, max_len, within, gap)
+
+
+def test_repeats_by_hand() -> None:
+    user = np.array([1, 1, 1, 1, 1, 2])
+    item = np.array([5, 5, 6, 5, 5, 5])
+    event = np.array([True, True, True, False, True, True])
+    kept = {how: without_repeats(user, item, event, how).tolist() for how in ("keep", "consecutive", "first")}
+    assert kept["keep"] == event.tolist()
+    assert kept["consecutive"] == [True, False, True, False, True, True]
+    assert kept["first"] == [True, False, True, False, False, True]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.booleans()), max_size=30), st.integers(0, 30))
+def test_what_is_a_repeat_does_not_depend_on_later_rows(rows: list[tuple[int, int, bool]], cut: int) -> None:
+    rows = sorted(rows, key=lambda one: one[0])
+    user, item, event = (np.array([one[i] for one in rows], int) for i in range(3))
+    for how in ("consecutive", "first"):
+        whole = without_repeats(user, item, event.astype(bool), how)
+        for one in np.unique(user):
+            mine = np.flatnonzero(user == one)[:cut]
+            assert (without_repeats(user[mine], item[mine], event[mine].astype(bool), how) == whole[mine]).all()
+
+
+def test_gaps_by_hand() -> None:
+    user, event = np.array([1, 1, 1, 2, 2]), np.array([True, False, True, True, True])
+    time = np.array([0, 1, 5, 5, 65]) * 1_000_000
+    gaps = gap_seconds(user, time, event)
+    assert np.isnan(gaps[[0, 1, 3]]).all()
+    assert gaps[[2, 4]].tolist() == [5.0, 60.0]

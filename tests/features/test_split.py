@@ -16,7 +16,7 @@ from features.contract import Contract
 from features.errors import DataError
 from features.feature_set import SPLITS, FeatureSet
 from features.log import Log
-from features.split import fit_split
+from features.split import Splitter, fit_split
 from features.vocabulary import Vocabulary
 from tests.features.raw import Tables, decoded_rows, raw_log
 
@@ -26,7 +26,11 @@ BY_USER = {"split": {"by": "user", "valid": 0.25, "test": 0.25}}
 
 def log_of(times: list[int]) -> Log:
     frame = pl.LazyFrame({"_time": times, "_user": [1] * len(times)}, schema_overrides={"_time": pl.Int64})
-    return Log(frame, "log.csv", len(times), np.array(times, np.int64))
+    return Log(frame, "log.csv", len(times))
+
+
+def assigned(split: Splitter, times: np.ndarray) -> np.ndarray:
+    return split.assign({"time": times, "user": np.full(len(times), 2)}, ONE_USER)
 
 
 def contract_of(valid: float, test: float) -> Contract:
@@ -40,14 +44,14 @@ def test_by_hand() -> None:
     split = fit_split(contract_of(0.25, 0.25), log_of(times))
     # Rows 0-4 in order of time train, 5-6 validate, 7-9 test: places int(10 * 0.5) and int(10 * 0.75).
     assert (split.valid_from, split.test_from) == (60, 80)
-    assert split.assign(np.array([59, 60, 79, 80]), np.full(4, 2), ONE_USER).tolist() == [0, 1, 1, 2]
+    assert assigned(split, np.array([59, 60, 79, 80])).tolist() == [0, 1, 1, 2]
 
 
 def test_a_tie_at_the_boundary_stays_on_one_side() -> None:
     times = [1, 2, 3, 4, 5, 5, 5, 6, 7, 7]
     split = fit_split(contract_of(0.25, 0.25), log_of(times))
     # Places 5 and 7 are the boundaries; the instant of place 5 begins at place 4 and all of it validates.
-    window = split.assign(np.array(times), np.full(10, 2), ONE_USER)
+    window = assigned(split, np.array(times))
     assert window.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
@@ -58,7 +62,7 @@ def test_an_instant_is_never_divided_and_windows_follow_each_other(times: list[i
     except DataError as error:
         assert "window is empty" in str(error)
         return
-    window = split.assign(np.array(times), np.full(len(times), 2), ONE_USER)
+    window = assigned(split, np.array(times))
     by_time = [window[i] for i in np.argsort(times, kind="stable")]
     assert by_time == sorted(by_time) and set(by_time) == {0, 1, 2}
     assert all(len({w for t, w in zip(times, window, strict=True) if t == instant}) == 1 for instant in set(times))
@@ -96,7 +100,7 @@ def test_by_user_a_longer_user_table_moves_nobody(tmp_path: Path) -> None:
 
     def longer(tables: Tables) -> None:
         more_users(tables)
-        silent = pl.DataFrame({"user_id": np.arange(-60, 0), "segment": ["silent"] * 60})
+        silent = pl.DataFrame({"user_id": np.arange(1000, 1060), "segment": ["silent"] * 60})
         tables["users"] = pl.concat([silent, tables["users"]])
 
     short = build_feature_set(raw_log(tmp_path / "a", more_users, BY_USER), tmp_path / "out_a").feature_set
@@ -112,11 +116,11 @@ def test_by_user_a_new_user_moves_nobody(tmp_path: Path) -> None:
     def newcomer(tables: Tables) -> None:
         more_users(tables)
         first = pl.int_range(pl.len()) == 0  # user 1 has other rows too
-        tables["log"] = tables["log"].with_columns(user_id=pl.when(first).then(-9).otherwise("user_id"))
+        tables["log"] = tables["log"].with_columns(user_id=pl.when(first).then(999).otherwise("user_id"))
 
     before = users_of(build_feature_set(raw_log(tmp_path / "a", more_users, BY_USER), tmp_path / "out_a").feature_set)
     after = users_of(build_feature_set(raw_log(tmp_path / "b", newcomer, BY_USER), tmp_path / "out_b").feature_set)
-    assert {name: users - {-9} for name, users in after.items()} == before != after
+    assert {name: users - {999} for name, users in after.items()} == before != after
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["whole", "text"])

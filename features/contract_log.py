@@ -1,0 +1,200 @@
+"""How the behaviour log is declared: its files, columns, labels, negatives, histories, counters and checks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from features.contract_columns import Categorical, Duration, EventColumn, ScalarColumn
+from features.settings import Settings
+
+Policy = Literal["error", "quarantine", "warn"]
+
+
+class Format(Settings):
+    """What a file's suffix does not say."""
+
+    kind: Literal["parquet", "arrow", "csv", "tsv"] | None = Field(None, description="default: by suffix")
+    columns: tuple[str, ...] | None = Field(None, description="names for a text file without a header")
+    separator: str | None = Field(None, min_length=1, description="of a text file, e.g. `|` or `::`")
+    encoding: str = Field("utf-8", description="of a text file, e.g. latin-1")
+    quote: bool = Field(True, description="whether a double quote in a text file quotes")
+
+
+class Candidates(Settings):
+    """One row an impression, with all that was shown in it: exploded to one row a candidate.
+
+    The exploded id goes by the name in `interactions.item`; the label is whether it was clicked.
+    """
+
+    column: str = Field(description="list of ids, or text such as `N1-0 N2-1`")
+    clicked: str | None = Field(None, description="list column of the ids that were clicked (EB-NeRD)")
+    flag: str | None = Field(None, min_length=1, description="text before the 0/1 flag of each candidate (MIND: `-`)")
+    separator: str = Field(" ", min_length=1, description="between candidates of a text column")
+
+    @model_validator(mode="after")
+    def _one_source_of_clicks(self) -> Candidates:
+        if (self.clicked is None) == (self.flag is None):
+            raise ValueError("candidates: name either `clicked` (a list column) or `flag` (text before 0/1)")
+        return self
+
+
+class Negatives(Settings):
+    """For a log of positives only: items that were there but not taken, drawn as of each positive's time."""
+
+    per_positive: PositiveInt = 4
+    how: Literal["uniform", "popularity", "in_window"] = "uniform"
+    window: Duration = Field("1d", validate_default=True, description="in_window: how far back items were taken")
+    exclude: Literal["seen", "none"] = Field("seen", description="never draw what the user has taken up to that time")
+    seed: int = 1
+
+
+class Interactions(Settings):
+    """The behaviour log: one row an impression (or rating, or click)."""
+
+    path: str = Field(description="file, glob, {a,b} alternatives, hive folder or fsspec URL")
+    format: Format = Format()
+    user: str
+    item: str
+    time: str | None = Field(description="null only with a given history and a split by files")
+    label: str | None = Field(
+        None, description="a 0/1 column or a polars SQL expression such as `rating >= 4`; none: every row is a positive"
+    )
+    labels: dict[str, str] = Field({}, description="further targets by name; kept beside `label`")
+    time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of an integer time column")
+    time_format: str | None = Field(None, description="of a text time column, e.g. `%m/%d/%Y %I:%M:%S %p`")
+    weight: str | None = None
+    request: str | None = Field(None, description="impression or request id, for grouped metrics")
+    candidates: Candidates | None = None
+    negatives: Negatives | None = None
+    context: dict[str, ScalarColumn] = {}
+    user_min_count: PositiveInt = Field(2, description="training rows below which a user id is unknown")
+    item_min_count: PositiveInt = Field(2, description="training rows below which an item id is unknown")
+
+    @model_validator(mode="after")
+    def _labels_come_from_somewhere(self) -> Interactions:
+        if self.label is None and self.candidates is None and self.negatives is None:
+            raise ValueError("interactions.label: missing. A log of positives alone needs `negatives`")
+        if self.candidates is not None and self.negatives is not None:
+            raise ValueError("interactions: `candidates` have their own negatives; remove `negatives`")
+        return self
+
+
+class HistoryTable(Settings):
+    """Earlier events from another table: one row an event, or one row a user with lists of equal length."""
+
+    path: str
+    format: Format = Format()
+    user: str
+    item: str
+    time: str
+    time_unit: Literal["s", "ms", "us"] = "s"
+    columns: dict[str, str] = Field({}, description="event column -> this table's column or expression")
+
+
+class Given(Settings):
+    """Histories that the log itself carries, as a list column of item ids, oldest first."""
+
+    column: str
+    separator: str | None = Field(None, min_length=1, description="of a text column")
+    padding: int | str | None = Field(None, description="id that fills short lists up, e.g. 0 (MM-CTR)")
+
+
+class History(Settings):
+    """What a row sees of the past: the newest `max_len` events strictly before its own time."""
+
+    max_len: PositiveInt = 50
+    events: str = Field("all", description="`all`, or a polars SQL expression such as `label == 1`")
+    columns: dict[str, EventColumn] = Field({}, description="event columns carried along, e.g. label")
+    given: Given | None = None
+    tables: tuple[HistoryTable, ...] = ()
+    within: Duration | None = Field(None, description="oldest event kept, e.g. 30d")
+    session_gap: Duration | None = Field(None, description="only events of the running session: gaps below, e.g. 30m")
+    repeats: Literal["keep", "consecutive", "first"] = Field(
+        "keep", description="of one item: keep all, drop immediate repeats, or keep the first alone"
+    )
+
+    @model_validator(mode="after")
+    def _given_stands_alone(self) -> History:
+        others = {"events", "columns", "tables", "within", "session_gap", "repeats"} & self.model_fields_set
+        if self.given is not None and others:
+            raise ValueError(f"history.given: a given history is taken as it is; remove history.{min(others)}")
+        return self
+
+
+class Counter(Settings):
+    """A running count or positive rate of an item or a user, of rows strictly before, as serving will know it."""
+
+    of: Literal["item", "user"]
+    value: Literal["count", "rate"]
+    as_of: Literal["event", "hour", "day"] = Field(
+        "event", description="how fresh: each event, or each full hour/day UTC"
+    )
+    half_life: Duration | None = Field(None, description="an event counts half after it, e.g. 7d; default: for ever")
+    prior: PositiveFloat = Field(10.0, description="rate: rows of average rate that everyone starts with")
+
+
+class Split(Settings):
+    """How rows become train, valid and test. By time: the last shares of the log, ties on one side.
+
+    `by: days` counts whole UTC days at the end; `by: files` reads further tables of the log's layout.
+    """
+
+    by: Literal["time", "user", "days", "files"] = "time"
+    valid: FiniteFloat | str = Field(0.1, description="share, days, or path")
+    test: FiniteFloat | str = Field(0.1, description="share, days, or path")
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> Split:
+        for name, value in (("valid", self.valid), ("test", self.test)):
+            if self.by == "files":
+                if not isinstance(value, str):
+                    raise ValueError(f"{name}: by files, name the file, got {value}")
+            elif isinstance(value, str) or value <= 0:
+                raise ValueError(f"{name}: must be a number above 0, got {value!r}")
+            elif self.by == "days" and value != int(value):
+                raise ValueError(f"{name}: a whole number of days, got {value}")
+            elif self.by in ("time", "user") and value >= 1:
+                raise ValueError(f"{name}: a share below 1, got {value}")
+        if self.by in ("time", "user") and float(self.valid) + float(self.test) >= 1:
+            raise ValueError(f"valid + test must stay below 1, got {self.valid} + {self.test}")
+        return self
+
+
+class Checks(Settings):
+    """What is done with rows that break a rule. `quarantine` writes them to a parquet with the reason."""
+
+    null: Policy = Field("error", description="user, item, time or label is missing")
+    label: Policy = Field("error", description="a label that is neither 0 nor 1")
+    weight: Policy = Field("error", description="negative or not finite")
+    negative_id: Policy = Field("error", description="a whole-number id below 0, which no request can name")
+    time_range: Policy = Field("error", description="before `earliest` or after `latest`")
+    duplicate: Policy = Field("warn", description="the same user, item and time more than once")
+    unknown_item: Policy = Field("warn", description="an item of the log that is not in the item table")
+    unknown_user: Policy = Field("warn", description="a user of the log that is not in the user table")
+    bot: Policy = Field("warn", description="users with more than `max_rows_per_user` rows on one UTC day")
+    range: Policy = Field("warn", description="a number outside its `ranges`")
+    earliest: str = Field("1990-01-01", description="an earlier time is a mistake of the unit")
+    latest: str | None = Field(None, description="default: a day from now; a later time is a mistake of the unit")
+    max_rows_per_user: PositiveInt = 5_000
+    ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
+        {}, description="column of the log -> least and greatest"
+    )
+    max_quarantine: NonNegativeFloat = Field(0.01, le=1, description="share of the log; beyond it the build stops")
+
+
+__all__ = [
+    "Candidates",
+    "Categorical",
+    "Checks",
+    "Counter",
+    "Format",
+    "Given",
+    "History",
+    "HistoryTable",
+    "Interactions",
+    "Negatives",
+    "Policy",
+    "Split",
+]

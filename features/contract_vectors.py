@@ -1,0 +1,100 @@
+"""How item vectors are declared: the sets, what is done to them, and the columns derived from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, PositiveInt, field_validator
+
+from features.contract_log import Format
+from features.settings import Settings
+
+
+class Pca(Settings):
+    """Principal components fitted on items of the training window."""
+
+    method: Literal["pca"]
+    dim: PositiveInt
+
+
+class Whitening(Settings):
+    """Principal components divided by their deviation: every direction weighs the same."""
+
+    method: Literal["whiten"]
+    dim: PositiveInt
+
+
+class Truncation(Settings):
+    """The first `dim` numbers of a vector (Matryoshka encoders), normalised again."""
+
+    method: Literal["truncate"]
+    dim: PositiveInt
+
+
+Reduction = Annotated[Pca | Whitening | Truncation, Field(discriminator="method")]
+
+
+class Neighbourly(Settings):
+    """A missing vector becomes the mean of those of the item's `k` nearest items by another signal."""
+
+    by: str = Field(description="`clicks` (items clicked by the same users) or the name of another vector set")
+    k: PositiveInt = 10
+
+
+class Embedding(Settings):
+    """One named set of precomputed item vectors: a table of id + vector, or a `.npy` with an id table."""
+
+    path: str
+    format: Format = Format()
+    id: str = "item_id"
+    vector: str = Field("vector", description="column of vectors; ignored for a .npy file")
+    ids: str | None = Field(None, description="for a .npy file: table whose rows name its items in order")
+    normalize: Literal["none", "l2", "standardize", "centre"] = "l2"
+    reduce: Reduction | None = None
+    dtype: Literal["float32", "float16", "int8"] = Field("float32", description="on disk; int8 with a scale a vector")
+    missing: Literal["zero", "mean"] | Neighbourly = Field("zero", description="a presence flag is kept in any case")
+    version: str = Field("unversioned", description="of the encoder that made the vectors; recorded")
+
+
+class Fusion(Settings):
+    """Several sets as one: their vectors side by side then PCA, PCA each then side by side, or what they share."""
+
+    sets: tuple[str, ...] = Field(min_length=2)
+    how: Literal["concat_pca", "pca_concat", "cca"]
+    dim: PositiveInt = Field(description="width of the fused set")
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    keep_parts: bool = Field(False, description="whether the model sees the parts beside the fused set")
+
+
+class SemanticIds(Settings):
+    """Residual k-means codes of a vector set, as categorical item columns `<name>_1`, `<name>_12`, …: code prefixes."""
+
+    set: str = Field(description="an embedding set, or a fused one")
+    levels: PositiveInt = 3
+    size: PositiveInt = Field(256, description="codes a level")
+    seed: int = 1
+
+
+class Neighbours(Settings):
+    """The `k` nearest items by cosine, as an item column of ids."""
+
+    set: str
+    k: PositiveInt = 10
+    same: str | None = Field(None, description="item column that neighbours must share, e.g. category")
+    coclicks: FiniteFloat = Field(0.0, ge=0, description="weight of co-clicks added to cosine when re-ranking")
+
+
+class Vectors(Settings):
+    """All that a contract says of vectors beyond the sets themselves."""
+
+    fusion: dict[str, Fusion] = {}
+    semantic_ids: dict[str, SemanticIds] = {}
+    neighbours: dict[str, Neighbours] = {}
+
+    @field_validator("fusion", "semantic_ids", "neighbours")
+    @classmethod
+    def _names_are_file_names(cls, value: dict[str, object]) -> dict[str, object]:
+        for name in value:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r}: use letters, digits and underscores")
+        return value

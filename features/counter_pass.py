@@ -1,0 +1,134 @@
+"""Running counts and rates of items and users at every row of the log, before the rows are put into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.buckets import Arrays, by_bucket
+from features.columns import NumericEncoder
+from features.contract_columns import Numeric
+from features.contract_log import Counter
+from features.log import LABEL
+from features.parts import COUNTER
+from features.split import Splitter
+from features.stream import ROW, SAMPLED, Stream
+
+PLACE = "_place"  # of a row in the stream
+MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, evenly spread over the log
+KEYS = ("user", "item", "time", "label", ROW, SAMPLED)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Raw counters of every row of the stream, by name, float32 [rows] in the stream's order (memory-mapped)."""
+
+    stream: Stream
+    raw: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def onto(self, chunks: Iterator[Arrays]) -> Iterator[Arrays]:
+        """Add to each chunk of a full pass its counters: encoded as row columns, and raw under `COUNTER`."""
+        first = 0
+        encoder = self.stream.encoder
+        for chunk in chunks:
+            rows = slice(first, first + len(chunk["user"]))
+            first = rows.stop
+            for name, values in self.raw.items():
+                raw_R = np.asarray(values[rows])
+                columns = encoder.candidate if name in encoder.candidate else encoder.context
+                chunk[name] = columns[name].encode(pl.Series(name, raw_R))
+                chunk[COUNTER + name] = raw_R
+            yield chunk
+
+
+def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path) -> Counted:
+    """Run every declared counter over the log, fit its scale on training rows, and give both to the encoder.
+
+    A row sees what came strictly before it. Earlier events of other tables and drawn negatives are not counted, though
+    the latter have counters of their own. Memory holds one bucket of items or users.
+
+    Args:
+        stream: whose encoder gets the columns: item counters as `candidate`, user counters as `context`.
+        splitter: which rows train.
+        buckets: how many pieces the log is counted in.
+        scratch: folder for files that are needed until the build ends.
+    """
+    counters = stream.contract.counters
+    if not counters:
+        return Counted(stream)
+    from features.counters import final, running
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    places = sum(len(chunk["user"]) for chunk in stream.narrow())
+    mean = _label_mean(stream, splitter)
+    schema = stream.encoder.schema
+    sizes = {"item": schema.items, "user": schema.users}
+    raw: dict[str, np.ndarray] = {}
+    finals: dict[str, np.ndarray] = {}
+    newest = stream.newest_time()
+    for of, size in sizes.items():
+        wanted = {name: counter for name, counter in counters.items() if counter.of == of}
+        if not wanted:
+            continue
+        for name in wanted:
+            raw[name] = np.memmap(scratch / f"counter-{name}.f32", np.float32, "w+", shape=(places,))
+            finals[name] = np.zeros(size, np.float32)
+        for number, bucket in enumerate(by_bucket(_keys(stream), of, buckets, scratch / f"counters-{of}")):
+            key, time, label = (np.asarray(bucket[column]) for column in (of, "time", "label"))
+            counted = np.asarray(bucket[ROW]) & ~np.asarray(bucket[SAMPLED])
+            mine = np.arange(number, size, buckets)
+            for name, counter in wanted.items():
+                raw[name][bucket[PLACE]] = running(key, time, label, counter, mean, counted)
+                state = final(key[counted], time[counted], label[counted], counter, mean, size, newest)
+                finals[name][mine] = state[mine]
+    _give_to_encoder(stream, splitter, raw, finals)
+    return Counted(stream, raw)
+
+
+def _keys(stream: Stream) -> Iterator[Arrays]:
+    first = 0
+    for chunk in stream.narrow():
+        rows = len(chunk["user"])
+        yield {name: chunk[name] for name in KEYS} | {PLACE: np.arange(first, first + rows)}
+        first += rows
+
+
+def _label_mean(stream: Stream, splitter: Splitter) -> float:
+    train = stream.log.frame.filter(splitter.is_train)
+    return float(train.select(pl.col(LABEL).mean()).collect(engine="streaming").item())
+
+
+def _give_to_encoder(
+    stream: Stream, splitter: Splitter, raw: dict[str, np.ndarray], finals: dict[str, np.ndarray]
+) -> None:
+    encoder, counters = stream.encoder, stream.contract.counters
+    chosen = _training_places(stream, splitter)
+    for name, counter in counters.items():
+        spec = _spec(counter)
+        fitted = NumericEncoder.fit(pl.Series(name, raw[name][chosen]), spec)
+        (encoder.candidate if counter.of == "item" else encoder.context)[name] = fitted
+    from features.encoder import Counters
+
+    encoder.counters = Counters(
+        items={name: values for name, values in finals.items() if counters[name].of == "item"},
+        users={name: values for name, values in finals.items() if counters[name].of == "user"},
+    )
+    encoder.refresh_schema()
+
+
+def _training_places(stream: Stream, splitter: Splitter) -> np.ndarray:
+    found, first = [], 0
+    for chunk in stream.narrow():
+        trains = (splitter.assign(chunk, stream.encoder.users) == 0) & np.asarray(chunk[ROW])  # type: ignore[arg-type]
+        found.append(first + np.flatnonzero(trains))
+        first += len(trains)
+    places = np.concatenate(found)
+    return places[:: -(-len(places) // MOST_FITTED)]
+
+
+def _spec(counter: Counter) -> Numeric:
+    return Numeric(type="numeric", transform="log1p" if counter.value == "count" else "none")

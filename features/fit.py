@@ -1,0 +1,130 @@
+"""Learns every encoder from the training window, and writes the item and user tables they encode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from features.catalogue import build_catalogue, fit_columns, read_table
+from features.columns import ColumnEncoder, fit_column
+from features.contract import Contract
+from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
+from features.encoder import Columns, Encoder, encode_table, encode_value, fields
+from features.errors import named
+from features.log import CONTEXT, GIVEN, HISTORY, ITEM, USER, Log, value_counts
+from features.schema import Schema
+from features.split import Splitter
+from features.vocabulary import canonical
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The raw item and user tables of a contract, None where it declares none."""
+
+    items: pl.DataFrame | None
+    users: pl.DataFrame | None
+
+    @classmethod
+    def read(cls, contract: Contract) -> Tables:
+        """Read both. Raises DataError: missing file or column, null or duplicate ids."""
+        return cls(
+            read_table(contract, contract.items, "item") if contract.items else None,
+            read_table(contract, contract.users, "user") if contract.users else None,
+        )
+
+    def ids(self, contract: Contract) -> tuple[pl.Series | None, pl.Series | None]:
+        """Ids of the item and of the user table."""
+        items = None if self.items is None else self.items[contract.item_field]
+        users = None if self.users is None else self.users[contract.user_field]
+        return items, users
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the training window taught.
+
+    Args:
+        encoder: of every column but counters and vectors.
+        items: encoded item table, row i is catalogue row i.
+        trained_I: which catalogue items were seen in training, bool [items].
+    """
+
+    encoder: Encoder
+    items: dict[str, np.ndarray]
+    trained_I: np.ndarray
+
+
+def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter) -> Fitted:
+    """Fit catalogues, vocabularies and scalers.
+
+    Raises:
+        DataError: ids of the log and of a table do not go together, a column is not what it was declared.
+        ConfigError: a context default is of another type than its column.
+    """
+    train = log.frame.filter(splitter.is_train)
+    interactions = contract.interactions
+    sides = (
+        (ITEM, interactions.item, contract.items, tables.items, contract.item_field, interactions.item_min_count),
+        (USER, interactions.user, contract.users, tables.users, contract.user_field, interactions.user_min_count),
+    )
+    vocabularies, learned, encoded, trained = {}, {}, {}, {}
+    for key, column, declared, table, id_name, min_count in sides:
+        trained[key] = value_counts(train, key)
+        vocabularies[key], frame = build_catalogue(_everyone(log, key, column), table, id_name, log.path)
+        path = contract.resolve(declared.path) if declared else log.path
+        learned[key] = fit_columns(frame, trained[key], declared, id_name, min_count, path)
+        with named(path):
+            encoded[key] = encode_table(frame, learned[key])
+    context: Columns = {
+        name: _fit_column(train, CONTEXT + name, spec, log.path) for name, spec in interactions.context.items()
+    }
+    for name, spec in interactions.context.items():
+        encode_value(f"interactions.context.{name}.default", context[name], spec.default)
+    event: Columns = {
+        name: _fit_column(train, HISTORY + name, spec, log.path) for name, spec in contract.history.columns.items()
+    }
+    schema = Schema(
+        items=vocabularies[ITEM].size,
+        users=vocabularies[USER].size,
+        item=fields(learned[ITEM]),
+        user=fields(learned[USER]),
+        context=fields(context),
+        event=fields(event),
+        history_max_len=contract.history.max_len,
+    )
+    encoder = Encoder(
+        contract,
+        schema,
+        vocabularies[ITEM],
+        vocabularies[USER],
+        learned[ITEM],
+        learned[USER],
+        context,
+        event,
+        encoded[USER],
+    )
+    trained_I = np.zeros(schema.items, bool)
+    trained_I[vocabularies[ITEM].encode(trained[ITEM]["value"])] = True
+    return Fitted(encoder, encoded[ITEM], trained_I)
+
+
+def _everyone(log: Log, key: str, column: str) -> pl.Series:
+    """Distinct ids of the log as sorted keys; of items, those of given histories and earlier events too."""
+    with named(log.path):
+        found = [canonical(value_counts(log.frame, key)["value"].rename(column))]
+        if key == ITEM:
+            if GIVEN in log.frame.collect_schema():
+                given = log.frame.select(pl.col(GIVEN).explode(empty_as_null=False).alias(GIVEN))
+                found.append(canonical(value_counts(given, GIVEN)["value"].rename(column)))
+            found += [canonical(value_counts(events, ITEM)["value"].rename(column)) for events in log.earlier]
+    return pl.concat(found).unique().sort() if len(found) > 1 else found[0].sort()
+
+
+def _fit_column(train: pl.LazyFrame, column: str, spec: ScalarColumn | EventColumn, path: str) -> ColumnEncoder:
+    name = column.partition(".")[2]
+    if isinstance(spec, Gap | Residual):
+        return fit_column(pl.Series(name, [], pl.Float64), spec, path)
+    values = train.select(column).collect(engine="streaming")[column]
+    return fit_column(values.rename(name), spec, path)

@@ -1,0 +1,101 @@
+"""Negatives for a log of positives alone: what could have been taken at that time, and was not.
+
+Everything is drawn as of the positive's own time: an item that nobody had taken before is no negative yet, and
+what a user takes later does not keep it from being one now. What is drawn for a positive depends on it, on the
+seed and on what came before it, never on later rows, so that a longer log draws the same. Shapes: R positives, K
+negatives of each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.contract_log import Negatives
+
+NONE = -1  # in the result: no negative could be drawn
+TRIES = 12  # draws for one place until a legal item is found
+
+
+def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, spec: Negatives) -> np.ndarray:
+    """Items drawn for each positive, int32 [R, K], `NONE` (-1) where none was found.
+
+    - `uniform`: every item that had been taken before the positive's time, with equal chance.
+    - `popularity`: the item of a random positive before that time: as often as it had been taken.
+    - `in_window`: the same, of the last `window` alone.
+
+    With `exclude: seen` a draw is repeated while the user had taken it up to (and at) that time, or it is the positive
+    itself, at most `TRIES` times. The negatives of one positive differ from each other.
+
+    Args:
+        user_R, item_R: rows of users and items, int [R].
+        time_R: times (µs), int64 [R], in any order.
+        spec: how many, how, which seed.
+    """
+    rows = len(item_R)
+    identity_R = _mixed(_mixed(_mixed(np.uint64(spec.seed), user_R), item_R), time_R)
+    by_time = np.argsort(time_R, kind="stable")
+    sorted_time = time_R[by_time]
+    # Strictly before: ties of the positive's own instant are not there yet.
+    before_R = np.searchsorted(sorted_time, time_R, side="left")
+    if spec.how == "uniform":
+        pool, high_R = _by_first_time(item_R, time_R, by_time, sorted_time)
+        low_R = np.zeros(rows, np.int64)
+    else:
+        pool, high_R = item_R[by_time], before_R
+        low_R = np.zeros(rows, np.int64)
+        if spec.how == "in_window":
+            low_R = np.searchsorted(sorted_time, time_R - spec.window, side="left")
+    seen = _Seen(user_R, item_R, time_R) if spec.exclude == "seen" else None
+    result_RK = np.full((rows, spec.per_positive), NONE, np.int32)
+    for k in range(spec.per_positive):
+        open_R = np.flatnonzero(high_R > low_R)
+        for attempt in range(TRIES):
+            if not len(open_R):
+                break
+            width = high_R[open_R] - low_R[open_R]
+            share = _mixed(identity_R[open_R], np.uint64(k * TRIES + attempt)) / 2.0**64
+            drawn = pool[low_R[open_R] + np.minimum((share * width).astype(np.int64), width - 1)]
+            legal = (drawn != item_R[open_R]) & ~(result_RK[open_R, :k] == drawn[:, None]).any(axis=1)
+            if seen is not None:
+                legal &= ~seen.by(user_R[open_R], drawn, time_R[open_R])
+            result_RK[open_R[legal], k] = drawn[legal]
+            open_R = open_R[~legal]
+    return result_RK
+
+
+def _by_first_time(
+    item_R: np.ndarray, time_R: np.ndarray, by_time: np.ndarray, sorted_time: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct items in order of first appearance, and how many of them had appeared before each row."""
+    ordered = item_R[by_time]
+    _, first = np.unique(ordered, return_index=True)
+    first.sort()
+    pool = ordered[first]
+    return pool, np.searchsorted(sorted_time[first], time_R, side="left")
+
+
+def _mixed(state: np.ndarray | np.uint64, value: np.ndarray | np.uint64) -> np.ndarray:
+    """A state and a value to 64 well mixed bits: the finalizer of SplitMix64 (Steele, Lea, Flood 2014)."""
+    with np.errstate(over="ignore"):
+        bits = (state ^ np.asarray(value).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(31))
+
+
+class _Seen:
+    """Answers whether a user had taken an item up to a time."""
+
+    def __init__(self, user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray) -> None:
+        self._items = int(item_R.max()) + 1 if len(item_R) else 1
+        key_R = user_R.astype(np.int64) * self._items + item_R
+        order = np.lexsort((time_R, key_R))
+        key, time = key_R[order], time_R[order]
+        first = np.r_[True, key[1:] != key[:-1]] if len(key) else np.empty(0, bool)
+        self._key, self._first_time = key[first], time[first]
+
+    def by(self, user_Q: np.ndarray, item_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
+        """bool [Q]."""
+        key_Q = user_Q.astype(np.int64) * self._items + item_Q
+        place_Q = np.minimum(np.searchsorted(self._key, key_Q), len(self._key) - 1)
+        return (self._key[place_Q] == key_Q) & (self._first_time[place_Q] <= time_Q)

@@ -1,0 +1,209 @@
+"""The log as encoded chunks, in its own order: rows, the negatives drawn for them, and earlier events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from features.buckets import Arrays
+from features.columns import ColumnEncoder
+from features.contract import Contract
+from features.encoder import Encoder
+from features.errors import named
+from features.log import (
+    CONTEXT,
+    EVENT,
+    GIVEN,
+    HISTORY,
+    ITEM,
+    LABEL,
+    LABELS,
+    REQUEST,
+    SPLIT,
+    TIME,
+    USER,
+    WEIGHT,
+    Log,
+    chunks,
+    distinct,
+)
+from features.negatives import NONE, draw_negatives
+from features.schema import UNKNOWN
+from features.vocabulary import Vocabulary
+
+ROW, SAMPLED = "_row", "_sampled"
+KEYS = (USER, ITEM, TIME, LABEL)
+
+
+@dataclass
+class Stream:
+    """Reads the log as often as it is asked to; each pass gives the same rows in the same chunks.
+
+    Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32), `time` (µs), `_event` and `_row`
+    (bool: is it an event, is it a row), `_sampled` (bool: a drawn negative), and in a full pass all that the contract
+    declares, encoded.
+
+    Args:
+        contract: what the columns are.
+        log: the checked log.
+        encoder: fitted.
+        since: rows before this time (µs) are events alone.
+    """
+
+    contract: Contract
+    log: Log
+    encoder: Encoder
+    since: int | None = None
+
+    def narrow(self) -> Iterator[Arrays]:
+        """User, item, time and label alone, with what each row is."""
+        frame = self.log.frame.select(*KEYS, EVENT)
+        yield from self._passes(frame, lambda chunk: {})
+
+    def full(self) -> Iterator[Arrays]:
+        """All columns."""
+        yield from self._passes(self.log.frame, self._declared)
+
+    def newest_time(self) -> int:
+        """Time of the log's newest row, µs."""
+        return int(self.log.frame.select(pl.col(TIME).max()).collect(engine="streaming").item())
+
+    @cached_property
+    def _negatives(self) -> np.ndarray | None:
+        """Drawn for every row of the log, int32 [rows, K]: catalogue rows of items."""
+        spec = self.contract.interactions.negatives
+        if spec is None:
+            return None
+        kept = [
+            (self._users(chunk), self._items(chunk), chunk[TIME].to_numpy())
+            for chunk in chunks(self.log.frame.select(USER, ITEM, TIME), self.log.rows)
+        ]
+        return draw_negatives(*(np.concatenate(column) for column in zip(*kept, strict=True)), spec)
+
+    @cached_property
+    def _requests(self) -> Vocabulary | None:
+        request = self.contract.interactions.request
+        return Vocabulary(distinct(self.log, REQUEST, request)) if request else None
+
+    def _passes(self, frame: pl.LazyFrame, more: object) -> Iterator[Arrays]:
+        declared = more if callable(more) else lambda chunk: {}
+        first = 0
+        for chunk in chunks(frame, self.log.rows):
+            with named(self.log.path):
+                columns = self._common(chunk) | declared(chunk)
+            columns[ROW] = np.ones(chunk.height, bool) if self.since is None else columns["time"] >= self.since
+            columns[SAMPLED] = np.zeros(chunk.height, bool)
+            if self._negatives is not None:
+                columns = _with_negatives(columns, self._negatives[first : first + chunk.height])
+            first += chunk.height
+            yield columns
+            self._like = columns
+        for events in self.log.earlier:
+            for chunk in chunks(events):
+                yield self._as_events(chunk, declared)
+
+    def _as_events(self, chunk: pl.DataFrame, declared: object) -> Arrays:
+        """Events that are no rows: those of users whom the log knows; row columns are blank."""
+        with named(self.log.path):
+            columns: Arrays = {
+                "user": self._users(chunk),
+                "item": self._items(chunk),
+                "label": np.zeros(chunk.height, np.float32),
+                "time": chunk[TIME].to_numpy(),
+                EVENT: np.ones(chunk.height, bool),
+                ROW: np.zeros(chunk.height, bool),
+                SAMPLED: np.zeros(chunk.height, bool),
+            }
+            if any(name.startswith(HISTORY) for name in self._like):
+                columns |= {
+                    HISTORY + name: one.encode(_column(chunk, HISTORY, name)) for name, one in self._event_encoders()
+                }
+        for name, like in self._like.items():
+            if name not in columns:
+                columns[name] = _blank(like, chunk.height)
+        known = columns["user"] != UNKNOWN
+        return {
+            name: values.filter(pa.array(known)) if isinstance(values, pa.ListArray) else values[known]
+            for name, values in ((name, columns[name]) for name in self._like)
+        }
+
+    def _common(self, chunk: pl.DataFrame) -> Arrays:
+        return {
+            "user": self._users(chunk),
+            "item": self._items(chunk),
+            "label": chunk[LABEL].to_numpy(),
+            "time": chunk[TIME].to_numpy(),
+            EVENT: chunk[EVENT].to_numpy(),
+        }
+
+    def _declared(self, chunk: pl.DataFrame) -> Arrays:
+        log, columns = self.contract.interactions, {}
+        for name in log.context:
+            columns[name] = self.encoder.context[name].encode(_column(chunk, CONTEXT, name))
+        for name, encoder in self._event_encoders():
+            columns[HISTORY + name] = encoder.encode(_column(chunk, HISTORY, name))
+        for name in log.labels:
+            columns[f"label.{name}"] = chunk[LABELS + name].cast(pl.Float32).to_numpy()
+        if log.weight:
+            columns["weight"] = chunk[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy()
+        if self._requests is not None:
+            columns["request"] = self._requests.encode(chunk[REQUEST]).astype(np.int64)
+        if self.contract.history.given:
+            columns[GIVEN] = self._lists(chunk[GIVEN])
+        if self.contract.split.by == "files":
+            columns[SPLIT] = chunk[SPLIT].to_numpy()
+        return columns
+
+    def _event_encoders(self) -> Iterator[tuple[str, ColumnEncoder]]:
+        """Event columns that are read from the log; the others are computed from its order."""
+        specs = self.contract.history.columns
+        return ((name, one) for name, one in self.encoder.event.items() if specs[name].type not in ("gap", "residual"))
+
+    def _users(self, chunk: pl.DataFrame) -> np.ndarray:
+        return self.encoder.users.encode(chunk[USER])
+
+    def _items(self, chunk: pl.DataFrame) -> np.ndarray:
+        return self.encoder.items.encode(chunk[ITEM])
+
+    def _lists(self, lists: pl.Series) -> pa.ListArray:
+        """Given histories as lists of item rows, their newest `max_len` alone."""
+        newest = lists.fill_null([]).list.tail(self.contract.history.max_len)
+        lengths = newest.list.len().to_numpy()
+        flat = newest.explode(empty_as_null=False)
+        items = self.encoder.items.encode(flat)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(items))
+
+
+def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
+    return chunk[prefix + name].rename(name)
+
+
+def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
+    """Each row followed by its negatives: the same in everything but item and label, and never an event."""
+    rows, k = drawn_RK.shape
+    place = np.repeat(np.arange(rows), k + 1)
+    item = np.concatenate([np.asarray(columns["item"])[:, None], drawn_RK], axis=1).reshape(-1)
+    sampled = np.tile(np.r_[False, np.ones(k, bool)], rows)
+    kept = item != NONE
+    place, item, sampled = place[kept], item[kept], sampled[kept]
+    repeated: Arrays = {
+        name: values.take(pa.array(place)) if isinstance(values, pa.ListArray) else values[place]
+        for name, values in columns.items()
+    }
+    label, event = np.asarray(repeated["label"]).copy(), np.asarray(repeated[EVENT]).copy()
+    label[sampled], event[sampled] = 0.0, False
+    return repeated | {"item": item, "label": label, EVENT: event, SAMPLED: sampled}
+
+
+def _blank(like: np.ndarray | pa.ListArray, rows: int) -> np.ndarray | pa.ListArray:
+    if isinstance(like, pa.ListArray):
+        return pa.array([[]] * rows, like.type)
+    if like.dtype.kind == "f":
+        return np.full(rows, np.nan, like.dtype)
+    return np.zeros(rows, like.dtype)
