@@ -30,7 +30,7 @@ from features.feature_set import (
     write_arrow,
 )
 from features.fit import Tables, fit
-from features.log import Log, earlier_events, open_log
+from features.log import Log, earlier_events, labels_taken_out, open_log
 from features.parts import merged, sorted_part, write_part
 from features.profile import write_profile
 from features.progress import progress
@@ -123,6 +123,7 @@ def _build(contract: Contract, staging: Path, source: str, as_of: str | None) ->
         buckets=_buckets(log.rows),
         parts=tuple(parts),
         events=events,
+        sampling=stream.sampling,
         findings=tuple(finding.message for finding in findings),
         files=files,
         versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
@@ -135,9 +136,10 @@ def _build(contract: Contract, staging: Path, source: str, as_of: str | None) ->
 
 
 def _checked(contract: Contract, tables: Tables, staging: Path, as_of: str | None) -> tuple[Log, tuple[Finding, ...]]:
-    frame, path = open_log(contract, as_of)
-    checked = check_log(frame, path, contract, *tables.ids(contract), staging)
-    return Log(checked.frame, path, checked.rows, earlier_events(contract, as_of)), checked.findings
+    log = open_log(contract, as_of)
+    checked = check_log(log.frame, log.path, contract, *tables.ids(contract), staging)
+    frame = labels_taken_out(checked.frame) if log.unlabelled else checked.frame
+    return Log(frame, log.path, checked.rows, earlier_events(contract, as_of)), checked.findings
 
 
 def _buckets(rows: int) -> int:

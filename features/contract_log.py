@@ -117,7 +117,8 @@ class History(Settings):
 
     @model_validator(mode="after")
     def _given_stands_alone(self) -> History:
-        others = {"events", "columns", "tables", "within", "session_gap", "repeats"} & self.model_fields_set
+        limits = ("events", "columns", "tables", "within", "session_gap", "repeats")
+        others = [name for name in limits if getattr(self, name) != type(self).model_fields[name].default]
         if self.given is not None and others:
             raise ValueError(f"history.given: a given history is taken as it is; remove history.{min(others)}")
         return self

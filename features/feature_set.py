@@ -41,6 +41,18 @@ class Window(Settings):
     labelled: bool = True
 
 
+class Sampling(Settings):
+    """Negatives that were drawn for a log of positives.
+
+    `rate` is the chance that one possible negative of a positive was drawn (uniform sampling alone). A model trained on
+    them predicts p for odds that are too high by 1 / rate: the probability in the whole is p / (p + (1 - p) / rate).
+    """
+
+    drawn: int
+    per_positive: float
+    rate: float | None = None
+
+
 class PartEntry(Settings):
     """Files of one part's rows in one split, and of the events that their histories lie in."""
 
@@ -62,6 +74,7 @@ class Manifest(Settings):
     buckets: int
     parts: tuple[PartEntry, ...]
     events: int
+    sampling: Sampling | None = None
     findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]
     versions: dict[str, str]

@@ -45,8 +45,23 @@ class Log:
     earlier: tuple[pl.LazyFrame, ...] = ()
 
 
-def open_log(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame, str]:
-    """The log under its fixed names, its rows not looked at yet, and its path for messages.
+@dataclass(frozen=True)
+class Unchecked:
+    """The log under its fixed names, its rows not looked at yet.
+
+    Args:
+        frame: as in `Log`; the label is as the log has it.
+        path: for messages.
+        unlabelled: the test file has no labels; 0 stands there until `labels_taken_out`.
+    """
+
+    frame: pl.LazyFrame
+    path: str
+    unlabelled: bool = False
+
+
+def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
+    """The log, in whatever shape it was recorded.
 
     Args:
         contract: what to read and how.
@@ -55,22 +70,32 @@ def open_log(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame
     Raises:
         DataError: missing file or column, an expression that is none, a column that holds no times.
     """
-    log = contract.interactions
-    path = contract.resolve(log.path)
+    path = contract.resolve(contract.interactions.path)
+    unlabelled = False
     if contract.split.by != "files":
         frame = _under_fixed_names(_raw(contract, path), path, contract)
     else:
         paths = [path, contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))]
+        raw = [_raw(contract, one) for one in paths]
+        label = contract.interactions.label
+        unlabelled = label in raw[0].collect_schema().names() and label not in raw[2].collect_schema().names()
+        if unlabelled and label is not None:
+            raw[2] = raw[2].with_columns(pl.lit(0, pl.Int8).alias(label))
         parts = [
-            _under_fixed_names(_raw(contract, one), one, contract, labelled=number < 2).with_columns(
-                pl.lit(number, pl.Int8).alias(SPLIT)
-            )
-            for number, one in enumerate(paths)
+            _under_fixed_names(one, name, contract).with_columns(pl.lit(number, pl.Int8).alias(SPLIT))
+            for number, (one, name) in enumerate(zip(raw, paths, strict=True))
         ]
         frame = pl.concat(parts, how="vertical_relaxed")
     if as_of is not None:
         frame = frame.filter(pl.col(TIME) < _end_of(as_of))
-    return frame, path
+    return Unchecked(frame, path, unlabelled)
+
+
+def labels_taken_out(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The checked log of an unlabelled test file: its labels are not 0 but unknown (NaN)."""
+    return frame.with_columns(
+        pl.when(pl.col(SPLIT) == 2).then(float("nan")).otherwise(LABEL).cast(pl.Float32).alias(LABEL)
+    )
 
 
 def earlier_events(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame, ...]:
@@ -141,10 +166,10 @@ def _raw(contract: Contract, path: str) -> pl.LazyFrame:
     return exploded(raw, path, log.candidates, log.item)
 
 
-def _under_fixed_names(raw: pl.LazyFrame, path: str, contract: Contract, labelled: bool = True) -> pl.LazyFrame:
+def _under_fixed_names(raw: pl.LazyFrame, path: str, contract: Contract) -> pl.LazyFrame:
     log = contract.interactions
     require_columns(raw, path, [name for name in (log.user, log.item, log.time, log.weight, log.request) if name])
-    label = _label(raw, path, contract, labelled)
+    label = _label(raw, path, contract)
     # Event filter and event columns may name the computed label, which is not a column of the log.
     raw = raw.with_columns(label=label)
     events = pl.lit(True)
@@ -179,13 +204,11 @@ def _under_fixed_names(raw: pl.LazyFrame, path: str, contract: Contract, labelle
     return raw.select(**columns)
 
 
-def _label(raw: pl.LazyFrame, path: str, contract: Contract, labelled: bool) -> pl.Expr:
+def _label(raw: pl.LazyFrame, path: str, contract: Contract) -> pl.Expr:
     text = contract.interactions.label
     if text is None:
         # Of a log of positives; or of candidates, whose flag `exploded` has written.
         return pl.lit(1, pl.Int8) if contract.interactions.candidates is None else pl.col("clicked")
-    if not labelled and text not in raw.collect_schema().names():
-        return pl.lit(None, pl.Int8)
     return expression(raw, path, "interactions.label", text)
 
 

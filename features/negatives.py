@@ -8,6 +8,8 @@ negatives of each.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from features.contract_log import Negatives
@@ -16,8 +18,21 @@ NONE = -1  # in the result: no negative could be drawn
 TRIES = 12  # draws for one place until a legal item is found
 
 
-def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, spec: Negatives) -> np.ndarray:
-    """Items drawn for each positive, int32 [R, K], `NONE` (-1) where none was found.
+@dataclass(frozen=True)
+class Drawn:
+    """Negatives.
+
+    Args:
+        items_RK: item rows, int32 [R, K], `NONE` (-1) where none was found.
+        possible: over all positives, how many items (uniform) or takings they were drawn from.
+    """
+
+    items_RK: np.ndarray
+    possible: int
+
+
+def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, spec: Negatives) -> Drawn:
+    """Draw `spec.per_positive` items for each positive.
 
     - `uniform`: every item that had been taken before the positive's time, with equal chance.
     - `popularity`: the item of a random positive before that time: as often as it had been taken.
@@ -60,7 +75,7 @@ def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, s
                 legal &= ~seen.by(user_R[open_R], drawn, time_R[open_R])
             result_RK[open_R[legal], k] = drawn[legal]
             open_R = open_R[~legal]
-    return result_RK
+    return Drawn(result_RK, int((high_R - low_R).sum()))
 
 
 def _by_first_time(

@@ -15,6 +15,7 @@ from features.columns import ColumnEncoder
 from features.contract import Contract
 from features.encoder import Encoder
 from features.errors import named
+from features.feature_set import Sampling
 from features.log import (
     CONTEXT,
     EVENT,
@@ -32,7 +33,7 @@ from features.log import (
     chunks,
     distinct,
 )
-from features.negatives import NONE, draw_negatives
+from features.negatives import NONE, Drawn, draw_negatives
 from features.schema import UNKNOWN
 from features.vocabulary import Vocabulary
 
@@ -74,8 +75,8 @@ class Stream:
         return int(self.log.frame.select(pl.col(TIME).max()).collect(engine="streaming").item())
 
     @cached_property
-    def _negatives(self) -> np.ndarray | None:
-        """Drawn for every row of the log, int32 [rows, K]: catalogue rows of items."""
+    def _negatives(self) -> Drawn | None:
+        """Drawn for every row of the log."""
         spec = self.contract.interactions.negatives
         if spec is None:
             return None
@@ -84,6 +85,18 @@ class Stream:
             for chunk in chunks(self.log.frame.select(USER, ITEM, TIME), self.log.rows)
         ]
         return draw_negatives(*(np.concatenate(column) for column in zip(*kept, strict=True)), spec)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """What was drawn, None without `negatives`."""
+        if self._negatives is None:
+            return None
+        drawn = int((self._negatives.items_RK != NONE).sum())
+        rows = len(self._negatives.items_RK)
+        rate = None
+        if self.contract.interactions.negatives and self.contract.interactions.negatives.how == "uniform":
+            rate = drawn / max(self._negatives.possible, 1)
+        return Sampling(drawn=drawn, per_positive=drawn / rows, rate=rate)
 
     @cached_property
     def _requests(self) -> Vocabulary | None:
@@ -99,7 +112,7 @@ class Stream:
             columns[ROW] = np.ones(chunk.height, bool) if self.since is None else columns["time"] >= self.since
             columns[SAMPLED] = np.zeros(chunk.height, bool)
             if self._negatives is not None:
-                columns = _with_negatives(columns, self._negatives[first : first + chunk.height])
+                columns = _with_negatives(columns, self._negatives.items_RK[first : first + chunk.height])
             first += chunk.height
             yield columns
             self._like = columns

@@ -14,6 +14,10 @@ HOUR = 3_600_000_000
 SPECS = [Negatives(per_positive=3, how=how, window="2h", seed=7) for how in ("uniform", "popularity", "in_window")]
 
 
+def drawn_items(user, item, time, spec) -> np.ndarray:
+    return draw_negatives(user, item, time, spec).items_RK
+
+
 def log(rows: int, seed: int = 0, users: int = 5, items: int = 9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     time = np.sort(rng.integers(0, 3 + rows // 3, rows)) * HOUR // 4
@@ -26,7 +30,7 @@ def test_what_is_drawn_was_there_and_not_taken(rows, seed, spec, random):
     user, item, time = log(rows, seed)
     order = np.array(random.sample(range(rows), rows))
     user, item, time = user[order], item[order], time[order]
-    drawn = draw_negatives(user, item, time, spec)
+    drawn = drawn_items(user, item, time, spec)
     for r in range(rows):
         real = [one for one in drawn[r] if one != NONE]
         assert len(set(real)) == len(real)
@@ -42,14 +46,14 @@ def test_what_is_drawn_was_there_and_not_taken(rows, seed, spec, random):
 def test_later_rows_change_nothing(spec):
     user, item, time = log(300, users=60, items=40)
     early = time < time[200]
-    drawn = draw_negatives(user, item, time, spec)
-    assert np.array_equal(drawn[early], draw_negatives(user[early], item[early], time[early], spec))
+    drawn = drawn_items(user, item, time, spec)
+    assert np.array_equal(drawn[early], drawn_items(user[early], item[early], time[early], spec))
     assert (drawn[early] != NONE).sum() > 300
 
 
 def test_the_seed_decides():
     user, item, time = log(300, users=60, items=40)
-    first, again, other = (draw_negatives(user, item, time, Negatives(per_positive=2, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (drawn_items(user, item, time, Negatives(per_positive=2, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert (first != other).mean() > 0.5
 
@@ -62,7 +66,7 @@ def test_uniform_is_uniform_and_popularity_follows_the_takings():
     time = np.r_[np.full(10_000, 1), np.full(20_000, 2)]
     shares = {}
     for how in ("uniform", "popularity"):
-        drawn = draw_negatives(user, item, time, Negatives(per_positive=1, how=how))[10_000:, 0]
+        drawn = drawn_items(user, item, time, Negatives(per_positive=1, how=how))[10_000:, 0]
         shares[how] = [float((drawn == one).mean()) for one in (2, 3, 4)]
     assert shares["uniform"] == pytest.approx([1 / 3] * 3, abs=0.015)
     taken = [float((item[:10_000] == one).mean()) for one in (2, 3, 4)]
@@ -70,12 +74,12 @@ def test_uniform_is_uniform_and_popularity_follows_the_takings():
 
 
 def test_nothing_was_there_before_the_first():
-    drawn = draw_negatives(np.array([2, 3]), np.array([2, 3]), np.array([5, 5]), Negatives(per_positive=2))
+    drawn = drawn_items(np.array([2, 3]), np.array([2, 3]), np.array([5, 5]), Negatives(per_positive=2))
     assert (drawn == NONE).all()
 
 
 def test_seen_items_may_be_drawn_when_asked_for():
     user, item, time = np.full(3, 2), np.array([2, 3, 4]), np.array([1, 2, 3])
-    drawn = draw_negatives(user, item, time, Negatives(per_positive=1, exclude="none"))
+    drawn = drawn_items(user, item, time, Negatives(per_positive=1, exclude="none"))
     assert drawn[:, 0].tolist()[0] == NONE and drawn[1, 0] == 2 and drawn[2, 0] in (2, 3)
-    assert (draw_negatives(user, item, time, Negatives(per_positive=1)) == NONE).all()
+    assert (drawn_items(user, item, time, Negatives(per_positive=1)) == NONE).all()

@@ -1,0 +1,275 @@
+"""Logs of other shapes: candidates in lists, positives alone, given histories, events of further tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.build import build_feature_set
+from features.contract import Contract
+from features.errors import DataError
+from features.feature_set import SPLITS, FeatureSet
+from features.settings import validate
+from tests.features.raw import decoded_rows
+
+DAY = 86_400
+
+
+def contract(folder: Path, interactions: dict[str, Any], **more: Any) -> Contract:
+    log = {"path": "log.parquet", "user": "user", "item": "item", "time": "time", "user_min_count": 1}
+    content = {"name": "shape", "root": str(folder), "interactions": log | {"item_min_count": 1} | interactions}
+    return validate(Contract, content | more, "shape.yaml")
+
+
+def built(folder: Path, table: pl.DataFrame, interactions: dict[str, Any], **more: Any) -> FeatureSet:
+    table.write_parquet(folder / "log.parquet")
+    return build_feature_set(contract(folder, interactions, **more), folder / "out").feature_set
+
+
+def rows_of(feature_set: FeatureSet) -> list[dict[str, Any]]:
+    return sorted(decoded_rows(feature_set), key=lambda row: (row["time"], row["user"], str(row["item"])))
+
+
+IMPRESSIONS = pl.DataFrame(
+    {
+        "impression": [1, 2, 3, 4],
+        "user": ["a", "b", "a", "a"],
+        "time": [10, 20, 30, 40],
+        "text": ["N1-0 N-2-1", "N1-1", "N3-0 N1-1 ", "N3-1 N1-0"],
+        "shown": [["N1", "N-2"], ["N1"], ["N3", "N1"], ["N3", "N1"]],
+        "taken": [["N-2"], ["N1"], ["N1"], ["N3"]],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [{"column": "text", "flag": "-"}, {"column": "shown", "clicked": "taken"}],
+    ids=["text with flags", "lists"],
+)
+def test_candidates_become_rows(tmp_path: Path, candidates: dict[str, str]) -> None:
+    found = built(
+        tmp_path,
+        IMPRESSIONS,
+        {"candidates": candidates, "request": "impression"},
+        history={"events": "clicked = 1"},
+        split={"valid": 0.3, "test": 0.25},
+    )
+    rows = rows_of(found)
+    assert [(row["user"], row["item"], row["label"]) for row in rows] == [
+        ("a", "N-2", 1.0),
+        ("a", "N1", 0.0),
+        ("b", "N1", 1.0),
+        ("a", "N1", 1.0),
+        ("a", "N3", 0.0),
+        ("a", "N1", 0.0),
+        ("a", "N3", 1.0),
+    ]
+    # Only what was clicked is an event, and all candidates of an impression have one history.
+    assert [row["history"] for row in rows] == [[], [], [], ["N-2"], ["N-2"], ["N-2", "N1"], ["N-2", "N1"]]
+    requests = [part["request"].tolist() for split in SPLITS for part in found.rows(split)]
+    assert sorted(len({*part}) for part in requests) == [1, 1, 2]
+
+
+def test_a_candidate_without_a_flag_is_an_error(tmp_path: Path) -> None:
+    broken = IMPRESSIONS.with_columns(text=pl.col("text").str.replace("N1-1", "N1"))
+    with pytest.raises(DataError, match=r"log.parquet: candidates column 'text': 2 candidates do not end in -0 or -1"):
+        built(tmp_path, broken, {"candidates": {"column": "text", "flag": "-"}})
+
+
+def takings(rows: int = 400) -> pl.DataFrame:
+    rng = np.random.default_rng(3)
+    return pl.DataFrame(
+        {
+            "user": rng.integers(0, 40, rows),
+            "item": rng.integers(100, 160, rows),
+            "time": np.sort(rng.integers(0, 30 * DAY, rows)),
+            "device": rng.choice(["phone", "desk"], rows),
+        }
+    )
+
+
+@pytest.mark.parametrize("how", ["uniform", "popularity", "in_window"])
+def test_positives_alone_get_negatives(tmp_path: Path, how: str) -> None:
+    table = takings()
+    found = built(
+        tmp_path,
+        table,
+        {
+            "negatives": {"per_positive": 3, "how": how, "window": "3d", "seed": 5},
+            "context": {"device": {"type": "categorical"}},
+        },
+    )
+    rows = rows_of(found)
+    taken = {(row["user"], row["item"], row["time"] // 1_000_000) for row in rows if row["label"] == 1}
+    assert taken == set(table.select("user", "item", "time").iter_rows())
+    first_taken = dict(table.group_by("item").agg(pl.col("time").min()).iter_rows())
+    drawn = [row for row in rows if row["label"] == 0]
+    assert 2.5 * len(taken) < len(drawn) <= 3 * len(taken)
+    positive_at = {(row["user"], row["time"]): row for row in rows if row["label"] == 1}
+    for row in drawn:
+        second = row["time"] // 1_000_000
+        assert first_taken[row["item"]] < second
+        assert (row["user"], row["item"], second) not in taken
+        # Context and history are the positive's own; a negative is never an event.
+        positive = positive_at[row["user"], row["time"]]
+        assert (row["device"], row["history"]) == (positive["device"], positive["history"])
+    assert sum(len(part["item"]) for part in found.events("train")) == len(table)
+    sampling = found.manifest.sampling
+    assert sampling is not None and sampling.drawn == len(drawn)
+
+
+def test_later_takings_change_no_negative(tmp_path: Path) -> None:
+    table = takings()
+    spec = {"negatives": {"per_positive": 2}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = rows_of(built(tmp_path / "a", table, spec))
+    early = rows_of(built(tmp_path / "b", table.head(250), spec))
+    last = early[-1]["time"]
+
+    def seen(rows: list[dict[str, Any]]) -> list[Any]:
+        return [(row["user"], row["item"], row["time"], row["label"]) for row in rows if row["time"] <= last]
+
+    assert seen(whole) == seen(early)
+
+
+def test_given_histories_are_taken_as_they_are(tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {
+            "user": [1, 1, 1, 2, 2],
+            "item": [11, 12, 13, 11, 14],
+            "time": [1, 2, 3, 4, 5],
+            "label": [1, 0, 1, 0, 1],
+            "item_seq": [[0, 0, 11], [0, 0, 11], [0, 12, 99], [0, 0, 0], [11, 12, 13]],
+        }
+    )
+    found = built(
+        tmp_path,
+        table,
+        {"label": "label"},
+        history={"max_len": 2, "given": {"column": "item_seq", "padding": 0}},
+        split={"valid": 0.2, "test": 0.2},
+    )
+    rows = {(row["user"], row["item"]): row["history"] for row in rows_of(found)}
+    # The newest two; 99 is in no row and still an item; the shared history of the first two rows lies there once.
+    assert rows == {(1, 11): [11], (1, 12): [11], (1, 13): [12, 99], (2, 11): [], (2, 14): [12, 13]}
+    assert [len(part["item"]) for part in found.events("train")] == [5]
+
+
+def test_given_histories_may_be_text(tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {
+            "user": ["u"] * 4,
+            "item": ["N1", "N2", "N3", "N4"],
+            "time": [1, 2, 3, 4],
+            "label": [1, 0, 1, 0],
+            "past": ["N9 N1", None, "", "N9 N1 N2"],
+        }
+    )
+    given = {"column": "past", "separator": " "}
+    found = built(tmp_path, table, {"label": "label"}, history={"given": given}, split={"valid": 0.25, "test": 0.25})
+    assert [row["history"] for row in rows_of(found)] == [["N9", "N1"], [], [], ["N9", "N1", "N2"]]
+
+
+def test_earlier_events_come_from_another_table(tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {
+            "user": [1, 1, 2, 2],
+            "item": [5, 6, 5, 7],
+            "time": [100, 200, 150, 250],
+            "label": [1, 0, 0, 1],
+            "dwell": [3, 4, 5, 6],
+        }
+    )
+    # User 1 has one event before the log and one that the log has too; user 9 is in no row at all.
+    pl.DataFrame(
+        {"who": [1, 9, 2], "items": [[8, 5], [5], [7]], "times": [[50, 100], [1], [260]], "read": [[30, 31], [1], [2]]}
+    ).write_parquet(tmp_path / "past.parquet")
+    past = {"path": "past.parquet", "user": "who", "item": "items", "time": "times", "columns": {"dwell": "read"}}
+    found = built(
+        tmp_path,
+        log,
+        {"label": "label"},
+        history={"tables": [past], "columns": {"dwell": {"type": "categorical"}}},
+        split={"valid": 0.25, "test": 0.25},
+    )
+    rows = {(row["user"], row["item"]): row["history"] for row in rows_of(found)}
+    assert rows == {(1, 5): [8], (1, 6): [8, 5], (2, 5): [], (2, 7): [5]}
+    assert 9 not in {row["user"] for row in rows_of(found)}
+
+
+def test_lists_of_unequal_length_are_an_error(tmp_path: Path) -> None:
+    pl.DataFrame({"who": [1, 2], "items": [[8, 5], [5]], "times": [[50], [1]]}).write_parquet(tmp_path / "past.parquet")
+    past = {"path": "past.parquet", "user": "who", "item": "items", "time": "times"}
+    with pytest.raises(DataError, match=r"past.parquet: in 1 rows the lists 'items', 'times' are of unequal length"):
+        built(tmp_path, takings(), {"label": "item > 120"}, history={"tables": [past]})
+
+
+def test_days_are_counted_from_the_end(tmp_path: Path) -> None:
+    start = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())
+    table = takings().with_columns(pl.col("time") + start)
+    found = built(tmp_path, table, {"label": "item > 120"}, split={"by": "days", "valid": 2, "test": 3})
+    days = {
+        name: {row["time"] // 1_000_000 // DAY - start // DAY for row in decoded_rows(found) if row["split"] == name}
+        for name in SPLITS
+    }
+    assert days["test"] == {27, 28, 29} and days["valid"] == {25, 26} and max(days["train"]) == 24
+
+
+def test_files_of_their_own_validate_and_test(tmp_path: Path) -> None:
+    table = takings(60).with_columns(label=(pl.col("item") > 130).cast(pl.Int8)).drop("time")
+    table = table.with_columns(past=pl.lit([101, 102]))
+    table[:40].write_parquet(tmp_path / "log.parquet")
+    table[40:50].write_parquet(tmp_path / "valid.parquet")
+    table[50:].drop("label").write_parquet(tmp_path / "test.parquet")
+    by_files = contract(
+        tmp_path,
+        {"time": None, "label": "label"},
+        history={"given": {"column": "past"}},
+        split={"by": "files", "valid": "valid.parquet", "test": "test.parquet"},
+    )
+    found = build_feature_set(by_files, tmp_path / "out").feature_set
+    windows = found.manifest.windows
+    assert {name: (window.rows, window.labelled) for name, window in windows.items()} == {
+        "train": (40, True),
+        "valid": (10, True),
+        "test": (10, False),
+    }
+    assert np.isnan(found.rows("test")[0]["label"]).all()
+
+
+def test_sessions_and_repeats(tmp_path: Path) -> None:
+    minute = 60
+    table = pl.DataFrame(
+        {
+            "user": [1] * 6,
+            "item": [5, 5, 6, 5, 7, 8],
+            "time": [0, 1 * minute, 2 * minute, 50 * minute, 51 * minute, 99 * minute],
+        }
+    ).with_columns(label=pl.col("item") % 2)
+    history = {"session_gap": "30m", "repeats": "consecutive"}
+    found = built(tmp_path, table, {"label": "label"}, history=history, split={"valid": 0.2, "test": 0.2})
+    assert [row["history"] for row in rows_of(found)] == [[], [5], [5], [], [5], []]
+
+
+def test_further_labels_stay_with_their_rows(tmp_path: Path) -> None:
+    table = takings().with_columns(like=(pl.col("item") % 3 == 0))
+    found = built(tmp_path, table, {"label": "item > 120", "labels": {"like": "like", "long": "item > 150"}})
+    for split in SPLITS:
+        for part in found.rows(split):
+            items = found_items(found, part["item"])
+            assert part["label.like"].tolist() == [float(item % 3 == 0) for item in items]
+            assert part["label.long"].tolist() == [float(item > 150) for item in items]
+
+
+def found_items(found: FeatureSet, rows: np.ndarray) -> list[int]:
+    from features.encoder import Encoder
+
+    items = Encoder.load(found.path).items
+    return [items.value(row) for row in rows]
