@@ -5,33 +5,33 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import polars as pl
+
 from features.buckets import by_bucket
 from features.contract import Contract
 from features.counter_pass import Counted, count
+from features.daily import Plan, carried, first_instant, make_plan, take_kept, write_carry, write_days
 from features.embeddings import build_embedding
-from features.encoder import USERS
+from features.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.feature_set import (
     FORMAT,
     MANIFEST,
-    SPLITS,
     FeatureSet,
     FileEntry,
     Manifest,
     PartEntry,
-    SplitName,
-    Window,
     sha256_of,
     write_arrow,
 )
-from features.fit import Tables, fit
-from features.log import Log, earlier_events, labels_taken_out, open_log
-from features.parts import merged, sorted_part, write_part
+from features.fit import Fitted, Tables, fit
+from features.log import LABEL, LAST_TIME, TIME, Log, Unchecked, earlier_events, labels_taken_out, open_log
+from features.parts import sorted_part, windows_of, write_part
 from features.profile import write_profile
 from features.progress import progress
 from features.publish import build_lock, find_version, point_at, publish, source_key, staged
@@ -53,16 +53,21 @@ class BuildResult:
     seconds: float
 
 
-def build_feature_set(contract: Contract, out: Path, as_of: str | None = None) -> BuildResult:
+def build_feature_set(
+    contract: Contract, out: Path, as_of: str | None = None, window: int | None = None
+) -> BuildResult:
     """Build the feature set of a contract below `out/<name>/`, or find the one built from the same input.
 
     Args:
         contract: what to read and how.
         out: folder of all feature sets.
         as_of: last day (UTC) that is read, and the date in the version's name; default the day of the newest row.
+        window: hold the rows of so many days alone, each day in parts of its own; a day that an earlier version has,
+            from the same input, is taken from there.
 
     Raises:
-        ConfigError: `as_of` is no date, or a context default is of another type than its column.
+        ConfigError: `as_of` is no date, a window without a split by days, or a context default of another type than
+            its column.
         DataError: the data breaks its contract; nothing is left behind.
         LockError: another process builds the same contract.
     """
@@ -70,117 +75,163 @@ def build_feature_set(contract: Contract, out: Path, as_of: str | None = None) -
     _check_date(as_of)
     folder = out / contract.name
     with build_lock(folder):
-        source = source_key(contract, as_of)
+        source = source_key(contract, as_of, window)
         found = find_version(folder, source)
         if found is not None:
             point_at(folder, found.manifest.version)
             return BuildResult(found, reused=True, seconds=time.monotonic() - started)
+        plan = make_plan(contract, folder, as_of, window) if window else None
         with staged(folder) as staging:
-            name = _build(contract, staging, source, as_of)
+            name = Build(contract, staging, source, as_of, plan).run()
             built = publish(staging, folder, name)
     return BuildResult(built, reused=False, seconds=time.monotonic() - started)
 
 
-def _build(contract: Contract, staging: Path, source: str, as_of: str | None) -> str:
-    """Write a whole feature set into `staging`; returns its version."""
-    clock = Clock()
-    tables = Tables.read(contract)
-    log, findings = _checked(contract, tables, staging, as_of)
-    clock.lap("check the log")
-    splitter = fit_split(contract, log)
-    fitted = fit(contract, log, tables, splitter)
-    encoder = fitted.encoder
-    write_arrow(staging / USERS, encoder.user_table)
-    clock.lap("fit encoders and tables")
-    vectors, coverage = {}, {}
-    for name in contract.embeddings:
-        vectors[name], coverage[name] = build_embedding(
-            name, contract, encoder.items, fitted.trained_I, staging / "embeddings"
-        )
-    encoder.schema = encoder.schema.model_copy(update={"vectors": tuple(vectors.values())})
-    write_arrow(staging / "items.arrow", fitted.items)
-    clock.lap("vectors")
-    stream = Stream(contract, log, encoder)
-    counted = count(stream, splitter, _buckets(log.rows), staging / SCRATCH)
-    clock.lap("counters")
-    windows, parts, events = _write_parts(stream, counted, splitter, staging)
-    clock.lap("rows and histories")
-    shutil.rmtree(staging / SCRATCH, ignore_errors=True)
-    encoder.save(staging)
-    write_profile(staging, windows, _buckets(log.rows), encoder.schema, coverage)
-    clock.lap("profile")
-    newest = max(window.last_time for window in windows.values())
-    files = _hashes(staging)
-    clock.lap("hashes")
-    manifest = Manifest(
-        format=FORMAT,
-        name=contract.name,
-        version=f"{as_of or datetime.fromtimestamp(newest / 1e6, UTC).date()}-{source[:8]}",
-        fingerprint=contract.fingerprint(),
-        contract=contract,
-        schema_=encoder.schema,
-        windows=windows,
-        buckets=_buckets(log.rows),
-        parts=tuple(parts),
-        events=events,
-        sampling=stream.sampling,
-        findings=tuple(finding.message for finding in findings),
-        files=files,
-        versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
-        seconds=clock.seconds,
-        source=source,
-    )
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    (staging / MANIFEST).write_text(text, encoding="utf-8")
-    return manifest.version
+class Build:
+    """One build into a staging folder.
 
-
-def _checked(contract: Contract, tables: Tables, staging: Path, as_of: str | None) -> tuple[Log, tuple[Finding, ...]]:
-    log = open_log(contract, as_of)
-    checked = check_log(log.frame, log.path, contract, *tables.ids(contract), staging)
-    frame = labels_taken_out(checked.frame) if log.unlabelled else checked.frame
-    return Log(frame, log.path, checked.rows, earlier_events(contract, as_of)), checked.findings
-
-
-def _buckets(rows: int) -> int:
-    return min(MOST_BUCKETS, -(-rows // ROWS_A_BUCKET))
-
-
-def _write_parts(
-    stream: Stream, counted: Counted, splitter: Splitter, folder: Path
-) -> tuple[dict[SplitName, Window], list[PartEntry], int]:
-    """Write `rows/` and `events/`.
-
-    A part holds the users whose row is `part` modulo the number of buckets, so memory is bounded by the
-    largest part and one chunk, whatever the log's size.
-
-    Returns:
-        Window of each split, all parts, number of events.
+    Args:
+        contract, as_of: as of `build_feature_set`.
+        staging: an empty folder.
+        source: key of the input.
+        plan: of a windowed build.
     """
-    log, contract, encoder = stream.log, stream.contract, stream.encoder
-    found: dict[SplitName, list[Window]] = {name: [] for name in SPLITS}
-    parts: list[PartEntry] = []
-    events = 0
-    with progress("building rows and histories", total=2 * log.rows, unit="rows") as bar:
-        chunks = counted.onto(stream.full())
-        buckets = by_bucket(chunks, "user", _buckets(log.rows), folder / SCRATCH / "users", bar.advance)
-        for number, bucket in enumerate(buckets):
-            part = sorted_part(bucket, contract, splitter, encoder)
-            entries, windows = write_part(part, number, folder)
-            parts += entries
-            events += len(part.events["item"])
-            for name, window in windows.items():
-                found[name].append(window)
-            bar.advance(len(bucket["user"]))
-    return {name: merged(windows, name, log.path, log.rows) for name, windows in found.items()}, parts, events
+
+    def __init__(self, contract: Contract, staging: Path, source: str, as_of: str | None, plan: Plan | None) -> None:
+        self.contract = contract
+        self.staging = staging
+        self.source = source
+        self.as_of = plan.days[-1].isoformat() if plan else as_of
+        self.plan = plan
+        self.clock = Clock()
+
+    def run(self) -> str:
+        """Write everything, the manifest last; returns the version."""
+        tables = Tables.read(self.contract)
+        whole = open_log(self.contract, self.as_of)
+        log, findings = self._checked(whole, tables)
+        buckets = self._buckets(log.rows)
+        self.clock.lap("check the log")
+        splitter = self._splitter(log)
+        fitted = self._fit(whole, log, tables, splitter)
+        encoder = fitted.encoder
+        write_arrow(self.staging / USERS, encoder.user_table)
+        self.clock.lap("fit encoders and tables")
+        self._vectors(fitted)
+        self.clock.lap("vectors")
+        stream = Stream(self.contract, log, encoder, since=self._since())
+        counted = count(stream, splitter, buckets, self.staging / SCRATCH)
+        self.clock.lap("counters")
+        parts, known = self._parts(stream, counted, splitter, buckets)
+        windows = windows_of(parts, log.path)
+        shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
+        self.clock.lap("rows and histories")
+        encoder.save(self.staging)
+        write_profile(self.staging, parts, encoder)
+        self.clock.lap("profile")
+        newest = max(window.last_time for window in windows.values())
+        files = hashes(self.staging, known)
+        self.clock.lap("hashes")
+        manifest = Manifest(
+            format=FORMAT,
+            name=self.contract.name,
+            version=f"{self.as_of or datetime.fromtimestamp(newest / 1e6, UTC).date()}-{self.source[:8]}",
+            fingerprint=self.contract.fingerprint(),
+            contract=self.contract,
+            schema_=encoder.schema,
+            windows=windows,
+            buckets=buckets,
+            parts=tuple(parts),
+            days={day.isoformat(): key for day, key in self.plan.keys.items()} if self.plan else {},
+            sampling=stream.sampling,
+            findings=tuple(finding.message for finding in findings),
+            files=files,
+            versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
+            seconds=self.clock.seconds,
+            source=self.source,
+        )
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        (self.staging / MANIFEST).write_text(text, encoding="utf-8")
+        return manifest.version
+
+    def _checked(self, whole: Unchecked, tables: Tables) -> tuple[Log, tuple[Finding, ...]]:
+        """The log's rows, checked; those of new days alone where the past is carried over."""
+        frame = whole.frame
+        if self.plan and self.plan.carries and self.plan.new:
+            frame = frame.filter(pl.col(TIME) >= first_instant(self.plan.new[0]))
+        checked = check_log(frame, whole.path, self.contract, *tables.ids(self.contract), self.staging)
+        frame = labels_taken_out(checked.frame) if whole.unlabelled else checked.frame
+        return Log(frame, whole.path, checked.rows, earlier_events(self.contract, self.as_of)), checked.findings
+
+    def _buckets(self, rows: int) -> int:
+        if self.plan and self.plan.prior:
+            return self.plan.prior.manifest.buckets
+        return min(MOST_BUCKETS, -(-rows // ROWS_A_BUCKET))
+
+    def _since(self) -> int | None:
+        if self.plan is None:
+            return None
+        return first_instant(self.plan.new[0]) if self.plan.new else LAST_TIME
+
+    def _splitter(self, log: Log) -> Splitter:
+        if self.plan is None:
+            return fit_split(self.contract, log)
+        starts = {self.plan.split_of(day): first_instant(day) for day in reversed(self.plan.days)}
+        is_train = pl.col(TIME).is_between(starts["train"], starts["valid"], closed="left")
+        return Splitter(is_train, starts["valid"], starts["test"], "days")
+
+    def _fit(self, whole: Unchecked, log: Log, tables: Tables, splitter: Splitter) -> Fitted:
+        if self.plan is None or self.plan.prior is None:
+            return fit(self.contract, log, tables, splitter)
+        # Counted over the whole window, so that what was rare on each day may be frequent enough by now.
+        window = replace(log, frame=whole.frame.with_columns(pl.col(LABEL).cast(pl.Float32)))
+        return fit(self.contract, window, tables, splitter, Encoder.load(self.plan.prior.path))
+
+    def _vectors(self, fitted: Fitted) -> None:
+        """Write vectors and the item table."""
+        vectors = {}
+        encoder = fitted.encoder
+        for name in self.contract.embeddings:
+            vectors[name], _ = build_embedding(
+                name, self.contract, encoder.items, fitted.trained_I, self.staging / "embeddings"
+            )
+        encoder.schema = encoder.schema.model_copy(update={"vectors": tuple(vectors.values())})
+        write_arrow(self.staging / "items.arrow", fitted.items)
+
+    def _parts(
+        self, stream: Stream, counted: Counted, splitter: Splitter, buckets: int
+    ) -> tuple[list[PartEntry], dict[str, FileEntry]]:
+        """Write `rows/` and `events/`; returns all parts, and the hashes of files that were taken as they are.
+
+        A part holds the users whose row is `part` modulo the number of buckets, so memory is bounded by the
+        largest part and one chunk, whatever the log's size.
+        """
+        parts, known = take_kept(self.plan, self.staging) if self.plan else ([], {})
+        rows = stream.log.rows
+        with progress("building rows and histories", total=2 * rows, unit="rows") as bar:
+            chunks = counted.onto(stream.full())
+            divided = by_bucket(chunks, "user", buckets, self.staging / SCRATCH / "users", bar.advance)
+            if self.plan:
+                divided = carried(self.plan, divided)
+            for number, bucket in enumerate(divided):
+                part = sorted_part(bucket, self.contract, splitter, stream.encoder)
+                if self.plan:
+                    parts += write_days(part, number, self.plan, self.staging)
+                    write_carry(part, number, self.contract.history.max_len, self.staging)
+                else:
+                    parts += write_part(part, number, self.staging)
+                bar.advance(len(bucket["user"]))
+        return parts, known
 
 
-def _hashes(folder: Path) -> dict[str, FileEntry]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in files
-    }
+def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    """Size and sha256 of every file below a folder; `known` ones are not read again."""
+    result = dict(known)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in result:
+            result[name] = FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
+    return result
 
 
 def _check_date(as_of: str | None) -> None:

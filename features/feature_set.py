@@ -54,11 +54,13 @@ class Sampling(Settings):
 
 
 class PartEntry(Settings):
-    """Files of one part's rows in one split, and of the events that their histories lie in."""
+    """Files of one part's rows in one split (or of one day), and of the events that their histories lie in."""
 
     split: SplitName
     rows: str
     events: str
+    window: Window | None = None
+    day: str | None = None
 
 
 class Manifest(Settings):
@@ -73,7 +75,7 @@ class Manifest(Settings):
     windows: dict[SplitName, Window]
     buckets: int
     parts: tuple[PartEntry, ...]
-    events: int
+    days: dict[str, str] = {}
     sampling: Sampling | None = None
     findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]

@@ -56,8 +56,11 @@ class Fitted:
     trained_I: np.ndarray
 
 
-def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter) -> Fitted:
-    """Fit catalogues, vocabularies and scalers.
+def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter, prior: Encoder | None = None) -> Fitted:
+    """Fit catalogues, vocabularies and scalers; or let those of an earlier version grow.
+
+    With `prior`, every index keeps its meaning and new values come after the old ones; numbers keep their scale. So
+    rows encoded then and now can be read together, and a model trained then goes on.
 
     Raises:
         DataError: ids of the log and of a table do not go together, a column is not what it was declared.
@@ -74,16 +77,23 @@ def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter) -> Fit
         trained[key] = value_counts(train, key)
         vocabularies[key], frame = build_catalogue(_everyone(log, key, column), table, id_name, log.path)
         path = contract.resolve(declared.path) if declared else log.path
-        learned[key] = fit_columns(frame, trained[key], declared, id_name, min_count, path)
+        before = None if prior is None else (prior.items, prior.item) if key == ITEM else (prior.users, prior.user)
+        if before is not None:
+            vocabularies[key], frame = grown_catalogue(before[0], frame, id_name)
+        learned[key] = fit_columns(
+            frame, trained[key], declared, id_name, min_count, path, *((before[1],) if before else ())
+        )
         with named(path):
             encoded[key] = encode_table(frame, learned[key])
     context: Columns = {
-        name: _fit_column(train, CONTEXT + name, spec, log.path) for name, spec in interactions.context.items()
+        name: _fit_column(train, CONTEXT + name, spec, log.path, prior.context.get(name) if prior else None)
+        for name, spec in interactions.context.items()
     }
     for name, spec in interactions.context.items():
         encode_value(f"interactions.context.{name}.default", context[name], spec.default)
     event: Columns = {
-        name: _fit_column(train, HISTORY + name, spec, log.path) for name, spec in contract.history.columns.items()
+        name: _fit_column(train, HISTORY + name, spec, log.path, prior.event.get(name) if prior else None)
+        for name, spec in contract.history.columns.items()
     }
     schema = Schema(
         items=vocabularies[ITEM].size,
@@ -122,9 +132,15 @@ def _everyone(log: Log, key: str, column: str) -> pl.Series:
     return pl.concat(found).unique().sort() if len(found) > 1 else found[0].sort()
 
 
-def _fit_column(train: pl.LazyFrame, column: str, spec: ScalarColumn | EventColumn, path: str) -> ColumnEncoder:
+def _fit_column(
+    train: pl.LazyFrame,
+    column: str,
+    spec: ScalarColumn | EventColumn,
+    path: str,
+    prior: ColumnEncoder | None,
+) -> ColumnEncoder:
     name = column.partition(".")[2]
     if isinstance(spec, Gap | Residual):
         return fit_column(pl.Series(name, [], pl.Float64), spec, path)
-    values = train.select(column).collect(engine="streaming")[column]
-    return fit_column(values.rename(name), spec, path)
+    values = train.select(column).collect(engine="streaming")[column].rename(name)
+    return fit_column(values, spec, path) if prior is None else grow_column(prior, values, spec, path)

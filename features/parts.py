@@ -20,7 +20,8 @@ from features.split import Splitter
 from features.stream import ROW, SAMPLED
 
 COUNTER = "_counter."  # raw value of an item counter at a row
-MARKS = (EVENT, ROW, SAMPLED, SPLIT)
+CARRIED = "_carried"  # an event that an earlier build had made
+MARKS = (EVENT, ROW, SAMPLED, SPLIT, CARRIED)
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Part:
     Args:
         rows: columns of its rows, by user and time, with `history_end` and `history_len`.
         events: columns of its events, by user and time.
+        event_user: whose they are, int32 [events]; empty for given histories.
         split: 0 train, 1 valid, 2 test, int8 [rows].
     """
 
     rows: dict[str, np.ndarray]
     events: dict[str, np.ndarray]
+    event_user: np.ndarray
     split: np.ndarray
 
 
@@ -47,6 +50,7 @@ def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder:
     is_row = columns[ROW]
     if lists is not None:
         events, end_R, length_R = given_spans(lists)
+        event_user = np.empty(0, np.int32)
     else:
         is_event = _events(columns, contract)
         history = contract.history
@@ -59,6 +63,7 @@ def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder:
             **_event_columns(columns, is_event, contract, encoder),
         }
         events = {name: values[is_event] for name, values in events.items()}
+        event_user = columns["user"][is_event]
     split = splitter.assign(columns, encoder.users)
     kept = {
         name: values
@@ -68,25 +73,27 @@ def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder:
     rows = kept | {"history_end": end_R, "history_len": length_R}
     if not is_row.all():
         rows, split = {name: values[is_row] for name, values in rows.items()}, split[is_row]
-    return Part(rows, events, split)
+    return Part(rows, events, event_user, split)
 
 
-def write_part(part: Part, number: int, folder: Path) -> tuple[list[PartEntry], dict[SplitName, Window]]:
+def write_part(part: Part, number: int, folder: Path) -> list[PartEntry]:
     """Write `events/part-N.arrow` and the rows of each split beside it, in `rows/<split>/part-N.arrow`."""
     file = f"part-{number:05d}.arrow"
     write_arrow(folder / "events" / file, part.events)
-    entries, windows = [], {}
+    entries = []
     for which, name in enumerate(SPLITS):
         chosen = {column: values[part.split == which] for column, values in part.rows.items()}
         write_arrow(folder / "rows" / name / file, chosen)
-        entries.append(PartEntry(split=name, rows=f"rows/{name}/{file}", events=f"events/{file}"))
-        if len(chosen["time"]):
-            windows[name] = window_of(chosen)
-    return entries, windows
+        entries.append(
+            PartEntry(split=name, rows=f"rows/{name}/{file}", events=f"events/{file}", window=window_of(chosen))
+        )
+    return entries
 
 
-def window_of(rows: dict[str, np.ndarray]) -> Window:
-    """Count rows and positives, and the time they span."""
+def window_of(rows: dict[str, np.ndarray]) -> Window | None:
+    """Count rows and positives, and the time they span; None without rows."""
+    if not len(rows["time"]):
+        return None
     return Window(
         rows=len(rows["time"]),
         positives=int(np.nansum(rows["label"])),
@@ -96,20 +103,23 @@ def window_of(rows: dict[str, np.ndarray]) -> Window:
     )
 
 
-def merged(windows: list[Window], name: str, path: str, rows: int) -> Window:
-    """One window of several parts. Raises DataError when there are none."""
-    if not windows:
-        raise DataError(
-            f"{path}: the {name} window is empty (of {rows} rows). Change split.valid and split.test, or bring more "
-            "data."
+def windows_of(parts: list[PartEntry], path: str) -> dict[SplitName, Window]:
+    """The window of each split over its parts. Raises DataError, naming the log at `path`, for a split without rows."""
+    windows: dict[SplitName, Window] = {}
+    for name in SPLITS:
+        found = [part.window for part in parts if part.split == name and part.window is not None]
+        if not found:
+            raise DataError(
+                f"{path}: the {name} window has no rows. Change split.valid and split.test, or bring more data."
+            )
+        windows[name] = Window(
+            rows=sum(window.rows for window in found),
+            positives=sum(window.positives for window in found),
+            first_time=min(window.first_time for window in found),
+            last_time=max(window.last_time for window in found),
+            labelled=all(window.labelled for window in found),
         )
-    return Window(
-        rows=sum(window.rows for window in windows),
-        positives=sum(window.positives for window in windows),
-        first_time=min(window.first_time for window in windows),
-        last_time=max(window.last_time for window in windows),
-        labelled=all(window.labelled for window in windows),
-    )
+    return windows
 
 
 def given_spans(lists: pa.ListArray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -158,6 +168,7 @@ def _event_columns(
     columns: dict[str, np.ndarray], is_event: np.ndarray, contract: Contract, encoder: Encoder
 ) -> dict[str, np.ndarray]:
     result = {}
+    carried = columns.get(CARRIED)
     for name, spec in contract.history.columns.items():
         if spec.type == "gap":
             seconds = gap_seconds(columns["user"], columns["time"], is_event)
@@ -168,4 +179,7 @@ def _event_columns(
             result[name] = np.where(columns[ROW], residual, np.nan).astype(np.float32)
         else:
             result[name] = columns[HISTORY + name]
+        if carried is not None:
+            # Computed when these events were new, from what came before them.
+            result[name] = np.where(carried, columns[HISTORY + name], result[name])
     return result

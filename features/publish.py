@@ -76,9 +76,9 @@ def find_version(folder: Path, source: str) -> FeatureSet | None:
     return None
 
 
-def source_key(contract: Contract, as_of: str | None) -> str:
-    """What a build depends on: contract, as-of date, and content of every file it reads (sha256)."""
-    digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()} {as_of}".encode())
+def source_key(contract: Contract, as_of: str | None, window: int | None = None) -> str:
+    """What a build depends on: contract, as-of date, window, and content of every file it reads (sha256)."""
+    digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()} {as_of} {window}".encode())
     for path in source_files(contract):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())

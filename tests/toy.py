@@ -108,7 +108,7 @@ def toy_feature_set(
         vectors=tuple(VectorSet(name=name, width=width, complete=complete[name]) for name, width in WIDTHS.items()),
         history_max_len=HISTORY_LEN,
     )
-    _write_manifest(folder, schema, windows, parts, rows)
+    _write_manifest(folder, schema, windows, parts)
     return FeatureSet.open(folder)
 
 
@@ -226,7 +226,7 @@ def _write_vectors(folder: Path, draw: np.random.Generator, genre: np.ndarray) -
     return complete
 
 
-def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], parts: int, events: int) -> None:
+def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], parts: int) -> None:
     files = {
         path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(folder.rglob("*"))
@@ -247,7 +247,6 @@ def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], pa
             for split in SPLITS
             for i in range(parts)
         ),
-        events=events,
         files=files,
         versions={},
         seconds={},

@@ -1,0 +1,195 @@
+"""Windowed builds: a day is added without touching the others, and nothing but the numbering tells how it came there."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.build import build_feature_set
+from features.contract import Contract
+from features.encoder import Encoder
+from features.errors import ConfigError
+from features.feature_set import FeatureSet
+from features.settings import merge, validate
+from tests.features.raw import decoded_rows, in_order
+
+FIRST = date(2026, 3, 1)
+CONTENT: dict[str, Any] = {
+    "name": "daily",
+    "interactions": {
+        "path": "log/*.parquet",
+        "user": "user",
+        "item": "item",
+        "time": "time",
+        "label": "rating >= 4",
+        "item_min_count": 1,
+        "user_min_count": 1,
+        "context": {"device": {"type": "categorical"}, "load": {"type": "numeric", "scale": "none"}},
+    },
+    "items": {"path": "items.parquet", "id": "item", "columns": {"genre": {"type": "categorical"}}},
+    "history": {
+        "max_len": 6,
+        "columns": {"rating": {"type": "categorical"}, "pause": {"type": "gap"}},
+    },
+    "split": {"by": "days", "valid": 1, "test": 1},
+}
+
+
+def contract(folder: Path, over: Any = None) -> Contract:
+    return validate(Contract, merge(CONTENT, over or {}) | {"root": str(folder)}, "daily.yaml")
+
+
+def without_device(folder: Path, over: Any = None) -> Contract:
+    """A device seen first on a later day is unknown in the parts of earlier days: two ways to build differ in it."""
+    content = contract(folder, over).model_dump(exclude_unset=True)
+    del content["interactions"]["context"]["device"]
+    return Contract.model_validate(content)
+
+
+def day_of_log(number: int, rows: int = 60) -> pl.DataFrame:
+    """One day; later days bring new users, items and devices."""
+    rng = np.random.default_rng(number)
+    start = datetime(FIRST.year, FIRST.month, FIRST.day, tzinfo=UTC) + timedelta(days=number)
+    return pl.DataFrame(
+        {
+            "user": rng.integers(0, 12 + number, rows),
+            "item": rng.integers(100, 130 + 2 * number, rows),
+            "time": int(start.timestamp()) + np.sort(rng.integers(0, 86_400, rows)) // 600 * 600,
+            "rating": rng.integers(1, 6, rows),
+            "device": rng.choice(["phone", "desk", f"watch{number // 3}"], rows),
+            "load": rng.random(rows).round(3),
+        }
+    )
+
+
+def write_days(folder: Path, days: range) -> None:
+    (folder / "log").mkdir(parents=True, exist_ok=True)
+    for number in days:
+        day_of_log(number).write_parquet(folder / f"log/day-{number:02d}.parquet")
+    items = np.arange(100, 130 + 2 * max(days))
+    genres = [("drama", "noir", "jazz")[i % 3] for i in range(len(items))]
+    pl.DataFrame({"item": items, "genre": genres}).write_parquet(folder / "items.parquet")
+
+
+def build(declared: Contract, number: int, out: str = "out") -> FeatureSet:
+    as_of = (FIRST + timedelta(days=number)).isoformat()
+    return build_feature_set(declared, Path(declared.root) / out, as_of=as_of, window=7).feature_set
+
+
+def kept_files(before: FeatureSet, after: FeatureSet) -> set[str]:
+    """Files of rows and events that both versions hold, byte for byte."""
+    data = {name for name in after.manifest.files if name.startswith(("rows/", "events/"))}
+    return {
+        name for name in data if (before.path / name).is_file() and same_bytes(before.path / name, after.path / name)
+    }
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
+
+
+def test_a_day_is_added_and_the_others_stay_as_they_are(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    before = build(contract(tmp_path), 8)
+    after = build(contract(tmp_path), 9)
+    assert after.path != before.path and set(after.manifest.days) - set(before.manifest.days) == {"2026-03-10"}
+    # Six of the seven days; each has a file of rows and one of events.
+    assert len(kept_files(before, after)) == 12
+    assert all(
+        (after.path / name).stat().st_ino == (before.path / name).stat().st_ino for name in kept_files(before, after)
+    )
+    after.verify()
+    splits = {part.day: part.split for part in after.manifest.parts}
+    assert [splits[f"2026-03-{day:02d}"] for day in (4, 8, 9, 10)] == ["train", "train", "valid", "test"]
+    assert after.manifest.windows["test"].rows == 60
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        None,
+        {"history": {"within": "3d"}},
+        {"history": {"repeats": "consecutive", "session_gap": "12h"}},
+        {"history": {"repeats": "first"}},
+    ],
+    ids=["plain", "within", "session", "first"],
+)
+def test_added_day_by_day_equals_built_at_once(tmp_path: Path, over: Any) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path, over)
+    for number in (7, 8, 9):
+        last = build(declared, number)
+    at_once = build(declared, 9, out="other")
+    assert len(last.manifest.parts) == len(at_once.manifest.parts) == 7
+    assert raw_rows(last) == raw_rows(at_once)
+
+
+def raw_rows(feature_set: FeatureSet) -> list[str]:
+    """Every row by raw values: the numbering of categories depends on the way to build."""
+    encoder = Encoder.load(feature_set.path).event["rating"]
+    rows = decoded_rows(feature_set)
+    for row in rows:
+        row["history.rating"] = [encoder.vocabulary.value(i) for i in row["history.rating"]]
+    return in_order(rows)
+
+
+def test_indices_never_move_and_new_values_come_after(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    first, last = Encoder.load(build(contract(tmp_path), 7).path), Encoder.load(build(contract(tmp_path), 9).path)
+    for old, new in (
+        (first.items, last.items),
+        (first.users, last.users),
+        (first.item["item"].vocabulary, last.item["item"].vocabulary),
+        (first.context["device"].vocabulary, last.context["device"].vocabulary),
+    ):
+        assert new.values.head(len(old.values)).to_list() == old.values.to_list()
+        assert new.values.n_unique() == len(new.values)
+    assert len(last.items.values) > len(first.items.values)
+    assert len(last.context["device"].vocabulary.values) > len(first.context["device"].vocabulary.values)
+
+
+def test_late_events_land_in_the_day_they_belong_to(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path)
+    before = build(declared, 9)
+    # Of the seventh day, arrived with a file of its own.
+    day_of_log(6, rows=5).with_columns(user=3).write_parquet(tmp_path / "log/late.parquet")
+    after = build(declared, 9)
+    changed = {day for day, key in after.manifest.days.items() if before.manifest.days[day] != key}
+    assert changed == {"2026-03-07", "2026-03-08", "2026-03-09", "2026-03-10"}
+    assert len(kept_files(before, after)) == 6
+    rows = {part.day: part.window.rows for part in after.manifest.parts if part.window}
+    assert rows["2026-03-07"] == 65
+    assert raw_rows(after) == raw_rows(build(declared, 9, out="other"))
+
+
+def test_the_same_input_again_is_the_same_version(tmp_path: Path) -> None:
+    write_days(tmp_path, range(9))
+    first = build_feature_set(contract(tmp_path), tmp_path / "out", as_of="2026-03-09", window=7)
+    again = build_feature_set(contract(tmp_path), tmp_path / "out", as_of="2026-03-09", window=7)
+    assert (first.reused, again.reused) == (False, True)
+
+
+def test_a_later_day_changes_no_earlier_row(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    whole = build(contract(tmp_path), 8)
+    (tmp_path / "log/day-09.parquet").unlink()
+    assert raw_rows(build(contract(tmp_path), 8, out="other")) == raw_rows(whole)
+
+
+@pytest.mark.parametrize(
+    ("over", "window", "words"),
+    [
+        ({"split": {"by": "time", "valid": 0.1, "test": 0.1}}, 7, "--window: needs `split: {by: days"),
+        ({}, 2, "--window 2d: leaves no day to train on beside 1 to validate and 1 to test"),
+    ],
+)
+def test_windows_that_cannot_be(tmp_path: Path, over: Any, window: int, words: str) -> None:
+    write_days(tmp_path, range(4))
+    with pytest.raises(ConfigError, match=words.replace("{", r"\{")):
+        build_feature_set(contract(tmp_path, over), tmp_path / "out", window=window)
