@@ -132,6 +132,11 @@ class FeatureSet:
         """The contract it was built from."""
         return self.manifest.contract
 
+    @property
+    def judged_by(self) -> SplitName:
+        """The split that a finished model is measured on: test, or valid where the test rows have no labels."""
+        return "test" if self.manifest.windows["test"].labelled else "valid"
+
     def verify(self) -> None:
         """Compare every file with its recorded sha256. Raises DataError naming the first that differs."""
         for name, entry in self.manifest.files.items():

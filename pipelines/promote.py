@@ -30,21 +30,21 @@ def gate(path: Path, tracker: Tracker) -> Bundle:
     Ranker.load(path)
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    metrics, controls = manifest.metrics["test"], manifest.controls
+    (split, metrics), controls = next(iter(manifest.metrics.items())), manifest.controls
     reasons = []
     low, high = CALIBRATION_RANGE
     if not low <= metrics["calibration_ratio"] <= high:
         reasons.append(f"calibration ratio {metrics['calibration_ratio']:.3f} is outside {low} to {high}")
     if metrics["auc"] <= controls["popularity"]["auc"]:
         reasons.append(
-            f"test AUC {metrics['auc']:.4f} is not above the popularity control's {controls['popularity']['auc']:.4f}"
+            f"{split} AUC {metrics['auc']:.4f} is not above the popularity control's {controls['popularity']['auc']:.4f}"
         )
     champion = tracker.version_tags(f"quadrank-{manifest.name}", ALIAS)
     if champion.get("feature_set") == manifest.feature_set:
-        best = float(champion["test_auc"])
+        best = float(champion[f"{split}_auc"])
         if metrics["auc_high"] < best:
             reasons.append(
-                f"test AUC {metrics['auc']:.4f} (at most {metrics['auc_high']:.4f}) is below the champion's {best:.4f}"
+                f"{split} AUC {metrics['auc']:.4f} (at most {metrics['auc_high']:.4f}) is below the champion's {best:.4f}"
             )
     if reasons:
         raise GateError("; ".join(reasons))

@@ -135,26 +135,27 @@ class Job:
         return result
 
     def train_and_evaluate(self) -> Summary:
-        """Fit, score the test window beside its controls, and record it all."""
+        """Fit, score the test window (valid where test has no labels) beside its controls, and record it all."""
         result = self.fit()
         self.console.print(
             f"  {result.epochs_run:.2f} epochs in {result.seconds:.0f} s, {result.rows_per_second:,.0f} rows/s"
             + (", stopped early" if result.stopped_early else "")
         )
-        test = score_split(self.model, self.feature_set, "test")
+        split = self.feature_set.judged_by
+        test = score_split(self.model, self.feature_set, split)
         summary = Summary(run_id=self.run_dir.name, feature_set=str(self.feature_set.path))
         summary.rows = {name: window.rows for name, window in self.feature_set.manifest.windows.items()}
-        summary.metrics = {"test": test.metrics()}
+        summary.metrics = {split: test.metrics()}
         summary.controls = {
             "target_only": self._target_only().metrics(),
-            **controls(self.feature_set, "test"),
+            **controls(self.feature_set, split),
         }
         self._record(summary, test)
         print_results(
             self.console,
-            f"{self.contract.name}, test window",
+            f"{self.contract.name}, {split} window",
             summary,
-            "test",
+            split,
             self.preset.model.architecture,
         )
         return summary
@@ -162,13 +163,13 @@ class Job:
     def _target_only(self) -> Scored:
         """The same model without history, trained alike: what the past is worth."""
         if not self.preset.model.use_history:
-            return score_split(self.model, self.feature_set, "test")
+            return score_split(self.model, self.feature_set, self.feature_set.judged_by)
         folder = self.run_dir / "target_only"
         folder.mkdir(exist_ok=True)
         model = self._new_model(self.preset.model.model_copy(update={"use_history": False}))
         self.console.print("training the target-only control (the same model without history)")
         fit(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
-        return score_split(model, self.feature_set, "test")
+        return score_split(model, self.feature_set, self.feature_set.judged_by)
 
     def _new_model(self, config: ModelConfig) -> QIN:
         torch.manual_seed(self.preset.train.seed)
@@ -179,12 +180,13 @@ class Job:
     def _record(self, summary: Summary, test: Scored) -> None:
         record = {"metrics": summary.metrics, "controls": summary.controls}
         write_text(self.run_dir / "metrics.json", json.dumps(record, indent=2))
-        flat = {f"test.{key}": value for key, value in summary.metrics["test"].items()}
+        split = self.feature_set.judged_by
+        flat = {f"{split}.{key}": value for key, value in summary.metrics[split].items()}
         for control, metrics in summary.controls.items():
             flat |= {f"control.{control}.{key}": value for key, value in metrics.items()}
         self.tracker.log_metrics(flat)
         self.tracker.log_figure(reliability_diagram(test.labels, test.scores), "calibration.png")
-        bars = {self.preset.model.architecture: summary.metrics["test"], **summary.controls}
+        bars = {self.preset.model.architecture: summary.metrics[split], **summary.controls}
         self.tracker.log_figure(control_bars(bars), "controls.png")
         for name in ("config.json", "metrics.json", "curve.jsonl"):
             self.tracker.log_file(self.run_dir / name, "run")
