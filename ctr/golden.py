@@ -16,7 +16,6 @@ import numpy as np
 from ctr.bundle import GoldenCase
 from ctr.models.qin import QIN
 from ctr.parity import Case, as_input, expected
-from features.columns import ColumnEncoder, NumericEncoder, TagsEncoder
 from features.encoder import EncodedRequest, Encoder
 from features.errors import DataError
 from features.feature_set import FeatureSet
@@ -61,7 +60,7 @@ def raw_request(case: Case, encoder: Encoder) -> RawRequest:
         ]
     return {
         "user": encoder.users.value(case.user) if case.user >= FIRST_VALUE else None,
-        "context": {name: _raw(one, case.context[name][0]) for name, one in encoder.context.items()},
+        "context": {name: one.raw_value(case.context[name][0]) for name, one in encoder.context.items()},
         "history": history,
         "candidates": [encoder.items.value(row) for row in case.candidate_item],
     }
@@ -183,19 +182,8 @@ def _unseen(ids: Vocabulary) -> Any:
 
 
 def _event(columns: dict[str, np.ndarray], position: int, encoder: Encoder) -> dict[str, Any]:
-    raw = {name: _raw(one, columns[name][position]) for name, one in encoder.event.items()}
+    raw = {name: one.raw_value(columns[name][position]) for name, one in encoder.event.items()}
     return {name: value for name, value in raw.items() if value is not None}
-
-
-def _raw(encoder: ColumnEncoder, value: Any) -> Any:
-    """The raw value of an encoded one; None where it is unknown or missing."""
-    if isinstance(encoder, NumericEncoder):
-        if np.isnan(value):
-            return None
-        number = float(value) * encoder.deviation + encoder.mean
-        return float(np.expm1(number)) if encoder.transform == "log1p" else number
-    assert not isinstance(encoder, TagsEncoder)  # context and event columns are scalars by contract
-    return encoder.vocabulary.value(value) if value >= FIRST_VALUE else None
 
 
 def _refuse_skew(name: str, online: EncodedRequest, offline: EncodedRequest) -> None:

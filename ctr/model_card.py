@@ -9,7 +9,7 @@ from typing import Any
 
 from ctr.bundle import Facts, GoldenCase
 from features.contract import Contract
-from features.contract_columns import Categorical, Numeric
+from features.contract_columns import ScalarSpec
 from features.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.
@@ -88,8 +88,8 @@ def _fields(contract: Contract, schema: Schema) -> str:
     return _table(("in a request", "what"), rows)
 
 
-def _context(column: Categorical | Numeric) -> str:
-    kind = "a number" if isinstance(column, Numeric) else "a category"
+def _context(column: ScalarSpec) -> str:
+    kind = {"number": "a number", "time": "a time"}.get(column.form, "a category")
     default = "missing" if column.default is None else f"`{column.default}`"
     return f"{kind}; {default} where a request gives none"
 

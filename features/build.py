@@ -158,7 +158,8 @@ class Build:
         """The log's rows, checked; those of new days alone where the past is carried over."""
         frame = whole.frame
         if self.plan and self.plan.carries and self.plan.new:
-            frame = frame.filter(pl.col(TIME) >= first_instant(self.plan.new[0]))
+            new = pl.col(TIME) >= first_instant(self.plan.new[0])
+            frame = frame.filter(new | pl.col(TIME).is_null())
         checked = check_log(frame, whole.path, self.contract, *tables.ids(self.contract), self.staging)
         frame = labels_taken_out(checked.frame) if whole.unlabelled else checked.frame
         return Log(frame, whole.path, checked.rows, earlier_events(self.contract, self.as_of)), checked.findings

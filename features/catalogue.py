@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import polars as pl
 
-from features.columns import CategoricalEncoder, fit_column
+from features.columns import Columns, fit_column
+from features.columns_category import CategoricalEncoder
 from features.contract import Contract, Table
-from features.encoder import Columns
 from features.errors import DataError, named
-from features.sources import read
+from features.sources import expression, readable, require_columns, scan
 from features.vocabulary import Vocabulary, canonical
 
 
 def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
-    """The id (as key) and the declared columns of an item or user table.
+    """The id (as key) and the declared columns of an item or user table, each under its own name.
 
     Raises:
         DataError: missing file or column, null or duplicate ids.
     """
     path = contract.resolve(table.path)
-    content = read(path, [table.id, *table.columns])
+    raw = scan(path, table.format)
+    require_columns(raw, path, [table.id])
+    columns = {
+        name: expression(raw, path, f"{which}s.columns.{name}", spec.source or name)
+        for name, spec in table.columns.items()
+    }
+    with readable(path):
+        content = raw.select(pl.col(table.id), **columns).collect()
     with named(path):
         ids = canonical(content[table.id])
     if ids.null_count():
@@ -66,10 +73,26 @@ def build_catalogue(
     return Vocabulary(everyone), everyone.to_frame().join(table, on=id_name, how="left", maintain_order="left")
 
 
+def grown_catalogue(prior: Vocabulary, frame: pl.DataFrame, id_name: str) -> tuple[Vocabulary, pl.DataFrame]:
+    """A catalogue after more time: everyone of the `prior` one on their old rows, the new ones of `frame` after them.
+
+    Who is in `frame` no more keeps the row, with unknown attributes.
+    """
+    new = frame[id_name].filter(~frame[id_name].is_in(prior.values.implode()))
+    everyone = pl.concat([prior.values.rename(id_name), new])
+    return Vocabulary(everyone), everyone.to_frame().join(frame, on=id_name, how="left", maintain_order="left")
+
+
 def fit_columns(
-    frame: pl.DataFrame, trained: pl.DataFrame, table: Table | None, id_name: str, min_count: int, path: str
+    frame: pl.DataFrame,
+    trained: pl.DataFrame,
+    table: Table | None,
+    id_name: str,
+    min_count: int,
+    path: str,
+    prior: Columns | None = None,
 ) -> Columns:
-    """Encoders of a catalogue's id and columns, fitted on those seen in the training window.
+    """Encoders of a catalogue's id and columns, fitted on (or, with `prior`, grown by) those seen in training.
 
     Args:
         frame: one row an id, as `build_catalogue` made it.
@@ -79,9 +102,12 @@ def fit_columns(
         min_count: training rows below which an id has no embedding of its own.
         path: of the table, for messages.
     """
-    often = canonical(trained.filter(pl.col("len") >= min_count)["value"]).sort()
+    often = canonical(trained.filter(pl.col("len") >= min_count)["value"]).sort().rename(id_name)
     seen = frame.filter(pl.col(id_name).is_in(canonical(trained["value"]).implode()))
-    columns: Columns = {id_name: CategoricalEncoder(Vocabulary(often))}
+    ids = Vocabulary(often)
+    if prior is not None and isinstance(known := prior[id_name], CategoricalEncoder):
+        ids = known.vocabulary.grown(often)
+    columns: Columns = {id_name: CategoricalEncoder(ids)}
     for name, spec in (table.columns if table else {}).items():
-        columns[name] = fit_column(seen[name], spec, path)
+        columns[name] = fit_column(seen[name], spec, path, prior[name] if prior is not None else None)
     return columns

@@ -1,174 +1,117 @@
-"""Encoders of one column each: categorical, tags, numeric. Fitted once, the same offline and online."""
+"""What every column encoder can do, and which one a declared type asks for."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
 
-from features.contract_columns import Categorical, Column, Numeric, Tags
-from features.errors import DataError, named
-from features.schema import PADDING, UNKNOWN, Field
+from features.contract_columns import ColumnSpec
+from features.errors import named
+from features.schema import Field
 from features.vocabulary import Vocabulary
 
 
-class CategoricalEncoder:
-    """A value to its index in a vocabulary; int32 [rows]."""
+class ColumnEncoder(ABC):
+    """Raw values of one column to indices or numbers: fitted once, the same offline and online."""
 
-    kind = "categorical"
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
+    kind: ClassVar[str]
 
     @classmethod
-    def fit(cls, raw: pl.Series, spec: Categorical) -> CategoricalEncoder:
-        """Learn the vocabulary from training values."""
-        return cls(Vocabulary.fit(raw, spec.min_count, spec.max_size))
+    @abstractmethod
+    def fit(cls, raw: pl.Series, spec: Any, times: pl.Series | None = None) -> Self:
+        """Learn from training values. Raises DataError for a column that is not of the declared type.
 
+        Args:
+            raw: the values; distinct ones where `times` says how often each was seen.
+            spec: how the column is declared.
+            times: counts, of columns of names alone.
+        """
+
+    def grown(self, raw: pl.Series, spec: Any, times: pl.Series | None = None) -> Self:
+        """The encoder after more training values: what it knew keeps its index, numbers keep their scale."""
+        return self
+
+    @abstractmethod
     def field(self, name: str) -> Field:
         """How a model sees the column."""
-        return Field(name=name, kind="categorical", size=self.vocabulary.size)
 
+    @abstractmethod
     def encode(self, raw: pl.Series) -> np.ndarray:
-        """A column, int32 [rows]."""
-        return self.vocabulary.encode(raw)
+        """A column: int32 [rows], int32 [rows, max_len] or float32 [rows]."""
 
+    @abstractmethod
     def encode_one(self, value: Any) -> np.ndarray:
-        """One value, int64 [1]."""
-        return np.array([self.vocabulary.index(value)], np.int64)
+        """One value, with a leading axis of 1: int64 or float32. None is missing."""
 
+    @abstractmethod
+    def raw_value(self, encoded: Any) -> Any:
+        """A raw value that is encoded so (an index, or a number); None for what is unknown or missing."""
+
+    @abstractmethod
     def blank(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
-        return np.array([index], np.int32)
+
+    def check(self, where: str, value: Any) -> None:
+        """Raise ConfigError, naming `where`, for an online value of a type that the column does not have.
+
+        Without it the value would be unknown, online alone: a build refuses such a column.
+        """
+        return
+
+    @abstractmethod
+    def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
+        """What it learned; `keep` stores a vocabulary and returns the name to find it by."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
+        """Read what `to_json` wrote; `find` gives a vocabulary by its name."""
 
 
-class TagsEncoder:
-    """A list of values to the indices of the first `max_len` known ones; int32 [rows, max_len].
+Columns = dict[str, ColumnEncoder]
 
-    A list with no known tag is [1, 0, …]: unknown, which is not the same as padding.
+
+def encoder_kinds() -> dict[str, type[ColumnEncoder]]:
+    """Every encoder by the `type` that a contract declares it with."""
+    from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
+    from features.columns_number import BucketsEncoder, NumericEncoder
+    from features.columns_time import DatePartEncoder, GapEncoder
+
+    return {
+        "categorical": CategoricalEncoder,
+        "hashed": HashedEncoder,
+        "tags": TagsEncoder,
+        "numeric": NumericEncoder,
+        "residual": NumericEncoder,
+        "buckets": BucketsEncoder,
+        "date": DatePartEncoder,
+        "gap": GapEncoder,
+    }
+
+
+def fit_column(
+    raw: pl.Series,
+    spec: ColumnSpec,
+    path: str,
+    prior: ColumnEncoder | None = None,
+    times: pl.Series | None = None,
+) -> ColumnEncoder:
+    """Fit the encoder that a column's declared type asks for, or let the `prior` one grow.
+
+    Raises:
+        DataError: the column is not of that type; names file and column.
     """
-
-    kind = "tags"
-
-    def __init__(self, vocabulary: Vocabulary, max_len: int) -> None:
-        self.vocabulary = vocabulary
-        self.max_len = max_len
-
-    @classmethod
-    def fit(cls, raw: pl.Series, spec: Tags) -> TagsEncoder:
-        """Learn the vocabulary from training lists."""
-        tags = _lists(raw).explode().drop_nulls().rename(raw.name)
-        return cls(Vocabulary.fit(tags, spec.min_count, spec.max_size), spec.max_len)
-
-    def field(self, name: str) -> Field:
-        """How a model sees the column."""
-        return Field(name=name, kind="tags", size=self.vocabulary.size, max_len=self.max_len)
-
-    def encode(self, raw: pl.Series) -> np.ndarray:
-        """A column, int32 [rows, max_len]."""
-        result = np.zeros((len(raw), self.max_len), np.int32)
-        long = pl.DataFrame({"row": np.arange(len(raw), dtype=np.int64), "tag": _lists(raw)}).explode("tag")
-        rows, index = long["row"].to_numpy(), self.vocabulary.encode(long["tag"].rename(raw.name))
-        rows, index = rows[index != UNKNOWN], index[index != UNKNOWN]
-        first = np.searchsorted(rows, rows, side="left")
-        place = np.arange(len(rows)) - first
-        kept = place < self.max_len
-        result[rows[kept], place[kept]] = index[kept]
-        result[result[:, 0] == PADDING, 0] = UNKNOWN
-        return result
-
-    def encode_one(self, value: Any) -> np.ndarray:
-        """One list, int64 [1, max_len]."""
-        known = [i for i in map(self.vocabulary.index, value or []) if i != UNKNOWN][: self.max_len]
-        result = np.zeros((1, self.max_len), np.int64)
-        result[0, : len(known)] = known
-        if not known:
-            result[0, 0] = UNKNOWN
-        return result
-
-    def blank(self, index: int) -> np.ndarray:
-        """The entry of a padding (0) or unknown (1) table row."""
-        return np.array([[index] + [PADDING] * (self.max_len - 1)], np.int32)
-
-
-class NumericEncoder:
-    """A number, transformed and standardised by the training window; float32 [rows], missing is NaN."""
-
-    kind = "numeric"
-
-    def __init__(self, transform: str, mean: float, deviation: float) -> None:
-        self.transform = transform
-        self.mean = mean
-        self.deviation = deviation
-
-    @classmethod
-    def fit(cls, raw: pl.Series, spec: Numeric) -> NumericEncoder:
-        """Learn mean and deviation from training values; a constant column gets deviation 1."""
-        values = _transformed(_numbers(raw), spec.transform)
-        values = values[np.isfinite(values)]
-        if not len(values):
-            return cls(spec.transform, 0.0, 1.0)
-        # Not the deviation itself: rounding makes that of a constant 0.1 1e-17, and every other value enormous.
-        varies = values.min() < values.max()
-        return cls(spec.transform, float(values.mean()), float(values.std()) if varies else 1.0)
-
-    def field(self, name: str) -> Field:
-        """How a model sees the column."""
-        return Field(name=name, kind="numeric")
-
-    def encode(self, raw: pl.Series) -> np.ndarray:
-        """A column, float32 [rows]."""
-        return self._standardised(_numbers(raw))
-
-    def encode_one(self, value: Any) -> np.ndarray:
-        """One value, float32 [1]; None is missing."""
-        return self._standardised(np.array([np.nan if value is None else value], np.float64))
-
-    def blank(self, index: int) -> np.ndarray:
-        """The entry of a padding or unknown table row: missing."""
-        return np.array([np.nan], np.float32)
-
-    def _standardised(self, values: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            result = ((_transformed(values, self.transform) - self.mean) / self.deviation).astype(np.float32)
-        return np.where(np.isfinite(result), result, np.float32(np.nan))
-
-
-ColumnEncoder = CategoricalEncoder | TagsEncoder | NumericEncoder
-
-
-def fit_column(raw: pl.Series, spec: Column, path: str) -> ColumnEncoder:
-    """Fit the encoder that a column's declared type asks for. Raises DataError naming file and column."""
     with named(path):
-        if isinstance(spec, Categorical):
-            return CategoricalEncoder.fit(raw, spec)
-        if isinstance(spec, Tags):
-            return TagsEncoder.fit(raw, spec)
-        return NumericEncoder.fit(raw, spec)
+        if prior is not None:
+            return prior.grown(raw, spec, times)
+        return encoder_kinds()[spec.type].fit(raw, spec, times)
 
 
-def _lists(raw: pl.Series) -> pl.Series:
-    dtype = raw.dtype
-    if isinstance(dtype, pl.List):
-        return raw
-    if isinstance(dtype, pl.Array):
-        return raw.cast(pl.List(dtype.inner))
-    raise DataError(f"column {raw.name!r}: declared `tags`, which are lists, but holds {dtype}. Declare `categorical`.")
-
-
-def _numbers(raw: pl.Series) -> np.ndarray:
-    if not (raw.dtype.is_numeric() or raw.dtype in (pl.Boolean, pl.Null)):
-        some = raw.drop_nulls()
-        example = f", e.g. {some[0]!r}" if len(some) else ""
-        raise DataError(
-            f"column {raw.name!r}: declared `numeric` but is {raw.dtype}{example}. Declare `categorical`, or cast it."
-        )
-    return raw.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def _transformed(values: np.ndarray, transform: str) -> np.ndarray:
-    if transform == "log1p":
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(values > -1, np.log1p(values), np.nan)
-    return values
+def encode_value(where: str, encoder: ColumnEncoder, value: Any) -> np.ndarray:
+    """One raw value of a column. Raises ConfigError, naming `where`, for a type that the column does not have."""
+    encoder.check(where, value)
+    return encoder.encode_one(value)

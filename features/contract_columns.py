@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, PositiveInt, model_validator
 
@@ -26,8 +26,10 @@ Duration = Annotated[PositiveInt, BeforeValidator(_duration)]  # microseconds
 
 
 class ColumnSpec(Settings):
-    """What every column may say."""
+    """What every column may say; `form` is how one value of it looks in a request."""
 
+    form: ClassVar[Literal["name", "names", "number", "time"]] = "name"
+    type: str
     source: str | None = Field(None, description="raw column or polars SQL expression; default: the column's own name")
 
 
@@ -51,6 +53,7 @@ class Hashed(ColumnSpec):
 class Tags(ColumnSpec):
     """A list of values out of one vocabulary; the first `max_len` known ones are kept and mean-pooled."""
 
+    form: ClassVar = "names"
     type: Literal["tags"]
     max_len: PositiveInt = 5
     min_count: PositiveInt = 1
@@ -61,6 +64,7 @@ class Tags(ColumnSpec):
 class Numeric(ColumnSpec):
     """A number, clipped, transformed, then standardised by the training window; missing stays NaN on disk."""
 
+    form: ClassVar = "number"
     type: Literal["numeric"]
     clip: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="smallest and largest value kept")
     transform: Literal["none", "log1p"] = "none"
@@ -77,6 +81,7 @@ class Numeric(ColumnSpec):
 class Buckets(ColumnSpec):
     """A number to the index of its bucket: quantiles of the training window, or given edges."""
 
+    form: ClassVar = "number"
     type: Literal["buckets"]
     count: PositiveInt = Field(10, description="quantile buckets; fewer where values repeat")
     edges: tuple[FiniteFloat, ...] | None = Field(None, min_length=1, description="ascending; replaces `count`")
@@ -92,6 +97,7 @@ class Buckets(ColumnSpec):
 class DatePart(ColumnSpec):
     """A part of a time (UTC) as a category: hour 0-23, weekday 0 (Monday)-6, day 1-31, month 1-12, week 1-53."""
 
+    form: ClassVar = "time"
     type: Literal["date"]
     part: Literal["hour", "weekday", "day", "month", "week"]
     time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of whole numbers")
@@ -101,6 +107,7 @@ class DatePart(ColumnSpec):
 class Gap(ColumnSpec):
     """Events only: time since the user's previous event, in `buckets` doubling from one second on."""
 
+    form: ClassVar = "number"
     type: Literal["gap"]
     buckets: PositiveInt = 24
 
@@ -108,6 +115,7 @@ class Gap(ColumnSpec):
 class Residual(ColumnSpec):
     """Events only: the event's label minus what `counter` said of its item just before (feedback against the norm)."""
 
+    form: ClassVar = "number"
     type: Literal["residual"]
     counter: str = Field(description="name of a rate counter of items")
 

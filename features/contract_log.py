@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -10,6 +11,7 @@ from features.contract_columns import Categorical, Duration, EventColumn, Scalar
 from features.settings import Settings
 
 Policy = Literal["error", "quarantine", "warn"]
+Strict = Literal["error", "quarantine"]  # of rows that nothing can be learned from
 
 
 class Format(Settings):
@@ -166,18 +168,18 @@ class Split(Settings):
 class Checks(Settings):
     """What is done with rows that break a rule. `quarantine` writes them to a parquet with the reason."""
 
-    null: Policy = Field("error", description="user, item, time or label is missing")
-    label: Policy = Field("error", description="a label that is neither 0 nor 1")
-    weight: Policy = Field("error", description="negative or not finite")
+    null: Strict = Field("error", description="user, item, time or label is missing")
+    label: Strict = Field("error", description="a label that is neither 0 nor 1")
+    weight: Strict = Field("error", description="negative or not finite")
     negative_id: Policy = Field("error", description="a whole-number id below 0, which no request can name")
     time_range: Policy = Field("error", description="before `earliest` or after `latest`")
     duplicate: Policy = Field("warn", description="the same user, item and time more than once")
     unknown_item: Policy = Field("warn", description="an item of the log that is not in the item table")
     unknown_user: Policy = Field("warn", description="a user of the log that is not in the user table")
     bot: Policy = Field("warn", description="users with more than `max_rows_per_user` rows on one UTC day")
-    range: Policy = Field("warn", description="a number outside its `ranges`")
-    earliest: str = Field("1990-01-01", description="an earlier time is a mistake of the unit")
-    latest: str | None = Field(None, description="default: a day from now; a later time is a mistake of the unit")
+    range: Policy = Field("warn", description="a number outside its `ranges`, or infinite")
+    earliest: date = Field(date(1990, 1, 1), description="first day (UTC); an earlier time is a mistake of the unit")
+    latest: date | None = Field(None, description="last day (UTC); default: a day from now")
     max_rows_per_user: PositiveInt = 5_000
     ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
         {}, description="column of the log -> least and greatest"

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from features.buckets import Arrays, by_bucket
-from features.columns import NumericEncoder
+from features.columns_number import NumericEncoder
 from features.contract_columns import Numeric
 from features.contract_log import Counter
 from features.log import LABEL

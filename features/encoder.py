@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.columns import CategoricalEncoder, ColumnEncoder, NumericEncoder, TagsEncoder
+from features.columns import ColumnEncoder, Columns, encode_value, encoder_kinds
+from features.columns_category import check_kind
 from features.contract import Contract
-from features.errors import ConfigError, DataError
+from features.errors import DataError
 from features.feature_set import read_arrow
 from features.request import Request
 from features.schema import UNKNOWN, Field, Schema
@@ -23,8 +24,6 @@ from features.vocabulary import Vocabulary
 ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"
 USERS = "users.arrow"
-
-Columns = dict[str, ColumnEncoder]
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Encoder:
         self.user = user
         self.context = context
         self.event = event
+        self.candidate: Columns = {}
         self.user_table = user_table
 
     def encode_request(self, request: Request) -> EncodedRequest:
@@ -153,13 +153,13 @@ class Encoder:
 
     def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
         for value in ids:
-            _check_kind(where, value, self.items, "ids of this log")
+            check_kind(where, value, self.items, "ids of this log")
         return np.array([self.items.index(value) for value in ids], np.int64)
 
     def _user(self, request: Request) -> dict[str, np.ndarray]:
         row = UNKNOWN
         if request.user is not None:
-            _check_kind("user", request.user, self.users, "ids of this log")
+            check_kind("user", request.user, self.users, "ids of this log")
             row = self.users.index(request.user)
         known = {name: _wide(self.user_table[name][row : row + 1]) for name in self.user}
         given = request.user_columns.items()
@@ -170,7 +170,8 @@ class Encoder:
         return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
 
     def _events(self, name: str, encoder: ColumnEncoder, values: tuple[Any, ...]) -> np.ndarray:
-        return np.array([encode_value(f"history.{name}", encoder, value)[0] for value in values], np.int64)
+        dtype = np.float32 if encoder.field(name).kind == "numeric" else np.int64
+        return np.array([encode_value(f"history.{name}", encoder, value)[0] for value in values], dtype)
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:
@@ -186,43 +187,20 @@ def encode_table(table: pl.DataFrame, columns: Columns) -> dict[str, np.ndarray]
     }
 
 
-def encode_value(where: str, encoder: ColumnEncoder, value: Any) -> np.ndarray:
-    """One raw value of a column. Raises ConfigError, naming `where`, for a type that the column does not have.
-
-    Without it the value would be unknown, online alone: a build refuses such a column.
-    """
-    if not isinstance(encoder, NumericEncoder):
-        for single in (value or ()) if isinstance(encoder, TagsEncoder) else (value,):
-            _check_kind(where, single, encoder.vocabulary, "values of this column")
-    return encoder.encode_one(value)
-
-
-def _check_kind(where: str, value: Any, vocabulary: Vocabulary, what: str) -> None:
-    if not vocabulary.is_of_kind(value):
-        raise ConfigError(
-            f"{where}: {value!r} is of the wrong type: {what} are {vocabulary.kind}, e.g. {vocabulary.values[0]!r}."
-        )
-
-
 def _wide(values: np.ndarray) -> np.ndarray:
     return values if values.dtype == np.float32 else values.astype(np.int64)
 
 
 def _to_json(folder: Path, section: str, number: int, name: str, encoder: ColumnEncoder) -> dict[str, Any]:
-    if isinstance(encoder, NumericEncoder):
-        learned = {"transform": encoder.transform, "mean": encoder.mean, "deviation": encoder.deviation}
-        return {"name": name, "kind": encoder.kind, **learned}
-    # Numbered, since a column's name may hold what a file's must not.
-    file = f"{section}-{number:02d}.arrow"
-    encoder.vocabulary.save(folder / VOCABULARIES / file)
-    width = {"max_len": encoder.max_len} if isinstance(encoder, TagsEncoder) else {}
-    return {"name": name, "kind": encoder.kind, "vocabulary": file, **width}
+    def keep(vocabulary: Vocabulary) -> str:
+        # Numbered, since a column's name may hold what a file's must not.
+        file = f"{section}-{number:02d}.arrow"
+        vocabulary.save(folder / VOCABULARIES / file)
+        return file
+
+    return {"name": name, "kind": encoder.kind, **encoder.to_json(keep)}
 
 
 def _from_json(folder: Path, entry: dict[str, Any]) -> ColumnEncoder:
-    if entry["kind"] == "numeric":
-        return NumericEncoder(entry["transform"], entry["mean"], entry["deviation"])
-    vocabulary = Vocabulary.load(folder / VOCABULARIES / entry["vocabulary"])
-    if entry["kind"] == "tags":
-        return TagsEncoder(vocabulary, entry["max_len"])
-    return CategoricalEncoder(vocabulary)
+    kind = encoder_kinds()[entry["kind"]]
+    return kind.from_json(entry, lambda file: Vocabulary.load(folder / VOCABULARIES / file))

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from features.catalogue import build_catalogue, fit_columns, read_table
-from features.columns import ColumnEncoder, fit_column
+from features.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
+from features.columns import ColumnEncoder, Columns, encode_value, fit_column
 from features.contract import Contract
 from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
-from features.encoder import Columns, Encoder, encode_table, encode_value, fields
+from features.encoder import Encoder, encode_table, fields
 from features.errors import named
 from features.log import CONTEXT, GIVEN, HISTORY, ITEM, USER, Log, value_counts
 from features.schema import Schema
 from features.split import Splitter
 from features.vocabulary import canonical
+
+MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, evenly spread over it
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter, prior:
         if before is not None:
             vocabularies[key], frame = grown_catalogue(before[0], frame, id_name)
         learned[key] = fit_columns(
-            frame, trained[key], declared, id_name, min_count, path, *((before[1],) if before else ())
+            frame, trained[key], declared, id_name, min_count, path, before[1] if before else None
         )
         with named(path):
             encoded[key] = encode_table(frame, learned[key])
@@ -139,8 +141,13 @@ def _fit_column(
     path: str,
     prior: ColumnEncoder | None,
 ) -> ColumnEncoder:
+    """Fit one column of the log, in memory that does not grow with it: names by their counts, numbers by a sample."""
     name = column.partition(".")[2]
     if isinstance(spec, Gap | Residual):
         return fit_column(pl.Series(name, [], pl.Float64), spec, path)
-    values = train.select(column).collect(engine="streaming")[column].rename(name)
-    return fit_column(values, spec, path) if prior is None else grow_column(prior, values, spec, path)
+    if spec.form == "name":
+        counts = value_counts(train, column)
+        return fit_column(counts["value"].rename(name), spec, path, prior, counts["len"])
+    rows = train.select(pl.len()).collect(engine="streaming").item()
+    sample = train.select(column).gather_every(max(-(-rows // MOST_FITTED), 1)).collect(engine="streaming")
+    return fit_column(sample[column].rename(name), spec, path, prior)

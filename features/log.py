@@ -87,7 +87,8 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
         ]
         frame = pl.concat(parts, how="vertical_relaxed")
     if as_of is not None:
-        frame = frame.filter(pl.col(TIME) < _end_of(as_of))
+        # A row without a time is for the checks to tell of.
+        frame = frame.filter((pl.col(TIME) < _end_of(as_of)) | pl.col(TIME).is_null())
     return Unchecked(frame, path, unlabelled)
 
 

@@ -1,61 +1,271 @@
-"""`profile.json`: what the feature set holds, in numbers small enough to read."""
+"""`profile.json`: what the feature set holds, in numbers small enough to read, and enough of them to see drift."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from features.feature_set import SPLITS, SplitName, Window, read_arrow
-from features.schema import UNKNOWN, Schema
+from features.encoder import Encoder
+from features.feature_set import PartEntry, SplitName, read_arrow
+from features.profile_file import (
+    FORMAT,
+    PROFILE,
+    ColumnProfile,
+    Day,
+    Numbers,
+    Profile,
+    SplitProfile,
+    VectorCoverage,
+    rounded,
+    save_profile,
+)
+from features.profile_rows import LENGTHS, Rows, SplitCounts, count_rows, is_missing
+from features.raw_values import Buckets, Codes, Reader, Scale, reader_of
+from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
+from features.tally import (
+    PERIODS,
+    SKIPPED,
+    Bins,
+    Tally,
+    Values,
+    count,
+    edge_bins,
+    grid_bin,
+    grid_of,
+    most_frequent,
+    value_bins,
+)
 
-HISTORY_BINS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+SHOWN = 10  # top values
+LENGTH_NAMES = tuple(
+    f"{first}+" if last is None else str(first) if last == first else f"{first}-{last}"
+    for first, last in zip(LENGTHS, (*(edge - 1 for edge in LENGTHS[1:]), None), strict=True)
+)
+
+Samples = dict[SplitName, Rows]
+Binned = dict[SplitName, np.ndarray]
 
 
-def write_profile(
-    folder: Path, windows: dict[SplitName, Window], parts: int, schema: Schema, coverage: dict[str, float]
-) -> None:
-    """Write counts, label rates, history lengths, unknown shares of each split, and coverage of each vector set.
+def write_profile(folder: Path, parts: Sequence[PartEntry], encoder: Encoder) -> Profile:
+    """Write `profile.json` of a feature set whose tables, rows, events and vectors are written.
+
+    Parts are read one by one; memory holds one part and a sample of at most half a million rows.
 
     Args:
-        folder: a feature set whose tables and rows are written.
-        windows: of each split.
-        parts: how many parts each split has.
-        schema: its fields.
-        coverage: share of catalogue items with a vector, by set.
+        folder: of the feature set.
+        parts: its files.
+        encoder: with the final schema; gives indices their names and numbers their scale back.
     """
-    id_index = read_arrow(folder / "items.arrow")[schema.item[0].name]
-    splits = {name: _split(folder, name, windows[name], parts, schema, id_index) for name in SPLITS}
-    profile = {
-        "items": schema.items - 2,
-        "users": schema.users - 2,
-        "vector_coverage": coverage,
-        "splits": splits,
-    }
-    (folder / "profile.json").write_text(json.dumps(profile, indent=1), encoding="utf-8")
+    schema = encoder.schema
+    counts, one_in = count_rows(folder, parts, schema)
+    tables = {"item": read_arrow(folder / "items.arrow"), "user": read_arrow(folder / "users.arrow")}
+    present = {one.name: np.load(folder / "embeddings" / f"{one.name}.present.npy") for one in schema.vectors}
+    samples = {name: split.sample() for name, split in counts.items()}
+    tallier = _Tallier(samples, sorted({day for split in counts.values() for day in split.days}))
+    columns: dict[SplitName, dict[str, ColumnProfile]] = {name: {} for name in counts}
+    for column in _columns(encoder, tables):
+        values = {name: column.of(sample) for name, sample in samples.items()}
+        tallier.add(column.name, *_binned(column, values, samples))
+        for name, split in counts.items():
+            columns[name][column.name] = _column_profile(column, values[name], split)
+    for mark in _marks(samples, present):
+        tallier.add(*mark)
+    profile = Profile(
+        format=FORMAT,
+        items=schema.items - FIRST_VALUE,
+        users=schema.users - FIRST_VALUE,
+        vector_coverage={name: rounded(float(there[FIRST_VALUE:].mean())) for name, there in present.items()},
+        sampled_one_in=one_in,
+        splits={name: _split(split, columns[name], present) for name, split in counts.items()},
+        periods=tuple(map(_iso, tallier.periods)),
+        bins=tallier.bins,
+        tallies=tallier.tallies,
+    )
+    save_profile(folder / PROFILE, profile)
+    return profile
 
 
-def _split(
-    folder: Path, name: SplitName, window: Window, parts: int, schema: Schema, id_index: np.ndarray
-) -> dict[str, Any]:
-    lengths = np.zeros(len(HISTORY_BINS), np.int64)
-    unknown_items = 0
-    unknown = {field.name: 0 for field in schema.context}
-    for part in range(parts):
-        rows = read_arrow(folder / "rows" / name / f"part-{part:05d}.arrow")
-        place = np.searchsorted(HISTORY_BINS, rows["history_len"], side="right") - 1
-        lengths += np.bincount(place, minlength=len(HISTORY_BINS))
-        unknown_items += int((id_index[rows["item"]] == UNKNOWN).sum())
-        for field in schema.context:
-            values = rows[field.name]
-            missing = np.isnan(values) if field.kind == "numeric" else values == UNKNOWN
-            unknown[field.name] += int(missing.sum())
-    return {
-        "rows": window.rows,
-        "label_rate": window.positives / window.rows,
-        "rows_on_items_without_own_embedding": unknown_items / window.rows,
-        "unknown_or_missing": {column: count / window.rows for column, count in unknown.items()},
-        "history_length_from": dict(zip(map(str, HISTORY_BINS), lengths.tolist(), strict=True)),
+@dataclass(frozen=True)
+class _Column:
+    """A column of the rows (`table` is None), or of the table that they point into.
+
+    `named`: its values have bins of their own. Not those of the user id, since users are what noise is measured by, nor
+    codes that are learned anew with each feature set.
+    """
+
+    section: str
+    field: Field
+    reader: Reader | None
+    table: np.ndarray | None
+    named: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}.{self.field.name}"
+
+    def of(self, sample: Rows) -> np.ndarray:
+        """Its encoded values in the sampled rows; event columns: in those with a history."""
+        return sample[self.name] if self.table is None else self.table[sample[self.section]]
+
+    def missing(self, counts: SplitCounts) -> int:
+        """How many rows of a split miss it."""
+        if self.table is None:
+            return counts.missing[self.name]
+        rows = counts.item_rows if self.section == "item" else counts.user_rows
+        return int(rows[is_missing(self.field, self.table)].sum())
+
+    def rows(self, counts: SplitCounts) -> int:
+        """How many rows of a split could have it."""
+        return counts.rows - int(counts.lengths[0]) if self.section == "event" else counts.rows
+
+
+def _columns(encoder: Encoder, tables: dict[str, Rows]) -> Iterator[_Column]:
+    sections = {
+        "context": encoder.context,
+        "candidate": encoder.candidate,
+        "event": encoder.event,
+        "item": encoder.item,
+        "user": encoder.user,
     }
+    user_id = encoder.schema.user[0]
+    for section, learned in sections.items():
+        for field in getattr(encoder.schema, section):
+            reader = reader_of(learned.get(field.name), field)
+            table = tables[section][field.name] if section in tables else None
+            named = reader is not None and not (section == "user" and field is user_id)
+            yield _Column(section, field, reader, table, named)
+
+
+class _Tallier:
+    """Counts the bins of each column in every split's sample."""
+
+    def __init__(self, samples: Samples, days: Sequence[int]) -> None:
+        self.bins: dict[str, Bins] = {}
+        self.tallies: dict[SplitName, dict[str, Tally]] = {name: {} for name in samples}
+        self._samples = samples
+        length = -(-len(days) // PERIODS)
+        self.periods = days[::length]
+        self._period = {
+            name: np.searchsorted(self.periods, sample["day"], side="right") - 1 for name, sample in samples.items()
+        }
+
+    def add(self, column: str, bins: Bins, bin_R: Mapping[SplitName, np.ndarray]) -> None:
+        """Tally one column, given the bin of each sampled row, int [R] or [R, L]."""
+        self.bins[column] = bins
+        for name, values in bin_R.items():
+            user = self._samples[name]["user"]
+            self.tallies[name][column] = count(values, self._period[name], user, len(self.periods), bins.size)
+
+
+def _binned(column: _Column, values: dict[SplitName, np.ndarray], samples: Samples) -> tuple[Bins, Binned]:
+    """Bins of a column, and the bin of each sampled row."""
+    bins: Bins
+    if isinstance(column.reader, Scale):
+        scale = column.reader
+        raw = {name: scale.raw(one) for name, one in values.items()}
+        bins = grid = grid_of(np.concatenate(list(raw.values())))
+        binned = {name: grid_bin(grid, one) for name, one in raw.items()}
+    else:
+        bins, bin_V = _code_bins(column, values)
+        binned = {name: bin_V[one] for name, one in values.items()}
+    if column.section != "event":
+        return bins, binned
+    for name, sample in samples.items():
+        among = np.full(len(sample["user"]), SKIPPED, np.int16)
+        among[sample["has_history"]] = binned[name]
+        binned[name] = among
+    return bins, binned
+
+
+def _code_bins(column: _Column, values: dict[SplitName, np.ndarray]) -> tuple[Bins, np.ndarray]:
+    """Bins of a column of indices, and the bin of each index, int16 [size]."""
+    if isinstance(column.reader, Buckets):
+        return edge_bins(column.reader.edges)
+    size = column.field.size
+    if not column.named or not isinstance(column.reader, Codes):
+        bin_V = np.zeros(size, np.int16)
+        bin_V[[PADDING, UNKNOWN]] = SKIPPED, 1
+        return Values(names=("known",)), bin_V
+    counts = sum(np.bincount(one.reshape(-1), minlength=size) for one in values.values())
+    return value_bins(column.reader.names, np.asarray(counts))
+
+
+def _marks(samples: Samples, present: dict[str, np.ndarray]) -> Iterator[tuple[str, Bins, Binned]]:
+    """History lengths, labels and presence of vectors: what has no encoder."""
+    yield (
+        "history_length",
+        Values(names=LENGTH_NAMES),
+        {name: sample["history_length"] for name, sample in samples.items()},
+    )
+    some = next(iter(samples.values()))
+    for label in (name for name in some if name == "label" or name.startswith("label.")):
+        bins = Values(names=("0", "1"))
+        yield label, bins, {name: _label_bin(sample[label]) for name, sample in samples.items()}
+    for vectors, there in present.items():
+        yield (
+            f"vectors.{vectors}",
+            Values(names=("present",)),
+            {name: np.where(there[sample["item"]], 0, 1) for name, sample in samples.items()},
+        )
+
+
+def _label_bin(label_R: np.ndarray) -> np.ndarray:
+    """0, 1, or nowhere where a row has no label."""
+    return np.where(np.isnan(label_R), SKIPPED, np.nan_to_num(label_R) > 0).astype(np.int16)
+
+
+def _column_profile(column: _Column, values: np.ndarray, counts: SplitCounts) -> ColumnProfile:
+    missing, rows = column.missing(counts), column.rows(counts)
+    common = {"missing": missing, "missing_share": rounded(missing / rows) if rows else 0.0}
+    if isinstance(column.reader, Scale):
+        raw = column.reader.raw(values)
+        raw = raw[np.isfinite(raw)]
+        return ColumnProfile(**common, numbers=_numbers(raw) if len(raw) else None)
+    size = column.field.size
+    counts_V = np.bincount(values.reshape(-1), minlength=size)[FIRST_VALUE:]
+    if column.reader is None or not counts_V.any():
+        return ColumnProfile(**common, vocabulary=size - FIRST_VALUE)
+    names = column.reader.names
+    top = {names[i]: rounded(counts_V[i] / counts_V.sum(), 4) for i in most_frequent(names, counts_V, SHOWN)}
+    return ColumnProfile(**common, vocabulary=size - FIRST_VALUE, top=top)
+
+
+def _numbers(raw_R: np.ndarray) -> Numbers:
+    quantiles = np.quantile(raw_R, QUANTILES).tolist()
+    # Values went through float32: more digits would be its noise.
+    pairs = zip(QUANTILES, quantiles, strict=True)
+    return Numbers(
+        mean=rounded(float(raw_R.mean()), 5), quantiles={f"{share:g}": rounded(at, 5) for share, at in pairs}
+    )
+
+
+def _split(counts: SplitCounts, columns: dict[str, ColumnProfile], present: dict[str, np.ndarray]) -> SplitProfile:
+    days = {day: counts.days[day].tolist() for day in sorted(counts.days)}
+    labelled, positives = (sum(day[place] for day in days.values()) for place in (1, 2))
+    clicks = counts.item_clicks.sum()
+    return SplitProfile(
+        rows=counts.rows,
+        label_rate=rounded(positives / labelled) if labelled else None,
+        history_length=dict(zip(LENGTH_NAMES, counts.lengths.tolist(), strict=True)),
+        vectors={
+            name: VectorCoverage(
+                rows=rounded(float(counts.item_rows[there].sum() / counts.rows)),
+                clicks=rounded(float(counts.item_clicks[there].sum() / clicks)) if clicks else None,
+            )
+            for name, there in present.items()
+        },
+        columns=columns,
+        days={
+            _iso(day): Day(rows=rows, label_rate=rounded(positive / known, 4) if known else None)
+            for day, (rows, known, positive) in days.items()
+        },
+    )
+
+
+def _iso(day: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days=int(day))).isoformat()

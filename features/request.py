@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import PositiveInt
 
 from features.contract import Contract
-from features.contract_columns import Categorical, Numeric, Tags
+from features.contract_columns import ColumnSpec
 from features.errors import ConfigError
 from features.settings import Settings, unknown_key
 
@@ -63,7 +64,7 @@ def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) ->
     _at_most("candidates", candidates, limits.max_candidates)
     history = _list(raw, "history")
     _at_most("history", history, limits.max_history)
-    items, events = _history(history, list(contract.history.columns))
+    items, events = _history(history, contract.history.columns)
     context, users = contract.interactions.context, contract.users.columns if contract.users else {}
     return Request(
         candidates=tuple(_id(f"candidates[{i}]", value) for i, value in enumerate(candidates)),
@@ -75,11 +76,13 @@ def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) ->
     )
 
 
-def _history(history: list[Any], names: list[str]) -> tuple[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
+def _history(
+    history: list[Any], declared: Mapping[str, ColumnSpec]
+) -> tuple[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
     items, events = [], []
     for i, entry in enumerate(history):
         if isinstance(entry, dict):
-            _known_keys(f"history[{i}]", entry, ["item", *names])
+            _known_keys(f"history[{i}]", entry, ["item", *declared])
             if "item" not in entry:
                 raise ConfigError(f"history[{i}]: needs `item`, e.g. {{'item': 3}}.")
             items.append(_id(f"history[{i}].item", entry["item"]))
@@ -87,7 +90,10 @@ def _history(history: list[Any], names: list[str]) -> tuple[tuple[Any, ...], dic
         else:
             items.append(_id(f"history[{i}]", entry))
             events.append({})
-    columns = {name: tuple(_scalar(f"history.{name}", entry.get(name)) for entry in events) for name in names}
+    columns = {
+        name: tuple(_value(f"history.{name}", entry.get(name), spec) for entry in events)
+        for name, spec in declared.items()
+    }
     return tuple(items), columns
 
 
@@ -99,14 +105,14 @@ def _columns(section: str, raw: dict[str, Any], declared: Any) -> dict[str, Any]
     return {name: _value(f"{section}.{name}", value, declared[name]) for name, value in given.items()}
 
 
-def _value(where: str, value: Any, spec: Categorical | Tags | Numeric) -> Any:
+def _value(where: str, value: Any, spec: ColumnSpec) -> Any:
     if value is None:
         return None
-    if isinstance(spec, Tags):
+    if spec.form == "names":
         if not isinstance(value, list):
             raise ConfigError(f"{where}: tags are a list, got {value!r}.")
         return [_scalar(where, tag) for tag in value]
-    if isinstance(spec, Numeric):
+    if spec.form == "number":
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             raise ConfigError(f"{where}: expected a finite number, got {value!r}.")
         return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -112,3 +113,9 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
             "`rating >= 4`."
         )
     return expression
+
+
+def content_hash(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

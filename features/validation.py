@@ -1,33 +1,78 @@
-"""Checks on the real rows of the log (first form)."""
+"""The log's real rows against the contract's checks: refused, put aside, or told of."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 
+from features.buckets import Arrays, by_bucket
 from features.contract import Contract
-from features.contract_log import Interactions
+from features.contract_log import Format, Policy
 from features.errors import DataError, named
-from features.log import EVENT, FIRST_TIME, ITEM, LABEL, LAST_TIME, TIME, USER, WEIGHT
-from features.sources import readable
+from features.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
+from features.log import (
+    CONTEXT,
+    EVENT,
+    GIVEN,
+    HISTORY,
+    ITEM,
+    LABEL,
+    LABELS,
+    REQUEST,
+    TIME,
+    USER,
+    WEIGHT,
+    chunks,
+)
+from features.quarantine import QUARANTINE, put_aside
+from features.rule_examples import with_example
+from features.rules import RowRules, Violation, label_name, row_rules
+from features.sources import readable, scan
 from features.vocabulary import canonical
 
-WRONG_WEIGHT = "_weight.wrong"
+KEY_BUCKETS = 32
+SCRATCH = ".scratch-checks"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding."""
+    """What a check found, where it did not stop the build.
 
+    Args:
+        check: field of `contract.checks`; or `empty` (a column without a value) and `constant` (a label that is
+            always the same), which only ever warn.
+        policy: what the contract says of it.
+        column: as the log calls it.
+        rows: that break it.
+        total: rows of the log.
+        example: one of them, in words.
+        message: all of it in one or two sentences. Without the log's path, for the same log elsewhere makes the same
+            feature set.
+    """
+
+    check: str
+    policy: Policy
+    column: str
+    rows: int
+    total: int
+    example: str
     message: str
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A checked log."""
+    """The log without what was put aside.
+
+    Args:
+        frame: columns and order of the log; labels are float32.
+        rows: how many stay.
+        findings: most rows first.
+    """
 
     frame: pl.LazyFrame
     rows: int
@@ -35,12 +80,175 @@ class Checked:
 
 
 def check_log(
-    frame: pl.LazyFrame, path: str, contract: Contract, known_items: Any, known_users: Any, staging: Path
+    frame: pl.LazyFrame,
+    path: str,
+    contract: Contract,
+    known_items: pl.Series | None,
+    known_users: pl.Series | None,
+    staging: Path,
+    now: datetime | None = None,
 ) -> Checked:
-    """Check."""
+    """Hold every row of the log to the contract.
+
+    One pass in bounded memory: a chunk, the distinct ids, and by way of a file 16 bytes a row. Rows that break a rule
+    are looked up in a further pass; a clean log has none.
+
+    Args:
+        frame: the log under fixed names.
+        path: of it, for messages.
+        contract: what the columns are, and the policy of each check.
+        known_items: ids of the item table, None without one.
+        known_users: ids of the user table, None without one.
+        staging: folder of the feature set that is being built; gets `quarantine.parquet` where rows are put aside.
+        now: time of the build, with its zone; default the present.
+
+    Raises:
+        DataError: a column of the wrong type, an empty log, rows that break a check whose policy is `error` (all such
+            checks in one error, most rows first), or more rows to put aside than `checks.max_quarantine`.
+        ConfigError: `checks.ranges` names a column that is not read.
+    """
+    now = now or datetime.now(UTC)
     _check_types(frame, path, contract)
-    rows, _ = _checked_rows(frame, path, contract)
-    return Checked(frame.with_columns(pl.col(LABEL).cast(pl.Float32)), rows)
+    _check_zones(contract)
+    with named(path):
+        rules = RowRules(row_rules(frame.collect_schema(), contract, now))
+    look = _Look(frame, contract, rules)
+    with readable(path):
+        copies = look.through(path, staging)
+        with named(path):
+            violations = [
+                *rules.violations(),
+                *repeats(copies, contract),
+                *strangers(frame, contract, look.counts, {ITEM: known_items, USER: known_users}),
+                *(bots(frame, contract, look.counts[USER]) if contract.interactions.time is not None else ()),
+            ]
+        violations = sorted(
+            (with_example(one, frame, path, contract, look.rows, now) for one in violations), key=_fewest_last
+        )
+        _refuse(path, violations, look.rows)
+        aside = [one for one in violations if one.policy == "quarantine"]
+        gone = 0
+        kept = frame
+        if aside:
+            kept, gone = put_aside(frame, path, contract, aside, look.rows, staging)
+    findings = [_finding(one, look.rows) for one in violations] + list(look.remarks())
+    return Checked(kept.with_columns(pl.col(LABEL).cast(pl.Float32)), look.rows - gone, tuple(findings))
+
+
+class _Look:
+    """One pass over the log, and what it counted."""
+
+    def __init__(self, frame: pl.LazyFrame, contract: Contract, rules: RowRules) -> None:
+        self._contract = contract
+        self._rules = rules
+        self._ids = {USER: IdCounts(), ITEM: IdCounts()}
+        self._nulls: dict[str, int] = {}
+        self._labels: set[float] = set()
+        self.rows = 0
+        whole = rules.keys | {USER, ITEM, TIME, LABEL}
+        # Of the others it matters whether they are there; asking makes sure that each is read to its end.
+        names = frame.collect_schema().names()
+        self._frame = frame.select(pl.col(name) if name in whole else pl.col(name).is_null() for name in names)
+        self._flags = [name for name in names if name not in whole]
+
+    @property
+    def counts(self) -> dict[str, pl.DataFrame]:
+        """Of `USER` and `ITEM`: columns `id` and `len`."""
+        return {key: ids.counts() for key, ids in self._ids.items()}
+
+    def through(self, path: str, staging: Path) -> list[np.ndarray]:
+        """Look at every row; returns the numbers of the rows that repeat an earlier one.
+
+        Raises:
+            DataError: the log is empty.
+        """
+        if self._contract.interactions.time is None:
+            # Without times a second row of the same user and item is no repeat.
+            for _ in self._keys(path):
+                pass
+            return []
+        buckets = by_bucket(self._keys(path), "key", KEY_BUCKETS, staging / SCRATCH)
+        return [later_copies(bucket) for bucket in buckets]
+
+    def remarks(self) -> Iterator[Finding]:
+        """On columns as a whole."""
+        total = self.rows
+        for key in self._nulls:
+            if self._nulls[key] == total:
+                column = _name_of(key, self._contract)
+                message = f"column {column!r}: all {total} rows are null. It says nothing; leave it out."
+                yield Finding("empty", "warn", column, total, total, "null", message)
+        name = label_name(self._contract)
+        if name is not None and self._labels in ({0.0}, {1.0}):
+            value = f"{self._labels.pop():g}"
+            message = (
+                f"label {name!r}: is {value} in all {total} rows. There is nothing to learn; a log of "
+                "positives alone needs interactions.negatives."
+            )
+            yield Finding("constant", "warn", name, total, total, value, message)
+
+    def _keys(self, path: str) -> Iterator[Arrays]:
+        keys = EventKeys()
+        for chunk in chunks(self._frame):
+            self._rules.add(chunk, self.rows)
+            for key, ids in self._ids.items():
+                ids.add(chunk[key])
+            for name in chunk.columns:
+                nulls = int(chunk[name].sum()) if name in self._flags else chunk[name].null_count()
+                self._nulls[name] = self._nulls.get(name, 0) + nulls
+            if len(self._labels) < 2:
+                label = chunk[LABEL].cast(pl.Float64)
+                self._labels |= {value for value in (0.0, 1.0) if (label == value).any()}
+            yield keys.of(chunk, self.rows)
+            self.rows += chunk.height
+        if not self.rows:
+            raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
+
+
+def _fewest_last(one: Violation) -> int:
+    return -one.rows
+
+
+def _refuse(path: str, violations: Sequence[Violation], rows: int) -> None:
+    failed = [f"{path}: {_message(one, rows)}" for one in violations if one.policy == "error"]
+    if failed:
+        raise DataError("\n".join(failed))
+
+
+def _finding(one: Violation, rows: int) -> Finding:
+    return Finding(one.check, one.policy, one.column, one.rows, rows, str(one.example), _message(one, rows))
+
+
+def _message(one: Violation, rows: int) -> str:
+    text = f"{one.subject}: {one.rows} of {rows} rows {one.wrong}, e.g. {one.example}."
+    if one.policy == "quarantine":
+        return f"{text} They were put aside in {QUARANTINE}."
+    text = f"{text} {one.way_out}"
+    if one.policy == "error" and one.check != "calendar":
+        text += f" `checks.{one.check}: quarantine` puts such rows aside."
+    return text
+
+
+def _name_of(key: str, contract: Contract) -> str:
+    """What the log calls a column of the frame."""
+    log = contract.interactions
+    direct = {
+        USER: log.user,
+        ITEM: log.item,
+        TIME: log.time,
+        LABEL: label_name(contract),
+        WEIGHT: log.weight,
+        REQUEST: log.request,
+    }
+    if found := direct.get(key):
+        return found
+    if key == GIVEN and contract.history.given is not None:
+        return contract.history.given.column
+    name = key.partition(".")[2]
+    specs = log.context if key.startswith(CONTEXT) else contract.history.columns
+    if key.startswith((CONTEXT, HISTORY)) and name in specs:
+        return specs[name].source or name
+    return name or key
 
 
 def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
@@ -51,10 +259,11 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
             canonical(pl.Series(name, [], dtype=schema[key]))
         if schema[key].is_float():
             raise DataError(f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it.")
-    if not (schema[LABEL].is_numeric() or schema[LABEL] == pl.Boolean):
-        raise DataError(
-            f"{path}: label {log.label!r} is {schema[LABEL]}, expected 0/1 or a condition such as `rating >= 4`."
-        )
+    targets = {LABEL: f"label {log.label!r}"}
+    targets |= {LABELS + name: f"interactions.labels.{name} {text!r}" for name, text in log.labels.items()}
+    for key, name in targets.items():
+        if not (schema[key].is_numeric() or schema[key] == pl.Boolean):
+            raise DataError(f"{path}: {name} is {schema[key]}, expected 0/1 or a condition such as `rating >= 4`.")
     if schema[EVENT] != pl.Boolean:
         raise DataError(
             f"{path}: history.events {contract.history.events!r} is {schema[EVENT]}, expected a condition such as "
@@ -64,52 +273,25 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
         raise DataError(f"{path}: weight column {log.weight!r} holds {schema[WEIGHT]}, expected numbers.")
 
 
-def _checked_rows(frame: pl.LazyFrame, path: str, contract: Contract) -> tuple[int, Any]:
-    """Row count and times, after counting what must not be there."""
-    log = contract.interactions
-    with readable(path):
-        checked = frame.select(TIME, LABEL, *_null_flags(frame), *_weight_flag(log)).collect(engine="streaming")
-    rows = checked.height
-    if not rows:
-        raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
-    names: dict[str, str] = {USER: log.user, ITEM: log.item, TIME: log.time, LABEL: log.label}
-    for key, name in names.items():
-        nulls = int(checked[key].null_count()) if key in (TIME, LABEL) else int(checked[f"{key}.null"].sum())
-        if nulls:
-            raise DataError(
-                f"{path}: column {name!r}: {nulls} of {rows} rows are null. Remove or fill them in the export."
-            )
-    label = checked[LABEL].cast(pl.Float64)
-    wrong = label.filter(~label.is_in([0.0, 1.0]))
-    if len(wrong):
+def _check_zones(contract: Contract) -> None:
+    """Times with and without a zone do not compare: those without would be read as UTC, hours off."""
+    log, split = contract.interactions, contract.split
+    sources: list[tuple[str, Format, str | None]] = [(log.path, log.format, log.time)]
+    if split.by == "files":
+        sources += [(str(path), log.format, log.time) for path in (split.valid, split.test)]
+    sources += [(table.path, table.format, table.time) for table in contract.history.tables]
+    seen: dict[bool, tuple[str, str]] = {}
+    for name, form, column in sources:
+        if column is None or len(sources) == 1:
+            continue
+        path = contract.resolve(name)
+        held = scan(path, form).collect_schema().get(column)
+        dtype = held.inner if isinstance(held, pl.List) else held
+        if isinstance(dtype, pl.Datetime):
+            seen.setdefault(dtype.time_zone is not None, (path, column))
+    if len(seen) == 2:
+        (aware, one), (naive, other) = seen[True], seen[False]
         raise DataError(
-            f"{path}: label {log.label!r}: {len(wrong)} of {rows} rows are neither 0 nor 1, e.g. {wrong[0]:g}. "
-            "Write it as a condition, e.g. `rating >= 4`."
+            f"{naive}: time column {other!r} has no time zone, that of {aware} ({one!r}) has one. Write both in "
+            "UTC, with the zone."
         )
-    if log.weight and checked[WRONG_WEIGHT].any():
-        example = frame.filter(_weight_flag(log)).select(WEIGHT).first().collect().item()
-        raise DataError(
-            f"{path}: weight column {log.weight!r}: {int(checked[WRONG_WEIGHT].sum())} of {rows} rows are negative or "
-            f"not finite, e.g. {example}. Correct them in the export; a row that must not count has weight 0."
-        )
-    times = checked[TIME].to_numpy()
-    if times.min() <= FIRST_TIME or times.max() >= LAST_TIME:
-        raise DataError(
-            f"{path}: time column {log.time!r} leaves the years 1 to 9999 when read in {log.time_unit!r}. Correct "
-            "interactions.time_unit: 1700000000 is in s, 1700000000000 in ms, 1700000000000000 in us."
-        )
-    return rows, times
-
-
-def _null_flags(frame: pl.LazyFrame) -> list[pl.Expr]:
-    """One a column, so that every column is read to its end before anything is built on it."""
-    names = frame.collect_schema().names()
-    return [pl.col(key).is_null().alias(f"{key}.null") for key in names if key not in (TIME, LABEL)]
-
-
-def _weight_flag(log: Interactions) -> list[pl.Expr]:
-    if not log.weight:
-        return []
-    # As float32, the type it is stored and trained with.
-    weight = pl.col(WEIGHT).cast(pl.Float32, strict=False)
-    return [((weight < 0) | ~weight.is_finite()).fill_null(False).alias(WRONG_WEIGHT)]

@@ -12,6 +12,8 @@ import polars as pl
 from features.errors import DataError
 from features.schema import FIRST_VALUE, UNKNOWN
 
+DENSE = 16  # whole numbers spread over so many times their count are still looked up in a table
+
 
 class Vocabulary:
     """A frozen list of distinct raw values; the value at place i has index i + 2.
@@ -24,12 +26,36 @@ class Vocabulary:
         self.values = values
 
     @classmethod
-    def fit(cls, raw: pl.Series, min_count: int = 1, max_size: int | None = None) -> Vocabulary:
-        """Values seen at least `min_count` times, the most frequent `max_size` of them, in sorted order."""
-        name = raw.name
-        counts = canonical(raw).drop_nulls().to_frame("value").group_by("value").len()
-        counts = counts.filter(pl.col("len") >= min_count).sort(["len", "value"], descending=[True, False])
-        return cls(counts["value"].head(max_size or counts.height).sort().rename(name))
+    def fit(
+        cls, raw: pl.Series, min_count: int = 1, max_size: int | None = None, times: pl.Series | None = None
+    ) -> Vocabulary:
+        """Values seen at least `min_count` times, the most frequent `max_size` of them, in sorted order.
+
+        Args:
+            raw: training values.
+            min_count, max_size: limits.
+            times: how often each value of `raw` was seen; default once.
+        """
+        return cls(_frequent(raw, min_count, times).head(max_size or len(raw)).sort().rename(raw.name))
+
+    def grown(
+        self, raw: pl.Series, min_count: int = 1, max_size: int | None = None, times: pl.Series | None = None
+    ) -> Vocabulary:
+        """With the values seen often enough in `raw` after the old ones, in sorted order; no index moves.
+
+        `max_size` holds for old and new together: the most frequent new values fill the room that is left.
+        """
+        frequent = _frequent(raw, min_count, times)
+        if frequent.dtype == pl.Null or not len(frequent):
+            return self
+        if not len(self.values):
+            return Vocabulary(frequent.head(max_size or len(frequent)).sort().rename(self.values.name))
+        if frequent.dtype != self.values.dtype:
+            raise self._of_another_type(raw)
+        new = frequent.filter(~frequent.is_in(self.values.implode()))
+        if max_size is not None:
+            new = new.head(max(max_size - len(self.values), 0))
+        return Vocabulary(pl.concat([self.values, new.sort().rename(self.values.name)]))
 
     @property
     def size(self) -> int:
@@ -50,11 +76,11 @@ class Vocabulary:
         """Indices of a column, int32; null and unknown values are 1. Raises DataError for another type."""
         keys = canonical(raw)
         if keys.dtype != self.values.dtype and keys.dtype != pl.Null:
-            raise DataError(
-                f"column {raw.name!r}: holds {raw.dtype} where {self.kind} was learned from the training window."
-            )
+            raise self._of_another_type(raw)
         if not len(self.values) or keys.dtype == pl.Null:
             return np.full(len(raw), UNKNOWN, np.int32)
+        if self._table is not None:
+            return self._looked_up(keys, *self._table)
         index = pl.Series(np.arange(FIRST_VALUE, self.size, dtype=np.int32))
         return (
             keys.replace_strict(self.values, index, default=UNKNOWN, return_dtype=pl.Int32)
@@ -89,8 +115,42 @@ class Vocabulary:
         return cls(pl.read_ipc(path)["value"])
 
     @cached_property
+    def _table(self) -> tuple[int, np.ndarray] | None:
+        """For whole numbers that lie close together: the smallest, and the index of each number from it on."""
+        if not self.whole_numbers or not len(self.values):
+            return None
+        values = self.values.to_numpy()
+        low, span = int(values.min()), int(values.max()) - int(values.min()) + 1
+        if span > max(DENSE * len(values), 1 << 16):
+            return None
+        table = np.full(span + 1, UNKNOWN, np.int32)  # its last entry stands for all numbers outside
+        table[values - low] = np.arange(FIRST_VALUE, self.size, dtype=np.int32)
+        return low, table
+
+    def _looked_up(self, keys: pl.Series, low: int, table: np.ndarray) -> np.ndarray:
+        outside = len(table) - 1
+        numbers = keys.fill_null(low - 1 if low > -(2**63) else low + outside).to_numpy()
+        # Compared before subtracting, which may wrap round for what lies far outside.
+        inside = (numbers >= low) & (numbers <= low + outside - 1)
+        return table[np.where(inside, numbers - low, outside)]
+
+    def _of_another_type(self, raw: pl.Series) -> DataError:
+        return DataError(
+            f"column {raw.name!r}: holds {raw.dtype} where {self.kind} was learned from the training window."
+        )
+
+    @cached_property
     def _places(self) -> dict[Any, int]:
         return {value: i for i, value in enumerate(self.values.to_list(), start=FIRST_VALUE)}
+
+
+def _frequent(raw: pl.Series, min_count: int, times: pl.Series | None) -> pl.Series:
+    """Values seen at least `min_count` times, the most frequent first; equally frequent ones in sorted order."""
+    seen = pl.DataFrame(
+        {"value": canonical(raw), "times": pl.repeat(1, len(raw), eager=True) if times is None else times}
+    )
+    counts = seen.drop_nulls("value").group_by("value").agg(pl.col("times").cast(pl.Int64).sum())
+    return counts.filter(pl.col("times") >= min_count).sort(["times", "value"], descending=[True, False])["value"]
 
 
 def canonical(raw: pl.Series) -> pl.Series:
@@ -104,6 +164,8 @@ def canonical(raw: pl.Series) -> pl.Series:
         return raw
     if dtype in (pl.Categorical, pl.Enum, pl.Boolean):
         return raw.cast(pl.String)
+    if dtype in (pl.Int64, pl.Int32, pl.Int16, pl.Int8, pl.UInt32, pl.UInt16, pl.UInt8):
+        return raw.cast(pl.Int64)
     if dtype.is_integer() or dtype.is_float():
         keys = raw.cast(pl.Int64, strict=False)
         is_key = keys.is_not_null() if dtype.is_integer() else keys.is_not_null() & (raw == raw.floor())

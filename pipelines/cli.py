@@ -24,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+bench_app = typer.Typer(help="The README's numbers, peers beside us in one run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
@@ -35,10 +37,19 @@ SetOption = Annotated[
 ServeSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Repeatable, over the --serve file.")
 ]
+DriftSetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Thresholds; repeatable.")
+]
 RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
 WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
+BenchOutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the results; default benchmarks/results/NAME.")
+]
+BenchWorkOption = Annotated[
+    Path | None, typer.Option("--work", help="Folder for raw data and builds, emptied at the end; default: temporary.")
+]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
 
 DEFAULT_MODEL = Path("conf/model/qin.yaml")
@@ -92,23 +103,27 @@ def simulate(
 def features(
     data: DataOption,
     as_of: AsOfOption = None,
+    window: Annotated[
+        str | None, typer.Option("--window", help="Rows of so many days alone, e.g. 14d; unchanged days are reused.")
+    ] = None,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Raw tables -> feature set."""
-    from pipelines.build import build, describe
+    from pipelines.build import build, describe, parse_window
 
     contract, _ = _settings(data, assignments, root)
-    result = build(contract, Workspace(work), as_of)
+    result = build(contract, Workspace(work), as_of, parse_window(window))
     console(as_json).print(describe(result))
     _finish(
         {
             "status": "reused" if result.reused else "done",
             "exit_code": 0,
             "feature_set": str(result.feature_set.path),
-            "rows": {name: window.rows for name, window in result.feature_set.manifest.windows.items()},
+            "rows": {name: found.rows for name, found in result.feature_set.manifest.windows.items()},
+            "findings": list(result.feature_set.manifest.findings),
             "seconds": result.seconds,
         },
         as_json,
@@ -252,6 +267,55 @@ def promote(
 
     payload = promote_bundle(bundle, Workspace(work), console(as_json))
     _finish(payload, as_json)
+
+
+@app.command()
+def drift(
+    base: Annotated[Path, typer.Option("--base", help="Feature set (folder or profile.json) to compare with.")],
+    new: Annotated[Path, typer.Option("--new", help="Feature set that is judged.")],
+    split: Annotated[str | None, typer.Option("--split", help="train, valid or test; default: all rows.")] = None,
+    base_days: Annotated[
+        int | None, typer.Option("--base-days", help="Only the newest UTC days of the base.", min=1)
+    ] = None,
+    new_days: Annotated[
+        int | None, typer.Option("--new-days", help="Only the newest UTC days of the new.", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG of what changed most.")] = None,
+    assignments: DriftSetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What changed between two feature sets.
+
+    Exit 3 when a change is both large and no accident.
+    """
+    from pipelines.drift import drift_between
+
+    overrides = _overrides(assignments, ("drift",)).get("drift", {})
+    payload = drift_between(base, new, split, (base_days, new_days), overrides, out, console(as_json))
+    _finish(payload, as_json)
+    raise typer.Exit(payload["exit_code"])
+
+
+@bench_app.command("features")
+def bench_features(
+    sizes: Annotated[str, typer.Option("--sizes", help="Rows of the simulated logs, in millions.")] = "1,10,40",
+    pandas_rows: Annotated[
+        int, typer.Option("--pandas-rows", help="Rows at which pandas builds the same features.", min=1_000)
+    ] = 1_000_000,
+    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows/s, memory and bytes of a feature build.
+
+    Simulates logs (40 million rows take about 10 GB of disk meanwhile), builds their feature sets, and at one size
+    builds the same features with pandas, each in a process of its own.
+    """
+    from pipelines.bench import parse_sizes, run_bench
+
+    arguments = {"sizes": parse_sizes(sizes), "pandas_rows": pandas_rows, "repeats": repeats}
+    _finish(run_bench("features", console(as_json), out, work, **arguments), as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,14 +37,14 @@ def gate(path: Path, tracker: Tracker) -> Bundle:
         reasons.append(f"calibration ratio {metrics['calibration_ratio']:.3f} is outside {low} to {high}")
     if metrics["auc"] <= controls["popularity"]["auc"]:
         reasons.append(
-            f"{split} AUC {metrics['auc']:.4f} is not above the popularity control's {controls['popularity']['auc']:.4f}"
+            f"{split} AUC {metrics['auc']:.4f} is not above popularity's {controls['popularity']['auc']:.4f}"
         )
     champion = tracker.version_tags(f"quadrank-{manifest.name}", ALIAS)
     if champion.get("feature_set") == manifest.feature_set:
         best = float(champion[f"{split}_auc"])
         if metrics["auc_high"] < best:
             reasons.append(
-                f"{split} AUC {metrics['auc']:.4f} (at most {metrics['auc_high']:.4f}) is below the champion's {best:.4f}"
+                f"{split} AUC {metrics['auc']:.4f} (at most {metrics['auc_high']:.4f}) is under {best:.4f} of the champion"
             )
     if reasons:
         raise GateError("; ".join(reasons))

@@ -70,6 +70,7 @@ def raw_contract(root: Path) -> Contract:
                 "columns": {"segment": {"type": "categorical"}, "age": {"type": "numeric"}},
             },
             "embeddings": {"text": {"path": "text.parquet", "id": "item_id"}},
+            "checks": {"earliest": "1970-01-01"},
             "history": {"max_len": HISTORY_LEN, "columns": {"label": {"type": "categorical"}}},
         }
     )

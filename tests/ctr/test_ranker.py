@@ -23,7 +23,8 @@ from ctr.golden import golden_cases
 from ctr.models.qin import QIN
 from ctr.parity import random_cases
 from ctr.ranker import Ranker, load_serve_config
-from features.columns import CategoricalEncoder, NumericEncoder
+from features.columns_category import CategoricalEncoder
+from features.columns_number import NumericEncoder
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
 from features.feature_set import FeatureSet

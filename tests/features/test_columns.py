@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.columns import CategoricalEncoder, NumericEncoder, TagsEncoder, fit_column
+from features.columns import fit_column
+from features.columns_category import CategoricalEncoder, TagsEncoder
+from features.columns_number import NumericEncoder
 from features.contract_columns import Categorical, Numeric, Tags
 from features.errors import DataError
 
@@ -78,7 +80,7 @@ def test_a_constant_column_has_deviation_one(values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("column", "spec", "words"),
     [
-        (pl.Series("c", ["x"]), Numeric(type="numeric"), "declared `numeric` but is String, e.g. 'x'"),
+        (pl.Series("c", ["x"]), Numeric(type="numeric"), "declared a number but is String, e.g. 'x'"),
         (pl.Series("c", ["x"]), Tags(type="tags"), "declared `tags`"),
         (pl.Series("c", [0.5]), Categorical(type="categorical"), "values, e.g. 0.5, are not whole numbers"),
     ],

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.columns import NumericEncoder, TagsEncoder
+from features.columns_category import TagsEncoder
+from features.columns_number import NumericEncoder
 from features.contract import Contract, load_contract
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError

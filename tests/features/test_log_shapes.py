@@ -23,6 +23,7 @@ DAY = 86_400
 def contract(folder: Path, interactions: dict[str, Any], **more: Any) -> Contract:
     log = {"path": "log.parquet", "user": "user", "item": "item", "time": "time", "user_min_count": 1}
     content = {"name": "shape", "root": str(folder), "interactions": log | {"item_min_count": 1} | interactions}
+    content["checks"] = {"earliest": "1970-01-01"}
     return validate(Contract, content | more, "shape.yaml")
 
 

@@ -1,0 +1,224 @@
+"""Encoders of values that are names: by vocabulary, by hash, and lists of them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+
+from features.columns import ColumnEncoder
+from features.contract_columns import Categorical, Hashed, Tags
+from features.errors import ConfigError, DataError
+from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
+from features.vocabulary import Vocabulary, canonical
+
+
+class CategoricalEncoder(ColumnEncoder):
+    """A value to its index in a vocabulary; int32 [rows]."""
+
+    kind = "categorical"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def fit(cls, raw: pl.Series, spec: Categorical, times: pl.Series | None = None) -> Self:
+        """Learn the vocabulary from training values."""
+        return cls(Vocabulary.fit(raw, spec.min_count, spec.max_size, times))
+
+    def grown(self, raw: pl.Series, spec: Categorical, times: pl.Series | None = None) -> Self:
+        """With the values that have become frequent enough, after the old ones."""
+        return type(self)(self.vocabulary.grown(raw, spec.min_count, spec.max_size, times))
+
+    def field(self, name: str) -> Field:
+        """How a model sees the column."""
+        return Field(name=name, kind="categorical", size=self.vocabulary.size)
+
+    def encode(self, raw: pl.Series) -> np.ndarray:
+        """A column, int32 [rows]."""
+        return self.vocabulary.encode(raw)
+
+    def encode_one(self, value: Any) -> np.ndarray:
+        """One value, int64 [1]."""
+        return np.array([self.vocabulary.index(value)], np.int64)
+
+    def raw_value(self, encoded: Any) -> Any:
+        """The value of an index."""
+        return self.vocabulary.value(encoded) if encoded >= FIRST_VALUE else None
+
+    def blank(self, index: int) -> np.ndarray:
+        """The entry of a padding (0) or unknown (1) table row."""
+        return np.array([index], np.int32)
+
+    def check(self, where: str, value: Any) -> None:
+        """Refuse text where whole numbers were learned, and the other way round."""
+        check_kind(where, value, self.vocabulary, "values of this column")
+
+    def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
+        """The vocabulary."""
+        return {"vocabulary": keep(self.vocabulary)}
+
+    @classmethod
+    def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(find(learned["vocabulary"]))
+
+
+class HashedEncoder(ColumnEncoder):
+    """A value to one of `buckets` indices by a hash that never changes; int32 [rows].
+
+    index = 2 + (the first 8 bytes of sha256 of the value's UTF-8 text, as a big-endian whole number) modulo `buckets`.
+    The text of a whole number is its decimal digits, that of a boolean `true` or `false`. Missing is 1.
+    """
+
+    kind = "hashed"
+
+    def __init__(self, buckets: int) -> None:
+        self.buckets = buckets
+
+    @classmethod
+    def fit(cls, raw: pl.Series, spec: Hashed, times: pl.Series | None = None) -> Self:
+        """Nothing is learned."""
+        return cls(spec.buckets)
+
+    def field(self, name: str) -> Field:
+        """How a model sees the column."""
+        return Field(name=name, kind="categorical", size=self.buckets + FIRST_VALUE)
+
+    def encode(self, raw: pl.Series) -> np.ndarray:
+        """A column, int32 [rows]."""
+        keys = canonical(raw)
+        distinct = keys.unique().drop_nulls()
+        index = pl.Series([self._index(value) for value in distinct.to_list()], dtype=pl.Int32)
+        if not len(distinct):
+            return np.full(len(raw), UNKNOWN, np.int32)
+        return keys.replace_strict(distinct, index, default=UNKNOWN, return_dtype=pl.Int32).to_numpy()
+
+    def encode_one(self, value: Any) -> np.ndarray:
+        """One value, int64 [1]."""
+        return np.array([UNKNOWN if value is None else self._index(value)], np.int64)
+
+    def raw_value(self, encoded: Any) -> Any:
+        """The smallest whole number that falls into the bucket, as text."""
+        if encoded < FIRST_VALUE:
+            return None
+        return next(text for text in map(str, itertools.count()) if self._index(text) == encoded)
+
+    def blank(self, index: int) -> np.ndarray:
+        """The entry of a padding (0) or unknown (1) table row."""
+        return np.array([index], np.int32)
+
+    def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
+        """How many buckets."""
+        return {"buckets": self.buckets}
+
+    @classmethod
+    def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(learned["buckets"])
+
+    def _index(self, value: Any) -> int:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        digest = hashlib.sha256(text.encode()).digest()
+        return FIRST_VALUE + int.from_bytes(digest[:8], "big") % self.buckets
+
+
+class TagsEncoder(ColumnEncoder):
+    """A list of values to the indices of the first `max_len` known ones; int32 [rows, max_len].
+
+    A list with no known tag is [1, 0, …]: unknown, which is not the same as padding. With a `separator` the column
+    is text such as `Action|Drama`.
+    """
+
+    kind = "tags"
+
+    def __init__(self, vocabulary: Vocabulary, max_len: int, separator: str | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.max_len = max_len
+        self.separator = separator
+
+    @classmethod
+    def fit(cls, raw: pl.Series, spec: Tags, times: pl.Series | None = None) -> Self:
+        """Learn the vocabulary from training lists."""
+        tags = _lists(raw, spec.separator).explode().drop_nulls().rename(raw.name)
+        return cls(Vocabulary.fit(tags, spec.min_count, spec.max_size), spec.max_len, spec.separator)
+
+    def grown(self, raw: pl.Series, spec: Tags, times: pl.Series | None = None) -> Self:
+        """With the tags that have become frequent enough, after the old ones."""
+        tags = _lists(raw, spec.separator).explode().drop_nulls().rename(raw.name)
+        return type(self)(self.vocabulary.grown(tags, spec.min_count, spec.max_size), self.max_len, self.separator)
+
+    def field(self, name: str) -> Field:
+        """How a model sees the column."""
+        return Field(name=name, kind="tags", size=self.vocabulary.size, max_len=self.max_len)
+
+    def encode(self, raw: pl.Series) -> np.ndarray:
+        """A column, int32 [rows, max_len]."""
+        result = np.zeros((len(raw), self.max_len), np.int32)
+        lists = _lists(raw, self.separator)
+        long = pl.DataFrame({"row": np.arange(len(raw), dtype=np.int64), "tag": lists}).explode("tag")
+        rows, index = long["row"].to_numpy(), self.vocabulary.encode(long["tag"].rename(raw.name))
+        rows, index = rows[index != UNKNOWN], index[index != UNKNOWN]
+        first = np.searchsorted(rows, rows, side="left")
+        place = np.arange(len(rows)) - first
+        kept = place < self.max_len
+        result[rows[kept], place[kept]] = index[kept]
+        result[result[:, 0] == PADDING, 0] = UNKNOWN
+        return result
+
+    def encode_one(self, value: Any) -> np.ndarray:
+        """One list, int64 [1, max_len]."""
+        known = [i for i in map(self.vocabulary.index, value or []) if i != UNKNOWN][: self.max_len]
+        result = np.zeros((1, self.max_len), np.int64)
+        result[0, : len(known)] = known
+        if not known:
+            result[0, 0] = UNKNOWN
+        return result
+
+    def raw_value(self, encoded: Any) -> Any:
+        """The tags of a row of indices."""
+        return [self.vocabulary.value(index) for index in encoded if index >= FIRST_VALUE] or None
+
+    def blank(self, index: int) -> np.ndarray:
+        """The entry of a padding (0) or unknown (1) table row."""
+        return np.array([[index] + [PADDING] * (self.max_len - 1)], np.int32)
+
+    def check(self, where: str, value: Any) -> None:
+        """Refuse text where whole numbers were learned, and the other way round."""
+        for tag in value or ():
+            check_kind(where, tag, self.vocabulary, "values of this column")
+
+    def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
+        """The vocabulary and the length."""
+        return {"vocabulary": keep(self.vocabulary), "max_len": self.max_len, "separator": self.separator}
+
+    @classmethod
+    def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(find(learned["vocabulary"]), learned["max_len"], learned["separator"])
+
+
+def check_kind(where: str, value: Any, vocabulary: Vocabulary, what: str) -> None:
+    """Raise ConfigError for a value of a type that the vocabulary does not hold."""
+    if not vocabulary.is_of_kind(value):
+        raise ConfigError(
+            f"{where}: {value!r} is of the wrong type: {what} are {vocabulary.kind}, e.g. {vocabulary.values[0]!r}."
+        )
+
+
+def _lists(raw: pl.Series, separator: str | None) -> pl.Series:
+    dtype = raw.dtype
+    if separator is not None and dtype in (pl.String, pl.Null):
+        return raw.cast(pl.String).str.split(separator).list.eval(pl.element().filter(pl.element() != ""))
+    if isinstance(dtype, pl.List):
+        return raw
+    if isinstance(dtype, pl.Array):
+        return raw.cast(pl.List(dtype.inner))
+    raise DataError(
+        f"column {raw.name!r}: declared `tags`, which are lists, but holds {dtype}. Declare `categorical`, or give the "
+        "`separator` of a text column."
+    )

@@ -1,0 +1,128 @@
+"""Encoders of times: a part of the date, and the pause since the event before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+
+from features.columns import ColumnEncoder
+from features.columns_number import BucketsEncoder
+from features.contract_columns import DatePart, Gap
+from features.errors import ConfigError, DataError
+from features.schema import FIRST_VALUE, UNKNOWN, Field
+from features.vocabulary import Vocabulary
+
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
+# How many values a part has, and the first of them.
+PARTS = {"hour": (24, 0), "weekday": (7, 1), "day": (31, 1), "month": (12, 1), "week": (53, 1)}
+EXAMPLE: dict[str, Callable[[int], dict[str, int]]] = {
+    "hour": lambda value: {"hour": value},
+    "weekday": lambda value: {"day": value},
+    "day": lambda value: {"day": value},
+    "month": lambda value: {"month": value},
+}
+# The seconds of the years 1 to 9999, which calendars stop at.
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+
+
+class DatePartEncoder(ColumnEncoder):
+    """A time to a part of its date in UTC: 2 + hour, weekday from Monday, day, month or ISO week; missing is 1.
+
+    Args:
+        part: one of `PARTS`.
+        time_unit: of whole numbers since 1970.
+    """
+
+    kind = "date"
+
+    def __init__(self, part: str, time_unit: str) -> None:
+        self.part = part
+        self.time_unit = time_unit
+
+    @classmethod
+    def fit(cls, raw: pl.Series, spec: DatePart, times: pl.Series | None = None) -> Self:
+        """Nothing is learned."""
+        _seconds(raw, spec.time_unit)
+        return cls(spec.part, spec.time_unit)
+
+    def field(self, name: str) -> Field:
+        """How a model sees the column."""
+        return Field(name=name, kind="categorical", size=PARTS[self.part][0] + FIRST_VALUE)
+
+    def encode(self, raw: pl.Series) -> np.ndarray:
+        """A column of times, dates or whole numbers, int32 [rows]."""
+        times = pl.from_epoch(_seconds(raw, self.time_unit), time_unit="s")
+        part = getattr(times.dt, self.part)().cast(pl.Int32)
+        return (part - PARTS[self.part][1] + FIRST_VALUE).fill_null(UNKNOWN).to_numpy()
+
+    def encode_one(self, value: Any) -> np.ndarray:
+        """One time, as ISO text (UTC where it names no zone) or a whole number, int64 [1]."""
+        if value is None:
+            return np.array([UNKNOWN], np.int64)
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value)
+            time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+            seconds = int(time.timestamp() // 1)
+        else:
+            seconds = value // PER_SECOND[self.time_unit]
+        return self.encode(pl.Series("time", [seconds * PER_SECOND[self.time_unit]])).astype(np.int64)
+
+    def raw_value(self, encoded: Any) -> Any:
+        """A time of that part, as ISO text."""
+        if encoded < FIRST_VALUE:
+            return None
+        value = int(encoded) - FIRST_VALUE + PARTS[self.part][1]
+        if self.part == "week":
+            return date.fromisocalendar(2020, value, 1).isoformat()  # a year of 53 weeks
+        # 1 January 2024 is a Monday.
+        return datetime(2024, **({"month": 1, "day": 1} | EXAMPLE[self.part](value))).isoformat()
+
+    def blank(self, index: int) -> np.ndarray:
+        """The entry of a padding (0) or unknown (1) table row."""
+        return np.array([index], np.int32)
+
+    def check(self, where: str, value: Any) -> None:
+        """Refuse text that is no time."""
+        if isinstance(value, str):
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise ConfigError(f"{where}: {value!r} is no time. Write it as 2026-01-31T13:00:00Z.") from None
+
+    def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
+        """The part and the unit."""
+        return {"part": self.part, "time_unit": self.time_unit}
+
+    @classmethod
+    def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(learned["part"], learned["time_unit"])
+
+
+class GapEncoder(BucketsEncoder):
+    """Seconds since the event before to buckets that double: below 2, below 4, below 8, …; missing is 1."""
+
+    kind = "gap"
+
+    @classmethod
+    def fit(cls, raw: pl.Series, spec: Gap, times: pl.Series | None = None) -> Self:  # type: ignore[override]
+        """Nothing is learned."""
+        return cls([float(2**power) for power in range(1, spec.buckets)])
+
+
+def _seconds(raw: pl.Series, time_unit: str) -> pl.Series:
+    """Whole seconds since 1970, rounded down; null where missing or outside the calendar."""
+    if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
+        per_second, ticks = 1_000_000, raw.cast(pl.Datetime("us")).cast(pl.Int64)
+    elif raw.dtype.is_integer() or raw.dtype == pl.Null:
+        per_second, ticks = PER_SECOND[time_unit], raw.cast(pl.Int64)
+    else:
+        raise DataError(
+            f"column {raw.name!r}: declared `date` but holds {raw.dtype}, expected times or whole numbers. Cast it."
+        )
+    seconds = ticks // per_second
+    return seconds.set(~seconds.is_between(FIRST_SECOND, LAST_SECOND), None)

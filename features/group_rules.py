@@ -1,0 +1,206 @@
+"""What several rows of the log must be together: no repeats, no strangers to the tables, no bots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from features.buckets import Arrays
+from features.contract import Contract
+from features.contract_log import Policy
+from features.log import DAY, ITEM, TIME, USER
+from features.rules import ROW, Violation, day_of
+from features.vocabulary import canonical
+
+# Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+MOST_PENDING = 1_000_000
+
+
+class IdCounts:
+    """How often each id occurs, a chunk at a time; memory grows with the distinct ids, not with the rows."""
+
+    def __init__(self) -> None:
+        self._total: pl.DataFrame | None = None
+        self._pending: list[pl.DataFrame] = []
+        self._waiting = 0
+
+    def add(self, ids: pl.Series) -> None:
+        """Count the ids of the next rows."""
+        self._pending.append(ids.rename("id").to_frame().group_by("id").len())
+        self._waiting += self._pending[-1].height
+        if self._waiting > MOST_PENDING + (0 if self._total is None else self._total.height):
+            self.counts()
+
+    def counts(self) -> pl.DataFrame:
+        """Columns `id` (without null) and `len`, sorted by id."""
+        parts = [*([] if self._total is None else [self._total]), *self._pending]
+        merged = pl.concat(parts).group_by("id").agg(pl.col("len").sum())
+        self._total, self._pending, self._waiting = merged, [], 0
+        return merged.drop_nulls("id").sort("id")
+
+
+class EventKeys:
+    """A 64-bit number for each (user, item, time), such that equal events alone share one.
+
+    Ids of text are numbered as they appear. Two different events meet in one number with a chance of 1 in 20,000 for a
+    log of 40 million rows.
+    """
+
+    def __init__(self) -> None:
+        # A column, not its type alone: polars forgets the numbers when the last column of that type is gone.
+        self._numbers = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))
+
+    def of(self, chunk: pl.DataFrame, first: int) -> Arrays:
+        """`key` (uint64) and `row` (number of the row, int64) of the rows whose user, item and time are known."""
+        names = [USER, ITEM, TIME]
+        kept = pl.select(pl.int_range(first, first + chunk.height, dtype=pl.Int64).alias(ROW)).hstack(chunk[names])
+        if any(kept[name].null_count() for name in names):
+            kept = kept.drop_nulls(names)
+        with np.errstate(over="ignore"):
+            key_R = np.zeros(kept.height, np.uint64)
+            for name in names:
+                key_R = _mixed(key_R + self._number(kept[name]))
+        return {"key": key_R, "row": kept[ROW].to_numpy()}
+
+    def _number(self, values: pl.Series) -> np.ndarray:
+        if not values.dtype.is_integer():
+            values = values.cast(pl.String).cast(self._numbers.dtype).to_physical()
+        return values.to_numpy().astype(np.uint64)
+
+
+def later_copies(bucket: Arrays) -> np.ndarray:
+    """Numbers of the rows of a bucket whose key an earlier row has, int64."""
+    key_R: np.ndarray = np.asarray(bucket["key"])
+    row_R: np.ndarray = np.asarray(bucket["row"])
+    ordered = np.sort(key_R)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return np.empty(0, np.int64)
+    # Stable, so that of equal keys the earliest row comes first and is the one that stays.
+    order = np.argsort(key_R, kind="stable")
+    again = key_R[order][1:] == key_R[order][:-1]
+    return row_R[order][1:][again]
+
+
+def repeats(places: list[np.ndarray], contract: Contract) -> Iterator[Violation]:
+    """The rows that `later_copies` found in each bucket, as a violation."""
+    log, policy = contract.interactions, contract.checks.duplicate
+    places_N = np.sort(np.concatenate([np.empty(0, np.int64), *places]))
+    if not len(places_N):
+        return
+    column = ", ".join((log.user, log.item, str(log.time)))
+    yield Violation(
+        "duplicate",
+        policy,
+        column,
+        f"repeat {log.user!r}, {log.item!r} and {log.time!r} of an earlier row",
+        "Keep one of each in the export.",
+        "duplicates",
+        len(places_N),
+        int(places_N[0]),
+        places_N if policy == "quarantine" else places_N[:0],
+    )
+
+
+def strangers(
+    frame: pl.LazyFrame, contract: Contract, counts: dict[str, pl.DataFrame], known: dict[str, pl.Series | None]
+) -> Iterator[Violation]:
+    """Rows whose item or user its table does not list.
+
+    Args:
+        frame: the log; read again only where there are such rows.
+        contract: what the columns are called, and the policies.
+        counts: of `USER` and `ITEM`, as `IdCounts` gives them.
+        known: ids of their tables, None without a table.
+
+    Raises:
+        DataError: ids that are none, e.g. numbers beyond 64 bits.
+    """
+    log, checks = contract.interactions, contract.checks
+    for key, column, table, which, policy in (
+        (ITEM, log.item, contract.items, "items", checks.unknown_item),
+        (USER, log.user, contract.users, "users", checks.unknown_user),
+    ):
+        listed = known[key]
+        if listed is None or table is None:
+            continue
+        seen, listed = canonical(counts[key]["id"].rename(column)), canonical(listed)
+        if seen.dtype != listed.dtype:
+            # None would be known. Joining log and table tells how the types differ.
+            continue
+        unknown = counts[key].filter(~seen.is_in(listed.implode()))
+        if not unknown.height:
+            continue
+        rows, places = _numbers(_numbered(frame, pl.col(key).is_in(unknown["id"].implode())), policy)
+        yield Violation(
+            f"unknown_{which[:-1]}",
+            policy,
+            column,
+            f"name one of {unknown.height} {which} that {table.path} does not list",
+            f"Add them to the table; until then such {which} have no columns.",
+            f"column {column!r}",
+            rows,
+            int(places[0]),
+            places if policy == "quarantine" else places[:0],
+            key,
+        )
+
+
+def bots(frame: pl.LazyFrame, contract: Contract, users: pl.DataFrame) -> Iterator[Violation]:
+    """All rows of users on the UTC days on which they have more than `max_rows_per_user`.
+
+    Args:
+        frame: the log; read again only for users with more rows than that in all.
+        contract: what the columns are called, and the policy.
+        users: counts of `USER`, as `IdCounts` gives them.
+    """
+    checks, column = contract.checks, contract.interactions.user
+    heavy = users.filter(pl.col("len") > checks.max_rows_per_user)
+    if not heavy.height:
+        return
+    dated = pl.col(USER).is_in(heavy["id"].implode()) & pl.col(TIME).is_not_null()
+    theirs = _numbered(frame, dated).with_columns(day=pl.col(TIME) // DAY)
+    days = theirs.group_by(USER, "day").len().filter(pl.col("len") > checks.max_rows_per_user)
+    busy = days.collect(engine="streaming").sort(["len", USER, "day"], descending=[True, False, False])
+    if not busy.height:
+        return
+    worst = busy.row(0, named=True)
+    rows, places = _numbers(theirs.join(busy.lazy(), on=[USER, "day"], how="semi"), checks.bot)
+    yield Violation(
+        "bot",
+        checks.bot,
+        column,
+        f"are of {busy[USER].n_unique()} users with more than {checks.max_rows_per_user} rows on one UTC day",
+        "People do not: leave such users out, or raise checks.max_rows_per_user.",
+        f"column {column!r}",
+        rows,
+        int(places[0]),
+        places if checks.bot == "quarantine" else places[:0],
+        example=f"{worst['len']} of user {worst[USER]!r} on {day_of(worst['day'] * DAY)}",
+    )
+
+
+def _numbered(frame: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
+    """Number, user, item and time of the chosen rows."""
+    return frame.select(USER, ITEM, TIME).with_row_index(ROW).filter(chosen)
+
+
+def _numbers(rows: pl.LazyFrame, policy: Policy) -> tuple[int, np.ndarray]:
+    """How many rows there are, and their numbers: all where they are put aside, else the first alone."""
+    if policy == "quarantine":
+        places = rows.select(pl.col(ROW).cast(pl.Int64)).collect(engine="streaming")[ROW].sort().to_numpy()
+        return len(places), places
+    count, first = (
+        rows.select(pl.len(), pl.col(ROW).cast(pl.Int64).min().alias("first")).collect(engine="streaming").row(0)
+    )
+    return count, np.array([first])
+
+
+def _mixed(key_R: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser of each number."""
+    key_R = key_R + STEP
+    key_R = (key_R ^ (key_R >> np.uint64(30))) * MIX_1
+    key_R = (key_R ^ (key_R >> np.uint64(27))) * MIX_2
+    return key_R ^ (key_R >> np.uint64(31))

@@ -1,0 +1,75 @@
+"""What encoded indices and numbers were before encoding, so that feature sets fitted apart can be compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.columns import ColumnEncoder
+from features.columns_category import CategoricalEncoder, TagsEncoder
+from features.columns_number import BucketsEncoder, NumericEncoder
+from features.columns_time import PARTS, DatePartEncoder
+from features.schema import FIRST_VALUE, Field
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A numeric column: `raw = untransformed(value * deviation + mean)`."""
+
+    mean: float
+    deviation: float
+    transform: str
+
+    def raw(self, values: np.ndarray) -> np.ndarray:
+        """Raw numbers, float64 of the same shape, to float32's precision; NaN stays NaN."""
+        scaled = values.astype(np.float64) * self.deviation + self.mean
+        # float32 leaves of a 0 a speck of either sign.
+        scaled[np.abs(scaled) < 1e-6 * self.deviation] = 0.0
+        if self.transform != "log1p":
+            return scaled
+        with np.errstate(over="ignore"):
+            return np.expm1(scaled)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A column of indices: the text of the value with index 2, 3, …"""
+
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """A column of bucket indices: bucket 2 lies below the first of these edges, the next between the first two, …"""
+
+    edges: Sequence[float]
+
+    @property
+    def names(self) -> list[str]:
+        """The buckets as intervals."""
+        ends = ["-inf", *(f"{edge:.6g}" for edge in self.edges), "inf"]
+        return [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+
+
+Reader = Scale | Codes | Buckets
+
+
+def reader_of(encoder: ColumnEncoder | None, field: Field) -> Reader | None:
+    """How to read a column back, by what its encoder learned.
+
+    None where there is no encoder: indices such as semantic codes mean nothing outside their feature set.
+    """
+    if encoder is None:
+        return None
+    if isinstance(encoder, NumericEncoder):
+        return Scale(encoder.mean, encoder.deviation, encoder.transform)
+    if isinstance(encoder, BucketsEncoder):
+        return Buckets(encoder.edges.tolist())
+    if isinstance(encoder, CategoricalEncoder | TagsEncoder):
+        return Codes([str(value) for value in encoder.vocabulary.values.to_list()])
+    # Nothing was learned: a part of a date or a hash has the same index in every feature set.
+    first = PARTS[encoder.part][1] if isinstance(encoder, DatePartEncoder) else 0
+    return Codes([str(first + index) for index in range(field.size - FIRST_VALUE)])

@@ -1,0 +1,93 @@
+"""Runs one benchmark of the checkout: table, ratios and pictures into a folder, one JSON summary."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from features.atomic import write_text
+from features.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FEWEST_ROWS = 1_000
+
+
+def run_bench(name: str, console: Console, out: Path | None, work: Path | None, **arguments: Any) -> dict[str, Any]:
+    """Measure, write `<name>.json`, `<name>.md` and the figures, print the table; returns the JSON summary.
+
+    Args:
+        name: of a module `benchmarks/bench_<name>.py`, whose `run(work, say, **arguments)` returns a
+            `benchmarks.report.Report`.
+        console: for the table.
+        out: where results are written; default `benchmarks/results/<name>/`.
+        work: where raw data and what is built of it lie meanwhile; default the system's folder for such things.
+        arguments: of the benchmark.
+
+    Raises:
+        ConfigError: not run from a checkout; `out` or `work` cannot be written; no memory for such a size.
+    """
+    if not (ROOT / "benchmarks" / f"bench_{name}.py").is_file():
+        raise ConfigError(
+            f"{ROOT / 'benchmarks'}: no benchmark {name!r}. Benchmarks are part of a checkout, not of the installed "
+            "package: clone the project, run `make setup`, then `quadrank bench`."
+        )
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from benchmarks.machine import describe
+    from ctr.plots import save_png
+
+    out = out or RESULTS / name
+    for folder in (out, *([work] if work else [])):
+        _make(folder)
+    with tempfile.TemporaryDirectory(prefix="quadrank-bench-", dir=work) as scratch:
+        # Absolute: what is measured runs in processes that start in the checkout.
+        report = import_module(f"benchmarks.bench_{name}").run(Path(scratch).resolve(), _say, **arguments)
+    payload = {"bench": name, "machine": describe(), "results": report.results, "ratios": report.ratios}
+    write_text(out / f"{name}.json", json.dumps(payload, indent=1))
+    write_text(out / f"{name}.md", report.markdown())
+    for file, figure in report.figures.items():
+        save_png(figure, out / f"{file}.png")
+    _print(console, name, report)
+    console.print(f"  written to {out}")
+    return payload
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Rows of `1,10,40`, which are millions. Raises ConfigError for what is no such list."""
+    try:
+        sizes = [round(float(part) * 1_000_000) for part in text.split(",")]
+    except (ValueError, OverflowError):
+        raise ConfigError(f"--sizes {text!r}: write millions of rows, e.g. 1,10,40.") from None
+    if min(sizes) < FEWEST_ROWS:
+        raise ConfigError(f"--sizes {text!r}: measure at least {FEWEST_ROWS:,} rows, which is 0.001.")
+    return sorted(set(sizes))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error}") from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(console: Console, name: str, report: Any) -> None:
+    table = Table(title=name, title_justify="left", title_style="bold")
+    for place, heading in enumerate(report.columns.values()):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for row in report.cells():
+        table.add_row(*row)
+    console.print(table)
+    for ratio, value in report.ratios.items():
+        console.print(f"  {ratio} {value:.3g}")

@@ -1,0 +1,173 @@
+"""Whether a new feature set is of the world that the base was: a table, a picture, and exit code 3 where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from features.drift import Change, ColumnDrift, Drift, DriftSettings, Part, compare
+from features.errors import ConfigError
+from features.feature_set import SPLITS
+from features.profile_file import load_profile
+from features.settings import validate
+
+DRIFT = 3  # done, and drift was found
+PANELS = 6
+BARS = 10
+LINES = 5  # height of a panel of few bars
+
+
+def drift_between(
+    base: Path,
+    new: Path,
+    split: str | None,
+    days: tuple[int | None, int | None],
+    overrides: dict[str, Any],
+    picture: Path | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Compare the profiles of two feature sets, print what changed, and return the JSON summary.
+
+    Args:
+        base, new: folders of feature sets, or their `profile.json`.
+        split: train, valid or test; default all rows.
+        days: newest UTC days of base and of new; default all.
+        overrides: `--set drift.KEY=VALUE`.
+        picture: a PNG to write.
+        console: where people read.
+
+    Raises:
+        ConfigError: no such split, no rows in it, an impossible threshold.
+        DataError: no profile, or one of another format.
+    """
+    chosen = next((name for name in SPLITS if name == split), None)
+    if split is not None and chosen is None:
+        raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}.")
+    settings = validate(DriftSettings, overrides, "--set drift")
+    parts = [Part(chosen, newest) for newest in days]
+    drift = compare(load_profile(base), load_profile(new), settings, *parts)
+    console.print(_table(drift, f"{base} ({drift.base_rows:,} rows) against {new} ({drift.new_rows:,} rows)"))
+    console.print(_sentence(drift))
+    if picture is not None:
+        _draw(drift, picture)
+        console.print(f"picture: {picture}")
+    return {
+        "status": "drift" if drift.found else "done",
+        "exit_code": DRIFT if drift.found else 0,
+        "rows": {"base": drift.base_rows, "new": drift.new_rows},
+        "thresholds": settings.model_dump(),
+        "columns": [_as_json(column) for column in drift.columns],
+    }
+
+
+def _as_json(column: ColumnDrift) -> dict[str, Any]:
+    return {
+        "column": column.column,
+        "verdict": column.verdict,
+        "changes": {
+            change.measure: {
+                name: value
+                for name, value in (
+                    ("base", change.base),
+                    ("new", change.new),
+                    ("size", change.size),
+                    ("chance", change.chance),
+                    ("alarm", change.alarm),
+                )
+                if value is not None
+            }
+            for change in column.changes
+        },
+    }
+
+
+def _sentence(drift: Drift) -> str:
+    drifted = [column.column for column in drift.columns if column.alarm]
+    if drifted:
+        return f"drift in {len(drifted)} of {len(drift.columns)} columns, first in {drifted[0]}"
+    unclear = sum(column.verdict == "too few rows" for column in drift.columns)
+    told = f"; {unclear} with too few rows to tell" if unclear else ""
+    return f"no drift in {len(drift.columns)} columns{told}"
+
+
+def _table(drift: Drift, title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("column", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("PSI", "JS", "share of", "base", "new", "chance"):
+        table.add_column(heading, justify="left" if heading == "share of" else "right")
+    for column in drift.columns:
+        share = next((change for change in column.changes if change.base is not None), None)
+        table.add_row(
+            column.column,
+            column.verdict,
+            _size(column.change("psi")),
+            _size(column.change("js")),
+            "" if share is None else _mark(share, share.measure.replace("_", " ")),
+            "" if share is None else f"{share.base:.2%}",
+            "" if share is None else f"{share.new:.2%}",
+            f"{min(change.chance for change in column.changes):.1g}" if column.changes else "",
+            style="bold red" if column.alarm else None,
+        )
+    return table
+
+
+def _size(change: Change | None) -> str:
+    return "" if change is None else _mark(change, f"{change.size:.3f}")
+
+
+def _mark(change: Change, text: str) -> str:
+    """A star where the measure itself alarms."""
+    return f"{text} *" if change.alarm else text
+
+
+def _draw(drift: Drift, path: Path) -> None:
+    """Shares on both sides of the columns that changed most."""
+    from matplotlib.figure import Figure
+
+    from ctr.plots import save_png
+
+    drawn = [column for column in drift.columns if _bars(column)][:PANELS]
+    shown = [column for column in drawn if column.alarm] or drawn
+    lines = -(-len(shown) // 2)
+    figure = Figure(figsize=(11, 0.6 + 2.9 * max(lines, 1)), layout="constrained")
+    for place, column in enumerate(shown):
+        _panel(figure.add_subplot(max(lines, 1), 2, place + 1), column)
+    figure.suptitle("What changed most: shares of the base and of the new feature set", fontsize=11)
+    save_png(figure, path)
+
+
+def _panel(axes: Any, column: ColumnDrift) -> None:
+    from ctr.plots import GREY, ORANGE
+
+    bars = _bars(column)
+    for offset, side, colour in ((-0.2, 1, GREY), (0.2, 2, ORANGE)):
+        places = [place + offset for place in range(len(bars))]
+        axes.barh(places, [bar[side] for bar in bars], height=0.38, color=colour, label=("base", "new")[side - 1])
+    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=8)
+    axes.set_ylim(max(len(bars), LINES) - 0.5, -0.5)
+    psi = column.change("psi")
+    axes.set_title(f"{column.column}: {column.verdict}" + (f", PSI {psi.size:.2f}" if psi else ""), fontsize=10)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _bars(column: ColumnDrift) -> list[tuple[str, float, float]]:
+    """Name and both shares of the bins that differ most, in the bins' order, then of single shares; no empty ones."""
+    bars: list[tuple[str, float, float]] = []
+    if column.common is not None:
+        base, new = column.common.base.shares, column.common.new.shares
+        largest = sorted(abs(new - base).argsort()[::-1][:BARS].tolist())
+        bars = [(column.common.names[i], float(base[i]), float(new[i])) for i in largest]
+    bars += [
+        (change.measure.replace("_", " "), change.base, change.new)
+        for change in column.changes
+        if change.base is not None and change.new is not None
+    ]
+    return [bar for bar in bars if bar[1] or bar[2]]
