@@ -43,9 +43,8 @@ def gate(path: Path, tracker: Tracker) -> Bundle:
     if champion.get("feature_set") == manifest.feature_set:
         best = float(champion[f"{split}_auc"])
         if metrics["auc_high"] < best:
-            reasons.append(
-                f"{split} AUC {metrics['auc']:.4f} (at most {metrics['auc_high']:.4f}) is under {best:.4f} of the champion"
-            )
+            measured = f"{metrics['auc']:.4f} (at most {metrics['auc_high']:.4f})"
+            reasons.append(f"{split} AUC {measured} is below the champion's {best:.4f}")
     if reasons:
         raise GateError("; ".join(reasons))
     return bundle
