@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from features.buckets import by_bucket
 from features.contract import Contract
 from features.counter_pass import Counted, count
-from features.daily import Plan, carried, first_instant, make_plan, take_kept, write_carry, write_days
+from features.daily import Carry, Plan, first_instant, make_plan, take_kept, write_carry, write_days
 from features.embeddings import build_embedding
 from features.encoder import USERS, Encoder
 from features.errors import ConfigError
@@ -30,7 +31,7 @@ from features.feature_set import (
     write_arrow,
 )
 from features.fit import Fitted, Tables, fit
-from features.log import LABEL, LAST_TIME, TIME, Log, Unchecked, earlier_events, labels_taken_out, open_log
+from features.log import LAST_TIME, TIME, Log, Unchecked, earlier_events, labels_taken_out, open_log
 from features.parts import sorted_part, windows_of, write_part
 from features.profile import write_profile
 from features.progress import progress
@@ -143,6 +144,7 @@ class Build:
             buckets=buckets,
             parts=tuple(parts),
             days={day.isoformat(): key for day, key in self.plan.keys.items()} if self.plan else {},
+            log_files=self.plan.files if self.plan else {},
             sampling=stream.sampling,
             findings=tuple(finding.message for finding in findings),
             files=files,
@@ -183,10 +185,10 @@ class Build:
 
     def _fit(self, whole: Unchecked, log: Log, tables: Tables, splitter: Splitter) -> Fitted:
         if self.plan is None or self.plan.prior is None:
-            return fit(self.contract, log, tables, splitter)
-        # Counted over the whole window, so that what was rare on each day may be frequent enough by now.
-        window = replace(log, frame=whole.frame.with_columns(pl.col(LABEL).cast(pl.Float32)))
-        return fit(self.contract, window, tables, splitter, Encoder.load(self.plan.prior.path))
+            return fit(self.contract, log, tables, log.frame.filter(splitter.is_train))
+        window = whole.frame.filter(splitter.is_train)
+        fresh = window.filter(pl.col(TIME) >= first_instant(self.plan.newly_trained_from))
+        return fit(self.contract, log, tables, window, Encoder.load(self.plan.prior.path), fresh)
 
     def _vectors(self, fitted: Fitted) -> None:
         """Write vectors and the item table."""
@@ -212,16 +214,17 @@ class Build:
         with progress("building rows and histories", total=2 * rows, unit="rows") as bar:
             chunks = counted.onto(stream.full())
             divided = by_bucket(chunks, "user", buckets, self.staging / SCRATCH / "users", bar.advance)
-            if self.plan:
-                divided = carried(self.plan, divided)
             for number, bucket in enumerate(divided):
-                part = sorted_part(bucket, self.contract, splitter, stream.encoder)
-                if self.plan:
-                    parts += write_days(part, number, self.plan, self.staging)
-                    write_carry(part, number, self.contract.history.max_len, self.staging)
-                else:
-                    parts += write_part(part, number, self.staging)
                 bar.advance(len(bucket["user"]))
+                if self.plan is None:
+                    part = sorted_part(bucket, self.contract, splitter, stream.encoder)
+                    parts += write_part(part, number, self.staging)
+                    continue
+                carry = Carry.read(self.plan, number, np.asarray(bucket["user"]))
+                bucket = bucket if carry is None else carry.onto(bucket)
+                part = sorted_part(bucket, self.contract, splitter, stream.encoder)
+                parts += write_days(part, number, self.plan, self.staging)
+                write_carry(part, carry, number, self.contract.history.max_len, self.staging)
         return parts, known
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -36,6 +35,7 @@ class Plan:
         prior: the version to take from, None to start afresh.
         kept: days taken from it: the first ones of the window.
         carries: whether the new days' histories may begin with the events that `prior` ended with.
+        files: first and last day of each file of the log, by the sha256 of its content.
         valid_days, test_days: whole days at the window's end.
     """
 
@@ -44,8 +44,17 @@ class Plan:
     prior: FeatureSet | None
     kept: tuple[date, ...]
     carries: bool
+    files: dict[str, tuple[date, date]]
     valid_days: int
     test_days: int
+
+    @property
+    def newly_trained_from(self) -> date:
+        """The first day that trains now and did not in `prior`; the window's first without one."""
+        if self.prior is None:
+            return self.days[0]
+        trained = [date.fromisoformat(str(part.day)) for part in self.prior.manifest.parts if part.split == "train"]
+        return max(max(trained) + timedelta(days=1), self.days[0])
 
     @property
     def new(self) -> tuple[date, ...]:
@@ -81,13 +90,13 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         raise ConfigError(
             f"--window {window}d: leaves no day to train on beside {valid_days} to validate and {test_days} to test."
         )
-    files = _log_files(contract)
-    last = date.fromisoformat(as_of) if as_of else max(file.last for file in files)
-    if min(file.first for file in files) > last:
+    prior = _current(folder, contract)
+    files = _log_files(contract, prior)
+    last = date.fromisoformat(as_of) if as_of else max(latest for _, latest in files.values())
+    if min(earliest for earliest, _ in files.values()) > last:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
     keys = {day: _key(contract, files, day) for day in days}
-    prior = _current(folder, contract)
     kept: list[date] = []
     if prior is not None:
         for day in days:
@@ -96,7 +105,7 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
             kept.append(day)
     if not kept:
         prior = None
-    return Plan(days, keys, prior, tuple(kept), _may_carry(contract, prior, kept), valid_days, test_days)
+    return Plan(days, keys, prior, tuple(kept), _may_carry(contract, prior, kept), files, valid_days, test_days)
 
 
 def first_instant(day: date) -> int:
@@ -104,30 +113,54 @@ def first_instant(day: date) -> int:
     return (day - EPOCH).days * DAY
 
 
-def carried(plan: Plan, buckets: Iterator[Arrays]) -> Iterator[Arrays]:
-    """Put the events that the prior version ended with in front of each bucket's rows."""
-    for number, bucket in enumerate(buckets):
+@dataclass(frozen=True)
+class Carry:
+    """The newest events of one bucket's users, as an earlier version ended with them.
+
+    Args:
+        active: columns of the events of users who have new rows.
+        idle: columns of the others' events, which go on as they are.
+    """
+
+    active: dict[str, np.ndarray]
+    idle: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, plan: Plan, number: int, user_R: np.ndarray) -> Carry | None:
+        """The carry of a bucket with these users (rows of the catalogue); None where the plan carries nothing."""
         if plan.prior is None or not plan.carries:
-            yield bucket
-            continue
+            return None
         events = read_arrow(plan.prior.path / CARRY / _file(number))
-        count, rows = len(events["user"]), len(bucket["user"])
+        most = max(int(events["user"].max(initial=0)), int(user_R.max(initial=0)))
+        has_rows = np.zeros(most + 1, bool)
+        has_rows[user_R] = True
+        is_active = has_rows[events["user"]]
+        return cls(
+            {name: values[is_active] for name, values in events.items()},
+            {name: values[~is_active] for name, values in events.items()},
+        )
+
+    def onto(self, bucket: Arrays) -> Arrays:
+        """The active users' events in front of the bucket's rows."""
+        count, rows = len(self.active["user"]), len(bucket["user"])
         marks = {EVENT: True, ROW: False, SAMPLED: False, CARRIED: True}
         joined: Arrays = {}
-        for name in {*bucket, *events, CARRIED}:
-            before = events.get(name, np.full(count, marks.get(name, 0)))
+        for name in {*bucket, *self.active, CARRIED}:
+            before = self.active.get(name, np.full(count, marks.get(name, 0)))
             # A column computed from the order of events has nothing yet in the new rows.
             after = np.asarray(bucket[name]) if name in bucket else np.zeros(rows, before.dtype)
             joined[name] = np.concatenate([before.astype(after.dtype), after])
-        yield joined
+        return joined
 
 
 def write_days(part: Part, number: int, plan: Plan, folder: Path) -> list[PartEntry]:
     """Write the part's new days, each with exactly the events that its histories need."""
     entries = []
     day_R = part.rows["time"] // DAY
-    for day in plan.new:
-        chosen = {name: values[day_R == (day - EPOCH).days] for name, values in part.rows.items()}
+    order = np.argsort(day_R, kind="stable")
+    bounds = np.searchsorted(day_R[order], [(day - EPOCH).days for day in plan.new] + [np.iinfo(np.int64).max])
+    for day, start, stop in zip(plan.new, bounds, bounds[1:], strict=False):
+        chosen = {name: values[order[start:stop]] for name, values in part.rows.items()}
         name = f"{day}/{_file(number)}"
         rows, events = _with_own_events(chosen, part.events)
         write_arrow(folder / "rows" / name, rows)
@@ -144,14 +177,17 @@ def write_days(part: Part, number: int, plan: Plan, folder: Path) -> list[PartEn
     return entries
 
 
-def write_carry(part: Part, number: int, max_len: int, folder: Path) -> None:
-    """Write the newest `max_len` events of each user."""
+def write_carry(part: Part, carry: Carry | None, number: int, max_len: int, folder: Path) -> None:
+    """Write the newest `max_len` events of each user for the next day to begin with."""
     user = part.event_user
     # Events stand by user and time: counted from the end of each user's.
     from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
     newest = from_end <= max_len
     columns = {name if name in ("item", "time") else HISTORY + name: values for name, values in part.events.items()}
-    write_arrow(folder / CARRY / _file(number), {name: v[newest] for name, v in ({"user": user} | columns).items()})
+    kept = {name: values[newest] for name, values in ({"user": user} | columns).items()}
+    if carry is not None:
+        kept = {name: np.concatenate([carry.idle[name].astype(values.dtype), values]) for name, values in kept.items()}
+    write_arrow(folder / CARRY / _file(number), kept)
 
 
 def take_kept(plan: Plan, staging: Path) -> tuple[list[PartEntry], dict[str, FileEntry]]:
@@ -171,32 +207,28 @@ def take_kept(plan: Plan, staging: Path) -> tuple[list[PartEntry], dict[str, Fil
     return parts, known
 
 
-@dataclass(frozen=True)
-class _LogFile:
-    """One file of the log: the sha256 of its content, and the days its rows lie in."""
-
-    sha256: str
-    first: date
-    last: date
-
-
-def _log_files(contract: Contract) -> list[_LogFile]:
-    """Files of the log with rows in them."""
-    found = []
+def _log_files(contract: Contract, prior: FeatureSet | None) -> dict[str, tuple[date, date]]:
+    """First and last day of each file of the log that has rows, by the sha256 of its content."""
+    known = prior.manifest.log_files if prior else {}
+    found: dict[str, tuple[date, date]] = {}
     for path in find_files(contract.resolve(contract.interactions.path)):
+        sha256 = content_hash(path)
+        if sha256 in known:
+            found[sha256] = known[sha256]
+            continue
         log = contract.interactions.model_copy(update={"path": str(path)})
         times = open_log(contract.model_copy(update={"interactions": log})).frame.select(
             pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")
         )
         first, last = times.collect(engine="streaming").row(0)
         if first is not None:
-            found.append(_LogFile(content_hash(path), _day(first), _day(last)))
+            found[sha256] = (_day(first), _day(last))
     if not found:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: the log is empty. Check what wrote it.")
     return found
 
 
-def _key(contract: Contract, files: list[_LogFile], day: date) -> str:
+def _key(contract: Contract, files: dict[str, tuple[date, date]], day: date) -> str:
     """What the rows of a day depend on: the contract, and every file with a row up to that day.
 
     Histories with a greatest age depend on no file that is older; counters do, and so do negatives.
@@ -206,7 +238,7 @@ def _key(contract: Contract, files: list[_LogFile], day: date) -> str:
     if history.within and history.repeats != "first" and not contract.counters and not contract.interactions.negatives:
         oldest = day - timedelta(days=-(-history.within // DAY))
     digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()}".encode())
-    for sha256 in sorted(file.sha256 for file in files if file.first <= day and file.last >= oldest):
+    for sha256 in sorted(sha256 for sha256, (first, last) in files.items() if first <= day and last >= oldest):
         digest.update(sha256.encode())
     for table in history.tables:
         for path in find_files(contract.resolve(table.path)):
@@ -237,13 +269,15 @@ def _with_own_events(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The rows, pointing into the events of their histories alone; each history stays in one piece."""
     end_R, length_R = rows["history_end"], rows["history_len"]
-    total = len(events["item"])
-    # +1 where a history begins, -1 where it ends: the running sum counts the histories that an event is in.
-    edges = np.bincount(end_R - length_R, minlength=total + 1) - np.bincount(end_R, minlength=total + 1)
-    needed = np.cumsum(edges)[:total] > 0
-    kept_before = np.concatenate([[0], np.cumsum(needed)])
-    own = {name: values[needed] for name, values in events.items()}
-    return rows | {"history_end": kept_before[end_R].astype(np.int64)}, own
+    # Rows stand by user and time, so do their histories: what one needs beyond those before it begins at `fresh`.
+    reached_R = np.maximum.accumulate(np.concatenate([[0], end_R]))[:-1] if len(end_R) else end_R
+    fresh_R = np.maximum(end_R - length_R, reached_R)
+    count_R = np.maximum(end_R - fresh_R, 0)
+    total = int(count_R.sum())
+    kept_before_R = np.cumsum(count_R)
+    place_E = np.arange(total) - np.repeat(kept_before_R - count_R, count_R) + np.repeat(fresh_R, count_R)
+    own = {name: values[place_E] for name, values in events.items()}
+    return rows | {"history_end": kept_before_R.astype(np.int64)}, own
 
 
 def _link(source: Path, target: Path) -> None:

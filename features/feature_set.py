@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,7 @@ class Manifest(Settings):
     buckets: int
     parts: tuple[PartEntry, ...]
     days: dict[str, str] = {}
+    log_files: dict[str, tuple[date, date]] = {}
     sampling: Sampling | None = None
     findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]

@@ -14,8 +14,7 @@ from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
 from features.encoder import Encoder, encode_table, fields
 from features.errors import named
 from features.log import CONTEXT, GIVEN, HISTORY, ITEM, USER, Log, value_counts
-from features.schema import Schema
-from features.split import Splitter
+from features.schema import UNKNOWN, Schema
 from features.vocabulary import canonical
 
 MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, evenly spread over it
@@ -58,17 +57,31 @@ class Fitted:
     trained_I: np.ndarray
 
 
-def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter, prior: Encoder | None = None) -> Fitted:
+def fit(
+    contract: Contract,
+    log: Log,
+    tables: Tables,
+    train: pl.LazyFrame,
+    prior: Encoder | None = None,
+    fresh: pl.LazyFrame | None = None,
+) -> Fitted:
     """Fit catalogues, vocabularies and scalers; or let those of an earlier version grow.
 
     With `prior`, every index keeps its meaning and new values come after the old ones; numbers keep their scale. So
     rows encoded then and now can be read together, and a model trained then goes on.
 
+    Args:
+        contract: what the columns are.
+        log: whose users and items get rows of the catalogues.
+        tables: raw item and user tables.
+        train: rows of the training window, under the log's fixed names.
+        prior: the encoder to let grow.
+        fresh: the rows of `train` that `prior` was not fitted on: only what is in them can be new.
+
     Raises:
         DataError: ids of the log and of a table do not go together, a column is not what it was declared.
         ConfigError: a context default is of another type than its column.
     """
-    train = log.frame.filter(splitter.is_train)
     interactions = contract.interactions
     sides = (
         (ITEM, interactions.item, contract.items, tables.items, contract.item_field, interactions.item_min_count),
@@ -88,13 +101,13 @@ def fit(contract: Contract, log: Log, tables: Tables, splitter: Splitter, prior:
         with named(path):
             encoded[key] = encode_table(frame, learned[key])
     context: Columns = {
-        name: _fit_column(train, CONTEXT + name, spec, log.path, prior.context.get(name) if prior else None)
+        name: _fit_column(train, CONTEXT + name, spec, log.path, prior.context.get(name) if prior else None, fresh)
         for name, spec in interactions.context.items()
     }
     for name, spec in interactions.context.items():
         encode_value(f"interactions.context.{name}.default", context[name], spec.default)
     event: Columns = {
-        name: _fit_column(train, HISTORY + name, spec, log.path, prior.event.get(name) if prior else None)
+        name: _fit_column(train, HISTORY + name, spec, log.path, prior.event.get(name) if prior else None, fresh)
         for name, spec in contract.history.columns.items()
     }
     schema = Schema(
@@ -140,12 +153,19 @@ def _fit_column(
     spec: ScalarColumn | EventColumn,
     path: str,
     prior: ColumnEncoder | None,
+    fresh: pl.LazyFrame | None,
 ) -> ColumnEncoder:
     """Fit one column of the log, in memory that does not grow with it: names by their counts, numbers by a sample."""
     name = column.partition(".")[2]
     if isinstance(spec, Gap | Residual):
         return fit_column(pl.Series(name, [], pl.Float64), spec, path)
+    if prior is not None and fresh is not None:
+        seen = value_counts(fresh, column)["value"].rename(name) if spec.form == "name" else None
+        with named(path):
+            if seen is None or (prior.encode(seen) != UNKNOWN).all():
+                return prior
     if spec.form == "name":
+        # A rare value of the new rows may be frequent enough in the whole window.
         counts = value_counts(train, column)
         return fit_column(counts["value"].rename(name), spec, path, prior, counts["len"])
     rows = train.select(pl.len()).collect(engine="streaming").item()

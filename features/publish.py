@@ -14,7 +14,7 @@ from features.atomic import flush_tree, write_text
 from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
-from features.sources import find_files
+from features.sources import content_hash, find_files
 
 STAGING = ".building-"
 
@@ -80,8 +80,7 @@ def source_key(contract: Contract, as_of: str | None, window: int | None = None)
     """What a build depends on: contract, as-of date, window, and content of every file it reads (sha256)."""
     digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()} {as_of} {window}".encode())
     for path in source_files(contract):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        digest.update(f"{path.name} {content_hash(path)}".encode())
     return digest.hexdigest()
 
 

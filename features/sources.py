@@ -6,7 +6,7 @@ import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import polars as pl
@@ -116,6 +116,12 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
 
 
 def content_hash(path: Path) -> str:
-    """Hex sha256 of a file's content."""
+    """Hex sha256 of a file's content; one process reads a file that stays as it is only once."""
+    state = path.stat()
+    return _content_hash(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _content_hash(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
