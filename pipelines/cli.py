@@ -318,6 +318,22 @@ def bench_features(
     _finish(run_bench("features", console(as_json), out, work, **arguments), as_json)
 
 
+@bench_app.command("daily")
+def bench_daily(
+    rows: Annotated[int, typer.Option("--rows", help="Rows of six weeks.", min=10_000)] = 10_000_000,
+    window: Annotated[int, typer.Option("--window", help="Days of the feature set.", min=3, max=41)] = 14,
+    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A day added against the whole window built."""
+    from pipelines.bench import run_bench
+
+    arguments = {"rows": rows, "window": window, "repeats": repeats}
+    _finish(run_bench("daily", console(as_json), out, work, **arguments), as_json)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; turn every explained error into its message and exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -259,3 +259,25 @@ def test_scripts_of_the_folder_find_the_packages():
     """A script's own folder comes first on the path: no module in it may bear the name of a package."""
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert not names & {"features", "ctr", "pipelines", "tests"}
+
+
+def test_a_day_added_keeps_the_old_days(tmp_path, capsys):
+    arguments = [
+        "bench",
+        "daily",
+        "--rows",
+        "10000",
+        "--window",
+        "4",
+        "--repeats",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    payload = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [result["name"] for result in payload["results"]] == ["a day added", "whole window"]
+    assert list(payload["ratios"]) == ["day_over_window_4d_10k"]
