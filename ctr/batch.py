@@ -19,9 +19,10 @@ class Batch:
         items_U: int64, distinct item rows; `items_U[0]` is always 0, the padding item.
         target_B: int64, where each row's target stands in `items_U`.
         history_BS: int64, where each history item stands in `items_U`; 0 is padding.
-        events: event columns (int64 [B, S], 0 at padding) by field name.
+        events: event columns (int64 or float32 [B, S], 0 at padding) by field name.
         user_B: int64, user rows.
         context: context columns, int64 or float32 [B], by field name.
+        candidate: numbers of the target as of the row's time, float32 [B], by field name.
         label_B: float32, 0 or 1.
         weight_B: float32, ones where the log has no weights.
     """
@@ -34,6 +35,7 @@ class Batch:
     weight_B: Tensor
     events: dict[str, Tensor] = field(default_factory=dict)
     context: dict[str, Tensor] = field(default_factory=dict)
+    candidate: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.target_B)
@@ -46,6 +48,7 @@ class Batch:
             "label_B": self.label_B,
             "weight_B": self.weight_B,
             **self.context,
+            **self.candidate,
         }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
@@ -75,4 +78,5 @@ class Batch:
             weight_B=move(self.weight_B),
             events={name: move(values) for name, values in self.events.items()},
             context={name: move(values) for name, values in self.context.items()},
+            candidate={name: move(values) for name, values in self.candidate.items()},
         )

@@ -76,6 +76,8 @@ def _truth(feature_set: FeatureSet, split: SplitName, path: str, probability: st
     log = feature_set.contract.interactions
     window = feature_set.manifest.windows[split]
     table = scan(path)
+    if log.time is None:
+        raise DataError(f"{path}: a truth needs times to be matched by; take `truth` out of the contract.")
     require_columns(table, path, [log.user, log.item, log.time, probability])
     time = microseconds(table, path, log.time, log.time_unit)
     raw = (

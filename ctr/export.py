@@ -45,7 +45,7 @@ from ctr.model_card import model_card
 from ctr.models.qin import QIN
 from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
-from features.encoder import ENCODER, USERS, VOCABULARIES, Encoder
+from features.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
 from features.feature_set import FeatureSet, sha256_of
 from features.schema import Field, Schema
@@ -220,11 +220,14 @@ def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
     history, candidates = 5, 7
     fields = {f"user_{f.name}": f for f in schema.user} | {f"context_{f.name}": f for f in schema.context}
     lengths = {f"history_{f.name}": history for f in schema.event}
-    lengths |= {"history_item": history, "candidate_item": candidates}
-    return {
-        name: torch.ones(lengths[name], dtype=torch.int64) if name in lengths else _example(fields[name])
-        for name in names
+    lengths |= {f"candidate_{f.name}": candidates for f in schema.candidate}
+    fields |= {f"history_{f.name}": f for f in schema.event} | {f"candidate_{f.name}": f for f in schema.candidate}
+    examples = {"history_item": torch.ones(history, dtype=torch.int64)}
+    examples["candidate_item"] = torch.ones(candidates, dtype=torch.int64)
+    examples |= {
+        name: _example(one).expand(lengths.get(name, 1), *_example(one).shape[1:]) for name, one in fields.items()
     }
+    return {name: examples[name].clone() for name in names}
 
 
 def example_items(schema: Schema) -> dict[str, Tensor]:
@@ -250,7 +253,7 @@ def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
     """
     for name, entry in feature_set.manifest.files.items():
         path = feature_set.path / name
-        if name.startswith((ENCODER, USERS, VOCABULARIES)) and sha256_of(path) != entry.sha256:
+        if name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS)) and sha256_of(path) != entry.sha256:
             raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)
     encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
@@ -300,7 +303,7 @@ def _example(field: Field) -> Tensor:
 
 
 def _expected_shape(name: str, example: Tensor) -> Shape:
-    if name == "candidate_item":
+    if name.startswith("candidate_"):
         return [CANDIDATES]
     if name.startswith("history_"):
         return [HISTORY]

@@ -6,6 +6,7 @@ F = D + E, C context width, X tower width, M new items. What does not depend on 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import pairwise
@@ -36,7 +37,8 @@ class RequestGraph(nn.Module):
         user_<field>…      int64 [1], int64 [1, max_len] for tags, float32 [1] (NaN = missing)
         context_<field>…   the same
         history_item       int64 [H] item rows, 0 is padding; H may be 0
-        history_<event>…   int64 [H]
+        history_<event>…   int64 [H], float32 [H] for numbers
+        candidate_<field>… float32 [N], numbers of each candidate
         candidate_item     int64 [N] item rows
 
     Only what the model reads is an input: no user id without `use_user_id`, no history without `use_history`.
@@ -53,6 +55,7 @@ class RequestGraph(nn.Module):
         super().__init__()
         self.register_buffer("item_table", item_table(model))
         self.context_encoder = _frozen(model.context_encoder)
+        self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
         self.attention = FoldedAttention(model.attention) if model.attention is not None else None
         first, *rest = [layer for layer in model.network.layers if isinstance(layer, QuadraticLayer)]
@@ -63,8 +66,10 @@ class RequestGraph(nn.Module):
         context = [f"context_{field.name}" for field in model.context_fields]
         events = [f"history_{field.name}" for field in model.event_fields]
         history = ["history_item", *events] if model.config.use_history else []
-        self.context_inputs = len(user) + len(context)
-        self.input_names = (*user, *context, *history, "candidate_item")
+        candidate = [f"candidate_{field.name}" for field in model.schema.candidate]
+        lengths = (0, len(user) + len(context), len(history), len(candidate))
+        self.bounds = tuple(itertools.accumulate(lengths))
+        self.input_names = (*user, *context, *history, *candidate, "candidate_item")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Probabilities [N]."""
@@ -72,13 +77,10 @@ class RequestGraph(nn.Module):
 
     def logits(self, *inputs: Tensor) -> Tensor:
         """Logits [N], for a calibration that ends the graph in place of the sigmoid."""
-        context, history, candidate_N = (
-            inputs[: self.context_inputs],
-            inputs[self.context_inputs : -1],
-            inputs[-1],
-        )
-        target_ND = F.embedding(candidate_N, self.item_table)
-        blocks = [target_ND]
+        context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
+        target_ND = F.embedding(inputs[-1], self.item_table)
+        blocks = [self.candidate_encoder(numbers)] if numbers else []
+        blocks.append(target_ND)
         if self.attention is not None:
             history_HF, mask_H = self._history(history[0], history[1:])
             blocks.append(self.attention(target_ND, history_HF, mask_H))

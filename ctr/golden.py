@@ -46,7 +46,10 @@ def golden_cases(model: QIN, feature_set: FeatureSet, encoder: Encoder, seed: in
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
         _refuse_skew(name, encoded, case.encoded(feature_set.schema, feature_set.users))
         # A number comes back from its raw value with seven digits; the scores are those of what came back.
-        scores_N = expected(model, replace(case, context=encoded.context))
+        came_back = replace(
+            case, context=encoded.context, history_events=encoded.history_events, candidate=encoded.candidate
+        )
+        scores_N = expected(model, came_back)
         made.append(GoldenCase(name=name, request=request, scores=[float(score) for score in scores_N]))
     return made
 
@@ -62,8 +65,18 @@ def raw_request(case: Case, encoder: Encoder) -> RawRequest:
         "user": encoder.users.value(case.user) if case.user >= FIRST_VALUE else None,
         "context": {name: one.raw_value(case.context[name][0]) for name, one in encoder.context.items()},
         "history": history,
-        "candidates": [encoder.items.value(row) for row in case.candidate_item],
+        "candidates": _candidate_entries(case, encoder),
     }
+
+
+def _candidate_entries(case: Case, encoder: Encoder) -> list[Any]:
+    items = [encoder.items.value(row) for row in case.candidate_item]
+    if not encoder.candidate:
+        return items
+    numbers = {
+        name: [one.raw_value(value) for value in case.candidate[name]] for name, one in encoder.candidate.items()
+    }
+    return [{"item": item, **{name: of[place] for name, of in numbers.items()}} for place, item in enumerate(items)]
 
 
 def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> Case:
@@ -78,7 +91,12 @@ def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndar
         history_item=events["item"][past].astype(np.int64),
         candidate_item=candidate_item,
         context={field.name: as_input(field, rows[field.name][here]) for field in schema.context},
-        history_events={field.name: events[field.name][past].astype(np.int64) for field in schema.event},
+        history_events={field.name: as_input(field, events[field.name][past]) for field in schema.event},
+        candidate={
+            # The logged item's own numbers, for all: those of the others at that time were not logged.
+            field.name: np.repeat(as_input(field, rows[field.name][here]), len(candidate_item))
+            for field in schema.candidate
+        },
     )
 
 
@@ -99,10 +117,14 @@ def _requests(
     yield "logged", raw_request(example, encoder), example
     for number, case in enumerate(others, start=1):
         yield f"logged {number}, history of {len(case.history_item)}", raw_request(case, encoder), case
-    single = replace(example, candidate_item=example.candidate_item[:1])
+    single = replace(
+        example,
+        candidate_item=example.candidate_item[:1],
+        candidate={name: values[:1] for name, values in example.candidate.items()},
+    )
     yield "one candidate", raw_request(single, encoder), single
-    none = np.zeros(0, np.int64)
-    empty = replace(example, history_item=none, history_events=dict.fromkeys(example.history_events, none))
+    none = {name: values[:0] for name, values in example.history_events.items()}
+    empty = replace(example, history_item=np.zeros(0, np.int64), history_events=none)
     yield "no history", raw_request(empty, encoder), empty
     yield _anonymous(empty, encoder)
     yield _unknown(example, encoder)
@@ -133,8 +155,8 @@ def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generat
 def _anonymous(empty: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
     """Nothing but candidates: no user, no history, every context column at its default."""
     request = {"candidates": raw_request(empty, encoder)["candidates"]}
-    context = encoder.encode_request(parse_request(request, encoder.contract)).context
-    return "candidates alone", request, replace(empty, user=UNKNOWN, context=context)
+    encoded = encoder.encode_request(parse_request(request, encoder.contract))
+    return "candidates alone", request, replace(empty, user=UNKNOWN, context=encoded.context)
 
 
 def _too_long(case: Case, encoder: Encoder, max_len: int) -> tuple[str, RawRequest, Case]:
@@ -158,9 +180,10 @@ def _unknown(case: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
     request = known | {
         "user": new_user,
         "history": history,
-        "candidates": [new_item, *known["candidates"][1:]],
+        "candidates": [_renamed(known["candidates"][0], new_item), *known["candidates"][1:]],
     }
-    events = {name: np.append(values, UNKNOWN) for name, values in case.history_events.items()}
+    missing = {field.name: np.nan if field.kind == "numeric" else UNKNOWN for field in encoder.schema.event}
+    events = {name: np.append(values, values.dtype.type(missing[name])) for name, values in case.history_events.items()}
     max_len = encoder.schema.history_max_len
     return (
         "unknown user, history item and candidate",
@@ -173,6 +196,10 @@ def _unknown(case: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
             candidate_item=candidates,
         ),
     )
+
+
+def _renamed(entry: Any, item: Any) -> Any:
+    return entry | {"item": item} if isinstance(entry, dict) else item
 
 
 def _unseen(ids: Vocabulary) -> Any:
@@ -191,7 +218,7 @@ def _refuse_skew(name: str, online: EncodedRequest, offline: EncodedRequest) -> 
         "history": (online.history_item, offline.history_item),
         "candidates": (online.candidate_item, offline.candidate_item),
     }
-    for section in ("user", "context", "history_events"):
+    for section in ("user", "context", "history_events", "candidate"):
         first, second = getattr(online, section), getattr(offline, section)
         pairs |= {f"{section}.{column}": (first.get(column), values) for column, values in second.items()}
     for where, (got, wanted) in pairs.items():

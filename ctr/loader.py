@@ -122,15 +122,16 @@ class Loader:
         event_BS = np.maximum(end_B[:, None] + np.arange(-positions, 0), 0)
 
         def gather_events(name: str) -> np.ndarray:
-            values_BS = np.full(event_BS.shape, PADDING, np.int32)
+            values_BS = np.zeros(event_BS.shape, self._events[0][name].dtype)
             for part, span, _ in spans:
                 if len(events := self._events[part][name]):
                     values_BS[span] = events.take(event_BS[span])
-            return values_BS * filled_BS
+            # Not a product with the mask: a missing number (NaN) would stay one.
+            values_BS[~filled_BS] = PADDING
+            return values_BS
 
         target_B, history_BS = gather("item"), gather_events("item")
         items_U, place = items.find(target_B, history_BS)
-        context = {field.name: gather(field.name) for field in self.schema.context}
         weighted = "weight" in self._rows[0]
         return Batch(
             items_U=torch.from_numpy(items_U),
@@ -140,12 +141,13 @@ class Loader:
             label_B=torch.from_numpy(gather("label").astype(np.float32)),
             weight_B=torch.from_numpy(gather("weight").astype(np.float32)) if weighted else torch.ones(len(rows_B)),
             events={field.name: _tensor(gather_events(field.name)) for field in self.schema.event},
-            context={name: _tensor(values) for name, values in context.items()},
+            context={field.name: _tensor(gather(field.name)) for field in self.schema.context},
+            candidate={field.name: _tensor(gather(field.name)) for field in self.schema.candidate},
         )
 
     def _require_columns(self, feature_set: FeatureSet, split: SplitName) -> None:
-        context = [field.name for field in self.schema.context]
-        rows = {"user", "item", "label", "history_end", "history_len", *context}
+        columns = [field.name for field in (*self.schema.context, *self.schema.candidate)]
+        rows = {"user", "item", "label", "history_end", "history_len", *columns}
         events = {"item", *(field.name for field in self.schema.event)}
         for folder, parts, needed in ((f"rows/{split}", self._rows, rows), ("events", self._events, events)):
             for number, part in enumerate(parts):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctr.bundle import Facts, GoldenCase
 from features.contract import Contract
-from features.contract_columns import ScalarSpec
+from features.contract_columns import ColumnSpec
 from features.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.
@@ -77,20 +77,23 @@ def _measured(facts: Facts) -> str:
 def _fields(contract: Contract, schema: Schema) -> str:
     events = ", ".join(f"`{field.name}`" for field in schema.event)
     with_events = f', or `{{"item": id, …}}` with any of {events}' if events else ""
-    context = contract.interactions.context
+    context = contract.context_columns
     rows: list[tuple[str, str]] = [("`user`", f"a `{contract.user_field}`, or null")]
     if contract.users:
         named = ", ".join(f"`{name}`" for name in contract.users.columns)
         rows.append(("`user_columns`", f"optional, instead of the user table's row: {named}"))
     rows += [(f"`context.{name}`", _context(column)) for name, column in context.items()]
     rows.append(("`history`", f"`{contract.item_field}`s, oldest first{with_events}"))
-    rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one"))
+    counters = ", ".join(f"`{field.name}`" for field in schema.candidate)
+    fresher = f', or `{{"item": id, …}}` with fresher values of any of {counters}' if counters else ""
+    rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one{fresher}"))
     return _table(("in a request", "what"), rows)
 
 
-def _context(column: ScalarSpec) -> str:
+def _context(column: ColumnSpec) -> str:
     kind = {"number": "a number", "time": "a time"}.get(column.form, "a category")
-    default = "missing" if column.default is None else f"`{column.default}`"
+    given = getattr(column, "default", None)
+    default = "missing" if given is None else f"`{given}`"
     return f"{kind}; {default} where a request gives none"
 
 

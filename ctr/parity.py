@@ -38,7 +38,8 @@ class Case:
         history_item: int64 [H], item rows, oldest first; never padding.
         candidate_item: int64 [N], item rows.
         context: int64 or float32 [1] by field.
-        history_events: int64 [H] by event field.
+        history_events: int64 or float32 [H] by event field.
+        candidate: float32 [N] by field.
     """
 
     user: int
@@ -46,6 +47,7 @@ class Case:
     candidate_item: np.ndarray
     context: dict[str, np.ndarray] = field(default_factory=dict)
     history_events: dict[str, np.ndarray] = field(default_factory=dict)
+    candidate: dict[str, np.ndarray] = field(default_factory=dict)
 
     def batch(self, history_max_len: int) -> Batch:
         """The request as the trainer sees it: one row a candidate, history padded in front."""
@@ -65,6 +67,7 @@ class Case:
                 for name, values in self.history_events.items()
             },
             context={name: torch.from_numpy(values).repeat(rows) for name, values in self.context.items()},
+            candidate={name: torch.from_numpy(values) for name, values in self.candidate.items()},
         )
 
     def encoded(self, schema: Schema, users: Mapping[str, np.ndarray]) -> EncodedRequest:
@@ -75,6 +78,7 @@ class Case:
             history_item=self.history_item,
             history_events=self.history_events,
             candidate_item=self.candidate_item,
+            candidate=self.candidate,
             unknown_history=0,
             unknown_candidates=(),
         )
@@ -187,6 +191,7 @@ def _case(generator: np.random.Generator, schema: Schema, history: np.ndarray, c
         candidate_item=candidates,
         context={f.name: _values(generator, f, 1) for f in schema.context},
         history_events={f.name: _values(generator, f, len(history)) for f in schema.event},
+        candidate={f.name: _values(generator, f, len(candidates)) for f in schema.candidate},
     )
 
 
@@ -214,7 +219,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _pad_in_front(values_H: np.ndarray, length: int) -> np.ndarray:
-    padded_S = np.zeros(length, np.int64)
+    padded_S = np.zeros(length, values_H.dtype)
     if len(values_H):
         padded_S[-len(values_H) :] = values_H
     return padded_S

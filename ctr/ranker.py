@@ -189,12 +189,13 @@ def graph_inputs(encoded: EncodedRequest) -> dict[str, np.ndarray]:
     history_item, events = encoded.history_item, encoded.history_events
     if not len(history_item):
         history_item = np.zeros(1, np.int64)
-        events = {name: np.zeros(1, np.int64) for name in events}
+        events = {name: np.zeros(1, values.dtype) for name, values in events.items()}
     return {
         **{f"user_{name}": values for name, values in encoded.user.items()},
         **{f"context_{name}": values for name, values in encoded.context.items()},
         "history_item": history_item,
         **{f"history_{name}": values for name, values in events.items()},
+        **{f"candidate_{name}": values for name, values in encoded.candidate.items()},
         "candidate_item": encoded.candidate_item,
     }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-Column = np.ndarray | pa.ListArray
+Column = Any  # a numpy array [rows]; lists of different lengths as a pa.ListArray
 Arrays = dict[str, Column]
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 
 from features.buckets import by_bucket
+from features.coclicks import Clicks
 from features.contract import Contract
 from features.counter_pass import Counted, count
 from features.daily import Carry, Plan, first_instant, make_plan, take_kept, write_carry, write_days
-from features.embeddings import build_embedding
 from features.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.feature_set import (
@@ -31,7 +31,7 @@ from features.feature_set import (
     write_arrow,
 )
 from features.fit import Fitted, Tables, fit
-from features.log import LAST_TIME, TIME, Log, Unchecked, earlier_events, labels_taken_out, open_log
+from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, labels_taken_out, open_log
 from features.parts import sorted_part, windows_of, write_part
 from features.profile import write_profile
 from features.progress import progress
@@ -39,9 +39,11 @@ from features.publish import build_lock, find_version, point_at, publish, source
 from features.split import Splitter, fit_split
 from features.stream import Stream
 from features.validation import Finding, check_log
+from features.vectors import build_vectors, needs_clicks
 
 ROWS_A_BUCKET = 1_000_000
 MOST_BUCKETS = 64
+MOST_CLICKS = 5_000_000  # that co-clicks of items are counted in
 SCRATCH = ".scratch"
 
 
@@ -118,7 +120,7 @@ class Build:
         encoder = fitted.encoder
         write_arrow(self.staging / USERS, encoder.user_table)
         self.clock.lap("fit encoders and tables")
-        self._vectors(fitted)
+        self._vectors(fitted, log.frame.filter(splitter.is_train))
         self.clock.lap("vectors")
         stream = Stream(self.contract, log, encoder, since=self._since())
         counted = count(stream, splitter, buckets, self.staging / SCRATCH)
@@ -190,16 +192,21 @@ class Build:
         fresh = window.filter(pl.col(TIME) >= first_instant(self.plan.newly_trained_from))
         return fit(self.contract, log, tables, window, Encoder.load(self.plan.prior.path), fresh)
 
-    def _vectors(self, fitted: Fitted) -> None:
-        """Write vectors and the item table."""
-        vectors = {}
+    def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> None:
+        """Write vectors, what is derived from them, and the item table."""
         encoder = fitted.encoder
-        for name in self.contract.embeddings:
-            vectors[name], _ = build_embedding(
-                name, self.contract, encoder.items, fitted.trained_I, self.staging / "embeddings"
-            )
-        encoder.schema = encoder.schema.model_copy(update={"vectors": tuple(vectors.values())})
-        write_arrow(self.staging / "items.arrow", fitted.items)
+        clicks = _clicks(encoder, train) if needs_clicks(self.contract) else None
+        made = build_vectors(self.contract, encoder.items, fitted.trained_I, fitted.items, clicks, self.staging)
+        encoder.schema = encoder.schema.model_copy(
+            update={
+                "item": (*encoder.schema.item, *made.item_fields),
+                "vectors": made.sets,
+                "neighbours": made.neighbours,
+            }
+        )
+        write_arrow(self.staging / "items.arrow", fitted.items | made.item_columns)
+        if made.report:
+            (self.staging / "vectors.json").write_text(json.dumps(made.report, indent=1), encoding="utf-8")
 
     def _parts(
         self, stream: Stream, counted: Counted, splitter: Splitter, buckets: int
@@ -236,6 +243,12 @@ def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
         if name not in result:
             result[name] = FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
     return result
+
+
+def _clicks(encoder: Encoder, train: pl.LazyFrame) -> Clicks:
+    """Who took what in the training window: the log's last `MOST_CLICKS` positives there."""
+    taken = train.filter(pl.col(LABEL) == 1).select(USER, ITEM).tail(MOST_CLICKS).collect(engine="streaming")
+    return Clicks(encoder.users.encode(taken[USER]), encoder.items.encode(taken[ITEM]))
 
 
 def _check_date(as_of: str | None) -> None:

@@ -8,12 +8,16 @@ from features.columns import Columns, fit_column
 from features.columns_category import CategoricalEncoder
 from features.contract import Contract, Table
 from features.errors import DataError, named
+from features.files import find_files
 from features.sources import expression, readable, require_columns, scan
 from features.vocabulary import Vocabulary, canonical
 
 
 def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
     """The id (as key) and the declared columns of an item or user table, each under its own name.
+
+    Files that are read as one table may overlap: a row that another file has too, the same in all declared columns, is
+    one row.
 
     Raises:
         DataError: missing file or column, null or duplicate ids.
@@ -27,6 +31,8 @@ def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
     }
     with readable(path):
         content = raw.select(pl.col(table.id), **columns).collect()
+    if len(find_files(path)) > 1:
+        content = content.unique(maintain_order=True)
     with named(path):
         ids = canonical(content[table.id])
     if ids.null_count():

@@ -72,13 +72,16 @@ class HashedEncoder(ColumnEncoder):
     """A value to one of `buckets` indices by a hash that never changes; int32 [rows].
 
     index = 2 + (the first 8 bytes of sha256 of the value's UTF-8 text, as a big-endian whole number) modulo `buckets`.
-    The text of a whole number is its decimal digits, that of a boolean `true` or `false`. Missing is 1.
+    The text of a whole number is its decimal digits, that of a boolean `true` or `false`. Missing is 1. As 2^64 is so
+    much more than `buckets`, the first of them get no measurable share more than the last.
     """
 
     kind = "hashed"
 
     def __init__(self, buckets: int) -> None:
         self.buckets = buckets
+        self._examples: dict[int, str] = {}
+        self._numbers = itertools.count()
 
     @classmethod
     def fit(cls, raw: pl.Series, spec: Hashed, times: pl.Series | None = None) -> Self:
@@ -93,9 +96,9 @@ class HashedEncoder(ColumnEncoder):
         """A column, int32 [rows]."""
         keys = canonical(raw)
         distinct = keys.unique().drop_nulls()
-        index = pl.Series([self._index(value) for value in distinct.to_list()], dtype=pl.Int32)
         if not len(distinct):
             return np.full(len(raw), UNKNOWN, np.int32)
+        index = pl.Series([self._index(value) for value in distinct.to_list()], dtype=pl.Int32)
         return keys.replace_strict(distinct, index, default=UNKNOWN, return_dtype=pl.Int32).to_numpy()
 
     def encode_one(self, value: Any) -> np.ndarray:
@@ -106,11 +109,22 @@ class HashedEncoder(ColumnEncoder):
         """The smallest whole number that falls into the bucket, as text."""
         if encoded < FIRST_VALUE:
             return None
-        return next(text for text in map(str, itertools.count()) if self._index(text) == encoded)
+        # What an earlier search came across is not searched for again: a bucket is found after `buckets` numbers or so.
+        while encoded not in self._examples:
+            text = str(next(self._numbers))
+            self._examples.setdefault(self._index(text), text)
+        return self._examples[encoded]
 
     def blank(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
+
+    def check(self, where: str, value: Any) -> None:
+        """Refuse numbers that a build refuses: fractions, and what 64 bits do not hold."""
+        if isinstance(value, int | float) and not (-(2**63) <= value < 2**63 and value == int(value)):
+            raise ConfigError(
+                f"{where}: {value!r} cannot be hashed: values are text or whole numbers below 2^63. Send it as text."
+            )
 
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
         """How many buckets."""
@@ -122,8 +136,11 @@ class HashedEncoder(ColumnEncoder):
         return cls(learned["buckets"])
 
     def _index(self, value: Any) -> int:
+        if isinstance(value, float):
+            value = int(value)
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        digest = hashlib.sha256(text.encode()).digest()
+        # JSON can write half a surrogate pair, which no column of a log holds and UTF-8 has no bytes for.
+        digest = hashlib.sha256(text.encode(errors="replace")).digest()
         return FIRST_VALUE + int.from_bytes(digest[:8], "big") % self.buckets
 
 

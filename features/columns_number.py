@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -46,7 +47,14 @@ class NumericEncoder(ColumnEncoder):
             return unscaled
         # Not the deviation itself: rounding makes that of a constant 0.1 1e-17, and every other value enormous.
         varies = values.min() < values.max()
-        return cls(spec.transform, float(values.mean()), float(values.std()) if varies else 1.0, spec.clip)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(values.mean()), float(values.std())
+        if not np.isfinite(deviation):
+            raise DataError(
+                f"column {raw.name!r}: numbers as large as {np.abs(values).max():g} have no mean and deviation. "
+                "Declare `clip`, or make them missing where they mean so."
+            )
+        return cls(spec.transform, mean, deviation if varies and deviation > 0 else 1.0, spec.clip)
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""
@@ -64,8 +72,11 @@ class NumericEncoder(ColumnEncoder):
         """The number before scaling, to float32's precision."""
         if np.isnan(encoded):
             return None
-        number = float(encoded) * self.deviation + self.mean
-        return float(np.expm1(number)) if self.transform == "log1p" else number
+        with np.errstate(over="ignore"):
+            number = np.float64(encoded) * self.deviation + self.mean
+            number = np.expm1(number) if self.transform == "log1p" else number
+        # Rounding may lift the greatest number over what a float holds, and a request takes no infinity.
+        return float(np.clip(number, -sys.float_info.max, sys.float_info.max))
 
     def blank(self, index: int) -> np.ndarray:
         """The entry of a padding or unknown table row: missing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
 import numpy as np
@@ -19,12 +19,7 @@ from features.vocabulary import Vocabulary
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 # How many values a part has, and the first of them.
 PARTS = {"hour": (24, 0), "weekday": (7, 1), "day": (31, 1), "month": (12, 1), "week": (53, 1)}
-EXAMPLE: dict[str, Callable[[int], dict[str, int]]] = {
-    "hour": lambda value: {"hour": value},
-    "weekday": lambda value: {"day": value},
-    "day": lambda value: {"day": value},
-    "month": lambda value: {"month": value},
-}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The seconds of the years 1 to 9999, which calendars stop at.
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
 
@@ -61,37 +56,47 @@ class DatePartEncoder(ColumnEncoder):
 
     def encode_one(self, value: Any) -> np.ndarray:
         """One time, as ISO text (UTC where it names no zone) or a whole number, int64 [1]."""
-        if value is None:
-            return np.array([UNKNOWN], np.int64)
         if isinstance(value, str):
             time = datetime.fromisoformat(value)
-            time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
-            seconds = int(time.timestamp() // 1)
-        else:
-            seconds = value // PER_SECOND[self.time_unit]
-        return self.encode(pl.Series("time", [seconds * PER_SECOND[self.time_unit]])).astype(np.int64)
+            # Whole numbers: as a float, the last microsecond of a far year is already the next second.
+            value = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
+            value = value // timedelta(seconds=1) * PER_SECOND[self.time_unit]
+        elif value is not None and not -(2**63) <= value < 2**63:
+            value = None
+        return self.encode(pl.Series("time", [value], dtype=pl.Int64)).astype(np.int64)
 
     def raw_value(self, encoded: Any) -> Any:
         """A time of that part, as ISO text."""
         if encoded < FIRST_VALUE:
             return None
         value = int(encoded) - FIRST_VALUE + PARTS[self.part][1]
-        if self.part == "week":
-            return date.fromisocalendar(2020, value, 1).isoformat()  # a year of 53 weeks
-        # 1 January 2024 is a Monday.
-        return datetime(2024, **({"month": 1, "day": 1} | EXAMPLE[self.part](value))).isoformat()
+        match self.part:
+            case "hour":
+                return datetime(2024, 1, 1, value).isoformat()
+            case "month":
+                return date(2024, value, 1).isoformat()
+            case "week":
+                return date.fromisocalendar(2020, value, 1).isoformat()  # a year of 53 weeks
+        # A weekday or a day: 1 January 2024 is a Monday.
+        return date(2024, 1, value).isoformat()
 
     def blank(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
 
     def check(self, where: str, value: Any) -> None:
-        """Refuse text that is no time."""
-        if isinstance(value, str):
-            try:
+        """Refuse what is no time: other text, fractions, booleans."""
+        try:
+            if isinstance(value, str):
                 datetime.fromisoformat(value)
-            except ValueError:
-                raise ConfigError(f"{where}: {value!r} is no time. Write it as 2026-01-31T13:00:00Z.") from None
+            is_time = value is None or (isinstance(value, str | int) and not isinstance(value, bool))
+        except ValueError:
+            is_time = False
+        if not is_time:
+            raise ConfigError(
+                f"{where}: {value!r} is no time. Write it as 2026-01-31T13:00:00Z, or as a whole number since 1970 "
+                f"in {self.time_unit!r}."
+            )
 
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
         """The part and the unit."""
@@ -119,7 +124,7 @@ def _seconds(raw: pl.Series, time_unit: str) -> pl.Series:
     if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
         per_second, ticks = 1_000_000, raw.cast(pl.Datetime("us")).cast(pl.Int64)
     elif raw.dtype.is_integer() or raw.dtype == pl.Null:
-        per_second, ticks = PER_SECOND[time_unit], raw.cast(pl.Int64)
+        per_second, ticks = PER_SECOND[time_unit], raw.cast(pl.Int64, strict=False)
     else:
         raise DataError(
             f"column {raw.name!r}: declared `date` but holds {raw.dtype}, expected times or whole numbers. Cast it."

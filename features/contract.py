@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from features.contract_columns import Column, Residual
+from features.contract_columns import Column, ColumnSpec, Residual
 from features.contract_log import Checks, Counter, Format, History, Interactions, Split
 from features.contract_vectors import Embedding, Vectors
 from features.errors import ConfigError
@@ -123,6 +123,17 @@ class Contract(Settings):
         """Name of the user id field, as the user table (or else the log) calls it."""
         return self.users.id if self.users else self.interactions.user
 
+    @property
+    def context_columns(self) -> dict[str, ColumnSpec]:
+        """What a request may say of itself: the log's context columns, and counters of users."""
+        counters = {name: one.column for name, one in self.counters.items() if one.of == "user"}
+        return {**self.interactions.context, **counters}
+
+    @property
+    def candidate_columns(self) -> dict[str, ColumnSpec]:
+        """What a request may say of each candidate: counters of items."""
+        return {name: one.column for name, one in self.counters.items() if one.of == "item"}
+
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON. `root` and `truth` are left out: they say where, not what."""
         content = self.model_dump(mode="json", exclude={"root", "truth"})
@@ -133,7 +144,8 @@ class Contract(Settings):
         """`path` as it stands if absolute or a URL, else below `root`."""
         if "://" in path or Path(path).is_absolute():
             return path
-        return str(Path(self.root) / path)
+        # A path would make one of the two slashes of a URL.
+        return f"{self.root.rstrip('/')}/{path}" if "://" in self.root else str(Path(self.root) / path)
 
 
 def load_contract(path: Path, overrides: dict[str, Any] | None = None, root: str | None = None) -> Contract:

@@ -46,7 +46,7 @@ class Hashed(ColumnSpec):
     """One value to one of `buckets` indices by a frozen hash of its text: no vocabulary, nothing to fit."""
 
     type: Literal["hashed"]
-    buckets: PositiveInt
+    buckets: int = Field(ge=1, le=2**31 - 3, description="two indices more are for padding and missing")
     default: str | int | bool | None = None
 
 
@@ -109,7 +109,7 @@ class Gap(ColumnSpec):
 
     form: ClassVar = "number"
     type: Literal["gap"]
-    buckets: PositiveInt = 24
+    buckets: int = Field(24, ge=1, le=64)
 
 
 class Residual(ColumnSpec):

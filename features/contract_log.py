@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from datetime import date
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from features.contract_columns import Categorical, Duration, EventColumn, ScalarColumn
+from features.contract_columns import Categorical, Duration, EventColumn, Numeric, ScalarColumn
 from features.settings import Settings
 
 Policy = Literal["error", "quarantine", "warn"]
@@ -22,6 +23,15 @@ class Format(Settings):
     separator: str | None = Field(None, min_length=1, description="of a text file, e.g. `|` or `::`")
     encoding: str = Field("utf-8", description="of a text file, e.g. latin-1")
     quote: bool = Field(True, description="whether a double quote in a text file quotes")
+
+    @field_validator("encoding")
+    @classmethod
+    def _python_knows_it(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(f"unknown encoding {value!r}; write e.g. utf-8, latin-1 or cp1252") from None
+        return value
 
 
 class Candidates(Settings):
@@ -136,6 +146,11 @@ class Counter(Settings):
     )
     half_life: Duration | None = Field(None, description="an event counts half after it, e.g. 7d; default: for ever")
     prior: PositiveFloat = Field(10.0, description="rate: rows of average rate that everyone starts with")
+
+    @property
+    def column(self) -> Numeric:
+        """The column that it becomes."""
+        return Numeric(type="numeric", transform="log1p" if self.value == "count" else "none")
 
 
 class Split(Settings):

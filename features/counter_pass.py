@@ -11,8 +11,8 @@ import polars as pl
 
 from features.buckets import Arrays, by_bucket
 from features.columns_number import NumericEncoder
-from features.contract_columns import Numeric
-from features.contract_log import Counter
+from features.counters import final, running
+from features.encoder import Snapshot, fields
 from features.log import LABEL
 from features.parts import COUNTER
 from features.split import Splitter
@@ -60,8 +60,6 @@ def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path) -> Co
     counters = stream.contract.counters
     if not counters:
         return Counted(stream)
-    from features.counters import final, running
-
     scratch.mkdir(parents=True, exist_ok=True)
     places = sum(len(chunk["user"]) for chunk in stream.narrow())
     mean = _label_mean(stream, splitter)
@@ -108,27 +106,22 @@ def _give_to_encoder(
     encoder, counters = stream.encoder, stream.contract.counters
     chosen = _training_places(stream, splitter)
     for name, counter in counters.items():
-        spec = _spec(counter)
-        fitted = NumericEncoder.fit(pl.Series(name, raw[name][chosen]), spec)
+        fitted = NumericEncoder.fit(pl.Series(name, raw[name][chosen]), counter.column)
         (encoder.candidate if counter.of == "item" else encoder.context)[name] = fitted
-    from features.encoder import Counters
-
-    encoder.counters = Counters(
+    encoder.snapshot = Snapshot(
         items={name: values for name, values in finals.items() if counters[name].of == "item"},
         users={name: values for name, values in finals.items() if counters[name].of == "user"},
     )
-    encoder.refresh_schema()
+    encoder.schema = encoder.schema.model_copy(
+        update={"context": fields(encoder.context), "candidate": fields(encoder.candidate)}
+    )
 
 
 def _training_places(stream: Stream, splitter: Splitter) -> np.ndarray:
     found, first = [], 0
     for chunk in stream.narrow():
-        trains = (splitter.assign(chunk, stream.encoder.users) == 0) & np.asarray(chunk[ROW])  # type: ignore[arg-type]
+        trains = (splitter.assign(chunk, stream.encoder.users) == 0) & np.asarray(chunk[ROW])
         found.append(first + np.flatnonzero(trains))
         first += len(trains)
     places = np.concatenate(found)
     return places[:: -(-len(places) // MOST_FITTED)]
-
-
-def _spec(counter: Counter) -> Numeric:
-    return Numeric(type="numeric", transform="log1p" if counter.value == "count" else "none")

@@ -16,9 +16,9 @@ from features.buckets import Arrays
 from features.contract import Contract
 from features.errors import ConfigError, DataError
 from features.feature_set import FORMAT, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
+from features.files import content_hash, find_files
 from features.log import DAY, EVENT, HISTORY, TIME, open_log
 from features.parts import CARRIED, Part, window_of
-from features.sources import content_hash, find_files
 from features.stream import ROW, SAMPLED
 
 EPOCH = date(1970, 1, 1)

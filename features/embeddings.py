@@ -1,7 +1,9 @@
-"""Item vectors: read, check, align to the catalogue, normalise, reduce, store. Fitted on training items."""
+"""Precomputed item vectors: read from their file, checked, and laid onto the rows of the catalogue."""
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +12,44 @@ import polars as pl
 from features.contract import Contract
 from features.contract_vectors import Embedding
 from features.errors import DataError, named
+from features.files import find_files, is_url, read_bytes
 from features.schema import FIRST_VALUE, UNKNOWN, VectorSet
-from features.sources import find_files, read
+from features.sources import read
 from features.vocabulary import Vocabulary
 
 
-def build_embedding(
-    name: str, contract: Contract, items: Vocabulary, trained_I: np.ndarray, folder: Path
-) -> tuple[VectorSet, float]:
-    """Write `<name>.npy` (float32 [items, width], zeros where missing) and `<name>.present.npy` (bool [items]).
+@dataclass(frozen=True)
+class ItemVectors:
+    """One vector set on the rows of the catalogue (I items, W dimensions).
 
     Args:
         name: of the set.
-        contract: whose `embeddings[name]` says where and how.
-        items: the catalogue; row i of the result is catalogue row i.
-        trained_I: bool [items], rows seen in the training window: scalers and PCA are fitted on these alone.
-        folder: where to write.
+        vectors_IW: float32 [items, width], zeros where there is nothing.
+        present_I: bool [items], items that have a vector of their own.
+        filled_I: bool [items], items that borrowed one from their neighbours.
+    """
 
-    Returns:
-        The set as a model sees it, and the share of catalogue items that have a vector.
+    name: str
+    vectors_IW: np.ndarray
+    present_I: np.ndarray
+    filled_I: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+        return int(self.vectors_IW.shape[1])
+
+    @property
+    def coverage(self) -> float:
+        """Share of catalogue items that have a vector of their own."""
+        return float(self.present_I[FIRST_VALUE:].mean())
+
+
+def read_vectors(name: str, contract: Contract, items: Vocabulary) -> ItemVectors:
+    """The vectors of `contract.embeddings[name]` as their file holds them; those of no catalogue item are left out.
 
     Raises:
-        DataError: vectors of unequal width, not finite, duplicate or null ids, or none for any known item.
+        DataError: vectors of unequal width, not finite, duplicate or null ids, or none for any catalogue item.
     """
     spec = contract.embeddings[name]
     path = contract.resolve(spec.path)
@@ -39,43 +57,52 @@ def build_embedding(
     _check(path, ids, vectors_VW)
     with named(path):
         row_V = items.encode(ids)
-    known = row_V != UNKNOWN
-    if not known.any():
+    known_V = row_V != UNKNOWN
+    if not known_V.any():
         raise DataError(
             f"{path}: none of its {len(ids)} ids (e.g. {ids[0]!r}) is an item of the catalogue (e.g. "
             f"{items.values[0]!r}). Check embeddings.{name}.id and the type of the ids."
         )
-    row_V, vectors_VW = row_V[known], vectors_VW[known]
-    vectors_VW = _reduce(_normalise(vectors_VW, spec, trained_I[row_V]), spec, trained_I[row_V], path)
+    vectors_IW = np.zeros((items.size, vectors_VW.shape[1]), np.float32)
+    vectors_IW[row_V[known_V]] = vectors_VW if known_V.all() else vectors_VW[known_V]
     present_I = np.zeros(items.size, bool)
-    present_I[row_V] = True
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = (items.size, vectors_VW.shape[1])
-    aligned = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
-    aligned[row_V] = vectors_VW
-    aligned.flush()
-    np.save(folder / f"{name}.present.npy", present_I)
-    covered = present_I[FIRST_VALUE:]
-    return VectorSet(name=name, width=shape[1], complete=bool(covered.all())), float(covered.mean())
+    present_I[row_V[known_V]] = True
+    return ItemVectors(name, vectors_IW, present_I, np.zeros(items.size, bool))
 
 
 def _read(contract: Contract, spec: Embedding, path: str) -> tuple[pl.Series, np.ndarray]:
     if path.endswith(".npy"):
         if spec.ids is None:
             raise DataError(f"{path}: a .npy file has no ids. Name the table of its ids under `ids`.")
-        try:
-            vectors = np.load(find_files(path)[0], mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path}: cannot be read as npy: {error}. Write the file again.") from None
-        if vectors.dtype.kind not in "fiu":
-            raise DataError(f"{path}: holds {vectors.dtype}, expected numbers.")
+        vectors = _array(path)
         ids_path = contract.resolve(spec.ids)
-        ids = read(ids_path, [spec.id])[spec.id]
+        ids = read(ids_path, [spec.id], spec.format)[spec.id]
         if vectors.ndim != 2 or len(ids) != len(vectors):
             raise DataError(f"{path}: shape {vectors.shape} does not fit the {len(ids)} ids of {ids_path}.")
-        return ids, np.asarray(vectors, np.float32)
-    table = read(path, [spec.id, spec.vector])
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which the check names
+            return ids, np.asarray(vectors, np.float32)
+    table = read(path, [spec.id, spec.vector], spec.format)
     return table[spec.id], _matrix(path, table[spec.id], table[spec.vector])
+
+
+def _array(path: str) -> np.ndarray:
+    files = find_files(path)
+    if len(files) > 1:
+        raise DataError(
+            f"{path}: names {len(files)} files, e.g. {files[1]}. Write the vectors as one .npy, or as tables."
+        )
+    file = str(files[0])
+    try:
+        array: np.ndarray = np.load(
+            io.BytesIO(read_bytes(file)) if is_url(file) else file,
+            mmap_mode=None if is_url(file) else "r",
+            allow_pickle=False,
+        )
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as npy: {error}. Write the file again.") from None
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: holds {array.dtype}, expected numbers.")
+    return array
 
 
 def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
@@ -98,12 +125,12 @@ def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
             )
     if not len(vectors):
         return np.empty((0, 0), np.float32)
-    flat = vectors.explode().cast(pl.Float32)
+    flat = vectors.explode(empty_as_null=False).cast(pl.Float32)
     return flat.fill_null(float("nan")).to_numpy().reshape(len(vectors), -1)
 
 
 def _check(path: str, ids: pl.Series, vectors_VW: np.ndarray) -> None:
-    if not len(ids):
+    if not vectors_VW.size:
         raise DataError(f"{path}: holds no vectors. Take the set out of the contract or write the file again.")
     if ids.null_count():
         raise DataError(f"{path}: {ids.null_count()} of {len(ids)} ids are null. Leave such rows out.")
@@ -120,29 +147,15 @@ def _check(path: str, ids: pl.Series, vectors_VW: np.ndarray) -> None:
         )
 
 
-def _normalise(vectors_VW: np.ndarray, spec: Embedding, trained_V: np.ndarray) -> np.ndarray:
-    if spec.normalize == "l2":
-        norms = np.linalg.norm(vectors_VW, axis=1, keepdims=True)
-        return vectors_VW / np.maximum(norms, 1e-12)
-    if spec.normalize == "standardize":
-        sample = vectors_VW[trained_V] if trained_V.any() else vectors_VW
-        # float64 sums: those of a million float32 rows are off in the third digit.
-        mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
-        deviation[sample.min(axis=0) == sample.max(axis=0)] = 1.0
-        return (vectors_VW - mean.astype(np.float32)) / deviation.astype(np.float32)
-    return vectors_VW
+def build_embedding(
+    name: str, contract: Contract, items: Vocabulary, trained_I: np.ndarray, folder: Path
+) -> tuple[VectorSet, float]:
+    """One set alone, for the build as long as it does not call `features.vectors.build_vectors`."""
+    from features.vector_store import write_vectors
+    from features.vector_transforms import transform
 
-
-def _reduce(vectors_VW: np.ndarray, spec: Embedding, trained_V: np.ndarray, path: str) -> np.ndarray:
-    if spec.reduce is None:
-        return vectors_VW
-    from sklearn.decomposition import PCA
-
-    most = min(int(trained_V.sum()), vectors_VW.shape[1])
-    if spec.reduce.dim > most:
-        raise DataError(
-            f"{path}: reduce.dim {spec.reduce.dim} is more than {most}, the smaller of its width and its items in "
-            "training. Lower it."
-        )
-    pca = PCA(spec.reduce.dim, svd_solver="full").fit(vectors_VW[trained_V])
-    return pca.transform(vectors_VW).astype(np.float32)
+    spec = contract.embeddings[name]
+    one = transform(read_vectors(name, contract, items), spec, trained_I, contract.resolve(spec.path))
+    write_vectors(folder, one, spec.dtype)
+    complete = bool(one.present_I[FIRST_VALUE:].all())
+    return VectorSet(name=name, width=one.width, complete=complete), one.coverage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from features.columns import ColumnEncoder, Columns, encode_value, encoder_kinds
 from features.columns_category import check_kind
 from features.contract import Contract
 from features.errors import DataError
-from features.feature_set import read_arrow
+from features.feature_set import read_arrow, write_arrow
 from features.request import Request
 from features.schema import UNKNOWN, Field, Schema
 from features.settings import validate
@@ -24,6 +24,7 @@ from features.vocabulary import Vocabulary
 ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"
 USERS = "users.arrow"
+COUNTERS = "counters"
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class EncodedRequest:
         user: one entry a user field: int64 [1], int64 [1, max_len] for tags, float32 [1] for numbers.
         context: likewise for context fields.
         history_item: item rows, int64 [H], oldest first.
-        history_events: event columns, int64 [H].
+        history_events: event columns, int64 or float32 [H].
         candidate_item: item rows, int64 [N].
+        candidate: numbers of each candidate, float32 [N].
         unknown_history: how many history items are unknown.
         unknown_candidates: raw ids of the unknown candidates.
     """
@@ -45,8 +47,37 @@ class EncodedRequest:
     history_item: np.ndarray
     history_events: dict[str, np.ndarray]
     candidate_item: np.ndarray
+    candidate: dict[str, np.ndarray]
     unknown_history: int
     unknown_candidates: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the counters said at the end of the log: a request that brings no fresher values gets these.
+
+    Args:
+        items: raw values by counter, float32, one an item row.
+        users: likewise, one a user row.
+    """
+
+    items: Mapping[str, np.ndarray] = field(default_factory=dict)
+    users: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `counters/items.arrow` and `counters/users.arrow`, where there are such counters."""
+        for name, columns in self._sides().items():
+            if columns:
+                write_arrow(folder / COUNTERS / f"{name}.arrow", dict(columns))
+
+    @classmethod
+    def load(cls, folder: Path) -> Snapshot:
+        """Read what `save` wrote."""
+        files = {name: folder / COUNTERS / f"{name}.arrow" for name in ("items", "users")}
+        return cls(**{name: read_arrow(path) if path.is_file() else {} for name, path in files.items()})
+
+    def _sides(self) -> dict[str, Mapping[str, np.ndarray]]:
+        return {"items": self.items, "users": self.users}
 
 
 class Encoder:
@@ -60,6 +91,8 @@ class Encoder:
         item, user, context, event: column encoders by name. `item` and `user` begin with the id field, whose
             vocabulary holds only ids seen often enough in training.
         user_table: encoded user columns; row i is user row i.
+        candidate: encoders of item counters; those of user counters are among `context`.
+        snapshot: the counters at the end of the log.
     """
 
     def __init__(
@@ -72,7 +105,9 @@ class Encoder:
         user: Columns,
         context: Columns,
         event: Columns,
-        user_table: Mapping[str, np.ndarray],
+        user_table: dict[str, np.ndarray],
+        candidate: Columns | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.contract = contract
         self.schema = schema
@@ -82,7 +117,8 @@ class Encoder:
         self.user = user
         self.context = context
         self.event = event
-        self.candidate: Columns = {}
+        self.candidate = candidate or {}
+        self.snapshot = snapshot or Snapshot()
         self.user_table = user_table
 
     def encode_request(self, request: Request) -> EncodedRequest:
@@ -105,6 +141,10 @@ class Encoder:
                 for name, encoder in self.event.items()
             },
             candidate_item=candidate_item,
+            candidate={
+                name: self._counted(name, encoder, request.candidate_columns[name], candidate_item)
+                for name, encoder in self.candidate.items()
+            },
             unknown_history=int((history_item == UNKNOWN).sum()),
             unknown_candidates=tuple(request.candidates[i] for i in unknown),
         )
@@ -114,6 +154,7 @@ class Encoder:
         (folder / VOCABULARIES).mkdir(parents=True, exist_ok=True)
         self.items.save(folder / VOCABULARIES / "items.arrow")
         self.users.save(folder / VOCABULARIES / "users.arrow")
+        self.snapshot.save(folder)
         sections = {}
         for section, columns in self._sections().items():
             sections[section] = [_to_json(folder, section, i, *pair) for i, pair in enumerate(columns.items())]
@@ -145,11 +186,18 @@ class Encoder:
             items=Vocabulary.load(folder / VOCABULARIES / "items.arrow"),
             users=Vocabulary.load(folder / VOCABULARIES / "users.arrow"),
             user_table=read_arrow(folder / USERS),
+            snapshot=Snapshot.load(folder),
             **columns,
         )
 
     def _sections(self) -> dict[str, Columns]:
-        return {"item": self.item, "user": self.user, "context": self.context, "event": self.event}
+        return {
+            "item": self.item,
+            "user": self.user,
+            "context": self.context,
+            "candidate": self.candidate,
+            "event": self.event,
+        }
 
     def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
         for value in ids:
@@ -166,8 +214,18 @@ class Encoder:
         return known | {name: encode_value(f"user_columns.{name}", self.user[name], value) for name, value in given}
 
     def _context(self, name: str, encoder: ColumnEncoder, request: Request) -> np.ndarray:
+        if name in self.snapshot.users:
+            given = request.context.get(name)
+            row = UNKNOWN if request.user is None else self.users.index(request.user)
+            return encode_value(f"context.{name}", encoder, self.snapshot.users[name][row] if given is None else given)
         spec = self.contract.interactions.context[name]
         return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
+
+    def _counted(self, name: str, encoder: ColumnEncoder, given: tuple[Any, ...], rows: np.ndarray) -> np.ndarray:
+        """A counter of the candidates: as the request says, else as it stood at the end of the log."""
+        known = self.snapshot.items[name][rows]
+        values = [old if value is None else value for value, old in zip(given, known.tolist(), strict=True)]
+        return encoder.encode(pl.Series(name, values, pl.Float64))
 
     def _events(self, name: str, encoder: ColumnEncoder, values: tuple[Any, ...]) -> np.ndarray:
         dtype = np.float32 if encoder.field(name).kind == "numeric" else np.int64

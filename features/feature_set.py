@@ -17,6 +17,7 @@ from features.contract import Contract
 from features.errors import DataError
 from features.schema import Schema
 from features.settings import Settings
+from features.vector_store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
 
 SplitName = Literal["train", "valid", "test"]
 
@@ -95,7 +96,10 @@ class FeatureSet:
                                                    history_end history_len
         events/part-00000.arrow                    item time event columns…, by user and time
         items.arrow users.arrow                    encoded columns; row i is item (user) row i
-        embeddings/<set>.npy <set>.present.npy     float32 [items, width], bool [items]
+        embeddings/<set>.npy <set>.present.npy     float32, float16 or int8 [items, width]; bool [items]
+        embeddings/<set>.scale.npy                 float32 [items], of an int8 set
+        neighbours/<column>.npy                    item rows, int32 [items, k]
+        semantic_ids/<column>/                     a `SemanticCoder`
         vocabularies/*.arrow  encoder.json  profile.json  MANIFEST.json
     """
 
@@ -165,12 +169,33 @@ class FeatureSet:
         return self._table("users.arrow")
 
     def vectors(self, name: str) -> np.ndarray:
-        """One vector set, float32 [items, width], zeros where missing. Memory-mapped."""
-        return np.load(self.path / "embeddings" / f"{name}.npy", mmap_mode="r")
+        """One vector set, float32 [items, width], zeros where missing and not filled.
+
+        Memory-mapped if it is stored so; otherwise decoded anew by each call. Raises DataError as `stored_vectors`.
+        """
+        return decoded(*self.stored_vectors(name))
+
+    def stored_vectors(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """One vector set as stored, [items, width], memory-mapped; and the scales of an int8 set, float32 [items].
+
+        Raises:
+            DataError: no such set, or a part that was fused without `keep_parts`.
+        """
+        kept = [vectors.name for vectors in self.schema.vectors]
+        if name not in kept:
+            raise DataError(
+                f"{self.path}: no vector set {name!r}; it holds {', '.join(kept) or 'none'}. A part of a fused set is "
+                "kept with `keep_parts: true`."
+            )
+        return read_stored(self.path / EMBEDDINGS, name)
 
     def present(self, name: str) -> np.ndarray:
-        """Which items have a vector in the set, bool [items]."""
-        return np.load(self.path / "embeddings" / f"{name}.present.npy", mmap_mode="r")
+        """Which items have a vector of their own in the set (a filled one is not), bool [items]."""
+        return np.load(self.path / EMBEDDINGS / f"{name}.present.npy", mmap_mode="r")
+
+    def neighbours(self, name: str) -> np.ndarray:
+        """Nearest items, best first, as item rows: int32 [items, k], 0 where there are fewer. Memory-mapped."""
+        return np.load(self.path / NEIGHBOURS / f"{name}.npy", mmap_mode="r")
 
     def _table(self, name: str) -> dict[str, np.ndarray]:
         return read_arrow(self.path / name)

@@ -8,13 +8,13 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from features.atomic import flush_tree, write_text
 from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
-from features.sources import content_hash, find_files
+from features.files import content_hash, find_files
 
 STAGING = ".building-"
 
@@ -79,15 +79,17 @@ def find_version(folder: Path, source: str) -> FeatureSet | None:
 def source_key(contract: Contract, as_of: str | None, window: int | None = None) -> str:
     """What a build depends on: contract, as-of date, window, and content of every file it reads (sha256)."""
     digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()} {as_of} {window}".encode())
-    for path in source_files(contract):
-        digest.update(f"{path.name} {content_hash(path)}".encode())
+    for file in source_files(contract):
+        digest.update(f"{PurePosixPath(file).name} {content_hash(file)}".encode())
     return digest.hexdigest()
 
 
-def source_files(contract: Contract) -> list[Path]:
-    """Every file that the contract names. Raises DataError for one that is not there."""
+def source_files(contract: Contract) -> list[str]:
+    """Every file that a build of the contract reads. Raises DataError for one that is not there."""
     named = [contract.interactions.path]
-    named += [table.path for table in (contract.items, contract.users) if table]
+    if contract.split.by == "files":
+        named += [str(contract.split.valid), str(contract.split.test)]
+    named += [table.path for table in (*contract.history.tables, contract.items, contract.users) if table]
     for spec in contract.embeddings.values():
         named += [spec.path, *([spec.ids] if spec.ids else [])]
     return [file for name in named for file in find_files(contract.resolve(name))]

@@ -37,6 +37,7 @@ class Request:
         user: None for an anonymous one.
         user_columns: raw columns that replace what is known of the user.
         context: raw context columns.
+        candidate_columns: for each counter of items, one value a candidate (None where not given).
     """
 
     candidates: tuple[Any, ...]
@@ -45,6 +46,7 @@ class Request:
     user: Any = None
     user_columns: dict[str, Any] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
+    candidate_columns: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) -> Request:
@@ -64,34 +66,37 @@ def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) ->
     _at_most("candidates", candidates, limits.max_candidates)
     history = _list(raw, "history")
     _at_most("history", history, limits.max_history)
-    items, events = _history(history, contract.history.columns)
-    context, users = contract.interactions.context, contract.users.columns if contract.users else {}
+    items, events = _entries("history", history, contract.history.columns)
+    shown, counters = _entries("candidates", candidates, contract.candidate_columns)
+    users = contract.users.columns if contract.users else {}
     return Request(
-        candidates=tuple(_id(f"candidates[{i}]", value) for i, value in enumerate(candidates)),
+        candidates=shown,
         history=items,
         history_events=events,
         user=None if raw.get("user") is None else _id("user", raw["user"]),
         user_columns=_columns("user_columns", raw, users),
-        context=_columns("context", raw, context),
+        context=_columns("context", raw, contract.context_columns),
+        candidate_columns=counters,
     )
 
 
-def _history(
-    history: list[Any], declared: Mapping[str, ColumnSpec]
+def _entries(
+    where: str, entries: list[Any], declared: Mapping[str, ColumnSpec]
 ) -> tuple[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
-    items, events = [], []
-    for i, entry in enumerate(history):
+    """Items given as ids, or as objects of `item` and any of the declared columns: the ids, and a tuple a column."""
+    items, given = [], []
+    for i, entry in enumerate(entries):
         if isinstance(entry, dict):
-            _known_keys(f"history[{i}]", entry, ["item", *declared])
+            _known_keys(f"{where}[{i}]", entry, ["item", *declared])
             if "item" not in entry:
-                raise ConfigError(f"history[{i}]: needs `item`, e.g. {{'item': 3}}.")
-            items.append(_id(f"history[{i}].item", entry["item"]))
-            events.append(entry)
+                raise ConfigError(f"{where}[{i}]: needs `item`, e.g. {{'item': 3}}.")
+            items.append(_id(f"{where}[{i}].item", entry["item"]))
+            given.append(entry)
         else:
-            items.append(_id(f"history[{i}]", entry))
-            events.append({})
+            items.append(_id(f"{where}[{i}]", entry))
+            given.append({})
     columns = {
-        name: tuple(_value(f"history.{name}", entry.get(name), spec) for entry in events)
+        name: tuple(_value(f"{where}.{name}", entry.get(name), spec) for entry in given)
         for name, spec in declared.items()
     }
     return tuple(items), columns

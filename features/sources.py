@@ -1,71 +1,67 @@
-"""Lazy readers of raw tables: parquet, csv, tsv and Arrow files, one or many, with checks on their columns."""
+"""Lazy readers of raw tables: one file or many, with checks that they fit together and on their columns."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
-from pathlib import Path
+from datetime import date
+from itertools import groupby
+from typing import Any
 
 import polars as pl
 
 from features.contract_log import Format
 from features.errors import DataError
+from features.files import SUFFIXES, find_files, is_url, kind_of, partition_of
+from features.readers import TEXT, Types, advice, open_files, schema_of
 from features.settings import unknown_key
 
-# Without glob: `find_files` has been there, and a folder may be called `[prod]`.
-SUFFIXES: dict[str, Callable[[list[Path]], pl.LazyFrame]] = {
-    ".parquet": partial(pl.scan_parquet, glob=False),
-    ".arrow": partial(pl.scan_ipc, glob=False),
-    ".feather": partial(pl.scan_ipc, glob=False),
-    ".csv": partial(pl.scan_csv, glob=False),
-    ".tsv": partial(pl.scan_csv, glob=False, separator="\t"),
-}
-
-
-def find_files(path: str) -> list[Path]:
-    """The files a path or glob names, sorted. Raises DataError when there are none."""
-    found = [Path(path)] if Path(path).exists() else sorted(Path(name) for name in glob.glob(path))
-    if found:
-        folders = [name for name in found if name.is_dir()]
-        if folders:
-            raise DataError(f"{folders[0]}: is a folder. Name its files, e.g. {folders[0]}/*.parquet.")
-        return found
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise DataError(f"{path}: no such file; its folder {folder} does not exist. Correct `root` or pass --root.")
-    there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
-    raise DataError(f"{path}: no such file. {folder} holds: {there}.")
+LONGEST_NAME = 40  # of a column in a message: without a header, a name is some text of the first row
 
 
 def scan(path: str, format: Format | None = None) -> pl.LazyFrame:
-    """Scan a table lazily by its suffix.
+    """Scan the table in all files that `path` names, lazily; the keys of hive folders (`day=2026-01-31/`) are columns.
+
+    Args:
+        path: as `features.files.find_files` takes it.
+        format: what the files' suffix does not say.
 
     Raises:
-        DataError: no such file, a suffix that is not read, or a file that is not what its suffix says.
+        DataError: no such file, a suffix that is not read, a file that is not what its suffix says, files with
+            different columns or types, or a text file with another number of columns than `format.columns` names.
+        ConfigError: the package of a URL's file system is not installed.
     """
+    format = format or Format()
     files = find_files(path)
-    suffix = files[0].suffix
-    if suffix not in SUFFIXES:
-        raise DataError(f"{files[0]}: unknown kind of table {suffix!r}. Use one of {', '.join(SUFFIXES)}.")
-    try:
-        frame = SUFFIXES[suffix](files)
-        frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{files[0]}: cannot be read as {suffix[1:]}: {error}. Write the file again.") from None
-    return frame
+    kind = _kind(files, format)
+    types = [schema_of(file, kind, format) for file in files]
+    schema = _common(files, types, kind)
+    key_types, keys = _partition_keys(files, schema)
+
+    def differences(i: int) -> tuple[Any, ...]:
+        return list(types[i].items()), keys[i], is_url(files[i])
+
+    frames = []
+    # Neighbours that differ in nothing are scanned as one, which is what polars is fast at.
+    for (own_types, own_keys, _), group in groupby(range(len(files)), key=differences):
+        # Text has the type that it is read as.
+        read_as = {name: schema[name] if kind in TEXT else dtype for name, dtype in own_types}
+        frame = open_files([files[i] for i in group], kind, format, read_as)
+        columns = [pl.col(name).cast(dtype) for name, dtype in schema.items()]
+        columns += [pl.lit(own_keys[key], dtype=dtype).alias(key) for key, dtype in key_types.items()]
+        frames.append(frame.select(columns))
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
 
 
-def read(path: str, columns: Iterable[str]) -> pl.DataFrame:
+def read(path: str, columns: Iterable[str], format: Format | None = None) -> pl.DataFrame:
     """Read these columns of a table.
 
     Raises:
         DataError: as `scan`; a column that is not there, or a file that is broken further on.
     """
     columns = list(columns)
-    frame = scan(path)
+    frame = scan(path, format)
     require_columns(frame, path, columns)
     with readable(path):
         return frame.select(columns).collect()
@@ -78,7 +74,7 @@ def readable(path: str) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read to its end: {first}. Write the file again.") from None
+        raise DataError(f"{path}: cannot be read to its end: {first}. {advice(error)}") from None
 
 
 def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> None:
@@ -86,12 +82,27 @@ def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> N
     names = frame.collect_schema().names()
     for column in columns:
         if column not in names:
-            near = unknown_key(column, names).replace("Valid keys", "Columns")
-            raise DataError(f"{path}: no column {column!r}. {near}")
+            short = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…" for name in names]
+            near = unknown_key(column, short).replace("Valid keys", "Columns")
+            hint = ""
+            if any(_is_number(name) for name in names):
+                hint = " A file without a header needs names: `format: {columns: [user, item, …]}`."
+            raise DataError(f"{path}: no column {column!r}. {near}{hint}")
 
 
 def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
-    """A column's name, or a polars SQL expression over the table's columns, as an expression of one value a row."""
+    """A column's name, or a polars SQL expression over the table's columns, as an expression of one value a row.
+
+    Args:
+        raw: the table.
+        path: of its file, for messages.
+        where: key of the contract that holds the expression, for messages.
+        text: the expression.
+
+    Raises:
+        DataError: `text` is no SQL, names a column that is not there, cannot be computed from the columns' types, or
+            gives one value for all rows.
+    """
     names = raw.collect_schema().names()
     try:
         # A column's name first: SQL reads `click-through` as a difference and `like` as nothing at all.
@@ -115,13 +126,91 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     return expression
 
 
-def content_hash(path: Path) -> str:
-    """Hex sha256 of a file's content; one process reads a file that stays as it is only once."""
-    state = path.stat()
-    return _content_hash(path, state.st_size, state.st_mtime_ns)
+def _kind(files: Sequence[str], format: Format) -> str:
+    """What the files are: what the contract says, else what the suffix of all of them says."""
+    if format.kind:
+        return format.kind
+    kinds = [kind_of(file) for file in files]
+    for file, kind in zip(files, kinds, strict=True):
+        if kind is None:
+            suffix = re.sub(r".*(?=\.)|^[^.]*$", "", file.rsplit("/", 1)[-1])
+            raise DataError(
+                f"{file}: unknown kind of table {suffix!r}. Use one of {', '.join(SUFFIXES)}, or say what it is, e.g. "
+                "`format: {kind: csv}`."
+            )
+        if kind != kinds[0]:
+            raise DataError(f"{file}: is {kind}, {files[0]} is {kinds[0]}. Name files of one kind.")
+    return str(kinds[0])
 
 
-@lru_cache(maxsize=4096)
-def _content_hash(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _common(files: Sequence[str], types: Sequence[Types], kind: str) -> Types:
+    """One type a column for all files. Raises DataError where they have none in common."""
+    first = files[0]
+    schema, origin = dict(types[0]), dict.fromkeys(types[0], first)
+    for file, own in zip(files[1:], types[1:], strict=True):
+        for name in (*own, *schema):
+            if name not in schema:
+                raise _unlike(file, f"has a column {name!r}, which {first} has not")
+            if name not in own:
+                raise _unlike(file, f"has no column {name!r}, which {first} has")
+            both = _both(schema[name], own[name], kind)
+            if both is None:
+                raise _unlike(file, f"column {name!r} holds {own[name]}, in {origin[name]} it holds {schema[name]}")
+            if both != schema[name]:
+                schema[name], origin[name] = both, file
+    if kind not in TEXT:
+        return schema
+    return {name: pl.String() if dtype == pl.Null else dtype for name, dtype in schema.items()}
+
+
+def _both(one: pl.DataType, other: pl.DataType, kind: str) -> pl.DataType | None:
+    """The type of a column that is of these two types in two files; None for types that do not go together."""
+    if one == other or other == pl.Null:
+        return one
+    if one == pl.Null:
+        return other
+    if kind in TEXT and one.is_numeric() and other.is_numeric():
+        return pl.Float64() if one.is_float() or other.is_float() else pl.Int128()
+    return None
+
+
+def _unlike(file: str, how: str) -> DataError:
+    return DataError(f"{file}: {how}. Files that are read as one table need the same columns of the same types.")
+
+
+def _partition_keys(files: Sequence[str], schema: Types) -> tuple[Types, list[dict[str, Any]]]:
+    """Types of the hive keys that are no columns of the files themselves, and each file's values of them."""
+    found = [{key: value for key, value in partition_of(file).items() if key not in schema} for file in files]
+    for file, values in zip(files, found, strict=True):
+        if lacking := sorted(found[0].keys() ^ values.keys()):
+            raise _unlike(file, f"{files[0]} and it do not both lie in folders `{lacking[0]}=…`")
+    typed: list[dict[str, Any]] = [dict(values) for values in found]
+    types: dict[str, pl.DataType] = {}
+    for key in found[0]:
+        types[key], read = _key_type([text for values in found if (text := values[key]) is not None])
+        for own, values in zip(typed, found, strict=True):
+            own[key] = None if (text := values[key]) is None else read(text)
+    return types, typed
+
+
+def _key_type(texts: Sequence[str]) -> tuple[pl.DataType, Callable[[str], Any]]:
+    if texts and all(_is_date(text) for text in texts):
+        return pl.Date(), date.fromisoformat
+    if texts and all(re.fullmatch(r"-?[0-9]{1,18}", text) for text in texts):
+        return pl.Int64(), int
+    return pl.String(), str
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) and date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,7 +84,8 @@ class Stream:
             (self._users(chunk), self._items(chunk), chunk[TIME].to_numpy())
             for chunk in chunks(self.log.frame.select(USER, ITEM, TIME), self.log.rows)
         ]
-        return draw_negatives(*(np.concatenate(column) for column in zip(*kept, strict=True)), spec)
+        user_R, item_R, time_R = (np.concatenate(column) for column in zip(*kept, strict=True))
+        return draw_negatives(user_R, item_R, time_R, spec)
 
     @property
     def sampling(self) -> Sampling | None:
@@ -103,8 +104,7 @@ class Stream:
         request = self.contract.interactions.request
         return Vocabulary(distinct(self.log, REQUEST, request)) if request else None
 
-    def _passes(self, frame: pl.LazyFrame, more: object) -> Iterator[Arrays]:
-        declared = more if callable(more) else lambda chunk: {}
+    def _passes(self, frame: pl.LazyFrame, declared: Callable[[pl.DataFrame], Arrays]) -> Iterator[Arrays]:
         first = 0
         for chunk in chunks(frame, self.log.rows):
             with named(self.log.path):
@@ -118,9 +118,9 @@ class Stream:
             self._like = columns
         for events in self.log.earlier:
             for chunk in chunks(events):
-                yield self._as_events(chunk, declared)
+                yield self._as_events(chunk)
 
-    def _as_events(self, chunk: pl.DataFrame, declared: object) -> Arrays:
+    def _as_events(self, chunk: pl.DataFrame) -> Arrays:
         """Events that are no rows: those of users whom the log knows; row columns are blank."""
         with named(self.log.path):
             columns: Arrays = {
@@ -155,7 +155,8 @@ class Stream:
         }
 
     def _declared(self, chunk: pl.DataFrame) -> Arrays:
-        log, columns = self.contract.interactions, {}
+        log = self.contract.interactions
+        columns: Arrays = {}
         for name in log.context:
             columns[name] = self.encoder.context[name].encode(_column(chunk, CONTEXT, name))
         for name, encoder in self._event_encoders():
@@ -209,9 +210,9 @@ def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
         name: values.take(pa.array(place)) if isinstance(values, pa.ListArray) else values[place]
         for name, values in columns.items()
     }
-    label, event = np.asarray(repeated["label"]).copy(), np.asarray(repeated[EVENT]).copy()
-    label[sampled], event[sampled] = 0.0, False
-    return repeated | {"item": item, "label": label, EVENT: event, SAMPLED: sampled}
+    # Taken by index, so these are copies.
+    repeated["label"][sampled], repeated[EVENT][sampled] = 0.0, False
+    return repeated | {"item": item, SAMPLED: sampled}
 
 
 def _blank(like: np.ndarray | pa.ListArray, rows: int) -> np.ndarray | pa.ListArray:

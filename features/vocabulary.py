@@ -89,7 +89,7 @@ class Vocabulary:
         )
 
     def index(self, value: Any) -> int:
-        """Index of one value, as `encode` gives it; None is 1."""
+        """Index of one value, as `encode` gives it; None is 1. A boolean is text, or 0 and 1 (a computed label)."""
         if isinstance(value, bool) and not self.whole_numbers:
             value = str(value).lower()
         return self._places.get(value, UNKNOWN)

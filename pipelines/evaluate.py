@@ -107,8 +107,9 @@ def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) ->
                     user={field.name: as_input(field, users[field.name][user]) for field in schema.user},
                     context={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context},
                     history_item=events["item"][past].astype(np.int64),
-                    history_events={field.name: events[field.name][past].astype(np.int64) for field in schema.event},
+                    history_events={field.name: as_input(field, events[field.name][past]) for field in schema.event},
                     candidate_item=rows["item"][i : i + 1].astype(np.int64),
+                    candidate={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.candidate},
                     unknown_history=0,
                     unknown_candidates=(),
                 )

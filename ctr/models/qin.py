@@ -22,7 +22,7 @@ class QIN(nn.Module):
     """Click logits from a user's context, the target item and the user's history.
 
         x_i = item columns and projected vectors;  o = attention(x_t, history);
-        logit = quadratic network([context ; x_t ; o])
+        logit = quadratic network([context ; numbers of the target ; x_t ; o])
 
     A batch names items by row; `attach` gives the model the tables to look them up in. Each distinct item of
     a batch is encoded once, however often it is a target or in a history.
@@ -45,11 +45,12 @@ class QIN(nn.Module):
         width = config.embedding_dim
         self.item_encoder = ItemEncoder(schema.item, schema.vectors, width, config.vector_dim)
         self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
+        self.candidate_encoder = FieldEncoder(schema.candidate, width)
         self.event_encoder = FieldEncoder(self.event_fields, width)
         self.attention = self._attention() if config.use_history else None
         item_blocks = 2 if config.use_history else 1
         self.network = QuadraticNetwork(
-            self.context_encoder.width + item_blocks * self.item_encoder.width,
+            self.context_encoder.width + self.candidate_encoder.width + item_blocks * self.item_encoder.width,
             config.layers,
             config.rows,
             config.dropout,
@@ -68,9 +69,10 @@ class QIN(nn.Module):
         x_UD = self.item_rows(batch.items_U)
         # F.embedding gathers as indexing does, with a backward pass a third faster on a CPU.
         target_BD = F.embedding(batch.target_B, x_UD)
-        blocks = [target_BD]
-        if self.context_encoder.width:
-            blocks.insert(0, self._context(batch))
+        blocks = [self._context(batch)] if self.context_encoder.width else []
+        if self.candidate_encoder.width:
+            blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
+        blocks.append(target_BD)
         if self.attention is not None:
             blocks.append(self._interest(self.attention, batch, x_UD, target_BD))
         return self.network(torch.cat(blocks, dim=-1))
@@ -84,7 +86,7 @@ class QIN(nn.Module):
 
     def regularized_parameters(self) -> list[nn.Parameter]:
         """What takes `train.embedding_l2`: all embedding tables and the vector projections."""
-        encoders = (self.item_encoder.columns, self.context_encoder, self.event_encoder)
+        encoders = (self.item_encoder.columns, self.context_encoder, self.candidate_encoder, self.event_encoder)
         tables = [weight for encoder in encoders for weight in encoder.embedding_weights()]
         return tables + self.item_encoder.projection_weights()
 

@@ -86,7 +86,9 @@ def logits(model: QIN, tables: FrozenTables, batch: Batch) -> Tensor:
         user = [tables.users[f.name][int(batch.user_B[b])] for f in model.user_fields]
         context = [batch.context[f.name][b] for f in model.context_fields]
         kinds = [f.kind for f in (*model.user_fields, *model.context_fields)]
-        parts = [*columns(model.context_encoder, kinds, [*user, *context]), target]
+        numbers = [batch.candidate[f.name][b] for f in model.schema.candidate]
+        candidate = columns(model.candidate_encoder, [f.kind for f in model.schema.candidate], numbers)
+        parts = [*columns(model.context_encoder, kinds, [*user, *context]), *candidate, target]
         if model.attention is not None:
             parts.append(_interest(model, tables, batch, b, target))
         rows.append(torch.cat(parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ SCHEMA = Schema(
     ),
     user=(category("user_id", 8), Field(name="likes", kind="tags", size=7, max_len=4), category("age", 5)),
     context=(category("age", 6), Field(name="load", kind="numeric")),
-    event=(category("label", 4),),
+    candidate=(Field(name="rate", kind="numeric"), Field(name="count", kind="numeric")),
+    event=(category("label", 4), Field(name="residual", kind="numeric")),
     vectors=(VectorSet(name="text", width=12, complete=False), VectorSet(name="image", width=7)),
     history_max_len=6,
 )
@@ -74,11 +77,17 @@ def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **setting
         for layer in net.network.layers:
             layer.norm.running_mean.normal_()
             layer.norm.running_var.uniform_(0.5, 2)
-        for encoder in (net.item_encoder.columns, net.context_encoder, net.event_encoder):
+        for encoder in (net.item_encoder.columns, net.context_encoder, net.candidate_encoder, net.event_encoder):
             for table in encoder.tables:
                 table.weight[0].zero_()
     net.attach(tables())
     return net
+
+
+def numbers(shape: Sequence[int], draw: torch.Generator) -> Tensor:
+    """Normal numbers, a fifth of them missing."""
+    values = torch.randn(*shape, generator=draw)
+    return values.masked_fill(torch.rand(*shape, generator=draw) < 0.2, float("nan"))
 
 
 def batch(target_B: Tensor, history_BS: Tensor, seed: int = 0, distinct: bool = True) -> Batch:
@@ -101,8 +110,12 @@ def batch(target_B: Tensor, history_BS: Tensor, seed: int = 0, distinct: bool = 
         user_B=torch.randint(0, USERS, (rows,), generator=draw),
         label_B=torch.ones(rows),
         weight_B=torch.ones(rows),
-        events={"label": torch.randint(1, 4, shape, generator=draw) * (history_BS != 0)},
+        events={
+            "label": torch.randint(1, 4, shape, generator=draw) * (history_BS != 0),
+            "residual": numbers(shape, draw).masked_fill(history_BS == 0, 0.0),
+        },
         context={"age": torch.randint(1, 6, (rows,), generator=draw), "load": load},
+        candidate={"rate": numbers((rows,), draw), "count": numbers((rows,), draw)},
     )
     made.validate()
     return made
@@ -118,6 +131,9 @@ def random_batch(rows: int = 9, positions: int = 6, seed: int = 0) -> Batch:
 
 
 def in_dtype(made: Batch, dtype: torch.dtype) -> Batch:
-    """The batch with its context numbers in the dtype of the model under test."""
-    context = {n: v.to(dtype) if v.is_floating_point() else v for n, v in made.context.items()}
-    return Batch(**{**made.__dict__, "context": context})
+    """The batch with numbers of this type."""
+
+    def cast(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: v.to(dtype) if v.is_floating_point() else v for name, v in columns.items()}
+
+    return replace(made, context=cast(made.context), candidate=cast(made.candidate), events=cast(made.events))

@@ -23,6 +23,9 @@ CASES = {
 }
 
 
+CANDIDATE = ("candidate_rate", "candidate_count", "candidate_item")
+
+
 def evaluated(model: QIN, history: list[int], candidates: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
     """The model's own probabilities of one request as a batch, and the same request as graph inputs."""
     dtype = model.network.logit.weight.dtype
@@ -40,6 +43,7 @@ def evaluated(model: QIN, history: list[int], candidates: list[int]) -> tuple[Te
     inputs = {f"user_{name}": values[batch.user_B[:1]] for name, values in users.items()}
     inputs |= {f"context_{name}": values[:1] for name, values in batch.context.items()}
     inputs |= {f"history_{name}": values[0] for name, values in batch.events.items()}
+    inputs |= {f"candidate_{name}": values for name, values in batch.candidate.items()}
     inputs |= {"history_item": torch.tensor(history, dtype=torch.int64), "candidate_item": target}
     with torch.no_grad():
         return torch.sigmoid(model.eval()(batch)), inputs
@@ -64,6 +68,7 @@ def test_padding_contributes_nothing_even_with_an_event_on_it():
     zeros, label = torch.zeros(2, dtype=torch.int64), inputs["history_label"]
     inputs["history_item"] = torch.cat([zeros, inputs["history_item"]])
     inputs["history_label"] = torch.cat([torch.tensor([1, 3]), label])
+    inputs["history_residual"] = torch.cat([torch.tensor([0.5, -2.0]), inputs["history_residual"]])
     scores = graph(*(inputs[name] for name in graph.input_names))
     torch.testing.assert_close(scores, expected, atol=1e-12, rtol=0)
 
@@ -80,17 +85,17 @@ def test_without_any_context_the_graph_has_item_inputs_only():
     model = small_world.model(schema=schema)
     expected, inputs = evaluated(model, *CASES["long history"])
     graph = RequestGraph(model)
-    assert graph.input_names == ("history_item", "history_label", "candidate_item")
+    assert graph.input_names == ("history_item", "history_label", "history_residual", *CANDIDATE)
     scores = graph(*(inputs[name] for name in graph.input_names))
     torch.testing.assert_close(scores, expected, atol=1e-10, rtol=0)
 
 
 def test_inputs_are_what_the_model_reads_in_a_fixed_order():
     context = ("user_likes", "user_age", "context_age", "context_load")
-    history = ("history_item", "history_label")
-    assert RequestGraph(small_world.model()).input_names == (*context, *history, "candidate_item")
+    history = ("history_item", "history_label", "history_residual")
+    assert RequestGraph(small_world.model()).input_names == (*context, *history, *CANDIDATE)
     control = RequestGraph(small_world.model(use_history=False, use_user_id=True))
-    assert control.input_names == ("user_user_id", *context, "candidate_item")
+    assert control.input_names == ("user_user_id", *context, *CANDIDATE)
 
 
 def test_the_item_table_is_built_in_chunks_and_its_padding_row_is_zeros(monkeypatch: pytest.MonkeyPatch):
@@ -133,7 +138,7 @@ def test_both_graphs_export_with_no_frozen_size():
     graph = RequestGraph(model)
     events, candidates, items = Dim("H", min=0), Dim("N", min=1), Dim("M", min=1)
     shapes = tuple(
-        {0: events} if name.startswith("history_") else {0: candidates} if name == "candidate_item" else {}
+        {0: events} if name.startswith("history_") else {0: candidates} if name.startswith("candidate_") else {}
         for name in graph.input_names
     )
     # torch.export refuses a named dimension that the code froze to the example's size.

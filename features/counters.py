@@ -1,0 +1,170 @@
+"""Point-in-time counters: how often and how well an item or user did strictly before a row, as serving will know it.
+
+Shapes: R rows of the log.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from features.contract_log import Counter
+
+PERIODS = {"event": 1, "hour": 3_600_000_000, "day": 86_400_000_000}  # µs
+
+
+def running(
+    key_R: np.ndarray,
+    time_R: np.ndarray,
+    label_R: np.ndarray,
+    counter: Counter,
+    mean: float,
+    counted_R: np.ndarray | None = None,
+) -> np.ndarray:
+    """The counter at each row, float64 [R].
+
+    What counts are the rows of the same key strictly before the row's time; with `as_of: hour` (`day`) strictly
+    before the beginning of its UTC hour (day). An event of age a weighs 2^(-a / half_life) at that instant.
+
+        count = Σ weights        rate = (Σ weights · label + prior · mean) / (Σ weights + prior)
+
+    Args:
+        key_R: item or user rows, int [R], in any order.
+        time_R: µs, int64 [R].
+        label_R: 0 or 1, float [R].
+        counter: what is counted, how fresh, how fast it fades.
+        mean: the rate that a key without rows has: the training window's.
+        counted_R: bool [R], rows that count; the others only look. Default all.
+    """
+    counted_R = np.ones(len(key_R), bool) if counted_R is None else counted_R
+    known = _Prefix(key_R[counted_R], time_R[counted_R], label_R[counted_R], counter)
+    return known.at(key_R, _as_of(time_R, counter), mean)
+
+
+def final(
+    key_R: np.ndarray,
+    time_R: np.ndarray,
+    label_R: np.ndarray,
+    counter: Counter,
+    mean: float,
+    keys: int,
+    newest: int,
+) -> np.ndarray:
+    """What is known of each key right after the log's newest row, float64 [keys].
+
+    Args:
+        key_R, time_R, label_R: rows that count.
+        counter, mean: as of `running`.
+        keys: how many keys there are.
+        newest: time of the log's newest row, µs.
+    """
+    return _Prefix(key_R, time_R, label_R, counter).at(np.arange(keys), np.full(keys, newest + 1), mean)
+
+
+class CounterState:
+    """The same counter kept up event by event, for a server or a stream job.
+
+    Example:
+        >>> state = CounterState(Counter(of="item", value="rate", prior=2), mean=0.5)
+        >>> state.update(key=7, time=1_000_000, label=1)
+        >>> state.value(key=7, time=2_000_000)
+        0.6666666666666666
+    """
+
+    def __init__(self, counter: Counter, mean: float) -> None:
+        self.counter = counter
+        self.mean = mean
+        self._known: dict[object, tuple[float, float, int]] = {}  # count, positives, time of the last event
+        self._pending: dict[object, list[tuple[int, float]]] = defaultdict(list)
+
+    def update(self, key: object, time: int, label: float) -> None:
+        """An event (µs since 1970) happened; events of one key come in order of time."""
+        self._pending[key].append((time, label))
+
+    def value(self, key: object, time: int) -> float:
+        """The counter of a key at a time, which never goes back."""
+        instant = int(_as_of(np.array([time]), self.counter)[0])
+        count, positives, last = self._known.get(key, (0.0, 0.0, instant))
+        waiting = self._pending.pop(key, [])
+        ready = [event for event in waiting if event[0] < instant]
+        if len(ready) < len(waiting):
+            self._pending[key] = waiting[len(ready) :]
+        for at, label in ready:
+            fade = self._weight(at - last) if count else 1.0
+            count, positives, last = count * fade + 1, positives * fade + label, at
+        if ready:
+            self._known[key] = (count, positives, last)
+        fade = self._weight(instant - last)
+        seen = np.array([count, positives]) * fade
+        return float(_value(seen[:1], seen[1:], self.counter, self.mean)[0])
+
+    def _weight(self, age: int) -> float:
+        return 2.0 ** (-age / self.counter.half_life) if self.counter.half_life else 1.0
+
+
+class _Prefix:
+    """Faded sums up to each event of each key, to be asked at any instant."""
+
+    def __init__(self, key: np.ndarray, time: np.ndarray, label: np.ndarray, counter: Counter) -> None:
+        order = np.lexsort((time, key))
+        self.key, self.time = key[order].astype(np.int64), time[order]
+        self.counter = counter
+        self.first = np.searchsorted(self.key, self.key, side="left")
+        self.counts = self._summed(np.ones(len(order)))
+        self.positives = self._summed(label[order].astype(np.float64))
+
+    def at(self, key_Q: np.ndarray, instant_Q: np.ndarray, mean: float) -> np.ndarray:
+        """Values at these instants, of events strictly before them."""
+        if not len(self.key):
+            nothing = np.zeros(len(key_Q))
+            return _value(nothing, nothing, self.counter, mean)
+        before_Q = self._events_before(key_Q.astype(np.int64), instant_Q)
+        last_Q = np.maximum(before_Q - 1, 0)
+        some_Q = (before_Q > 0) & (self.key[last_Q] == key_Q)
+        fade_Q = np.where(some_Q, self._fade(instant_Q - self.time[last_Q]), 0.0)
+        return _value(self.counts[last_Q] * fade_Q, self.positives[last_Q] * fade_Q, self.counter, mean)
+
+    def _events_before(self, key_Q: np.ndarray, instant_Q: np.ndarray) -> np.ndarray:
+        """How many events stand before (key, instant) in order of key and time."""
+        events = len(self.key)
+        flag = np.r_[np.ones(events, np.int8), np.zeros(len(key_Q), np.int8)]
+        order = np.lexsort((flag, np.r_[self.time, instant_Q], np.r_[self.key, key_Q]))
+        is_event = order < events
+        before_Q = np.empty(len(key_Q), np.int64)
+        before_Q[order[~is_event] - events] = np.cumsum(is_event)[~is_event]
+        return before_Q
+
+    def _summed(self, weight: np.ndarray) -> np.ndarray:
+        """Sum over the events of the same key up to each event, faded to its time.
+
+        Fading is a scan that doubles its reach at each step (Hillis and Steele 1986): every factor is at most 1, so
+        nothing overflows however long the log is.
+        """
+        if self.counter.half_life is None:
+            total = np.cumsum(weight)
+            return total - np.where(self.first > 0, total[self.first - 1], 0.0)
+        place = np.arange(len(weight)) - self.first
+        total, reach = weight.copy(), 1
+        while reach <= place.max(initial=0):
+            later = np.flatnonzero(place >= reach)
+            earlier = later - reach
+            total[later] += total[earlier] * self._fade(self.time[later] - self.time[earlier])
+            reach *= 2
+        return total
+
+    def _fade(self, age: np.ndarray) -> np.ndarray:
+        if self.counter.half_life is None:
+            return np.ones(len(age))
+        return np.exp2(-age / self.counter.half_life)
+
+
+def _as_of(time: np.ndarray, counter: Counter) -> np.ndarray:
+    period = PERIODS[counter.as_of]
+    return time // period * period
+
+
+def _value(count: np.ndarray, positives: np.ndarray, counter: Counter, mean: float) -> np.ndarray:
+    if counter.value == "count":
+        return count
+    return (positives + counter.prior * mean) / (count + counter.prior)

@@ -1,0 +1,67 @@
+"""Vector sets on disk, as float32, float16 or int8 with a scale a vector, and which items are present in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from features.embeddings import ItemVectors
+from features.errors import DataError
+
+EMBEDDINGS = "embeddings"
+NEIGHBOURS = "neighbours"
+LARGEST_INT8 = 127
+Dtype = Literal["float32", "float16", "int8"]
+
+
+def write_vectors(folder: Path, one: ItemVectors, dtype: Dtype) -> None:
+    """Write `<set>.npy` [items, width], `<set>.present.npy` (bool [items]) and, for int8, `<set>.scale.npy`.
+
+    float16 keeps 11 binary digits: a number is off by at most 2^-11 of its size (or 2^-25, if it is smaller than
+    6e-5). int8 is symmetric, v = q * scale with scale = max |v| / 127 of its vector: off by at most max |v| / 254.
+
+    Raises:
+        DataError: a number is beyond float16.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{one.name}.present.npy", one.present_I)
+    stored_IW = one.vectors_IW
+    if dtype == "float16":
+        _check_float16(one)
+        stored_IW = one.vectors_IW.astype(np.float16)
+    elif dtype == "int8":
+        scale_I = np.maximum(one.vectors_IW.max(axis=1), -one.vectors_IW.min(axis=1)) / np.float32(LARGEST_INT8)
+        np.save(folder / f"{one.name}.scale.npy", scale_I)
+        divisor_I = np.where(scale_I > 0, scale_I, np.float32(1))
+        stored_IW = np.rint(one.vectors_IW / divisor_I[:, None]).astype(np.int8)
+    np.save(folder / f"{one.name}.npy", stored_IW)
+
+
+def read_stored(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The stored array [items, width], memory-mapped, and float32 [items] scales where it is int8."""
+    stored_IW = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return stored_IW, np.load(folder / f"{name}.scale.npy") if stored_IW.dtype == np.int8 else None
+
+
+def decoded(stored_IW: np.ndarray, scale_I: np.ndarray | None) -> np.ndarray:
+    """float32 [items, width] of a stored array; one of float32 is returned as it is, on its memory map."""
+    if stored_IW.dtype == np.float32:
+        return stored_IW
+    vectors_IW = stored_IW.astype(np.float32)
+    if scale_I is not None:
+        vectors_IW *= scale_I[:, None]
+    return vectors_IW
+
+
+def _check_float16(one: ItemVectors) -> None:
+    largest = float(np.finfo(np.float16).max)
+    # Not through |v|, a copy of everything.
+    beyond_I = (one.vectors_IW.max(axis=1) > largest) | (one.vectors_IW.min(axis=1) < -largest)
+    if beyond_I.any():
+        example = float(np.abs(one.vectors_IW[int(np.argmax(beyond_I))]).max())
+        raise DataError(
+            f"vector set {one.name!r}: {int(beyond_I.sum())} of {int(one.present_I.sum())} vectors hold numbers that "
+            f"float16 does not, e.g. {example:g} (its largest is {largest:g}). Normalise them, or choose float32."
+        )

@@ -1,0 +1,213 @@
+"""The one entry to item vectors: every set of a contract and all that is derived from them, written and described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.coclicks import Clicks, CoClicks
+from features.contract import Contract
+from features.contract_vectors import Neighbourly
+from features.embeddings import ItemVectors, read_vectors
+from features.errors import ConfigError
+from features.neighbours import nearest_neighbours
+from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
+from features.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
+from features.vector_filling import BY_CLICKS, fill_missing
+from features.vector_fusion import fuse
+from features.vector_store import EMBEDDINGS, NEIGHBOURS, Dtype, write_vectors
+from features.vector_transforms import transform
+from features.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class VectorResult:
+    """What the vectors of a contract became.
+
+    Args:
+        sets: those that a model sees, in the contract's order, fused ones last; exactly these are stored.
+        coverage: share of catalogue items with a vector of their own, of every set, stored or not.
+        item_fields: the columns of semantic ids, as a model sees them.
+        item_columns: their values, int32 [items]: 0 padding, 1 no vector or a prefix that training does not know.
+        neighbours: names of the neighbour columns.
+        report: for JSON: `filled` (items that borrowed a vector, by set), `semantic_ids` (`SemanticCoder.report`) and
+            `neighbours` (items that have any).
+    """
+
+    sets: tuple[VectorSet, ...]
+    coverage: dict[str, float]
+    item_fields: tuple[Field, ...]
+    item_columns: dict[str, np.ndarray]
+    neighbours: tuple[str, ...]
+    report: dict[str, Any]
+
+
+def needs_clicks(contract: Contract) -> bool:
+    """Whether anything about the vectors depends on who clicked what."""
+    by = [spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, Neighbourly)]
+    return BY_CLICKS in by or any(spec.coclicks for spec in contract.vectors.neighbours.values())
+
+
+def build_vectors(
+    contract: Contract,
+    items: Vocabulary,
+    trained_I: np.ndarray,
+    item_columns: Mapping[str, np.ndarray],
+    clicks: Clicks | None,
+    folder: Path,
+) -> VectorResult:
+    """Read, transform, fill, fuse and store vectors, and derive semantic ids and neighbours.
+
+    Everything that is learned (means, components, centres, who lends to whom) comes from items of the training window:
+    another vector of any other item changes nothing but what that item itself gets.
+
+    Args:
+        contract: whose `embeddings` and `vectors` say what to do.
+        items: the catalogue; row i of every result is catalogue row i.
+        trained_I: bool [items], items of the training window.
+        item_columns: encoded columns of the item table, [items] or [items, max_len].
+        clicks: positive rows of the training window, where `needs_clicks` says so.
+        folder: of the feature set: `embeddings/`, `semantic_ids/` and `neighbours/` are written below it.
+
+    Raises:
+        ConfigError: `missing.by` or `same` names what is not there, or a derived column's name is taken.
+        DataError: vectors that break their contract, or too few in training for what is asked of them.
+    """
+    _check(contract, item_columns)
+    coclicks = None
+    if needs_clicks(contract):
+        if clicks is None:
+            raise TypeError("build_vectors: this contract needs the clicks of the training window")
+        coclicks = CoClicks(clicks, items.size)
+    build = _VectorBuild(contract, items, trained_I, coclicks, folder)
+    build.sets()
+    build.semantic_ids()
+    build.neighbours(item_columns)
+    return build.result()
+
+
+class _VectorBuild:
+    """One call of `build_vectors`: holds the sets that something is derived from, and gathers the result."""
+
+    def __init__(
+        self, contract: Contract, items: Vocabulary, trained_I: np.ndarray, coclicks: CoClicks | None, folder: Path
+    ) -> None:
+        self.contract = contract
+        self.items = items
+        self.trained_I = trained_I
+        self.coclicks = coclicks
+        self.folder = folder
+        self.kept: dict[str, ItemVectors] = {}
+        self.stored: dict[str, VectorSet] = {}
+        self.coverage: dict[str, float] = {}
+        self.fields: tuple[Field, ...] = ()
+        self.columns: dict[str, np.ndarray] = {}
+        self.report: dict[str, Any] = {"filled": {}, "semantic_ids": {}, "neighbours": {}}
+
+    def sets(self) -> None:
+        """Every declared set and every fused one. Sets that nothing is derived from leave memory once stored."""
+        needed = _needed(self.contract)
+        for name in (name for name in self.contract.embeddings if name in needed):
+            self.kept[name] = self._transformed(name)
+        for name, one in self.kept.items():
+            self._finish(name, one)
+        for name in (name for name in self.contract.embeddings if name not in needed):
+            self._finish(name, self._transformed(name))
+        for name, spec in self.contract.vectors.fusion.items():
+            fused = fuse(name, spec, [self.kept[part] for part in spec.sets], self.trained_I)
+            self._store(fused, spec.dtype)
+            if name in needed:
+                self.kept[name] = fused
+
+    def semantic_ids(self) -> None:
+        """Codes of each declared coder, as item columns."""
+        for name, spec in self.contract.vectors.semantic_ids.items():
+            one = self.kept[spec.set]
+            rows_P = np.flatnonzero(one.present_I)
+            coder = SemanticCoder.fit(name, spec, one.vectors_IW[one.present_I & self.trained_I])
+            coder.save(self.folder / SEMANTIC_IDS / name)
+            vectors_PW = one.vectors_IW[rows_P]
+            codes_PL = coder.codes(vectors_PW)
+            for column, index_P in coder.indices(codes_PL).items():
+                index_I = np.full(self.items.size, UNKNOWN, np.int32)
+                index_I[:UNKNOWN] = PADDING
+                index_I[rows_P] = index_P
+                self.columns[column] = index_I
+            self.fields += coder.fields
+            self.report["semantic_ids"][name] = coder.report(vectors_PW, codes_PL)
+
+    def neighbours(self, item_columns: Mapping[str, np.ndarray]) -> None:
+        """Nearest items of each declared column; `same` may name a column of the table or of semantic ids."""
+        for name, spec in self.contract.vectors.neighbours.items():
+            nearest_IK = nearest_neighbours(
+                name, spec, self.kept[spec.set], self.trained_I, {**item_columns, **self.columns}, self.coclicks
+            )
+            (self.folder / NEIGHBOURS).mkdir(parents=True, exist_ok=True)
+            np.save(self.folder / NEIGHBOURS / f"{name}.npy", nearest_IK)
+            self.report["neighbours"][name] = int((nearest_IK[:, 0] != PADDING).sum())
+
+    def result(self) -> VectorResult:
+        """All that was gathered, in the contract's order."""
+        order = (*self.contract.embeddings, *self.contract.vectors.fusion)
+        return VectorResult(
+            sets=tuple(self.stored[name] for name in order if name in self.stored),
+            coverage={name: self.coverage[name] for name in order},
+            item_fields=self.fields,
+            item_columns=self.columns,
+            neighbours=tuple(self.contract.vectors.neighbours),
+            report=self.report,
+        )
+
+    def _transformed(self, name: str) -> ItemVectors:
+        spec = self.contract.embeddings[name]
+        one = read_vectors(name, self.contract, self.items)
+        return transform(one, spec, self.trained_I, self.contract.resolve(spec.path))
+
+    def _finish(self, name: str, one: ItemVectors) -> None:
+        spec = self.contract.embeddings[name]
+        fill_missing(one, spec, self.trained_I, self.kept, self.coclicks)
+        self.report["filled"][name] = int(one.filled_I.sum())
+        self.coverage[name] = one.coverage
+        if _is_seen(self.contract, name):
+            self._store(one, spec.dtype)
+
+    def _store(self, one: ItemVectors, dtype: Dtype) -> None:
+        write_vectors(self.folder / EMBEDDINGS, one, dtype)
+        complete = bool(one.present_I[FIRST_VALUE:].all())
+        self.stored[one.name] = VectorSet(name=one.name, width=one.width, complete=complete)
+        self.coverage[one.name] = one.coverage
+
+
+def _needed(contract: Contract) -> set[str]:
+    """Sets that another one, or a column, is derived from."""
+    needed = {spec.set for spec in contract.vectors.semantic_ids.values()}
+    needed |= {spec.set for spec in contract.vectors.neighbours.values()}
+    needed |= {part for spec in contract.vectors.fusion.values() for part in spec.sets}
+    return needed | {spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, Neighbourly)}
+
+
+def _is_seen(contract: Contract, name: str) -> bool:
+    """Whether a model sees a set: unless it is a part of fused sets alone, none of which keeps its parts."""
+    fusions = [spec for spec in contract.vectors.fusion.values() if name in spec.sets]
+    return not fusions or any(spec.keep_parts for spec in fusions)
+
+
+def _check(contract: Contract, item_columns: Mapping[str, np.ndarray]) -> None:
+    for name, spec in contract.embeddings.items():
+        if isinstance(spec.missing, Neighbourly):
+            choices = [BY_CLICKS, *(other for other in contract.embeddings if other != name)]
+            if spec.missing.by not in choices:
+                raise ConfigError(
+                    f"embeddings.{name}.missing.by: {spec.missing.by!r} is no other vector set. Choose one of "
+                    f"{', '.join(choices)}."
+                )
+    taken = set(item_columns)
+    for name, ids in contract.vectors.semantic_ids.items():
+        for column in column_names(name, ids.levels):
+            if column in taken:
+                raise ConfigError(f"vectors.semantic_ids.{name}: {column!r} is an item column already. Rename one.")
+            taken.add(column)

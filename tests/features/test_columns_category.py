@@ -1,0 +1,134 @@
+"""Encoders of names, by hand: the frozen hash, tags, and vocabularies that grow without moving an index."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.columns import fit_column
+from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
+from features.contract_columns import Categorical, Hashed, Tags
+
+
+@pytest.mark.parametrize(
+    ("value", "index"),
+    [
+        # First 16 digits of `printf TEXT | sha256sum`, as a number, modulo 1000003, plus 2.
+        ("", 224_202),  # e3b0c44298fc1c14
+        ("a", 441_832),  # ca978112ca1bbdca
+        (17, 506_815),  # 4523540f1504cd17
+        ("17", 506_815),
+        (-3, 367_589),  # 615bdd17c2556f82
+        (True, 683_449),  # b5bea41b6c623f7c, of `true`
+        ("é", 257_779),  # 4a99557e4033c353
+        ("日本", 483_492),  # cf2abf0c5be326cb
+        ("item-42", 912_050),  # e8fa483c388a60a7
+    ],
+)
+def test_the_hash_is_frozen(value: Any, index: int) -> None:
+    """Models in use were trained on these indices: the numbers here must never change."""
+    encoder = HashedEncoder(1_000_003)
+    assert encoder.encode_one(value).tolist() == encoder.encode(pl.Series("c", [value])).tolist() == [index]
+
+
+def test_hashed_columns_of_every_shape() -> None:
+    encoder = HashedEncoder.fit(pl.Series("c", ["x"]), Hashed(type="hashed", buckets=10))
+    assert encoder.field("c").size == 12
+    # 1000003 above; here modulo 10: "a" 2, "17" 3, "é" 3.
+    assert encoder.encode(pl.Series("c", ["a", None, "17", "é", "a"])).tolist() == [2, 1, 3, 3, 2]
+    assert encoder.encode(pl.Series("c", [17.0, None])).tolist() == [3, 1]
+    assert encoder.encode_one(17.0).tolist() == [3]
+    assert encoder.encode(pl.Series("c", ["a", "17"], dtype=pl.Categorical)).tolist() == [2, 3]
+    assert HashedEncoder(1).encode(pl.Series("c", ["a", "b", None])).tolist() == [2, 2, 1]
+
+
+def test_buckets_are_filled_evenly() -> None:
+    """20,000 values in 20 buckets: 1,000 each, with a deviation of 31."""
+    index = HashedEncoder(20).encode(pl.Series("c", np.arange(20_000)))
+    count = np.bincount(index, minlength=22)
+    assert count[:2].tolist() == [0, 0] and np.abs(count[2:] - 1000).max() < 5 * 31
+
+
+def test_a_raw_value_is_found_for_every_bucket() -> None:
+    encoder = HashedEncoder(50)
+    values = [encoder.raw_value(index) for index in range(2, 52)]
+    assert [int(encoder.encode_one(value)[0]) for value in values] == list(range(2, 52))
+    first: dict[int, str] = {}
+    for number in range(2000):
+        bucket = int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") % 50
+        first.setdefault(bucket + 2, str(number))
+    assert values == [first[index] for index in range(2, 52)]
+
+
+def test_tags_by_hand() -> None:
+    encoder = TagsEncoder.fit(pl.Series("c", [["b", "a"], ["c"]]), Tags(type="tags", max_len=2))
+    column = pl.Series("c", [["c", "x", "a", "b"], ["x"], [], None, ["b"]])
+    # a 2, b 3, c 4: unknown tags make room for known ones; nothing known is [1, 0].
+    assert encoder.encode(column).tolist() == [[4, 2], [1, 0], [1, 0], [1, 0], [3, 0]]
+    fixed = pl.Series("c", [["a", "c"]], dtype=pl.Array(pl.String, 2))
+    assert encoder.encode(fixed).tolist() == [[2, 4]]
+    assert encoder.blank(0).tolist() == [[0, 0]] and encoder.blank(1).tolist() == [[1, 0]]
+
+
+def test_tags_in_a_text_column() -> None:
+    spec = Tags(type="tags", max_len=3, separator="|")
+    encoder = TagsEncoder.fit(pl.Series("c", ["Drama|Action", "", None, "Action||War|"]), spec)
+    # Action 2, Drama 3, War 4: nothing stands between two bars or behind the last.
+    assert encoder.vocabulary.values.to_list() == ["Action", "Drama", "War"]
+    column = pl.Series("c", ["War|Action", "|", "", None, "New|Drama"])
+    expected = [[4, 2, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [3, 0, 0]]
+    assert encoder.encode(column).tolist() == expected
+    lists = [["War", "Action"], [], [], None, ["New", "Drama"]]
+    assert [encoder.encode_one(value)[0].tolist() for value in lists] == expected
+    assert encoder.encode(pl.Series("c", [None, None])).tolist() == [[1, 0, 0]] * 2
+
+
+def test_a_separator_is_no_regular_expression() -> None:
+    encoder = TagsEncoder.fit(pl.Series("c", ["a.*b.*c"]), Tags(type="tags", separator=".*"))
+    assert encoder.vocabulary.values.to_list() == ["a", "b", "c"]
+
+
+@given(st.lists(st.text("ab|", max_size=8), max_size=8))
+def test_text_and_lists_of_the_same_tags_are_the_same(column: list[str]) -> None:
+    encoder = TagsEncoder.fit(pl.Series("c", ["a|b|ab"]), Tags(type="tags", max_len=2, separator="|"))
+    encoded = encoder.encode(pl.Series("c", column, dtype=pl.String))
+    for row, text in zip(encoded, column, strict=True):
+        assert row.tolist() == encoder.encode_one([tag for tag in text.split("|") if tag])[0].tolist()
+
+
+def test_a_categorical_column_grows() -> None:
+    spec = Categorical(type="categorical", min_count=2, max_size=4)
+    first = pl.Series("c", ["m", "m", "x", "x", "b"])
+    encoder = fit_column(first, spec, "log.csv")
+    assert isinstance(encoder, CategoricalEncoder)
+    # c and a twice, d three times, b once again: one place is left for d, and one for a before c.
+    more = pl.Series("c", ["c", "c", "d", "d", "d", "a", "a", "b", "m"])
+    grown = fit_column(more, spec, "log.csv", prior=encoder)
+    assert isinstance(grown, CategoricalEncoder)
+    assert encoder.vocabulary.values.to_list() == ["m", "x"]
+    assert grown.vocabulary.values.to_list() == ["m", "x", "a", "d"]
+    assert grown.encode(pl.Series("c", ["m", "x", "a", "d", "c", "b"])).tolist() == [2, 3, 4, 5, 1, 1]
+    full = fit_column(pl.Series("c", ["z"] * 9), spec, "log.csv", prior=grown)
+    assert full.field("c").size == grown.field("c").size == 6
+
+
+def test_a_column_of_distinct_values_and_their_counts() -> None:
+    spec = Categorical(type="categorical", min_count=3)
+    distinct, times = pl.Series("c", ["a", "b", None]), pl.Series([2, 3, 9], dtype=pl.UInt32)
+    encoder = CategoricalEncoder.fit(distinct, spec, times)
+    assert encoder.vocabulary.values.to_list() == ["b"]
+    assert encoder.grown(distinct, spec, pl.Series([3, 1, 9])).vocabulary.values.to_list() == ["b", "a"]
+
+
+def test_tags_grow() -> None:
+    spec = Tags(type="tags", max_len=2, separator="|")
+    encoder = fit_column(pl.Series("c", ["m|x"]), spec, "items.csv")
+    grown = fit_column(pl.Series("c", ["b|m", None, "a"]), spec, "items.csv", prior=encoder)
+    assert grown.encode(pl.Series("c", ["x|m", "b|a"])).tolist() == [[3, 2], [5, 4]]
+    assert grown.field("c").max_len == 2

@@ -1,0 +1,124 @@
+"""Counters see what came strictly before, as fresh as they are declared; against a literal loop and an online state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.contract_log import Counter
+from features.counters import CounterState, final, running
+
+HOUR = 3_600_000_000
+PERIOD = {"event": 1, "hour": HOUR, "day": 24 * HOUR}
+COUNTERS = [
+    Counter(of="item", value=value, as_of=as_of, half_life=half_life, prior=3.0)
+    for value in ("count", "rate")
+    for as_of in ("event", "hour", "day")
+    for half_life in (None, "2h", "3d")
+]
+rows = st.lists(
+    st.tuples(
+        st.integers(2, 5), st.integers(0, 60).map(lambda step: step * HOUR // 3), st.integers(0, 1), st.booleans()
+    ),
+    min_size=1,
+    max_size=50,
+)
+
+
+def columns(log: list[tuple[Any, ...]]) -> tuple[np.ndarray, ...]:
+    key, time, label, counted = (np.array(one) for one in zip(*log, strict=True))
+    return key, time.astype(np.int64), label.astype(np.float32), counted.astype(bool)
+
+
+def literal(log: list[tuple[Any, ...]], counter: Counter, mean: float) -> list[float]:
+    """Straight from the definition, one row after the other."""
+    result = []
+    for key, time, _, _ in log:
+        instant = time // PERIOD[counter.as_of] * PERIOD[counter.as_of]
+        before = [(at, label) for other, at, label, counted in log if counted and other == key and at < instant]
+        weights = [2 ** (-(instant - at) / counter.half_life) if counter.half_life else 1.0 for at, _ in before]
+        count = sum(weights)
+        positives = sum(weight * label for weight, (_, label) in zip(weights, before, strict=True))
+        rate = (positives + counter.prior * mean) / (count + counter.prior)
+        result.append(count if counter.value == "count" else rate)
+    return result
+
+
+def test_by_hand() -> None:
+    key, time, label = np.array([7, 7, 7, 8, 7]), np.array([10, 10, 20, 20, 30]), np.array([1, 0, 1, 1, 0])
+    count = Counter(of="item", value="count")
+    rate = Counter(of="item", value="rate", prior=2)
+    assert running(key, time, label, count, 0.25).tolist() == [0, 0, 2, 0, 3]
+    # (1 + 2 * 0.25) / (2 + 2) and (2 + 2 * 0.25) / (3 + 2).
+    assert running(key, time, label, rate, 0.25).tolist() == [0.25, 0.25, 0.375, 0.25, 0.5]
+    assert final(key, time, label, count, 0.25, keys=10, newest=30).tolist() == [0, 0, 0, 0, 0, 0, 0, 4, 1, 0]
+
+
+def test_fading_by_hand() -> None:
+    counter = Counter(of="item", value="count", half_life="1h")
+    key, time = np.full(3, 4), np.array([0, HOUR, 3 * HOUR])
+    # At one hour the first weighs a half; at three hours it weighs an eighth and the second a quarter.
+    assert running(key, time, np.ones(3), counter, 0.5).tolist() == [0, 0.5, 0.375]
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, st.sampled_from(COUNTERS))
+def test_equals_the_literal_loop(log: list[tuple[Any, ...]], counter: Counter) -> None:
+    key, time, label, counted = columns(log)
+    found = running(key, time, label, counter, 0.3, counted)
+    np.testing.assert_allclose(found, literal(log, counter, 0.3), rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, rows, st.sampled_from(COUNTERS), st.integers(0, 60))
+def test_what_happens_at_or_after_a_row_never_reaches_it(
+    log: list[tuple[Any, ...]], later: list[tuple[Any, ...]], counter: Counter, cut: int
+) -> None:
+    instant = cut * HOUR // 3
+    early = [row for row in log if row[1] <= instant]
+    changed = [(key, time, 1 - label if time == instant else label, counted) for key, time, label, counted in early]
+    added = [(key, instant + time, label, counted) for key, time, label, counted in later]
+    if early:
+        first = running(*columns(early)[:3], counter, 0.3, columns(early)[3])
+        both = columns(changed + added)
+        second = running(*both[:3], counter, 0.3, both[3])[: len(early)]
+        np.testing.assert_allclose(first, second, rtol=1e-12, atol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, st.sampled_from(COUNTERS))
+def test_kept_up_event_by_event_it_is_the_same(log: list[tuple[Any, ...]], counter: Counter) -> None:
+    log = sorted(log, key=lambda row: row[1])
+    key, time, label, counted = columns(log)
+    offline = running(key, time, label, counter, 0.3, counted)
+    state, online = CounterState(counter, 0.3), []
+    for r in range(len(log)):
+        # A row is asked for before any event of its own instant is told of.
+        for earlier in range(len(log)):
+            if counted[earlier] and time[earlier] == time[r - 1] and r and time[r] != time[r - 1]:
+                state.update(int(key[earlier]), int(time[earlier]), float(label[earlier]))
+        online.append(state.value(int(key[r]), int(time[r])))
+    np.testing.assert_allclose(offline, online, rtol=1e-9, atol=1e-12)
+
+
+def test_a_long_log_neither_overflows_nor_forgets() -> None:
+    """Ten years at a half-life of a minute: 5 million half-lives."""
+    counter = Counter(of="item", value="count", half_life="1m")
+    time = np.sort(np.random.default_rng(0).integers(0, 10 * 365 * 24 * HOUR, 2_000))
+    time[-2:] = time[-3] + np.array([60, 120]) * 1_000_000
+    found = running(np.full(2_000, 3), time, np.ones(2_000), counter, 0.5)
+    assert np.isfinite(found).all() and (found >= 0).all()
+    assert found[-1] == pytest.approx(0.75, abs=1e-6)
+
+
+def test_the_order_of_rows_means_nothing() -> None:
+    rng = np.random.default_rng(1)
+    key, time, label = rng.integers(2, 9, 500), rng.integers(0, 40, 500) * HOUR, rng.integers(0, 2, 500)
+    order = rng.permutation(500)
+    for counter in COUNTERS:
+        straight = running(key, time, label, counter, 0.4)
+        np.testing.assert_allclose(running(key[order], time[order], label[order], counter, 0.4), straight[order], 1e-12)
