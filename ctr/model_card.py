@@ -98,7 +98,7 @@ def _context(column: ColumnSpec) -> str:
 
 
 def _call(facts: Facts, example: GoldenCase) -> str:
-    candidates = example.request["candidates"]
+    candidates = [entry["item"] if isinstance(entry, dict) else entry for entry in example.request["candidates"]]
     order = sorted(range(len(candidates)), key=lambda i: -example.scores[i])
     ranked = [{"item": candidates[i], "score": round(example.scores[i], 6)} for i in order]
     answer = {"model_version": facts.model_version, "ranked": ranked}

@@ -25,7 +25,7 @@ KEYS = ("user", "item", "time", "label", ROW, SAMPLED)
 
 @dataclass(frozen=True)
 class Counted:
-    """Raw counters of every row of the stream, by name, float32 [rows] in the stream's order (memory-mapped)."""
+    """Raw counters of every row of the stream, by name, float64 [rows] in the stream's order (memory-mapped)."""
 
     stream: Stream
     raw: dict[str, np.ndarray] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path) -> Co
         if not wanted:
             continue
         for name in wanted:
-            raw[name] = np.memmap(scratch / f"counter-{name}.f32", np.float32, "w+", shape=(places,))
+            raw[name] = np.memmap(scratch / f"counter-{name}.f64", np.float64, "w+", shape=(places,))
             finals[name] = np.zeros(size, np.float32)
         for number, bucket in enumerate(by_bucket(_keys(stream), of, buckets, scratch / f"counters-{of}")):
             key, time, label = (np.asarray(bucket[column]) for column in (of, "time", "label"))
@@ -97,7 +97,7 @@ def _keys(stream: Stream) -> Iterator[Arrays]:
 
 def _label_mean(stream: Stream, splitter: Splitter) -> float:
     train = stream.log.frame.filter(splitter.is_train)
-    return float(train.select(pl.col(LABEL).mean()).collect(engine="streaming").item())
+    return float(train.select(pl.col(LABEL).cast(pl.Float64).mean()).collect(engine="streaming").item())
 
 
 def _give_to_encoder(

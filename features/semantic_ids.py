@@ -25,7 +25,8 @@ from features.vector_transforms import BLOCK, blocks
 SEMANTIC_IDS = "semantic_ids"
 FORMAT = 1
 SAMPLE_A_CODE = 256  # training vectors a code that centres are fitted on: more move them no further
-SEEDS_A_CODE = 16  # of these, what k-means++ draws its first centres from
+SEEDS_A_CODE = 16  # of these, what the best of several first centres is found on
+STARTS = 4  # from k-means++: one alone often splits a group and joins two others
 ROUNDS = 25  # of k-means
 
 
@@ -174,7 +175,7 @@ def column_names(name: str, levels: int) -> tuple[str, ...]:
 
 def _centres(vectors_SW: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Centres of k-means, float32 [size, width]."""
-    from sklearn.cluster import KMeans, kmeans_plusplus
+    from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -184,8 +185,8 @@ def _centres(vectors_SW: np.ndarray, size: int, seed: int) -> np.ndarray:
     with threadpool_limits(1), warnings.catch_warnings():
         # Fewer distinct residuals than codes leave codes unused: the report's perplexity says so.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        first_KW, _ = kmeans_plusplus(vectors_SW[seeds], size, random_state=seed)
-        means = KMeans(size, init=first_KW, n_init=1, max_iter=ROUNDS, random_state=seed).fit(vectors_SW)
+        first = KMeans(size, n_init=STARTS, max_iter=ROUNDS, random_state=seed).fit(vectors_SW[seeds])
+        means = KMeans(size, init=first.cluster_centers_, n_init=1, max_iter=ROUNDS).fit(vectors_SW)
     return np.asarray(means.cluster_centers_, np.float32)
 
 

@@ -71,7 +71,19 @@ def raw_contract(root: Path) -> Contract:
             },
             "embeddings": {"text": {"path": "text.parquet", "id": "item_id"}},
             "checks": {"earliest": "1970-01-01"},
-            "history": {"max_len": HISTORY_LEN, "columns": {"label": {"type": "categorical"}}},
+            "counters": {
+                "item_rate": {"of": "item", "value": "rate"},
+                "item_count": {"of": "item", "value": "count", "as_of": "hour"},
+                "user_rate": {"of": "user", "value": "rate", "half_life": "3d"},
+            },
+            "history": {
+                "max_len": HISTORY_LEN,
+                "columns": {
+                    "label": {"type": "categorical"},
+                    "residual": {"type": "residual", "counter": "item_rate"},
+                    "pause": {"type": "gap"},
+                },
+            },
         }
     )
 

@@ -192,8 +192,30 @@ def test_a_new_user_can_bring_their_columns(ranker: Ranker, feature_set: Feature
     known = {"segment": segment.value(feature_set.users["segment"][row])}
     encoder = ranker.encoder.user["age"]
     known["age"] = float(feature_set.users["age"][row]) * encoder.deviation + encoder.mean
-    # The model does not read user ids, so the columns are all there is of u3.
-    assert scores(ranker, user=None, user_columns=known) == pytest.approx(scores(ranker), abs=1e-6)
+    counted = {"user_rate": float(ranker.encoder.snapshot.users["user_rate"][row])}
+    # The model does not read user ids, so columns and counters are all there is of u3.
+    brought = scores(ranker, user=None, user_columns=known, context={**REQUEST["context"], **counted})
+    assert brought == pytest.approx(scores(ranker), abs=1e-6)
+
+
+def test_counters_are_as_the_log_ended_unless_the_request_knows_better(ranker: Ranker) -> None:
+    items, snapshot = ranker.encoder.items, ranker.encoder.snapshot.items
+    usual = scores(ranker)
+    named = [
+        {"item": item, **{name: float(values[items.index(item)]) for name, values in snapshot.items()}}
+        for item in REQUEST["candidates"]
+    ]
+    assert scores(ranker, candidates=named) == pytest.approx(usual, abs=1e-6)
+    first = REQUEST["candidates"][0]
+    fresher = scores(ranker, candidates=[{"item": first, "item_rate": 0.99}, *REQUEST["candidates"][1:]])
+    assert abs(fresher[first] - usual[first]) > 1e-4
+    others = {item: score for item, score in usual.items() if item != first}
+    assert {item: fresher[item] for item in others} == pytest.approx(others, abs=1e-6)
+
+
+def test_an_unknown_item_has_the_counters_of_a_new_one(ranker: Ranker) -> None:
+    snapshot = ranker.encoder.snapshot.items
+    assert snapshot["item_count"][1] == 0 and 0.4 < snapshot["item_rate"][1] < 0.6
 
 
 def test_unknown_ids_are_scored_and_reported(ranker: Ranker) -> None:
