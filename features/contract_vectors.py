@@ -76,7 +76,7 @@ class SemanticIds(Settings):
 
 
 class Neighbours(Settings):
-    """The `k` nearest items by cosine, as an item column of ids."""
+    """The `k` nearest items of the training window by cosine, as an item column of ids."""
 
     set: str
     k: PositiveInt = 10

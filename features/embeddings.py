@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,7 +12,7 @@ from features.contract import Contract
 from features.contract_vectors import Embedding
 from features.errors import DataError, named
 from features.files import find_files, is_url, read_bytes
-from features.schema import FIRST_VALUE, UNKNOWN, VectorSet
+from features.schema import FIRST_VALUE, UNKNOWN
 from features.sources import read
 from features.vocabulary import Vocabulary
 
@@ -145,17 +144,3 @@ def _check(path: str, ids: pl.Series, vectors_VW: np.ndarray) -> None:
             f"{path}: {int(broken.sum())} of {len(ids)} vectors hold NaN or infinity, e.g. that of id "
             f"{ids[int(np.argmax(broken))]!r}. Leave such items out: a missing vector is handled, a broken one is not."
         )
-
-
-def build_embedding(
-    name: str, contract: Contract, items: Vocabulary, trained_I: np.ndarray, folder: Path
-) -> tuple[VectorSet, float]:
-    """One set alone, for the build as long as it does not call `features.vectors.build_vectors`."""
-    from features.vector_store import write_vectors
-    from features.vector_transforms import transform
-
-    spec = contract.embeddings[name]
-    one = transform(read_vectors(name, contract, items), spec, trained_I, contract.resolve(spec.path))
-    write_vectors(folder, one, spec.dtype)
-    complete = bool(one.present_I[FIRST_VALUE:].all())
-    return VectorSet(name=name, width=one.width, complete=complete), one.coverage

@@ -50,8 +50,9 @@ def fill_missing(
         score = coclicks_to(coclicks, lenders_C)
     else:
         other = others[spec.missing.by]
-        lenders_C = np.flatnonzero(lends_I & other.present_I)
-        missing_Q = missing_Q[other.present_I[missing_Q]]
+        has_direction_I = other.present_I & other.vectors_IW.any(axis=1)
+        lenders_C = np.flatnonzero(lends_I & has_direction_I)
+        missing_Q = missing_Q[has_direction_I[missing_Q]]
         score = cosine_to(other, lenders_C)
     for rows in blocks(len(missing_Q)):
         asked_Q = missing_Q[rows]

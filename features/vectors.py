@@ -34,8 +34,8 @@ class VectorResult:
         item_fields: the columns of semantic ids, as a model sees them.
         item_columns: their values, int32 [items]: 0 padding, 1 no vector or a prefix that training does not know.
         neighbours: names of the neighbour columns.
-        report: for JSON: `filled` (items that borrowed a vector, by set), `semantic_ids` (`SemanticCoder.report`) and
-            `neighbours` (items that have any).
+        report: for JSON, sections without entries left out: `filled` (items that borrowed a vector, by set),
+            `semantic_ids` (`SemanticCoder.report`) and `neighbours` (items that have any).
     """
 
     sets: tuple[VectorSet, ...]
@@ -159,7 +159,7 @@ class _VectorBuild:
             item_fields=self.fields,
             item_columns=self.columns,
             neighbours=tuple(self.contract.vectors.neighbours),
-            report=self.report,
+            report={section: entries for section, entries in self.report.items() if entries},
         )
 
     def _transformed(self, name: str) -> ItemVectors:

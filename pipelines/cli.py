@@ -296,6 +296,19 @@ def drift(
     raise typer.Exit(payload["exit_code"])
 
 
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="Data set, e.g. movielens_100k; docs/datasets/ lists them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to unpack into.")] = Path("data"),
+    yes: Annotated[bool, typer.Option("--yes", help="You accept the owner's terms: fetch it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A public data set: its terms, or the files."""
+    from pipelines.download import download as download_dataset
+
+    _finish(download_dataset(name, out, yes, console(as_json)), as_json)
+
+
 @bench_app.command("features")
 def bench_features(
     sizes: Annotated[str, typer.Option("--sizes", help="Rows of the simulated logs, in millions.")] = "1,10,40",

@@ -174,8 +174,12 @@ def ebnerd(folder: Path, seed: int) -> None:
     articles = np.arange(9_700_000, 9_700_030)
     users = np.arange(101, 113)
     week = datetime(2023, 5, 18, 7)
+    reading = _ebnerd_reading(rng, week - timedelta(days=21), articles, users)
     for name in ("train", "validation"):
-        _ebnerd_week(folder / name, rng, week, articles, users)
+        _ebnerd_impressions(folder / name / "behaviors.parquet", rng, week, articles, users)
+        # The three weeks before each week: what the two have in common stands in both files.
+        past = reading.filter(pl.col("impression_time_fixed").is_between(week - timedelta(days=21), week, "left"))
+        past.group_by("user_id", maintain_order=True).agg(pl.all()).write_parquet(folder / name / "history.parquet")
         week += timedelta(days=7)
     count = len(articles)
     published = [datetime(2023, 5, 1) + timedelta(hours=int(hours)) for hours in rng.integers(0, 700, count)]
@@ -205,8 +209,25 @@ def ebnerd(folder: Path, seed: int) -> None:
     )
 
 
-def _ebnerd_week(
-    folder: Path, rng: np.random.Generator, week: datetime, articles: np.ndarray, users: np.ndarray
+def _ebnerd_reading(rng: np.random.Generator, start: datetime, articles: np.ndarray, users: np.ndarray) -> pl.DataFrame:
+    """Four weeks of articles read, by user and time."""
+    count = 120
+    when = [start + timedelta(seconds=int(second)) for second in np.sort(rng.integers(0, 28 * DAY, count))]
+    return pl.DataFrame(
+        {
+            "user_id": pl.Series(rng.choice(users, count), dtype=pl.UInt32),
+            "impression_time_fixed": when,
+            "scroll_percentage_fixed": pl.Series(
+                [None if i % 6 == 0 else 50.0 for i in range(count)], dtype=pl.Float32
+            ),
+            "article_id_fixed": pl.Series(rng.choice(articles, count), dtype=pl.Int32),
+            "read_time_fixed": pl.Series(rng.integers(0, 400, count), dtype=pl.Float32),
+        }
+    ).sort("user_id", "impression_time_fixed")
+
+
+def _ebnerd_impressions(
+    path: Path, rng: np.random.Generator, week: datetime, articles: np.ndarray, users: np.ndarray
 ) -> None:
     count = 70
     when = [week + timedelta(seconds=int(second)) for second in np.sort(rng.integers(0, 7 * DAY, count))]
@@ -214,7 +235,7 @@ def _ebnerd_week(
     on_page = [None if rng.random() < 0.7 else int(rng.choice(articles)) for _ in range(count)]
     often_missing = [None if rng.random() < 0.9 else 1 for _ in range(count)]
     write(
-        folder / "behaviors.parquet",
+        path,
         impression_id=pl.Series(rng.permutation(10**6)[:count], dtype=pl.UInt32),
         article_id=pl.Series(on_page, dtype=pl.Int32),
         impression_time=when,
@@ -232,24 +253,6 @@ def _ebnerd_week(
         session_id=pl.Series(np.arange(count) // 2, dtype=pl.UInt32),
         next_read_time=pl.Series([None if i % 20 == 0 else 7.0 * (i % 9) for i in range(count)], dtype=pl.Float32),
         next_scroll_percentage=pl.Series([None if i % 3 else 100.0 for i in range(count)], dtype=pl.Float32),
-    )
-    lengths = rng.integers(5, 9, len(users))
-    times = [np.sort(rng.integers(0, 21 * DAY, length)) for length in lengths]
-    write(
-        folder / "history.parquet",
-        user_id=pl.Series(users, dtype=pl.UInt32),
-        impression_time_fixed=[
-            [week - timedelta(days=21) + timedelta(seconds=int(second)) for second in past] for past in times
-        ],
-        scroll_percentage_fixed=pl.Series(
-            [[None, *[50.0] * (length - 1)] for length in lengths], dtype=pl.List(pl.Float32)
-        ),
-        article_id_fixed=pl.Series(
-            [rng.choice(articles, length).tolist() for length in lengths], dtype=pl.List(pl.Int32)
-        ),
-        read_time_fixed=pl.Series(
-            [rng.integers(0, 400, length).tolist() for length in lengths], dtype=pl.List(pl.Float32)
-        ),
     )
 
 

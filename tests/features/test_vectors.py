@@ -61,6 +61,13 @@ def test_neighbours_by_another_set(tmp_path: Path) -> None:
     assert filled(tmp_path, {"by": "image", "k": 3}).vectors("text")[3].tolist() == [0.5, 1]
 
 
+def test_only_items_with_both_vectors_are_compared(tmp_path: Path) -> None:
+    # Item 1 has no image vector and lends nothing by it; that of item 4 is zero and points to nobody.
+    image = [IMAGE[0], NONE, *IMAGE[2:4], [0.0, 0.0], NONE]
+    files = filled(tmp_path, {"by": "image", "k": 3}, image=image)
+    assert files.vectors("text").tolist() == [*TEXT[:3], [1, 0], [0, 0], [0, 0]]
+
+
 def test_neighbours_by_clicks(tmp_path: Path) -> None:
     # Item 3 goes with 0 at 1/sqrt(1*3) and with 1 at 1/sqrt(1*1); item 4 with new item 2 alone; 5 with nobody.
     clicks = clicks_of((7, 3), (7, 0), (7, 1), (8, 0), (9, 0), (5, 4), (5, 2), (7, 3))
@@ -243,4 +250,4 @@ def test_no_sets_are_nothing(tmp_path: Path) -> None:
         None,
         tmp_path / "out",  # type: ignore[arg-type]
     )
-    assert result.sets == () and not (tmp_path / "out").exists()
+    assert result.sets == () and result.report == {} and not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""Public data sets that a contract is shipped for: whose they are, on what terms, and how to get them."""

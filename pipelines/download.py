@@ -1,0 +1,57 @@
+"""Tell whose a public data set is and on what terms, and fetch it for those who agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from features.datasets.archives import fetch_archive
+from features.datasets.public import Dataset, find_dataset
+from features.progress import progress
+
+
+def download(name: str, out: Path, agreed: bool, console: Console) -> dict[str, Any]:
+    """Show owner and terms; fetch and unpack below `out` if `agreed` and the owner lets anyone.
+
+    Args:
+        name: of the data set.
+        out: folder to unpack into.
+        agreed: the user has read and accepts the terms (`--yes`).
+        console: where people read.
+
+    Returns:
+        The JSON summary; `folder` is None where nothing was fetched.
+
+    Raises:
+        ConfigError: no such data set.
+        DataError: the download failed or is not what was expected.
+    """
+    dataset = find_dataset(name)
+    console.print(describe(dataset), markup=False)
+    summary = {"exit_code": 0, "name": name, "contract": dataset.contract, "page": dataset.page}
+    if dataset.archive is None:
+        return {"status": "by hand", **summary, "folder": None}
+    if not agreed:
+        console.print(f"\nIf you accept the terms: quadrank download {name} --yes --out {out}", markup=False)
+        return {"status": "terms shown", **summary, "folder": None}
+    folder = fetch_archive(dataset.archive, out, progress)
+    console.print(f"\nin {folder}; now: quadrank features --data {dataset.contract} --root {folder}", markup=False)
+    return {"status": "done", **summary, "folder": str(folder)}
+
+
+def describe(dataset: Dataset) -> str:
+    """For people: a few lines, and the steps by hand where there are any."""
+    lines = [
+        dataset.title,
+        f"  owner     {dataset.owner}",
+        f"  terms     {dataset.terms}",
+        f"  page      {dataset.page}",
+        f"  size      {dataset.size}",
+        f"  contract  {dataset.contract}",
+    ]
+    if dataset.archive is not None:
+        lines.append(f"  address   {dataset.archive.url}")
+    lines += [f"  {number}. {step}" for number, step in enumerate(dataset.steps, start=1)]
+    return "\n".join(lines)
