@@ -12,7 +12,7 @@ from benchmarks.bench_features_jobs import CONTRACT
 from features.build import build_feature_set
 from features.contract import load_contract
 from features.feature_set import FeatureSet
-from features.simulator import simulate
+from features.simulator.simulate import simulate
 
 
 def simulate_days(out: str, rows: int, users: int) -> list[str]:

@@ -15,7 +15,7 @@ MAX_LEN = 64  # of histories, as in the published experiments of the model
 
 def simulate(out: str, rows: int, users: int, items: int) -> float:
     """Write the raw log; returns its click rate."""
-    from features.simulator import simulate as write
+    from features.simulator.simulate import simulate as write
 
     return write(Path(out), rows=rows, users=users, items=items, seed=1).click_rate
 

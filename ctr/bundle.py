@@ -94,6 +94,7 @@ class Bundle:
         ranker.onnx item_table.bin      one request -> one probability a candidate; the item table beside it
         items.onnx                      encoded item columns and vectors -> rows of the item table
         encoder.json vocabularies/*     raw ids and columns -> what the graphs read
+        users.arrow counters/*.arrow    user columns, and counters as the log ended, where a request gives none
         golden.json MODEL_CARD.md MANIFEST.json
     """
 

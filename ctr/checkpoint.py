@@ -76,17 +76,8 @@ class TrainState(BaseModel):
     curve: list[Evaluation] = []
 
     def record(self, look: Evaluation, metric: str) -> bool:
-        """Add a look; returns whether it is the best so far by `metric`.
-
-        Raises:
-            DataError: the validation rows do not define the metric.
-        """
+        """Add a look; returns whether it is the best so far by `metric`."""
         value = look.metrics()[metric]
-        if math.isnan(value):
-            raise DataError(
-                f"train.metric {metric}: the validation rows do not define it (no user has both labels). "
-                "Set train.metric to log_loss, or widen split.valid."
-            )
         self.curve.append(look)
         best = None if self.best is None else self.best.metrics()[metric]
         if best is None or (value < best if metric == "log_loss" else value > best):

@@ -153,10 +153,11 @@ def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generat
 
 
 def _anonymous(empty: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
-    """Nothing but candidates: no user, no history, every context column at its default."""
-    request = {"candidates": raw_request(empty, encoder)["candidates"]}
+    """Nothing but ids of candidates: no user, no history, every context column and counter at its default."""
+    request = {"candidates": [encoder.items.value(row) for row in empty.candidate_item]}
     encoded = encoder.encode_request(parse_request(request, encoder.contract))
-    return "candidates alone", request, replace(empty, user=UNKNOWN, context=encoded.context)
+    anonymous = replace(empty, user=UNKNOWN, context=encoded.context, candidate=encoded.candidate)
+    return "candidates alone", request, anonymous
 
 
 def _too_long(case: Case, encoder: Encoder, max_len: int) -> tuple[str, RawRequest, Case]:

@@ -82,7 +82,7 @@ def _fields(contract: Contract, schema: Schema) -> str:
     if contract.users:
         named = ", ".join(f"`{name}`" for name in contract.users.columns)
         rows.append(("`user_columns`", f"optional, instead of the user table's row: {named}"))
-    rows += [(f"`context.{name}`", _context(column)) for name, column in context.items()]
+    rows += [(f"`context.{name}`", _context(column, name in contract.counters)) for name, column in context.items()]
     rows.append(("`history`", f"`{contract.item_field}`s, oldest first{with_events}"))
     counters = ", ".join(f"`{field.name}`" for field in schema.candidate)
     fresher = f', or `{{"item": id, …}}` with fresher values of any of {counters}' if counters else ""
@@ -90,10 +90,10 @@ def _fields(contract: Contract, schema: Schema) -> str:
     return _table(("in a request", "what"), rows)
 
 
-def _context(column: ColumnSpec) -> str:
+def _context(column: ColumnSpec, counted: bool) -> str:
     kind = {"number": "a number", "time": "a time"}.get(column.form, "a category")
     given = getattr(column, "default", None)
-    default = "missing" if given is None else f"`{given}`"
+    default = "as the log ended" if counted else "missing" if given is None else f"`{given}`"
     return f"{kind}; {default} where a request gives none"
 
 

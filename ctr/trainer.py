@@ -19,9 +19,9 @@ from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.config import TrainConfig
 from ctr.loader import Loader
 from ctr.losses import weighted_log_loss
-from ctr.metrics import auc, gauc_by_samples, log_loss
+from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet, SplitName
 from features.progress import Progress
 from features.progress import progress as show_progress
@@ -88,13 +88,15 @@ def fit(
     Raises:
         ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
             without `resume`, a run in `run_dir`.
-        DataError: a damaged checkpoint, or validation rows that cannot be judged.
+        DataError: a damaged checkpoint, or validation rows that do not define `config.metric`.
         NumericalError: loss, gradient or score is not finite; what was saved before stays as it is.
     """
     started = time.monotonic()
     device = _device(config.device)
     train = _training_rows(feature_set, config)
     valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
+    if config.metric == "gauc_by_samples":
+        _require_ranked_users(valid)
     torch.manual_seed(config.seed)
     model.to(device)
     optimizer = make_optimizer(model, config)
@@ -194,6 +196,17 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
         )
     lone_last_row = rows % config.batch_size == 1
     return Loader(feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row)
+
+
+def _require_ranked_users(valid: Loader) -> None:
+    """Refuse before training what would be NaN at its first look."""
+    users = valid.column("user")
+    auc_G, *_ = group_aucs(valid.labels, np.zeros(valid.rows), users)
+    if not len(auc_G):
+        raise DataError(
+            f"train.metric gauc_by_samples: none of the {len(np.unique(users)):,} users in the {valid.rows:,} validation "
+            "rows has both labels. Set train.metric to log_loss or auc, or widen split.valid."
+        )
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

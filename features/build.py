@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from features.buckets import by_bucket
-from features.coclicks import Clicks
+from features.checks.validation import Finding, check_log
 from features.contract import Contract
 from features.counter_pass import Counted, count
 from features.daily import Carry, Plan, first_instant, make_plan, take_kept, write_carry, write_days
@@ -33,13 +33,13 @@ from features.feature_set import (
 from features.fit import Fitted, Tables, fit
 from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, labels_taken_out, open_log
 from features.parts import sorted_part, windows_of, write_part
-from features.profile import write_profile
+from features.profile.write import write_profile
 from features.progress import progress
 from features.publish import build_lock, find_version, point_at, publish, source_key, staged
 from features.split import Splitter, fit_split
 from features.stream import Stream
-from features.validation import Finding, check_log
-from features.vectors import build_vectors, needs_clicks
+from features.vectors.build import build_vectors, needs_clicks
+from features.vectors.coclicks import Clicks
 
 ROWS_A_BUCKET = 1_000_000
 MOST_BUCKETS = 64

@@ -129,6 +129,7 @@ class Encoder:
         """
         newest = slice(-self.schema.history_max_len, None)
         history = request.history[newest]
+        cut = len(request.history) - len(history)
         history_item = self._item_rows("history", history)
         candidate_item = self._item_rows("candidates", request.candidates)
         unknown = np.flatnonzero(candidate_item == UNKNOWN)
@@ -137,7 +138,7 @@ class Encoder:
             context={name: self._context(name, encoder, request) for name, encoder in self.context.items()},
             history_item=history_item,
             history_events={
-                name: self._events(name, encoder, request.history_events[name][newest])
+                name: self._events(name, encoder, request.history_events[name][newest], cut)
                 for name, encoder in self.event.items()
             },
             candidate_item=candidate_item,
@@ -227,9 +228,11 @@ class Encoder:
         values = [old if value is None else value for value, old in zip(given, known.tolist(), strict=True)]
         return encoder.encode(pl.Series(name, values, pl.Float64))
 
-    def _events(self, name: str, encoder: ColumnEncoder, values: tuple[Any, ...]) -> np.ndarray:
+    def _events(self, name: str, encoder: ColumnEncoder, values: tuple[Any, ...], first: int) -> np.ndarray:
+        """An event column; `first` is where in the request's history the values begin."""
         dtype = np.float32 if encoder.field(name).kind == "numeric" else np.int64
-        return np.array([encode_value(f"history.{name}", encoder, value)[0] for value in values], dtype)
+        encoded = [encode_value(f"history[{i}].{name}", encoder, value)[0] for i, value in enumerate(values, first)]
+        return np.array(encoded, dtype)
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:

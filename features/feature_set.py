@@ -17,7 +17,7 @@ from features.contract import Contract
 from features.errors import DataError
 from features.schema import Schema
 from features.settings import Settings
-from features.vector_store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
+from features.vectors.store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
 
 SplitName = Literal["train", "valid", "test"]
 

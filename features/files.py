@@ -25,7 +25,6 @@ SUFFIXES = {
     ".tsv.gz": "tsv",
 }
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive, Spark and polars write a missing value into a folder's name
-ALTERNATIVES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 PARTITION = re.compile(r"([A-Za-z_]\w*)=(.*)")
 
 
@@ -111,11 +110,20 @@ def _content_hash(file: str, state: Hashable) -> str:
 
 
 def _alternatives(path: str) -> list[str]:
-    found = ALTERNATIVES.search(path)
-    if not found:
-        return [path]
-    before, after = path[: found.start()], path[found.end() :]
-    return [whole for one in found[1].split(",") for whole in _alternatives(before + one.strip() + after)]
+    """`{a,b}` spelled out as a shell does it: in order, the outer ones first."""
+    for start in (at for at, sign in enumerate(path) if sign == "{"):
+        depth, commas = 0, [start]
+        for at in range(start, len(path)):
+            depth += {"{": 1, "}": -1}.get(path[at], 0)
+            if path[at] == "," and depth == 1:
+                commas.append(at)
+            if depth == 0 and len(commas) > 1:
+                ends = [*commas[1:], at]
+                found = [path[left + 1 : right] for left, right in zip(commas, ends, strict=True)]
+                return [whole for one in found for whole in _alternatives(path[:start] + one + path[at + 1 :])]
+            if depth == 0:
+                break
+    return [path]
 
 
 def _local(path: str) -> list[str]:

@@ -54,6 +54,8 @@ def open_files(files: list[str], kind: str, format: Format, schema: Types) -> pl
     ) -> Iterator[pl.DataFrame]:
         left = limit
         for file in files:
+            if left == 0:
+                return
             frame = _scan(_content(file, kind, format), kind, format, schema)
             if left is not None:
                 head = frame.head(left).collect()

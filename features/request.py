@@ -96,7 +96,7 @@ def _entries(
             items.append(_id(f"{where}[{i}]", entry))
             given.append({})
     columns = {
-        name: tuple(_value(f"{where}.{name}", entry.get(name), spec) for entry in given)
+        name: tuple(_value(f"{where}[{i}].{name}", entry.get(name), spec) for i, entry in enumerate(given))
         for name, spec in declared.items()
     }
     return tuple(items), columns

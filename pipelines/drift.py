@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from features.drift import Change, ColumnDrift, Drift, DriftSettings, Part, compare
+from features.drift.compare import Change, ColumnDrift, Drift, DriftSettings, Part, compare
 from features.errors import ConfigError
 from features.feature_set import SPLITS
-from features.profile_file import load_profile
+from features.profile.file import load_profile
 from features.settings import validate
 
 DRIFT = 3  # done, and drift was found

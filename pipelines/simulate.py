@@ -11,7 +11,7 @@ from rich.console import Console
 
 from features.atomic import write_text
 from features.progress import progress
-from features.simulator import simulate
+from features.simulator.simulate import simulate
 
 RECORD = "simulation.json"
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from features.contract import Contract
+from features.counters import running
 from features.feature_set import (
     FORMAT,
     MANIFEST,
@@ -55,7 +56,14 @@ CONTRACT = Contract.model_validate(
             "columns": {"segment": {"type": "categorical"}},
         },
         "embeddings": {"text": {"path": "text.parquet"}, "image": {"path": "image.parquet"}},
-        "history": {"max_len": HISTORY_LEN, "columns": {"label": {"type": "categorical"}}},
+        "counters": {"item_rate": {"of": "item", "value": "rate"}},
+        "history": {
+            "max_len": HISTORY_LEN,
+            "columns": {
+                "label": {"type": "categorical"},
+                "residual": {"type": "residual", "counter": "item_rate"},
+            },
+        },
     }
 )
 
@@ -69,6 +77,7 @@ def toy_feature_set(
     column, behind both vector sets (`text` for all items, `image` for two thirds), and the user's segment
     tells it half of the time; the clicks of the history tell the rest. The newest tenth of the items is
     seen only after training, so its id index is 1. Times lie on whole hours: a user's rows tie sometimes.
+    A tenth of the rows has no item rate, and so no residual as an event.
 
     Files the trainer does not read (vocabularies, encoder.json, profile.json) are not written.
     """
@@ -81,6 +90,8 @@ def toy_feature_set(
     log["item"] = np.where((split == 0) & new[log["item"]], 0, log["item"])
     liked = genre[log["item"]] == taste[log["user"]]
     log["label"] = (draw.random(rows) < np.where(liked, 0.75, 0.15)).astype(np.int64)
+    rate = running(log["item"], log["time"], log["label"], CONTRACT.counters["item_rate"], mean=0.3)
+    log["item_rate"] = np.where(np.arange(rows) % 10 == 7, np.nan, rate)
 
     windows = _write_log(folder, log, split, parts)
     item_seen = np.bincount(log["item"][split == 0], minlength=items)
@@ -104,7 +115,8 @@ def toy_feature_set(
         ),
         user=(_category("user_id", user_ids), _category("segment", SEGMENTS + FIRST_VALUE)),
         context=(_category("hour", HOURS + FIRST_VALUE), Field(name="load", kind="numeric")),
-        event=(_category("label", 2 + FIRST_VALUE),),
+        candidate=(Field(name="item_rate", kind="numeric"),),
+        event=(_category("label", 2 + FIRST_VALUE), Field(name="residual", kind="numeric")),
         vectors=tuple(VectorSet(name=name, width=width, complete=complete[name]) for name, width in WIDTHS.items()),
         history_max_len=HISTORY_LEN,
     )
@@ -146,8 +158,10 @@ def _write_log(folder: Path, log: dict[str, np.ndarray], split: np.ndarray, part
             "item": columns["item"] + FIRST_VALUE,
             "time": time,
             "label": columns["label"] + FIRST_VALUE,
+            "residual": columns["label"] - columns["item_rate"],
         }
-        write_arrow(folder / f"events/part-{part:05d}.arrow", _typed(events, {"time": np.int64}))
+        dtypes = {"time": np.int64, "residual": np.float32}
+        write_arrow(folder / f"events/part-{part:05d}.arrow", _typed(events, dtypes))
         for number, name in enumerate(SPLITS):
             chosen = split[inside] == number
             table = {
@@ -158,10 +172,11 @@ def _write_log(folder: Path, log: dict[str, np.ndarray], split: np.ndarray, part
                 "weight": columns["weight"],
                 "hour": columns["hour"],
                 "load": columns["load"],
+                "item_rate": columns["item_rate"],
                 "history_end": history_end,
                 "history_len": history_len,
             }
-            floats = dict.fromkeys(("label", "weight", "load"), np.float32)
+            floats = dict.fromkeys(("label", "weight", "load", "item_rate"), np.float32)
             wide = dict.fromkeys(("time", "history_end"), np.int64)
             table = _typed({n: v[chosen] for n, v in table.items()}, {**floats, **wide})
             write_arrow(folder / f"rows/{name}/part-{part:05d}.arrow", table)

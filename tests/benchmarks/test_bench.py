@@ -20,7 +20,7 @@ from benchmarks.measured import ROOT, Measured, measure, medians
 from benchmarks.report import Report, size_name
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
-from features.simulator import simulate
+from features.simulator.simulate import simulate
 from pipelines import bench
 from pipelines.cli import main
 

@@ -84,7 +84,9 @@ def test_exactly_the_history_and_the_candidates_have_named_axes(folder: Path) ->
         "context_load": [1],
         "history_item": ["history"],
         "history_label": ["history"],
+        "history_residual": ["history"],
         "candidate_item": ["candidates"],
+        "candidate_item_rate": ["candidates"],
         "score": ["candidates"],
     }
     assert shapes_of(folder / ITEMS) == {
@@ -203,6 +205,24 @@ def test_the_graph_scores_as_the_model_on_edge_cases(model: QIN, toy: FeatureSet
     assert check_parity(model, toy.users, score, cases) < 1e-5
 
 
+@pytest.mark.parametrize("rate", [np.nan, 0.0, 1.0])
+@pytest.mark.parametrize("history", [0, 3])
+def test_the_graph_scores_as_the_model_where_numbers_are_missing(
+    model: QIN, toy: FeatureSet, score: Score, rate: float, history: int
+) -> None:
+    case = Case(
+        user=2,
+        history_item=np.arange(2, 2 + history),
+        candidate_item=np.array([4]),
+        context={"hour": np.array([1]), "load": np.float32([np.nan])},
+        history_events={"label": np.full(history, 2), "residual": np.full(history, np.nan, np.float32)},
+        candidate={"item_rate": np.float32([rate])},
+    )
+    assert check_parity(model, toy.users, score, [case]) < 1e-5
+    other = replace(case, candidate={"item_rate": np.float32([0.5])}).encoded(model.schema, toy.users)
+    assert abs(score(other) - score(case.encoded(model.schema, toy.users))).max() > 1e-4
+
+
 def test_the_graph_scores_as_the_model_on_200_random_requests(model: QIN, toy: FeatureSet, score: Score) -> None:
     cases = list(random_cases(model.schema, 200))
     assert check_parity(model, toy.users, score, cases) < 1e-5
@@ -217,10 +237,11 @@ def test_a_history_of_no_elements_scores_as_one_of_padding(
     session = open_session(folder / RANKER)
     (case,) = random_cases(model.schema, 1)
     none = np.zeros(0, np.int64)
-    encoded = replace(case, history_item=none, history_events={"label": none}).encoded(model.schema, toy.users)
+    no_events = {"label": none, "residual": none.astype(np.float32)}
+    encoded = replace(case, history_item=none, history_events=no_events).encoded(model.schema, toy.users)
     feed = graph_inputs(encoded)
     assert feed["history_item"].tolist() == [0]
-    without = feed | {"history_item": none, "history_label": none}
+    without = feed | {"history_item": none} | {f"history_{name}": values for name, values in no_events.items()}
     got = session.run(["score"], {node.name: without[node.name] for node in session.get_inputs()})[0]
     np.testing.assert_allclose(got, score(encoded), atol=1e-6)
 
@@ -265,8 +286,9 @@ def test_a_case_becomes_the_batch_the_trainer_sees() -> None:
         user=3,
         history_item=np.array([5, 8]),
         candidate_item=np.array([5, 2]),
-        history_events={"label": np.array([2, 3])},
+        history_events={"label": np.array([2, 3]), "residual": np.float32([0.75, np.nan])},
         context={"hour": np.array([7])},
+        candidate={"item_rate": np.float32([0.25, 0.5])},
     )
     batch = case.batch(schema.history_max_len)
     batch.validate()
@@ -274,6 +296,8 @@ def test_a_case_becomes_the_batch_the_trainer_sees() -> None:
     # Padding in front, the newest event last: rows 0 0 5 8, at places 0 0 2 3.
     assert batch.history_BS.tolist() == [[0, 0, 2, 3]] * 2
     assert batch.events["label"].tolist() == [[0, 0, 2, 3]] * 2
+    np.testing.assert_array_equal(batch.events["residual"], [[0, 0, 0.75, np.nan]] * 2)
+    assert batch.candidate["item_rate"].tolist() == [0.25, 0.5]
     assert batch.target_B.tolist() == [2, 1]
     assert batch.user_B.tolist() == [3, 3]
     assert batch.context["hour"].tolist() == [7, 7]

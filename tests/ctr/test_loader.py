@@ -17,6 +17,9 @@ from features.errors import DataError
 from features.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set
 
+ROW = ("user", "item", "label", "weight", "hour", "load", "item_rate")
+EVENT = ("item", "label", "residual")
+
 
 @pytest.fixture(scope="module")
 def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
@@ -29,8 +32,8 @@ def row_by_row(feature_set: FeatureSet, split: str) -> list[tuple]:
     for rows, events in zip(feature_set.rows(split), feature_set.events(split), strict=True):
         for i in range(len(rows["item"])):
             end, length = int(rows["history_end"][i]), int(rows["history_len"][i])
-            past = [(int(events["item"][j]), int(events["label"][j])) for j in range(end - length, end)]
-            row = {name: rows[name][i].item() for name in ("user", "item", "label", "weight", "hour", "load")}
+            past = [tuple(events[name][j].item() for name in EVENT) for j in range(end - length, end)]
+            row = {name: rows[name][i].item() for name in ROW}
             found.append((*row.values(), past))
     return found
 
@@ -46,13 +49,16 @@ def rows_of(batch: Batch) -> list[tuple]:
         batch.weight_B.tolist(),
         batch.context["hour"].tolist(),
         batch.context["load"].tolist(),
+        batch.candidate["item_rate"].tolist(),
         strict=True,
     )
+    events = (batch.events["label"].tolist(), batch.events["residual"].tolist())
     found = []
-    for row, places, labels in zip(columns, batch.history_BS.tolist(), batch.events["label"].tolist(), strict=True):
-        past = [(items_U[place], label) for place, label in zip(places, labels, strict=True)]
-        length = sum(item != 0 for item, _ in past)
-        assert past[: len(past) - length] == [(0, 0)] * (len(past) - length)
+    for row, places, *of_events in zip(columns, batch.history_BS.tolist(), *events, strict=True):
+        past = [(items_U[place], *event) for place, *event in zip(places, *of_events, strict=True)]
+        length = sum(item != 0 for item, *_ in past)
+        # Also where a missing number (NaN) lies in the place that padding is read from.
+        assert past[: len(past) - length] == [(0, 0, 0.0)] * (len(past) - length)
         found.append((*row, past[len(past) - length :]))
     return found
 
@@ -134,13 +140,14 @@ def test_rows_without_weights_weigh_one(feature_set, tmp_path):
     assert batch.weight_B.tolist() == [1.0] * 10
 
 
-def test_a_missing_column_is_named(tmp_path):
+@pytest.mark.parametrize("column", ["hour", "item_rate"])
+def test_a_missing_column_is_named(tmp_path, column):
     bare = toy_feature_set(tmp_path, rows=100, users=10, parts=2)
     path = tmp_path / "rows/train/part-00001.arrow"
-    columns = {name: values.copy() for name, values in read_arrow(path).items() if name != "hour"}
+    columns = {name: values.copy() for name, values in read_arrow(path).items() if name != column}
     path.unlink()
     write_arrow(path, columns)
-    with pytest.raises(DataError, match=r"train/part-00001\.arrow: no column 'hour'"):
+    with pytest.raises(DataError, match=rf"train/part-00001\.arrow: no column '{column}'"):
         Loader(bare, "train", 10)
 
 

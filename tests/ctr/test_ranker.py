@@ -115,6 +115,9 @@ def test_the_golden_requests_cover_the_edges(ranker: Ranker) -> None:
     assert len(cases) == 10
     assert {"no history", "one candidate", "candidates alone"} <= set(cases)
     assert cases["no history"].request["history"] == []
+    # With what the counters say, and without.
+    assert set(cases["logged"].request["candidates"][0]) == {"item", "item_rate", "item_count"}
+    assert all(isinstance(item, int) for item in cases["candidates alone"].request["candidates"])
     assert len(cases["history longer than is read"].request["history"]) == HISTORY_LEN + 2
     unknown = cases["unknown user, history item and candidate"]
     result = ranker.rank(unknown.request)
@@ -132,6 +135,8 @@ def test_the_card_shows_a_request_that_gives_the_scores_it_shows(ranker: Ranker,
     assert answer["ranked"][0]["score"] == pytest.approx(result.ranked[0].score, abs=1e-5)
     assert "| model, test | 0.7100 | 0.6900 | 0.5120 |" in card
     assert "| control: popularity | 0.6000 |  |  |" in card
+    assert "| `context.user_rate` | a number; as the log ended where a request gives none |" in card
+    assert "with fresher values of any of `item_rate`, `item_count` |" in card
 
 
 def test_candidates_come_best_first(ranker: Ranker) -> None:
@@ -376,12 +381,17 @@ def test_an_encoder_that_changed_since_the_build_is_not_exported(
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"), [(NumericEncoder, r"context\.load"), (CategoricalEncoder, r"context\.device")]
+    ("kind", "method", "where"),
+    [
+        (NumericEncoder, "encode_one", r"context\.load"),
+        (CategoricalEncoder, "encode_one", r"context\.device"),
+        (NumericEncoder, "encode", r"candidate\.item_rate"),
+    ],
 )
 def test_encoding_otherwise_online_than_offline_is_not_exported(
-    model: QIN, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch, kind: type, where: str
+    model: QIN, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, where: str
 ) -> None:
-    encode_one = kind.encode_one
-    monkeypatch.setattr(kind, "encode_one", lambda self, value: encode_one(self, value) + 1)
+    encode = getattr(kind, method)
+    monkeypatch.setattr(kind, method, lambda self, value: encode(self, value) + 1)
     with pytest.raises(DataError, match=f"golden request 'logged': {where} encodes to .* but the feature set holds"):
         golden_cases(model, feature_set, Encoder.load(feature_set.path))

@@ -22,8 +22,8 @@ from ctr.models import build_model
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
 from ctr.tables import frozen_tables
 from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
-from features.errors import ConfigError, NumericalError
-from features.feature_set import FeatureSet
+from features.errors import ConfigError, DataError, NumericalError
+from features.feature_set import FeatureSet, read_arrow, write_arrow
 from features.progress import silent
 from tests.ctr.tiny import TinyModel, tiny_model
 from tests.toy import toy_feature_set
@@ -291,6 +291,27 @@ def test_cuda_that_is_not_there_says_the_way_out(feature_set, tmp_path, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"train\.device cuda"):
         train(tiny_model(feature_set), feature_set, tmp_path, device="cuda")
+
+
+def test_a_metric_that_the_validation_rows_do_not_define_is_refused_before_training(tmp_path):
+    one_sided = toy_feature_set(tmp_path / "features", rows=400, users=20, parts=2)
+    for part in range(2):
+        path = one_sided.path / f"rows/valid/part-{part:05d}.arrow"
+        columns = {name: values.copy() for name, values in read_arrow(path).items()}
+        # Both labels among the rows, one label a user.
+        columns["label"][:] = columns["user"] % 3 == 0
+        path.unlink()
+        write_arrow(path, columns)
+    with pytest.raises(DataError, match=r"train\.metric gauc_by_samples: none of the \d+ users .* auc, or widen"):
+        train(tiny_model(one_sided), one_sided, tmp_path / "run", metric="gauc_by_samples")
+    assert not (tmp_path / "run").exists()
+    result = train(tiny_model(one_sided), one_sided, tmp_path / "run", metric="log_loss", epochs=1)
+    assert math.isnan(result.best["gauc_by_samples"])
+
+
+def test_users_of_both_labels_can_be_what_early_stopping_watches(feature_set, tmp_path):
+    result = train(tiny_model(feature_set), feature_set, tmp_path, metric="gauc_by_samples", epochs=1)
+    assert result.best["gauc_by_samples"] == max(look.gauc_by_samples for look in result.curve)
 
 
 def test_a_run_is_not_overwritten(feature_set, tmp_path):

@@ -14,8 +14,8 @@ from features.columns import fit_column
 from features.contract_columns import Categorical, Column, Numeric, Tags
 from features.encoder import encode_table
 from features.feature_set import SPLITS, PartEntry, write_arrow
-from features.profile import write_profile
-from features.profile_file import Profile
+from features.profile.file import Profile
+from features.profile.write import write_profile
 from features.schema import Schema, VectorSet
 from features.vocabulary import Vocabulary
 

@@ -17,7 +17,7 @@ from features.counters import CounterState
 from features.encoder import EncodedRequest, Encoder
 from features.feature_set import SPLITS, FeatureSet
 from features.request import parse_request
-from features.simulator import simulate
+from features.simulator.simulate import simulate
 
 SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {

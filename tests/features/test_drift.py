@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.drift import Drift, DriftSettings, Part, compare
-from features.drift_bins import Common, in_common
-from features.drift_measures import jensen_shannon, measure_column, psi
-from features.drift_noise import Counts, noise
+from features.drift.bins import Common, in_common
+from features.drift.compare import Drift, DriftSettings, Part, compare
+from features.drift.measures import jensen_shannon, measure_column, psi
+from features.drift.noise import Counts, noise
 from features.errors import ConfigError
-from features.profile_file import Profile
-from features.simulator import simulate
-from features.tally import GROUPS, Edges, Grid, Values, rest_bin
+from features.profile.file import Profile
+from features.profile.tally import GROUPS, Edges, Grid, Values, rest_bin
+from features.simulator.simulate import simulate
 from tests.features.by_hand import CATEGORY, LOG_COST, NUMBER, TAGS, profiled
 
 DAY = 86_400_000_000

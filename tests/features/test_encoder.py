@@ -17,7 +17,7 @@ from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
 from features.request import Request, parse_request
-from features.simulator import simulate
+from features.simulator.simulate import simulate
 from features.vocabulary import Vocabulary
 from tests.features.raw import Tables, raw_log
 
@@ -211,7 +211,7 @@ def test_text_where_ids_are_whole_numbers(tiny: tuple[Contract, FeatureSet], raw
     ("raw", "where", "kind"),
     [
         ({"context": {"hour": "3"}}, "context.hour: '3'", "whole numbers, e.g. 0"),
-        ({"history": [{"item": 101, "rating": "5"}]}, "history.rating: '5'", "whole numbers, e.g. 1"),
+        ({"history": [{"item": 101, "rating": "5"}]}, "history[0].rating: '5'", "whole numbers, e.g. 1"),
         ({"user_columns": {"segment": 0}}, "user_columns.segment: 0", "text, e.g. 's0'"),
         ({"user_columns": {"likes": ["a", 1]}}, "user_columns.likes: 1", "text, e.g. 'a'"),
     ],

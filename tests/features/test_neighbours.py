@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import neighbours as module
-from features.coclicks import Clicks, CoClicks
 from features.contract_vectors import Neighbours
-from features.embeddings import ItemVectors
-from features.neighbours import best, nearest_neighbours
+from features.vectors import neighbours as module
+from features.vectors.coclicks import Clicks, CoClicks
+from features.vectors.embeddings import ItemVectors
+from features.vectors.neighbours import best, nearest_neighbours
 
 
 def set_of(vectors: Any, present: Any = None) -> ItemVectors:

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import profile_rows
 from features.columns import ColumnEncoder, encoder_kinds
 from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.columns_number import BucketsEncoder, NumericEncoder
 from features.columns_time import DatePartEncoder, GapEncoder
 from features.contract_columns import Buckets as BucketsSpec
 from features.contract_columns import DatePart, Hashed
-from features.drift import compare
+from features.drift.compare import compare
 from features.errors import DataError
-from features.profile_file import load_profile
-from features.raw_values import Buckets, Codes, Scale, reader_of
-from features.tally import (
+from features.profile import rows as profile_rows
+from features.profile.file import load_profile
+from features.profile.raw_values import Buckets, Codes, Scale, reader_of
+from features.profile.tally import (
     GRID_BINS,
     GROUPS,
     LISTED,

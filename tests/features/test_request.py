@@ -100,7 +100,7 @@ def test_none_is_an_anonymous_user_but_no_item(place: str) -> None:
         ({"context": {"hour": 1.5}}, "context.hour: expected text or a whole number, got 1.5"),
         ({"context": {"hour": INF}}, "context.hour: expected text or a whole number, got inf"),
         ({"context": {"hour": [1]}}, "context.hour: expected text or a whole number, got [1]"),
-        ({"history": [{"item": 1, "rating": {}}]}, "history.rating: expected text or a whole number, got {}"),
+        ({"history": [{"item": 1, "rating": {}}]}, "history[0].rating: expected text or a whole number, got {}"),
         ({"user_columns": {"likes": "a"}}, "user_columns.likes: tags are a list, got 'a'"),
         ({"user_columns": {"likes": [["a"]]}}, "user_columns.likes: expected text or a whole number, got ['a']"),
     ],

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from features.contract_vectors import SemanticIds
 from features.errors import DataError
 from features.schema import Field
-from features.semantic_ids import SemanticCoder, column_names
+from features.vectors.semantic_ids import SemanticCoder, column_names
 from tests.features.vector_files import VectorFiles
 
 # Level 1 tells left from right, level 2 low from high, each by centres that are easy to subtract.
@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_codes() -> None:
 
 
 def test_centres_are_fitted_on_a_sample_and_prefixes_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("features.semantic_ids.SAMPLE_A_CODE", 4)
+    monkeypatch.setattr("features.vectors.semantic_ids.SAMPLE_A_CODE", 4)
     vectors = np.random.default_rng(0).normal(size=(500, 5))
     coder = fitted(vectors, size=16)
     assert all((column >= 2).all() for column in coder.encode(vectors.astype(np.float32)).values())

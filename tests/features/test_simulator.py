@@ -11,11 +11,12 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from features import simulator, simulator_traffic
 from features.contract import load_contract
 from features.errors import ConfigError
-from features.simulator import FILES, SimulationSummary, simulate
-from features.simulator_world import DAY, DEVICES, END, START, build_world, repeated
+from features.simulator import simulate as simulator
+from features.simulator import traffic as simulator_traffic
+from features.simulator.simulate import FILES, SimulationSummary, simulate
+from features.simulator.world import DAY, DEVICES, END, START, build_world, repeated
 
 ROWS, USERS, ITEMS = 60_000, 1_000, 800
 CONTRACT = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import features.group_rules
+import features.checks.group_rules
 import features.log
 from features.build import build_feature_set
+from features.checks.group_rules import EventKeys, IdCounts
+from features.checks.quarantine import QUARANTINE
+from features.checks.validation import Checked, Finding, check_log
 from features.contract import Contract
 from features.errors import ConfigError, DataError
-from features.group_rules import EventKeys, IdCounts
 from features.log import ITEM, LABEL, TIME, USER, open_log
-from features.quarantine import QUARANTINE
 from features.settings import validate
-from features.validation import Checked, Finding, check_log
 
 SECOND, DAY = 1_000_000, 86_400_000_000
 START = 1_700_000_000
@@ -252,7 +252,7 @@ def test_text_keeps_its_number_from_chunk_to_chunk() -> None:
 
 
 def test_counts_of_ids_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features.group_rules, "MOST_PENDING", 3)
+    monkeypatch.setattr(features.checks.group_rules, "MOST_PENDING", 3)
     counts = IdCounts()
     for part in ([5, 5, 1], [1, 2, None], [9, 5], [2]):
         counts.add(pl.Series(part, dtype=pl.Int64))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.coclicks import Clicks, CoClicks
 from features.contract import Contract
 from features.errors import ConfigError
 from features.schema import Field, VectorSet
-from features.vectors import build_vectors, needs_clicks
+from features.vectors.build import build_vectors, needs_clicks
+from features.vectors.coclicks import Clicks, CoClicks
 from tests.features.vector_files import VectorFiles, contract_of
 
 NONE = [np.nan, np.nan]

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from features.errors import DataError
 from features.schema import VectorSet
-from features.vector_fusion import CCA_RIDGE
+from features.vectors.fusion import CCA_RIDGE
 from tests.features.vector_files import VectorFiles
 
 COUNT, TRAIN = 240, 200

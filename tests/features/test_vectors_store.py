@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features.embeddings import ItemVectors
 from features.errors import DataError
 from features.feature_set import FeatureSet, Manifest
 from features.schema import Schema, VectorSet
-from features.vector_store import Dtype, decoded, read_stored, write_vectors
+from features.vectors.embeddings import ItemVectors
+from features.vectors.store import Dtype, decoded, read_stored, write_vectors
 
 
 def one_set(vectors: Any) -> ItemVectors:

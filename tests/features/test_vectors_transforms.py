@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.decomposition import PCA
 
 from features.errors import DataError
-from features.vector_transforms import covariance, mean_of, moments, principal_axes, to_unit
+from features.vectors.transforms import covariance, mean_of, moments, principal_axes, to_unit
 from tests.features.vector_files import VectorFiles
 
 NONE = [np.nan] * 3

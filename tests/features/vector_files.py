@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.coclicks import Clicks
 from features.contract import Contract
-from features.vector_store import EMBEDDINGS, decoded, read_stored
-from features.vectors import VectorResult, build_vectors
+from features.vectors.build import VectorResult, build_vectors
+from features.vectors.coclicks import Clicks
+from features.vectors.store import EMBEDDINGS, decoded, read_stored
 from features.vocabulary import Vocabulary
 
 LOG = {"path": "log.csv", "user": "u", "item": "i", "time": "t", "label": "y"}

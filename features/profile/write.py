@@ -11,7 +11,7 @@ import numpy as np
 
 from features.encoder import Encoder
 from features.feature_set import PartEntry, SplitName, read_arrow
-from features.profile_file import (
+from features.profile.file import (
     FORMAT,
     PROFILE,
     ColumnProfile,
@@ -23,10 +23,9 @@ from features.profile_file import (
     rounded,
     save_profile,
 )
-from features.profile_rows import LENGTHS, Rows, SplitCounts, count_rows, is_missing
-from features.raw_values import Buckets, Codes, Reader, Scale, reader_of
-from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
-from features.tally import (
+from features.profile.raw_values import Buckets, Codes, Reader, Scale, reader_of
+from features.profile.rows import LENGTHS, Rows, SplitCounts, count_rows, is_missing
+from features.profile.tally import (
     PERIODS,
     SKIPPED,
     Bins,
@@ -39,6 +38,7 @@ from features.tally import (
     most_frequent,
     value_bins,
 )
+from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SHOWN = 10  # top values

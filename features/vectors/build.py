@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from features.coclicks import Clicks, CoClicks
 from features.contract import Contract
 from features.contract_vectors import Neighbourly
-from features.embeddings import ItemVectors, read_vectors
 from features.errors import ConfigError
-from features.neighbours import nearest_neighbours
 from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
-from features.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
-from features.vector_filling import BY_CLICKS, fill_missing
-from features.vector_fusion import fuse
-from features.vector_store import EMBEDDINGS, NEIGHBOURS, Dtype, write_vectors
-from features.vector_transforms import transform
+from features.vectors.coclicks import Clicks, CoClicks
+from features.vectors.embeddings import ItemVectors, read_vectors
+from features.vectors.filling import BY_CLICKS, fill_missing
+from features.vectors.fusion import fuse
+from features.vectors.neighbours import nearest_neighbours
+from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
+from features.vectors.store import EMBEDDINGS, NEIGHBOURS, Dtype, write_vectors
+from features.vectors.transforms import transform
 from features.vocabulary import Vocabulary
 
 

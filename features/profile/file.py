@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from features.errors import DataError
 from features.feature_set import SplitName
+from features.profile.tally import Bins, Tally
 from features.settings import Settings
-from features.tally import Bins, Tally
 
 PROFILE = "profile.json"
 FORMAT = 1

@@ -14,12 +14,12 @@ from datetime import date, timedelta
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from features.drift_bins import Common
-from features.drift_measures import Measured, measure_column, measure_items
-from features.drift_noise import Counts
+from features.drift.bins import Common
+from features.drift.measures import Measured, measure_column, measure_items
+from features.drift.noise import Counts
 from features.errors import ConfigError
 from features.feature_set import SPLITS, SplitName
-from features.profile_file import Profile
+from features.profile.file import Profile
 from features.settings import Settings
 
 

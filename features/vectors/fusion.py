@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from features.contract_vectors import Fusion
-from features.embeddings import ItemVectors
 from features.errors import DataError
-from features.vector_transforms import check_room, covariance, mean_of, principal_axes, project, with_sign
+from features.vectors.embeddings import ItemVectors
+from features.vectors.transforms import check_room, covariance, mean_of, principal_axes, project, with_sign
 
 CCA_RIDGE = 1e-3  # of a set's mean variance: what varies less counts for little, and a flat direction for nothing
 

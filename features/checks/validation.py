@@ -11,10 +11,13 @@ import numpy as np
 import polars as pl
 
 from features.buckets import Arrays, by_bucket
+from features.checks.examples import with_example
+from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
+from features.checks.quarantine import QUARANTINE, put_aside
+from features.checks.rules import RowRules, Violation, label_name, row_rules
 from features.contract import Contract
 from features.contract_log import Format, Policy
 from features.errors import DataError, named
-from features.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
 from features.log import (
     CONTEXT,
     EVENT,
@@ -29,9 +32,6 @@ from features.log import (
     WEIGHT,
     chunks,
 )
-from features.quarantine import QUARANTINE, put_aside
-from features.rule_examples import with_example
-from features.rules import RowRules, Violation, label_name, row_rules
 from features.sources import readable, scan
 from features.vocabulary import canonical
 

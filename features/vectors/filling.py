@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from features.coclicks import CoClicks
 from features.contract_vectors import Embedding, Neighbourly
-from features.embeddings import ItemVectors
-from features.neighbours import Score, best, coclicks_to, cosine_to
 from features.schema import FIRST_VALUE, PADDING
-from features.vector_transforms import blocks, mean_of
+from features.vectors.coclicks import CoClicks
+from features.vectors.embeddings import ItemVectors
+from features.vectors.neighbours import Score, best, coclicks_to, cosine_to
+from features.vectors.transforms import blocks, mean_of
 
 BY_CLICKS = "clicks"
 

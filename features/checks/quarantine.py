@@ -7,10 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
+from features.checks.rules import ROW, Violation
 from features.contract import Contract
 from features.errors import DataError
 from features.log import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
-from features.rules import ROW, Violation
 from features.sources import scan
 
 QUARANTINE = "quarantine.parquet"

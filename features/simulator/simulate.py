@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError
-from features.simulator_traffic import Requests, Shelf, chunks, draw_requests
-from features.simulator_world import (
+from features.simulator.traffic import Requests, Shelf, chunks, draw_requests
+from features.simulator.world import (
     AGE_GROUPS,
     CATEGORIES,
     COUNTRIES,

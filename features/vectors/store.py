@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from features.embeddings import ItemVectors
 from features.errors import DataError
+from features.vectors.embeddings import ItemVectors
 
 EMBEDDINGS = "embeddings"
 NEIGHBOURS = "neighbours"

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 
 from features.buckets import Arrays
+from features.checks.rules import ROW, Violation, day_of
 from features.contract import Contract
 from features.contract_log import Policy
 from features.log import DAY, ITEM, TIME, USER
-from features.rules import ROW, Violation, day_of
 from features.vocabulary import canonical
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).

@@ -20,7 +20,7 @@ import numpy as np
 from features.contract_vectors import SemanticIds
 from features.errors import DataError
 from features.schema import FIRST_VALUE, UNKNOWN, Field
-from features.vector_transforms import BLOCK, blocks
+from features.vectors.transforms import BLOCK, blocks
 
 SEMANTIC_IDS = "semantic_ids"
 FORMAT = 1

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from features.coclicks import CoClicks
 from features.contract_vectors import Neighbours
-from features.embeddings import ItemVectors
 from features.errors import ConfigError
 from features.schema import FIRST_VALUE, PADDING
-from features.vector_transforms import to_unit
+from features.vectors.coclicks import CoClicks
+from features.vectors.embeddings import ItemVectors
+from features.vectors.transforms import to_unit
 
 SCORES_A_BLOCK = 1 << 23
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from features.contract_vectors import Embedding, Truncation
-from features.embeddings import ItemVectors
 from features.errors import DataError
+from features.vectors.embeddings import ItemVectors
 
 BLOCK = 8192  # rows
 SMALLEST = 1e-12  # norm below which a vector has no direction

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.drift_bins import Common, in_common
-from features.drift_noise import Counts, noise
-from features.tally import Bins
+from features.drift.bins import Common, in_common
+from features.drift.noise import Counts, noise
+from features.profile.tally import Bins
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from features.checks.quarantine import rows_as_read
+from features.checks.rules import EPOCH, Violation, plausible
 from features.contract import Contract
 from features.log import FIRST_TIME, ITEM, LABEL, LAST_TIME, MICROSECONDS, TIME, USER, microseconds
-from features.quarantine import rows_as_read
-from features.rules import EPOCH, Violation, plausible
 from features.sources import scan
 
 

@@ -1,0 +1,1 @@
+"""Whether two feature sets are of the same world."""

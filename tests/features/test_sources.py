@@ -1,0 +1,365 @@
+"""Raw tables of every kind, place and spelling read the same; what does not fit together is told."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from features.contract_log import Format
+from features.errors import ConfigError, DataError
+from features.files import content_hash, find_files
+from features.sources import expression, read, require_columns, scan
+
+TABLE = pl.DataFrame({"user": [3, 1, 2], "title": ["Misérables, Les", "b", "c"], "score": [1.5, 2.0, -1.0]})
+
+
+def text(separator: str, header: bool = True, encoding: str = "utf-8") -> bytes:
+    rows = [TABLE.columns] if header else []
+    return "".join(separator.join(map(str, row)) + "\n" for row in [*rows, *TABLE.iter_rows()]).encode(encoding)
+
+
+def parquet(path: Path) -> None:
+    TABLE.write_parquet(path)
+
+
+def arrow(path: Path) -> None:
+    TABLE.write_ipc(path)
+
+
+def plain(content: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content) and None
+
+
+NAMES = ("user", "title", "score")
+KINDS = [
+    ("t.parquet", parquet, Format()),
+    ("t.arrow", arrow, Format()),
+    ("t.feather", arrow, Format()),
+    ("t.csv", lambda path: TABLE.write_csv(path), Format()),
+    ("t.tsv", plain(text("\t")), Format()),
+    ("t.tsv.gz", plain(text("\t")), Format()),
+    ("t.csv.gz", plain(text("|")), Format(separator="|")),
+    (
+        "t.item",
+        plain(text("|", False, "latin-1")),
+        Format(kind="csv", separator="|", encoding="latin-1", columns=NAMES),
+    ),
+    ("t.dat", plain(text("::", False)), Format(kind="csv", separator="::", columns=NAMES)),
+    ("t.gz", plain(text("::", True, "utf-16")), Format(kind="csv", separator="::", encoding="utf-16")),
+    ("t", parquet, Format(kind="parquet")),
+]
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder of fsspec's file system in memory."""
+    system, folder = fsspec.filesystem("memory"), f"/{uuid4().hex}"
+    system.mkdir(folder)
+    yield f"memory:/{folder}"
+    system.rm(folder, recursive=True)
+
+
+def put(url: str, content: bytes) -> None:
+    with fsspec.open(url, "wb") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize(("name", "write", "format"), KINDS, ids=[kind[0] for kind in KINDS])
+def test_the_same_table_from_every_kind_of_file(
+    tmp_path: Path, memory: str, name: str, write: Callable[[Path], None], format: Format
+) -> None:
+    write(tmp_path / name)
+    assert_frame_equal(scan(str(tmp_path / name), format).collect(), TABLE)
+    put(f"{memory}/{name}", (tmp_path / name).read_bytes())
+    remote = scan(f"{memory}/{name}", format)
+    assert_frame_equal(remote.collect(engine="streaming"), TABLE)
+    kept = remote.filter(pl.col("score") > 0).select("title")
+    assert kept.collect()["title"].to_list() == ["Misérables, Les", "b"]
+    assert read(f"{memory}/{name}", ["score", "user"], format).columns == ["score", "user"]
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(-(2**63), 2**63 - 1),
+            st.text(st.characters(exclude_characters='\r\n:"\x1f', exclude_categories=["Cs"]), min_size=1),
+        ),
+        min_size=1,
+    ),
+    separator=st.sampled_from(["::", ":|:", ":::"]),
+)
+def test_a_separator_of_several_characters_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str]], separator: str
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "t.dat"
+    path.write_text("".join(f"{n}{separator}{word}x\n" for n, word in rows), encoding="utf-8", newline="")
+    found = scan(str(path), Format(kind="csv", separator=separator, columns=("n", "word"), quote=False)).collect()
+    assert found.rows() == [(n, f"{word}x") for n, word in rows]
+
+
+def days(folder: str, write: Callable[[str, bytes], object], suffix: str = "csv") -> None:
+    for day, users in (("2026-01-31", "1\n2"), ("2026-02-01", "3")):
+        write(f"{folder}/day={day}/part-0.{suffix}", f"user\n{users}\n".encode())
+
+
+def put_local(path: str, content: bytes) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+
+
+@pytest.mark.parametrize("path", ["log", "log/*", "log/day=*/*.csv", "log/**/*.csv", "log/day=2026-0{1-31,2-01}"])
+def test_a_hive_key_is_a_column(tmp_path: Path, memory: str, path: str) -> None:
+    days(f"{tmp_path}/log", put_local)
+    days(f"{memory}/log", put)
+    for root in (str(tmp_path), memory):
+        put_local(f"{root}/log/_SUCCESS", b"") if root != memory else put(f"{root}/log/_SUCCESS", b"")
+        found = scan(f"{root}/{path}").collect()
+        assert found.rows() == [(1, date(2026, 1, 31)), (2, date(2026, 1, 31)), (3, date(2026, 2, 1))]
+        assert scan(f"{root}/{path}").filter(pl.col("day") > date(2026, 1, 31)).collect()["user"].to_list() == [3]
+
+
+def test_a_single_file_of_a_hive_folder_keeps_its_key(tmp_path: Path) -> None:
+    days(str(tmp_path), put_local)
+    assert scan(f"{tmp_path}/day=2026-02-01/part-0.csv").collect().rows() == [(3, date(2026, 2, 1))]
+
+
+def test_types_of_hive_keys(tmp_path: Path) -> None:
+    for folder in ("hour=07/site=a%2Fb", "hour=11/site=__HIVE_DEFAULT_PARTITION__"):
+        put_local(f"{tmp_path}/{folder}/f.csv", b"user\n1\n")
+    found = scan(str(tmp_path)).collect()
+    assert found.select("hour", "site").rows() == [(7, "a/b"), (11, None)]
+    # The file's own column counts, not the folder's name.
+    put_local(f"{tmp_path}/user=9/f.csv", b"user\n1\n")
+    assert scan(f"{tmp_path}/user=9").collect().rows() == [(1,)]
+
+
+def test_a_folder_without_keys_is_one_table(tmp_path: Path) -> None:
+    for name, user in (("b.csv", 2), ("a.csv", 1), ("deep/er/c.csv", 3), (".hidden.csv", 8), ("_tmp/d.csv", 9)):
+        put_local(f"{tmp_path}/{name}", f"user\n{user}\n".encode())
+    put_local(f"{tmp_path}/README.md", b"no table")
+    assert scan(str(tmp_path)).collect()["user"].to_list() == [1, 2, 3]
+
+
+def test_alternatives_keep_their_order_and_each_file_is_read_once(tmp_path: Path) -> None:
+    for name in ("a1", "a2", "b1"):
+        put_local(f"{tmp_path}/{name}.csv", f"user\n{name}\n".encode())
+    assert [Path(file).stem for file in find_files(f"{tmp_path}/{{b1,a*,a1}}.csv")] == ["b1", "a1", "a2"]
+    assert [Path(file).stem for file in find_files(f"{tmp_path}/{{a{{2,1}},b1}}.csv")] == ["a2", "a1", "b1"]
+    with pytest.raises(DataError, match=r"c1\.csv: no such file\. .* holds: a1\.csv"):
+        find_files(f"{tmp_path}/{{a1,c1}}.csv")
+
+
+def test_names_with_brackets_are_names_first(tmp_path: Path) -> None:
+    put_local(f"{tmp_path}/[prod]/{{a,b}}*.csv", b"user\n1\n")
+    assert scan(f"{tmp_path}/[prod]/{{a,b}}*.csv").collect()["user"].to_list() == [1]
+
+
+def test_columns_in_another_order_are_found_by_name(tmp_path: Path) -> None:
+    put_local(f"{tmp_path}/a.csv", b"user,item\n1,10\n")
+    put_local(f"{tmp_path}/b.csv", b"item,user\n20,2\n")
+    assert scan(f"{tmp_path}/*.csv").collect().rows() == [(1, 10), (2, 20)]
+    pl.DataFrame({"user": [1], "item": [10]}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"item": [20], "user": [2]}).write_parquet(tmp_path / "b.parquet")
+    assert scan(f"{tmp_path}/*.parquet").collect().rows() == [(1, 10), (2, 20)]
+
+
+def test_text_files_agree_on_a_type(tmp_path: Path) -> None:
+    """Whole numbers here and fractions there are fractions; a column without a value is what it is elsewhere."""
+    for name, content in (("a", "user,x,y,z\n1,,3,\n"), ("b", "user,x,y,z\n2,7,2.5,\n"), ("c", "user,x,y,z\n3,8,,\n")):
+        put_local(f"{tmp_path}/{name}.csv", content.encode())
+    found = scan(f"{tmp_path}/*.csv").collect()
+    assert found.rows() == [(1, None, 3.0, None), (2, 7, 2.5, None), (3, 8, None, None)]
+    assert found.dtypes == [pl.Int64, pl.Int64, pl.Float64, pl.String]
+
+
+def test_fractions_after_many_whole_numbers(tmp_path: Path) -> None:
+    put_local(f"{tmp_path}/a.csv", ("x\n" + "1\n" * 5_000 + "2.5\n").encode())
+    assert scan(f"{tmp_path}/a.csv").collect()["x"].to_list()[-2:] == [1.0, 2.5]
+
+
+def test_a_parquet_column_of_nulls_is_what_it_is_elsewhere(tmp_path: Path) -> None:
+    pl.DataFrame({"user": [1], "x": pl.Series([None], dtype=pl.Null)}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"user": [2], "x": ["v"]}).write_parquet(tmp_path / "b.parquet")
+    assert scan(f"{tmp_path}/*.parquet").collect().rows() == [(1, None), (2, "v")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"u": [1], "x": [1]}, {"u": [1]}, ["b.parquet: has no column 'x', which ", "a.parquet has"]),
+        ({"u": [1]}, {"u": [1], "x": [1]}, ["b.parquet: has a column 'x', which ", "a.parquet has not"]),
+        ({"u": [1]}, {"u": ["1"]}, ["b.parquet: column 'u' holds String, in ", "a.parquet it holds Int64"]),
+    ],
+)
+def test_files_of_different_columns_name_both(
+    tmp_path: Path, first: dict[str, list[object]], second: dict[str, list[object]], words: list[str]
+) -> None:
+    pl.DataFrame(first).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame(second).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError) as error:
+        scan(f"{tmp_path}/*.parquet")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_text_where_another_file_has_numbers(tmp_path: Path) -> None:
+    put_local(f"{tmp_path}/a.csv", b"user\n1\n")
+    put_local(f"{tmp_path}/b.csv", b"user\nu2\n")
+    with pytest.raises(DataError, match=r"b\.csv: column 'user' holds String, in .*a\.csv it holds Int64"):
+        scan(f"{tmp_path}/*.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "words"),
+    [
+        ("u.data", b"1\t2\n", None, ["u.data: unknown kind of table '.data'", "format: {kind: csv}"]),
+        ("data", b"1\t2\n", None, ["data: unknown kind of table ''"]),
+        ("t.tsv", b"1\t2\t3\n", {"columns": ("a", "b")}, ["t.tsv: has 3 columns, format.columns names 2 (a, b)"]),
+        ("t.csv", b"", None, ["t.csv: cannot be read as csv: empty CSV"]),
+        ("t.csv", "a\né\n".encode("latin-1"), None, ["t.csv: cannot be read as csv", "format: {encoding: latin-1}"]),
+        ("t.csv", "a\né\n".encode("latin-1"), {"encoding": "ascii"}, ["t.csv: is not ascii text", "format.encoding"]),
+        ("t.csv", b"a::b\n\x1f::1\n", {"separator": "::"}, ["t.csv: holds the control character 0x1F"]),
+        ("t.csv.gz", b"no gzip", {"encoding": "latin-1"}, ["t.csv.gz: cannot be unpacked", "Write the file again"]),
+        ("t.parquet", b"no parquet", None, ["t.parquet: cannot be read as parquet", "Write the file again"]),
+        ("t.arrow", b"no arrow", None, ["t.arrow: cannot be read as arrow", "Write the file again"]),
+    ],
+)
+def test_what_is_wrong_with_a_file(
+    tmp_path: Path, memory: str, name: str, content: bytes, format: dict[str, object] | None, words: list[str]
+) -> None:
+    put_local(f"{tmp_path}/{name}", content)
+    put(f"{memory}/{name}", content)
+    for root in (str(tmp_path), memory):
+        with pytest.raises(DataError) as error:
+            scan(f"{root}/{name}", Format.model_validate(format or {}))
+        assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_header_that_looks_like_data(tmp_path: Path) -> None:
+    put_local(f"{tmp_path}/t.tsv", ("196\tN1\t" + "long text " * 9 + "\n").encode())
+    with pytest.raises(DataError) as error:
+        read(f"{tmp_path}/t.tsv", ["user"])
+    assert "no column 'user'" in str(error.value) and "format: {columns:" in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_files_of_two_kinds(tmp_path: Path) -> None:
+    put_local(f"{tmp_path}/a.csv", b"user\n1\n")
+    put_local(f"{tmp_path}/b.tsv", b"user\n1\n")
+    with pytest.raises(DataError, match=r"b\.tsv: is tsv, .*a\.csv is csv"):
+        scan(str(tmp_path))
+
+
+def test_addresses_that_lead_nowhere(tmp_path: Path, memory: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: is a folder without tables"):
+        find_files(f"{tmp_path}/empty")
+    with pytest.raises(DataError, match=r"x\.csv: no such file"):
+        find_files(f"{memory}/x.csv")
+    with pytest.raises(DataError, match=r"\*\.csv: no such file"):
+        find_files(f"{memory}/*.csv")
+    with pytest.raises(ConfigError, match=r"nosuch://a/b: Protocol not known"):
+        find_files("nosuch://a/b")
+
+
+def test_a_missing_driver_is_named() -> None:
+    fsspec.register_implementation("drive", "package_of_drive.FileSystem", errtxt="not here", clobber=True)
+    with pytest.raises(ConfigError, match=r"drive://a/b\.csv: drive:// needs the package package_of_drive"):
+        find_files("drive://a/b.csv")
+
+
+def test_an_unknown_encoding_is_a_mistake_of_the_contract() -> None:
+    with pytest.raises(ValueError, match="unknown encoding 'latin-77'"):
+        Format(encoding="latin-77")
+
+
+def test_parquet_stays_lazy(tmp_path: Path) -> None:
+    """Only the columns and rows asked for are read, hive keys or not."""
+    for day in (1, 2):
+        (tmp_path / f"day={day}").mkdir()
+        TABLE.write_parquet(tmp_path / f"day={day}" / "t.parquet")
+    plan = scan(str(tmp_path)).filter(pl.col("user") > 1).select("title", "day").explain()
+    assert plan.count("PROJECT 2/3 COLUMNS") == 2 and plan.count('SELECTION: col("user") > 1') == 2
+
+
+def test_remote_files_are_read_one_at_a_time_and_no_further_than_needed(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        put(f"{memory}/{i}.csv", f"user\n{i}0\n{i}1\n".encode())
+    frame = scan(f"{memory}/*.csv")
+    opened: list[str] = []
+    system = fsspec.filesystem("memory")
+    original = system.open
+
+    def watched(path: str, *args: object, **options: object) -> object:
+        opened.append(path[-5:])
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(type(system), "open", lambda self, path, *a, **k: watched(path, *a, **k))
+    assert frame.head(3).collect()["user"].to_list() == [0, 1, 10]
+    assert opened == ["0.csv", "1.csv"]
+    assert [len(batch) for batch in frame.collect_batches(maintain_order=True)] and opened[2:] == [
+        "0.csv",
+        "1.csv",
+        "2.csv",
+    ]
+
+
+def test_the_hash_of_a_file_is_that_of_its_content_and_partition(tmp_path: Path, memory: str) -> None:
+    put_local(f"{tmp_path}/a.csv", b"user\n1\n")
+    put_local(f"{tmp_path}/b.csv", b"user\n1\n")
+    os.utime(tmp_path / "b.csv", (1, 1))
+    put(f"{memory}/c.csv", b"user\n1\n")
+    same = {content_hash(f"{tmp_path}/a.csv"), content_hash(tmp_path / "b.csv"), content_hash(f"{memory}/c.csv")}
+    assert len(same) == 1
+    put(f"{memory}/c.csv", b"user\n2\n")
+    put_local(f"{tmp_path}/day=1/a.csv", b"user\n1\n")
+    put_local(f"{tmp_path}/day=2/a.csv", b"user\n1\n")
+    others = [f"{memory}/c.csv", f"{tmp_path}/day=1/a.csv", f"{tmp_path}/day=2/a.csv"]
+    assert len(same | {content_hash(file) for file in others}) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("like", [1, 0]),  # alone, no expression of SQL
+        ("click-through", [5, 6]),  # a column first, a difference second
+        ("click - through", [90, 80]),
+        ("click > 90", [True, False]),
+    ],
+)
+def test_an_expression_is_a_column_first(text: str, values: list[object]) -> None:
+    raw = pl.LazyFrame({"like": [1, 0], "click-through": [5, 6], "click": [100, 90], "through": [10, 10]})
+    assert raw.select(expression(raw, "log.csv", "interactions.label", text)).collect().to_series().to_list() == values
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rating >=", "is no SQL expression"),
+        ("raiting >= 4", "no column 'raiting'. Did you mean 'rating'?"),
+        ("rating >= 'x' AND TRUE", "cannot be computed"),
+        ("SUM(rating)", "is one value for the whole log"),
+    ],
+)
+def test_an_expression_that_is_none(text: str, words: str) -> None:
+    raw = pl.LazyFrame({"rating": [1, 5]})
+    with pytest.raises(DataError) as error:
+        expression(raw, "log.csv", "interactions.label", text)
+    assert str(error.value).startswith("log.csv: ") and words in str(error.value)
+
+
+def test_a_missing_column_names_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"log.csv: no column 'usr'. Did you mean 'user'\?"):
+        require_columns(pl.LazyFrame({"user": [1], "item": [2]}), "log.csv", ["item", "usr"])
