@@ -204,8 +204,8 @@ def _require_ranked_users(valid: Loader) -> None:
     auc_G, *_ = group_aucs(valid.labels, np.zeros(valid.rows), users)
     if not len(auc_G):
         raise DataError(
-            f"train.metric gauc_by_samples: none of the {len(np.unique(users)):,} users in the {valid.rows:,} validation "
-            "rows has both labels. Set train.metric to log_loss or auc, or widen split.valid."
+            f"train.metric gauc_by_samples: none of the {len(np.unique(users)):,} users in the {valid.rows:,} "
+            "validation rows has both labels. Set train.metric to log_loss or auc, or widen split.valid."
         )
 
 

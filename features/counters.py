@@ -53,6 +53,8 @@ def final(
 ) -> np.ndarray:
     """What is known of each key right after the log's newest row, float64 [keys].
 
+    Rows of the newest hour (day) count too, whatever `as_of` says: requests come when that period is over.
+
     Args:
         key_R, time_R, label_R: rows that count.
         counter, mean: as of `running`.

@@ -130,6 +130,22 @@ def features(
     )
 
 
+@app.command("inspect-embeddings")
+def inspect_embeddings(
+    data: DataOption,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which vector sets deserve to be used, before training."""
+    from pipelines.inspect_embeddings import inspect_embeddings as inspect
+
+    contract, _ = _settings(data, assignments, root)
+    _finish(inspect(contract, Workspace(work), out, console(as_json)), as_json)
+
+
 @app.command()
 def train(
     data: DataOption,

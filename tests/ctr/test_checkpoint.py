@@ -254,8 +254,3 @@ def test_lower_log_loss_is_better_and_patience_runs_out():
         False,
     ]
     assert state.out_of_patience(2) and not state.out_of_patience(3) and not state.out_of_patience(0)
-
-
-def test_an_undefined_metric_cannot_be_watched():
-    with pytest.raises(DataError, match=r"train\.metric gauc_by_samples"):
-        TrainState().record(look(gauc=math.nan), "gauc_by_samples")

@@ -103,6 +103,29 @@ def test_kept_up_event_by_event_it_is_the_same(log: list[tuple[Any, ...]], count
                 state.update(int(key[earlier]), int(time[earlier]), float(label[earlier]))
         online.append(state.value(int(key[r]), int(time[r])))
     np.testing.assert_allclose(offline, online, rtol=1e-9, atol=1e-12)
+    # As stored: sums of whole numbers are exact, faded ones may fall on either side of a rounding.
+    stored, served = offline.astype(np.float32), np.array(online, np.float32)
+    np.testing.assert_array_max_ulp(stored, served, maxulp=1 if counter.half_life else 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, st.sampled_from(COUNTERS))
+def test_the_end_of_the_log_is_all_of_it(log: list[tuple[Any, ...]], counter: Counter) -> None:
+    key, time, label, counted = columns(log)
+    newest = int(time.max())
+    found = final(key[counted], time[counted], label[counted], counter, 0.3, keys=7, newest=newest)
+    # One more row of each key, a microsecond later, that does not count itself.
+    after = [*log, *((one, newest + 1, 0, False) for one in range(7))]
+    at_once = counter.model_copy(update={"as_of": "event"})
+    np.testing.assert_allclose(found, literal(after, at_once, 0.3)[-7:], rtol=1e-9, atol=1e-12)
+
+
+def test_a_key_without_rows_has_the_mean() -> None:
+    nothing = np.zeros(0, np.int64)
+    for counter in COUNTERS:
+        fresh = 0.0 if counter.value == "count" else 0.3
+        assert final(nothing, nothing, nothing, counter, 0.3, keys=3, newest=5).tolist() == [fresh] * 3
+        assert CounterState(counter, 0.3).value("new", 5) == fresh
 
 
 def test_a_long_log_neither_overflows_nor_forgets() -> None:

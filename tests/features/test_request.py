@@ -42,6 +42,65 @@ def test_a_full_request() -> None:
     )
 
 
+COUNTED = validate(
+    Contract,
+    merge(
+        CONTENT,
+        {
+            "counters": {
+                "item_rate": {"of": "item", "value": "rate"},
+                "item_count": {"of": "item", "value": "count"},
+                "user_rate": {"of": "user", "value": "rate"},
+            },
+            "history": {"columns": {"residual": {"type": "residual", "counter": "item_rate"}}},
+        },
+    ),
+    "counted",
+)
+
+
+def test_candidates_may_bring_counters_and_history_its_residuals() -> None:
+    raw = {
+        "candidates": [101, {"item": 102, "item_rate": 1}, {"item": 101, "item_count": 7, "item_rate": None}],
+        "history": [3, {"item": 5, "residual": -0.25}],
+        "context": {"user_rate": 0.5},
+    }
+    assert parse_request(raw, COUNTED) == Request(
+        candidates=(101, 102, 101),
+        candidate_columns={"item_rate": (None, 1.0, None), "item_count": (None, None, 7.0)},
+        history=(3, 5),
+        history_events={"rating": (None, None), "residual": (None, -0.25)},
+        context={"user_rate": 0.5},
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"candidates": [1, {"item": 2, "item_rat": 1}]}, "candidates[1]: unknown key 'item_rat'. Did you mean"),
+        ({"candidates": [{"item": 2, "user_rate": 1}]}, "candidates[0]: unknown key 'user_rate'."),
+        ({"candidates": [{"item_rate": 1}]}, "candidates[0]: needs `item`"),
+        ({"candidates": [{"item": -2}]}, "candidates[0].item: -2 cannot be an id"),
+        ({"candidates": [1, {"item": 2, "item_rate": NAN}]}, "candidates[1].item_rate: expected a finite number"),
+        ({"candidates": [{"item": 2, "item_rate": True}]}, "candidates[0].item_rate: expected a finite number"),
+        ({"history": [3, {"item": 2, "residual": "low"}]}, "history[1].residual: expected a finite number, got 'low'"),
+        ({"context": {"item_rate": 1}}, "context: unknown key 'item_rate'. Did you mean 'user_rate'?"),
+        ({"context": {"user_rate": [1]}}, "context.user_rate: expected a finite number, got [1]"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_counters_that_are_refused(raw: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_request({"candidates": [101], **raw}, COUNTED)
+    assert words in str(caught.value)
+
+
+def test_counters_do_not_lift_the_limits() -> None:
+    entries = [{"item": item, "item_rate": 0.5} for item in range(6)]
+    with pytest.raises(ConfigError, match="candidates: 6 entries, at most 5"):
+        parse_request({"candidates": entries}, COUNTED, Limits(max_candidates=5))
+
+
 def test_the_shortest_request() -> None:
     assert parse(user=None, history=None, context=None, user_columns=None) == parse()
     assert parse() == Request(candidates=(101, 102), history_events={"rating": (), "device": ()})
