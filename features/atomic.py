@@ -37,7 +37,11 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """fsync everything below a folder, and the folder, before its rename."""
+    """fsync everything below a folder, and the folder, before its rename.
+
+    A file of two names was flushed when it got its first.
+    """
     for path in sorted(folder.rglob("*")):
-        flush(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            flush(path)
     flush(folder)

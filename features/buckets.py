@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from features.arrow import to_arrow, to_numpy
+
 Column = Any  # a numpy array [rows]; lists of different lengths as a pa.ListArray
 Arrays = dict[str, Column]
 
@@ -52,7 +54,7 @@ def by_bucket(
 def taken(column: Column, index: np.ndarray) -> Column:
     """The column's entries at these places; a boolean index chooses."""
     if isinstance(column, pa.ListArray):
-        return column.filter(pa.array(index)) if index.dtype == bool else column.take(pa.array(index))
+        return column.filter(to_arrow(index)) if index.dtype == bool else column.take(to_arrow(index))
     return column[index]
 
 
@@ -60,13 +62,13 @@ def _write(chunks: Iterable[Arrays], key: str, buckets: int, folder: Path, advan
     writers: list[pa.RecordBatchStreamWriter] = []
     try:
         for columns in chunks:
-            batch = pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in columns.items()})
+            batch = _batch(columns)
             if not writers:
                 writers = [pa.ipc.new_stream(str(folder / f"{one}.arrow"), batch.schema) for one in range(buckets)]
             bucket_R = np.asarray(columns[key]) % buckets
             # An int8 radix sort is several times faster than one of int32.
             order = np.argsort(bucket_R.astype(np.int8 if buckets <= 127 else np.int32), kind="stable")
-            batch = batch.take(pa.array(order))
+            batch = batch.take(to_arrow(order))
             ends = np.searchsorted(bucket_R[order], np.arange(buckets + 1))
             for one, writer in enumerate(writers):
                 writer.write_batch(batch.slice(ends[one], ends[one + 1] - ends[one]))
@@ -74,6 +76,11 @@ def _write(chunks: Iterable[Arrays], key: str, buckets: int, folder: Path, advan
     finally:
         for writer in writers:
             writer.close()
+
+
+def _batch(columns: Arrays) -> Any:
+    arrays = [column if isinstance(column, pa.ListArray) else to_arrow(column) for column in columns.values()]
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
 def _joined(columns: list[Column]) -> Column:
@@ -86,4 +93,4 @@ def _numpy(column: pa.ChunkedArray) -> Column:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    return array if pa.types.is_list(array.type) else array.to_numpy(zero_copy_only=False)
+    return array if pa.types.is_list(array.type) else to_numpy(array)

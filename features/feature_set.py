@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from features.arrow import to_arrow, to_numpy
 from features.contract import Contract
 from features.errors import DataError
 from features.schema import Schema
@@ -205,13 +205,16 @@ def read_arrow(path: Path) -> dict[str, np.ndarray]:
     """Columns of an Arrow IPC file of one record batch as zero-copy numpy arrays; fixed lists are 2-D."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     table = reader.read_all().combine_chunks()
-    return dict(_columns(table))
+    columns = {name: table[name] for name in table.column_names}
+    # A column without rows has no chunk at all.
+    chunks = {name: column.chunks or [pa.nulls(0, column.type)] for name, column in columns.items()}
+    return {name: to_numpy(chunk) for name, (chunk,) in chunks.items()}
 
 
 def write_arrow(path: Path, columns: dict[str, np.ndarray]) -> None:
     """Write numpy columns (1-D, or 2-D as fixed-size lists) as an Arrow IPC file of one record batch."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _to_arrow(values) for name, values in columns.items()}
+    arrays = {name: to_arrow(values) for name, values in columns.items()}
     batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -221,18 +224,3 @@ def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _columns(table: Any) -> Iterator[tuple[str, np.ndarray]]:
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        if pa.types.is_fixed_size_list(array.type):
-            yield name, array.values.to_numpy(zero_copy_only=True).reshape(-1, array.type.list_size)
-        else:
-            yield name, array.to_numpy(zero_copy_only=True)
-
-
-def _to_arrow(values: np.ndarray) -> Any:
-    if values.ndim == 1:
-        return pa.array(values)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

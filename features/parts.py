@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features.arrow import to_numpy
 from features.buckets import Arrays, taken
 from features.contract import Contract
 from features.encoder import Encoder
@@ -131,7 +132,7 @@ def given_spans(lists: pa.ListArray) -> tuple[dict[str, np.ndarray], np.ndarray,
     Returns:
         The events; end, int64 [R], and length, int32 [R], of each row's history among them.
     """
-    items, offsets = lists.flatten().to_numpy(), np.asarray(lists.offsets.to_numpy(), np.int64)
+    items, offsets = to_numpy(lists.flatten()), to_numpy(lists.offsets).astype(np.int64)
     offsets = offsets - offsets[0]
     length_R = np.diff(offsets)
     same_R = np.r_[False, length_R[1:] == length_R[:-1]]

@@ -18,6 +18,12 @@ from features.readers import TEXT, Types, advice, open_files, schema_of
 from features.settings import unknown_key
 
 LONGEST_NAME = 40  # of a column in a message: without a header, a name is some text of the first row
+# SQL functions that look at other rows than the one they are asked of.
+OVER_ROWS = re.compile(
+    r"\b(AVG|SUM|MIN|MAX|COUNT|MEDIAN|MODE|FIRST|LAST|STD\w*|VAR\w*|QUANTILE\w*|CORR|COVAR\w*|ARRAY_AGG|STRING_AGG"
+    r"|ROW_NUMBER|RANK|DENSE_RANK|LAG|LEAD|OVER)\s*\(",
+    re.IGNORECASE,
+)
 
 
 def scan(path: str, format: Format | None = None) -> pl.LazyFrame:
@@ -101,7 +107,7 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
 
     Raises:
         DataError: `text` is no SQL, names a column that is not there, cannot be computed from the columns' types, or
-            gives one value for all rows.
+            gives one value for all rows, or looks at other rows.
     """
     names = raw.collect_schema().names()
     try:
@@ -122,6 +128,11 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
         raise DataError(
             f"{path}: {where} {text!r} is one value for the whole log, not one a row. Compare a column, e.g. "
             "`rating >= 4`."
+        )
+    if text not in names and (over := OVER_ROWS.search(re.sub(r"'[^']*'", "''", text))):
+        raise DataError(
+            f"{path}: {where} {text!r}: {over[1].upper()} is computed over all rows, so that a row would be told of "
+            "later ones. Compute it in the export, as of each row's time, or declare a counter."
         )
     return expression
 

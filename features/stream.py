@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features.arrow import to_arrow
 from features.buckets import Arrays
 from features.columns import ColumnEncoder
 from features.contract import Contract
@@ -141,7 +142,7 @@ class Stream:
                 columns[name] = _blank(like, chunk.height)
         known = columns["user"] != UNKNOWN
         return {
-            name: values.filter(pa.array(known)) if isinstance(values, pa.ListArray) else values[known]
+            name: values.filter(to_arrow(known)) if isinstance(values, pa.ListArray) else values[known]
             for name, values in ((name, columns[name]) for name in self._like)
         }
 
@@ -191,7 +192,7 @@ class Stream:
         flat = newest.explode(empty_as_null=False)
         items = self.encoder.items.encode(flat)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(items))
+        return pa.ListArray.from_arrays(to_arrow(offsets), to_arrow(items))
 
 
 def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
@@ -207,7 +208,7 @@ def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
     kept = item != NONE
     place, item, sampled = place[kept], item[kept], sampled[kept]
     repeated: Arrays = {
-        name: values.take(pa.array(place)) if isinstance(values, pa.ListArray) else values[place]
+        name: values.take(to_arrow(place)) if isinstance(values, pa.ListArray) else values[place]
         for name, values in columns.items()
     }
     # Taken by index, so these are copies.

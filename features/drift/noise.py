@@ -186,7 +186,7 @@ def _sum(spreads: list[Spread], bins: int) -> Spread:
 
 def _tail(ratio: float, dimensions: float, freedom: float) -> float:
     """Upper tail of F at `ratio`, with `dimensions` and `dimensions * freedom` degrees of freedom."""
-    from scipy.special import chdtrc, fdtrc  # type: ignore[import-untyped]
+    from scipy.special import chdtrc, fdtrc
 
     if np.isinf(freedom):
         return float(chdtrc(dimensions, dimensions * ratio))

@@ -33,7 +33,7 @@ class CoClicks:
     """
 
     def __init__(self, clicks: Clicks, items: int) -> None:
-        from scipy import sparse  # type: ignore[import-untyped]
+        from scipy import sparse
 
         users = int(clicks.user_C.max(initial=-1)) + 1
         pair = np.unique(clicks.item_C.astype(np.int64) * users + clicks.user_C)

@@ -114,7 +114,7 @@ def shared_with(column: np.ndarray, candidates_C: np.ndarray) -> Score:
     if column.ndim == 1:
         of_C = column[candidates_C]
         return lambda items_B: (column[items_B, None] == of_C) & (of_C >= FIRST_VALUE)
-    from scipy import sparse  # type: ignore[import-untyped]
+    from scipy import sparse
 
     row, place = np.nonzero(column >= FIRST_VALUE)
     shape = (len(column), int(column.max(initial=0)) + 1)

@@ -351,6 +351,8 @@ def test_an_expression_is_a_column_first(text: str, values: list[object]) -> Non
         ("raiting >= 4", "no column 'raiting'. Did you mean 'rating'?"),
         ("rating >= 'x' AND TRUE", "cannot be computed"),
         ("SUM(rating)", "is one value for the whole log"),
+        ("rating >= AVG(rating)", "AVG is computed over all rows"),
+        ("rating > lag(rating) OVER (ORDER BY rating)", "LAG is computed over all rows"),
     ],
 )
 def test_an_expression_that_is_none(text: str, words: str) -> None:
