@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,11 +33,10 @@ from features.log import (
     WEIGHT,
     Log,
     chunks,
-    distinct,
 )
 from features.negatives import NONE, Drawn, draw_negatives
 from features.schema import UNKNOWN
-from features.vocabulary import Vocabulary
+from features.vocabulary import canonical
 
 ROW, SAMPLED = "_row", "_sampled"
 KEYS = (USER, ITEM, TIME, LABEL)
@@ -100,11 +100,6 @@ class Stream:
             rate = drawn / max(self._negatives.possible, 1)
         return Sampling(drawn=drawn, per_positive=drawn / rows, rate=rate)
 
-    @cached_property
-    def _requests(self) -> Vocabulary | None:
-        request = self.contract.interactions.request
-        return Vocabulary(distinct(self.log, REQUEST, request)) if request else None
-
     def _passes(self, frame: pl.LazyFrame, declared: Callable[[pl.DataFrame], Arrays]) -> Iterator[Arrays]:
         first = 0
         for chunk in chunks(frame, self.log.rows):
@@ -166,8 +161,8 @@ class Stream:
             columns[f"label.{name}"] = chunk[LABELS + name].cast(pl.Float32).to_numpy()
         if log.weight:
             columns["weight"] = chunk[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy()
-        if self._requests is not None:
-            columns["request"] = self._requests.encode(chunk[REQUEST]).astype(np.int64)
+        if log.request:
+            columns["request"] = request_keys(chunk[REQUEST].rename(log.request))
         if self.contract.history.given:
             columns[GIVEN] = self._lists(chunk[GIVEN])
         if self.contract.split.by == "files":
@@ -197,6 +192,23 @@ class Stream:
 
 def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
     return chunk[prefix + name].rename(name)
+
+
+def request_keys(raw: pl.Series) -> np.ndarray:
+    """One int64 a request, the same in every build: whole numbers as they are, of text 63 bits of its sha256.
+
+    Rows without a request id get -1.
+    """
+    keys = canonical(raw)
+    if keys.dtype != pl.String:
+        return keys.cast(pl.Int64).fill_null(-1).to_numpy()
+    distinct = keys.unique().drop_nulls()
+    hashed = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 for text in distinct.to_list()]
+    if not hashed:
+        return np.full(len(keys), -1)
+    return keys.replace_strict(
+        distinct, pl.Series(hashed, dtype=pl.Int64), default=-1, return_dtype=pl.Int64
+    ).to_numpy()
 
 
 def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:

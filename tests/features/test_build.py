@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from features.build import build_feature_set
 from features.encoder import Encoder
 from features.errors import DataError
 from features.feature_set import MANIFEST, SPLITS, FeatureSet
+from features.stream import request_keys
 from tests.features.raw import ROWS, START, Tables, decoded_rows, in_order, make_tables, raw_log, vectors_of
 
 PCA = {"embeddings": {"text": {"reduce": {"method": "pca", "dim": 2}}}}
@@ -308,6 +310,15 @@ def test_weight_and_request_are_carried(tmp_path: Path) -> None:
     assert sorted(set(weights.tolist())) == [1.0, 2.5] and (weights == 1.0).sum() == 1
     pages = {(int(t), int(r)) for part in rows for t, r in zip(part["time"], part["request"], strict=True)}
     assert len(pages) == ROWS // 3 == len({request for _, request in pages})
+
+
+def test_request_keys_are_the_same_in_every_build() -> None:
+    """Days that are built apart are read together: a number a build counts up itself would mean two requests."""
+    assert request_keys(pl.Series([7, None, 2**62])).tolist() == [7, -1, 2**62]
+    # The first 8 bytes of sha256(b"p7") and of sha256(b""), without their last bit.
+    expected = [int.from_bytes(hashlib.sha256(text).digest()[:8], "big") // 2 for text in (b"p7", b"")]
+    assert request_keys(pl.Series(["p7", None, ""])).tolist() == [expected[0], -1, expected[1]]
+    assert request_keys(pl.Series([None, None], dtype=pl.String)).tolist() == [-1, -1]
 
 
 def test_a_label_column_may_bear_any_name(tmp_path: Path) -> None:
