@@ -1,34 +1,54 @@
 """What vector sets are worth before any training: coverage, shape, and whether near items are clicked together.
 
-Everything is measured on the training window. Shapes: I items with a vector, W dimensions, P pairs of items.
+Clicks, tags and vectors are those of items of the training window; of all other items only coverage speaks. Shapes:
+I rows of the catalogue, T items of the training window that have a vector, S items sampled of them, W dimensions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
+from features.contract import Contract
+from features.errors import DataError
 from features.feature_set import FeatureSet
-from features.schema import FIRST_VALUE, UNKNOWN, Field
+from features.schema import FIRST_VALUE
 from features.vectors.embeddings import ItemVectors
+from features.vectors.neighbours import best
+from features.vectors.next_clicks import (
+    NEAREST,
+    Interval,
+    TrainingClicks,
+    cosines,
+    interval,
+    popular_hits,
+    read_clicks,
+    recall_hits,
+    scores,
+)
+from features.vectors.probe import probe
+from features.vectors.semantic_ids import column_names
+from features.vectors.transforms import blocks, mean_of, to_unit
 
-NEAREST = 10
-PAIRS = 4_000  # co-clicked pairs that are looked up: an interval of about 0.015 around a recall of 0.3
-SAMPLED = 20_000  # items that shape is measured on
-BLOCK = 512
-BOOTSTRAPS = 400
-FEWEST_TAGGED, MOST_TAGS = 20, 12  # a probe needs so many items of a tag; the most frequent tags are probed
-RIDGE = 10.0  # of the probe, on standardised dimensions
+SAMPLED = 20_000  # items that lengths, variance and tags are read from
+ASKED = 1_000  # items whose near twins and shared neighbours are looked up among all
+TWINS = 0.999  # cosine, after centring, from which on two vectors are nearly one
+DEAD = 1e-6  # range of a dimension, relative to the widest, that is rounding of a constant
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A share, with its 95 % bootstrap interval."""
+class Samples:
+    """What pictures are drawn from: cosines of random and of co-clicked pairs, lengths of vectors as given.
 
-    value: float
-    low: float
-    high: float
+    `variance_W` is the share of variance within the first 1, 2, … principal axes.
+    """
+
+    random_cosines: np.ndarray
+    pair_cosines: np.ndarray
+    variance_W: np.ndarray
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,17 +60,22 @@ class SetReport:
         width: dimensions of a vector.
         items_covered: share of catalogue items that have a vector.
         clicks_covered: share of positive training rows whose item has one.
-        norms: 0, 5, 50, 95 and 100 % quantiles of the vectors' lengths.
+        norms: mean, deviation, and 0, 5, 50, 95 and 100 % quantiles of the vectors' lengths.
         dead_dimensions: dimensions that are the same for all items.
-        effective_dimension: (Σ λ)² / Σ λ² of the variances λ along principal axes: how many directions are in use.
+        effective_dimension: participation ratio (Σ λ)² / Σ λ² of the variances λ along principal axes: how many
+            directions are in use.
         anisotropy: mean cosine of two random items; near 0 when vectors point everywhere.
         duplicates: share of items whose vector another item has too.
-        recall: of the items clicked next by the same user, the share among the 10 nearest by cosine.
+        near_duplicates: share with another item at a cosine above 0.999 after centring.
+        candidates: items of the training window with a vector, among which neighbours are searched.
+        pairs: co-clicked pairs of them that were looked up.
+        recall: of the items clicked next by the same user, the share among the 10 nearest by cosine; None where there
+            is no pair, or no more than 10 others to choose from.
         centred_recall: the same after the mean vector is taken away.
+        random_recall: of 10 random candidates.
+        popular_recall: of always naming the 10 most clicked candidates.
         probe: how well vectors tell an item's tags: mean AUC by item column; 0.5 is chance.
-        random_cosines, pair_cosines: samples for a picture: of random pairs, of co-clicked ones.
-        variance: share of variance within the first 1, 2, … principal axes.
-        norm_sample: lengths of some vectors.
+        samples: for pictures.
     """
 
     name: str
@@ -62,32 +87,25 @@ class SetReport:
     effective_dimension: float
     anisotropy: float
     duplicates: float
+    near_duplicates: float
+    candidates: int
+    pairs: int
     recall: Interval | None
     centred_recall: Interval | None
+    random_recall: float
+    popular_recall: float
     probe: dict[str, float]
-    random_cosines: np.ndarray
-    pair_cosines: np.ndarray
-    variance: np.ndarray
-    norm_sample: np.ndarray
+    samples: Samples
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All sets of a contract.
+    """All sets of a contract: how many `items` the catalogue has, and one report a set.
 
-    Args:
-        items: of the catalogue.
-        pairs: co-clicked pairs that were looked up.
-        random_recall: of a set that knows nothing.
-        popular_recall: of always naming the 10 most clicked items.
-        sets: one report each.
-        overlap: for two sets, the share of an item's 10 nearest that both agree on.
+    `overlap` is, for two sets, the mean share of an item's 10 nearest that both agree on, after centring.
     """
 
     items: int
-    pairs: int
-    random_recall: float
-    popular_recall: float
     sets: tuple[SetReport, ...]
     overlap: dict[tuple[str, str], float]
 
@@ -95,171 +113,131 @@ class Inspection:
 def inspect(feature_set: FeatureSet, sets: list[ItemVectors], seed: int = 1) -> Inspection:
     """Measure every set against the clicks and tags of the training window.
 
+    What is found of one set does not depend on the others. Besides the sets, memory holds blocks and samples, and
+    one more set while two are compared.
+
     Args:
         feature_set: whose clicks and item columns are read.
         sets: vectors as their files hold them, on the rows of the feature set's catalogue.
         seed: of what is sampled.
+
+    Raises:
+        DataError: a set without a vector for any item of the training window.
     """
-    rng = np.random.default_rng(seed)
-    clicked = _clicked_items(feature_set)
-    pairs = _next_clicks(feature_set, rng)
-    clicks_I = np.bincount(clicked, minlength=feature_set.schema.items)
-    popular = np.argsort(-clicks_I, kind="stable")[:NEAREST]
-    items = feature_set.schema.items - FIRST_VALUE
-    reports = tuple(_report(one, feature_set, clicked, pairs, rng) for one in sets)
-    overlap = {
-        (one.name, other.name): _overlap(one, other, rng)
-        for place, one in enumerate(sets)
-        for other in sets[place + 1 :]
-    }
+    clicks = read_clicks(feature_set, seed)
+    columns = _tag_columns(feature_set)
     return Inspection(
-        items=items,
-        pairs=len(pairs),
-        random_recall=min(NEAREST / max(items - 1, 1), 1.0),
-        popular_recall=float(np.isin(pairs[:, 1], popular).mean()) if len(pairs) else 0.0,
-        sets=reports,
-        overlap=overlap,
+        items=feature_set.schema.items - FIRST_VALUE,
+        sets=tuple(_report(one, clicks, columns, seed) for one in sets),
+        overlap={
+            (one.name, other.name): _overlap(one, other, clicks.trained_I, seed)
+            for place, one in enumerate(sets)
+            for other in sets[place + 1 :]
+        },
     )
 
 
-def _report(
-    one: ItemVectors, feature_set: FeatureSet, clicked: np.ndarray, pairs: np.ndarray, rng: np.random.Generator
-) -> SetReport:
-    rows = np.flatnonzero(one.present_I)
-    vectors_IW = one.vectors_IW[rows]
-    sample = vectors_IW[rng.permutation(len(rows))[:SAMPLED]].astype(np.float64)
-    length = np.linalg.norm(sample, axis=1)
-    unit = sample / np.maximum(length, 1e-12)[:, None]
-    variance = np.maximum(np.linalg.eigvalsh(np.cov(sample, rowvar=False, bias=True).reshape(one.width, -1))[::-1], 0)
-    first, second = rng.integers(len(unit), size=(2, SAMPLED))
-    random_cosines = (unit[first] * unit[second]).sum(1)[first != second]
-    place_I = np.full(len(one.present_I), -1)
-    place_I[rows] = np.arange(len(rows))
-    found = place_I[pairs]
-    found = found[(found >= 0).all(1)]
-    plain = _unit(vectors_IW)
+def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndarray], seed: int) -> SetReport:
+    rng = np.random.default_rng(seed)
+    known_T = np.flatnonzero(one.present_I & clicks.trained_I)
+    if not len(known_T):
+        raise DataError(
+            f"embeddings.{one.name}: none of its {int(one.present_I.sum())} items is in the training window, so there "
+            "is nothing to hold it against. Take the set out of the contract, or give vectors of items that were shown."
+        )
+    sample_S = np.sort(rng.permutation(known_T)[:SAMPLED])
+    vectors_SW = one.vectors_IW[sample_S].astype(np.float64)
+    lengths_S = np.linalg.norm(vectors_SW, axis=1)
+    range_W = np.ptp(vectors_SW, axis=0)
+    variance_W = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(vectors_SW, rowvar=False, bias=True)))[::-1], 0)
+    total = max(float(variance_W.sum()), np.finfo(float).tiny)
+
+    as_they_are_W, mean_W = np.zeros(one.width, np.float32), mean_of(one.vectors_IW, known_T)
+    random_P2 = rng.choice(known_T, size=(SAMPLED, 2))
+    random_P2 = random_P2[random_P2[:, 0] != random_P2[:, 1]]
+    random_cosines = cosines(one.vectors_IW, as_they_are_W, random_P2)
+
+    known_P = one.present_I[clicks.pairs_P2].all(axis=1)
+    pairs_P2, user_P = clicks.pairs_P2[known_P], clicks.user_P[known_P]
+    judged = len(pairs_P2) > 0 and len(known_T) > NEAREST + 1
+    recall, centred_recall = (
+        interval(recall_hits(one.vectors_IW, centre_W, pairs_P2, known_T), user_P, seed) if judged else None
+        for centre_W in (as_they_are_W, mean_W)
+    )
+    clicks_covered = clicks.clicks_I[one.present_I].sum() / max(clicks.clicks_I.sum(), 1)
     return SetReport(
         name=one.name,
         width=one.width,
         items_covered=one.coverage,
-        clicks_covered=float(one.present_I[clicked].mean()) if len(clicked) else 0.0,
-        norms=tuple(np.quantile(length, [0, 0.05, 0.5, 0.95, 1]).tolist()),
-        dead_dimensions=int((vectors_IW.min(0) == vectors_IW.max(0)).sum()),
-        effective_dimension=float(variance.sum() ** 2 / max((variance**2).sum(), 1e-300)),
+        clicks_covered=float(clicks_covered),
+        norms=(
+            float(lengths_S.mean()),
+            float(lengths_S.std()),
+            *np.quantile(lengths_S, [0, 0.05, 0.5, 0.95, 1]).tolist(),
+        ),
+        dead_dimensions=int((range_W <= DEAD * range_W.max()).sum()),
+        effective_dimension=float((variance_W / total).sum() ** 2 / max(((variance_W / total) ** 2).sum(), 1e-300)),
         anisotropy=float(random_cosines.mean()) if len(random_cosines) else 1.0,
-        duplicates=_duplicates(vectors_IW),
-        recall=_recall(plain, found, rng),
-        centred_recall=_recall(_unit(vectors_IW - vectors_IW.mean(0)), found, rng),
-        probe=_probe(feature_set, rows, vectors_IW, rng),
-        random_cosines=random_cosines,
-        pair_cosines=(plain[found[:, 0]] * plain[found[:, 1]]).sum(1),
-        variance=np.cumsum(variance) / max(variance.sum(), 1e-300),
-        norm_sample=length,
+        duplicates=_duplicates(one.vectors_IW, known_T),
+        near_duplicates=_near_duplicates(one.vectors_IW, mean_W, known_T, rng.permutation(known_T)[:ASKED]),
+        candidates=len(known_T),
+        pairs=len(pairs_P2),
+        recall=recall,
+        centred_recall=centred_recall,
+        random_recall=min(1.0, NEAREST / max(len(known_T) - 1, 1)),
+        popular_recall=float(popular_hits(clicks.clicks_I, pairs_P2, known_T).mean()) if len(pairs_P2) else 0.0,
+        probe=probe(vectors_SW, {name: column[sample_S] for name, column in columns.items()}, seed),
+        samples=Samples(
+            random_cosines=random_cosines,
+            pair_cosines=cosines(one.vectors_IW, as_they_are_W, pairs_P2),
+            variance_W=np.cumsum(variance_W) / total,
+            lengths=lengths_S,
+        ),
     )
 
 
-def _clicked_items(feature_set: FeatureSet) -> np.ndarray:
-    parts = [part["item"][part["label"] == 1] for part in feature_set.rows("train")]
-    return np.concatenate(parts)
+def _tag_columns(feature_set: FeatureSet) -> dict[str, np.ndarray]:
+    """Item columns of indices, without the id; semantic ids are made of vectors, and tell nothing new of them."""
+    made = _made_of_vectors(feature_set.contract)
+    fields = [field.name for field in feature_set.schema.item[1:] if field.kind != "numeric"]
+    return {name: feature_set.items[name] for name in fields if name not in made}
 
 
-def _next_clicks(feature_set: FeatureSet, rng: np.random.Generator) -> np.ndarray:
-    """Pairs of different items that a user clicked one after the other, int [P, 2]; rows stand by user and time."""
-    found = []
-    for part in feature_set.rows("train"):
-        taken = part["label"] == 1
-        user, item = part["user"][taken], part["item"][taken]
-        follows = (user[1:] == user[:-1]) & (item[1:] != item[:-1])
-        found.append(np.stack([item[:-1][follows], item[1:][follows]], axis=1))
-    pairs = np.concatenate(found)
-    return pairs[rng.permutation(len(pairs))[:PAIRS]]
+def _made_of_vectors(contract: Contract) -> set[str]:
+    coders = contract.vectors.semantic_ids.items()
+    return {column for name, spec in coders for column in column_names(name, spec.levels)}
 
 
-def _unit(vectors_IW: np.ndarray) -> np.ndarray:
-    return vectors_IW / np.maximum(np.linalg.norm(vectors_IW, axis=1, keepdims=True), 1e-12)
-
-
-def _recall(unit_IW: np.ndarray, pairs_P2: np.ndarray, rng: np.random.Generator) -> Interval | None:
-    """Share of pairs whose second item is among the 10 nearest of the first, by blocks of rows."""
-    if not len(pairs_P2):
-        return None
-    hit_P = np.empty(len(pairs_P2), bool)
-    for start in range(0, len(pairs_P2), BLOCK):
-        first, second = pairs_P2[start : start + BLOCK].T
-        cosine = unit_IW[first] @ unit_IW.T
-        rows = np.arange(len(first))
-        wanted = cosine[rows, second].copy()
-        cosine[rows, first] = -np.inf
-        hit_P[start : start + BLOCK] = (cosine > wanted[:, None]).sum(1) < NEAREST
-    draws = rng.binomial(len(hit_P), hit_P.mean(), BOOTSTRAPS) / len(hit_P)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(hit_P.mean()), float(low), float(high))
-
-
-def _duplicates(vectors_IW: np.ndarray) -> float:
-    as_bytes = np.ascontiguousarray(vectors_IW).view([("", vectors_IW.dtype)] * vectors_IW.shape[1]).reshape(-1)
-    _, inverse, counts = np.unique(as_bytes, return_inverse=True, return_counts=True)
+def _duplicates(vectors_IW: np.ndarray, items_T: np.ndarray) -> float:
+    """Share of items whose vector another one of them has too, number by number."""
+    digests: list[bytes] = []
+    for rows in blocks(len(items_T)):
+        block_BW = vectors_IW[items_T[rows]] + np.float32(0)  # -0 becomes 0
+        digests += [blake2b(vector_W.tobytes(), digest_size=16).digest() for vector_W in block_BW]
+    _, inverse, counts = np.unique(np.array(digests, "V16"), return_inverse=True, return_counts=True)
     return float((counts[inverse] > 1).mean())
 
 
-def _probe(
-    feature_set: FeatureSet, rows: np.ndarray, vectors_IW: np.ndarray, rng: np.random.Generator
-) -> dict[str, float]:
-    """Mean AUC of a ridge regression for each frequent value of a column, fitted on half of the items."""
-    result = {}
-    order = rng.permutation(len(rows))
-    half = len(rows) // 2
-    spread = vectors_IW.std(0)
-    inputs = (vectors_IW - vectors_IW.mean(0)) / np.where(spread > 0, spread, 1)
-    fit, held = inputs[order[:half]].astype(np.float64), inputs[order[half:]].astype(np.float64)
-    inverse = np.linalg.inv(fit.T @ fit + RIDGE * np.eye(fit.shape[1])) @ fit.T
-    for field in feature_set.schema.item[1:]:
-        if field.kind == "numeric":
-            continue
-        tagged = _tagged(field, feature_set.items[field.name][rows])
-        if not tagged.shape[1]:
-            continue
-        score = held @ (inverse @ (tagged[order[:half]] - tagged[order[:half]].mean(0)))
-        aucs = [_auc(tagged[order[half:], tag], score[:, tag]) for tag in range(tagged.shape[1])]
-        known = [auc for auc in aucs if auc is not None]
-        if known:
-            result[field.name] = float(np.mean(known))
-    return result
+def _near_duplicates(vectors_IW: np.ndarray, mean_W: np.ndarray, items_T: np.ndarray, asked_Q: np.ndarray) -> float:
+    """Share of the items asked for that have a near twin among all; centred, lest one common direction be the twin."""
+    has_Q = np.zeros(len(asked_Q), bool)
+    for asked, scores_QB in scores(vectors_IW, mean_W, asked_Q, items_T):
+        has_Q[asked] |= (scores_QB > TWINS).any(axis=1)
+    return float(has_Q.mean())
 
 
-def _tagged(field: Field, values: np.ndarray) -> np.ndarray:
-    """Which items have each of the most frequent values, float [I, tags]."""
-    lists = values.reshape(len(values), -1)
-    counts = np.bincount(lists.reshape(-1), minlength=field.size)
-    counts[: UNKNOWN + 1] = 0
-    usual = [tag for tag in np.argsort(-counts, kind="stable")[:MOST_TAGS] if counts[tag] >= FEWEST_TAGGED]
-    return (
-        np.stack([(lists == tag).any(1) for tag in usual], axis=1).astype(float)
-        if usual
-        else np.empty((len(values), 0))
-    )
-
-
-def _auc(label: np.ndarray, score: np.ndarray) -> float | None:
-    positive = label == 1
-    if not positive.any() or positive.all():
-        return None
-    rank = np.empty(len(score))
-    rank[np.argsort(score, kind="stable")] = np.arange(len(score))
-    above = rank[positive].sum() - positive.sum() * (positive.sum() - 1) / 2
-    return float(above / (positive.sum() * (~positive).sum()))
-
-
-def _overlap(one: ItemVectors, other: ItemVectors, rng: np.random.Generator) -> float:
-    both = np.flatnonzero(one.present_I & other.present_I)
-    if len(both) <= NEAREST + 1:
+def _overlap(one: ItemVectors, other: ItemVectors, trained_I: np.ndarray, seed: int) -> float:
+    both_C = np.flatnonzero(one.present_I & other.present_I & trained_I)
+    if len(both_C) <= NEAREST + 1:
         return 0.0
-    asked = rng.permutation(len(both))[:BLOCK]
-    near = [_nearest(_unit(vectors.vectors_IW[both]), asked) for vectors in (one, other)]
-    return float(np.mean([len(set(a) & set(b)) / NEAREST for a, b in zip(*near, strict=True)]))
+    asked_Q = np.random.default_rng(seed).permutation(both_C)[:ASKED]
+    first_QK, second_QK = (_nearest(vectors.vectors_IW, asked_Q, both_C) for vectors in (one, other))
+    return float((first_QK[:, :, None] == second_QK[:, None, :]).any(axis=2).mean())
 
 
-def _nearest(unit_IW: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    cosine = unit_IW[asked] @ unit_IW.T
-    cosine[np.arange(len(asked)), asked] = -np.inf
-    return np.argpartition(-cosine, NEAREST, axis=1)[:, :NEAREST]
+def _nearest(vectors_IW: np.ndarray, asked_Q: np.ndarray, candidates_C: np.ndarray) -> np.ndarray:
+    mean_W = mean_of(vectors_IW, candidates_C)
+    directions_CW = to_unit(vectors_IW[candidates_C] - mean_W)
+    return best(
+        asked_Q, candidates_C, NEAREST, lambda items_B: to_unit(vectors_IW[items_B] - mean_W) @ directions_CW.T
+    )
