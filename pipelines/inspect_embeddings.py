@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
 
-from ctr.plots import BLUE, GREY, ORANGE, save_png
+from ctr.plots import BLUE, GREEN, GREY, ORANGE, save_png
 from features.atomic import write_text
 from features.contract import Contract
 from features.encoder import Encoder
 from features.errors import ConfigError
-from features.vectors.advice import advise
+from features.vectors.advice import advise, times_random
 from features.vectors.embeddings import read_vectors
-from features.vectors.inspection import Inspection, Interval, SetReport, inspect
+from features.vectors.inspection import Inspection, SetReport, inspect
+from features.vectors.next_clicks import Interval
 from pipelines.build import build
 from pipelines.workspace import Workspace
 
-PICTURED = ("random_cosines", "pair_cosines", "variance", "norm_sample")
+TITLE_WIDTH = 105  # characters of the title's size in the width of the figure
 
 
 def inspect_embeddings(contract: Contract, workspace: Workspace, out: Path | None, console: Console) -> dict[str, Any]:
@@ -37,6 +41,7 @@ def inspect_embeddings(contract: Contract, workspace: Workspace, out: Path | Non
 
     Raises:
         ConfigError: the contract has no vectors.
+        DataError: as `read_vectors` and `inspect`.
     """
     if not contract.embeddings:
         raise ConfigError(f"{contract.name}: has no `embeddings` to inspect. Declare a vector set in the contract.")
@@ -48,58 +53,100 @@ def inspect_embeddings(contract: Contract, workspace: Workspace, out: Path | Non
     out.mkdir(parents=True, exist_ok=True)
     payload = _payload(found, advice)
     write_text(out / "inspection.json", json.dumps(payload, indent=1))
-    save_png(picture(found, contract.name), out / "inspection.png")
+    save_png(picture(found, f"{contract.name}: {advice['']}"), out / "inspection.png")
     console.print(_table(found, contract.name))
     for report in found.sets:
-        console.print(f"  {report.name}: {advice[report.name]}")
-    console.print(f"  {advice['']}")
-    console.print(f"  written to {out}")
+        console.print(f"  {report.name}: {advice[report.name]}", soft_wrap=True)
+    console.print(f"  {advice['']}", soft_wrap=True)
+    console.print(f"  written to {out}", soft_wrap=True)
     return {"status": "done", "exit_code": 0, **payload}
 
 
-def picture(found: Inspection, name: str) -> Figure:
-    """Recall of what is clicked next on top; below, for each set, cosines, variance and lengths."""
-    figure = Figure(figsize=(10, 2.6 + 2.5 * len(found.sets)), layout="constrained")
-    figure.suptitle(f"{name}: do near items get clicked together?", x=0.01, ha="left", fontsize=12)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(2.2, 2.5 * len(found.sets)))
-    top, below = halves
-    _recalls(top.subplots(), found)
-    grid = below.subplots(len(found.sets), 3, squeeze=False)
-    for row, report in zip(grid, found.sets, strict=True):
-        edges = np.linspace(-1, 1, 81)
-        row[0].hist(report.random_cosines, edges, density=True, color=GREY, alpha=0.6, label="random pairs")
-        if len(report.pair_cosines):
-            row[0].hist(report.pair_cosines, edges, density=True, histtype="step", color=BLUE, label="clicked next")
-        row[0].set(title=f"{report.name}: cosine", yticks=[])
-        row[0].legend(frameon=False, fontsize=8)
-        row[1].plot(np.arange(1, len(report.variance) + 1), report.variance, color=BLUE)
-        row[1].axvline(
-            report.effective_dimension, color=ORANGE, linestyle="--", linewidth=1, label="effective dimension"
-        )
-        row[1].set(title=f"{report.name}: variance explained", xlabel="principal axes", ylim=(0, 1.02), xscale="log")
-        row[1].legend(frameon=False, fontsize=8, loc="lower right")
-        row[2].hist(report.norm_sample, np.linspace(0, 1.05 * max(report.norm_sample.max(), 1e-6), 41), color=GREY)
-        row[2].set(title=f"{report.name}: lengths as given", yticks=[])
-        for axes in row:
-            axes.spines[["top", "right"]].set_visible(False)
+def picture(found: Inspection, title: str) -> Figure:
+    """Recall of what is clicked next on top; below, a row a set: its cosines, its variance and its lengths.
+
+    Args:
+        found: what was measured.
+        title: the finding, in a sentence.
+    """
+    sets = len(found.sets)
+    heights = (1.5 + 0.65 * sets, 2.5 * sets)
+    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    figure.suptitle(textwrap.fill(title, TITLE_WIDTH), x=0.01, ha="left", fontsize=12)
+    halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+    _recalls(halves[0].subplots(), found)
+    grid = halves[1].subplots(sets, 3, squeeze=False)
+    for (cosine_axes, variance_axes, length_axes), report in zip(grid, found.sets, strict=True):
+        _cosines(cosine_axes, report)
+        _variance(variance_axes, report)
+        _lengths(length_axes, report)
     return figure
 
 
-def _recalls(axes: Any, found: Inspection) -> None:
-    bars: list[tuple[str, Interval, str]] = []
-    for report in found.sets:
-        if report.recall and report.centred_recall:
-            bars.append((report.name, report.recall, BLUE))
-            bars.append((f"{report.name}, centred", report.centred_recall, BLUE))
-    for name, value in (("10 most clicked", found.popular_recall), ("10 random", found.random_recall)):
-        bars.append((name, Interval(value, value, value), GREY))
-    places = np.arange(len(bars))[::-1]
-    values = [one.value for _, one, _ in bars]
-    spread = np.array([[one.value - one.low for _, one, _ in bars], [one.high - one.value for _, one, _ in bars]])
-    axes.barh(places, values, xerr=np.maximum(spread, 0), color=[colour for *_, colour in bars], height=0.65)
-    axes.set_yticks(places, [name for name, *_ in bars])
-    axes.set_xlabel(f"share of the item clicked next among the 10 nearest ({found.pairs:,} pairs, 95 % interval)")
+def _recalls(axes: Axes, found: Inspection) -> None:
+    for place, report in enumerate(found.sets):
+        for shift, one, colour in ((-0.18, report.recall, BLUE), (0.18, report.centred_recall, GREEN)):
+            if one is None:
+                continue
+            whiskers = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
+            axes.barh(place + shift, one.value, height=0.32, color=colour, alpha=0.85)
+            axes.errorbar(one.value, place + shift, xerr=whiskers, color="black", capsize=3, linewidth=1)
+            times = f"{one.value / report.random_recall:.1f} × chance"
+            axes.annotate(
+                times, (one.high, place + shift), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.vlines(report.random_recall, place - 0.4, place + 0.4, color=ORANGE, linewidth=2)
+        axes.plot(report.popular_recall, place, "D", color=GREY, markersize=6)
+    axes.set_yticks(range(len(found.sets)), [f"{one.name}\n{one.pairs:,} pairs" for one in found.sets])
+    axes.set_ylim(len(found.sets) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.12)
+    axes.set_xlabel("share of items clicked next that are among the 10 nearest (whiskers: 95 % interval)")
+    legend = [
+        Line2D([], [], color=BLUE, linewidth=8, label="vectors as given"),
+        Line2D([], [], color=GREEN, linewidth=8, label="centred"),
+        Line2D([], [], color=ORANGE, linewidth=2, label="10 random items"),
+        Line2D([], [], color=GREY, marker="D", linestyle="", label="10 most clicked items"),
+    ]
+    axes.legend(handles=legend, frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    _plain(axes)
+
+
+def _cosines(axes: Axes, report: SetReport) -> None:
+    random, pair = report.samples.random_cosines, report.samples.pair_cosines
+    both = np.concatenate([random, pair, [0.0]])
+    edges = np.linspace(max(-1.0, float(both.min()) - 0.02), min(1.0, float(both.max()) + 0.02), 61)
+    axes.set(title=f"{report.name}: cosines", yticks=[], xlabel="cosine of two items")
+    if len(random):
+        axes.hist(random, edges, density=True, color=GREY, alpha=0.5, label="random pairs")
+    if len(pair):
+        axes.hist(pair, edges, density=True, histtype="step", linewidth=1.4, color=BLUE, label="clicked next")
+    if len(random) or len(pair):
+        axes.legend(frameon=False, fontsize=8, loc="upper left" if np.mean(both) > edges.mean() else "upper right")
+    _plain(axes)
+
+
+def _variance(axes: Axes, report: SetReport) -> None:
+    within_W = report.samples.variance_W
+    axes.plot(np.arange(1, len(within_W) + 1), within_W, color=BLUE)
+    label = f"effective dimension {report.effective_dimension:.1f}"
+    axes.axvline(max(report.effective_dimension, 1), color=ORANGE, linestyle="--", linewidth=1)
+    axes.set(title=f"{report.name}: {label}", xlabel="principal axes", ylabel="variance explained", ylim=(0, 1.02))
+    _plain(axes)
+
+
+def _lengths(axes: Axes, report: SetReport) -> None:
+    longest = max(float(report.samples.lengths.max()), np.finfo(np.float32).tiny)
+    axes.hist(report.samples.lengths, np.linspace(0, 1.05 * longest, 41), color=GREY)
+    axes.set(title=f"{report.name}: lengths as given", yticks=[], xlabel="Euclidean norm of a vector")
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.title.set_fontsize(10)
 
 
 def _table(found: Inspection, name: str) -> Table:
@@ -118,35 +165,41 @@ def _lines(found: Inspection) -> list[tuple[str, list[str]]]:
         ("width", [f"{one.width}" for one in sets]),
         ("items with a vector", [f"{one.items_covered:.1%}" for one in sets]),
         ("clicks on them", [f"{one.clicks_covered:.1%}" for one in sets]),
-        ("length, 5 to 95 %", [f"{one.norms[1]:.3g} – {one.norms[3]:.3g}" for one in sets]),
+        ("length, mean ± deviation", [f"{one.norms[0]:.3g} ± {one.norms[1]:.2g}" for one in sets]),
+        ("length, least – greatest", [f"{one.norms[2]:.3g} – {one.norms[-1]:.3g}" for one in sets]),
         ("dead dimensions", [f"{one.dead_dimensions}" for one in sets]),
         ("effective dimensions", [f"{one.effective_dimension:.1f}" for one in sets]),
         ("mean cosine of random pairs", [f"{one.anisotropy:.3f}" for one in sets]),
         ("items with a twin", [f"{one.duplicates:.1%}" for one in sets]),
+        ("items with a near twin", [f"{one.near_duplicates:.1%}" for one in sets]),
         ("next click in 10 nearest", [_interval(one.recall) for one in sets]),
         ("the same, centred", [_interval(one.centred_recall) for one in sets]),
-        ("  10 most clicked items", [f"{found.popular_recall:.4f}"] * len(sets)),
-        ("  10 random items", [f"{found.random_recall:.4f}"] * len(sets)),
+        ("  10 random items", [f"{one.random_recall:.4f}" for one in sets]),
+        ("  10 most clicked items", [f"{one.popular_recall:.4f}" for one in sets]),
+        ("times as good as chance", [f"{times_random(one):.1f}" for one in sets]),
     ]
     for column in dict.fromkeys(name for one in sets for name in one.probe):
         lines.append(
             (f"tells {column} (AUC)", [f"{one.probe[column]:.3f}" if column in one.probe else "" for one in sets])
         )
-    for (one, other), share in found.overlap.items():
-        lines.append((f"neighbours of {one} that {other} has too", [f"{share:.1%}", *[""] * (len(sets) - 1)]))
+    for one in sets if len(sets) > 1 else ():
+        shares = [_shared(found, one.name, other.name) for other in sets]
+        lines.append((f"neighbours shared with {one.name}", shares))
     return lines
 
 
+def _shared(found: Inspection, one: str, other: str) -> str:
+    share = found.overlap.get((one, other), found.overlap.get((other, one)))
+    return "" if share is None else f"{share:.1%}"
+
+
 def _interval(one: Interval | None) -> str:
-    return f"{one.value:.4f} ({one.low:.4f} – {one.high:.4f})" if one else "no pairs"
+    return f"{one.value:.4f} ({one.low:.4f} – {one.high:.4f})" if one else "not judged"
 
 
 def _payload(found: Inspection, advice: dict[str, str]) -> dict[str, Any]:
     return {
         "items": found.items,
-        "pairs": found.pairs,
-        "random_recall": found.random_recall,
-        "popular_recall": found.popular_recall,
         "sets": [_numbers(report) | {"advice": advice[report.name]} for report in found.sets],
         "overlap": [{"sets": list(pair), "share": share} for pair, share in found.overlap.items()],
         "advice": advice[""],
@@ -154,4 +207,5 @@ def _payload(found: Inspection, advice: dict[str, str]) -> dict[str, Any]:
 
 
 def _numbers(report: SetReport) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(report).items() if name not in PICTURED}
+    numbers = dataclasses.asdict(dataclasses.replace(report, samples=None))  # type: ignore[arg-type]
+    return {name: value for name, value in numbers.items() if name != "samples"}

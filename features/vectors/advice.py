@@ -2,79 +2,137 @@
 
 from __future__ import annotations
 
-from features.vectors.inspection import Inspection, Interval, SetReport
+from features.vectors.inspection import Inspection, SetReport
+from features.vectors.next_clicks import NEAREST, Interval
 
-# A set earns its place when the 10 nearest hold what is clicked next this many times as often as 10 random items,
-# beyond its interval: below that, ids and tags say as much.
+# A set earns its place when its 10 nearest hold what is clicked next twice as often as 10 random items, beyond the
+# interval: popular items lie near popular ones in most sets, which alone makes more than chance and which ids say too.
 USEFUL = 2.0
-# Of anisotropic vectors all cosines are alike: from here on the mean vector outweighs what tells items apart.
+# From this mean cosine on, the mean vector outweighs what tells items apart: 0.3 of every squared length is shared.
 ANISOTROPIC = 0.3
-# Below this share of clicks a model sees the presence flag more often than it can learn from the vector.
+# Below this share of clicks a model sees the presence flag more often than the vector.
 LOW_COVERAGE = 0.5
-FULL_COVERAGE = 0.98
+FULL_COVERAGE = 0.98  # the rest is too rare to be worth a word
 # Two sets that agree on half of the nearest items say nearly the same.
 REDUNDANT = 0.5
 NARROW = 0.25  # effective over nominal dimensions: the rest is noise that a projection must learn to leave out
-LONG_TAILED = 3.0  # 95 % over 5 % quantile of lengths
+LEAST_DIMENSIONS = 8  # that a reduction is advised to: below, a projection saves nothing
+LONG_TAILED = 3.0  # 95 % over 5 % quantile of lengths: lengths then drown directions in a product
+MANY_TWINS = 0.01  # share of items: more is a placeholder or an encoder's fault, and no accident
+TOLD = 0.7  # AUC of the tag probe from which on a set clearly knows a column
 
 
 def advise(inspection: Inspection) -> dict[str, str]:
-    """One sentence a set, and one on all of them under the name ``."""
-    advice = {report.name: _of_one(report, inspection) for report in inspection.sets}
-    worthy = [report for report in inspection.sets if is_useful(report, inspection)]
-    best = sorted(worthy, key=lambda report: -best_recall(report).value)
+    """Advice by set, in one sentence or two, and on all of them under the name ``."""
+    advice = {report.name: _of_one(report) for report in inspection.sets}
+    useful = sorted((one for one in inspection.sets if is_useful(one)), key=lambda one: -_worth(one))
     kept: list[str] = []
-    for report in best:
+    for report in useful:
         twin = next((name for name in kept if _overlap(inspection, name, report.name) >= REDUNDANT), None)
         if twin is None:
             kept.append(report.name)
         else:
             advice[report.name] += f" It agrees with {twin!r} on most neighbours: one of the two is enough."
-    if kept:
-        advice[""] = f"Use {' and '.join(map(repr, kept))}" + (
-            "." if len(kept) == len(inspection.sets) else "; the others have not shown that they help."
-        )
-    else:
-        advice[""] = "No set finds what is clicked next better than chance does: expect little of vectors here."
+    weak = [one.name for one in inspection.sets if is_weak(one)]
+    advice[""] = _of_all(kept, weak, len(inspection.sets))
     return advice
 
 
-def is_useful(report: SetReport, inspection: Inspection) -> bool:
-    """Whether near items are clicked together more often than chance and the interval explain."""
-    return best_recall(report).low > USEFUL * inspection.random_recall
-
-
-def best_recall(report: SetReport) -> Interval:
-    """As it is, or centred where that finds more."""
-    found = [one for one in (report.recall, report.centred_recall) if one is not None]
-    return max(found, key=lambda one: one.value, default=Interval(0.0, 0.0, 0.0))
-
-
-def _of_one(report: SetReport, inspection: Inspection) -> str:
+def is_useful(report: SetReport) -> bool:
+    """Whether near items are clicked together clearly more often than chance."""
     best = best_recall(report)
-    times = best.value / inspection.random_recall
-    if not is_useful(report, inspection):
+    return best is not None and best.low > USEFUL * report.random_recall
+
+
+def is_weak(report: SetReport) -> bool:
+    """Whether near items are clicked together more often than chance, but not by much, or not surely."""
+    best = best_recall(report)
+    return best is not None and not is_useful(report) and best.low > report.random_recall
+
+
+def best_recall(report: SetReport) -> Interval | None:
+    """As the vectors are, or centred where that finds more; None where no pair could be looked up."""
+    found = [one for one in (report.recall, report.centred_recall) if one is not None]
+    return max(found, key=lambda one: one.value, default=None)
+
+
+def times_random(report: SetReport) -> float:
+    """How many times as often as chance the item clicked next is among the nearest; 0 where nobody knows."""
+    best = best_recall(report)
+    return best.value / report.random_recall if best else 0.0
+
+
+def _worth(report: SetReport) -> float:
+    """Recall beyond chance, over all clicks: a set that finds much for few items is worth less than its recall."""
+    best = best_recall(report)
+    return (best.value - report.random_recall) * report.clicks_covered if best else 0.0
+
+
+def _of_one(report: SetReport) -> str:
+    if best_recall(report) is None:
         return (
-            "Leave it out, or show that it helps: its nearest items are clicked next only "
-            f"{times:.1f} times as often as random ones."
+            f"Cannot be judged by {report.pairs:,} next clicks on {report.candidates:,} items in training with a vector: "
+            f"that takes at least one, and more than {NEAREST + 1} items."
         )
-    does = [f"Use it ({times:.0f} times as good as chance)"]
-    if report.recall and best.low > report.recall.high:
+    if is_useful(report):
+        text = ", ".join([f"Use it ({times_random(report):.1f} times as good as chance)", *_treatment(report)]) + "."
+    elif is_weak(report):
+        text = (
+            f"Weak ({times_random(report):.1f} times as good as chance): keep it only if validation improves with it."
+            + _tells(report)
+        )
+    else:
+        text = "Leave it out: its nearest items are clicked next no more often than random ones." + _tells(report)
+    twins = max(report.duplicates, report.near_duplicates)
+    if twins > MANY_TWINS:
+        what = "the very vector of another" if report.duplicates == twins else "nearly the vector of another"
+        text += f" {twins:.0%} of items have {what}: look at its source."
+    return text
+
+
+def _treatment(report: SetReport) -> list[str]:
+    """What to declare in the contract, most important first."""
+    does = []
+    best = best_recall(report)
+    if best and report.recall and best.low > report.recall.high:
         does.append("with `normalize: centre`, which finds clearly more")
     elif report.anisotropy > ANISOTROPIC:
-        does.append("perhaps with `normalize: centre`, since all its vectors point one way")
-    elif report.norms[3] > LONG_TAILED * max(report.norms[1], 1e-12):
+        does.append("with `normalize: centre`, since all its vectors point one way")
+    elif report.norms[5] > LONG_TAILED * report.norms[3]:
         does.append("with `normalize: l2`, since lengths differ widely")
     if report.dead_dimensions or report.effective_dimension < NARROW * report.width:
-        does.append(f"reduced to about {max(8, round(2 * report.effective_dimension))} dimensions")
+        dim = min(report.width - report.dead_dimensions, max(LEAST_DIMENSIONS, round(2 * report.effective_dimension)))
+        if dim < report.width:
+            does.append(f"with `reduce: {{method: pca, dim: {dim}}}`, since it fills few dimensions")
+    missing = 1 - report.clicks_covered
     if report.clicks_covered < LOW_COVERAGE:
-        does.append(f"filled for the {1 - report.clicks_covered:.0%} of clicks without one (`missing: {{by: clicks}}`)")
+        does.append(f"with `missing: {{by: clicks}}` for the {missing:.0%} of clicks without a vector")
     elif report.clicks_covered < FULL_COVERAGE:
-        does.append(f"knowing that {1 - report.clicks_covered:.0%} of clicks have none")
-    text = ", ".join(does) + "."
-    if report.duplicates > 0.01:
-        text += f" {report.duplicates:.0%} of items share their vector with another: look at its source."
-    return text
+        does.append(f"knowing that {missing:.0%} of clicks have none")
+    return does
+
+
+def _tells(report: SetReport) -> str:
+    column = max(report.probe, key=lambda name: report.probe[name], default=None)
+    if column is None or report.probe[column] < TOLD:
+        return ""
+    return f" It does tell {column!r} (AUC {report.probe[column]:.2f}), which that column says as well."
+
+
+def _of_all(kept: list[str], weak: list[str], sets: int) -> str:
+    names, doubtful = _listed(kept), _listed(weak)
+    if not kept and not weak:
+        return "No set finds what is clicked next better than chance: expect little of vectors here."
+    if not kept:
+        return f"No set is clearly better than chance; if any, try {doubtful}."
+    if weak:
+        return f"Use {names}; try {doubtful} after."
+    return f"Use {names}." if len(kept) == sets else f"Use {names}; the others have not shown that they add to it."
+
+
+def _listed(names: list[str]) -> str:
+    quoted = [repr(name) for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
 def _overlap(inspection: Inspection, one: str, other: str) -> float:

@@ -238,6 +238,4 @@ def _overlap(one: ItemVectors, other: ItemVectors, trained_I: np.ndarray, seed: 
 def _nearest(vectors_IW: np.ndarray, asked_Q: np.ndarray, candidates_C: np.ndarray) -> np.ndarray:
     mean_W = mean_of(vectors_IW, candidates_C)
     directions_CW = to_unit(vectors_IW[candidates_C] - mean_W)
-    return best(
-        asked_Q, candidates_C, NEAREST, lambda items_B: to_unit(vectors_IW[items_B] - mean_W) @ directions_CW.T
-    )
+    return best(asked_Q, candidates_C, NEAREST, lambda items_B: to_unit(vectors_IW[items_B] - mean_W) @ directions_CW.T)

@@ -12,45 +12,58 @@ import pytest
 from features.build import build_feature_set
 from features.contract import Contract
 from features.encoder import Encoder
+from features.errors import DataError
 from features.feature_set import FeatureSet
+from features.schema import FIRST_VALUE
 from features.vectors.advice import advise, is_useful
 from features.vectors.embeddings import ItemVectors, read_vectors
-from features.vectors.inspection import Inspection, _auc, _duplicates, _recall, inspect
+from features.vectors.inspection import Inspection, SetReport, inspect
 
 ITEMS, GROUPS, USERS, ROWS = 300, 15, 120, 6_000
 
 
-def planted(folder: Path) -> tuple[FeatureSet, list[ItemVectors]]:
-    """Users click within a group of 20 items; `good` vectors know the group."""
+def planted(folder: Path, *, late_clicks: float = 0.8) -> tuple[FeatureSet, list[ItemVectors]]:
+    """Users click within a group of 20 items; `good` vectors know the group. The last fifth of the rows is no training.
+
+    Items 0 to 298 are shown in all of the log, item 299 in its last fifth alone.
+    """
     rng = np.random.default_rng(0)
     group = np.arange(ITEMS) % GROUPS
     favourite = rng.integers(GROUPS, size=USERS)
     user = rng.integers(USERS, size=ROWS)
-    item = rng.integers(ITEMS // GROUPS, size=ROWS) * GROUPS + favourite[user]
+    item = np.minimum(rng.integers(ITEMS // GROUPS, size=ROWS) * GROUPS + favourite[user], ITEMS - 2)
+    item[-1] = ITEMS - 1
     time = 1_700_000_000 + np.sort(rng.integers(10**6, size=ROWS))
-    pl.DataFrame({"user": user, "item": item, "time": time, "clicked": rng.random(ROWS) < 0.8}).write_parquet(
-        folder / "log.parquet"
-    )
+    chance = np.where(np.arange(ROWS) < 0.8 * ROWS, 0.8, late_clicks)
+    table = {"user": user, "item": item, "time": time, "clicked": rng.random(ROWS) < chance}
+    pl.DataFrame(table).write_parquet(folder / "log.parquet")
     names = [f"g{one}" for one in group]
     pl.DataFrame({"item": np.arange(ITEMS), "group": names}).write_parquet(folder / "items.parquet")
     good = rng.normal(size=(GROUPS, 24))[group] + 0.4 * rng.normal(size=(ITEMS, 24))
+    placeholder = rng.normal(size=(ITEMS, 24))
+    placeholder[rng.permutation(ITEMS)[:120]] = 1
     sets = {
         "good": good,
         "copy": good * 2 + 0.01 * rng.normal(size=good.shape),
         "noise": rng.normal(size=(ITEMS, 24)),
         "one_way": good + 12,
-        "dead": np.concatenate([good, np.full((ITEMS, 40), 0.5)], axis=1),
+        "dead": np.concatenate([good, np.full((ITEMS, 40), 0.1)], axis=1),
         "half": good[:90],
+        "few_noise": rng.normal(size=(60, 24)),
+        "placeholder": placeholder,
+        "constant": np.full((ITEMS, 8), 0.1),
     }
     for name, vectors in sets.items():
-        table = pl.DataFrame({"item_id": np.arange(len(vectors)), "vector": vectors.astype(np.float32).tolist()})
-        table.write_parquet(folder / f"{name}.parquet")
+        table = {"item_id": np.arange(len(vectors)), "vector": vectors.astype(np.float32).tolist()}
+        pl.DataFrame(table).write_parquet(folder / f"{name}.parquet")
     content: dict[str, Any] = {
         "name": "planted",
         "root": str(folder),
         "interactions": {"path": "log.parquet", "user": "user", "item": "item", "time": "time", "label": "clicked"},
         "items": {"path": "items.parquet", "id": "item", "columns": {"group": {"type": "categorical"}}},
         "embeddings": {name: {"path": f"{name}.parquet"} for name in sets},
+        "vectors": {"semantic_ids": {"topic": {"set": "good", "levels": 2, "size": 4}}},
+        "split": {"by": "time", "valid": 0.1, "test": 0.1},
     }
     contract = Contract.model_validate(content)
     built = build_feature_set(contract, folder / "out").feature_set
@@ -59,69 +72,129 @@ def planted(folder: Path) -> tuple[FeatureSet, list[ItemVectors]]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
-    return inspect(*planted(tmp_path_factory.mktemp("planted")))
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureSet, list[ItemVectors]]:
+    return planted(tmp_path_factory.mktemp("planted"))
 
 
-def test_recall_is_that_of_a_known_group(found: Inspection) -> None:
-    reports = {one.name: one for one in found.sets}
+@pytest.fixture(scope="module")
+def found(given: tuple[FeatureSet, list[ItemVectors]]) -> Inspection:
+    return inspect(*given)
+
+
+@pytest.fixture(scope="module")
+def reports(found: Inspection) -> dict[str, SetReport]:
+    return {one.name: one for one in found.sets}
+
+
+def numbers(report: SetReport) -> dict[str, Any]:
+    return {name: value for name, value in vars(report).items() if name != "samples"}
+
+
+def test_recall_is_that_of_a_known_group(reports: dict[str, SetReport]) -> None:
     # The next click is one of 19 others of its group, of which 10 are nearest.
     good = reports["good"].recall
     assert good is not None and good.low < 10 / 19 < good.high
-    noise = reports["noise"].recall
-    assert noise is not None and noise.low < found.random_recall < noise.high
-    assert found.random_recall == pytest.approx(10 / 299)
-    assert {one.name: is_useful(one, found) for one in found.sets} == {
-        "good": True,
-        "copy": True,
-        "noise": False,
-        "one_way": True,
-        "dead": True,
-        "half": True,
-    }
+    assert reports["good"].candidates == ITEMS - 1 and reports["good"].random_recall == pytest.approx(10 / 298)
+    useful = {name for name, report in reports.items() if is_useful(report)}
+    assert useful == {"good", "copy", "one_way", "dead", "half"}
 
 
-def test_shapes_are_seen(found: Inspection) -> None:
-    reports = {one.name: one for one in found.sets}
+def test_what_knows_nothing_finds_no_more_than_chance(reports: dict[str, SetReport]) -> None:
+    for name in ("noise", "few_noise", "constant"):
+        recall = reports[name].recall
+        assert recall is not None and recall.low <= reports[name].random_recall * 1.001
+    constant = reports["constant"].recall
+    assert constant is not None and constant.value == pytest.approx(10 / 298)
+    # Against the 60 items that it covers, not against the catalogue: 10 of 59 are found by chance.
+    assert reports["few_noise"].random_recall == pytest.approx(10 / 59)
+
+
+def test_shapes_are_seen(found: Inspection, reports: dict[str, SetReport]) -> None:
     assert reports["dead"].dead_dimensions == 40 and reports["good"].dead_dimensions == 0
+    assert reports["constant"].dead_dimensions == 8 and reports["constant"].effective_dimension == 0
     assert reports["one_way"].anisotropy > 0.9 and abs(reports["good"].anisotropy) < 0.1
     assert reports["half"].items_covered == pytest.approx(0.3) and 0.2 < reports["half"].clicks_covered < 0.4
-    assert reports["good"].probe["group"] > 0.95 and 0.4 < reports["noise"].probe["group"] < 0.6
-    assert found.overlap["good", "copy"] > 0.9 and found.overlap["good", "noise"] < 0.2
     assert reports["noise"].effective_dimension > 18 > reports["good"].effective_dimension
+    assert reports["constant"].norms == pytest.approx((0.1 * 8**0.5, *[0] * 1, *[0.1 * 8**0.5] * 5), abs=1e-6)
+    assert reports["good"].duplicates == reports["good"].near_duplicates == 0
+    assert reports["placeholder"].duplicates == pytest.approx(0.4, abs=0.01) and reports["constant"].duplicates == 1
+    assert reports["placeholder"].near_duplicates == reports["placeholder"].duplicates
+    assert found.overlap["good", "copy"] > 0.9 and found.overlap["good", "noise"] < 0.2
+    assert found.overlap["good", "one_way"] > 0.9
+
+
+def test_tags_are_told_by_vectors_that_know_them(reports: dict[str, SetReport]) -> None:
+    # Columns of semantic ids are made of the vectors: they are not asked for.
+    assert set(reports["good"].probe) == {"group"}
+    assert reports["good"].probe["group"] > 0.95 and 0.4 < reports["noise"].probe["group"] < 0.6
+    assert reports["constant"].probe["group"] == 0.5
 
 
 def test_the_advice_tells_them_apart(found: Inspection) -> None:
     advice = advise(found)
-    assert advice["good"].startswith("Use it") and advice["noise"].startswith("Leave it out")
-    assert "normalize: centre" in advice["one_way"] and "reduced to about" in advice["dead"]
-    assert "missing" in advice["half"]
+    assert advice["good"].startswith("Use it (") and "`" not in advice["noise"]
+    for name in ("noise", "few_noise", "constant"):
+        assert advice[name].startswith("Leave it out"), name
+    assert "`normalize: centre`" in advice["one_way"] and "`normalize: centre`" not in advice["good"]
+    assert "`reduce: {method: pca, dim: 2" in advice["dead"]
+    assert "`missing: {by: clicks}` for the 7" in advice["half"]
+    assert "40% of items have the very vector of another" in advice["placeholder"]
     family = {"good", "copy", "dead", "one_way", "half"}
     twins = {name for name in family if "one of the two is enough" in advice[name]}
     assert len(twins) == 4
-    assert advice[""] == f"Use {(family - twins).pop()!r}; the others have not shown that they help."
+    assert advice[""].startswith(f"Use {(family - twins).pop()!r}; ")
 
 
-def test_the_seed_fixes_everything(found: Inspection, tmp_path: Path) -> None:
-    again = inspect(*planted(tmp_path))
-    for one, other in zip(found.sets, again.sets, strict=True):
-        assert (one.recall, one.probe, one.anisotropy) == (other.recall, other.probe, other.anisotropy)
-    assert found.overlap == again.overlap
+def test_the_seed_fixes_everything_and_no_set_depends_on_another(
+    given: tuple[FeatureSet, list[ItemVectors]], found: Inspection, reports: dict[str, SetReport]
+) -> None:
+    again = inspect(*given)
+    assert [numbers(one) for one in again.sets] == [numbers(one) for one in found.sets]
+    assert again.overlap == found.overlap
+    built, sets = given
+    alone = inspect(built, [sets[2]])
+    assert numbers(alone.sets[0]) == numbers(reports["noise"])
+    other = inspect(built, [sets[0]], seed=2)
+    assert other.sets[0].recall != reports["good"].recall
 
 
-def test_duplicates_by_hand() -> None:
-    assert _duplicates(np.array([[1, 2], [1, 2], [2, 1], [0, 0], [1, 2]], np.float32)) == pytest.approx(0.6)
+def test_only_the_training_window_speaks(
+    given: tuple[FeatureSet, list[ItemVectors]], reports: dict[str, SetReport], tmp_path: Path
+) -> None:
+    """Other clicks after training, and another vector of the item that came then: not a number moves."""
+    built, sets = planted(tmp_path, late_clicks=0.05)
+    assert built.manifest.windows["test"].positives < given[0].manifest.windows["test"].positives / 3
+    late = FIRST_VALUE + ITEMS - 1
+    assert not any((part["item"] == late).any() for part in built.rows("train"))
+    sets[0].vectors_IW[late] = 1e6
+    assert numbers(inspect(built, sets[:1]).sets[0]) == numbers(reports["good"])
 
 
-def test_recall_by_hand() -> None:
-    angles = np.linspace(0, 3, 30)
-    unit = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    # Of item 0, items 1 to 10 are the nearest; item 11 is not.
-    recall = _recall(unit, np.array([[0, 1], [0, 10], [0, 11], [0, 25]]), np.random.default_rng(0))
-    assert recall is not None and recall.value == 0.5
+def test_sets_of_few_items(given: tuple[FeatureSet, list[ItemVectors]]) -> None:
+    built, sets = given
+    # Items 0 to 10 are of 11 groups, 0 to 30 two or three of each group: only of these are two clicked by one user.
+    found = inspect(built, [few(sets[0], number) for number in (1, 2, 11, 31)])
+    assert [one.candidates for one in found.sets] == [1, 2, 11, 31]
+    assert [one.recall is None for one in found.sets] == [True, True, True, False]
+    assert [one.random_recall for one in found.sets] == pytest.approx([1, 1, 1, 1 / 3])
+    advice = advise(found)
+    assert advice["good1"].startswith("Cannot be judged by 0 next clicks on 1 items")
+    assert advice[""] == "Use 'good31'; the others have not shown that they add to it."
+    nothing = advise(inspect(built, [few(sets[0], 2)]))
+    assert nothing[""] == "No set finds what is clicked next better than chance: expect little of vectors here."
 
 
-def test_auc_by_hand() -> None:
-    assert _auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.35, 0.8])) == 1.0
-    assert _auc(np.array([1, 0, 0, 1]), np.array([0.1, 0.4, 0.35, 0.8])) == 0.5
-    assert _auc(np.array([1, 1]), np.array([0.1, 0.4])) is None
+def test_a_set_of_items_after_training_alone_is_refused(given: tuple[FeatureSet, list[ItemVectors]]) -> None:
+    built, sets = given
+    only_late = np.zeros_like(sets[0].present_I)
+    only_late[FIRST_VALUE + ITEMS - 1] = True
+    late = ItemVectors("late", sets[0].vectors_IW, only_late, sets[0].filled_I)
+    with pytest.raises(DataError, match=r"embeddings\.late: none of its 1 items is in the training window"):
+        inspect(built, [late])
+
+
+def few(one: ItemVectors, number: int) -> ItemVectors:
+    """The set with the vectors of the first items alone."""
+    present_I = np.zeros_like(one.present_I)
+    present_I[FIRST_VALUE : FIRST_VALUE + number] = True
+    return ItemVectors(f"{one.name}{number}", one.vectors_IW, present_I, one.filled_I)
