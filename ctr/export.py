@@ -49,6 +49,7 @@ from features.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
 from features.feature_set import FeatureSet, sha256_of
 from features.schema import Field, Schema
+from features.vectors.fitted import TRANSFORMS
 
 OPSET = 20
 HISTORY = "history"
@@ -253,12 +254,15 @@ def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
     """
     for name, entry in feature_set.manifest.files.items():
         path = feature_set.path / name
-        if name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS)) and sha256_of(path) != entry.sha256:
+        if name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS, TRANSFORMS)) and sha256_of(path) != entry.sha256:
             raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)
     encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
     encoder.save(folder)
     shutil.copyfile(feature_set.path / USERS, folder / USERS)
+    learned = feature_set.path / TRANSFORMS
+    if learned.is_dir():
+        shutil.copytree(learned, folder / TRANSFORMS)
     return encoder
 
 

@@ -196,7 +196,8 @@ class Build:
         """Write vectors, what is derived from them, and the item table."""
         encoder = fitted.encoder
         clicks = _clicks(encoder, train) if needs_clicks(self.contract) else None
-        made = build_vectors(self.contract, encoder.items, fitted.trained_I, fitted.items, clicks, self.staging)
+        prior = self.plan.prior.path if self.plan and self.plan.prior else None
+        made = build_vectors(self.contract, encoder.items, fitted.trained_I, fitted.items, clicks, self.staging, prior)
         encoder.schema = encoder.schema.model_copy(
             update={
                 "item": (*encoder.schema.item, *made.item_fields),

@@ -100,6 +100,8 @@ class FeatureSet:
         embeddings/<set>.scale.npy                 float32 [items], of an int8 set
         neighbours/<column>.npy                    item rows, int32 [items, k]
         semantic_ids/<column>/                     a `SemanticCoder`
+        neighbours/*.npy  semantic_ids/  transforms/   nearest items, codebooks, what was learned from vectors
+        counters/{items,users}.arrow               what the counters said at the end of the log
         vocabularies/*.arrow  encoder.json  profile.json  MANIFEST.json
     """
 

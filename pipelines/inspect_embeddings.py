@@ -99,8 +99,8 @@ def _recalls(axes: Axes, found: Inspection) -> None:
         axes.plot(report.popular_recall, place, "D", color=GREY, markersize=6)
     axes.set_yticks(range(len(found.sets)), [f"{one.name}\n{one.pairs:,} pairs" for one in found.sets])
     axes.set_ylim(len(found.sets) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12)
+    shown = [one.high for report in found.sets for one in (report.recall, report.centred_recall) if one]
+    axes.set_xlim(0, 1.15 * max([*shown, *(report.popular_recall for report in found.sets), 1e-6]))
     axes.set_xlabel("share of items clicked next that are among the 10 nearest (whiskers: 95 % interval)")
     legend = [
         Line2D([], [], color=BLUE, linewidth=8, label="vectors as given"),
@@ -114,15 +114,17 @@ def _recalls(axes: Axes, found: Inspection) -> None:
 
 def _cosines(axes: Axes, report: SetReport) -> None:
     random, pair = report.samples.random_cosines, report.samples.pair_cosines
-    both = np.concatenate([random, pair, [0.0]])
-    edges = np.linspace(max(-1.0, float(both.min()) - 0.02), min(1.0, float(both.max()) + 0.02), 61)
+    both = np.concatenate([random, pair])
+    low, high = (float(both.min()), float(both.max())) if len(both) else (-1.0, 1.0)
+    edges = np.linspace(low - 0.01, high + 0.01, 61).tolist()
     axes.set(title=f"{report.name}: cosines", yticks=[], xlabel="cosine of two items")
     if len(random):
         axes.hist(random, edges, density=True, color=GREY, alpha=0.5, label="random pairs")
     if len(pair):
         axes.hist(pair, edges, density=True, histtype="step", linewidth=1.4, color=BLUE, label="clicked next")
-    if len(random) or len(pair):
-        axes.legend(frameon=False, fontsize=8, loc="upper left" if np.mean(both) > edges.mean() else "upper right")
+    if len(both):
+        left_is_empty = both.mean() > (low + high) / 2
+        axes.legend(frameon=False, fontsize=8, loc="upper left" if left_is_empty else "upper right")
     _plain(axes)
 
 
@@ -136,8 +138,9 @@ def _variance(axes: Axes, report: SetReport) -> None:
 
 
 def _lengths(axes: Axes, report: SetReport) -> None:
-    longest = max(float(report.samples.lengths.max()), np.finfo(np.float32).tiny)
-    axes.hist(report.samples.lengths, np.linspace(0, 1.05 * longest, 41), color=GREY)
+    # A set of zeros has a length too.
+    longest = float(np.max(report.samples.lengths)) or 1.0
+    axes.hist(report.samples.lengths, np.linspace(0, 1.05 * longest, 41).tolist(), color=GREY)
     axes.set(title=f"{report.name}: lengths as given", yticks=[], xlabel="Euclidean norm of a vector")
     _plain(axes)
 

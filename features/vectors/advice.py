@@ -71,8 +71,8 @@ def _worth(report: SetReport) -> float:
 def _of_one(report: SetReport) -> str:
     if best_recall(report) is None:
         return (
-            f"Cannot be judged by {report.pairs:,} next clicks on {report.candidates:,} items in training with a vector: "
-            f"that takes at least one, and more than {NEAREST + 1} items."
+            f"Cannot be judged by {report.pairs:,} next clicks on {report.candidates:,} items in training with a "
+            f"vector: that takes at least one, and more than {NEAREST + 1} items."
         )
     if is_useful(report):
         text = ", ".join([f"Use it ({times_random(report):.1f} times as good as chance)", *_treatment(report)]) + "."
@@ -100,10 +100,13 @@ def _treatment(report: SetReport) -> list[str]:
         does.append("with `normalize: centre`, since all its vectors point one way")
     elif report.norms[5] > LONG_TAILED * report.norms[3]:
         does.append("with `normalize: l2`, since lengths differ widely")
-    if report.dead_dimensions or report.effective_dimension < NARROW * report.width:
-        dim = min(report.width - report.dead_dimensions, max(LEAST_DIMENSIONS, round(2 * report.effective_dimension)))
-        if dim < report.width:
-            does.append(f"with `reduce: {{method: pca, dim: {dim}}}`, since it fills few dimensions")
+    dim = max(LEAST_DIMENSIONS, round(2 * report.effective_dimension))
+    if report.effective_dimension < NARROW * report.width and dim < report.width:
+        dead = f", {report.dead_dimensions} of them dead" if report.dead_dimensions else ""
+        does.append(
+            f"with `reduce: {{method: pca, dim: {dim}}}`, since it fills {report.effective_dimension:.0f} of its "
+            f"{report.width} dimensions{dead}"
+        )
     missing = 1 - report.clicks_covered
     if report.clicks_covered < LOW_COVERAGE:
         does.append(f"with `missing: {{by: clicks}}` for the {missing:.0%} of clicks without a vector")

@@ -16,6 +16,7 @@ from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
 from features.vectors.coclicks import Clicks, CoClicks
 from features.vectors.embeddings import ItemVectors, read_vectors
 from features.vectors.filling import BY_CLICKS, fill_missing
+from features.vectors.fitted import FusedTransform, SetTransform
 from features.vectors.fusion import fuse
 from features.vectors.neighbours import nearest_neighbours
 from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
@@ -59,6 +60,7 @@ def build_vectors(
     item_columns: Mapping[str, np.ndarray],
     clicks: Clicks | None,
     folder: Path,
+    prior: Path | None = None,
 ) -> VectorResult:
     """Read, transform, fill, fuse and store vectors, and derive semantic ids and neighbours.
 
@@ -72,6 +74,8 @@ def build_vectors(
         item_columns: encoded columns of the item table, [items] or [items, max_len].
         clicks: positive rows of the training window, where `needs_clicks` says so.
         folder: of the feature set: `embeddings/`, `semantic_ids/` and `neighbours/` are written below it.
+        prior: an earlier feature set of the contract, whose transforms and codes are used instead of learning new ones:
+            its items keep their vectors, and a model trained on it goes on.
 
     Raises:
         ConfigError: `missing.by` or `same` names what is not there, or a derived column's name is taken.
@@ -83,7 +87,7 @@ def build_vectors(
         if clicks is None:
             raise TypeError("build_vectors: this contract needs the clicks of the training window")
         coclicks = CoClicks(clicks, items.size)
-    build = _VectorBuild(contract, items, trained_I, coclicks, folder)
+    build = _VectorBuild(contract, items, trained_I, coclicks, folder, prior)
     build.sets()
     build.semantic_ids()
     build.neighbours(item_columns)
@@ -94,13 +98,20 @@ class _VectorBuild:
     """One call of `build_vectors`: holds the sets that something is derived from, and gathers the result."""
 
     def __init__(
-        self, contract: Contract, items: Vocabulary, trained_I: np.ndarray, coclicks: CoClicks | None, folder: Path
+        self,
+        contract: Contract,
+        items: Vocabulary,
+        trained_I: np.ndarray,
+        coclicks: CoClicks | None,
+        folder: Path,
+        prior: Path | None,
     ) -> None:
         self.contract = contract
         self.items = items
         self.trained_I = trained_I
         self.coclicks = coclicks
         self.folder = folder
+        self.prior = prior
         self.kept: dict[str, ItemVectors] = {}
         self.stored: dict[str, VectorSet] = {}
         self.coverage: dict[str, float] = {}
@@ -118,7 +129,9 @@ class _VectorBuild:
         for name in (name for name in self.contract.embeddings if name not in needed):
             self._finish(name, self._transformed(name))
         for name, spec in self.contract.vectors.fusion.items():
-            fused = fuse(name, spec, [self.kept[part] for part in spec.sets], self.trained_I)
+            prior = FusedTransform.load(self.prior, name) if self.prior else None
+            fused, learned = fuse(name, spec, [self.kept[part] for part in spec.sets], self.trained_I, prior)
+            learned.save(self.folder, name)
             self._store(fused, spec.dtype)
             if name in needed:
                 self.kept[name] = fused
@@ -128,7 +141,10 @@ class _VectorBuild:
         for name, spec in self.contract.vectors.semantic_ids.items():
             one = self.kept[spec.set]
             rows_P = np.flatnonzero(one.present_I)
-            coder = SemanticCoder.fit(name, spec, one.vectors_IW[one.present_I & self.trained_I])
+            if self.prior:
+                coder = SemanticCoder.load(self.prior / SEMANTIC_IDS / name)
+            else:
+                coder = SemanticCoder.fit(name, spec, one.vectors_IW[one.present_I & self.trained_I])
             coder.save(self.folder / SEMANTIC_IDS / name)
             vectors_PW = one.vectors_IW[rows_P]
             codes_PL = coder.codes(vectors_PW)
@@ -165,7 +181,10 @@ class _VectorBuild:
     def _transformed(self, name: str) -> ItemVectors:
         spec = self.contract.embeddings[name]
         one = read_vectors(name, self.contract, self.items)
-        return transform(one, spec, self.trained_I, self.contract.resolve(spec.path))
+        prior = SetTransform.load(self.prior, name) if self.prior else None
+        made, learned = transform(one, spec, self.trained_I, self.contract.resolve(spec.path), prior)
+        learned.save(self.folder, name)
+        return made
 
     def _finish(self, name: str, one: ItemVectors) -> None:
         spec = self.contract.embeddings[name]

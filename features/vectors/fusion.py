@@ -14,12 +14,15 @@ import numpy as np
 from features.contract_vectors import Fusion
 from features.errors import DataError
 from features.vectors.embeddings import ItemVectors
-from features.vectors.transforms import check_room, covariance, mean_of, principal_axes, project, with_sign
+from features.vectors.fitted import FusedTransform, Projection
+from features.vectors.transforms import check_room, covariance, mean_of, principal_axes, with_sign
 
 CCA_RIDGE = 1e-3  # of a set's mean variance: what varies less counts for little, and a flat direction for nothing
 
 
-def fuse(name: str, spec: Fusion, parts: Sequence[ItemVectors], trained_I: np.ndarray) -> ItemVectors:
+def fuse(
+    name: str, spec: Fusion, parts: Sequence[ItemVectors], trained_I: np.ndarray, prior: FusedTransform | None = None
+) -> tuple[ItemVectors, FusedTransform]:
     """The fused set, `spec.dim` wide; present where at least one part is.
 
     - `concat_pca`: the parts side by side, then PCA. A part with more variance weighs more.
@@ -34,11 +37,23 @@ def fuse(name: str, spec: Fusion, parts: Sequence[ItemVectors], trained_I: np.nd
         spec: its declaration.
         parts: transformed and filled, in the order of `spec.sets`; a vector lent by neighbours counts as the item's.
         trained_I: bool [items], items of the training window.
+        prior: what an earlier build learned; nothing is learned then.
+
+    Returns:
+        The set, and what was learned.
 
     Raises:
         DataError: `dim` is more than the parts and their common items in training allow.
     """
-    where = f"vectors.fusion.{name}"
+    learned = prior or _learn(f"vectors.fusion.{name}", spec, parts, trained_I)
+    has = {part.name: part.present_I | part.filled_I for part in parts}
+    fused_ID = learned.apply({part.name: part.vectors_IW for part in parts}, has)
+    present_I = np.logical_or.reduce([part.present_I for part in parts])
+    any_I = np.logical_or.reduce(list(has.values()))
+    return ItemVectors(name, fused_ID, present_I, any_I & ~present_I), learned
+
+
+def _learn(where: str, spec: Fusion, parts: Sequence[ItemVectors], trained_I: np.ndarray) -> FusedTransform:
     fit_F = np.flatnonzero(np.logical_and.reduce([trained_I, *(part.present_I for part in parts)]))
     if not len(fit_F):
         sets = ", ".join(part.name for part in parts)
@@ -53,16 +68,11 @@ def fuse(name: str, spec: Fusion, parts: Sequence[ItemVectors], trained_I: np.nd
     else:
         check_room(where, "dim", spec.dim, min(part.width for part in parts), len(fit_F))
         axes = _shared_axes(where, covariance(vectors, means, fit_F), parts, spec.dim)
-    fused_ID = np.zeros((len(trained_I), spec.dim), np.float32)
-    count_I = np.zeros(len(trained_I), np.float32)
-    for part, mean_W, axes_WD in zip(parts, means, axes, strict=True):
-        has_I = part.present_I | part.filled_I
-        fused_ID += np.where(has_I[:, None], project(part.vectors_IW, mean_W, axes_WD), np.float32(0))
-        count_I += has_I
-    if spec.how == "cca":
-        fused_ID /= np.maximum(count_I, 1)[:, None]
-    present_I = np.logical_or.reduce([part.present_I for part in parts])
-    return ItemVectors(name, fused_ID, present_I, (count_I > 0) & ~present_I)
+    projections = {
+        part.name: Projection(mean_W, axes_WD.astype(np.float32))
+        for part, mean_W, axes_WD in zip(parts, means, axes, strict=True)
+    }
+    return FusedTransform(projections, mean=spec.how == "cca")
 
 
 def _axes_of_each(

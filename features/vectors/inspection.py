@@ -16,6 +16,7 @@ from features.errors import DataError
 from features.feature_set import FeatureSet
 from features.schema import FIRST_VALUE
 from features.vectors.embeddings import ItemVectors
+from features.vectors.fitted import to_unit
 from features.vectors.neighbours import best
 from features.vectors.next_clicks import (
     NEAREST,
@@ -30,7 +31,7 @@ from features.vectors.next_clicks import (
 )
 from features.vectors.probe import probe
 from features.vectors.semantic_ids import column_names
-from features.vectors.transforms import blocks, mean_of, to_unit
+from features.vectors.transforms import blocks, mean_of
 
 SAMPLED = 20_000  # items that lengths, variance and tags are read from
 ASKED = 1_000  # items whose near twins and shared neighbours are looked up among all
@@ -150,7 +151,7 @@ def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndar
     lengths_S = np.linalg.norm(vectors_SW, axis=1)
     range_W = np.ptp(vectors_SW, axis=0)
     variance_W = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(vectors_SW, rowvar=False, bias=True)))[::-1], 0)
-    total = max(float(variance_W.sum()), np.finfo(float).tiny)
+    share_W = variance_W / max(float(variance_W.sum()), np.finfo(float).tiny)  # all 0 where nothing varies
 
     as_they_are_W, mean_W = np.zeros(one.width, np.float32), mean_of(one.vectors_IW, known_T)
     random_P2 = rng.choice(known_T, size=(SAMPLED, 2))
@@ -176,7 +177,7 @@ def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndar
             *np.quantile(lengths_S, [0, 0.05, 0.5, 0.95, 1]).tolist(),
         ),
         dead_dimensions=int((range_W <= DEAD * range_W.max()).sum()),
-        effective_dimension=float((variance_W / total).sum() ** 2 / max(((variance_W / total) ** 2).sum(), 1e-300)),
+        effective_dimension=float(share_W.sum() ** 2 / max((share_W**2).sum(), np.finfo(float).tiny)),
         anisotropy=float(random_cosines.mean()) if len(random_cosines) else 1.0,
         duplicates=_duplicates(one.vectors_IW, known_T),
         near_duplicates=_near_duplicates(one.vectors_IW, mean_W, known_T, rng.permutation(known_T)[:ASKED]),
@@ -190,7 +191,7 @@ def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndar
         samples=Samples(
             random_cosines=random_cosines,
             pair_cosines=cosines(one.vectors_IW, as_they_are_W, pairs_P2),
-            variance_W=np.cumsum(variance_W) / total,
+            variance_W=np.cumsum(share_W),
             lengths=lengths_S,
         ),
     )

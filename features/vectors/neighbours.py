@@ -15,7 +15,7 @@ from features.errors import ConfigError
 from features.schema import FIRST_VALUE, PADDING
 from features.vectors.coclicks import CoClicks
 from features.vectors.embeddings import ItemVectors
-from features.vectors.transforms import to_unit
+from features.vectors.fitted import to_unit
 
 SCORES_A_BLOCK = 1 << 23
 

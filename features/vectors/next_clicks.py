@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.feature_set import FeatureSet
-from features.vectors.transforms import blocks, to_unit
+from features.vectors.fitted import to_unit
+from features.vectors.transforms import blocks
 
 NEAREST = 10
 PAIRS = 10_000  # that are looked up, of all in the window: an interval of about ±0.01 around a recall of 0.3

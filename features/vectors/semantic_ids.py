@@ -20,7 +20,8 @@ import numpy as np
 from features.contract_vectors import SemanticIds
 from features.errors import DataError
 from features.schema import FIRST_VALUE, UNKNOWN, Field
-from features.vectors.transforms import BLOCK, blocks
+from features.vectors.fitted import BLOCK
+from features.vectors.transforms import blocks
 
 SEMANTIC_IDS = "semantic_ids"
 FORMAT = 1

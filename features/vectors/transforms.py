@@ -8,19 +8,21 @@ rows are off in the third digit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from features.contract_vectors import Embedding, Truncation
 from features.errors import DataError
 from features.vectors.embeddings import ItemVectors
+from features.vectors.fitted import BLOCK, Projection, SetTransform
 
-BLOCK = 8192  # rows
-SMALLEST = 1e-12  # norm below which a vector has no direction
 LEAST_VARIANCE = 1e-6  # of a direction, relative to the strongest: float32 makes as much of none at all
 
 
-def transform(one: ItemVectors, spec: Embedding, trained_I: np.ndarray, path: str) -> ItemVectors:
+def transform(
+    one: ItemVectors, spec: Embedding, trained_I: np.ndarray, path: str, prior: SetTransform | None = None
+) -> tuple[ItemVectors, SetTransform]:
     """Normalise, then reduce, as the contract says; `one.vectors_IW` may be overwritten.
 
     Args:
@@ -28,28 +30,23 @@ def transform(one: ItemVectors, spec: Embedding, trained_I: np.ndarray, path: st
         spec: its declaration.
         trained_I: bool [items], items of the training window: means, deviations and components are those of them.
         path: of the vectors, for messages.
+        prior: what an earlier build learned; nothing is learned then.
+
+    Returns:
+        The set, and what was learned.
 
     Raises:
         DataError: `reduce.dim` is more than the vectors and the items in training allow, or there is none in training.
     """
     fit_F = np.flatnonzero(one.present_I & trained_I)
-    vectors_IW = _normalise(one.vectors_IW, spec, fit_F, path)
-    if isinstance(spec.reduce, Truncation):
-        if spec.reduce.dim > one.width:
-            raise DataError(f"{path}: reduce.dim {spec.reduce.dim} is more than its width {one.width}. Lower it.")
-        vectors_IW = to_unit(np.ascontiguousarray(vectors_IW[:, : spec.reduce.dim]))
-    elif spec.reduce is not None:
-        vectors_IW = _onto_components(vectors_IW, spec, fit_F, path)
+    learned = prior or _normaliser(one.vectors_IW, spec, fit_F, path)
+    vectors_IW = learned.apply(one.vectors_IW)
+    if prior is None and spec.reduce is not None and not isinstance(spec.reduce, Truncation):
+        learned = replace(learned, onto=_components(vectors_IW, spec, fit_F, path))
+        assert learned.onto is not None
+        vectors_IW = learned.onto.apply(vectors_IW)
     vectors_IW[~one.present_I] = 0
-    return ItemVectors(one.name, vectors_IW, one.present_I, one.filled_I)
-
-
-def to_unit(vectors_VW: np.ndarray) -> np.ndarray:
-    """Divide each row by its Euclidean norm, in place; a row of zeros stays one."""
-    norms_V = np.sqrt(np.einsum("vw,vw->v", vectors_VW, vectors_VW, dtype=np.float64))
-    for rows in blocks(len(vectors_VW)):
-        vectors_VW[rows] /= np.maximum(norms_V[rows], SMALLEST)[:, None].astype(np.float32)
-    return vectors_VW
+    return ItemVectors(one.name, vectors_IW, one.present_I, one.filled_I), learned
 
 
 def moments(vectors_VW: np.ndarray, fit_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,15 +106,6 @@ def with_sign(axes_WD: np.ndarray) -> np.ndarray:
     return axes_WD * np.where(axes_WD[at_D, np.arange(axes_WD.shape[1])] < 0, -1.0, 1.0)
 
 
-def project(vectors_VW: np.ndarray, mean_W: np.ndarray, axes_WD: np.ndarray) -> np.ndarray:
-    """`(v - mean) axes` of every row, float32 [rows, dim]."""
-    projected_VD = np.empty((len(vectors_VW), axes_WD.shape[1]), np.float32)
-    axes_WD = axes_WD.astype(np.float32)
-    for rows in blocks(len(vectors_VW)):
-        np.matmul(vectors_VW[rows] - mean_W, axes_WD, out=projected_VD[rows])
-    return projected_VD
-
-
 def check_room(path: str, where: str, dim: int, width: int, items: int) -> None:
     """Raise DataError where `dim` directions cannot be found in so many dimensions over so many items."""
     if dim > min(width, items):
@@ -133,27 +121,24 @@ def blocks(rows: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, rows))
 
 
-def _normalise(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray, path: str) -> np.ndarray:
-    if spec.normalize == "none":
-        return vectors_IW
-    if spec.normalize == "l2":
-        return to_unit(vectors_IW)
+def _normaliser(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray, path: str) -> SetTransform:
+    cut = spec.reduce.dim if isinstance(spec.reduce, Truncation) else None
+    if cut is not None and cut > vectors_IW.shape[1]:
+        raise DataError(f"{path}: reduce.dim {cut} is more than its width {vectors_IW.shape[1]}. Lower it.")
+    if spec.normalize in ("none", "l2"):
+        return SetTransform(unit=spec.normalize == "l2", cut=cut)
     if not len(fit_F):
         raise DataError(
             f"{path}: none of its items is in the training window, so there is no mean for normalize: {spec.normalize}."
             " Use l2, or give vectors of items that were clicked."
         )
     if spec.normalize == "centre":
-        vectors_IW -= mean_of(vectors_IW, fit_F)
-        return to_unit(vectors_IW)
+        return SetTransform(shift_W=mean_of(vectors_IW, fit_F), unit=True, cut=cut)
     mean_W, deviation_W = (moment.astype(np.float32) for moment in moments(vectors_IW, fit_F))
-    for rows in blocks(len(vectors_IW)):
-        vectors_IW[rows] -= mean_W
-        vectors_IW[rows] /= deviation_W
-    return vectors_IW
+    return SetTransform(shift_W=mean_W, scale_W=deviation_W, cut=cut)
 
 
-def _onto_components(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray, path: str) -> np.ndarray:
+def _components(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray, path: str) -> Projection:
     assert spec.reduce is not None
     dim = spec.reduce.dim
     check_room(path, "reduce.dim", dim, vectors_IW.shape[1], len(fit_F))
@@ -168,4 +153,4 @@ def _onto_components(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray,
                 f"differ; the others cannot be whitened. {way_out}"
             )
         axes_WD = axes_WD / np.sqrt(variance_D)
-    return project(vectors_IW, mean_W, axes_WD)
+    return Projection(mean_W, axes_WD.astype(np.float32))

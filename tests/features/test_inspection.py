@@ -18,6 +18,7 @@ from features.schema import FIRST_VALUE
 from features.vectors.advice import advise, is_useful
 from features.vectors.embeddings import ItemVectors, read_vectors
 from features.vectors.inspection import Inspection, SetReport, inspect
+from features.vectors.next_clicks import interval, popular_hits, read_clicks, recall_hits
 
 ITEMS, GROUPS, USERS, ROWS = 300, 15, 120, 6_000
 
@@ -99,6 +100,20 @@ def test_recall_is_that_of_a_known_group(reports: dict[str, SetReport]) -> None:
     assert useful == {"good", "copy", "one_way", "dead", "half"}
 
 
+def test_users_are_what_the_interval_draws(
+    given: tuple[FeatureSet, list[ItemVectors]], reports: dict[str, SetReport]
+) -> None:
+    built, sets = given
+    half = next(one for one in sets if one.name == "half")
+    clicks = read_clicks(built, seed=1)
+    both_P = half.present_I[clicks.pairs_P2].all(axis=1)
+    known_T = np.flatnonzero(half.present_I & clicks.trained_I)
+    hits_P = popular_hits(clicks.clicks_I, clicks.pairs_P2[both_P], known_T)
+    assert reports["half"].pairs == both_P.sum() and reports["half"].popular_recall == hits_P.mean()
+    good = recall_hits(sets[0].vectors_IW, np.zeros(24, np.float32), clicks.pairs_P2, np.flatnonzero(clicks.trained_I))
+    assert reports["good"].recall == interval(good, clicks.user_P, seed=1)
+
+
 def test_what_knows_nothing_finds_no_more_than_chance(reports: dict[str, SetReport]) -> None:
     for name in ("noise", "few_noise", "constant"):
         recall = reports[name].recall
@@ -136,7 +151,8 @@ def test_the_advice_tells_them_apart(found: Inspection) -> None:
     for name in ("noise", "few_noise", "constant"):
         assert advice[name].startswith("Leave it out"), name
     assert "`normalize: centre`" in advice["one_way"] and "`normalize: centre`" not in advice["good"]
-    assert "`reduce: {method: pca, dim: 2" in advice["dead"]
+    assert "`reduce: {method: pca, dim: 20}`, since it fills 10 of its 64 dimensions, 40 of them dead" in advice["dead"]
+    assert "`reduce" not in advice["good"]
     assert "`missing: {by: clicks}` for the 7" in advice["half"]
     assert "40% of items have the very vector of another" in advice["placeholder"]
     family = {"good", "copy", "dead", "one_way", "half"}

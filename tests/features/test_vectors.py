@@ -159,6 +159,14 @@ def test_everything_at_once(tmp_path: Path) -> None:
         "semantic_ids/codes/coder.json",
         "semantic_ids/codes/prefixes-1.npy",
         "semantic_ids/codes/prefixes-2.npy",
+        "transforms/both/axes-0.npy",
+        "transforms/both/axes-1.npy",
+        "transforms/both/mean-0.npy",
+        "transforms/both/mean-1.npy",
+        "transforms/both/transform.json",
+        "transforms/image/transform.json",
+        "transforms/sound/transform.json",
+        "transforms/text/transform.json",
     ]
 
 
@@ -174,7 +182,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         VectorFiles(tmp_path / folder, sets).build(vectors=vectors)
     written = [path for path in (tmp_path / "one/out").rglob("*") if path.is_file()]
-    assert len(written) == 8
+    assert len(written) == 15
     for path in written:
         assert path.read_bytes() == (tmp_path / "two/out" / path.relative_to(tmp_path / "one/out")).read_bytes(), path
 

@@ -1,0 +1,150 @@
+"""What was learned from vectors, kept: so that new items and later builds get vectors in the same space.
+
+Shapes: V rows, W dimensions before and D after.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.errors import DataError
+
+TRANSFORMS = "transforms"
+BLOCK = 8192  # rows
+SMALLEST = 1e-12  # norm below which a vector has no direction
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`(v - mean) axes`: mean float32 [W], axes float32 [W, D]."""
+
+    mean_W: np.ndarray
+    axes_WD: np.ndarray
+
+    def apply(self, vectors_VW: np.ndarray) -> np.ndarray:
+        """Of every row, float32 [V, D], in blocks."""
+        projected_VD = np.empty((len(vectors_VW), self.axes_WD.shape[1]), np.float32)
+        for start in range(0, len(vectors_VW), BLOCK):
+            rows = slice(start, start + BLOCK)
+            np.matmul(vectors_VW[rows] - self.mean_W, self.axes_WD, out=projected_VD[rows])
+        return projected_VD
+
+
+@dataclass(frozen=True)
+class SetTransform:
+    """One set: shifted and scaled, made unit, cut and made unit again, projected; each step only where it is declared.
+
+    Args:
+        shift_W, scale_W: float32 [W]; `(v - shift) / scale`.
+        unit: divide by the Euclidean norm.
+        cut: first dimensions that are kept.
+        onto: principal components.
+    """
+
+    shift_W: np.ndarray | None = None
+    scale_W: np.ndarray | None = None
+    unit: bool = False
+    cut: int | None = None
+    onto: Projection | None = None
+
+    def apply(self, vectors_VW: np.ndarray) -> np.ndarray:
+        """Of every row, float32 [V, D]; the input may be overwritten."""
+        for start in range(0, len(vectors_VW), BLOCK):
+            rows = slice(start, start + BLOCK)
+            if self.shift_W is not None:
+                vectors_VW[rows] -= self.shift_W
+            if self.scale_W is not None:
+                vectors_VW[rows] /= self.scale_W
+        if self.unit:
+            to_unit(vectors_VW)
+        if self.cut is not None:
+            vectors_VW = to_unit(np.ascontiguousarray(vectors_VW[:, : self.cut]))
+        return vectors_VW if self.onto is None else self.onto.apply(vectors_VW)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write below the feature set's folder."""
+        arrays: dict[str, np.ndarray | None] = {"shift": self.shift_W, "scale": self.scale_W}
+        if self.onto is not None:
+            arrays |= {"mean": self.onto.mean_W, "axes": self.onto.axes_WD}
+        _write(folder, name, {"unit": self.unit, "cut": self.cut}, arrays)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> SetTransform:
+        """Read what `save` wrote. Raises DataError where there is none."""
+        settings, arrays = _read(folder, name)
+        onto = Projection(arrays["mean"], arrays["axes"]) if "axes" in arrays else None
+        return cls(arrays.get("shift"), arrays.get("scale"), bool(settings["unit"]), settings["cut"], onto)
+
+
+@dataclass(frozen=True)
+class FusedTransform:
+    """Several sets as one: the sum of their projections, or the mean over those that an item has."""
+
+    parts: Mapping[str, Projection] = field(default_factory=dict)
+    mean: bool = False
+
+    def apply(self, vectors: Mapping[str, np.ndarray], has: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Fused vectors, float32 [V, D].
+
+        Args:
+            vectors: transformed vectors of each part, float32 [V, W].
+            has: which rows have one, bool [V].
+        """
+        each = [
+            np.where(has[name][:, None], part.apply(vectors[name]), np.float32(0)) for name, part in self.parts.items()
+        ]
+        fused_VD = np.add.reduce(each)
+        if not self.mean:
+            return fused_VD
+        count_V = np.add.reduce([has[name].astype(np.float32) for name in self.parts])
+        return fused_VD / np.maximum(count_V, 1)[:, None]
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write below the feature set's folder."""
+        arrays: dict[str, np.ndarray | None] = {}
+        for place, part in enumerate(self.parts.values()):
+            arrays |= {f"mean-{place}": part.mean_W, f"axes-{place}": part.axes_WD}
+        _write(folder, name, {"mean": self.mean, "parts": list(self.parts)}, arrays)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> FusedTransform:
+        """Read what `save` wrote. Raises DataError where there is none."""
+        settings, arrays = _read(folder, name)
+        parts = {
+            part: Projection(arrays[f"mean-{place}"], arrays[f"axes-{place}"])
+            for place, part in enumerate(settings["parts"])
+        }
+        return cls(parts, bool(settings["mean"]))
+
+
+def to_unit(vectors_VW: np.ndarray) -> np.ndarray:
+    """Divide each row by its Euclidean norm, in place; a row of zeros stays one."""
+    norms_V = np.sqrt(np.einsum("vw,vw->v", vectors_VW, vectors_VW, dtype=np.float64))
+    for start in range(0, len(vectors_VW), BLOCK):
+        rows = slice(start, start + BLOCK)
+        vectors_VW[rows] /= np.maximum(norms_V[rows], SMALLEST)[:, None].astype(np.float32)
+    return vectors_VW
+
+
+def _write(folder: Path, name: str, settings: dict[str, Any], arrays: Mapping[str, np.ndarray | None]) -> None:
+    target = folder / TRANSFORMS / name
+    target.mkdir(parents=True, exist_ok=True)
+    known = {key: values for key, values in arrays.items() if values is not None}
+    for key, values in known.items():
+        np.save(target / f"{key}.npy", values)
+    (target / "transform.json").write_text(json.dumps(settings | {"arrays": list(known)}), encoding="utf-8")
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    target = folder / TRANSFORMS / name
+    try:
+        settings = json.loads((target / "transform.json").read_text(encoding="utf-8"))
+        return settings, {key: np.load(target / f"{key}.npy", allow_pickle=False) for key in settings["arrays"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{target}: what was learned from vectors cannot be read: {error}. Build again.") from None

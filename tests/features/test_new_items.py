@@ -1,0 +1,110 @@
+"""New items get their vectors as the build would have given them; and the next build goes on with what it learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.build import build_feature_set
+from features.contract import Contract
+from features.errors import DataError
+from features.feature_set import FeatureSet
+from features.settings import merge, validate
+from features.vectors.new_items import encode_vectors
+from tests.features.raw import CONTENT, ITEMS, raw_log
+
+WIDTHS = {"text": 6, "image": 5}
+SETS: dict[str, Any] = {
+    "text": {"path": "text.parquet", "normalize": "centre", "reduce": {"method": "pca", "dim": 3}},
+    "image": {"path": "image.parquet", "normalize": "standardize", "reduce": {"method": "whiten", "dim": 4}},
+}
+FUSIONS = {
+    "both": {"sets": ["text", "image"], "how": "concat_pca", "dim": 3, "keep_parts": True},
+    "shared": {"sets": ["text", "image"], "how": "cca", "dim": 2, "keep_parts": True},
+}
+
+
+def raw_vectors() -> dict[str, np.ndarray]:
+    """Of each item of the raw log; the last two have no image."""
+    rng = np.random.default_rng(4)
+    made = {name: rng.normal(1, 2, (ITEMS, width)).astype(np.float32) for name, width in WIDTHS.items()}
+    made["image"][-2:] = np.nan
+    return made
+
+
+def built(folder: Path) -> tuple[Contract, FeatureSet]:
+    contract = raw_log(folder, over={"embeddings": SETS, "vectors": {"fusion": FUSIONS}})
+    for name, vectors in raw_vectors().items():
+        has = ~np.isnan(vectors).any(1)
+        ids = np.arange(101, 101 + ITEMS)[has]
+        pl.DataFrame({"item_id": ids, "vector": vectors[has].tolist()}).write_parquet(folder / f"{name}.parquet")
+    return contract, build_feature_set(contract, folder / "out").feature_set
+
+
+def test_they_equal_those_of_the_build(tmp_path: Path) -> None:
+    contract, feature_set = built(tmp_path)
+    encoded = encode_vectors(feature_set.path, contract, feature_set.schema, raw_vectors())
+    assert list(encoded) == ["text", "image", "both", "shared"]
+    for name, (vectors, present) in encoded.items():
+        # Catalogue rows from 2 on are the items in order.
+        np.testing.assert_allclose(vectors, feature_set.vectors(name)[2:], atol=1e-6)
+        assert present.tolist() == feature_set.present(name)[2:].tolist()
+
+
+def test_a_set_left_out_is_missing(tmp_path: Path) -> None:
+    contract, feature_set = built(tmp_path)
+    encoded = encode_vectors(feature_set.path, contract, feature_set.schema, {"text": raw_vectors()["text"]})
+    assert not encoded["image"][1].any() and not encoded["image"][0].any()
+    assert encoded["both"][1].all() and encoded["shared"][0].any()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"text": np.zeros((2, 7))}, "set 'text' is 7 wide"),
+        ({"text": np.zeros((2, 6)), "image": np.zeros((3, 5))}, r"sets of \[2, 3\] rows"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path: Path, raw: dict[str, np.ndarray], words: str) -> None:
+    contract, feature_set = built(tmp_path)
+    with pytest.raises(DataError, match=words):
+        encode_vectors(feature_set.path, contract, feature_set.schema, raw)
+
+
+def test_a_windowed_build_goes_on_with_what_was_learned(tmp_path: Path) -> None:
+    """New vectors and new items on the second day move none of the old items' vectors."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "log").mkdir()
+    for day in range(6):
+        time = 1_772_323_200 + day * 86_400 + np.sort(rng.integers(0, 86_400, 80))
+        items = rng.integers(101, 113 + 2 * day, 80)
+        log = {"user_id": rng.integers(1, 9, 80), "item_id": items, "time": time, "rating": rng.integers(1, 6, 80)}
+        log |= {"hour": time // 3600 % 24, "load": rng.random(80)}
+        pl.DataFrame(log).write_parquet(tmp_path / f"log/{day}.parquet")
+    over = {
+        "interactions": {"path": "log/*.parquet"},
+        "items": None,
+        "users": None,
+        "embeddings": SETS,
+        "vectors": {"fusion": FUSIONS, "semantic_ids": {"topic": {"set": "text", "levels": 2, "size": 3}}},
+        "split": {"by": "days", "valid": 1, "test": 1},
+    }
+    contract = validate(Contract, merge(CONTENT, over) | {"root": str(tmp_path)}, "raw")
+
+    def build(day: int, items: int) -> FeatureSet:
+        draw = np.random.default_rng(7).normal(1, 2, (40, 6)).astype(np.float32)
+        for name, width in WIDTHS.items():
+            table = {"item_id": np.arange(101, 101 + items), "vector": draw[:items, :width].tolist()}
+            pl.DataFrame(table).write_parquet(tmp_path / f"{name}.parquet")
+        return build_feature_set(contract, tmp_path / "out", f"2026-03-0{day}", window=4).feature_set
+
+    first, second = build(5, items=20), build(6, items=24)
+    assert second.manifest.days.keys() - first.manifest.days.keys() == {"2026-03-06"}
+    old = first.schema.items
+    for name in ("text", "image", "both", "shared"):
+        np.testing.assert_array_equal(second.vectors(name)[:old], first.vectors(name))
+    assert second.items["topic_12"][:old].tolist() == first.items["topic_12"].tolist()
