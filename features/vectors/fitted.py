@@ -41,12 +41,14 @@ class SetTransform:
     """One set: shifted and scaled, made unit, cut and made unit again, projected; each step only where it is declared.
 
     Args:
+        width: of the vectors as they are given.
         shift_W, scale_W: float32 [W]; `(v - shift) / scale`.
         unit: divide by the Euclidean norm.
         cut: first dimensions that are kept.
         onto: principal components.
     """
 
+    width: int
     shift_W: np.ndarray | None = None
     scale_W: np.ndarray | None = None
     unit: bool = False
@@ -72,14 +74,15 @@ class SetTransform:
         arrays: dict[str, np.ndarray | None] = {"shift": self.shift_W, "scale": self.scale_W}
         if self.onto is not None:
             arrays |= {"mean": self.onto.mean_W, "axes": self.onto.axes_WD}
-        _write(folder, name, {"unit": self.unit, "cut": self.cut}, arrays)
+        _write(folder, name, {"width": self.width, "unit": self.unit, "cut": self.cut}, arrays)
 
     @classmethod
     def load(cls, folder: Path, name: str) -> SetTransform:
         """Read what `save` wrote. Raises DataError where there is none."""
         settings, arrays = _read(folder, name)
         onto = Projection(arrays["mean"], arrays["axes"]) if "axes" in arrays else None
-        return cls(arrays.get("shift"), arrays.get("scale"), bool(settings["unit"]), settings["cut"], onto)
+        unit, cut = bool(settings["unit"]), settings["cut"]
+        return cls(int(settings["width"]), arrays.get("shift"), arrays.get("scale"), unit, cut, onto)
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ def encode_vectors(folder: Path, contract: Contract, schema: Schema, raw: Mappin
 def _of_one(folder: Path, name: str, vectors_MW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     present_M = ~np.isnan(vectors_MW).any(axis=1)
     vectors_MW[~present_M] = 0
-    try:
-        made = SetTransform.load(folder, name).apply(vectors_MW)
-    except ValueError as error:
-        raise DataError(f"vectors of new items: set {name!r} is {vectors_MW.shape[1]} wide: {error}.") from None
+    learned = SetTransform.load(folder, name)
+    if vectors_MW.shape[1] != learned.width:
+        raise DataError(f"vectors of new items: set {name!r} is {vectors_MW.shape[1]} wide, not {learned.width}.")
+    made = learned.apply(vectors_MW)
     made[~present_M] = 0
     return made, present_M

@@ -38,6 +38,11 @@ def transform(
     Raises:
         DataError: `reduce.dim` is more than the vectors and the items in training allow, or there is none in training.
     """
+    if prior is not None and prior.width != one.width:
+        raise DataError(
+            f"{path}: its vectors are {one.width} wide, {prior.width} in the version before. Another encoder needs "
+            "another name of the set, or of the contract."
+        )
     fit_F = np.flatnonzero(one.present_I & trained_I)
     learned = prior or _normaliser(one.vectors_IW, spec, fit_F, path)
     vectors_IW = learned.apply(one.vectors_IW)
@@ -122,20 +127,21 @@ def blocks(rows: int) -> Iterator[slice]:
 
 
 def _normaliser(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray, path: str) -> SetTransform:
+    width = vectors_IW.shape[1]
     cut = spec.reduce.dim if isinstance(spec.reduce, Truncation) else None
-    if cut is not None and cut > vectors_IW.shape[1]:
-        raise DataError(f"{path}: reduce.dim {cut} is more than its width {vectors_IW.shape[1]}. Lower it.")
+    if cut is not None and cut > width:
+        raise DataError(f"{path}: reduce.dim {cut} is more than its width {width}. Lower it.")
     if spec.normalize in ("none", "l2"):
-        return SetTransform(unit=spec.normalize == "l2", cut=cut)
+        return SetTransform(width, unit=spec.normalize == "l2", cut=cut)
     if not len(fit_F):
         raise DataError(
             f"{path}: none of its items is in the training window, so there is no mean for normalize: {spec.normalize}."
             " Use l2, or give vectors of items that were clicked."
         )
     if spec.normalize == "centre":
-        return SetTransform(shift_W=mean_of(vectors_IW, fit_F), unit=True, cut=cut)
+        return SetTransform(width, mean_of(vectors_IW, fit_F), unit=True, cut=cut)
     mean_W, deviation_W = (moment.astype(np.float32) for moment in moments(vectors_IW, fit_F))
-    return SetTransform(shift_W=mean_W, scale_W=deviation_W, cut=cut)
+    return SetTransform(width, mean_W, deviation_W, cut=cut)
 
 
 def _components(vectors_IW: np.ndarray, spec: Embedding, fit_F: np.ndarray, path: str) -> Projection:

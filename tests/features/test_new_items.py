@@ -108,3 +108,6 @@ def test_a_windowed_build_goes_on_with_what_was_learned(tmp_path: Path) -> None:
     for name in ("text", "image", "both", "shared"):
         np.testing.assert_array_equal(second.vectors(name)[:old], first.vectors(name))
     assert second.items["topic_12"][:old].tolist() == first.items["topic_12"].tolist()
+    pl.DataFrame({"item_id": [101, 102], "vector": [[1.0, 2.0], [3.0, 4.0]]}).write_parquet(tmp_path / "text.parquet")
+    with pytest.raises(DataError, match=r"text\.parquet: its vectors are 2 wide, 6 in the version before"):
+        build_feature_set(contract, tmp_path / "out", "2026-03-06", window=4)
