@@ -83,4 +83,4 @@ lock: .venv/.ready  ## resolve requirements.lock again from pyproject.toml
 	    --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
 
 clean:  ## remove what the commands wrote (raw data in data/ other than the simulated log stays)
-	rm -rf feature_sets runs bundles data/simulated mlartifacts mlflow.db* .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf feature_sets runs bundles inspections benchmarks/results data/simulated mlartifacts mlflow.db* .mypy_cache .ruff_cache .pytest_cache build *.egg-info
