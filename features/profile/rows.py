@@ -57,7 +57,7 @@ def count_rows(folder: Path, parts: Sequence[PartEntry], schema: Schema) -> tupl
     Returns:
         Counts of each split that has rows, and k where one row in k was sampled (evenly, with a fixed seed).
     """
-    total = sum(len(read_arrow(folder / part.rows)["user"]) for part in parts)
+    total = sum(part.window.rows for part in parts if part.window)
     one_in = max(1, -(-total // SAMPLE))
     counts = {
         name: SplitCounts(

@@ -14,6 +14,7 @@ from features.columns import fit_column
 from features.contract_columns import Categorical, Column, Numeric, Tags
 from features.encoder import encode_table
 from features.feature_set import SPLITS, PartEntry, write_arrow
+from features.parts import window_of
 from features.profile.file import Profile
 from features.profile.write import write_profile
 from features.schema import Schema, VectorSet
@@ -97,5 +98,5 @@ def _write_parts(
             part_rows |= {name: values[kept] for name, values in ends.items()}
             file = f"rows/{name}/{part}.arrow"
             write_arrow(folder / file, part_rows)
-            entries.append(PartEntry(split=name, rows=file, events=f"events/{part}.arrow"))
+            entries.append(PartEntry(split=name, rows=file, events=f"events/{part}.arrow", window=window_of(part_rows)))
     return entries
