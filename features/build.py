@@ -116,11 +116,13 @@ class Build:
         buckets = self._buckets(log.rows)
         self.clock.lap("check the log")
         splitter = self._splitter(log)
-        fitted = self._fit(whole, log, tables, splitter)
+        # Of the whole window, also where only the new days' rows are read again below.
+        train = (whole if self.plan and self.plan.prior else log).frame.filter(splitter.is_train)
+        fitted = self._fit(log, tables, train)
         encoder = fitted.encoder
         write_arrow(self.staging / USERS, encoder.user_table)
         self.clock.lap("fit encoders and tables")
-        self._vectors(fitted, log.frame.filter(splitter.is_train))
+        self._vectors(fitted, train)
         self.clock.lap("vectors")
         stream = Stream(self.contract, log, encoder, since=self._since())
         counted = count(stream, splitter, buckets, self.staging / SCRATCH)
@@ -185,12 +187,11 @@ class Build:
         is_train = pl.col(TIME).is_between(starts["train"], starts["valid"], closed="left")
         return Splitter(is_train, starts["valid"], starts["test"], "days")
 
-    def _fit(self, whole: Unchecked, log: Log, tables: Tables, splitter: Splitter) -> Fitted:
+    def _fit(self, log: Log, tables: Tables, train: pl.LazyFrame) -> Fitted:
         if self.plan is None or self.plan.prior is None:
-            return fit(self.contract, log, tables, log.frame.filter(splitter.is_train))
-        window = whole.frame.filter(splitter.is_train)
-        fresh = window.filter(pl.col(TIME) >= first_instant(self.plan.newly_trained_from))
-        return fit(self.contract, log, tables, window, Encoder.load(self.plan.prior.path), fresh)
+            return fit(self.contract, log, tables, train)
+        fresh = train.filter(pl.col(TIME) >= first_instant(self.plan.newly_trained_from))
+        return fit(self.contract, log, tables, train, Encoder.load(self.plan.prior.path), fresh)
 
     def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> None:
         """Write vectors, what is derived from them, and the item table."""
@@ -248,7 +249,12 @@ def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
 
 def _clicks(encoder: Encoder, train: pl.LazyFrame) -> Clicks:
     """Who took what in the training window: the log's last `MOST_CLICKS` positives there."""
-    taken = train.filter(pl.col(LABEL) == 1).select(USER, ITEM).tail(MOST_CLICKS).collect(engine="streaming")
+    taken = (
+        train.filter(pl.col(LABEL).cast(pl.Float32) == 1)
+        .select(USER, ITEM)
+        .tail(MOST_CLICKS)
+        .collect(engine="streaming")
+    )
     return Clicks(encoder.users.encode(taken[USER]), encoder.items.encode(taken[ITEM]))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features import build as build_module
 from features.build import build_feature_set
 from features.contract import Contract
 from features.encoder import Encoder
@@ -185,3 +186,29 @@ def test_windows_that_cannot_be(tmp_path: Path, over: Any, window: int, words: s
     write_days(tmp_path, range(4))
     with pytest.raises(ConfigError, match=words.replace("{", r"\{")):
         build_feature_set(contract(tmp_path, over), tmp_path / "out", window=window)
+
+
+def test_co_clicks_of_an_added_day_are_those_of_the_whole_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_days(tmp_path, range(10))
+    vectors = {"item_id": np.arange(100, 148), "vector": np.random.default_rng(0).normal(size=(48, 4)).tolist()}
+    pl.DataFrame(vectors).write_parquet(tmp_path / "text.parquet")
+    over = {
+        "embeddings": {"text": {"path": "text.parquet"}},
+        "vectors": {"neighbours": {"near": {"set": "text", "k": 3, "coclicks": 0.5}}},
+    }
+    seen = []
+    made = build_module.build_vectors
+
+    def spy(declared: Any, items: Any, trained: Any, columns: Any, clicks: Any, *rest: Any) -> Any:
+        seen.append(sorted(zip(clicks.user_C.tolist(), clicks.item_C.tolist(), strict=True)))
+        return made(declared, items, trained, columns, clicks, *rest)
+
+    monkeypatch.setattr(build_module, "build_vectors", spy)
+    for number in (8, 9):
+        built = build(contract(tmp_path, over), number)
+    encoder = Encoder.load(built.path)
+    train = pl.concat(day_of_log(number) for number in range(3, 8)).filter(pl.col("rating") >= 4)
+    users, items = encoder.users.encode(train["user"]), encoder.items.encode(train["item"])
+    assert len(seen) == 2 and seen[1] == sorted(zip(users.tolist(), items.tolist(), strict=True))
