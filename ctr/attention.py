@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ctr.row_bags import RowBags
+
 
 class SparseTargetAttention(nn.Module):
     """Attends from a target item to a history, with ReLU in place of softmax: what is irrelevant weighs 0.
@@ -31,7 +33,8 @@ class SparseTargetAttention(nn.Module):
 
     Example:
         >>> attention = SparseTargetAttention(item_dim=8, event_dim=0, attention_dim=16)
-        >>> attention(torch.randn(4, 8), torch.randn(4, 20, 8), None, torch.ones(4, 20)).shape
+        >>> items_UD, history_BS = torch.randn(9, 8), torch.randint(0, 9, (4, 20))
+        >>> attention(torch.randn(4, 8), RowBags(items_UD, history_BS), None, torch.ones(4, 20)).shape
         torch.Size([4, 8])
     """
 
@@ -54,24 +57,22 @@ class SparseTargetAttention(nn.Module):
         """`W_v^T W_o^T`, [F, D]: what an event adds to the interest, as `y^T M`."""
         return self.value.weight.T @ self.output.weight.T
 
-    def forward(self, target_BD: Tensor, history_BSD: Tensor, events_BSE: Tensor | None, mask_BS: Tensor) -> Tensor:
+    def forward(self, target_BD: Tensor, history: RowBags, events_BSE: Tensor | None, mask_BS: Tensor) -> Tensor:
         """The interest o, [B, D].
 
         Args:
             target_BD: target items.
-            history_BSD: items of the history.
+            history: items of the history, [B, S] of them, of width D.
             events_BSE: embedded event columns; None if and only if `event_dim` is 0.
             mask_BS: 1 at an event, 0 at padding, which then contributes nothing whatever it holds.
         """
-        blocks = [history_BSD] if events_BSE is None else [history_BSD, events_BSE]
-        widths = [block.shape[-1] for block in blocks]
-        queries = (target_BD @ self.score_matrix()).split(widths, dim=-1)
-        # Block by block: concatenating items and events first would copy the largest tensor of the step.
-        scores_BS = torch.stack([_dot(block, query) for block, query in zip(blocks, queries, strict=True)]).sum(0)
+        queries_BF = target_BD @ self.score_matrix()
+        # Items and events apart: an event's item is never copied to stand beside its event columns.
+        scores_BS = history.dots(queries_BF[:, : history.width])
+        if events_BSE is not None:
+            scores_BS = scores_BS + (events_BSE @ queries_BF[:, history.width :].unsqueeze(-1)).squeeze(-1)
         weights_BS = torch.relu(mask_BS * scores_BS)
-        pooled_BF = torch.cat([(weights_BS.unsqueeze(1) @ block).squeeze(1) for block in blocks], dim=-1)
+        pooled_BF = history.sums(weights_BS)
+        if events_BSE is not None:
+            pooled_BF = torch.cat([pooled_BF, (weights_BS.unsqueeze(1) @ events_BSE).squeeze(1)], dim=-1)
         return pooled_BF @ self.value_matrix() + target_BD
-
-
-def _dot(block_BSF: Tensor, query_BF: Tensor) -> Tensor:
-    return (block_BSF @ query_BF.unsqueeze(-1)).squeeze(-1)

@@ -19,6 +19,7 @@ class ModelConfig(Settings):
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
     layers: PositiveInt = Field(2, description="quadratic layers L")
     rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
+    fold_rows: bool = Field(False, description="train each layer's rows as the one matrix that they add up to")
     dropout: float = Field(0.1, ge=0, lt=1)
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")

@@ -14,6 +14,7 @@ from ctr.batch import Batch
 from ctr.config import ModelConfig
 from ctr.embedding import FieldEncoder, ItemEncoder
 from ctr.quadratic import QuadraticNetwork
+from ctr.row_bags import RowBags
 from ctr.tables import FrozenTables, TableBuffers
 from features.schema import PADDING, Schema
 
@@ -54,6 +55,7 @@ class QIN(nn.Module):
             config.layers,
             config.rows,
             config.dropout,
+            config.fold_rows,
         )
 
     def attach(self, tables: FrozenTables) -> None:
@@ -98,9 +100,8 @@ class QIN(nn.Module):
         return self.context_encoder([*self.tables.user_columns(batch.user_B), *columns])
 
     def _interest(self, attention: SparseTargetAttention, batch: Batch, x_UD: Tensor, target_BD: Tensor) -> Tensor:
-        history_BSD = F.embedding(batch.history_BS, x_UD)
         events_BSE = None
         if self.event_fields:
             events_BSE = self.event_encoder([batch.events[field.name] for field in self.event_fields])
         mask_BS = (batch.history_BS != PADDING).to(x_UD.dtype)
-        return attention(target_BD, history_BSD, events_BSE, mask_BS)
+        return attention(target_BD, RowBags(x_UD, batch.history_BS), events_BSE, mask_BS)

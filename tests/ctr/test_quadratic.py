@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
+from ctr.dropout import dropout
 from ctr.quadratic import QuadraticLayer, QuadraticNetwork
 from features.errors import ConfigError
 from tests.ctr import literal
@@ -58,16 +58,54 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
 def test_dropout_falls_on_each_row_apart_and_on_the_addition():
     torch.manual_seed(0)
     layer = QuadraticLayer(5, rows=3, dropout=0.5).double().train()
-    z = torch.randn(8, 5, dtype=torch.float64)
+    z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    inputs, cotangent = [z, *layer.parameters()], torch.randn(8, 5, dtype=torch.float64)
     torch.manual_seed(1)
-    kept_rows = F.dropout(torch.ones(8, 15, dtype=torch.float64), 0.5).split(5, dim=1)
-    kept_addition = F.dropout(torch.ones(8, 5, dtype=torch.float64), 0.5)
+    kept_rows = dropout(torch.ones(8, 15, dtype=torch.float64), 0.5, training=True).split(5, dim=1)
+    kept_addition = dropout(torch.ones(8, 5, dtype=torch.float64), 0.5, training=True)
     weights, biases = layer.rows.weight.split(5), layer.rows.bias.split(5)
     h = sum(z * kept * (z @ w.T + b) for kept, w, b in zip(kept_rows, weights, biases, strict=True))
-    normal = (h - h.mean(0)) / torch.sqrt(h.var(0, unbiased=False) + layer.norm.eps)
-    expected = z + kept_addition * torch.where(normal > 0, normal, 0.25 * normal)
+    normal = (h - h.mean(0)) / torch.sqrt(h.var(0, unbiased=False) + layer.norm.eps) * layer.norm.weight
+    normal = normal + layer.norm.bias
+    theirs = z + kept_addition * torch.where(normal > 0, normal, layer.activation.weight * normal)
     torch.manual_seed(1)
-    torch.testing.assert_close(layer(z), expected, atol=1e-10, rtol=1e-10)
+    ours = layer(z)
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+    for one, other in zip(
+        torch.autograd.grad(ours, inputs, cotangent),
+        torch.autograd.grad(theirs, inputs, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_folded_rows_start_and_vary_as_their_sum_does():
+    torch.manual_seed(0)
+    rows, folded = (QuadraticLayer(64, rows=4, dropout=0.2, fold=fold) for fold in (False, True))
+    assert folded.rows.weight.shape == (64, 64)
+    merged, one = rows.merged_rows()[0], folded.merged_rows()[0]
+    assert one.std().item() == pytest.approx(merged.std().item(), rel=0.05)
+    # Four rows alike, whose sum is 4 l: its variance is 4 l^2 p / (1 - p) = (4 l)^2 (1/16), and q / (1 - q) = 1/16.
+    assert folded.row_dropout == pytest.approx(1 / 17)
+    z = torch.randn(7, 64)
+    torch.testing.assert_close(folded.eval()(z), literal.quadratic_layer(folded, z), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_keeps_master_weights_and_stays_near():
+    torch.manual_seed(0)
+    layer = QuadraticLayer(64, rows=2, dropout=0.1)
+    z = torch.randn(700, 64)
+    torch.manual_seed(1)
+    layer(z).square().mean().backward()
+    exact = layer.rows.weight.grad
+    layer.zero_grad()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(z).square().mean().backward()
+    rounded = layer.rows.weight.grad
+    assert rounded is not None and exact is not None
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_evaluation_has_no_noise():

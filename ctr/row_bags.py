@@ -1,0 +1,143 @@
+"""Sums and dot products over lists of table rows, in which no listed row is ever copied out of its table.
+
+A history of S items is a list of S rows of the table of distinct items. Gathering it for B rows makes a tensor
+[B, S, D], the largest of a step by far, and training reads and writes it half a dozen times. Here each product reads
+the table's rows where they lie, which on a CPU is mostly its cache.
+
+Shapes: B rows, S listed rows each, U rows of the table, D their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class RowBags:
+    """Lists of rows of one table; what attention does with a history, and its gradients.
+
+    On a CPU `dots` and `sums` are products of a sparse matrix with a dense one, forwards and backwards. On a GPU,
+    whose memory is fast and whose popular rows would make long serial sums, the rows are gathered, once.
+
+    Args:
+        table_UD: the table.
+        index_BS: rows of it, int32 or int64.
+
+    Example:
+        >>> bags = RowBags(torch.eye(3), torch.tensor([[2, 0]]))
+        >>> bags.sums(torch.tensor([[10.0, 5.0]]))
+        tensor([[ 5.,  0., 10.]])
+    """
+
+    def __init__(self, table_UD: Tensor, index_BS: Tensor) -> None:
+        self.shape = index_BS.shape
+        self.width = table_UD.shape[1]
+        self._table = table_UD
+        if table_UD.is_cuda or not index_BS.numel():
+            if torch.is_autocast_enabled(table_UD.device.type):
+                table_UD = table_UD.to(torch.get_autocast_dtype(table_UD.device.type))
+            self._gathered: Tensor | None = F.embedding(index_BS, table_UD)
+            return
+        self._gathered = None
+        needs_gradient = torch.is_grad_enabled() and table_UD.requires_grad
+        self._lists = _Lists.of(index_BS, len(table_UD), needs_gradient)
+
+    def dots(self, query_BD: Tensor) -> Tensor:
+        """`query_b · table[index_bs]`, [B, S]."""
+        if self._gathered is not None:
+            return (self._gathered @ query_BD.unsqueeze(-1)).squeeze(-1)
+        dots: Tensor = _Dots.apply(self._table, query_BD, self._lists)
+        return dots.view(self.shape)
+
+    def sums(self, weights_BS: Tensor) -> Tensor:
+        """`Σ_s weights_bs table[index_bs]`, [B, D]."""
+        if self._gathered is not None:
+            return (weights_BS.unsqueeze(1) @ self._gathered).squeeze(1)
+        sums: Tensor = _Sums.apply(self._table, weights_BS.flatten(), self._lists)
+        return sums
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """P positions in B lists, and the same positions ordered by the row they name."""
+
+    row_P: Tensor
+    start_B: Tensor
+    list_P: Tensor
+    by_row_P: Tensor | None
+    start_U: Tensor | None
+
+    @classmethod
+    def of(cls, index_BS: Tensor, rows: int, for_gradients: bool) -> _Lists:
+        lists, length = index_BS.shape
+        row_P = index_BS.flatten()
+        start_B = torch.arange(lists, dtype=row_P.dtype) * length
+        list_P = torch.arange(lists, dtype=row_P.dtype).repeat_interleave(length)
+        if not for_gradients:
+            return cls(row_P, start_B, list_P, None, None)
+        sorted_P, by_row_P = torch.sort(row_P, stable=True)
+        start_U = torch.searchsorted(sorted_P, torch.arange(rows, dtype=row_P.dtype), out_int32=True)
+        return cls(row_P, start_B, list_P, by_row_P, start_U.to(row_P.dtype))
+
+    def sums(self, table_UD: Tensor, weights_P: Tensor) -> Tensor:
+        """Of each list, [B, D]."""
+        return F.embedding_bag(self.row_P, table_UD, self.start_B, mode="sum", per_sample_weights=weights_P)
+
+    def dots(self, table_UD: Tensor, query_BD: Tensor) -> Tensor:
+        """Of each position, [P]."""
+        # The gradient of a weighted sum by its weights is just these dot products.
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            query_BD, table_UD, self.row_P, self.start_B, self.list_P, 0
+        )
+
+    def sums_by_row(self, values_BD: Tensor, weights_P: Tensor) -> Tensor:
+        """`Σ weights_p values[list of p]` over the positions p that name a row, [U, D]."""
+        assert self.by_row_P is not None and self.start_U is not None
+        return F.embedding_bag(
+            self.list_P[self.by_row_P],
+            values_BD,
+            self.start_U,
+            mode="sum",
+            per_sample_weights=weights_P[self.by_row_P],
+        )
+
+
+class _Dots(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_UD: Tensor, query_BD: Tensor, lists: _Lists) -> Tensor:
+        query_BD = query_BD.to(table_UD.dtype).contiguous()
+        ctx.save_for_backward(table_UD, query_BD)
+        ctx.lists = lists
+        return lists.dots(table_UD, query_BD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_P: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        table_UD, query_BD = ctx.saved_tensors
+        gradient_P = gradient_P.contiguous()
+        of_table = ctx.lists.sums_by_row(query_BD, gradient_P) if ctx.needs_input_grad[0] else None
+        of_query = ctx.lists.sums(table_UD, gradient_P) if ctx.needs_input_grad[1] else None
+        return of_table, of_query, None
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_UD: Tensor, weights_P: Tensor, lists: _Lists) -> Tensor:
+        weights_P = weights_P.to(table_UD.dtype).contiguous()
+        ctx.save_for_backward(table_UD, weights_P)
+        ctx.lists = lists
+        return lists.sums(table_UD, weights_P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BD: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        table_UD, weights_P = ctx.saved_tensors
+        gradient_BD = gradient_BD.contiguous()
+        of_table = ctx.lists.sums_by_row(gradient_BD, weights_P) if ctx.needs_input_grad[0] else None
+        of_weights = ctx.lists.dots(table_UD, gradient_BD) if ctx.needs_input_grad[1] else None
+        return of_table, of_weights, None

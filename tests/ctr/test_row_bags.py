@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctr.row_bags import RowBags
+
+TABLE = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, -1.0]])
+INDEX = torch.tensor([[0, 1, 2], [2, 2, 0]])
+
+
+def test_hand_worked_numbers():
+    bags = RowBags(TABLE, INDEX)
+    query = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    assert bags.dots(query).tolist() == [[0.0, 3.0, 2.0], [6.0, 6.0, 0.0]]
+    weights = torch.tensor([[5.0, 1.0, 2.0], [1.0, 0.5, 9.0]])
+    assert bags.sums(weights).tolist() == [[7.0, 0.0], [4.5, -1.5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+def test_values_and_gradients_are_those_of_gathered_rows(dtype: torch.dtype, index_dtype: torch.dtype):
+    torch.manual_seed(0)
+    # Rows 7 to 11 are never named, at the end of the table, and row 3 never, inside it.
+    table = torch.randn(12, 5, dtype=dtype, requires_grad=True)
+    index = torch.randint(0, 7, (6, 4), dtype=index_dtype)
+    index[index == 3] = 2
+    query = torch.randn(6, 5, dtype=dtype, requires_grad=True)
+    weights = torch.randn(6, 4, dtype=dtype, requires_grad=True)
+    bags, gathered = RowBags(table, index), table[index.long()]
+    dots, sums = torch.randn(6, 4, dtype=dtype), torch.randn(6, 5, dtype=dtype)
+    pairs = [
+        (bags.dots(query), torch.einsum("bsd,bd->bs", gathered, query), (table, query), dots),
+        (bags.sums(weights), torch.einsum("bs,bsd->bd", weights, gathered), (table, weights), sums),
+    ]
+    for ours, theirs, inputs, cotangent in pairs:
+        torch.testing.assert_close(ours, theirs)
+        expected = torch.autograd.grad(theirs, inputs, cotangent, retain_graph=True)
+        for one, other in zip(torch.autograd.grad(ours, inputs, cotangent), expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_attention_through_both_products():
+    """A score decides a weight, and the weight a sum: as attention uses them."""
+    torch.manual_seed(1)
+    table = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(0, 6, (4, 5))
+
+    def interest(table: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        bags = RowBags(table, index)
+        return bags.sums(bags.dots(query).sigmoid())
+
+    assert torch.autograd.gradcheck(interest, (table, query))
+
+
+def test_lists_without_positions_are_empty_sums():
+    bags = RowBags(TABLE, torch.empty(2, 0, dtype=torch.int32))
+    assert bags.dots(torch.ones(2, 2)).shape == (2, 0)
+    assert bags.sums(torch.empty(2, 0)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_query_in_half_precision_meets_the_table_in_its_own():
+    query = torch.tensor([[1.0, 1.0], [2.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    dots = RowBags(TABLE, INDEX).dots(query)
+    assert dots.dtype == torch.float32
+    dots.sum().backward()
+    assert query.grad is not None and query.grad.tolist() == [[4.0, 1.0], [6.0, -2.0]]
