@@ -5,6 +5,7 @@ Shapes: B rows, S history positions (newest last, padding in front), U distinct 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -64,19 +65,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each tensor changed."""
         return replace(
             self,
-            items_U=move(self.items_U),
-            target_B=move(self.target_B),
-            history_BS=move(self.history_BS),
-            user_B=move(self.user_B),
-            label_B=move(self.label_B),
-            weight_B=move(self.weight_B),
-            events={name: move(values) for name, values in self.events.items()},
-            context={name: move(values) for name, values in self.context.items()},
-            candidate={name: move(values) for name, values in self.candidate.items()},
+            items_U=change(self.items_U),
+            target_B=change(self.target_B),
+            history_BS=change(self.history_BS),
+            user_B=change(self.user_B),
+            label_B=change(self.label_B),
+            weight_B=change(self.weight_B),
+            events={name: change(values) for name, values in self.events.items()},
+            context={name: change(values) for name, values in self.context.items()},
+            candidate={name: change(values) for name, values in self.candidate.items()},
         )

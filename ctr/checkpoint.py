@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.optim import LOOKS_BEFORE_HALVING
+from ctr.step import TrainStep
 from features.atomic import replace_file, write_text
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet, sha256_of
@@ -30,7 +31,7 @@ from features.settings import Settings
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"
 CURVE = "curve.jsonl"
-FORMAT = 1
+FORMAT = 2
 
 # JSON has no NaN: it is written as null.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -100,6 +101,7 @@ class Identity(Settings):
     data_fingerprint: str
     batch_size: int
     seed: int
+    table_optimizer: str
 
     @classmethod
     def of(cls, model: nn.Module, feature_set: FeatureSet, config: TrainConfig) -> Identity:
@@ -112,6 +114,7 @@ class Identity(Settings):
             data_fingerprint=hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest(),
             batch_size=config.batch_size,
             seed=config.seed,
+            table_optimizer=config.table_optimizer,
         )
 
 
@@ -147,10 +150,10 @@ class CheckpointStore:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: TrainState, model: nn.Module, take_step: TrainStep) -> None:
         """Replace the checkpoint and the curve by these."""
         name = f"checkpoint-{state.step}.safetensors"
-        save_tensors(self.folder / name, _pack(model, optimizer))
+        save_tensors(self.folder / name, _pack(model, take_step))
         record = _Record(
             format=FORMAT,
             identity=self.identity,
@@ -164,7 +167,7 @@ class CheckpointStore:
             if old.name != name and old != self._best(state):
                 old.unlink()
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
+    def load(self, model: nn.Module, take_step: TrainStep) -> TrainState | None:
         """Put the checkpoint's tensors into model, optimizer and random number generators.
 
         Returns:
@@ -191,7 +194,7 @@ class CheckpointStore:
                 f"{tensors}: missing or changed since the checkpoint was written (sha256 differs). "
                 "Train again into a new folder, without --resume."
             )
-        _unpack(load_file(tensors), model, optimizer)
+        _unpack(load_file(tensors), model, take_step)
         return record.state
 
     def save_best(self, state: TrainState, model: nn.Module) -> None:
@@ -226,26 +229,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     replace_file(path, lambda fresh: save_file(on_cpu, fresh))
 
 
-def _pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of a run under one namespace: `model.*`, `optimizer.<parameter>.<moment>`, `random.*`."""
+def _pack(model: nn.Module, take_step: TrainStep) -> dict[str, Tensor]:
+    """All tensors of a run under one namespace: `model.*`, `optimizer.*`, `random.*`."""
     packed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        packed |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    packed |= {f"optimizer.{name}": tensor for name, tensor in take_step.state().items()}
     packed["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         packed["random.cuda"] = torch.cuda.get_rng_state()
     return packed
 
 
-def _unpack(packed: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _unpack(packed: dict[str, Tensor], model: nn.Module, take_step: TrainStep) -> None:
     model.load_state_dict({n.removeprefix("model."): t for n, t in packed.items() if n.startswith("model.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in packed.items():
-        if name.startswith("optimizer."):
-            _, index, moment = name.split(".", 2)
-            moments.setdefault(int(index), {})[moment] = tensor
-    # Learning rate and L2 come from the settings, not from the checkpoint.
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    take_step.load_state({n.removeprefix("optimizer."): t for n, t in packed.items() if n.startswith("optimizer.")})
     torch.set_rng_state(packed["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in packed:
         torch.cuda.set_rng_state(packed["random.cuda"])

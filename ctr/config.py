@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from features.settings import Settings, load_yaml, merge, validate
 
@@ -39,6 +39,20 @@ class TrainConfig(Settings):
     metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and history sums in training")
+    table_optimizer: Literal["adam", "lazy_adam", "rowwise_adagrad"] = Field(
+        "adam", description="what moves embedding tables; all but adam move, and regularise, only the rows of a batch"
+    )
+    l2_by_frequency: bool = Field(False, description="divide a row's L2 by the steps that touched it; not with adam")
+    renew_tables: bool = Field(False, description="draw embedding tables anew at each epoch (arXiv 2305.19531)")
+    accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
+    compile: bool = Field(False, description="torch.compile of the model; meant for CUDA")
+
+    @model_validator(mode="after")
+    def _frequency_needs_rows(self) -> TrainConfig:
+        if self.l2_by_frequency and self.table_optimizer == "adam":
+            raise ValueError("l2_by_frequency: adam moves whole tables; set table_optimizer to lazy_adam as well")
+        return self
 
 
 class Preset(Settings):

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.row_bags import RowBags
+from ctr.row_table import INITIAL_STD, RowTable
 from features.schema import PADDING, Field, VectorSet
-
-# Wide enough that products of two embeddings survive BatchNorm's eps of 1e-5 in the first quadratic layer
-# (FuxiCTR's 1e-4 does not), small enough that an id seen never or once adds little noise.
-INITIAL_STD = 1e-2
 
 
 class FieldEncoder(nn.Module):
@@ -41,7 +39,7 @@ class FieldEncoder(nn.Module):
         self.fields = tuple(fields)
         indexed = [field for field in self.fields if field.kind != "numeric"]
         numbers = len(self.fields) - len(indexed)
-        self.tables = nn.ModuleList(_embedding_table(field.size, embedding_dim) for field in indexed)
+        self.tables = nn.ModuleList(RowTable(field.size, embedding_dim) for field in indexed)
         self.numeric = nn.Linear(2 * numbers, embedding_dim, bias=False) if numbers else None
         self.width = embedding_dim * (len(indexed) + bool(numbers))
 
@@ -53,7 +51,7 @@ class FieldEncoder(nn.Module):
             if field.kind == "numeric":
                 numbers.append(column)
             elif field.kind == "tags":
-                blocks.append(_mean_of_tags(next(tables)(column), column))
+                blocks.append(_mean_of_tags(next(tables), column))
             else:
                 blocks.append(next(tables)(column))
         if self.numeric is not None:
@@ -77,6 +75,7 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, vectors: VectorSet, projected_dim: int) -> None:
         super().__init__()
+        self.complete = vectors.complete
         self.projection = nn.Linear(vectors.width, projected_dim, bias=False)
         if vectors.complete:
             self.register_buffer("missing", torch.zeros(projected_dim), persistent=False)
@@ -86,6 +85,8 @@ class VectorEncoder(nn.Module):
 
     def forward(self, vector: Tensor, present: Tensor) -> Tensor:
         """Float [..., W] and bool [...] to float [..., projected_dim]."""
+        if self.training and self.complete:
+            return self.projection(vector)  # of zeros, where an item still lacks one, it is zeros too
         return torch.where(present.unsqueeze(-1), self.projection(vector), self.missing)
 
 
@@ -120,19 +121,16 @@ class ItemEncoder(nn.Module):
         return [weight for one in encoders for weight in one.projection.parameters()]
 
 
-def _embedding_table(size: int, width: int) -> nn.Embedding:
-    table = nn.Embedding(size, width, padding_idx=PADDING)
-    with torch.no_grad():
-        nn.init.normal_(table.weight, std=INITIAL_STD)
-        table.weight[PADDING].zero_()
-    return table
-
-
-def _mean_of_tags(embedded: Tensor, index: Tensor) -> Tensor:
-    # Gather and mask: nn.EmbeddingBag exports to ONNX as a loop, 150 times slower.
-    real = (index != PADDING).to(embedded.dtype)
+def _mean_of_tags(table: nn.Module, index: Tensor) -> Tensor:
+    assert isinstance(table, RowTable)
+    real = (index != PADDING).to(table.weight.dtype)
     share = real / real.sum(dim=-1, keepdim=True).clamp(min=1)
-    return (share.unsqueeze(-2) @ embedded).squeeze(-2)
+    if table.training:
+        rows, place = table.gather(index)
+        mean: Tensor = RowBags(rows, place.flatten(0, -2)).sums(share.flatten(0, -2))
+        return mean.view(*index.shape[:-1], -1)
+    # Gather and mask: nn.EmbeddingBag exports to ONNX as a loop, 150 times slower.
+    return (share.unsqueeze(-2) @ table(index)).squeeze(-2)
 
 
 def _with_missing_flags(values: Tensor) -> Tensor:

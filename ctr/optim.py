@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,12 @@ from features.errors import NumericalError
 LOOKS_BEFORE_HALVING = 2
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
-    """Adam over all trainable parameters, `model.regularized_parameters()` with L2.
+def make_optimizer(model: nn.Module, config: TrainConfig, trainable: Sequence[nn.Parameter]) -> torch.optim.Adam:
+    """Adam over these parameters of a model, those of `model.regularized_parameters()` with L2.
 
     The L2 is part of the gradient, `g + λ w`, that of a loss term `λ/2 ||w||²` (arXiv 2504.17699).
     """
     regularized = {id(parameter) for parameter in model.regularized_parameters()}  # type: ignore[operator]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if id(p) in regularized], "weight_decay": config.embedding_l2},
         {"params": [p for p in trainable if id(p) not in regularized], "weight_decay": 0.0},
@@ -47,7 +47,7 @@ class FiniteGuard:
 
     `watch` goes between gradient and optimizer step. From the first loss or gradient norm that is not
     finite on, it marks the optimizer so that no step changes a weight; `check`, at the next logging step,
-    raises. Call `check` before anything is written to disk.
+    raises. Call `check` before anything is written to disk. `marked` is 1 from then on, for other optimizers.
 
     Args:
         optimizer: a fused one: it skips a step while its `found_inf` is 1, the way `torch.amp.GradScaler`
@@ -57,21 +57,21 @@ class FiniteGuard:
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._optimizer = optimizer
-        self._marked = torch.zeros((), device=device)
+        self.marked = torch.zeros((), device=device)
         self._first = torch.full((3,), -1.0, dtype=torch.float64, device=device)
 
     def watch(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Note the loss and gradient norm (scalars) of this step, before the optimizer takes it."""
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        fresh = bad & (self._marked == 0)
+        fresh = bad & (self.marked == 0)
         here = torch.stack([torch.full_like(self._first[0], step), loss.detach().double(), norm.double()])
         self._first = torch.where(fresh, here, self._first)
-        self._marked = torch.maximum(self._marked, bad.float())
-        self._optimizer.found_inf = self._marked  # type: ignore[attr-defined]
+        self.marked = torch.maximum(self.marked, bad.float())
+        self._optimizer.found_inf = self.marked  # type: ignore[attr-defined]
 
     def check(self, rate: float) -> None:
         """Raise NumericalError if a step since the start was not finite; `rate` is the learning rate."""
-        if not self._marked.item():
+        if not self.marked.item():
             return
         step, loss, norm = self._first.tolist()
         raise NumericalError(

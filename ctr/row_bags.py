@@ -23,6 +23,7 @@ class RowBags:
 
     On a CPU `dots` and `sums` are products of a sparse matrix with a dense one, forwards and backwards. On a GPU,
     whose memory is fast and whose popular rows would make long serial sums, the rows are gathered, once.
+    Under autocast both are in its precision; the kernels add up in single precision.
 
     Args:
         table_UD: the table.
@@ -37,13 +38,14 @@ class RowBags:
     def __init__(self, table_UD: Tensor, index_BS: Tensor) -> None:
         self.shape = index_BS.shape
         self.width = table_UD.shape[1]
-        self._table = table_UD
-        if table_UD.is_cuda or not index_BS.numel():
-            if torch.is_autocast_enabled(table_UD.device.type):
-                table_UD = table_UD.to(torch.get_autocast_dtype(table_UD.device.type))
-            self._gathered: Tensor | None = F.embedding(index_BS, table_UD)
+        device = table_UD.device.type
+        if torch.is_autocast_enabled(device):
+            table_UD = table_UD.to(torch.get_autocast_dtype(device))
+        self._gathered: Tensor | None = None
+        if device != "cpu" or not index_BS.numel():
+            self._gathered = F.embedding(index_BS, table_UD)
             return
-        self._gathered = None
+        self._table = table_UD
         needs_gradient = torch.is_grad_enabled() and table_UD.requires_grad
         self._lists = _Lists.of(index_BS, len(table_UD), needs_gradient)
 

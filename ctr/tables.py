@@ -20,26 +20,31 @@ class FrozenTables:
     """What never trains. Row i of every item (user) tensor is item (user) row i of the catalogue.
 
     Args:
-        items: item columns by field name; int64 [items], int64 [items, max_len] for tags, float32 [items].
+        items: item columns by field name; int32 [items], int32 [items, max_len] for tags, float32 [items].
         users: user columns, in the same form, [users].
-        vectors: one float32 [items, width] per vector set, zeros where an item has none.
+        vectors: one [items, width] per vector set as it is stored, float32, float16 or int8; zeros where an item
+            has none.
         present: one bool [items] per vector set: which items have a vector.
+        scales: one float32 [items] per vector set of int8, by which its vectors are multiplied.
     """
 
     items: dict[str, Tensor]
     users: dict[str, Tensor] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
 
 def frozen_tables(feature_set: FeatureSet) -> FrozenTables:
-    """The tables of a feature set. Floats stay on their memory map; indices are widened to int64 once."""
+    """The tables of a feature set, on their memory maps where the files allow it: nothing is copied or decoded."""
     sets = [vectors.name for vectors in feature_set.schema.vectors]
+    stored = {name: feature_set.stored_vectors(name) for name in sets}
     return FrozenTables(
         items={name: _tensor(values) for name, values in feature_set.items.items()},
         users={name: _tensor(values) for name, values in feature_set.users.items()},
-        vectors={name: _tensor(feature_set.vectors(name)) for name in sets},
+        vectors={name: _tensor(vectors) for name, (vectors, _) in stored.items()},
         present={name: _tensor(feature_set.present(name)) for name in sets},
+        scales={name: _tensor(scale) for name, (_, scale) in stored.items() if scale is not None},
     )
 
 
@@ -50,7 +55,8 @@ class TableBuffers(nn.Module):
         tables: all tables of the feature set.
         schema: the fields of the feature set.
         user_fields: the user columns that the model reads; the others are not kept.
-        like: a parameter of the model; its device holds the buffers, its dtype those that are floats.
+        like: a parameter of the model; its device holds the buffers. Floats come out in its dtype; vectors lie
+            as they are stored until they are looked up.
 
     Raises:
         DataError: a table is missing or has not one row per item (user).
@@ -62,8 +68,12 @@ class TableBuffers(nn.Module):
         # Buffers go by position: a column may be called `type`, or hold a dot, which no buffer name can.
         self._item = self._keep("item", tables.items, (f.name for f in schema.item), schema.items, like)
         self._user = self._keep("user", tables.users, (f.name for f in user_fields), schema.users, like)
-        self._vector = self._keep("vector", tables.vectors, sets, schema.items, like)
+        self._vector = self._keep("vector", tables.vectors, sets, schema.items, like, as_stored=True)
         self._present = self._keep("present", tables.present, sets, schema.items, like)
+        scaled = [name for name in sets if tables.vectors[name].dtype == torch.int8]
+        scales = self._keep("scale", tables.scales, scaled, schema.items, like)
+        self._scale = dict(zip((self._vector[sets.index(name)] for name in scaled), scales, strict=True))
+        self._dtype = like.dtype
 
     def item_columns(self, rows: Tensor) -> list[Tensor]:
         """Item columns at these item rows, in the order of `schema.item`."""
@@ -75,14 +85,26 @@ class TableBuffers(nn.Module):
 
     def vectors(self, rows: Tensor) -> list[Tensor]:
         """Item vectors at these item rows, [rows, width] each, in the order of `schema.vectors`."""
-        return self._gather(self._vector, rows)
+        found = []
+        for name in self._vector:
+            vectors = self.get_buffer(name).index_select(0, rows).to(self._dtype)
+            if name in self._scale:
+                vectors = vectors * self.get_buffer(self._scale[name]).index_select(0, rows).unsqueeze(-1)
+            found.append(vectors)
+        return found
 
     def present(self, rows: Tensor) -> list[Tensor]:
         """Whether these item rows have a vector, bool [rows] each, in the order of `schema.vectors`."""
         return self._gather(self._present, rows)
 
     def _keep(
-        self, side: str, table: Mapping[str, Tensor], columns: Iterable[str], rows: int, like: Tensor
+        self,
+        side: str,
+        table: Mapping[str, Tensor],
+        columns: Iterable[str],
+        rows: int,
+        like: Tensor,
+        as_stored: bool = False,
     ) -> list[str]:
         names = []
         for position, column in enumerate(columns):
@@ -98,18 +120,16 @@ class TableBuffers(nn.Module):
                     f"{side} table {column!r}: {len(values):,} rows where the schema has {rows:,}. "
                     "Build the feature set again with `quadrank features`."
                 )
-            dtype = like.dtype if values.is_floating_point() else values.dtype
+            dtype = like.dtype if values.is_floating_point() and not as_stored else values.dtype
             names.append(f"{side}_{position}")
             self.register_buffer(names[-1], values.to(like.device, dtype), persistent=False)
         return names
 
     def _gather(self, names: Sequence[str], rows: Tensor) -> list[Tensor]:
-        return [self.get_buffer(name)[rows] for name in names]
+        return [self.get_buffer(name).index_select(0, rows) for name in names]
 
 
 def _tensor(values: np.ndarray) -> Tensor:
-    if values.dtype == np.int32:
-        values = values.astype(np.int64)
     with warnings.catch_warnings():
         # The memory map is read-only and nothing writes to it; torch has no read-only tensors.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -12,15 +12,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ctr.batch import Batch
 from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.config import TrainConfig
+from ctr.feed import on_device, windows
 from ctr.loader import Loader
-from ctr.losses import weighted_log_loss
 from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
-from ctr.optim import FiniteGuard, learning_rate, make_optimizer
+from ctr.optim import learning_rate
+from ctr.step import TrainStep
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet, SplitName
 from features.progress import Progress
@@ -99,46 +100,47 @@ def fit(
         _require_ranked_users(valid)
     torch.manual_seed(config.seed)
     model.to(device)
-    optimizer = make_optimizer(model, config)
-    guard = FiniteGuard(optimizer, device)
+    take_step = TrainStep(model, config, device)
     store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
-    state = store.load(model, optimizer) if resume else None
+    state = store.load(model, take_step) if resume else None
     if state is None:
         store.start()
         state = TrainState()
 
-    looks = _look_batches(len(train), config.evaluations_per_epoch)
-    steps = config.epochs * len(train)
+    steps_an_epoch = math.ceil(len(train) / config.accumulate)
+    looks = _look_steps(steps_an_epoch, config.evaluations_per_epoch)
+    steps = config.epochs * steps_an_epoch
     done = state.epoch * train.rows + state.batch * config.batch_size
     rows, seconds_looking, stopped_by_callback = 0, 0.0, False
     loss_sum, last_look = torch.zeros((), device=device), state.step
     model.train()
     with (
         progress("training", config.epochs * train.rows, "rows", done) as bar,
-        closing(_batches_left(train, state, config)) as batches,
+        closing(_windows_left(train, state, config, device, take_step)) as steps_left,
     ):
-        for batch in batches:
+        for window in steps_left:
             rate = learning_rate(config, state.step, steps, state.halvings)
-            loss_sum += _step(model, optimizer, guard, batch.to(device), state.step, rate, config.clip_norm)
-            state.step, state.batch, rows = state.step + 1, state.batch + 1, rows + len(batch)
-            bar.advance(len(batch))
+            loss_sum += take_step(window, rate, state.step)
+            taken = sum(len(batch) for batch in window)
+            state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
+            bar.advance(taken)
             if state.step % STEPS_BETWEEN_LOGS == 0:
-                guard.check(rate)
-            if state.batch not in looks:
+                take_step.check(rate)
+            if state.step - state.epoch * steps_an_epoch not in looks:
                 continue
 
-            guard.check(rate)
+            take_step.check(rate)
             look_started = time.monotonic()
             look = Evaluation(
                 step=state.step,
-                epoch=state.step / len(train),
+                epoch=state.step / steps_an_epoch,
                 train_loss=loss_sum.item() / (state.step - last_look),
                 learning_rate=rate,
                 **_validation_metrics(model, valid, device),
             )
             if state.record(look, config.metric):
                 store.save_best(state, model)
-            store.save(state, model, optimizer)
+            store.save(state, model, take_step)
             loss_sum.zero_()
             last_look = state.step
             seconds_looking += time.monotonic() - look_started
@@ -159,7 +161,7 @@ def fit(
         best=state.best.metrics(),
         curve=state.curve,
         rows_per_second=rows / (seconds - seconds_looking),
-        epochs_run=state.step / len(train),
+        epochs_run=state.step / steps_an_epoch,
         stopped_early=state.out_of_patience(config.patience),
         stopped_by_callback=stopped_by_callback,
         seconds=seconds,
@@ -215,38 +217,24 @@ def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _look_batches(batches: int, looks: int) -> frozenset[int]:
-    """After which batches (from 1) of an epoch to look: evenly spread, always after the last one."""
-    return frozenset(math.ceil(batches * look / looks) for look in range(1, looks + 1))
+def _look_steps(steps: int, looks: int) -> frozenset[int]:
+    """After which steps (from 1) of an epoch to look: evenly spread, always after the last one."""
+    return frozenset(math.ceil(steps * look / looks) for look in range(1, looks + 1))
 
 
-def _batches_left(train: Loader, state: TrainState, config: TrainConfig) -> Generator[Batch, None, None]:
-    """The batches from where `state` stands to the last epoch; turns the epoch over in `state`."""
+def _windows_left(
+    train: Loader, state: TrainState, config: TrainConfig, device: torch.device, take_step: TrainStep
+) -> Generator[tuple[Batch, ...], None, None]:
+    """The batches of each step from where `state` stands to the last epoch; turns the epoch over in `state`.
+
+    An epoch's last window holds what is left of it: no batch is dropped, and none is kept for the next epoch.
+    """
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
-        with closing(train.epoch(state.epoch, state.batch)) as batches:
-            yield from batches
+        if config.renew_tables and state.epoch > 0 and state.batch == 0:
+            take_step.renew_tables()
+        with closing(on_device(train.epoch(state.epoch, state.batch), device)) as batches:
+            yield from windows(batches, config.accumulate)
         state.epoch, state.batch = state.epoch + 1, 0
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    guard: FiniteGuard,
-    batch: Batch,
-    step: int,
-    rate: float,
-    clip_norm: float,
-) -> Tensor:
-    """One optimizer step; returns the loss, still on the device."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss = weighted_log_loss(model(batch), batch.label_B, batch.weight_B)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    guard.watch(step, loss, norm)
-    optimizer.step()
-    return loss.detach()
 
 
 def _validation_metrics(model: nn.Module, valid: Loader, device: torch.device) -> dict[str, float]:
@@ -264,8 +252,8 @@ def _score(model: nn.Module, loader: Loader, device: torch.device) -> np.ndarray
     model.eval()
     scores = torch.empty(loader.rows, device=device)
     start = 0
-    with closing(loader.epoch(0)) as batches:
+    with closing(on_device(loader.epoch(0), device)) as batches:
         for batch in batches:
-            scores[start : start + len(batch)] = torch.sigmoid(model(batch.to(device)))
+            scores[start : start + len(batch)] = torch.sigmoid(model(batch))
             start += len(batch)
     return scores.cpu().numpy()

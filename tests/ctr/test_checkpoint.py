@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ from ctr.batch import Batch
 from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.config import TrainConfig
 from ctr.loader import Loader
-from ctr.losses import weighted_log_loss
-from ctr.optim import make_optimizer
+from ctr.step import TrainStep
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
 from tests.ctr.tiny import TinyModel, tiny_model
@@ -46,10 +46,8 @@ def look(step: int = 10, auc: float = 0.6, gauc: float = 0.5) -> Evaluation:
     )
 
 
-def step(model: TinyModel, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    optimizer.zero_grad()
-    weighted_log_loss(model(batch), batch.label_B, batch.weight_B).backward()
-    optimizer.step()
+def new_step(model: TinyModel, config: TrainConfig = CONFIG) -> TrainStep:
+    return TrainStep(model, config, torch.device("cpu"))
 
 
 def open_store(
@@ -59,28 +57,28 @@ def open_store(
 
 
 @pytest.fixture
-def saved(tmp_path, feature_set, batch) -> tuple[Path, TinyModel, torch.optim.Optimizer]:
+def saved(tmp_path, feature_set, batch) -> tuple[Path, TinyModel, TrainStep]:
     """A run of two steps, saved."""
     model = tiny_model(feature_set)
-    optimizer = make_optimizer(model, CONFIG)
-    step(model, optimizer, batch)
-    step(model, optimizer, batch)
+    take_step = new_step(model)
+    take_step([batch], 1e-3, 0)
+    take_step([batch], 1e-3, 0)
     store = open_store(tmp_path, feature_set, model)
     state = TrainState(step=2, epoch=0, batch=2, halvings=1)
     state.record(look(step=2, gauc=math.nan), "auc")
     store.save_best(state, model)
-    store.save(state, model, optimizer)
-    return tmp_path, model, optimizer
+    store.save(state, model, take_step)
+    return tmp_path, model, take_step
 
 
 def test_the_next_step_after_loading_is_the_same_to_the_bit(saved, feature_set, batch):
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     # The next step draws dropout noise; the other run starts with another generator and must get this one's.
-    step(model, optimizer, batch)
+    take_step([batch], 1e-3, 0)
     other = tiny_model(feature_set, seed=99)
-    other_optimizer = make_optimizer(other, CONFIG)
-    state = open_store(folder, feature_set, other).load(other, other_optimizer)
-    step(other, other_optimizer, batch)
+    other_step = new_step(other)
+    state = open_store(folder, feature_set, other).load(other, other_step)
+    other_step([batch], 1e-3, 0)
     assert (state.step, state.batch, state.halvings) == (2, 2, 1)
     assert math.isnan(state.curve[0].gauc_by_samples)
     assert state.best.model_dump(exclude={"gauc_by_samples"}) == look(step=2).model_dump(exclude={"gauc_by_samples"})
@@ -90,25 +88,32 @@ def test_the_next_step_after_loading_is_the_same_to_the_bit(saved, feature_set, 
 
 def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path, feature_set):
     model = tiny_model(feature_set)
-    assert open_store(tmp_path, feature_set, model).load(model, make_optimizer(model, CONFIG)) is None
+    assert open_store(tmp_path, feature_set, model).load(model, new_step(model)) is None
 
 
-def test_settings_of_the_optimizer_come_from_the_resuming_run(saved, feature_set):
+def test_settings_of_the_optimizer_come_from_the_resuming_run(saved, feature_set, batch):
     folder, _, _ = saved
-    model = tiny_model(feature_set)
-    optimizer = make_optimizer(model, TrainConfig(embedding_l2=0.5, learning_rate=0.125))
-    open_store(folder, feature_set, model).load(model, optimizer)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+    nothing = replace(batch, weight_B=torch.zeros(len(batch)))
+
+    def moved(embedding_l2: float, rate: float) -> dict[str, torch.Tensor]:
+        model = tiny_model(feature_set)
+        take_step = new_step(model, TrainConfig(embedding_l2=embedding_l2))
+        open_store(folder, feature_set, model).load(model, take_step)
+        take_step([nothing], rate, 2)
+        return {name: tensor.detach() for name, tensor in model.named_parameters()}
+
+    still, plain, pulled = moved(0.0, 0.0), moved(0.0, 0.125), moved(0.5, 0.125)
+    assert {name for name in still if not torch.equal(plain[name], pulled[name])} == {"item.weight"}
+    assert not torch.equal(still["item.weight"], plain["item.weight"])
 
 
 def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     state = TrainState(step=5, batch=5)
     state.record(look(step=5), "auc")
     store = open_store(folder, feature_set, model)
     store.save_best(state, model)
-    store.save(state, model, optimizer)
+    store.save(state, model, take_step)
     assert sorted(path.name for path in folder.iterdir()) == [
         "best-5.safetensors",
         "checkpoint-5.safetensors",
@@ -118,7 +123,7 @@ def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
     # A safetensors file starts with the length of its JSON header.
     content = (folder / "checkpoint-5.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert {"model.item.weight", "optimizer.0.exp_avg", "random.cpu"} <= set(header)
+    assert {"model.item.weight", "optimizer.dense.0.exp_avg", "random.cpu"} <= set(header)
     assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [5]
 
 
@@ -130,7 +135,7 @@ def test_an_undefined_metric_is_null_in_the_curve(saved):
 @pytest.mark.parametrize("survivors", range(1, 6))
 def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_set, monkeypatch, survivors):
     """Kill the process at its n-th rename: what loads is the old state or the new one, never a mixture."""
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         model.item.weight.add_(1)
@@ -151,7 +156,7 @@ def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_
     finished = False
     try:
         store.save_best(state, model)
-        store.save(state, model, optimizer)
+        store.save(state, model, take_step)
         finished = True
     except KeyboardInterrupt:
         pass
@@ -159,7 +164,7 @@ def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_
     assert finished == (survivors > 4)  # best, tensors, curve, record
 
     other = tiny_model(feature_set, seed=99)
-    found = store.load(other, make_optimizer(other, CONFIG))
+    found = store.load(other, new_step(other))
     assert found.step == (3 if finished else 2)
     expected = model.state_dict() if finished else old
     assert torch.equal(other.state_dict()["item.weight"], expected["item.weight"])
@@ -168,32 +173,32 @@ def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_
 
 
 def test_a_damaged_tensor_file_is_refused(saved, feature_set):
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     path = folder / "checkpoint-2.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"checkpoint-2\.safetensors: missing or changed"):
-        open_store(folder, feature_set, model).load(model, optimizer)
+        open_store(folder, feature_set, model).load(model, take_step)
     path.unlink()
     with pytest.raises(DataError, match="missing or changed"):
-        open_store(folder, feature_set, model).load(model, optimizer)
+        open_store(folder, feature_set, model).load(model, take_step)
 
 
 def test_a_damaged_record_is_refused(saved, feature_set):
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     path = folder / "checkpoint.json"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(DataError, match=r"checkpoint\.json: not a checkpoint"):
-        open_store(folder, feature_set, model).load(model, optimizer)
+        open_store(folder, feature_set, model).load(model, take_step)
 
 
 @pytest.mark.parametrize("changed", [{"batch_size": 32}, {"seed": 2}])
 def test_other_batches_are_refused(saved, feature_set, changed):
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     store = open_store(folder, feature_set, model, CONFIG.model_copy(update=changed))
     with pytest.raises(ConfigError, match=f"the checkpoint has {next(iter(changed))}"):
-        store.load(model, optimizer)
+        store.load(model, take_step)
 
 
 def test_another_model_is_refused_and_left_untouched(saved, feature_set):
@@ -201,18 +206,18 @@ def test_another_model_is_refused_and_left_untouched(saved, feature_set):
     model = tiny_model(feature_set, dropout=0.5)
     before = model.item.weight.detach().clone()
     with pytest.raises(ConfigError, match=r"model\.dropout = 0\.2, this run has 0\.5"):
-        open_store(folder, feature_set, model).load(model, make_optimizer(model, CONFIG))
+        open_store(folder, feature_set, model).load(model, new_step(model))
     assert torch.equal(model.item.weight, before)
 
 
 def test_another_contract_and_other_data_are_refused(saved, feature_set, tmp_path_factory):
-    folder, model, optimizer = saved
+    folder, model, take_step = saved
     manifest = feature_set.manifest.model_copy(update={"fingerprint": "0" * 64})
     with pytest.raises(ConfigError, match="contract_fingerprint"):
-        open_store(folder, FeatureSet(feature_set.path, manifest), model).load(model, optimizer)
+        open_store(folder, FeatureSet(feature_set.path, manifest), model).load(model, take_step)
     tomorrow = toy_feature_set(tmp_path_factory.mktemp("tomorrow"), rows=400, users=20, seed=1)
     with pytest.raises(ConfigError, match="data_fingerprint"):
-        open_store(folder, tomorrow, model).load(model, optimizer)
+        open_store(folder, tomorrow, model).load(model, take_step)
 
 
 def test_a_new_run_does_not_start_on_top_of_another(saved, feature_set):

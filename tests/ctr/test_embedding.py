@@ -69,7 +69,9 @@ def test_a_complete_set_learns_no_default():
     encoder = VectorEncoder(VectorSet(name="v", width=2), projected_dim=4)
     assert [name for name, _ in encoder.named_parameters()] == ["projection.weight"]
     assert list(encoder.state_dict()) == ["projection.weight"]
-    assert torch.equal(encoder(torch.ones(1, 2), torch.tensor([False])), torch.zeros(1, 4))
+    # An item that still lacks a vector has zeros for one, in training and after.
+    for training in (True, False):
+        assert torch.equal(encoder.train(training)(torch.zeros(1, 2), torch.tensor([False])), torch.zeros(1, 4))
 
 
 def test_an_item_is_its_columns_then_its_vectors():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctr.dropout import dropout
+from ctr.masks import draw_mask, keep_scale
 from ctr.quadratic import QuadraticLayer, QuadraticNetwork
 from features.errors import ConfigError
 from tests.ctr import literal
@@ -55,16 +55,21 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
+def kept(shape: tuple[int, int], p: float) -> torch.Tensor:
+    """What dropout multiplies with: 0, or 1 / (1 - p)."""
+    return -draw_mask(torch.empty(shape, dtype=torch.int16), p).double() * keep_scale(p)
+
+
 def test_dropout_falls_on_each_row_apart_and_on_the_addition():
     torch.manual_seed(0)
     layer = QuadraticLayer(5, rows=3, dropout=0.5).double().train()
     z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     inputs, cotangent = [z, *layer.parameters()], torch.randn(8, 5, dtype=torch.float64)
     torch.manual_seed(1)
-    kept_rows = dropout(torch.ones(8, 15, dtype=torch.float64), 0.5, training=True).split(5, dim=1)
-    kept_addition = dropout(torch.ones(8, 5, dtype=torch.float64), 0.5, training=True)
+    kept_rows = kept((8, 15), 0.5).split(5, dim=1)
+    kept_addition = kept((8, 5), 0.5)
     weights, biases = layer.rows.weight.split(5), layer.rows.bias.split(5)
-    h = sum(z * kept * (z @ w.T + b) for kept, w, b in zip(kept_rows, weights, biases, strict=True))
+    h = sum(z * mask * (z @ w.T + b) for mask, w, b in zip(kept_rows, weights, biases, strict=True))
     normal = (h - h.mean(0)) / torch.sqrt(h.var(0, unbiased=False) + layer.norm.eps) * layer.norm.weight
     normal = normal + layer.norm.bias
     theirs = z + kept_addition * torch.where(normal > 0, normal, layer.activation.weight * normal)

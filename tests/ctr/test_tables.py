@@ -5,31 +5,80 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
-from ctr.tables import frozen_tables
+from ctr.tables import FrozenTables, TableBuffers, frozen_tables
 from features.feature_set import read_arrow, write_arrow
+from features.schema import Field, Schema, VectorSet
+
+SCHEMA = Schema(
+    items=3,
+    users=1,
+    history_max_len=4,
+    item=[Field(name="item", kind="categorical", size=3)],
+    user=[Field(name="user", kind="categorical", size=1)],
+    context=[],
+    vectors=[VectorSet(name="text", width=2)],
+)
 
 
-def test_tables_are_the_columns_widened_to_int64_without_a_word(tmp_path: Path):
+def buffers(vectors: torch.Tensor, scales: dict[str, torch.Tensor], dtype: torch.dtype) -> TableBuffers:
+    tables = FrozenTables(
+        items={"item": torch.arange(3, dtype=torch.int32)},
+        vectors={"text": vectors},
+        present={"text": torch.tensor([False, True, True])},
+        scales=scales,
+    )
+    return TableBuffers(tables, SCHEMA, [], like=torch.zeros(1, dtype=dtype))
+
+
+def test_tables_are_the_columns_as_stored_without_a_word(tmp_path: Path):
     index = np.array([0, 1, 2], np.int32)
     tags = np.array([[0, 0], [1, 0], [3, 2]], np.int32)
     price = np.array([np.nan, 0.5, -1.0], np.float32)
     write_arrow(tmp_path / "items.arrow", {"item": index, "tags": tags, "price": price})
-    np.save(tmp_path / "text.npy", np.eye(3, dtype=np.float32))
+    np.save(tmp_path / "text.npy", np.eye(3, dtype=np.float16))
+    stored = {
+        "text": (np.load(tmp_path / "text.npy", mmap_mode="r"), None),
+        "image": (np.array([[0, 0], [127, 64], [-3, 1]], np.int8), np.array([0, 0.5, 2], np.float32)),
+    }
     feature_set = SimpleNamespace(
-        schema=SimpleNamespace(vectors=[SimpleNamespace(name="text")]),
+        schema=SimpleNamespace(vectors=[SimpleNamespace(name=name) for name in stored]),
         items=read_arrow(tmp_path / "items.arrow"),
         users={"user": index},
-        vectors=lambda name: np.load(tmp_path / f"{name}.npy", mmap_mode="r"),
+        stored_vectors=lambda name: stored[name],
         present=lambda name: np.array([False, True, True]),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tables = frozen_tables(feature_set)
-    assert tables.items["item"].tolist() == [0, 1, 2] and tables.items["item"].dtype == torch.int64
-    assert tables.items["tags"].tolist() == tags.tolist() and tables.items["tags"].dtype == torch.int64
+    assert tables.items["item"].tolist() == [0, 1, 2] and tables.items["item"].dtype == torch.int32
+    assert tables.items["tags"].tolist() == tags.tolist() and tables.items["tags"].dtype == torch.int32
     assert tables.items["price"].isnan().tolist() == [True, False, False]
-    assert torch.equal(tables.vectors["text"], torch.eye(3))
+    assert torch.equal(tables.vectors["text"], torch.eye(3, dtype=torch.float16))
+    assert tables.vectors["image"].dtype == torch.int8
+    assert {name: scale.tolist() for name, scale in tables.scales.items()} == {"image": [0, 0.5, 2]}
     assert tables.present["text"].tolist() == [False, True, True]
-    assert tables.users["user"].dtype == torch.int64
+    assert tables.users["user"].dtype == torch.int32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_stay_as_stored_and_come_out_as_numbers_of_the_model(dtype: torch.dtype):
+    rows = torch.tensor([2, 0], dtype=torch.int32)
+    narrow = torch.tensor([[0, 0], [1.5, -2], [0.25, 3]], dtype=torch.float16)
+    tables = buffers(narrow, {}, dtype)
+    assert [buffer.dtype for name, buffer in tables.named_buffers() if name.startswith("vector")] == [torch.float16]
+    (vectors,) = tables.vectors(rows)
+    assert vectors.dtype == dtype and vectors.tolist() == [[0.25, 3], [0, 0]]
+
+    quantised = torch.tensor([[0, 0], [127, 64], [-3, 1]], dtype=torch.int8)
+    tables = buffers(quantised, {"text": torch.tensor([0, 0.5, 2])}, dtype)
+    (vectors,) = tables.vectors(rows)
+    assert vectors.dtype == dtype and vectors.tolist() == [[-6, 2], [0, 0]]
+
+
+def test_vectors_of_the_models_own_type_are_not_copied():
+    vectors = torch.randn(3, 2)
+    tables = buffers(vectors, {}, torch.float32)
+    assert [b.data_ptr() for n, b in tables.named_buffers() if n.startswith("vector")] == [vectors.data_ptr()]

@@ -212,7 +212,7 @@ def one_weight(value: float = 2.0) -> tuple[nn.Linear, torch.optim.Adam]:
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, value)
     model.regularized_parameters = lambda: []  # type: ignore[assignment]
-    return model, make_optimizer(model, TrainConfig(learning_rate=0.5))
+    return model, make_optimizer(model, TrainConfig(learning_rate=0.5), list(model.parameters()))
 
 
 @pytest.mark.parametrize("gradient", [math.nan, math.inf, -math.inf])
@@ -240,7 +240,8 @@ def test_the_guard_is_silent_while_numbers_are_finite():
 def test_l2_reaches_the_embeddings_alone(feature_set):
     """With no gradient from a loss, Adam sees g = λ w there, and 0 elsewhere."""
     model = tiny_model(feature_set)
-    optimizer = make_optimizer(model, TrainConfig(learning_rate=0.01, embedding_l2=0.1))
+    config = TrainConfig(learning_rate=0.01, embedding_l2=0.1)
+    optimizer = make_optimizer(model, config, list(model.parameters()))
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
