@@ -90,6 +90,40 @@ def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(feature_set, tmp_
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"table_optimizer": "lazy_adam"}, {"renew_tables": True}, {"accumulate": 2}, {"precision": "bf16"}],
+    ids=lambda changed: next(iter(changed)),
+)
+@pytest.mark.parametrize("look", [1, 3])
+def test_a_run_resumes_to_the_bit_in_every_way_of_training(feature_set, tmp_path, look, changed, monkeypatch):
+    monkeypatch.setattr("ctr.step.SMALL_TABLE_ROWS", 0)
+    whole, broken = tiny_model(feature_set), tiny_model(feature_set)
+    train(whole, feature_set, tmp_path / "whole", **changed)
+    with pytest.raises(Killed):
+        train(broken, feature_set, tmp_path / "broken", on_evaluation=killed_at(look), **changed)
+    restarted = tiny_model(feature_set, seed=99)
+    train(restarted, feature_set, tmp_path / "broken", resume=True, **changed)
+    assert same(whole, restarted)
+    plain = tiny_model(feature_set)
+    train(plain, feature_set, tmp_path / "plain")
+    assert not same(whole, plain)
+
+
+def test_accumulation_keeps_the_last_window_of_an_epoch(feature_set, tmp_path):
+    """13 batches, four a step: three whole windows and one of a single batch, all rows in each epoch."""
+    result = train(tiny_model(feature_set), feature_set, tmp_path, accumulate=4, evaluations_per_epoch=2)
+    assert [look.step for look in result.curve] == [2, 4, 6, 8]
+    assert [look.epoch for look in result.curve] == [0.5, 1.0, 1.5, 2.0]
+    assert result.epochs_run == 2
+
+
+def test_a_run_of_another_table_optimizer_is_not_resumed(feature_set, tmp_path):
+    train(tiny_model(feature_set), feature_set, tmp_path)
+    with pytest.raises(ConfigError, match="table_optimizer = 'adam', this run has 'lazy_adam'"):
+        train(tiny_model(feature_set), feature_set, tmp_path, resume=True, epochs=3, table_optimizer="lazy_adam")
+
+
 def test_resuming_without_a_checkpoint_starts_and_with_a_finished_run_only_loads(feature_set, tmp_path):
     model = tiny_model(feature_set)
     first = train(model, feature_set, tmp_path, resume=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import ModelConfig
+from ctr.row_table import RowTable
 from ctr.tables import FrozenTables, frozen_tables
 from features.feature_set import FeatureSet
 
@@ -21,7 +22,7 @@ class TinyModel(nn.Module):
     def __init__(self, items: int, dropout: float = 0.2) -> None:
         super().__init__()
         self.config = ModelConfig(dropout=dropout)
-        self.item = nn.Embedding(items, WIDTH, padding_idx=0)
+        self.item = RowTable(items, WIDTH)
         self.hidden = nn.Sequential(
             nn.Linear(3 * WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1)
         )
