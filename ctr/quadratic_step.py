@@ -1,25 +1,31 @@
-"""One quadratic layer in training on a CPU: forwards and backwards in as few passes over memory as batch norm allows.
+"""One quadratic layer in training on a CPU: matrix products, and between them as few passes over memory as can be.
 
 The equations are those of `ctr.quadratic.QuadraticLayer`; only what is kept and in which order it is computed differs.
-A few rows at a time go through all of a pass while they are in the cache. Of the [B, R X] linear rows only the mask is
-kept, of the rest the input z and the sum s of the rows; everything else is computed again on the way back.
+Of the [B, R X] linear rows nothing is kept, of all else the input z and the sum s of the rows.
 
 Shapes: B rows, X width, R linear rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from ctr.masks import draw_mask, keep, keep_scale
+from ctr import quadratic_kernels as kernels
 
-CHUNK_ROWS = 512
+# A drop probability is a multiple of 1/65536; what is kept is scaled by exactly that probability's inverse, so that
+# dropout stays unbiased.
+LEVELS = 2**16
+# Fewer rows are not worth waking a thread for.
+FEWEST_ROWS_A_THREAD = 64
 
 
 def quadratic_step(
@@ -34,7 +40,7 @@ def quadratic_step(
     """`z + Drop(PReLU(BN(Σ_r z ⊙ Drop(W_r z + b_r))))`, [B, X], with the statistics of these B rows.
 
     Under autocast, matrix products and the rows they make are in its precision; sums over rows, batch norm, z and the
-    gradients of all parameters stay in that of `z_BX`.
+    gradients of all parameters stay in that of `z_BX`. torch's default generator decides what is dropped.
 
     Args:
         z_BX: the layer's input.
@@ -48,9 +54,19 @@ def quadratic_step(
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else z_BX.dtype
     with torch.autocast("cpu", enabled=False):
         out: Tensor = _QuadraticStep.apply(
-            z_BX, weight, bias, norm.weight, norm.bias, slope, norm, row_dropout, dropout, dtype
+            z_BX.contiguous(), weight, bias, norm.weight, norm.bias, slope, norm, row_dropout, dropout, dtype
         )
     return out
+
+
+def dropped_levels(p: float) -> int:
+    """Of 65,536 equally likely numbers, how many drop a value."""
+    return max(1, round(p * LEVELS)) if p > 0 else 0
+
+
+def keep_scale(p: float) -> float:
+    """What makes up for dropping: `1 / (1 - p)` for `p` as it is drawn."""
+    return LEVELS / (LEVELS - dropped_levels(p))
 
 
 class _QuadraticStep(torch.autograd.Function):
@@ -69,126 +85,81 @@ class _QuadraticStep(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         batch, width = z_BX.shape
+        row_seed, seed = np.uint64(_seed()), np.uint64(_seed())
         # Scaled weights make scaled rows: what is kept of them needs no product of its own.
         row_scale = keep_scale(row_dropout)
         scaled_weight, scaled_bias = (weight * row_scale).to(dtype), (bias * row_scale).to(dtype)
+        linear = torch.addmm(scaled_bias, z_BX.to(dtype), scaled_weight.T)
         s_BX = torch.empty(batch, width, dtype=dtype)
-        row_mask = torch.empty(batch, len(bias) if row_dropout else 0, dtype=torch.int16)
-        a, narrow, rows = _scratch(batch, (width, z_BX.dtype), (width, dtype), (len(bias), dtype))
-        moments = _Moments(width)
-        for z, s, mask in _chunks(z_BX, s_BX, row_mask):
-            of = slice(len(z))
-            linear = s if len(bias) == width else rows[of]
-            torch.addmm(scaled_bias, narrow[of].copy_(z), scaled_weight.T, out=linear)
-            if row_dropout:
-                keep(linear, draw_mask(mask, row_dropout))
-            if linear is not s:
-                torch.sum(linear.view(len(z), -1, width), 1, out=s)
-            moments.add(a[of].copy_(s).mul_(z))
-        mean, variance = moments.mean(z_BX.dtype), moments.variance(z_BX.dtype)
+        sums, squares = _in_threads(
+            kernels.sum_rows,
+            batch,
+            (z_BX, linear, s_BX),
+            (row_seed, dropped_levels(row_dropout)),
+            sums=(width, width),
+        )
+        del linear
+        mean = sums / batch
+        variance = (squares / batch - mean.square()).clamp_(min=0)
         _note(norm, mean, variance, batch)
 
         scale = torch.rsqrt(variance + norm.eps)
         # PReLU(c x) = c PReLU(x) for c > 0: the scale of what is kept disappears into batch norm.
         addition_scale = keep_scale(dropout)
-        scaled_gamma, scaled_beta = gamma * scale * addition_scale, beta * addition_scale
+        vectors = (mean, gamma * scale * addition_scale, beta * addition_scale)
+        mean_X, gamma_X, beta_X = (vector.to(z_BX.dtype) for vector in vectors)
         out_BX = torch.empty_like(z_BX)
-        mask_BX = torch.empty(batch, width if dropout else 0, dtype=torch.int16)
-        for z, s, mask, out in _chunks(z_BX, s_BX, mask_BX, out_BX):
-            addition = a[: len(z)].copy_(s).mul_(z).sub_(mean).mul_(scaled_gamma).add_(scaled_beta)
-            F.leaky_relu_(addition, slope.item())
-            if dropout:
-                keep(addition, draw_mask(mask, dropout))
-            torch.add(z, addition, out=out)
-        ctx.save_for_backward(
-            z_BX, s_BX, row_mask, mask_BX, scaled_weight, slope, mean, scale, scaled_gamma, scaled_beta
-        )
-        ctx.scales = row_scale, addition_scale
+        addition = (z_BX, s_BX, mean_X, gamma_X, beta_X), (_scalar(slope), seed, dropped_levels(dropout))
+        _in_threads(kernels.add_cross, batch, *addition, (out_BX,))
+        ctx.save_for_backward(z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X)
+        ctx.scales, ctx.seeds, ctx.dropouts = (row_scale, addition_scale), (row_seed, seed), (row_dropout, dropout)
         return out_BX
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BX: Tensor) -> tuple[Tensor | None, ...]:
-        z_BX, s_BX, row_mask, mask_BX, scaled_weight, slope, mean, scale, scaled_gamma, scaled_beta = ctx.saved_tensors
-        row_scale, addition_scale = ctx.scales
+        z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X = ctx.saved_tensors
+        (row_scale, addition_scale), (row_seed, seed) = ctx.scales, ctx.seeds
+        row_levels, levels = (dropped_levels(p) for p in ctx.dropouts)
         batch, width = z_BX.shape
-        dtype = s_BX.dtype
-        a, b, c, narrow = _scratch(batch, *[(width, z_BX.dtype)] * 3, (width, dtype))
-        # First pass: to the output of batch norm, and the three sums over rows that its gradient needs.
+        gradient_BX = gradient_BX.contiguous()
         of_norm_BX = torch.empty_like(z_BX)
-        of_slope, of_beta, of_gamma = (torch.zeros(size, dtype=torch.float64) for size in (1, width, width))
-        for z, s, mask, gradient, of_norm in _chunks(z_BX, s_BX, mask_BX, gradient_BX, of_norm_BX):
-            of = slice(len(z))
-            centred = a[of].copy_(s).mul_(z).sub_(mean)
-            normal = torch.mul(centred, scaled_gamma, out=b[of]).add_(scaled_beta)
-            of_addition = c[of].copy_(gradient)
-            if mask.shape[1]:
-                keep(of_addition, mask)
-            torch.ops.aten.leaky_relu_backward.grad_input(of_addition, normal, slope.item(), False, grad_input=of_norm)
-            of_slope += torch.dot(normal.clamp_(max=0).view(-1), of_addition.view(-1))
-            of_beta += of_norm.sum(0)
-            of_gamma += centred.mul_(of_norm).sum(0)
-        # dh = scaled_gamma (dn - mean(dn) - centred scale^2 mean(dn centred))
-        shift = (scaled_gamma * of_beta / batch).to(z_BX.dtype)
-        slant = (scaled_gamma * scale.square() * of_gamma / batch).to(z_BX.dtype)
-
-        # Second pass: to the rows and the input.
-        of_linear_BRX = torch.empty(batch, len(scaled_weight), dtype=dtype)
-        narrow_z_BX = torch.empty(batch, width, dtype=dtype)
-        of_bias = torch.zeros(len(scaled_weight), dtype=torch.float64)
+        of_slope, of_beta, of_gamma = _in_threads(
+            kernels.to_norm,
+            batch,
+            (z_BX, s_BX, mean_X, gamma_X, beta_X),
+            (_scalar(slope), seed, levels),
+            (gradient_BX, of_norm_BX),
+            sums=(width, width, width),
+        )
+        # dh = gamma' (dn - mean(dn) - (h - mean) scale^2 mean(dn (h - mean)))
+        shift = gamma_X * of_beta / batch
+        slant = gamma_X * scale.square() * of_gamma / batch
+        shift_X, slant_X = shift.to(z_BX.dtype), slant.to(z_BX.dtype)
+        of_linear = torch.empty(batch, len(scaled_weight), dtype=s_BX.dtype)
         of_z_BX = torch.empty_like(z_BX)
-        for z, s, mask, gradient, of_norm, of_linear, narrow_z, of_z in _chunks(
-            z_BX, s_BX, row_mask, gradient_BX, of_norm_BX, of_linear_BRX, narrow_z_BX, of_z_BX
-        ):
-            of = slice(len(z))
-            wide_s = a[of].copy_(s)
-            sloped = torch.mul(wide_s, z, out=b[of]).sub_(mean).mul_(slant)
-            of_h = of_norm.mul_(scaled_gamma).sub_(shift).sub_(sloped)
-            of_rows = narrow[of].copy_(torch.mul(of_h, z, out=b[of]))
-            of_linear.view(len(z), -1, width).copy_(of_rows.unsqueeze(1))
-            if mask.shape[1]:
-                keep(of_linear, mask)
-            of_bias += of_linear.sum(0, dtype=z.dtype)
-            of_z.copy_(torch.mm(of_linear, scaled_weight, out=narrow[of]))
-            of_z.add_(gradient).addcmul_(of_h, wide_s)
-            narrow_z.copy_(z)
-        of_weight = (of_linear_BRX.T @ narrow_z_BX).to(z_BX.dtype)
+        (of_bias,) = _in_threads(
+            kernels.to_rows,
+            batch,
+            (z_BX, s_BX, mean_X, gamma_X, shift_X, slant_X, of_norm_BX, gradient_BX),
+            (row_seed, row_levels),
+            (of_linear,),
+            sums=(len(scaled_weight),),
+            after=(of_z_BX,),
+        )
+        del of_norm_BX
+        of_weight = (of_linear.T @ z_BX.to(of_linear.dtype)).to(z_BX.dtype)
+        of_z_BX += of_linear @ scaled_weight
+        dtype = z_BX.dtype
         return (
             of_z_BX,
             of_weight.mul_(row_scale),
-            of_bias.mul_(row_scale).to(z_BX.dtype),
-            (of_gamma * scale * addition_scale).to(z_BX.dtype),
-            (of_beta * addition_scale).to(z_BX.dtype),
-            of_slope.to(z_BX.dtype),
+            of_bias.mul_(row_scale).to(dtype),
+            (of_gamma * scale * addition_scale).to(dtype),
+            (of_beta * addition_scale).to(dtype),
+            of_slope.sum(0, keepdim=True).to(dtype),
             *(None,) * 4,
         )
-
-
-class _Moments:
-    """Mean and variance of each column of rows that come in chunks, around a first guess so that nothing cancels."""
-
-    def __init__(self, width: int) -> None:
-        self._rows = 0
-        self._guess: Tensor | None = None
-        self._sum, self._squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
-
-    def add(self, h: Tensor) -> None:
-        """Rows more; `h` is overwritten."""
-        if self._guess is None:
-            self._guess = h.mean(0)
-        h.sub_(self._guess)
-        self._rows += len(h)
-        self._sum += h.sum(0)
-        self._squares += h.square_().sum(0)
-
-    def mean(self, dtype: torch.dtype) -> Tensor:
-        """Of all rows so far."""
-        assert self._guess is not None
-        return (self._guess + self._sum / self._rows).to(dtype)
-
-    def variance(self, dtype: torch.dtype) -> Tensor:
-        """Of all rows so far, divided by their number."""
-        return (self._squares / self._rows - (self._sum / self._rows).square()).clamp_(min=0).to(dtype)
 
 
 def _note(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, batch: int) -> None:
@@ -200,10 +171,50 @@ def _note(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, batch: int) -> N
         norm.num_batches_tracked.add_(1)
 
 
-def _scratch(batch: int, *columns: tuple[int, torch.dtype]) -> list[Tensor]:
-    """Room for the rows of one chunk: used again and again, it stays in the cache."""
-    return [torch.empty(min(batch, CHUNK_ROWS), width, dtype=dtype) for width, dtype in columns]
+def _in_threads(
+    kernel: Callable[..., None],
+    batch: int,
+    *arguments: tuple[Any, ...],
+    sums: tuple[int, ...] = (),
+    after: tuple[Tensor, ...] = (),
+) -> list[Tensor]:
+    """Run a kernel over all rows, as many threads as torch uses; returns its sums, float64.
+
+    Its arguments are `arguments`, tensors as arrays; then its sums; then `after`; then the rows to do.
+    """
+    given = [_array(one) for group in arguments for one in group]
+    rest = [_array(one) for one in after]
+    threads = max(1, min(torch.get_num_threads(), batch // FEWEST_ROWS_A_THREAD))
+    own = [[np.zeros(size) for size in sums] for _ in range(threads)]
+    bounds = list(pairwise(batch * thread // threads for thread in range(threads + 1)))
+
+    def do(thread: int) -> None:
+        kernel(*given, *own[thread], *rest, *bounds[thread])
+
+    # The calling thread works, too.
+    others = [_pool().submit(do, thread) for thread in range(1, threads)]
+    do(0)
+    for other in others:
+        other.result()
+    return [torch.from_numpy(np.sum(parts, axis=0)) for parts in zip(*own, strict=True)]
 
 
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.split(CHUNK_ROWS) for tensor in tensors), strict=True)
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="quadratic")
+
+
+def _array(one: Any) -> Any:
+    if not isinstance(one, Tensor):
+        return one
+    if one.dtype == torch.bfloat16:
+        return one.view(torch.uint16).numpy()
+    return one.detach().numpy()
+
+
+def _scalar(slope: Tensor) -> Any:
+    return slope.detach().numpy()[0]
+
+
+def _seed() -> int:
+    return int(torch.randint(2**63 - 1, ()).item())

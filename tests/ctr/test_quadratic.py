@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from ctr.masks import draw_mask, keep_scale
 from ctr.quadratic import QuadraticLayer, QuadraticNetwork
 from features.errors import ConfigError
 from tests.ctr import literal
@@ -55,19 +55,27 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
-def kept(shape: tuple[int, int], p: float) -> torch.Tensor:
-    """What dropout multiplies with: 0, or 1 / (1 - p)."""
-    return -draw_mask(torch.empty(shape, dtype=torch.int16), p).double() * keep_scale(p)
+def kept(rows: int, width: int, p: float) -> torch.Tensor:
+    """What dropout of [rows, width] multiplies with next: 0, or 1 / (1 - p). SplitMix64, written out."""
+    seed = np.uint64(torch.randint(2**63 - 1, ()).item())
+    words = -(-width // 4)
+    with np.errstate(over="ignore"):
+        draw = seed + np.arange(1, rows * words + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        draw = (draw ^ (draw >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        draw = (draw ^ (draw >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    numbers = (draw ^ (draw >> np.uint64(31))).view(np.uint16).reshape(rows, 4 * words)[:, :width]
+    dropped = round(p * 2**16)
+    return torch.from_numpy((numbers >= dropped) / (1 - dropped / 2**16))
 
 
 def test_dropout_falls_on_each_row_apart_and_on_the_addition():
     torch.manual_seed(0)
-    layer = QuadraticLayer(5, rows=3, dropout=0.5).double().train()
+    layer = QuadraticLayer(5, rows=3, dropout=0.3).double().train()
     z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     inputs, cotangent = [z, *layer.parameters()], torch.randn(8, 5, dtype=torch.float64)
     torch.manual_seed(1)
-    kept_rows = kept((8, 15), 0.5).split(5, dim=1)
-    kept_addition = kept((8, 5), 0.5)
+    kept_rows = kept(8 * 3, 5, 0.3).view(8, 3, 5).unbind(1)
+    kept_addition = kept(8, 5, 0.3)
     weights, biases = layer.rows.weight.split(5), layer.rows.bias.split(5)
     h = sum(z * mask * (z @ w.T + b) for mask, w, b in zip(kept_rows, weights, biases, strict=True))
     normal = (h - h.mean(0)) / torch.sqrt(h.var(0, unbiased=False) + layer.norm.eps) * layer.norm.weight
@@ -82,6 +90,54 @@ def test_dropout_falls_on_each_row_apart_and_on_the_addition():
         strict=True,
     ):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_threads_and_blocks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch):
+    """More rows than a block and a thread take, an odd number of them, each value of the result on its own."""
+    torch.manual_seed(0)
+    layer = QuadraticLayer(7, rows=2, dropout=0.0).double().train()
+    z = torch.randn(333, 7, dtype=torch.float64, requires_grad=True)
+    inputs, cotangent = [z, *layer.parameters()], torch.randn(333, 7, dtype=torch.float64)
+    theirs = literal.quadratic_layer(layer, z)
+    expected = torch.autograd.grad(theirs, inputs, cotangent)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        ours = layer(z)
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+        for one, other in zip(torch.autograd.grad(ours, inputs, cotangent), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_the_generator_decides_what_is_dropped_and_goes_on():
+    layer, z = QuadraticLayer(8, rows=2, dropout=0.5), torch.randn(40, 8)
+    torch.manual_seed(3)
+    first, second = layer(z), layer(z)
+    torch.manual_seed(3)
+    assert torch.equal(layer(z), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_no_number_reaches_the_guard(bad: float, half: bool):
+    layer, z = QuadraticLayer(8, rows=2, dropout=0.1), torch.randn(200, 8)
+    z[150, 3] = bad
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        out = layer(z)
+    assert not out.isfinite().all()
+    out.sum().backward()
+    assert not layer.rows.weight.grad.isfinite().all()
+
+
+def test_running_statistics_move_as_torchs_do():
+    torch.manual_seed(0)
+    layer, norm = QuadraticLayer(6, rows=2, dropout=0.0), torch.nn.BatchNorm1d(6)
+    for _ in range(3):
+        z = torch.randn(50, 6)
+        norm(z * torch.nn.functional.linear(z, *layer.merged_rows()))
+        layer(z)
+    for name, tensor in norm.state_dict().items():
+        torch.testing.assert_close(layer.norm.state_dict()[name], tensor)
 
 
 def test_folded_rows_start_and_vary_as_their_sum_does():

@@ -1,0 +1,241 @@
+"""The loops of a quadratic training step that are no matrix products, each one pass over memory, compiled by numba.
+
+Between two matrix products torch would run some twenty operations, each reading and writing a whole [B, X] tensor.
+A kernel here does all of them for one row while it is in the cache. Its loops are short and name few arrays each:
+those the compiler can prove apart, and vectorise. Half precision (bfloat16) comes as its bits,
+uint16, and is widened to single precision before anything is computed with it.
+
+Dropout is drawn where it is used: the number that decides about a value is a hash of a seed and its place (SplitMix64,
+Steele, Lea and Flood 2014), so the way back draws the same ones again and no mask is ever stored.
+
+Shapes: B rows, X width, R linear rows. Each kernel does the rows `start` to `stop`, and adds to sums of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+LANES = 4  # numbers of 16 bits in a draw
+BLOCK = 64  # rows whose sum may be in single precision
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
+_ROUND, _ONE, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+_INFINITY, _ABSOLUTE, _NAN = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF), np.uint16(0x7FC0)
+
+# NaN and infinity must pass through: the guard of training waits for them.
+_kernel = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+
+
+def widen(source: Any, target: Any) -> None:
+    """Copy a row; bits of half precision become numbers. (Compiled by the type of `source`.)"""
+    raise RuntimeError("runs in compiled code only")
+
+
+def narrow(source: Any, target: Any) -> None:
+    """Copy a row; numbers become bits of half precision, to the nearest, where `target` holds such."""
+    raise RuntimeError("runs in compiled code only")
+
+
+@overload(widen)
+def _widen(source, target):  # type: ignore[no-untyped-def]
+    def bits(source, target):  # type: ignore[no-untyped-def]
+        numbers = target.view(np.uint32)
+        for j in range(len(source)):
+            numbers[j] = np.uint32(source[j]) << _HALF_BITS
+
+    def same(source, target):  # type: ignore[no-untyped-def]
+        for j in range(len(source)):
+            target[j] = source[j]
+
+    return bits if source.dtype == types.uint16 else same
+
+
+@overload(narrow)
+def _narrow(source, target):  # type: ignore[no-untyped-def]
+    def bits(source, target):  # type: ignore[no-untyped-def]
+        numbers = source.view(np.uint32)
+        for j in range(len(source)):
+            one = numbers[j]
+            near = np.uint16((one + _ROUND + ((one >> _HALF_BITS) & _ONE)) >> _HALF_BITS)
+            target[j] = _NAN if (one & _ABSOLUTE) > _INFINITY else near
+
+    def same(source, target):  # type: ignore[no-untyped-def]
+        for j in range(len(source)):
+            target[j] = source[j]
+
+    return bits if target.dtype == types.uint16 else same
+
+
+@_kernel
+def draw(seed, place, draws):  # type: ignore[no-untyped-def]
+    """Fill `draws` (uint64) with the draws `place`, `place + 1`, … of a seed."""
+    for w in range(len(draws)):
+        one = seed + (np.uint64(place + w) + np.uint64(1)) * _GOLDEN
+        one = (one ^ (one >> _S30)) * _MIX_1
+        one = (one ^ (one >> _S27)) * _MIX_2
+        draws[w] = one ^ (one >> _S31)
+
+
+@_kernel
+def drop(values, draws, levels):  # type: ignore[no-untyped-def]
+    """Zero each value whose number of 16 bits, of the four in a draw, is below `levels`."""
+    numbers = draws.view(np.uint16)
+    zero, least = values.dtype.type(0), np.uint16(levels)
+    for j in range(len(values)):
+        values[j] = zero if numbers[j] < least else values[j]
+
+
+@_kernel
+def centre(z, cross, mean):  # type: ignore[no-untyped-def]
+    """`cross ← z ⊙ cross - mean`, of one row."""
+    for j in range(len(z)):
+        cross[j] = z[j] * cross[j] - mean[j]
+
+
+@_kernel
+def normalise(z, cross, mean, gamma, beta):  # type: ignore[no-untyped-def]
+    """`cross ← gamma (z ⊙ cross - mean) + beta`, of one row."""
+    centre(z, cross, mean)
+    for j in range(len(z)):
+        cross[j] = cross[j] * gamma[j] + beta[j]
+
+
+@_kernel
+def flush(some, total):  # type: ignore[no-untyped-def]
+    """Add to sums in double precision what a few rows added up to, and begin anew."""
+    for j in range(len(some)):
+        total[j] += some[j]
+        some[j] = 0
+
+
+@_kernel
+def sum_rows(z, linear, s, seed, levels, sums, squares, start, stop):  # type: ignore[no-untyped-def]
+    """`s = Σ_r Drop(linear_r)`, and the sums over rows of `h = z ⊙ s` and of its squares."""
+    width = z.shape[1]
+    words = -(-width // LANES)
+    rows = linear.shape[1] // width
+    draws = np.empty(words, np.uint64)
+    one, total = np.empty(width, z.dtype), np.empty(width, z.dtype)
+    for b in range(start, stop):
+        for r in range(rows):
+            widen(linear[b, r * width : (r + 1) * width], one)
+            if levels > 0:
+                draw(seed, (b * rows + r) * words, draws)
+                drop(one, draws, levels)
+            if r == 0:
+                widen(one, total)
+            else:
+                for j in range(width):
+                    total[j] += one[j]
+        narrow(total, s[b])
+        widen(s[b], total)
+        for j in range(width):
+            total[j] *= z[b, j]
+        for j in range(width):
+            h = np.float64(total[j])
+            sums[j] += h
+            squares[j] += h * h
+
+
+@_kernel
+def add_cross(z, s, mean, gamma, beta, slope, seed, levels, out, start, stop):  # type: ignore[no-untyped-def]
+    """`out = z + Drop(PReLU(gamma (z ⊙ s - mean) + beta))`."""
+    width = z.shape[1]
+    words = -(-width // LANES)
+    draws = np.empty(words, np.uint64)
+    cross = np.empty(width, z.dtype)
+    zero = z.dtype.type(0)
+    for b in range(start, stop):
+        widen(s[b], cross)
+        normalise(z[b], cross, mean, gamma, beta)
+        for j in range(width):
+            cross[j] = cross[j] if cross[j] > zero else slope * cross[j]
+        if levels > 0:
+            draw(seed, b * words, draws)
+            drop(cross, draws, levels)
+        for j in range(width):
+            out[b, j] = z[b, j] + cross[j]
+
+
+@_kernel
+def to_norm(  # type: ignore[no-untyped-def]
+    z, s, mean, gamma, beta, slope, seed, levels, gradient, of_norm, of_slope, of_beta, of_gamma, start, stop
+):
+    """From the gradient of `add_cross` to that of batch norm's output, and its sums over rows.
+
+    `of_gamma` gets the sums of `of_norm ⊙ (h - mean)`, `of_slope` [X] what adds up to the gradient by the slope.
+    """
+    width = z.shape[1]
+    words = -(-width // LANES)
+    draws = np.empty(words, np.uint64)
+    cross, normal, dropped = np.empty(width, z.dtype), np.empty(width, z.dtype), np.empty(width, z.dtype)
+    some_slope, some_beta, some_gamma = np.zeros(width, z.dtype), np.zeros(width, z.dtype), np.zeros(width, z.dtype)
+    zero = z.dtype.type(0)
+    for b in range(start, stop):
+        widen(s[b], cross)
+        widen(gradient[b], dropped)
+        if levels > 0:
+            draw(seed, b * words, draws)
+            drop(dropped, draws, levels)
+        centre(z[b], cross, mean)
+        for j in range(width):
+            normal[j] = cross[j] * gamma[j] + beta[j]
+        for j in range(width):
+            below = normal[j] if normal[j] < zero else zero
+            some_slope[j] += below * dropped[j]
+        for j in range(width):
+            dropped[j] = dropped[j] if normal[j] > zero else slope * dropped[j]
+        for j in range(width):
+            some_beta[j] += dropped[j]
+        for j in range(width):
+            some_gamma[j] += dropped[j] * cross[j]
+        widen(dropped, of_norm[b])
+        if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
+            flush(some_slope, of_slope)
+            flush(some_beta, of_beta)
+            flush(some_gamma, of_gamma)
+
+
+@_kernel
+def to_rows(  # type: ignore[no-untyped-def]
+    z, s, mean, gamma, shift, slant, of_norm, gradient, seed, levels, of_linear, of_bias, of_z, start, stop
+):
+    """From the gradient of batch norm's output to that of each linear row, and of z but for its linear rows.
+
+    `dh = gamma of_norm - shift - slant (h - mean)`.
+    """
+    width = z.shape[1]
+    words = -(-width // LANES)
+    rows = of_linear.shape[1] // width
+    draws = np.empty(words, np.uint64)
+    cross, of_sum, one = np.empty(width, z.dtype), np.empty(width, z.dtype), np.empty(width, z.dtype)
+    some_bias = np.zeros(rows * width, z.dtype)
+    for b in range(start, stop):
+        widen(s[b], cross)
+        widen(cross, one)
+        centre(z[b], one, mean)
+        for j in range(width):
+            one[j] = gamma[j] * of_norm[b, j] - slant[j] * one[j]
+        for j in range(width):
+            one[j] -= shift[j]
+        for j in range(width):
+            of_z[b, j] = gradient[b, j] + one[j] * cross[j]
+        for j in range(width):
+            of_sum[j] = one[j] * z[b, j]
+        for r in range(rows):
+            first = r * width
+            widen(of_sum, one)
+            if levels > 0:
+                draw(seed, (b * rows + r) * words, draws)
+                drop(one, draws, levels)
+            narrow(one, of_linear[b, first : first + width])
+            for j in range(width):
+                some_bias[first + j] += one[j]
+        if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
+            flush(some_bias, of_bias)

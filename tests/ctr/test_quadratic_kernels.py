@@ -1,0 +1,65 @@
+"""The parts of the compiled loops that the layer's own tests cannot see one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+from ctr import quadratic_kernels as kernels
+from ctr.quadratic_step import dropped_levels, keep_scale
+
+
+@njit
+def widened(source, target):
+    kernels.widen(source, target)
+
+
+@njit
+def narrowed(source, target):
+    kernels.narrow(source, target)
+
+
+def dropped(rows: int, width: int, p: float, seed: int = 7) -> np.ndarray:
+    """Ones after dropout, [rows, width]."""
+    values, words = np.ones((rows, width), np.float32), -(-width // 4)
+    draws = np.empty(words, np.uint64)
+    for row in range(rows):
+        kernels.draw(np.uint64(seed), row * words, draws)
+        kernels.drop(values[row], draws, dropped_levels(p))
+    return values
+
+
+def test_half_precision_is_rounded_and_widened_as_torch_does():
+    some = [0.0, -0.0, 1.0, -1.5, 3.14159, 1e-40, 65504.0, 3.4e38, float("inf"), float("-inf"), float("nan")]
+    halves = [1.00390625, 1.01171875]  # halfway between two neighbours: to the even one
+    numbers = np.concatenate([np.array(some + halves), np.random.default_rng(0).normal(size=1000)]).astype(np.float32)
+    expected = torch.from_numpy(numbers).to(torch.bfloat16)
+    bits = np.empty(len(numbers), np.uint16)
+    narrowed(numbers, bits)
+    known = ~np.isnan(numbers)  # which bits stand for NaN is the machine's choice
+    assert bits[known].tolist() == expected.view(torch.uint16).numpy()[known].tolist()
+    back = np.empty_like(numbers)
+    widened(bits, back)
+    np.testing.assert_array_equal(back, expected.float().numpy())
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_values_are_dropped_as_often_as_asked_and_the_mean_stays(p: float):
+    values = dropped(2_000, 503, p)
+    share = (values == 0).mean()
+    # A million values: five standard deviations of a share.
+    assert abs(share - p) < 5 * (p * (1 - p) / values.size) ** 0.5
+    assert keep_scale(p) * (1 - dropped_levels(p) / 65536) == pytest.approx(1, abs=1e-12)
+    assert keep_scale(0) == 1 and dropped_levels(0) == 0 and dropped_levels(1e-9) == 1
+
+
+def test_values_are_dropped_independently():
+    values = dropped(3_000, 64, 0.3)
+    correlation = np.corrcoef(values.T) - np.eye(64)
+    # Neighbouring values come from one draw of 64 bits; 2,016 pairs, each within five standard deviations.
+    assert np.abs(correlation).max() < 5 / 3_000**0.5
+    below = np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]
+    other_seed = np.corrcoef(values.ravel(), dropped(3_000, 64, 0.3, seed=8).ravel())[0, 1]
+    assert abs(below) < 5 / values.size**0.5 and abs(other_seed) < 5 / values.size**0.5
