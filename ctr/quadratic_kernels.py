@@ -2,8 +2,8 @@
 
 Between two matrix products torch would run some twenty operations, each reading and writing a whole [B, X] tensor.
 A kernel here does all of them for one row while it is in the cache. Its loops are short and name few arrays each:
-those the compiler can prove apart, and vectorise. Half precision (bfloat16) comes as its bits,
-uint16, and is widened to single precision before anything is computed with it.
+those the compiler can prove apart, and vectorise. Half precision comes as its bits,
+uint16 (`ctr.compiled`).
 
 Dropout is drawn where it is used: the number that decides about a value is a hash of a seed and its place (SplitMix64,
 Steele, Lea and Flood 2014), so the way back draws the same ones again and no mask is ever stored.
@@ -13,11 +13,9 @@ Shapes: B rows, X width, R linear rows. Each kernel does the rows `start` to `st
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+
+from ctr.compiled import kernel, narrow, widen
 
 LANES = 4  # numbers of 16 bits in a draw
 BLOCK = 64  # rows whose sum may be in single precision
@@ -25,54 +23,9 @@ BLOCK = 64  # rows whose sum may be in single precision
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
-_ROUND, _ONE, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
-_INFINITY, _ABSOLUTE, _NAN = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF), np.uint16(0x7FC0)
-
-# NaN and infinity must pass through: the guard of training waits for them.
-_kernel = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
-def widen(source: Any, target: Any) -> None:
-    """Copy a row; bits of half precision become numbers. (Compiled by the type of `source`.)"""
-    raise RuntimeError("runs in compiled code only")
-
-
-def narrow(source: Any, target: Any) -> None:
-    """Copy a row; numbers become bits of half precision, to the nearest, where `target` holds such."""
-    raise RuntimeError("runs in compiled code only")
-
-
-@overload(widen)
-def _widen(source, target):  # type: ignore[no-untyped-def]
-    def bits(source, target):  # type: ignore[no-untyped-def]
-        numbers = target.view(np.uint32)
-        for j in range(len(source)):
-            numbers[j] = np.uint32(source[j]) << _HALF_BITS
-
-    def same(source, target):  # type: ignore[no-untyped-def]
-        for j in range(len(source)):
-            target[j] = source[j]
-
-    return bits if source.dtype == types.uint16 else same
-
-
-@overload(narrow)
-def _narrow(source, target):  # type: ignore[no-untyped-def]
-    def bits(source, target):  # type: ignore[no-untyped-def]
-        numbers = source.view(np.uint32)
-        for j in range(len(source)):
-            one = numbers[j]
-            near = np.uint16((one + _ROUND + ((one >> _HALF_BITS) & _ONE)) >> _HALF_BITS)
-            target[j] = _NAN if (one & _ABSOLUTE) > _INFINITY else near
-
-    def same(source, target):  # type: ignore[no-untyped-def]
-        for j in range(len(source)):
-            target[j] = source[j]
-
-    return bits if target.dtype == types.uint16 else same
-
-
-@_kernel
+@kernel
 def draw(seed, place, draws):  # type: ignore[no-untyped-def]
     """Fill `draws` (uint64) with the draws `place`, `place + 1`, … of a seed."""
     for w in range(len(draws)):
@@ -82,7 +35,7 @@ def draw(seed, place, draws):  # type: ignore[no-untyped-def]
         draws[w] = one ^ (one >> _S31)
 
 
-@_kernel
+@kernel
 def drop(values, draws, levels):  # type: ignore[no-untyped-def]
     """Zero each value whose number of 16 bits, of the four in a draw, is below `levels`."""
     numbers = draws.view(np.uint16)
@@ -91,14 +44,14 @@ def drop(values, draws, levels):  # type: ignore[no-untyped-def]
         values[j] = zero if numbers[j] < least else values[j]
 
 
-@_kernel
+@kernel
 def centre(z, cross, mean):  # type: ignore[no-untyped-def]
     """`cross ← z ⊙ cross - mean`, of one row."""
     for j in range(len(z)):
         cross[j] = z[j] * cross[j] - mean[j]
 
 
-@_kernel
+@kernel
 def normalise(z, cross, mean, gamma, beta):  # type: ignore[no-untyped-def]
     """`cross ← gamma (z ⊙ cross - mean) + beta`, of one row."""
     centre(z, cross, mean)
@@ -106,7 +59,7 @@ def normalise(z, cross, mean, gamma, beta):  # type: ignore[no-untyped-def]
         cross[j] = cross[j] * gamma[j] + beta[j]
 
 
-@_kernel
+@kernel
 def flush(some, total):  # type: ignore[no-untyped-def]
     """Add to sums in double precision what a few rows added up to, and begin anew."""
     for j in range(len(some)):
@@ -114,7 +67,7 @@ def flush(some, total):  # type: ignore[no-untyped-def]
         some[j] = 0
 
 
-@_kernel
+@kernel
 def sum_rows(z, linear, s, seed, levels, sums, squares, start, stop):  # type: ignore[no-untyped-def]
     """`s = Σ_r Drop(linear_r)`, and the sums over rows of `h = z ⊙ s` and of its squares."""
     width = z.shape[1]
@@ -143,7 +96,7 @@ def sum_rows(z, linear, s, seed, levels, sums, squares, start, stop):  # type: i
             squares[j] += h * h
 
 
-@_kernel
+@kernel
 def add_cross(z, s, mean, gamma, beta, slope, seed, levels, out, start, stop):  # type: ignore[no-untyped-def]
     """`out = z + Drop(PReLU(gamma (z ⊙ s - mean) + beta))`."""
     width = z.shape[1]
@@ -163,7 +116,7 @@ def add_cross(z, s, mean, gamma, beta, slope, seed, levels, out, start, stop):  
             out[b, j] = z[b, j] + cross[j]
 
 
-@_kernel
+@kernel
 def to_norm(  # type: ignore[no-untyped-def]
     z, s, mean, gamma, beta, slope, seed, levels, gradient, of_norm, of_slope, of_beta, of_gamma, start, stop
 ):
@@ -202,7 +155,7 @@ def to_norm(  # type: ignore[no-untyped-def]
             flush(some_gamma, of_gamma)
 
 
-@_kernel
+@kernel
 def to_rows(  # type: ignore[no-untyped-def]
     z, s, mean, gamma, shift, slant, of_norm, gradient, seed, levels, of_linear, of_bias, of_z, start, stop
 ):

@@ -8,10 +8,6 @@ Shapes: B rows, X width, R linear rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,12 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ctr import quadratic_kernels as kernels
+from ctr.compiled import in_threads
 
 # A drop probability is a multiple of 1/65536; what is kept is scaled by exactly that probability's inverse, so that
 # dropout stays unbiased.
 LEVELS = 2**16
-# Fewer rows are not worth waking a thread for.
-FEWEST_ROWS_A_THREAD = 64
 
 
 def quadratic_step(
@@ -91,7 +86,7 @@ class _QuadraticStep(torch.autograd.Function):
         scaled_weight, scaled_bias = (weight * row_scale).to(dtype), (bias * row_scale).to(dtype)
         linear = torch.addmm(scaled_bias, z_BX.to(dtype), scaled_weight.T)
         s_BX = torch.empty(batch, width, dtype=dtype)
-        sums, squares = _in_threads(
+        sums, squares = in_threads(
             kernels.sum_rows,
             batch,
             (z_BX, linear, s_BX),
@@ -110,7 +105,7 @@ class _QuadraticStep(torch.autograd.Function):
         mean_X, gamma_X, beta_X = (vector.to(z_BX.dtype) for vector in vectors)
         out_BX = torch.empty_like(z_BX)
         addition = (z_BX, s_BX, mean_X, gamma_X, beta_X), (_scalar(slope), seed, dropped_levels(dropout))
-        _in_threads(kernels.add_cross, batch, *addition, (out_BX,))
+        in_threads(kernels.add_cross, batch, *addition, (out_BX,))
         ctx.save_for_backward(z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X)
         ctx.scales, ctx.seeds, ctx.dropouts = (row_scale, addition_scale), (row_seed, seed), (row_dropout, dropout)
         return out_BX
@@ -124,7 +119,7 @@ class _QuadraticStep(torch.autograd.Function):
         batch, width = z_BX.shape
         gradient_BX = gradient_BX.contiguous()
         of_norm_BX = torch.empty_like(z_BX)
-        of_slope, of_beta, of_gamma = _in_threads(
+        of_slope, of_beta, of_gamma = in_threads(
             kernels.to_norm,
             batch,
             (z_BX, s_BX, mean_X, gamma_X, beta_X),
@@ -138,7 +133,7 @@ class _QuadraticStep(torch.autograd.Function):
         shift_X, slant_X = shift.to(z_BX.dtype), slant.to(z_BX.dtype)
         of_linear = torch.empty(batch, len(scaled_weight), dtype=s_BX.dtype)
         of_z_BX = torch.empty_like(z_BX)
-        (of_bias,) = _in_threads(
+        (of_bias,) = in_threads(
             kernels.to_rows,
             batch,
             (z_BX, s_BX, mean_X, gamma_X, shift_X, slant_X, of_norm_BX, gradient_BX),
@@ -169,47 +164,6 @@ def _note(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, batch: int) -> N
     norm.running_var.lerp_((variance * (batch / (batch - 1))).to(norm.running_var.dtype), norm.momentum)
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-
-
-def _in_threads(
-    kernel: Callable[..., None],
-    batch: int,
-    *arguments: tuple[Any, ...],
-    sums: tuple[int, ...] = (),
-    after: tuple[Tensor, ...] = (),
-) -> list[Tensor]:
-    """Run a kernel over all rows, as many threads as torch uses; returns its sums, float64.
-
-    Its arguments are `arguments`, tensors as arrays; then its sums; then `after`; then the rows to do.
-    """
-    given = [_array(one) for group in arguments for one in group]
-    rest = [_array(one) for one in after]
-    threads = max(1, min(torch.get_num_threads(), batch // FEWEST_ROWS_A_THREAD))
-    own = [[np.zeros(size) for size in sums] for _ in range(threads)]
-    bounds = list(pairwise(batch * thread // threads for thread in range(threads + 1)))
-
-    def do(thread: int) -> None:
-        kernel(*given, *own[thread], *rest, *bounds[thread])
-
-    # The calling thread works, too.
-    others = [_pool().submit(do, thread) for thread in range(1, threads)]
-    do(0)
-    for other in others:
-        other.result()
-    return [torch.from_numpy(np.sum(parts, axis=0)) for parts in zip(*own, strict=True)]
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="quadratic")
-
-
-def _array(one: Any) -> Any:
-    if not isinstance(one, Tensor):
-        return one
-    if one.dtype == torch.bfloat16:
-        return one.view(torch.uint16).numpy()
-    return one.detach().numpy()
 
 
 def _scalar(slope: Tensor) -> Any:

@@ -7,18 +7,19 @@ import pytest
 import torch
 from numba import njit
 
+from ctr import compiled
 from ctr import quadratic_kernels as kernels
 from ctr.quadratic_step import dropped_levels, keep_scale
 
 
 @njit
 def widened(source, target):
-    kernels.widen(source, target)
+    compiled.widen(source, target)
 
 
 @njit
 def narrowed(source, target):
-    kernels.narrow(source, target)
+    compiled.narrow(source, target)
 
 
 def dropped(rows: int, width: int, p: float, seed: int = 7) -> np.ndarray:

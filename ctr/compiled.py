@@ -1,0 +1,114 @@
+"""Loops compiled by numba: in every thread of torch's, on half precision too.
+
+Half precision (bfloat16) comes to a kernel as its bits, uint16, and is widened to single precision before anything is
+computed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+from torch import Tensor
+
+# Fewer rows are not worth waking a thread for.
+FEWEST_ROWS_A_THREAD = 64
+
+_ROUND, _ONE, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+_INFINITY, _ABSOLUTE, _NAN = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF), np.uint16(0x7FC0)
+
+# NaN and infinity must pass through: the guard of training waits for them.
+kernel = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+
+
+def widen(source: Any, target: Any) -> None:
+    """Copy a row; bits of half precision become numbers. (Compiled by the type of `source`.)"""
+    raise RuntimeError("runs in compiled code only")
+
+
+def narrow(source: Any, target: Any) -> None:
+    """Copy a row; numbers become bits of half precision, to the nearest, where `target` holds such."""
+    raise RuntimeError("runs in compiled code only")
+
+
+@overload(widen)
+def _widen(source, target):  # type: ignore[no-untyped-def]
+    def bits(source, target):  # type: ignore[no-untyped-def]
+        numbers = target.view(np.uint32)
+        for j in range(len(source)):
+            numbers[j] = np.uint32(source[j]) << _HALF_BITS
+
+    def same(source, target):  # type: ignore[no-untyped-def]
+        for j in range(len(source)):
+            target[j] = source[j]
+
+    return bits if source.dtype == types.uint16 else same
+
+
+@overload(narrow)
+def _narrow(source, target):  # type: ignore[no-untyped-def]
+    def bits(source, target):  # type: ignore[no-untyped-def]
+        numbers = source.view(np.uint32)
+        for j in range(len(source)):
+            one = numbers[j]
+            near = np.uint16((one + _ROUND + ((one >> _HALF_BITS) & _ONE)) >> _HALF_BITS)
+            target[j] = _NAN if (one & _ABSOLUTE) > _INFINITY else near
+
+    def same(source, target):  # type: ignore[no-untyped-def]
+        for j in range(len(source)):
+            target[j] = source[j]
+
+    return bits if target.dtype == types.uint16 else same
+
+
+def in_threads(
+    do_rows: Callable[..., None],
+    batch: int,
+    *arguments: tuple[Any, ...],
+    sums: tuple[int, ...] = (),
+    after: tuple[Tensor, ...] = (),
+) -> list[Tensor]:
+    """Run a kernel over all rows of a batch, in as many threads as torch uses; returns its sums, float64.
+
+    Args:
+        do_rows: a kernel. It gets `arguments`, its own sums (zeros at first), `after`, and the rows to do, from and to.
+        batch: how many rows there are.
+        arguments: tensors on the CPU, which it sees as arrays, and plain values.
+        sums: their sizes. Those of all threads are added up.
+        after: tensors.
+    """
+    given = [_array(one) for group in arguments for one in group]
+    rest = [_array(one) for one in after]
+    threads = max(1, min(torch.get_num_threads(), batch // FEWEST_ROWS_A_THREAD))
+    own = [[np.zeros(size) for size in sums] for _ in range(threads)]
+    bounds = list(pairwise(batch * thread // threads for thread in range(threads + 1)))
+
+    def do(thread: int) -> None:
+        do_rows(*given, *own[thread], *rest, *bounds[thread])
+
+    # The calling thread works, too.
+    others = [_pool().submit(do, thread) for thread in range(1, threads)]
+    do(0)
+    for other in others:
+        other.result()
+    return [torch.from_numpy(np.sum(parts, axis=0)) for parts in zip(*own, strict=True)]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="kernel")
+
+
+def _array(one: Any) -> Any:
+    if not isinstance(one, Tensor):
+        return one
+    if one.dtype == torch.bfloat16:
+        return one.view(torch.uint16).numpy()
+    return one.detach().numpy()
