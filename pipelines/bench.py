@@ -51,6 +51,8 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
         # Absolute: what is measured runs in processes that start in the checkout.
         report = import_module(f"benchmarks.bench_{name}").run(Path(scratch).resolve(), _say, **arguments)
     payload = {"bench": name, "machine": describe(), "results": report.results, "ratios": report.ratios}
+    if report.sections:
+        payload["sections"] = {section.title: section.results for section in report.sections}
     write_text(out / f"{name}.json", json.dumps(payload, indent=1))
     write_text(out / f"{name}.md", report.markdown())
     for file, figure in report.figures.items():
@@ -83,11 +85,14 @@ def _say(text: str) -> None:
 
 
 def _print(console: Console, name: str, report: Any) -> None:
-    table = Table(title=name, title_justify="left", title_style="bold")
-    for place, heading in enumerate(report.columns.values()):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
-    for row in report.cells():
-        table.add_row(*row)
-    console.print(table)
+    from benchmarks.report import cells
+
+    for part in (report, *report.sections):
+        table = Table(title=getattr(part, "title", name), title_justify="left", title_style="bold")
+        for place, heading in enumerate(part.columns.values()):
+            table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+        for row in cells(part):
+            table.add_row(*row)
+        console.print(table)
     for ratio, value in report.ratios.items():
         console.print(f"  {ratio} {value:.3g}")

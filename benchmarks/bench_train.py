@@ -1,0 +1,149 @@
+"""Rows a second of training at the paper's sizes: the literal equations, FuxiCTR and ours, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.measured import ROOT, Measured, measure
+from benchmarks.report import Report
+from benchmarks.scaling import scaling
+from benchmarks.step_profile import profile
+from features.errors import ConfigError
+
+# As many rows a user that most of their histories are full.
+ROWS_A_USER_AND_POSITION = 4
+DEFAULT_VENV = ROOT / ".bench" / "fuxictr"
+Result = dict[str, Any]
+Say = Callable[[str], object]
+
+COLUMNS = {
+    "name": "training",
+    "rows_per_s": "rows/s",
+    "step_s": "step s",
+    "peak_mib": "peak MiB",
+    "step_mib": "of it the steps",
+    "loss": "loss",
+}
+LITERAL, FUXICTR = "literal", "fuxictr_din"
+HALF = {"train": {"precision": "bf16"}}
+OURS: dict[str, dict[str, Any]] = {
+    "ours_fp32": {},
+    "ours_bf16": HALF,
+    "ours_bf16_folded": {**HALF, "model": {"fold_rows": True}},
+}
+
+
+def run(
+    work: Path,
+    say: Say,
+    *,
+    rows: int,
+    items: int,
+    max_len: int,
+    batch_size: int,
+    steps: int,
+    repeats: int,
+    venv: Path | None,
+    peers: bool,
+    with_profile: bool,
+    with_scaling: bool,
+    preset: dict[str, Any] | None = None,
+) -> Report:
+    """Train each way for a few steps, in turns, each in a fresh process; figures are medians.
+
+    Args:
+        work: folder for the log and its feature set.
+        say: told what goes on.
+        rows: of the log, in the shape of MM-CTR (`benchmarks.mmctr_shaped`).
+        items: of the catalogue.
+        max_len: events of a history.
+        batch_size: rows a step.
+        steps: steps timed in each call, after two that are not (one for the peers).
+        repeats: calls of each.
+        venv: folder of FuxiCTR's environment, made where it is not there; None for `.bench/fuxictr` of the checkout.
+        peers: false measures ours alone.
+        with_profile: also where a step's time goes, beside the roofline of this machine.
+        with_scaling: also rows a second over batch size, history length and items.
+        preset: model and training settings over those of conf/model/qin_paper.yaml, for all but FuxiCTR's own parts.
+
+    Raises:
+        ConfigError: too few rows for the items; a process was killed.
+        RuntimeError: a call failed.
+    """
+    say(f"simulating {rows:,} rows of {items:,} items, histories of up to {max_len}")
+    folder = work / "mmctr"
+    users = max(1, rows // (ROWS_A_USER_AND_POSITION * max_len))
+    shape = measure(
+        "benchmarks.mmctr_shaped:build", out=str(folder), rows=rows, users=users, items=items, max_len=max_len
+    ).result
+    say(f"{shape['rows']:,} training rows, {shape['mean_history']:.1f} events of history on average")
+    calls = _calls(folder, shape["feature_set"], venv or DEFAULT_VENV, batch_size, steps, peers, preset or {})
+    runs: dict[str, list[Measured]] = {name: [] for name in calls}
+    for number in range(1, repeats + 1):
+        for name, call in list(calls.items()):
+            try:
+                runs[name].append(call())
+            except ConfigError as error:
+                if name != FUXICTR:
+                    raise
+                say(f"{name} is left out: {error}")
+                del calls[name], runs[name]
+                continue
+            say(f"{number} of {repeats}, {name}: {runs[name][-1].result['rows_per_s']:,.0f} rows/s")
+    results = [_result(name, of_name) for name, of_name in runs.items()]
+    report = Report(results, _ratios(results), COLUMNS)
+    if with_profile:
+        report = report.with_section(profile(shape["feature_set"], batch_size, preset or {}, say))
+    if with_scaling:
+        report = report.with_section(scaling(work, say, preset or {}))
+    return report
+
+
+def _calls(
+    folder: Path, feature_set: str, venv: Path, batch_size: int, steps: int, peers: bool, preset: dict[str, Any]
+) -> dict[str, Callable[[], Measured]]:
+    shared = {"batch_size": batch_size, "steps": steps}
+    calls: dict[str, Callable[[], Measured]] = {}
+    if peers:
+        given = {"folder": str(folder), "warmup": 1, "preset": preset, **shared}
+        calls[LITERAL] = lambda: measure("benchmarks.literal_jobs:train", **given)
+        calls[FUXICTR] = lambda: measure("benchmarks.fuxictr_peer:train", venv=str(venv), **given)
+    for name, own in OURS.items():
+        both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
+        calls[name] = lambda both=both: measure(  # type: ignore[misc]
+            "benchmarks.train_jobs:train", feature_set=feature_set, warmup=2, preset=both, **shared
+        )
+    return calls
+
+
+def _result(name: str, runs: list[Measured]) -> Result:
+    results = [one.result for one in runs]
+    peak = median(one["peak_mib"] for one in results)
+    return {
+        "name": name,
+        "rows_per_s": median(one["rows_per_s"] for one in results),
+        "step_s": round(median(median(one["step_seconds"]) for one in results), 3),
+        "peak_mib": peak,
+        "step_mib": round(median(one["peak_mib"] - one["before_mib"] for one in results), 1),
+        "loss": round(results[-1]["loss"], 4) if "loss" in results[-1] else None,
+        "parameters": results[-1].get("parameters"),
+        "all_rows_per_s": [round(one["rows_per_s"], 1) for one in results],
+    }
+
+
+def _ratios(results: list[Result]) -> dict[str, float]:
+    by_name = {result["name"]: result for result in results}
+    ratios = {}
+    for peer in (LITERAL, FUXICTR):
+        if peer in by_name:
+            for ours in OURS:
+                speed = by_name[ours]["rows_per_s"] / by_name[peer]["rows_per_s"]
+                ratios[f"{ours}_over_{peer}"] = round(speed, 2)
+    if LITERAL in by_name:
+        for ours in OURS:
+            memory = by_name[ours]["step_mib"] / by_name[LITERAL]["step_mib"]
+            ratios[f"step_memory_{ours}_over_{LITERAL}"] = round(memory, 3)
+    return ratios

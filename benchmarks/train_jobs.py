@@ -1,0 +1,105 @@
+"""What `quadrank bench train` and `bench loader` measure of ours, each a function that runs in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.literal_jobs import DEFAULTS, PAPER, resident_mib
+from benchmarks.measured import peak_mib
+from ctr.batch import Batch
+from ctr.config import Preset, load_preset
+from ctr.feed import on_device
+from ctr.loader import Loader
+from ctr.models import build_model
+from ctr.models.qin import QIN
+from ctr.step import TrainStep
+from ctr.tables import frozen_tables
+from features.feature_set import FeatureSet
+
+
+def train(
+    feature_set: str, batch_size: int, steps: int, warmup: int, preset: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train QIN at the paper's sizes, batches loaded as in training, on CUDA where there is one.
+
+    Args:
+        feature_set: folder.
+        batch_size: rows a step.
+        steps: steps that are timed.
+        warmup: steps before them.
+        preset: settings that lie over those of the paper, `{"model": {...}, "train": {...}}`.
+
+    Returns:
+        The keys of `literal_jobs.train`. `load_seconds` is what a step waited for its batch; `step_peak_mib` on CUDA
+        the most that lay on the device at a time.
+    """
+    settings, model, data = built(feature_set, batch_size, preset)
+    device = next(model.parameters()).device
+    take_step = TrainStep(model.train(), settings.train, device)
+    before = resident_mib()
+    load_seconds, step_seconds, loss = [], [], 0.0
+    with closing(batches(data, batch_size, device)) as source:
+        for number in range(warmup + steps):
+            started = time.perf_counter()
+            batch = next(source)
+            loaded = time.perf_counter()
+            loss = take_step([batch], settings.train.learning_rate, number).item()
+            load_seconds.append(loaded - started)
+            step_seconds.append(time.perf_counter() - loaded)
+    take_step.check(settings.train.learning_rate)
+    load_seconds, step_seconds = load_seconds[warmup:], step_seconds[warmup:]
+    on_cuda = {"device_peak_mib": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {}
+    return {
+        "rows_per_s": steps * batch_size / (sum(load_seconds) + sum(step_seconds)),
+        "step_seconds": step_seconds,
+        "load_seconds": load_seconds,
+        "before_mib": before,
+        "peak_mib": peak_mib(),
+        "loss": loss,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **on_cuda,
+    }
+
+
+def loader(feature_set: str, batch_size: int, batches: int) -> dict[str, float]:
+    """Rows a second of our loader over so many batches, shuffled, made ahead by its thread; the first is not timed."""
+    source = _endless(FeatureSet.open(Path(feature_set)), batch_size)
+    with closing(source):
+        next(source)
+        started = time.perf_counter()
+        for _ in range(batches):
+            next(source)
+        return {"rows_per_s": batches * batch_size / (time.perf_counter() - started)}
+
+
+def built(feature_set: str, batch_size: int, preset: dict[str, Any] | None) -> tuple[Preset, QIN, FeatureSet]:
+    """The settings, the model with its tables on its device, and the data of one measurement."""
+    given = preset or {}
+    overrides = {**given, "train": {**given.get("train", {}), "batch_size": batch_size}}
+    settings = load_preset(PAPER, DEFAULTS, overrides)
+    data = FeatureSet.open(Path(feature_set))
+    torch.manual_seed(settings.train.seed)
+    model = build_model(settings.model, data.schema)
+    model.to("cuda" if settings.train.device != "cpu" and torch.cuda.is_available() else "cpu")
+    model.attach(frozen_tables(data))
+    return settings, model, data
+
+
+def batches(data: FeatureSet, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:
+    """Training batches without end, on `device`."""
+    with closing(_endless(data, batch_size)) as source:
+        yield from on_device(source, device)
+
+
+def _endless(data: FeatureSet, batch_size: int) -> Generator[Batch, None, None]:
+    rows = Loader(data, "train", batch_size, seed=1, shuffle=True, drop_last=True)
+    for epoch in itertools.count():
+        with closing(rows.epoch(epoch)) as source:
+            yield from source
