@@ -143,7 +143,7 @@ def _result(name: str, runs: Sequence[Result], first: Sequence[Result]) -> Resul
         "auc": round(mean(aucs), 4),
         "auc_sd": round(stdev(aucs), 5) if len(aucs) > 1 else None,
         "difference": round(mean(differences), 5),
-        "largest_difference": round(max(differences, key=abs), 5),
+        "largest_difference": round(max(differences, key=lambda difference: abs(difference)), 5),
         "last_auc": round(mean(one["curve"][-1]["auc"] for one in runs), 4),
         "log_loss": round(mean(one["log_loss"] for one in runs), 4),
         "rows_per_s": mean(one["rows_per_s"] for one in runs),

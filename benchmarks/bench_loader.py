@@ -54,6 +54,6 @@ def run(
         for name, call in (("row_wise", row_wise), ("ours", ours)):
             rates[name].append(call.result["rows_per_s"])
             say(f"{number} of {repeats}, {name}: {rates[name][-1]:,.0f} rows/s")
-    results = [{"name": name, "rows_per_s": median(of_name)} for name, of_name in rates.items()]
-    ratio = results[1]["rows_per_s"] / results[0]["rows_per_s"]
-    return Report(results, {"ours_over_row_wise": round(ratio, 2)}, COLUMNS)
+    rate = {name: median(of_name) for name, of_name in rates.items()}
+    results = [{"name": name, "rows_per_s": value} for name, value in rate.items()]
+    return Report(results, {"ours_over_row_wise": round(rate["ours"] / rate["row_wise"], 2)}, COLUMNS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Of a history's rows: scores and sum on the way there; gradients by weights, by query and twice by item on the way back.
+# Of a history's rows: scores and sum on the way there; on the way back gradients by weights, by query, twice by item.
 GATHERS_A_STEP = 6
 # Adam reads weight, gradient and two moments, and writes all but the gradient.
 ADAM_PASSES = 7

@@ -17,12 +17,12 @@ class Batch:
     """Rows as indices into small tables; no feature of an item is in here, only where it lies.
 
     Args:
-        items_U: int64, distinct item rows; `items_U[0]` is always 0, the padding item.
-        target_B: int64, where each row's target stands in `items_U`.
-        history_BS: int64, where each history item stands in `items_U`; 0 is padding.
-        events: event columns (int64 or float32 [B, S], 0 at padding) by field name.
-        user_B: int64, user rows.
-        context: context columns, int64 or float32 [B], by field name.
+        items_U: int32, distinct item rows; `items_U[0]` is always 0, the padding item.
+        target_B: int32, where each row's target stands in `items_U`.
+        history_BS: int32, where each history item stands in `items_U`; 0 is padding.
+        events: event columns (int32 or float32 [B, S], 0 at padding) by field name.
+        user_B: int32, user rows.
+        context: context columns, int32 or float32 [B], by field name.
         candidate: numbers of the target as of the row's time, float32 [B], by field name.
         label_B: float32, 0 or 1.
         weight_B: float32, ones where the log has no weights.

@@ -8,14 +8,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ctr.batch import Batch
+from ctr.order import EpochOrder
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
 from features.schema import PADDING
@@ -28,9 +31,9 @@ T = TypeVar("T")
 class Loader:
     """The batches of one split, epoch by epoch.
 
-    A row stores only where its history ends; its items are gathered from the flat events when its batch is
-    made. The order of an epoch follows from (seed, epoch) alone, so that a resumed run sees the batches the
-    interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
+    A row stores only where its history ends; its items are copied from the flat events when its batch is
+    made. The order of an epoch follows from (seed, epoch) alone (`ctr.order`), so that a resumed run sees the batches
+    the interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
 
     Args:
         feature_set: what to read; nothing of it is copied into memory beyond one batch.
@@ -39,6 +42,8 @@ class Loader:
         seed: of the shuffled order.
         shuffle: draw the rows in random order, another one each epoch.
         drop_last: leave out a last batch smaller than `batch_size`. The rows left out differ by epoch.
+        process: which of several training processes this is, from 0.
+        processes: how many share the rows; each makes batches of `batch_size`, all the same number of them.
 
     Raises:
         DataError: a column that the schema promises is missing.
@@ -53,16 +58,18 @@ class Loader:
         seed: int = 0,
         shuffle: bool = False,
         drop_last: bool = False,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         self.schema = feature_set.schema
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.drop_last = drop_last
         self._rows = feature_set.rows(split)
         self._events = feature_set.events(split)
         self._require_columns(feature_set, split)
-        self._starts = np.cumsum([0] + [len(part["item"]) for part in self._rows])
+        part_rows = [len(part["item"]) for part in self._rows]
+        self._starts = np.cumsum([0, *part_rows])
+        self._order = EpochOrder(
+            part_rows, batch_size, seed, 0, shuffle, drop_last, process=process, processes=processes
+        )
 
     @property
     def rows(self) -> int:
@@ -80,27 +87,17 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        whole, rest = divmod(self.rows, self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return len(self._order)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from `start_batch` on, made ahead by a thread that this generator owns."""
         return prefetch(self._batches(epoch, start_batch))
 
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        order = self._order(epoch)
         items = DistinctItems(self.schema.items)
-        for number in range(start_batch, len(self)):
-            rows_B = order[number * self.batch_size : (number + 1) * self.batch_size]
+        for rows_B in replace(self._order, epoch=epoch).batches(start_batch):
             # The order inside a batch means nothing to training; in stored order each part is one slice.
             yield self._batch(np.sort(rows_B), items)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        dtype = np.int32 if self.rows < 2**31 else np.int64
-        stored = np.arange(self.rows, dtype=dtype)
-        if not self.shuffle:
-            return stored
-        return np.random.default_rng([self.seed % 2**32, epoch]).permutation(stored)
 
     def _batch(self, rows_B: np.ndarray, items: DistinctItems) -> Batch:
         """The batch of these rows, which are sorted."""
@@ -117,17 +114,14 @@ class Loader:
 
         end_B, len_B = gather("history_end"), gather("history_len")
         positions = max(1, int(len_B.max()))
-        filled_BS = np.arange(positions) >= positions - len_B[:, None]
-        # In front of the first event of a part there is nothing: read event 0 there, and mask it below.
-        event_BS = np.maximum(end_B[:, None] + np.arange(-positions, 0), 0)
+        in_front_BS = np.arange(positions) < positions - len_B[:, None]
 
         def gather_events(name: str) -> np.ndarray:
-            values_BS = np.zeros(event_BS.shape, self._events[0][name].dtype)
+            values_BS = np.zeros((len(rows_B), positions), self._events[0][name].dtype)
             for part, span, _ in spans:
-                if len(events := self._events[part][name]):
-                    values_BS[span] = events.take(event_BS[span])
+                newest_before(self._events[part][name], end_B[span], out=values_BS[span])
             # Not a product with the mask: a missing number (NaN) would stay one.
-            values_BS[~filled_BS] = PADDING
+            np.copyto(values_BS, PADDING, where=in_front_BS)
             return values_BS
 
         target_B, history_BS = gather("item"), gather_events("item")
@@ -137,7 +131,7 @@ class Loader:
             items_U=torch.from_numpy(items_U),
             target_B=torch.from_numpy(place.take(target_B)),
             history_BS=torch.from_numpy(place.take(history_BS)),
-            user_B=torch.from_numpy(gather("user").astype(np.int64)),
+            user_B=_tensor(gather("user")),
             label_B=torch.from_numpy(gather("label").astype(np.float32)),
             weight_B=torch.from_numpy(gather("weight").astype(np.float32)) if weighted else torch.ones(len(rows_B)),
             events={field.name: _tensor(gather_events(field.name)) for field in self.schema.event},
@@ -158,6 +152,23 @@ class Loader:
                     )
 
 
+def newest_before(events: np.ndarray, end_B: np.ndarray, out: np.ndarray) -> None:
+    """Write the S events before each end into `out` [B, S]; anything where there are fewer.
+
+    A row's events lie side by side, so they are copied as one run; an index of each is made only for the few rows
+    of a part whose run would begin before its first event.
+    """
+    positions = out.shape[1]
+    whole = end_B >= positions
+    if whole.all():
+        out[:] = sliding_window_view(events, positions)[end_B - positions]
+        return
+    if whole.any():
+        out[whole] = sliding_window_view(events, positions)[end_B[whole] - positions]
+    if len(events):
+        out[~whole] = events.take(np.maximum(end_B[~whole, None] + np.arange(-positions, 0), 0))
+
+
 class DistinctItems:
     """Finds the distinct items of a batch by marking them: O(items + B S), no sorting.
 
@@ -167,18 +178,18 @@ class DistinctItems:
 
     def __init__(self, items: int) -> None:
         self._marked = np.zeros(items, bool)
-        self._place = np.zeros(items, np.int64)
+        self._place = np.zeros(items, np.int32)
 
     def find(self, *indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct item rows, int64 [U], padding first; and the place of each item among them, int64 [items].
+        """Distinct item rows, int32 [U], padding first; and the place of each item among them, int32 [items].
 
         The second array is valid for the given items until the next call.
         """
         self._marked[PADDING] = True
         for values in indices:
             self._marked[values] = True
-        items_U = np.flatnonzero(self._marked)
-        self._place[items_U] = np.arange(len(items_U))
+        items_U = np.flatnonzero(self._marked).astype(np.int32)
+        self._place[items_U] = np.arange(len(items_U), dtype=np.int32)
         self._marked[items_U] = False
         return items_U, self._place
 
@@ -230,6 +241,6 @@ class _End:
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
-    """Indices as int64, numbers as float32."""
-    kind = np.int64 if values.dtype.kind in "iu" else np.float32
+    """Indices as int32, numbers as float32."""
+    kind = np.int32 if values.dtype.kind in "iu" else np.float32
     return torch.from_numpy(values.astype(kind, copy=False))

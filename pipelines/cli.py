@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,8 @@ from rich.console import Console
 from features.contract import Contract, load_contract
 from features.errors import ConfigError, QuadRankError
 from features.settings import parse_overrides, unknown_key
+from pipelines.bench_cli import bench_app
+from pipelines.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
 app = typer.Typer(
@@ -24,7 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench_app = typer.Typer(help="The README's numbers, peers beside us in one run.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
@@ -43,31 +43,12 @@ DriftSetOption = Annotated[
 RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
 WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
-BenchOutOption = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the results; default benchmarks/results/NAME.")
-]
-BenchWorkOption = Annotated[
-    Path | None, typer.Option("--work", help="Folder for raw data and builds, emptied at the end; default: temporary.")
-]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
 
 DEFAULT_MODEL = Path("conf/model/qin.yaml")
 DEFAULT_TRAIN = Path("conf/train.yaml")
 SECTIONS = ("data", "model", "train")
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
-
-
-def console(as_json: bool) -> Console:
-    """Where people read: stdout, or stderr when stdout carries JSON."""
-    stream = sys.stderr if as_json else sys.stdout
-    # A log file has no width of its own; tables need one.
-    return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 120)
-
-
-def _finish(payload: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(payload), flush=True)
 
 
 def _overrides(assignments: list[str] | None, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -96,7 +77,7 @@ def simulate(
     """Write a raw log with planted, known click probabilities."""
     from pipelines.simulate import simulate_once
 
-    _finish(simulate_once(out, rows, users, items, seed, console(as_json)), as_json)
+    finish(simulate_once(out, rows, users, items, seed, console(as_json)), as_json)
 
 
 @app.command()
@@ -117,7 +98,7 @@ def features(
     contract, _ = _settings(data, assignments, root)
     result = build(contract, Workspace(work), as_of, parse_window(window))
     console(as_json).print(describe(result))
-    _finish(
+    finish(
         {
             "status": "reused" if result.reused else "done",
             "exit_code": 0,
@@ -143,7 +124,7 @@ def inspect_embeddings(
     from pipelines.inspect_embeddings import inspect_embeddings as inspect
 
     contract, _ = _settings(data, assignments, root)
-    _finish(inspect(contract, Workspace(work), out, console(as_json)), as_json)
+    finish(inspect(contract, Workspace(work), out, console(as_json)), as_json)
 
 
 @app.command()
@@ -165,7 +146,7 @@ def train(
     job = Job.open(contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume)
     with job.tracked():
         summary = job.train_and_evaluate()
-    _finish(summary.closed(started), as_json)
+    finish(summary.closed(started), as_json)
 
 
 @app.command()
@@ -184,7 +165,7 @@ def run(
     started = time.monotonic()
     contract, overrides = _settings(data, assignments, root)
     summary = run_job(contract, data, model, train_defaults, overrides, Workspace(work), console(as_json))
-    _finish(summary.closed(started), as_json)
+    finish(summary.closed(started), as_json)
     raise typer.Exit(summary.exit_code)
 
 
@@ -203,7 +184,7 @@ def evaluate(
 
     started = time.monotonic()
     summary = evaluate_bundle(bundle, split, Workspace(work), console(as_json))
-    _finish(summary.closed(started), as_json)
+    finish(summary.closed(started), as_json)
 
 
 @app.command()
@@ -234,7 +215,7 @@ def tune(
     payload = run_study(
         contract, model, train_defaults, overrides, space, study, storage, trials, workspace, console(as_json)
     )
-    _finish(payload, as_json)
+    finish(payload, as_json)
 
 
 @app.command()
@@ -248,7 +229,7 @@ def export(
     from pipelines.export import export_run
 
     result = export_run(run_id, out, Workspace(work), console(as_json))
-    _finish({"status": "done", "exit_code": 0, **result}, as_json)
+    finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 
 @app.command()
@@ -266,7 +247,7 @@ def rank(
     from pipelines.rank import rank_file
 
     config = load_serve_config(serve, _overrides(assignments, ("serve",)).get("serve"))
-    _finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
+    finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
 
 
 @app.command()
@@ -282,7 +263,7 @@ def promote(
     from pipelines.promote import promote_bundle
 
     payload = promote_bundle(bundle, Workspace(work), console(as_json))
-    _finish(payload, as_json)
+    finish(payload, as_json)
 
 
 @app.command()
@@ -308,7 +289,7 @@ def drift(
 
     overrides = _overrides(assignments, ("drift",)).get("drift", {})
     payload = drift_between(base, new, split, (base_days, new_days), overrides, out, console(as_json))
-    _finish(payload, as_json)
+    finish(payload, as_json)
     raise typer.Exit(payload["exit_code"])
 
 
@@ -322,45 +303,7 @@ def download(
     """A public data set: its terms, or the files."""
     from pipelines.download import download as download_dataset
 
-    _finish(download_dataset(name, out, yes, console(as_json)), as_json)
-
-
-@bench_app.command("features")
-def bench_features(
-    sizes: Annotated[str, typer.Option("--sizes", help="Rows of the simulated logs, in millions.")] = "1,10,40",
-    pandas_rows: Annotated[
-        int, typer.Option("--pandas-rows", help="Rows at which pandas builds the same features.", min=1_000)
-    ] = 1_000_000,
-    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
-    out: BenchOutOption = None,
-    work: BenchWorkOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Rows/s, memory and bytes of a feature build.
-
-    Simulates logs (40 million rows take about 10 GB of disk meanwhile), builds their feature sets, and at one size
-    builds the same features with pandas, each in a process of its own.
-    """
-    from pipelines.bench import parse_sizes, run_bench
-
-    arguments = {"sizes": parse_sizes(sizes), "pandas_rows": pandas_rows, "repeats": repeats}
-    _finish(run_bench("features", console(as_json), out, work, **arguments), as_json)
-
-
-@bench_app.command("daily")
-def bench_daily(
-    rows: Annotated[int, typer.Option("--rows", help="Rows of six weeks.", min=10_000)] = 10_000_000,
-    window: Annotated[int, typer.Option("--window", help="Days of the feature set.", min=3, max=41)] = 14,
-    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
-    out: BenchOutOption = None,
-    work: BenchWorkOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """A day added against the whole window built."""
-    from pipelines.bench import run_bench
-
-    arguments = {"rows": rows, "window": window, "repeats": repeats}
-    _finish(run_bench("daily", console(as_json), out, work, **arguments), as_json)
+    finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -391,5 +334,5 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
 
 def _failed(message: str, code: int, as_json: bool) -> int:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
-    _finish({"status": "error", "exit_code": code, "error": message}, as_json)
+    finish({"status": "error", "exit_code": code, "error": message}, as_json)
     return code

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctr.batch import Batch
-from ctr.loader import DistinctItems, Loader, prefetch
+from ctr.loader import DistinctItems, Loader, newest_before, prefetch
 from features.errors import DataError
 from features.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set
@@ -220,3 +221,39 @@ def test_prefetch_raises_what_the_source_raised_after_its_results():
             seen.append(value)
     assert seen == [1]
     assert threads() == before
+
+
+def test_indices_are_int32_all_the_way(tmp_path):
+    batch = next(Loader(toy_feature_set(tmp_path, rows=300), "train", 32).epoch(0))
+    whole = [batch.items_U, batch.target_B, batch.history_BS, batch.user_B]
+    whole += [values for values in (*batch.events.values(), *batch.context.values()) if not values.is_floating_point()]
+    assert {tensor.dtype for tensor in whole} == {torch.int32}
+
+
+def test_the_newest_events_are_copied_as_runs():
+    events = np.arange(10, 20, dtype=np.int32)
+    out = np.full((4, 3), -1, np.int32)
+    newest_before(events, np.array([3, 10, 5, 4]), out)
+    assert out.tolist() == [[10, 11, 12], [17, 18, 19], [12, 13, 14], [11, 12, 13]]
+    # Before the first event there is nothing: those places may hold anything, the others what they should.
+    newest_before(events, np.array([0, 2, 3, 1]), out)
+    assert out[1, 1:].tolist() == [10, 11] and out[2].tolist() == [10, 11, 12] and out[3, 2] == 10
+    newest_before(events[:2], np.array([2, 0, 1, 2]), out)
+    assert out[0, 1:].tolist() == [10, 11] and out[2, 2] == 10 and out[3, 1:].tolist() == [10, 11]
+
+
+def test_processes_load_the_rows_of_one_epoch_between_them(tmp_path):
+    feature_set = toy_feature_set(tmp_path, rows=300)
+
+    def users_and_targets(loader: Loader) -> list[tuple[int, int]]:
+        return [
+            (user, int(batch.items_U[target]))
+            for batch in loader.epoch(1)
+            for user, target in zip(batch.user_B.tolist(), batch.target_B.tolist(), strict=True)
+        ]
+
+    alone = Loader(feature_set, "train", 32, seed=5, shuffle=True)
+    shared = [Loader(feature_set, "train", 16, seed=5, shuffle=True, process=p, processes=2) for p in (0, 1)]
+    assert {len(loader) for loader in shared} == {len(alone)}
+    together = [pair for loader in shared for pair in users_and_targets(loader)]
+    assert sorted(together) == sorted(users_and_targets(alone))

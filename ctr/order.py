@@ -1,0 +1,108 @@
+"""In which order an epoch reads its rows: shuffled in bounded memory, decided by seed and epoch, split exactly.
+
+Shapes: B rows of a batch. A row is named by its number in stored order, part after part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# A permutation of so many rows takes 64 MB; smaller sets are shuffled as a whole.
+WINDOW_ROWS = 2**23
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The batches of one epoch, as row numbers.
+
+    Shuffled, the parts come in random order, are joined to windows of at least `window_rows` rows, and rows are
+    permuted within a window; batches run on from one window into the next. Memory holds a window and a batch,
+    whatever the number of rows. The order follows from (seed, epoch) alone.
+
+    With several processes, each global batch of `processes · batch_size` rows is cut evenly: together the processes
+    see the global order, each row once, and all make the same number of batches.
+
+    Args:
+        part_rows: rows of each stored part.
+        batch_size: rows of a batch, of one process.
+        seed: of the shuffled order.
+        epoch: from 0.
+        shuffle: false keeps the stored order.
+        drop_last: leave out a last global batch that is not full.
+        process: which of the processes this is, from 0.
+        processes: how many there are.
+        window_rows: fewest rows that are permuted together.
+    """
+
+    part_rows: Sequence[int]
+    batch_size: int
+    seed: int = 0
+    epoch: int = 0
+    shuffle: bool = False
+    drop_last: bool = False
+    process: int = 0
+    processes: int = 1
+    window_rows: int = WINDOW_ROWS
+
+    def __len__(self) -> int:
+        """Batches of the epoch."""
+        whole, rest = divmod(sum(self.part_rows), self._global_batch)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def batches(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Row numbers of each batch from number `start` on, int64 [B]; none is made of those before."""
+        ahead: list[np.ndarray] = []
+        waiting, left = 0, len(self) - start
+        for rows in self._windows(start * self._global_batch):
+            ahead.append(rows)
+            waiting += len(rows)
+            if waiting < self._global_batch:
+                continue
+            joined = np.concatenate(ahead) if len(ahead) > 1 else ahead[0]
+            whole = waiting // self._global_batch
+            for batch in np.split(joined[: whole * self._global_batch], whole):
+                yield self._share(batch)
+            left -= whole
+            ahead, waiting = [joined[whole * self._global_batch :]], waiting % self._global_batch
+        if left > 0:
+            yield self._share(np.concatenate(ahead))
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * self.processes
+
+    def _share(self, batch: np.ndarray) -> np.ndarray:
+        rows = len(batch)
+        return batch[rows * self.process // self.processes : rows * (self.process + 1) // self.processes]
+
+    def _windows(self, skip: int) -> Iterator[np.ndarray]:
+        """Rows of each window in their order, without the first `skip` of the epoch."""
+        starts = np.cumsum([0, *self.part_rows])
+        for number, parts in enumerate(self._parts_of_windows()):
+            size = sum(self.part_rows[part] for part in parts)
+            if skip >= size:
+                skip -= size
+                continue
+            rows = np.concatenate([np.arange(starts[part], starts[part + 1]) for part in parts])
+            if self.shuffle:
+                np.random.default_rng([self.seed % 2**32, self.epoch, number]).shuffle(rows)
+            yield rows[skip:]
+            skip = 0
+
+    def _parts_of_windows(self) -> list[list[int]]:
+        parts = np.arange(len(self.part_rows))
+        if not self.shuffle:
+            return [[part] for part in parts.tolist()]
+        np.random.default_rng([self.seed % 2**32, self.epoch]).shuffle(parts)
+        windows: list[list[int]] = [[]]
+        rows = 0
+        for part in parts.tolist():
+            if rows >= self.window_rows:
+                windows.append([])
+                rows = 0
+            windows[-1].append(part)
+            rows += self.part_rows[part]
+        return windows

@@ -1,0 +1,130 @@
+"""`quadrank bench …`: the options of each benchmark. What is measured is in `benchmarks/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from features.errors import ConfigError
+from features.settings import parse_overrides
+from pipelines.bench import parse_sizes, run_bench
+from pipelines.terminal import JsonOption, console, finish
+
+bench_app = typer.Typer(help="The README's numbers, peers beside us in one run.", no_args_is_help=True)
+
+BenchOutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the results; default benchmarks/results/NAME.")
+]
+BenchWorkOption = Annotated[
+    Path | None, typer.Option("--work", help="Folder for raw data and builds, emptied at the end; default: temporary.")
+]
+ItemsOption = Annotated[int, typer.Option("--items", min=10, help="Items of the catalogue.")]
+MaxLenOption = Annotated[int, typer.Option("--max-len", min=1, help="Events of a history.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=2, help="Rows of a batch.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="model.key=value or train.key=value, over the paper's; repeatable.")
+]
+# Rows at which 91,717 items all occur in training and a batch of 8,192 is a small part of an epoch.
+MMCTR_ROWS, MMCTR_ITEMS, MMCTR_LEN, MMCTR_BATCH = 400_000, 91_717, 64, 8_192
+
+
+@bench_app.command("features")
+def bench_features(
+    sizes: Annotated[str, typer.Option("--sizes", help="Rows of the simulated logs, in millions.")] = "1,10,40",
+    pandas_rows: Annotated[
+        int, typer.Option("--pandas-rows", help="Rows at which pandas builds the same features.", min=1_000)
+    ] = 1_000_000,
+    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows/s, memory and bytes of a feature build.
+
+    Simulates logs (40 million rows take about 10 GB of disk meanwhile), builds their feature sets, and at one size
+    builds the same features with pandas, each in a process of its own.
+    """
+    arguments = {"sizes": parse_sizes(sizes), "pandas_rows": pandas_rows, "repeats": repeats}
+    _run("features", as_json, out, work, **arguments)
+
+
+@bench_app.command("daily")
+def bench_daily(
+    rows: Annotated[int, typer.Option("--rows", help="Rows of six weeks.", min=10_000)] = 10_000_000,
+    window: Annotated[int, typer.Option("--window", help="Days of the feature set.", min=3, max=41)] = 14,
+    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A day added against the whole window built."""
+    arguments = {"rows": rows, "window": window, "repeats": repeats}
+    _run("daily", as_json, out, work, **arguments)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Of the log.")] = MMCTR_ROWS,
+    items: ItemsOption = MMCTR_ITEMS,
+    max_len: MaxLenOption = MMCTR_LEN,
+    batch_size: BatchSizeOption = MMCTR_BATCH,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Loaded in each call.")] = 300,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Calls of each; medians are reported.")] = 5,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows a second of the loader, beside a row-wise one."""
+    sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
+    _run("loader", as_json, out, work, **sizes, batches=batches, repeats=repeats)
+
+
+@bench_app.command("train")
+def bench_train(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Of the log.")] = MMCTR_ROWS,
+    items: ItemsOption = MMCTR_ITEMS,
+    max_len: MaxLenOption = MMCTR_LEN,
+    batch_size: BatchSizeOption = MMCTR_BATCH,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed in each call.")] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Calls of each; medians are reported.")] = 3,
+    venv: Annotated[
+        Path | None, typer.Option("--venv", help="FuxiCTR's environment, made if not there; default .bench/fuxictr.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Beside the literal equations and FuxiCTR.")] = True,
+    with_profile: Annotated[
+        bool, typer.Option("--profile", help="Where a step's time goes, and the roofline.")
+    ] = False,
+    with_scaling: Annotated[bool, typer.Option("--scaling", help="Over batch, history and items; minutes.")] = False,
+    assignments: SetOption = None,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Training at the paper's sizes, beside the literal equations and FuxiCTR."""
+    sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
+    options = {"steps": steps, "repeats": repeats, "venv": venv, "peers": peers, "with_profile": with_profile}
+    preset = parse_overrides(assignments or [])
+    if unknown := sorted(preset.keys() - {"model", "train"}):
+        raise ConfigError(f"--set {unknown[0]}.…: unknown section. Sections: model, train.")
+    _run("train", as_json, out, work, **sizes, **options, with_scaling=with_scaling, preset=preset)
+
+
+@bench_app.command("accuracy")
+def bench_accuracy(
+    study: Annotated[str, typer.Option("--study", help="precision or epochs.")] = "precision",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Each variant is trained with so many.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Of the simulated log.")] = 600_000,
+    users: Annotated[int, typer.Option("--users", min=10, help="Of the simulated log.")] = 5_000,
+    items: Annotated[int, typer.Option("--items", min=30, help="Of the simulated log.")] = 3_000,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What half precision, folded rows and ways of regularising do to accuracy."""
+    _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
+
+
+def _run(name: str, as_json: bool, out: Path | None, work: Path | None, **arguments: Any) -> None:
+    finish(run_bench(name, console(as_json), out, work, **arguments), as_json)

@@ -1,0 +1,25 @@
+"""What all commands say and where: text for people, one JSON line for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
+
+
+def console(as_json: bool) -> Console:
+    """Where people read: stdout, or stderr when stdout carries JSON."""
+    stream = sys.stderr if as_json else sys.stdout
+    # A log file has no width of its own; tables need one.
+    return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 120)
+
+
+def finish(payload: dict[str, Any], as_json: bool) -> None:
+    """End a command: its summary as the last line on stdout, if that was asked for."""
+    if as_json:
+        print(json.dumps(payload), flush=True)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+
+from ctr.order import EpochOrder
+
+PARTS = (5, 0, 7, 1, 9, 3)  # 25 rows
+
+
+def rows(order: EpochOrder, start: int = 0) -> list[list[int]]:
+    return [batch.tolist() for batch in order.batches(start)]
+
+
+def test_stored_order_is_kept_across_parts():
+    assert rows(EpochOrder(PARTS, 10)) == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
+    assert rows(EpochOrder(PARTS, 10, drop_last=True)) == [list(range(10)), list(range(10, 20))]
+    assert rows(EpochOrder((), 10)) == []
+
+
+def test_a_small_set_is_permuted_as_a_whole_and_anew_each_epoch():
+    first, again, second, other_seed = (
+        list(chain(*rows(EpochOrder(PARTS, 4, seed=seed, epoch=epoch, shuffle=True))))
+        for seed, epoch in ((3, 0), (3, 0), (3, 1), (4, 0))
+    )
+    assert sorted(first) == list(range(25))
+    assert first == again
+    assert first not in (second, other_seed, sorted(first))
+
+
+@pytest.mark.parametrize("epoch", range(4))
+@pytest.mark.parametrize(("window_rows", "largest"), [(1, 9), (8, 7 + 9)])
+def test_windows_hold_whole_parts_in_random_order(epoch: int, window_rows: int, largest: int):
+    order = EpochOrder(PARTS, 4, seed=1, epoch=epoch, shuffle=True, window_rows=window_rows)
+    in_order = list(chain(*rows(order)))
+    assert sorted(in_order) == list(range(25))
+    starts = np.cumsum((0, *PARTS))
+    part_of = (np.searchsorted(starts, in_order, side="right") - 1).tolist()
+    # Where a window ends, each part has been read whole or not at all: never further apart than the largest window.
+    ends = [end for end in range(26) if all(part_of[:end].count(part) in (0, size) for part, size in enumerate(PARTS))]
+    assert ends[0] == 0 and ends[-1] == 25
+    assert max(b - a for a, b in pairwise(ends)) <= largest
+    assert in_order != sorted(in_order)
+
+
+def test_batches_run_on_from_window_to_window():
+    order = EpochOrder(PARTS, 6, seed=1, shuffle=True, window_rows=1)
+    assert [len(batch) for batch in rows(order)] == [6, 6, 6, 6, 1]
+    assert len(order) == 5
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("window_rows", [1, 8, 100])
+def test_starting_later_skips_and_changes_nothing(shuffle: bool, window_rows: int):
+    order = EpochOrder(PARTS, 4, seed=2, shuffle=shuffle, window_rows=window_rows)
+    whole = rows(order)
+    for start in range(len(order) + 1):
+        assert rows(order, start) == whole[start:]
+
+
+def test_batches_before_the_start_are_never_made(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    arange = np.arange
+
+    def counted(*args: int) -> np.ndarray:
+        result = arange(*args)
+        made.append(len(result))
+        return result
+
+    order = EpochOrder((1_000,) * 50, 100, seed=2, shuffle=True, window_rows=1_000)
+    monkeypatch.setattr(np, "arange", counted)
+    next(iter(order.batches(490)))
+    # The parts' own order, and the rows of the one window that batch 490 lies in.
+    assert made == [50, 1_000]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("window_rows", [8, 100])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_processes_share_the_global_order_exactly(processes: int, window_rows: int, drop_last: bool):
+    batch = 30 // processes // 2
+    alone = EpochOrder(PARTS, batch * processes, 7, 2, True, drop_last, window_rows=window_rows)
+    shared = [
+        EpochOrder(PARTS, batch, 7, 2, True, drop_last, process, processes, window_rows) for process in range(processes)
+    ]
+    assert {len(order) for order in shared} == {len(alone)}
+    together = [list(chain(*parts)) for parts in zip(*(rows(order) for order in shared), strict=True)]
+    assert together == rows(alone)
+    sizes = [[len(one) for one in rows(order)] for order in shared]
+    for of_batch in zip(*sizes, strict=True):
+        assert max(of_batch) - min(of_batch) <= 1
+    assert all(a >= b for of_process in sizes for a, b in pairwise(of_process))
