@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("features", "ctr", "pipelines")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 FORBIDDEN = {
-    "features": {"torch", "mlflow", "optuna", "typer", "ctr", "pipelines"},
+    "features": {"torch", "numba", "mlflow", "optuna", "typer", "ctr", "pipelines"},
     "ctr": {"optuna", "typer", "pipelines"},
     "pipelines": set(),
 }
@@ -59,7 +59,7 @@ def test_a_room_has_a_reason_and_stays_small(path):
 @pytest.mark.parametrize("module", ["ctr.ranker", "ctr.bundle", "features.encoder", "features.request"])
 def test_serving_loads_no_training_library(module):
     """A serving image has no torch; measured in a fresh interpreter, through every transitive import."""
-    heavy = "{'torch', 'mlflow', 'optuna', 'sklearn', 'matplotlib', 'onnx'}"
+    heavy = "{'torch', 'mlflow', 'optuna', 'sklearn', 'matplotlib', 'onnx', 'numba'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == "[]"
