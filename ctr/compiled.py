@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 # Fewer rows are not worth waking a thread for.
 FEWEST_ROWS_A_THREAD = 64
 
+CACHE_LINE = 64  # bytes
+_INT32, _INT64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 _ROUND, _ONE, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
 _INFINITY, _ABSOLUTE, _NAN = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF), np.uint16(0x7FC0)
 
@@ -36,6 +40,27 @@ def widen(source: Any, target: Any) -> None:
 def narrow(source: Any, target: Any) -> None:
     """Copy a row; numbers become bits of half precision, to the nearest, where `target` holds such."""
     raise RuntimeError("runs in compiled code only")
+
+
+@intrinsic
+def prefetch(typing, array, row):  # type: ignore[no-untyped-def]
+    """Ask the cache for a row of a matrix that will be read soon: rows at random places are waited for otherwise."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        matrix = context.make_array(signature.args[0])(context, builder, arguments[0])
+        width, item = cgutils.unpack_tuple(builder, matrix.shape)[1], cgutils.unpack_tuple(builder, matrix.strides)
+        number = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        first = builder.add(builder.ptrtoint(matrix.data, _INT64), builder.mul(number, item[0]))
+        ask = builder.module.declare_intrinsic(
+            "llvm.prefetch", (_BYTES,), ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
+        )
+        size = builder.mul(width, item[1])
+        with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(CACHE_LINE), _INT64) as (offset, _):
+            # To read, as near as can be, data.
+            builder.call(ask, [builder.inttoptr(builder.add(first, offset), _BYTES), _INT32(0), _INT32(3), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, row), generate
 
 
 @overload(widen)

@@ -109,11 +109,16 @@ class ItemEncoder(nn.Module):
         self.width = self.columns.width + projected_dim * len(vectors)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
-        """Item columns, vectors and their presence, each in schema order, to x [..., D]."""
+        """Item columns, vectors and their presence, each in schema order, to x [..., D]; in autocast's precision."""
         projected = [
             encode(vector, there) for encode, vector, there in zip(self.vectors, vectors, present, strict=True)
         ]
-        return torch.cat([self.columns(columns), *projected], dim=-1)
+        blocks = [self.columns(columns), *projected]
+        device = blocks[0].device.type
+        if torch.is_autocast_enabled(device):
+            # The largest tensor of a step, with its gradient: read by products that are in half precision anyway.
+            blocks = [block.to(torch.get_autocast_dtype(device)) for block in blocks]
+        return torch.cat(blocks, dim=-1)
 
     def projection_weights(self) -> list[nn.Parameter]:
         """The vector projections, for L2."""

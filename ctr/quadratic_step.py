@@ -1,7 +1,8 @@
 """One quadratic layer in training on a CPU: matrix products, and between them as few passes over memory as can be.
 
 The equations are those of `ctr.quadratic.QuadraticLayer`; only what is kept and in which order it is computed differs.
-Of the [B, R X] linear rows nothing is kept, of all else the input z and the sum s of the rows.
+Of the [B, R X] linear rows nothing is kept, of all else the input z (under autocast in both precisions) and the sum s
+of the rows.
 
 Shapes: B rows, X width, R linear rows.
 """
@@ -84,7 +85,8 @@ class _QuadraticStep(torch.autograd.Function):
         # Scaled weights make scaled rows: what is kept of them needs no product of its own.
         row_scale = keep_scale(row_dropout)
         scaled_weight, scaled_bias = (weight * row_scale).to(dtype), (bias * row_scale).to(dtype)
-        linear = torch.addmm(scaled_bias, z_BX.to(dtype), scaled_weight.T)
+        narrow_z_BX = z_BX.to(dtype)
+        linear = torch.addmm(scaled_bias, narrow_z_BX, scaled_weight.T)
         s_BX = torch.empty(batch, width, dtype=dtype)
         sums, squares = in_threads(
             kernels.sum_rows,
@@ -106,14 +108,14 @@ class _QuadraticStep(torch.autograd.Function):
         out_BX = torch.empty_like(z_BX)
         addition = (z_BX, s_BX, mean_X, gamma_X, beta_X), (_scalar(slope), seed, dropped_levels(dropout))
         in_threads(kernels.add_cross, batch, *addition, (out_BX,))
-        ctx.save_for_backward(z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X)
+        ctx.save_for_backward(z_BX, narrow_z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X)
         ctx.scales, ctx.seeds, ctx.dropouts = (row_scale, addition_scale), (row_seed, seed), (row_dropout, dropout)
         return out_BX
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BX: Tensor) -> tuple[Tensor | None, ...]:
-        z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X = ctx.saved_tensors
+        z_BX, narrow_z_BX, s_BX, scaled_weight, slope, scale, mean_X, gamma_X, beta_X = ctx.saved_tensors
         (row_scale, addition_scale), (row_seed, seed) = ctx.scales, ctx.seeds
         row_levels, levels = (dropped_levels(p) for p in ctx.dropouts)
         batch, width = z_BX.shape
@@ -143,7 +145,7 @@ class _QuadraticStep(torch.autograd.Function):
             after=(of_z_BX,),
         )
         del of_norm_BX
-        of_weight = (of_linear.T @ z_BX.to(of_linear.dtype)).to(z_BX.dtype)
+        of_weight = (of_linear.T @ narrow_z_BX).to(z_BX.dtype)
         of_z_BX += of_linear @ scaled_weight
         dtype = z_BX.dtype
         return (

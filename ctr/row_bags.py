@@ -12,10 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from ctr.compiled import in_threads, kernel, narrow, prefetch, widen
+
+ROWS_AHEAD = 6  # that are asked for before they are read
 
 
 class RowBags:
@@ -92,10 +97,10 @@ class _Lists:
 
     def dots(self, table_UD: Tensor, query_BD: Tensor) -> Tensor:
         """Of each position, [P]."""
-        # The gradient of a weighted sum by its weights is just these dot products.
-        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            query_BD, table_UD, self.row_P, self.start_B, self.list_P, 0
-        )
+        dots_BS = torch.empty(len(query_BD), len(self.row_P) // len(query_BD), dtype=table_UD.dtype)
+        zero = np.float64(0) if table_UD.dtype == torch.float64 else np.float32(0)
+        in_threads(row_dots, len(query_BD), (table_UD, query_BD, self.row_P, zero, dots_BS))
+        return dots_BS.flatten()
 
     def sums_by_row(self, values_BD: Tensor, weights_P: Tensor) -> Tensor:
         """`Σ weights_p values[list of p]` over the positions p that name a row, [U, D]."""
@@ -107,6 +112,27 @@ class _Lists:
             mode="sum",
             per_sample_weights=weights_P[self.by_row_P],
         )
+
+
+@kernel
+def row_dots(table, query, named, zero, dots, start, stop):  # type: ignore[no-untyped-def]
+    """`dots_bs = query_b · table[named_bs]` of the lists `start` to `stop`, added up in the precision of `zero`.
+
+    `named` holds the lists one after the other.
+    """
+    width, length = table.shape[1], dots.shape[1]
+    one, row, of_list = np.full(width, zero), np.full(width, zero), np.full(length, zero)
+    for b in range(start, stop):
+        widen(query[b], one)
+        for s in range(length):
+            place = b * length + s
+            prefetch(table, named[min(place + ROWS_AHEAD, stop * length - 1)])  # type: ignore[call-arg]
+            widen(table[named[place]], row)
+            total = zero
+            for j in range(width):
+                total += one[j] * row[j]
+            of_list[s] = total
+        narrow(of_list, dots[b])
 
 
 class _Dots(torch.autograd.Function):

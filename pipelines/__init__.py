@@ -1,1 +1,7 @@
-"""The commands: thin stages that can each be run again."""
+"""The commands: thin stages that can be run again, each over `features` and `ctr`."""
+
+import os
+
+# Before torch is loaded: its idle threads then sleep at once. By default they spin for a while after each operation, in
+# the way of the compiled loops of training and of other jobs on the machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctr.attention import SparseTargetAttention
 from ctr.batch import Batch
@@ -69,8 +68,7 @@ class QIN(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B]. Raises ConfigError for a training batch of one row."""
         x_UD = self._encode_items(batch.items_U)
-        # F.embedding gathers as indexing does, with a backward pass a third faster on a CPU.
-        target_BD = F.embedding(batch.target_B, x_UD)
+        target_BD = RowBags(x_UD, batch.target_B.unsqueeze(1)).sums(x_UD.new_ones(len(batch), 1))
         blocks = [self._context(batch)] if self.context_encoder.width else []
         if self.candidate_encoder.width:
             blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
