@@ -15,8 +15,6 @@ from features.errors import ConfigError
 
 # As many rows a user that most of their histories are full.
 ROWS_A_USER_AND_POSITION = 4
-# Steps of ours that are not timed: the first ones still ask the system for memory that later ones use again.
-WARMUP = 4
 DEFAULT_VENV = ROOT / ".bench" / "fuxictr"
 Result = dict[str, Any]
 Say = Callable[[str], object]
@@ -63,7 +61,7 @@ def run(
         items: of the catalogue.
         max_len: events of a history.
         batch_size: rows a step.
-        steps: steps timed in each call, after four that are not (one for the peers).
+        steps: steps timed in each call, after two that are not (one for the peers).
         repeats: calls of each.
         venv: folder of FuxiCTR's environment, made where it is not there; None for `.bench/fuxictr` of the checkout.
         peers: false measures ours alone.
@@ -116,7 +114,7 @@ def _calls(
     for name, own in OURS.items():
         both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
         calls[name] = lambda both=both: measure(  # type: ignore[misc]
-            "benchmarks.train_jobs:train", feature_set=feature_set, warmup=WARMUP, preset=both, **shared
+            "benchmarks.train_jobs:train", feature_set=feature_set, warmup=2, preset=both, **shared
         )
     return calls
 
