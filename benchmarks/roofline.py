@@ -23,7 +23,10 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one model and one batch, by the letters of this module; `rows` is R as trained, 1 where rows are folded."""
+    """Of one model and one batch, by the letters of this module.
+
+    `rows` is R as trained, 1 where rows are folded; `dense_parameters` are those of no table that is moved by row.
+    """
 
     batch: int
     positions: int
@@ -34,7 +37,7 @@ class Sizes:
     distinct_items: int
     vector_dim: int
     projected_dim: int
-    parameters: int
+    dense_parameters: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def gathered_bytes(sizes: Sizes, element: int) -> int:
 
 def optimizer_bytes(sizes: Sizes) -> int:
     """What dense Adam reads and writes in single precision."""
-    return ADAM_PASSES * 4 * sizes.parameters
+    return ADAM_PASSES * 4 * sizes.dense_parameters
 
 
 def product_seconds(product: Product, dtype: torch.dtype, device: torch.device) -> float:

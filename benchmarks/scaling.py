@@ -31,6 +31,7 @@ COLUMNS = {
     "rows_per_s": "rows/s",
     "before_mib": "MiB before",
     "step_mib": "MiB of the steps",
+    "mapped_mib": "and mapped",
 }
 
 Result = dict[str, Any]
@@ -114,5 +115,6 @@ def _one(
         "items": items,
         "rows_per_s": done["rows_per_s"],
         "before_mib": done["before_mib"],
-        "step_mib": round(done["peak_mib"] - done["before_mib"], 1),
+        "step_mib": round(done["peak_mib"] - done["before_mib"] - done["mapped_mib"], 1),
+        "mapped_mib": done["mapped_mib"],
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from itertools import islice
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
@@ -26,12 +28,12 @@ from benchmarks.roofline import (
 )
 from ctr.batch import Batch
 from ctr.models.qin import QIN
+from ctr.row_table import RowTable
 
 WARMUP, STEPS = 4, 5
 PREFIX = "part: "
 BACKWARD = "autograd::engine::evaluate_function: "
-# Which part an autograd node belongs to, by the start of its name; the others are of the items' encoder.
-NODES = {"_QuadraticStep": "quadratic", "_Dots": "attention", "_Sums": "attention"}
+OPTIMIZER = "Optimizer.step"
 COLUMNS = {
     "name": "part",
     "ms": "ms",
@@ -75,22 +77,21 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
     device = next(model.parameters()).device
     take_step = TrainStep(model.train(), settings.train, device)
     with closing(batches(data, batch_size, device)) as source:
-        some = list(islice(source, 3))
-    number = 0
+        batch = next(source)
 
-    def step() -> float:
-        nonlocal number
-        started = perf_counter()
-        take_step([some[number % len(some)]], settings.train.learning_rate, number).item()
-        number += 1
-        return perf_counter() - started
+        def step() -> tuple[float, float]:
+            started = perf_counter()
+            taken = next(source)
+            loaded = perf_counter()
+            take_step([taken], settings.train.learning_rate, 0).item()
+            return loaded - started, perf_counter() - started
 
-    for _ in range(WARMUP):
-        step()
-    step_ms = sorted(step() for _ in range(STEPS))[STEPS // 2] * 1e3
-    measured = _measured_parts(model, step, device)
+        for _ in range(WARMUP):
+            step()
+        step_ms = median(whole for _, whole in (step() for _ in range(STEPS))) * 1e3
+        measured = _measured_parts(model, step, device)
     dtype = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
-    parts = _beside_least(measured, sizes_of(model, some[0]), dtype, device, step_ms)
+    parts = _beside_least(measured, sizes_of(model, batch), dtype, device, step_ms)
     least_ms = sum(row["best_ms"] for row in parts if row["name"] in ("quadratic", "attention", "items"))
     return {"parts": parts, "step_ms": step_ms, "least_ms": least_ms}
 
@@ -98,39 +99,85 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
 def sizes_of(model: QIN, batch: Batch) -> Sizes:
     """What the formulas of `benchmarks.roofline` need to know."""
     config = model.config
+    tables = [module for module in model.modules() if isinstance(module, RowTable)]
+    by_row = sum(table.weight.numel() for table in tables if table.by_row)
     return Sizes(
         batch=len(batch),
         positions=batch.history_BS.shape[1],
         item_dim=model.item_encoder.width,
         tower_dim=model.network.logit.in_features,
-        rows=1 if config.fold_rows else config.rows,
+        # Without noise the rows are multiplied as the one matrix that they add up to.
+        rows=1 if config.fold_rows or not config.dropout else config.rows,
         layers=config.layers,
         distinct_items=len(batch.items_U),
         vector_dim=sum(vectors.width for vectors in model.schema.vectors),
         projected_dim=config.vector_dim,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dense_parameters=sum(parameter.numel() for parameter in model.parameters()) - by_row,
     )
 
 
-def _measured_parts(model: QIN, step: Callable[[], float], device: torch.device) -> dict[str, float]:
-    """Milliseconds of a step by part, as the profiler sees them; `other` is what is left of its wall time."""
+def part_milliseconds(events: Iterable[FunctionEvent], on_cuda: bool) -> dict[str, float]:
+    """What events of the profiler took, by part: forward passes by their range, gradients by the pass they belong to.
+
+    Autograd numbers its nodes, and the profiler gives each operator the number of the next node to be made: of several
+    operators with one number, the last has made the node. Adding up the gradient of a weight has no number; it comes
+    right after the node that the gradient comes from. What belongs to no part, such as the loss, is left out.
+
+    Args:
+        events: of any number of steps.
+        on_cuda: count the time of the device, not that of the CPU which starts its work.
+    """
+    parts = dict.fromkeys(("quadratic", "attention", "items", "optimizer"), 0.0)
+    maker: dict[int, str | None] = {}
+    part: str | None = None
+    on_cpu = [event for event in events if event.device_type == DeviceType.CPU]  # a range shows on the device again
+    for event in sorted(on_cpu, key=lambda event: event.time_range.start):
+        if event.name.startswith(PREFIX):
+            part = event.name.removeprefix(PREFIX)
+        elif event.name.startswith(BACKWARD):
+            part = maker.get(event.sequence_nr) if event.sequence_nr >= 0 else part
+        elif event.name.startswith(OPTIMIZER):
+            part = "optimizer"
+        else:
+            root = _root(event)
+            if event.sequence_nr >= 0 and not root.startswith(BACKWARD):
+                maker[event.sequence_nr] = root.removeprefix(PREFIX) if root.startswith(PREFIX) else None
+            continue
+        if part is not None:
+            parts[part] += _milliseconds(event, on_cuda)
+    return parts
+
+
+def _root(event: FunctionEvent) -> str:
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+    return event.name
+
+
+def _milliseconds(event: FunctionEvent, on_cuda: bool) -> float:
+    if not on_cuda:
+        return event.cpu_time_total / 1e3
+    # Of what it called: a range's own entry on the device would count all of that twice.
+    return sum(called.device_time_total for called in event.cpu_children) / 1e3
+
+
+def _measured_parts(model: QIN, step: Callable[[], tuple[float, float]], device: torch.device) -> dict[str, float]:
+    """Milliseconds of a step by part, as the profiler sees them; `other` is what is left of its wall time.
+
+    `loader` is what a step waits for its batch. `other` is loss, clipping, context columns, joining what goes into the
+    tower, tables that are moved by row, and the profiler's own cost.
+    """
     modules: dict[str, nn.Module] = {"items": model.item_encoder, "quadratic": model.network}
     if model.attention is not None:
         modules["attention"] = model.attention
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     with _ranges(modules), torch_profile(activities=activities) as profiler:
-        wall_ms = sum(step() for _ in range(STEPS)) / STEPS * 1e3
-    parts = dict.fromkeys(("quadratic", "attention", "items", "optimizer"), 0.0)
-    for event in profiler.key_averages():
-        milliseconds = (event.device_time_total if device.type == "cuda" else event.cpu_time_total) / 1e3 / STEPS
-        if event.key.startswith(PREFIX):
-            parts[event.key.removeprefix(PREFIX)] += milliseconds
-        elif event.key.startswith(BACKWARD):
-            node = event.key.removeprefix(BACKWARD)
-            parts[next((part for start, part in NODES.items() if node.startswith(start)), "items")] += milliseconds
-        elif event.key.startswith("Optimizer.step"):
-            parts["optimizer"] += milliseconds
-    return {**parts, "other": wall_ms - sum(parts.values())}
+        seconds = [step() for _ in range(STEPS)]
+    measured = part_milliseconds(profiler.events() or [], on_cuda)
+    parts = {part: milliseconds / STEPS for part, milliseconds in measured.items()}
+    parts["loader"] = mean(waited for waited, _ in seconds) * 1e3
+    return {**parts, "other": mean(whole for _, whole in seconds) * 1e3 - sum(parts.values())}
 
 
 @contextmanager
@@ -178,7 +225,7 @@ def _beside_least(
             "ms": round(milliseconds, 1),
             "gflop": round(gflop[part], 1) or None,
             "gib": round(moved[part] / 2**30, 2) or None,
-            "best_ms": round(best_ms[part], 1),
+            "best_ms": round(best_ms[part], 1) if best_ms[part] else None,
             "share": round(best_ms[part] / milliseconds, 2) if best_ms[part] and milliseconds > 0 else None,
         }
         for part, milliseconds in measured.items()

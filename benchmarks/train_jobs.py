@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.literal_jobs import DEFAULTS, PAPER, resident_mib
-from benchmarks.measured import peak_mib
+from benchmarks.measured import STATUS, peak_mib
 from ctr.batch import Batch
 from ctr.config import Preset, load_preset
 from ctr.feed import on_device
@@ -37,13 +37,14 @@ def train(
         preset: settings that lie over those of the paper, `{"model": {...}, "train": {...}}`.
 
     Returns:
-        The keys of `literal_jobs.train`. `load_seconds` is what a step waited for its batch; `step_peak_mib` on CUDA
-        the most that lay on the device at a time.
+        The keys of `literal_jobs.train`. `load_seconds` is what a step waited for its batch. `mapped_mib` is how much of
+        memory-mapped files the steps read, which the system may drop at any time; it is part of `peak_mib`.
+        `device_peak_mib`, on CUDA, is the most that lay on the device at a time.
     """
     settings, model, data = built(feature_set, batch_size, preset)
     device = next(model.parameters()).device
     take_step = TrainStep(model.train(), settings.train, device)
-    before = resident_mib()
+    before, mapped_before = resident_mib(), mapped_mib()
     load_seconds, step_seconds, loss = [], [], 0.0
     with closing(batches(data, batch_size, device)) as source:
         for number in range(warmup + steps):
@@ -62,6 +63,7 @@ def train(
         "load_seconds": load_seconds,
         "before_mib": before,
         "peak_mib": peak_mib(),
+        "mapped_mib": mapped_mib() - mapped_before,
         "loss": loss,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **on_cuda,
@@ -77,6 +79,15 @@ def loader(feature_set: str, batch_size: int, batches: int) -> dict[str, float]:
         for _ in range(batches):
             next(source)
         return {"rows_per_s": batches * batch_size / (time.perf_counter() - started)}
+
+
+def mapped_mib() -> float:
+    """Resident pages of files of this process, in MiB; 0 where the system does not tell."""
+    if STATUS.is_file():
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("RssFile:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
 
 
 def built(feature_set: str, batch_size: int, preset: dict[str, Any] | None) -> tuple[Preset, QIN, FeatureSet]:
