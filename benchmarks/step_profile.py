@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -77,13 +78,13 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
     device = next(model.parameters()).device
     take_step = TrainStep(model.train(), settings.train, device)
     with closing(batches(data, batch_size, device)) as source:
-        batch = next(source)
+        batch, numbers = next(source), count()
 
         def step() -> tuple[float, float]:
             started = perf_counter()
             taken = next(source)
             loaded = perf_counter()
-            take_step([taken], settings.train.learning_rate, 0).item()
+            take_step([taken], settings.train.learning_rate, next(numbers)).item()
             return loaded - started, perf_counter() - started
 
         for _ in range(WARMUP):
