@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.measured import measure
 from benchmarks.report import Section
@@ -73,6 +73,8 @@ def figure(results: Sequence[Result]) -> Figure:
         axes.loglog(sizes, [result["rows_per_s"] for result in of_axis], "o-", color=BLUE, markersize=4)
         memory.loglog(sizes, [result["step_mib"] for result in of_axis], "s--", color=ORANGE, markersize=4)
         axes.set_xlabel(label)
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylabel("rows a second", color=BLUE)
         memory.set_ylabel("MiB of the steps", color=ORANGE)
         for side, key in ((axes, "rows_per_s"), (memory, "step_mib")):
@@ -80,6 +82,8 @@ def figure(results: Sequence[Result]) -> Figure:
             # Room on both sides: the eye must not make a mountain of a tenth.
             side.set_ylim(min(values) / 3, max(values) * 3)
             side.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            side.yaxis.set_minor_formatter(NullFormatter())
+            side.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         axes.spines[["top"]].set_visible(False)
         memory.spines[["top"]].set_visible(False)
         axes.grid(True, color="#e5e5e5", linewidth=0.8)
