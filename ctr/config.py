@@ -46,7 +46,7 @@ class TrainConfig(Settings):
     l2_by_frequency: bool = Field(False, description="divide a row's L2 by the steps that touched it; not with adam")
     renew_tables: bool = Field(False, description="draw embedding tables anew at each epoch (arXiv 2305.19531)")
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
-    compile: bool = Field(False, description="torch.compile of the model; meant for CUDA")
+    compile: bool = Field(False, description="torch.compile of the model, on CUDA")
 
     @model_validator(mode="after")
     def _frequency_needs_rows(self) -> TrainConfig:

@@ -14,6 +14,7 @@ from ctr.memory import keep_freed_memory
 from ctr.optim import FiniteGuard, make_optimizer
 from ctr.row_optim import RowOptimizer
 from ctr.row_table import RowTable
+from features.errors import ConfigError
 
 # A table as small as this is touched whole at nearly each step: moving it by row would only cost.
 SMALL_TABLE_ROWS = 256
@@ -31,10 +32,17 @@ class TrainStep:
         model: with tables attached and on `device`; `forward(batch) -> logit_B`, `regularized_parameters()`.
         config: precision, optimizers, L2, clipping.
         device: where the model is.
+
+    Raises:
+        ConfigError: `compile` on a CPU.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
         if device.type == "cpu":
+            if config.compile:
+                raise ConfigError(
+                    "train.compile: meant for CUDA. On a CPU the step has compiled loops of its own; set it to false."
+                )
             keep_freed_memory()
         self.config = config
         self.model = model

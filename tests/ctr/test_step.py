@@ -167,6 +167,11 @@ def test_frequency_without_rows_is_refused():
         TrainConfig(l2_by_frequency=True)
 
 
+def test_compiling_on_a_cpu_says_the_way_out():
+    with pytest.raises(ConfigError, match=r"train\.compile: meant for CUDA.*set it to false"):
+        TrainStep(Plain(), TrainConfig(compile=True), CPU)
+
+
 def test_windows_drop_nothing():
     assert list(windows([1, 2, 3, 4, 5], 2)) == [(1, 2), (3, 4), (5,)]
     assert list(windows([], 2)) == []
