@@ -68,7 +68,7 @@ def tables(seed: int = 0) -> FrozenTables:
 
 def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **settings: Any) -> QIN:
     """A model whose every parameter and batch norm statistic is away from its start, tables attached."""
-    torch.manual_seed(7)
+    torch.manual_seed(8)
     config = ModelConfig(**{"embedding_dim": 4, "vector_dim": 5, "attention_dim": 16, "rows": 3, **settings})
     net = build_model(config, schema).to(dtype)
     with torch.no_grad():
