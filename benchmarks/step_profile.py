@@ -28,7 +28,7 @@ from benchmarks.roofline import (
     products,
 )
 from ctr.batch import Batch
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.row_table import RowTable
 
 WARMUP, STEPS = 4, 5
@@ -97,7 +97,7 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
     return {"parts": parts, "step_ms": step_ms, "least_ms": least_ms}
 
 
-def sizes_of(model: QIN, batch: Batch) -> Sizes:
+def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
     """What the formulas of `benchmarks.roofline` need to know."""
     config = model.config
     tables = [module for module in model.modules() if isinstance(module, RowTable)]
@@ -162,7 +162,7 @@ def _milliseconds(event: FunctionEvent, on_cuda: bool) -> float:
     return sum(called.device_time_total for called in event.cpu_children) / 1e3
 
 
-def _measured_parts(model: QIN, step: Callable[[], tuple[float, float]], device: torch.device) -> dict[str, float]:
+def _measured_parts(model: ClickModel, step: Callable[[], tuple[float, float]], device: torch.device) -> dict[str, float]:
     """Milliseconds of a step by part, as the profiler sees them; `other` is what is left of its wall time.
 
     `loader` is what a step waits for its batch. `other` is loss, clipping, context columns, joining what goes into the

@@ -18,7 +18,7 @@ from ctr.config import Preset, load_preset
 from ctr.feed import on_device
 from ctr.loader import Loader
 from ctr.models import build_model
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.step import TrainStep
 from ctr.tables import frozen_tables
 from features.feature_set import FeatureSet
@@ -90,7 +90,7 @@ def mapped_mib() -> float:
     return 0.0
 
 
-def built(feature_set: str, batch_size: int, preset: dict[str, Any] | None) -> tuple[Preset, QIN, FeatureSet]:
+def built(feature_set: str, batch_size: int, preset: dict[str, Any] | None) -> tuple[Preset, ClickModel, FeatureSet]:
     """The settings, the model with its tables on its device, and the data of one measurement."""
     given = preset or {}
     overrides = {**given, "train": {**given.get("train", {}), "batch_size": batch_size}}

@@ -11,18 +11,55 @@ from features.settings import Settings, load_yaml, merge, validate
 
 
 class ModelConfig(Settings):
-    """Sizes and parts of a Quadratic Interest Network (arXiv 2504.17699)."""
+    """What a model is made of: item encoder, readers of the history, tower. The presets in conf/model combine them."""
 
-    architecture: Literal["qin"] = "qin"
+    architecture: str = Field("qin", pattern=r"^[a-z0-9_]+$", description="what tables call it; changes nothing")
     embedding_dim: PositiveInt = Field(16, description="width of every id, tag and category embedding")
     vector_dim: PositiveInt = Field(32, description="width each item vector is projected to")
+    vector_gate: bool = Field(False, description="layer norm and a learned gate on each projected vector")
+    vector_delta: NonNegativeFloat = Field(0.0, description="trained change of a vector, as a share of its norm")
+    modality_dropout: float = Field(0.0, ge=0, lt=1, description="chance that training hides a vector")
+    attention: Literal["sparse", "softmax", "din", "mean", "transformer", "none"] = "sparse"
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
-    layers: PositiveInt = Field(2, description="quadratic layers L")
+    attention_heads: PositiveInt = Field(1, description="of sparse attention; a divisor of attention_dim")
+    similarity_bias: int = Field(0, ge=0, description="knots of a learned bias by cosine in sparse attention; 0: none")
+    retrieve: NonNegativeInt = Field(0, description="events nearest by cosine that are read of a history; 0: all")
+    evidence_heads: NonNegativeInt = Field(
+        0, description="kernel regressions over past feedback (ctr/interest/evidence)"
+    )
+    evidence_values: PositiveInt = Field(4, description="numbers that an event says in each evidence head")
+    match_features: bool = Field(False, description="highest and mean cosines between target and history")
+    match_bins: int = Field(0, ge=0, description="knots of the histogram of cosines among match features; 0: none")
+    tower: Literal["quadratic", "linear", "mlp", "factorized", "cross", "two_streams"] = "quadratic"
+    layers: PositiveInt = Field(2, description="quadratic or cross layers L")
     rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
     fold_rows: bool = Field(False, description="train each layer's rows as the one matrix that they add up to")
+    mid_activation: bool = Field(False, description="activation inside each quadratic row (QNN-alpha)")
+    hidden: tuple[PositiveInt, ...] = Field((256, 128, 64), min_length=1, description="units of a perceptron's layers")
     dropout: float = Field(0.1, ge=0, lt=1)
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelConfig:
+        if self.attention_dim % self.attention_heads:
+            raise ValueError(
+                f"attention_heads: {self.attention_heads} does not divide attention_dim {self.attention_dim}"
+            )
+        if self.match_bins == 1 or self.similarity_bias == 1:
+            raise ValueError("match_bins, similarity_bias: one knot says nothing; write 0 or at least 2")
+        if self.mid_activation and (self.fold_rows or self.tower != "quadratic"):
+            raise ValueError(
+                "mid_activation: for the quadratic tower, without fold_rows: bent rows do not add up to one"
+            )
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether cosines between target and history are needed."""
+        return self.use_history and bool(
+            self.match_features or self.evidence_heads or self.similarity_bias or self.retrieve
+        )
 
 
 class TrainConfig(Settings):
@@ -45,6 +82,9 @@ class TrainConfig(Settings):
     )
     l2_by_frequency: bool = Field(False, description="divide a row's L2 by the steps that touched it; not with adam")
     renew_tables: bool = Field(False, description="draw embedding tables anew at each epoch (arXiv 2305.19531)")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="labels become s and 1 - s")
+    pairwise: NonNegativeFloat = Field(0.0, description="weight of the pairwise loss of positives against negatives")
+    self_ensemble: NonNegativeFloat = Field(0.0, description="weight of two dropout passes agreeing; doubles the cost")
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.config import ModelConfig
 from ctr.row_bags import RowBags
 from ctr.row_table import INITIAL_STD, RowTable
 from features.schema import PADDING, Field, VectorSet
@@ -41,7 +42,8 @@ class FieldEncoder(nn.Module):
         numbers = len(self.fields) - len(indexed)
         self.tables = nn.ModuleList(RowTable(field.size, embedding_dim) for field in indexed)
         self.numeric = nn.Linear(2 * numbers, embedding_dim, bias=False) if numbers else None
-        self.width = embedding_dim * (len(indexed) + bool(numbers))
+        self.widths = (embedding_dim,) * (len(indexed) + bool(numbers))
+        self.width = sum(self.widths)
 
     def forward(self, columns: Sequence[Tensor]) -> Tensor:
         """Columns of int64 [...], int64 [..., T] for tags, or float [...] (NaN = missing) to [..., width]."""
@@ -69,50 +71,83 @@ class VectorEncoder(nn.Module):
     Args:
         vectors: the set. A complete one has no default to learn; an item that still lacks one is zeros.
         projected_dim: width of the result.
+        hide: modality dropout, the chance that training treats an item as having no vector (MultiModN): the model
+            learns what to do without, and a default even of a complete set.
+        norm: layer norm after the projection, so that no set speaks louder for its scale.
+        ids: rows of the id table that a trained change of the vectors has; 0 for none.
+        delta: largest norm of that change, as a share of the projection's.
     """
 
     missing: Tensor
 
-    def __init__(self, vectors: VectorSet, projected_dim: int) -> None:
+    def __init__(
+        self,
+        vectors: VectorSet,
+        projected_dim: int,
+        hide: float = 0.0,
+        norm: bool = False,
+        ids: int = 0,
+        delta: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.complete = vectors.complete
+        self.hide = hide
+        self.delta = delta
+        self.always_there = vectors.complete and not hide
         self.projection = nn.Linear(vectors.width, projected_dim, bias=False)
-        if vectors.complete:
+        self.norm = nn.LayerNorm(projected_dim) if norm else None
+        self.change = RowTable(ids, projected_dim) if ids and delta else None
+        if self.always_there:
             self.register_buffer("missing", torch.zeros(projected_dim), persistent=False)
         else:
             self.missing = nn.Parameter(torch.empty(projected_dim))
             nn.init.normal_(self.missing, std=INITIAL_STD)
 
-    def forward(self, vector: Tensor, present: Tensor) -> Tensor:
-        """Float [..., W] and bool [...] to float [..., projected_dim]."""
-        if self.training and self.complete:
-            return self.projection(vector)  # of zeros, where an item still lacks one, it is zeros too
-        return torch.where(present.unsqueeze(-1), self.projection(vector), self.missing)
+    def forward(self, vector: Tensor, present: Tensor, ids: Tensor) -> Tensor:
+        """Float [..., W], bool [...] and item ids [...] to float [..., projected_dim]."""
+        projected = self.projection(vector)
+        if self.change is not None:
+            change = self.change(ids)
+            bound = self.delta * projected.detach().norm(dim=-1, keepdim=True)
+            projected = projected + bound * change / torch.sqrt(1 + change.square().sum(dim=-1, keepdim=True))
+        if self.norm is not None:
+            projected = self.norm(projected)
+        if self.training and self.always_there:
+            return projected  # of zeros, where an item still lacks one, it is zeros too
+        if self.training and self.hide:
+            present = present & (torch.rand(present.shape, device=present.device) >= self.hide)
+        return torch.where(present.unsqueeze(-1), projected, self.missing)
 
 
 class ItemEncoder(nn.Module):
-    """One item to its representation `x = [E_id ; mean E_tags ; … ; numbers ; P_1 v_1 ; P_2 v_2 ; …]`.
+    """One item to its representation `x = [E_id ; mean E_tags ; … ; numbers ; g_1 P_1 v_1 ; g_2 P_2 v_2 ; …]`.
+
+    Without `vector_gate` all gates are 1; with it `g = 2 sigmoid(W [P_1 v_1 ; P_2 v_2 ; …] + b)`, one number a set and
+    item (LIRDRec gates modalities so), which `gates` reports.
 
     Args:
         fields: columns of the item table, its id first.
         vectors: the vector sets.
-        embedding_dim: width of each field's block.
-        projected_dim: width of each vector set's block.
+        config: widths and options.
     """
 
-    def __init__(
-        self, fields: Sequence[Field], vectors: Sequence[VectorSet], embedding_dim: int, projected_dim: int
-    ) -> None:
+    def __init__(self, fields: Sequence[Field], vectors: Sequence[VectorSet], config: ModelConfig) -> None:
         super().__init__()
-        self.columns = FieldEncoder(fields, embedding_dim)
-        self.vectors = nn.ModuleList(VectorEncoder(one, projected_dim) for one in vectors)
-        self.width = self.columns.width + projected_dim * len(vectors)
+        width, ids = config.vector_dim, fields[0].size
+        self.columns = FieldEncoder(fields, config.embedding_dim)
+        self.vectors = nn.ModuleList(
+            VectorEncoder(one, width, config.modality_dropout, config.vector_gate, ids, config.vector_delta)
+            for one in vectors
+        )
+        self.gate = nn.Linear(width * len(vectors), len(vectors)) if config.vector_gate and vectors else None
+        self.widths = (*self.columns.widths, *(width for _ in vectors))
+        self.width = sum(self.widths)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         """Item columns, vectors and their presence, each in schema order, to x [..., D]; in autocast's precision."""
-        projected = [
-            encode(vector, there) for encode, vector, there in zip(self.vectors, vectors, present, strict=True)
-        ]
+        projected = self._projected(columns[0], vectors, present)
+        if self.gate is not None:
+            gates = self._gates(projected)
+            projected = [gates[..., [i]] * block for i, block in enumerate(projected)]
         blocks = [self.columns(columns), *projected]
         device = blocks[0].device.type
         if torch.is_autocast_enabled(device):
@@ -120,10 +155,23 @@ class ItemEncoder(nn.Module):
             blocks = [block.to(torch.get_autocast_dtype(device)) for block in blocks]
         return torch.cat(blocks, dim=-1)
 
+    def gates(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor | None:
+        """The gate of each vector set, [..., sets] from 0 to 2; None without `vector_gate`."""
+        return None if self.gate is None else self._gates(self._projected(columns[0], vectors, present))
+
     def projection_weights(self) -> list[nn.Parameter]:
-        """The vector projections, for L2."""
-        encoders = (one for one in self.vectors if isinstance(one, VectorEncoder))
-        return [weight for one in encoders for weight in one.projection.parameters()]
+        """The vector projections and trained changes of vectors, for L2."""
+        encoders = [one for one in self.vectors if isinstance(one, VectorEncoder)]
+        changes = [one.change.weight for one in encoders if one.change is not None]
+        return [weight for one in encoders for weight in one.projection.parameters()] + changes
+
+    def _projected(self, ids: Tensor, vectors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
+        triples = zip(self.vectors, vectors, present, strict=True)
+        return [encode(vector, there, ids) for encode, vector, there in triples]
+
+    def _gates(self, projected: Sequence[Tensor]) -> Tensor:
+        assert self.gate is not None
+        return 2 * torch.sigmoid(self.gate(torch.cat(list(projected), dim=-1)))
 
 
 def _mean_of_tags(table: nn.Module, index: Tensor) -> Tensor:

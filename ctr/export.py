@@ -42,7 +42,7 @@ from ctr.bundle import (
 from ctr.fold import ItemGraph, RequestGraph
 from ctr.golden import golden_cases
 from ctr.model_card import model_card
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
 from features.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
@@ -79,7 +79,7 @@ class ExportResult:
 
 
 def export_bundle(
-    model: QIN,
+    model: ClickModel,
     feature_set: FeatureSet,
     out: Path,
     *,
@@ -241,9 +241,9 @@ def example_items(schema: Schema) -> dict[str, Tensor]:
     }
 
 
-def _on_cpu(model: QIN) -> QIN:
+def _on_cpu(model: ClickModel) -> ClickModel:
     """The model where the graphs are traced and compared; the caller's own stays on its device."""
-    return model if model.network.logit.weight.device.type == "cpu" else deepcopy(model).cpu()
+    return model if next(model.parameters()).device.type == "cpu" else deepcopy(model).cpu()
 
 
 def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:

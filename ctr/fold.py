@@ -1,7 +1,8 @@
 """A trained model folded for serving: one request in, one probability a candidate out.
 
 Shapes: H history events of the request, N candidates, D item width, E width of the event embeddings,
-F = D + E, C context width, X tower width, M new items. What does not depend on the candidate has one row.
+F = D + E, W width of all similarity spaces, C context width, X tower width, M new items. What does not depend
+on the candidate has one row.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.attention import SparseTargetAttention
-from ctr.models.qin import QIN
-from ctr.quadratic import QuadraticLayer
+from ctr.interest.past import RequestPast
+from ctr.interest.similarity import hats
+from ctr.interest.sparse import SparseTargetAttention
+from ctr.models.click_model import ClickModel
+from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
 from features.schema import PADDING
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,21 +54,21 @@ class RequestGraph(nn.Module):
     item_table: Tensor
     output_names = ("score",)
 
-    def __init__(self, model: QIN) -> None:
+    def __init__(self, model: ClickModel) -> None:
         super().__init__()
         self.register_buffer("item_table", item_table(model))
+        # Of a row of the item table: x, then the unit vectors of each similarity space.
+        self.widths = (model.item_encoder.width, *(model.spaces.widths if model.spaces is not None else ()))
         self.context_encoder = _frozen(model.context_encoder)
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
-        self.attention = FoldedAttention(model.attention) if model.attention is not None else None
-        first, *rest = [layer for layer in model.network.layers if isinstance(layer, QuadraticLayer)]
-        self.first = FoldedFirstLayer(first, model.context_encoder.width)
-        self.rest = nn.ModuleList(FoldedLayer(layer) for layer in rest)
-        self.logit = _frozen(model.network.logit)
+        self.readers = nn.ModuleList(_folded_reader(reader) for reader in model.readers())
+        self.retrieve = model.config.retrieve
+        self.tower = _folded_tower(model.network, model.context_encoder.width)
         user = [f"user_{field.name}" for field in model.user_fields]
         context = [f"context_{field.name}" for field in model.context_fields]
         events = [f"history_{field.name}" for field in model.event_fields]
-        history = ["history_item", *events] if model.config.use_history else []
+        history = ["history_item", *events] if self.readers else []
         candidate = [f"candidate_{field.name}" for field in model.schema.candidate]
         lengths = (0, len(user) + len(context), len(history), len(candidate))
         self.bounds = tuple(itertools.accumulate(lengths))
@@ -78,23 +81,28 @@ class RequestGraph(nn.Module):
     def logits(self, *inputs: Tensor) -> Tensor:
         """Logits [N], for a calibration that ends the graph in place of the sigmoid."""
         context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        target_ND = F.embedding(inputs[-1], self.item_table)
+        target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
         blocks = [self.candidate_encoder(numbers)] if numbers else []
         blocks.append(target_ND)
-        if self.attention is not None:
-            history_HF, mask_H = self._history(history[0], history[1:])
-            blocks.append(self.attention(target_ND, history_HF, mask_H))
+        if self.readers:
+            past = self._past(target_ND, target_units, history[0], history[1:])
+            if self.retrieve:
+                past.keep_nearest(self.retrieve)
+            blocks += [reader(past) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
-        z_NX = self.first(context_1C, torch.cat(blocks, dim=-1))
-        for layer in self.rest:
-            z_NX = layer(z_NX)
-        return self.logit(z_NX).squeeze(-1)
+        logit_N: Tensor = self.tower(context_1C, torch.cat(blocks, dim=-1))
+        return logit_N
 
-    def _history(self, item_H: Tensor, events: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        history_HF = F.embedding(item_H, self.item_table)
-        if events:
-            history_HF = torch.cat([history_HF, self.event_encoder(events)], dim=-1)
-        return history_HF, (item_H != PADDING).to(history_HF.dtype)
+    def _past(
+        self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
+    ) -> RequestPast:
+        # One padding event in front: no reader has to cope with a history of no positions at all.
+        item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
+        history_HD, *history_units = F.embedding(item_H, self.item_table).split(self.widths, dim=-1)
+        mask_1H = (item_H != PADDING).to(history_HD.dtype).unsqueeze(0)
+        columns = [column.unsqueeze(0) for column in events]
+        events_1HE = self.event_encoder(columns) if self.event_encoder.width else None
+        return RequestPast(target_ND, history_HD, mask_1H, columns, events_1HE, target_units, history_units)
 
 
 class ItemGraph(nn.Module):
@@ -107,7 +115,7 @@ class ItemGraph(nn.Module):
         vector_<set>…      float32 [M, width], zeros where an item has none
         present_<set>…     bool [M], whether the item has a vector
 
-    The output, `row`, is float32 [M, D].
+    The output, `row`, is float32 [M, D + W]: x, then the item's unit vectors of each similarity space.
 
     Args:
         model: a trained model. It is copied, never changed.
@@ -115,9 +123,10 @@ class ItemGraph(nn.Module):
 
     output_names = ("row",)
 
-    def __init__(self, model: QIN) -> None:
+    def __init__(self, model: ClickModel) -> None:
         super().__init__()
         self.encoder = _frozen(model.item_encoder)
+        self.spaces = model.spaces
         columns = [f"item_{field.name}" for field in model.schema.item]
         sets = [vectors.name for vectors in model.schema.vectors]
         self.input_names = (
@@ -128,9 +137,10 @@ class ItemGraph(nn.Module):
         self.bounds = (0, len(columns), len(columns) + len(sets), len(columns) + 2 * len(sets))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Rows of the item table, [M, D]."""
+        """Rows of the item table, [M, D + W]."""
         columns, vectors, present = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        return self.encoder(columns, vectors, present)
+        units = self.spaces(columns, vectors) if self.spaces is not None else []
+        return torch.cat([self.encoder(columns, vectors, present), *units], dim=-1)
 
 
 class FoldedAttention(nn.Module):
@@ -140,19 +150,66 @@ class FoldedAttention(nn.Module):
     folded, and stand on the side of the history, the shorter one, which does not grow with the candidates.
     """
 
-    score: Tensor
-    value: Tensor
+    scores: Tensor
+    values: Tensor
+    bias: Tensor | None
 
     def __init__(self, attention: SparseTargetAttention) -> None:
         super().__init__()
-        self.register_buffer("score", attention.score_matrix().detach())
-        self.register_buffer("value", attention.value_matrix().detach())
+        self.register_buffer("scores", torch.stack(attention.score_matrices()).detach())
+        self.register_buffer("values", torch.stack(attention.value_matrices()).detach())
+        self.register_buffer("bias", None if attention.bias is None else attention.bias.detach().clone())
 
-    def forward(self, target_ND: Tensor, history_HF: Tensor, mask_H: Tensor) -> Tensor:
+    def forward(self, past: RequestPast) -> Tensor:
         """The interest [N, D]."""
-        key_DH = self.score @ history_HF.T
-        weights_NH = torch.relu(mask_H * (target_ND @ key_DH))
-        return weights_NH @ (history_HF @ self.value) + target_ND
+        history_HF = past.history_SD
+        if past.events_HSE is not None:
+            history_HF = torch.cat([history_HF, past.events_HSE.squeeze(0)], dim=-1)
+        interest_ND = past.target_RD
+        for score_DF, value_FD in zip(self.scores, self.values, strict=True):
+            scores_NH = past.target_RD @ (score_DF @ history_HF.T)
+            if self.bias is not None:
+                scores_NH = scores_NH + (hats(past.similarities, self.bias.shape[1]) * self.bias).sum(dim=(-2, -1))
+            interest_ND = torch.relu(past.mask * scores_NH) @ (history_HF @ value_FD) + interest_ND
+        return interest_ND
+
+
+class FoldedQuadratic(nn.Module):
+    """A quadratic network in evaluation, each layer one matrix, the context multiplied once a request.
+
+    Args:
+        network: trained.
+        context_dim: how many of its inputs, the first ones, are context.
+    """
+
+    def __init__(self, network: QuadraticNetwork, context_dim: int) -> None:
+        super().__init__()
+        first, *rest = [layer for layer in network.layers if isinstance(layer, QuadraticLayer)]
+        self.first = FoldedFirstLayer(first, context_dim)
+        self.rest = nn.ModuleList(FoldedLayer(layer) for layer in rest)
+        self.logit = _frozen(network.logit)
+
+    def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
+        """Logits [N]."""
+        z_NX = self.first(context_1C, items_NY)
+        for layer in self.rest:
+            z_NX = layer(z_NX)
+        logit_N: Tensor = self.logit(z_NX).squeeze(-1)
+        return logit_N
+
+
+class Expanded(nn.Module):
+    """Any other tower: the context is repeated for each candidate."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = _frozen(tower)
+
+    def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
+        """Logits [N]."""
+        context = [] if context_1C is None else [context_1C.expand(items_NY.shape[0], -1)]
+        logit_N: Tensor = self.tower(torch.cat([*context, items_NY], dim=-1))
+        return logit_N
 
 
 class FoldedLayer(nn.Module):
@@ -209,9 +266,9 @@ class FoldedFirstLayer(nn.Module):
 
 
 @torch.no_grad()
-def item_table(model: QIN) -> Tensor:
-    """Representations of all items of the attached tables, [items, D]; row 0 (padding) is zeros."""
-    device = model.network.logit.weight.device
+def item_table(model: ClickModel) -> Tensor:
+    """Representations and unit vectors of all attached items, [items, D + W]; row 0 (padding) is zeros."""
+    device = next(model.parameters()).device
     rows = torch.arange(model.schema.items, device=device)
     return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
 
@@ -220,6 +277,14 @@ def _batch_norm_as_scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
+
+
+def _folded_reader(reader: nn.Module) -> nn.Module:
+    return FoldedAttention(reader) if isinstance(reader, SparseTargetAttention) else _frozen(reader)
+
+
+def _folded_tower(tower: nn.Module, context_dim: int) -> nn.Module:
+    return FoldedQuadratic(tower, context_dim) if isinstance(tower, QuadraticNetwork) else Expanded(tower)
 
 
 def _frozen(module: M) -> M:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ctr.bundle import GoldenCase
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.parity import Case, as_input, expected
 from features.encoder import EncodedRequest, Encoder
 from features.errors import DataError
@@ -31,7 +31,7 @@ QUANTILES = (0.0, 0.5, 0.75, 1.0)
 RawRequest = dict[str, Any]
 
 
-def golden_cases(model: QIN, feature_set: FeatureSet, encoder: Encoder, seed: int = 0) -> list[GoldenCase]:
+def golden_cases(model: ClickModel, feature_set: FeatureSet, encoder: Encoder, seed: int = 0) -> list[GoldenCase]:
     """About ten requests: logged ones of the test window by history length, and the edges of what is legal.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctr.batch import Batch
 from ctr.bundle import ITEM_TABLE, ITEMS, TOLERANCE
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.ranker import open_session
 from features.encoder import EncodedRequest
 from features.errors import NumericalError
@@ -84,7 +84,7 @@ class Case:
         )
 
 
-def expected(model: QIN, case: Case) -> np.ndarray:
+def expected(model: ClickModel, case: Case) -> np.ndarray:
     """Probabilities float32 [N] of the torch model in eval mode, on a batch equal to the request."""
     training = model.training
     model.eval()
@@ -94,7 +94,7 @@ def expected(model: QIN, case: Case) -> np.ndarray:
     return score_N.numpy()
 
 
-def check_parity(model: QIN, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> float:
+def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> float:
     """Largest absolute difference of a probability over all candidates of all cases.
 
     Args:

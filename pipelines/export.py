@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ctr.config import Preset
 from ctr.export import ExportResult, export_bundle
 from ctr.models import build_model
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
 from features.atomic import write_text
 from features.errors import ConfigError
@@ -21,7 +21,7 @@ from features.settings import validate
 from pipelines.workspace import Workspace
 
 
-def export_model(model: QIN, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console) -> ExportResult:
+def export_model(model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console) -> ExportResult:
     """Fold, export, prove parity and publish; writes an example request beside the bundle."""
     record = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ctr.config import ModelConfig, Preset, load_preset
 from ctr.models import build_model
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tables import frozen_tables
 from ctr.tracking import Tracker
@@ -45,7 +45,7 @@ class Job:
     run_dir: Path
     resumed: bool = False
     tracker: Tracker = field(init=False)
-    model: QIN = field(init=False)
+    model: ClickModel = field(init=False)
 
     @classmethod
     def open(
@@ -171,7 +171,7 @@ class Job:
         fit(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
         return score_split(model, self.feature_set, self.feature_set.judged_by)
 
-    def _new_model(self, config: ModelConfig) -> QIN:
+    def _new_model(self, config: ModelConfig) -> ClickModel:
         torch.manual_seed(self.preset.train.seed)
         model = build_model(config, self.feature_set.schema)
         model.attach(frozen_tables(self.feature_set))

@@ -10,7 +10,7 @@ import torch
 
 from ctr.config import ModelConfig
 from ctr.models import build_model
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
 from features.build import build_feature_set
 from features.contract import Contract
@@ -20,7 +20,7 @@ HISTORY_LEN = 6
 GENRES = ("drama", "comedy", "crime")
 
 
-def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) -> QIN:
+def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) -> ClickModel:
     """In eval mode, tables attached; every parameter away from its start, so that every part shows in a score."""
     torch.manual_seed(seed)
     model = build_model(config, feature_set.schema)

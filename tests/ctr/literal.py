@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctr.attention import SparseTargetAttention
 from ctr.batch import Batch
-from ctr.models.qin import QIN
-from ctr.quadratic import QuadraticLayer
+from ctr.interest.sparse import SparseTargetAttention
+from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables
+from ctr.towers.quadratic import QuadraticLayer
 
 
 def attention(layer: SparseTargetAttention, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def quadratic_layer(layer: QuadraticLayer, z: Tensor) -> Tensor:
     return z + torch.where(normal > 0, normal, layer.activation.weight * normal)
 
 
-def item(model: QIN, tables: FrozenTables, row: int) -> Tensor:
+def item(model: ClickModel, tables: FrozenTables, row: int) -> Tensor:
     """x_i = [each column ; the numbers ; each vector] of one catalogue row."""
     encoder = model.item_encoder
     if row == 0:
@@ -78,7 +78,7 @@ def columns(encoder: torch.nn.Module, kinds: list[str], values: list[Tensor]) ->
     return blocks
 
 
-def logits(model: QIN, tables: FrozenTables, batch: Batch) -> Tensor:
+def logits(model: ClickModel, tables: FrozenTables, batch: Batch) -> Tensor:
     """The whole model, row by row and position by position, up to the quadratic layers."""
     rows = []
     for b in range(len(batch)):
@@ -98,7 +98,7 @@ def logits(model: QIN, tables: FrozenTables, batch: Batch) -> Tensor:
     return F.linear(z, model.network.logit.weight, model.network.logit.bias)[:, 0]
 
 
-def _interest(model: QIN, tables: FrozenTables, batch: Batch, b: int, target: Tensor) -> Tensor:
+def _interest(model: ClickModel, tables: FrozenTables, batch: Batch, b: int, target: Tensor) -> Tensor:
     positions = []
     for s, place in enumerate(batch.history_BS[b].tolist()):
         events = [batch.events[f.name][b, s] for f in model.event_fields]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ctr.batch import Batch
 from ctr.config import ModelConfig
 from ctr.models import build_model
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables
 from features.schema import Field, Schema, VectorSet
 
@@ -66,7 +66,7 @@ def tables(seed: int = 0) -> FrozenTables:
     )
 
 
-def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **settings: Any) -> QIN:
+def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **settings: Any) -> ClickModel:
     """A model whose every parameter and batch norm statistic is away from its start, tables attached."""
     torch.manual_seed(8)
     config = ModelConfig(**{"embedding_dim": 4, "vector_dim": 5, "attention_dim": 16, "rows": 3, **settings})
@@ -74,9 +74,10 @@ def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **setting
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        for layer in net.network.layers:
-            layer.norm.running_mean.normal_()
-            layer.norm.running_var.uniform_(0.5, 2)
+        for norm in net.modules():
+            if isinstance(norm, torch.nn.BatchNorm1d):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2)
         for encoder in (net.item_encoder.columns, net.context_encoder, net.candidate_encoder, net.event_encoder):
             for table in encoder.tables:
                 table.weight[0].zero_()

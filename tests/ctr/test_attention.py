@@ -3,15 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctr.attention import SparseTargetAttention
-from ctr.row_bags import RowBags
+from ctr.interest.past import BatchPast
+from ctr.interest.sparse import SparseTargetAttention
 from tests.ctr import literal
 
 
-def listed(history: torch.Tensor) -> RowBags:
-    """A history [B, S, D] as a table of B S rows and the list of them."""
-    rows, positions, _ = history.shape
-    return RowBags(history.flatten(0, 1), torch.arange(rows * positions).view(rows, positions))
+def past(target: torch.Tensor, history: torch.Tensor, events: torch.Tensor | None, mask: torch.Tensor) -> BatchPast:
+    """Targets [B, D] and histories [B, S, D] as rows of one table, whose row 0 is padding."""
+    rows, positions, width = history.shape
+    table = torch.cat([target.new_zeros(1, width), target, history.flatten(0, 1)])
+    place = 1 + rows + torch.arange(rows * positions).view(rows, positions)
+    made = BatchPast(table, 1 + torch.arange(rows), place, (), events)
+    made.mask = mask
+    return made
 
 
 def test_hand_worked_numbers():
@@ -23,7 +27,7 @@ def test_hand_worked_numbers():
     mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     # All weights 1, K = 4: (W_q x_t)·(W_k y) / sqrt(4) = 4 * 3 * sum(y) / 2 = 6 sum(y), so with ReLU and mask
     # a = 6, 0, 3, 0. Each of the 4 values is sum(y): Σ a v = 6 * 1 + 3 * 0.5 = 7.5; W_o adds 4 of them: 30.
-    torch.testing.assert_close(layer(target, listed(history), None, mask), torch.tensor([[31.0, 32.0]]))
+    torch.testing.assert_close(layer(past(target, history, None, mask)), torch.tensor([[31.0, 32.0]]))
 
 
 def test_event_columns_take_part_in_scores_and_values():
@@ -32,7 +36,7 @@ def test_event_columns_take_part_in_scores_and_values():
         torch.nn.init.ones_(weight)
     history, events = torch.tensor([[[2.0], [2.0]]]), torch.tensor([[[1.0], [-5.0]]])
     # y = [2, 1] and [2, -5], sums 3 and -3, target 2: a = 6 and 0, o = 6 * 3 + 2.
-    out = layer(torch.tensor([[2.0]]), listed(history), events, torch.ones(1, 2))
+    out = layer(past(torch.tensor([[2.0]]), history, events, torch.ones(1, 2)))
     torch.testing.assert_close(out, torch.tensor([[20.0]]))
 
 
@@ -50,7 +54,7 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, even
     inputs = [target, history, *([events] if event_dim else []), *layer.parameters()]
     cotangent = torch.randn(5, 6, dtype=dtype)
 
-    ours = layer(target, listed(history), events if event_dim else None, mask)
+    ours = layer(past(target, history, events if event_dim else None, mask))
     theirs = literal.attention(layer, target, torch.cat([history, events], -1), mask)
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
@@ -66,7 +70,7 @@ def test_without_events_the_interest_is_the_target_itself(positions: int):
     layer = SparseTargetAttention(item_dim=6, event_dim=0, attention_dim=10)
     target = torch.randn(3, 6)
     history = torch.randn(3, positions, 6) * 1e3
-    assert torch.equal(layer(target, listed(history), None, torch.zeros(3, positions)), target)
+    assert torch.equal(layer(past(target, history, None, torch.zeros(3, positions))), target)
 
 
 def test_padding_contributes_nothing_whatever_it_holds():
@@ -74,15 +78,15 @@ def test_padding_contributes_nothing_whatever_it_holds():
     layer = SparseTargetAttention(item_dim=6, event_dim=2, attention_dim=10)
     target, history, events = torch.randn(3, 6), torch.randn(3, 4, 6), torch.randn(3, 4, 2)
     mask = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(3, -1)
-    before = layer(target, listed(history), events, mask)
+    before = layer(past(target, history, events, mask))
     history[:, :2], events[:, :2] = 1e6, -1e6
-    assert torch.equal(layer(target, listed(history), events, mask), before)
+    assert torch.equal(layer(past(target, history, events, mask)), before)
     history[:, 2:] *= 2
-    assert not torch.equal(layer(target, listed(history), events, mask), before)
+    assert not torch.equal(layer(past(target, history, events, mask)), before)
 
 
 def test_attention_starts_from_similarity():
     attention = SparseTargetAttention(item_dim=4, event_dim=2, attention_dim=8)
-    similarity_DD = attention.score_matrix()[:, :4]
+    similarity_DD = attention.score_matrices()[0][:, :4]
     torch.testing.assert_close(similarity_DD, similarity_DD.T)
     assert torch.linalg.eigvalsh(similarity_DD).min() > 0

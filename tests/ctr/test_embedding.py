@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import torch
 
+from ctr.config import ModelConfig
 from ctr.embedding import FieldEncoder, ItemEncoder, VectorEncoder
 from features.schema import Field, VectorSet
 
@@ -61,7 +64,7 @@ def test_an_item_without_a_vector_gets_the_learned_default():
     with torch.no_grad():
         encoder.projection.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         encoder.missing.copy_(torch.tensor([5.0, 6.0]))
-    out = encoder(torch.tensor([[2.0, 3.0], [2.0, 3.0]]), torch.tensor([True, False]))
+    out = encoder(torch.tensor([[2.0, 3.0], [2.0, 3.0]]), torch.tensor([True, False]), torch.tensor([2, 3]))
     torch.testing.assert_close(out, torch.tensor([[2.0, 5.0], [5.0, 6.0]]))
 
 
@@ -71,18 +74,57 @@ def test_a_complete_set_learns_no_default():
     assert list(encoder.state_dict()) == ["projection.weight"]
     # An item that still lacks a vector has zeros for one, in training and after.
     for training in (True, False):
-        assert torch.equal(encoder.train(training)(torch.zeros(1, 2), torch.tensor([False])), torch.zeros(1, 4))
+        assert torch.equal(
+            encoder.train(training)(torch.zeros(1, 2), torch.tensor([False]), torch.tensor([2])), torch.zeros(1, 4)
+        )
 
 
 def test_an_item_is_its_columns_then_its_vectors():
     encoder = ItemEncoder(
         [Field(name="id", kind="categorical", size=5)],
         [VectorSet(name="v", width=2)],
-        embedding_dim=3,
-        projected_dim=4,
+        ModelConfig(embedding_dim=3, vector_dim=4),
     )
     index, vector, present = torch.tensor([2, 4]), torch.randn(2, 2), torch.tensor([True, True])
     x = encoder([index], [vector], [present])
     assert encoder.width == 7
     torch.testing.assert_close(x[:, :3], encoder.columns.tables[0](index))
     torch.testing.assert_close(x[:, 3:], vector @ encoder.vectors[0].projection.weight.T)
+
+
+def test_a_gate_weighs_each_set_and_reports_itself():
+    sets = [VectorSet(name="a", width=2), VectorSet(name="b", width=3)]
+    encoder = ItemEncoder(
+        [Field(name="id", kind="categorical", size=5)], sets, ModelConfig(vector_gate=True, vector_dim=4)
+    )
+    with torch.no_grad():
+        encoder.gate.weight.zero_()
+        encoder.gate.bias.copy_(torch.tensor([0.0, math.log(3)]))
+    index, present = torch.tensor([2]), [torch.tensor([True])] * 2
+    vectors = [torch.randn(1, 2), torch.randn(1, 3)]
+    # 2 sigmoid(0) = 1 and 2 sigmoid(log 3) = 1.5.
+    torch.testing.assert_close(encoder.gates([index], vectors, present), torch.tensor([[1.0, 1.5]]))
+    blocks = [
+        torch.nn.functional.layer_norm(one.projection(v), (4,)) for one, v in zip(encoder.vectors, vectors, strict=True)
+    ]
+    torch.testing.assert_close(encoder([index], vectors, present)[:, -8:], torch.cat([blocks[0], 1.5 * blocks[1]], 1))
+
+
+def test_modality_dropout_hides_vectors_in_training_alone():
+    torch.manual_seed(0)
+    encoder = VectorEncoder(VectorSet(name="v", width=2), projected_dim=2, hide=0.25)
+    vector, present, ids = torch.ones(4000, 2), torch.ones(4000, dtype=torch.bool), torch.zeros(4000, dtype=torch.int64)
+    hidden = (encoder(vector, present, ids) == encoder.missing).all(-1).float().mean()
+    assert 0.22 < hidden < 0.28
+    assert not (encoder.eval()(vector, present, ids) == encoder.missing).all(-1).any()
+
+
+def test_a_trained_change_is_bounded_and_spares_the_unknown():
+    encoder = VectorEncoder(VectorSet(name="v", width=2), projected_dim=2, ids=4, delta=0.5)
+    with torch.no_grad():
+        encoder.projection.weight.copy_(torch.eye(2))
+        encoder.change.weight[2] = torch.tensor([1e6, 0.0])
+        encoder.change.weight[3] = torch.tensor([0.0, 0.75])
+    out = encoder(torch.tensor([[3.0, 4.0]]).expand(3, -1), torch.ones(3, dtype=torch.bool), torch.tensor([0, 2, 3]))
+    # At most half of the norm 5; a change of 0.75 is 0.75 / sqrt(1 + 0.5625) = 0.6 of that.
+    torch.testing.assert_close(out, torch.tensor([[3.0, 4.0], [5.5, 4.0], [3.0, 5.5]]))

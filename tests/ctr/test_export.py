@@ -20,7 +20,7 @@ from ctr.config import ModelConfig
 from ctr.export import check_shapes, export_item_graph, export_request_graph
 from ctr.fold import ItemGraph, RequestGraph
 from ctr.golden import chosen_rows
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.parity import Case, check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import graph_inputs, open_session
 from features.encoder import EncodedRequest
@@ -40,12 +40,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 
 @pytest.fixture(scope="module")
-def model(toy: FeatureSet) -> QIN:
+def model(toy: FeatureSet) -> ClickModel:
     return random_model(toy, ModelConfig(use_user_id=True, embedding_dim=8, attention_dim=8))
 
 
 @pytest.fixture(scope="module")
-def folder(model: QIN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model: ClickModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     export_request_graph(RequestGraph(model), model.schema, folder / RANKER)
     export_item_graph(ItemGraph(model), model.schema, folder / ITEMS)
@@ -166,7 +166,7 @@ def test_a_loop_is_refused(tmp_path: Path) -> None:
         check_shapes(tmp_path / RANKER, {"x": [1]})
 
 
-def test_only_the_item_table_lies_outside_the_graph(folder: Path, model: QIN) -> None:
+def test_only_the_item_table_lies_outside_the_graph(folder: Path, model: ClickModel) -> None:
     graph = onnx.load(folder / RANKER, load_external_data=False).graph
     outside = [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     assert outside == ["item_table"]
@@ -181,7 +181,7 @@ def test_no_path_of_the_exporting_machine_stays_in_the_graphs(folder: Path) -> N
     assert here not in (folder / ITEMS).read_bytes()
 
 
-def test_the_exporter_is_quiet(model: QIN, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_exporter_is_quiet(model: ClickModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         export_request_graph(RequestGraph(model), model.schema, tmp_path / RANKER)
@@ -189,7 +189,7 @@ def test_the_exporter_is_quiet(model: QIN, tmp_path: Path, capfd: pytest.Capture
     assert logging.getLogger("torch.onnx").level == logging.NOTSET
 
 
-def test_a_weight_that_is_no_number_stops_the_export(model: QIN, tmp_path: Path) -> None:
+def test_a_weight_that_is_no_number_stops_the_export(model: ClickModel, tmp_path: Path) -> None:
     graph = RequestGraph(model)
     graph.item_table[3, 0] = float("nan")
     with pytest.raises(NumericalError, match=r"1 of \d+ values of item_table are not finite"):
@@ -197,7 +197,7 @@ def test_a_weight_that_is_no_number_stops_the_export(model: QIN, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_graph_scores_as_the_model_on_edge_cases(model: QIN, toy: FeatureSet, score: Score) -> None:
+def test_the_graph_scores_as_the_model_on_edge_cases(model: ClickModel, toy: FeatureSet, score: Score) -> None:
     cases = list(grid_cases(model.schema))
     assert {len(case.history_item) for case in cases} >= {0, 1, model.schema.history_max_len}
     assert {len(case.candidate_item) for case in cases} >= {1, 2, 7, 100}
@@ -208,7 +208,7 @@ def test_the_graph_scores_as_the_model_on_edge_cases(model: QIN, toy: FeatureSet
 @pytest.mark.parametrize("rate", [np.nan, 0.0, 1.0])
 @pytest.mark.parametrize("history", [0, 3])
 def test_the_graph_scores_as_the_model_where_numbers_are_missing(
-    model: QIN, toy: FeatureSet, score: Score, rate: float, history: int
+    model: ClickModel, toy: FeatureSet, score: Score, rate: float, history: int
 ) -> None:
     case = Case(
         user=2,
@@ -223,7 +223,7 @@ def test_the_graph_scores_as_the_model_where_numbers_are_missing(
     assert abs(score(other) - score(case.encoded(model.schema, toy.users))).max() > 1e-4
 
 
-def test_the_graph_scores_as_the_model_on_200_random_requests(model: QIN, toy: FeatureSet, score: Score) -> None:
+def test_the_graph_scores_as_the_model_on_200_random_requests(model: ClickModel, toy: FeatureSet, score: Score) -> None:
     cases = list(random_cases(model.schema, 200))
     assert check_parity(model, toy.users, score, cases) < 1e-5
     # The scores must differ for parity to mean anything.
@@ -232,7 +232,7 @@ def test_the_graph_scores_as_the_model_on_200_random_requests(model: QIN, toy: F
 
 
 def test_a_history_of_no_elements_scores_as_one_of_padding(
-    folder: Path, model: QIN, toy: FeatureSet, score: Score
+    folder: Path, model: ClickModel, toy: FeatureSet, score: Score
 ) -> None:
     session = open_session(folder / RANKER)
     (case,) = random_cases(model.schema, 1)
@@ -246,7 +246,7 @@ def test_a_history_of_no_elements_scores_as_one_of_padding(
     np.testing.assert_allclose(got, score(encoded), atol=1e-6)
 
 
-def test_lost_parity_is_an_error(model: QIN, toy: FeatureSet, score: Score) -> None:
+def test_lost_parity_is_an_error(model: ClickModel, toy: FeatureSet, score: Score) -> None:
     def off(encoded: EncodedRequest) -> np.ndarray:
         return score(encoded) + np.float32(2e-5)
 

@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from ctr import fold
 from ctr.fold import ItemGraph, RequestGraph
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from tests.ctr import small_world
 from tests.ctr.small_world import ITEMS, SCHEMA, in_dtype
 
@@ -26,9 +26,9 @@ CASES = {
 CANDIDATE = ("candidate_rate", "candidate_count", "candidate_item")
 
 
-def evaluated(model: QIN, history: list[int], candidates: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
     """The model's own probabilities of one request as a batch, and the same request as graph inputs."""
-    dtype = model.network.logit.weight.dtype
+    dtype = next(model.parameters()).dtype
     target = torch.tensor(candidates)
     histories = torch.tensor(history, dtype=torch.int64).expand(len(candidates), -1)
     batch = in_dtype(small_world.batch(target, histories), dtype)
@@ -51,9 +51,24 @@ def evaluated(model: QIN, history: list[int], candidates: list[int]) -> tuple[Te
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    "settings", [{}, {"use_user_id": True, "layers": 1}, {"use_history": False, "layers": 3, "fold_rows": True}]
+    "settings",
+    [
+        {},
+        {"use_user_id": True, "layers": 1},
+        {"use_history": False, "layers": 3, "fold_rows": True},
+        {"attention_heads": 4, "similarity_bias": 5},
+        {"attention": "none", "evidence_heads": 3, "match_features": True, "match_bins": 4},
+        {"retrieve": 2, "evidence_heads": 1, "vector_gate": True, "vector_delta": 0.3, "modality_dropout": 0.2},
+        {"attention": "softmax", "tower": "mlp", "hidden": (6, 4)},
+        {"attention": "din", "tower": "cross", "hidden": (6,)},
+        {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
+        {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
+        {"attention": "mean", "tower": "linear"},
+        {"mid_activation": True},
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-10)])
 def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, tolerance: float):
     model = small_world.model(dtype, **settings)
     expected, inputs = evaluated(model, *CASES[case])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.quadratic import QuadraticLayer, QuadraticNetwork
+from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
 from features.errors import ConfigError
 from tests.ctr import literal
 

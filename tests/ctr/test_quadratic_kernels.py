@@ -8,8 +8,8 @@ import torch
 from numba import njit
 
 from ctr import compiled
-from ctr import quadratic_kernels as kernels
-from ctr.quadratic_step import dropped_levels, keep_scale
+from ctr.towers import quadratic_kernels as kernels
+from ctr.towers.quadratic_step import dropped_levels, keep_scale
 
 
 @njit

@@ -20,7 +20,7 @@ from ctr.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, 
 from ctr.config import ModelConfig
 from ctr.export import ExportResult, export_bundle
 from ctr.golden import golden_cases
-from ctr.models.qin import QIN
+from ctr.models.click_model import ClickModel
 from ctr.parity import random_cases
 from ctr.ranker import Ranker, load_serve_config
 from features.columns_category import CategoricalEncoder
@@ -46,12 +46,12 @@ def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 
 @pytest.fixture(scope="module")
-def model(feature_set: FeatureSet) -> QIN:
+def model(feature_set: FeatureSet) -> ClickModel:
     return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8), seed=1)
 
 
 @pytest.fixture(scope="module")
-def exported(model: QIN, feature_set: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+def exported(model: ClickModel, feature_set: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     return export(model, feature_set, tmp_path_factory.mktemp("bundles") / "first")
 
 
@@ -65,7 +65,7 @@ def copy(exported: ExportResult, tmp_path: Path) -> Path:
     return shutil.copytree(exported.path, tmp_path / "copy")
 
 
-def export(model: QIN, feature_set: FeatureSet, out: Path) -> ExportResult:
+def export(model: ClickModel, feature_set: FeatureSet, out: Path) -> ExportResult:
     return export_bundle(
         model,
         feature_set,
@@ -353,7 +353,7 @@ def test_ranking_needs_no_torch(exported: ExportResult) -> None:
 
 
 def test_a_failed_export_leaves_the_published_bundle(
-    model: QIN, feature_set: FeatureSet, copy: Path, monkeypatch: pytest.MonkeyPatch
+    model: ClickModel, feature_set: FeatureSet, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_bundle(copy).manifest
 
@@ -371,7 +371,7 @@ def test_a_failed_export_leaves_the_published_bundle(
 
 
 def test_an_encoder_that_changed_since_the_build_is_not_exported(
-    model: QIN, feature_set: FeatureSet, tmp_path: Path
+    model: ClickModel, feature_set: FeatureSet, tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(feature_set.path, tmp_path / "changed"))
     text = (changed / "encoder.json").read_text()
@@ -390,7 +390,7 @@ def test_an_encoder_that_changed_since_the_build_is_not_exported(
     ],
 )
 def test_encoding_otherwise_online_than_offline_is_not_exported(
-    model: QIN, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, where: str
+    model: ClickModel, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, where: str
 ) -> None:
     encode = getattr(kind, method)
     monkeypatch.setattr(kind, method, lambda self, value: encode(self, value) + 1)

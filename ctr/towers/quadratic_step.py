@@ -1,8 +1,8 @@
 """One quadratic layer in training on a CPU: matrix products, and between them as few passes over memory as can be.
 
-The equations are those of `ctr.quadratic.QuadraticLayer`; only what is kept and in which order it is computed differs.
-Of the [B, R X] linear rows nothing is kept, of all else the input z (under autocast in both precisions) and the sum s
-of the rows.
+The equations are those of `ctr.towers.quadratic.QuadraticLayer`; only what is kept, and the order of computing,
+differs. Of the [B, R X] linear rows nothing is kept, of all else the input z (under autocast in both precisions)
+and the sum s of the rows.
 
 Shapes: B rows, X width, R linear rows.
 """
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ctr import quadratic_kernels as kernels
 from ctr.compiled import in_threads
+from ctr.towers import quadratic_kernels as kernels
 
 # A drop probability is a multiple of 1/65536; what is kept is scaled by exactly that probability's inverse, so that
 # dropout stays unbiased.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.quadratic_step import quadratic_step
+from ctr.towers.quadratic_step import quadratic_step
 from features.errors import ConfigError
 
 

@@ -1,0 +1,190 @@
+"""A user's past as it stands beside a target: the same questions, asked of a batch of rows and of a ranking request.
+
+Whatever reads a history is written once, against `Past`, and serves unchanged. In a batch each row has a history of
+its own; in a request all candidates share one.
+
+Shapes: R rows (of a batch, or candidates of a request), H histories (R in a batch, 1 in a request), S positions
+(newest last, padding in front), D item width, E width of the embedded events, K kinds of similarity.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctr.row_bags import RowBags
+from features.schema import PADDING
+
+
+class Past(ABC):
+    """Target items, and the events before them.
+
+    Args:
+        target_RD: target items.
+        mask: 1 at an event that is read, 0 at padding; [H, S], or [R, S] where rows read different events.
+        columns: raw event columns, [H, S] each, in the order of the schema.
+        events_HSE: embedded event columns, or None where nothing is added to an item.
+    """
+
+    def __init__(self, target_RD: Tensor, mask: Tensor, columns: Sequence[Tensor], events_HSE: Tensor | None) -> None:
+        self.target_RD = target_RD
+        self.mask = mask
+        self.columns = tuple(columns)
+        self.events_HSE = events_HSE
+
+    @property
+    def places(self) -> Tensor:
+        """log(1 + events that came later), 0 at the newest position."""
+        positions = self.mask.shape[1]
+        return torch.log1p(torch.arange(positions, device=self.mask.device).to(self.mask.dtype)).flip(0)
+
+    @cached_property
+    def similarities(self) -> Tensor:
+        """Cosine between target and event in each similarity space; 0 where one of them is not in it."""
+        return torch.stack(self._cosines(), dim=-1)
+
+    def event_dots(self, query_RE: Tensor) -> Tensor:
+        """`query_r · events_s`, [R, S]."""
+        assert self.events_HSE is not None
+        return (self.events_HSE @ query_RE.unsqueeze(-1)).squeeze(-1)
+
+    def event_sums(self, weights_RS: Tensor) -> Tensor:
+        """`Σ_s weights_rs events_s`, [R, E]."""
+        assert self.events_HSE is not None
+        return (weights_RS.unsqueeze(1) @ self.events_HSE).squeeze(1)
+
+    def keep_nearest(self, count: int) -> None:
+        """Read only the `count` events nearest to the target by mean cosine; equally near ones are all kept."""
+        nearness_RS = torch.where(self.mask > 0, self.similarities.mean(-1), -2.0)
+        # Shorter histories are filled up, so that there is always a `count`-th.
+        filled = F.pad(nearness_RS, (0, count), value=-2.0)
+        least_R1 = filled.topk(count, dim=1).values[:, -1:]
+        self.mask = self.mask * (nearness_RS >= least_R1).to(self.mask.dtype)
+
+    @abstractmethod
+    def dots(self, query_RD: Tensor) -> Tensor:
+        """`query_r · item_s`, [R, S]."""
+
+    @abstractmethod
+    def sums(self, weights_RS: Tensor) -> Tensor:
+        """`Σ_s weights_rs item_s`, [R, D]."""
+
+    @abstractmethod
+    def items(self) -> Tensor:
+        """The items of the history, [H, S, D]: a copy, for readers that cannot do with `dots` and `sums`."""
+
+    @abstractmethod
+    def match(self, projection: nn.Linear) -> Tensor:
+        """`(P x_target) · (P x_event)`, [R, S]: a similarity that is learned."""
+
+    @abstractmethod
+    def _cosines(self) -> list[Tensor]:
+        """K of [R, S]."""
+
+
+class BatchPast(Past):
+    """The histories of a training batch, as places in its table of distinct items.
+
+    Args:
+        x_UD: distinct items of the batch.
+        target_B: where the targets stand in it.
+        history_BS: where the events' items stand in it; 0 is padding.
+        columns: raw event columns.
+        events_BSE: embedded event columns.
+        units: unit vectors of the distinct items in each similarity space.
+    """
+
+    def __init__(
+        self,
+        x_UD: Tensor,
+        target_B: Tensor,
+        history_BS: Tensor,
+        columns: Sequence[Tensor],
+        events_BSE: Tensor | None,
+        units: Sequence[Tensor] = (),
+    ) -> None:
+        target_BD = RowBags(x_UD, target_B.unsqueeze(1)).sums(x_UD.new_ones(len(target_B), 1))
+        super().__init__(target_BD, (history_BS != PADDING).to(x_UD.dtype), columns, events_BSE)
+        self._x_UD, self._target_B, self._history_BS, self._units = x_UD, target_B, history_BS, units
+
+    @cached_property
+    def _bags(self) -> RowBags:
+        return RowBags(self._x_UD, self._history_BS)
+
+    def dots(self, query_RD: Tensor) -> Tensor:
+        """`query_r · item_s`, [R, S]."""
+        return self._bags.dots(query_RD)
+
+    def sums(self, weights_RS: Tensor) -> Tensor:
+        """`Σ_s weights_rs item_s`, [R, D]."""
+        return self._bags.sums(weights_RS)
+
+    def items(self) -> Tensor:
+        """The items, copied, [R, S, D]."""
+        return F.embedding(self._history_BS, self._x_UD)
+
+    def match(self, projection: nn.Linear) -> Tensor:
+        """A learned similarity, [R, S]; each distinct item is projected once."""
+        projected_UK = projection(self._x_UD)
+        return self._dots_of(projected_UK)
+
+    def _cosines(self) -> list[Tensor]:
+        with torch.no_grad(), torch.autocast(self._x_UD.device.type, enabled=False):
+            return [self._dots_of(unit_UW) for unit_UW in self._units]
+
+    def _dots_of(self, table_UW: Tensor) -> Tensor:
+        targets = RowBags(table_UW, self._target_B.unsqueeze(1)).sums(table_UW.new_ones(len(self._target_B), 1))
+        return RowBags(table_UW, self._history_BS).dots(targets)
+
+
+class RequestPast(Past):
+    """One user's history before all candidates of a request.
+
+    Args:
+        target_ND: candidate items.
+        history_SD: items of the history.
+        mask_1S: 1 at an event, 0 at padding.
+        columns: raw event columns, [1, S] each.
+        events_1SE: embedded event columns.
+        target_units: unit vectors of the candidates in each similarity space, [N, W] each.
+        history_units: those of the history, [S, W] each.
+    """
+
+    def __init__(
+        self,
+        target_ND: Tensor,
+        history_SD: Tensor,
+        mask_1S: Tensor,
+        columns: Sequence[Tensor],
+        events_1SE: Tensor | None,
+        target_units: Sequence[Tensor] = (),
+        history_units: Sequence[Tensor] = (),
+    ) -> None:
+        super().__init__(target_ND, mask_1S, columns, events_1SE)
+        self.history_SD = history_SD
+        self._target_units, self._history_units = target_units, history_units
+
+    def dots(self, query_RD: Tensor) -> Tensor:
+        """`query_r · item_s`, [R, S]."""
+        return query_RD @ self.history_SD.T
+
+    def sums(self, weights_RS: Tensor) -> Tensor:
+        """`Σ_s weights_rs item_s`, [R, D]."""
+        return weights_RS @ self.history_SD
+
+    def items(self) -> Tensor:
+        """The items, [1, S, D]."""
+        return self.history_SD.unsqueeze(0)
+
+    def match(self, projection: nn.Linear) -> Tensor:
+        """A learned similarity, [R, S]."""
+        return projection(self.target_RD) @ projection(self.history_SD).T
+
+    def _cosines(self) -> list[Tensor]:
+        pairs = zip(self._target_units, self._history_units, strict=True)
+        return [target_NW @ history_SW.T for target_NW, history_SW in pairs]

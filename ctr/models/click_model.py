@@ -1,0 +1,131 @@
+"""The click model: item encoder, readers of the history, tower. Every architecture is a choice of these parts.
+
+Shapes: B rows, S history positions, U distinct items of a batch, D item width, C context width, X tower width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ctr.batch import Batch
+from ctr.config import ModelConfig
+from ctr.embedding import FieldEncoder, ItemEncoder
+from ctr.interest.evidence import EvidenceHeads
+from ctr.interest.match import MatchFeatures
+from ctr.interest.past import BatchPast, Past
+from ctr.interest.readers import make_attention
+from ctr.interest.similarity import SimilaritySpaces
+from ctr.tables import FrozenTables, TableBuffers
+from ctr.towers import make_tower
+from features.schema import PADDING, Schema
+
+
+class ClickModel(nn.Module):
+    """Click logits from a user's context, the target item and the user's history.
+
+        x_i = item columns and projected vectors;  o = attention(x_t, history);
+        logit = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features])
+
+    With the defaults it is the Quadratic Interest Network (arXiv 2504.17699): sparse target attention and a quadratic
+    tower. A batch names items by row; `attach` gives the model the tables to look them up in. Each distinct item of a
+    batch is encoded once, however often it is a target or in a history.
+
+    Args:
+        config: sizes and parts. `use_history: false` leaves out all that reads the history.
+        schema: the fields of the feature set. All item columns apply to target and history alike; the user id
+            (the first user field) is read only with `use_user_id`.
+    """
+
+    tables: TableBuffers
+
+    def __init__(self, config: ModelConfig, schema: Schema) -> None:
+        super().__init__()
+        self.config = config
+        self.schema = schema
+        self.user_fields = schema.user if config.use_user_id else schema.user[1:]
+        self.context_fields = schema.context
+        self.event_fields = schema.event if config.use_history else ()
+        width = config.embedding_dim
+        self.item_encoder = ItemEncoder(schema.item, schema.vectors, config)
+        self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
+        self.candidate_encoder = FieldEncoder(schema.candidate, width)
+        self.event_encoder = FieldEncoder(() if config.attention == "none" else self.event_fields, width)
+        self.spaces = SimilaritySpaces(schema) if config.compares else None
+        kinds = len(self.spaces.names) if self.spaces is not None else 0
+        item, event = self.item_encoder.width, self.event_encoder.width
+        self.attention = make_attention(config, item, event, kinds, schema.history_max_len)
+        self.evidence = (
+            EvidenceHeads(self.event_fields, kinds, item, config.evidence_heads, config.evidence_values, width)
+            if config.use_history and config.evidence_heads
+            else None
+        )
+        self.match = MatchFeatures(kinds, config.match_bins) if config.use_history and config.match_features else None
+        widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
+        self.network = make_tower(config, [*widths, *(reader.width for reader in self.readers())])
+
+    def readers(self) -> list[nn.Module]:
+        """What reads the history, in the order of the tower's input."""
+        return [one for one in (self.attention, self.evidence, self.match) if one is not None]
+
+    def attach(self, tables: FrozenTables) -> None:
+        """Give the model its frozen tables, on its own device; they are not part of its `state_dict`.
+
+        Raises:
+            DataError: a table is missing or has another number of rows than the schema says.
+        """
+        self.tables = TableBuffers(tables, self.schema, self.user_fields, like=next(self.parameters()))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B]. Raises ConfigError for a training batch of one row."""
+        past = self.past(batch)
+        blocks = [self._context(batch)] if self.context_encoder.width else []
+        if self.candidate_encoder.width:
+            blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
+        logit_B: Tensor = self.network(torch.cat([*blocks, past.target_RD, *self.read(past)], dim=-1))
+        return logit_B
+
+    def past(self, batch: Batch) -> BatchPast:
+        """The targets of a batch and the events before them."""
+        columns, vectors = self.tables.item_columns(batch.items_U), self.tables.vectors(batch.items_U)
+        x_UD = self.item_encoder(columns, vectors, self.tables.present(batch.items_U))
+        units = self.spaces(columns, vectors) if self.spaces is not None else ()
+        raw = [batch.events[field.name] for field in self.event_fields]
+        events_BSE = self.event_encoder(raw) if self.event_encoder.width else None
+        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units)
+
+    def read(self, past: Past) -> list[Tensor]:
+        """What each reader finds in a past, [R, its width] each."""
+        if self.config.retrieve and self.spaces is not None:
+            past.keep_nearest(self.config.retrieve)
+        return [reader(past) for reader in self.readers()]
+
+    def item_rows(self, rows_U: Tensor) -> Tensor:
+        """Rows [U, D + W] of the item table: x, then the item's unit vectors; the padding row is zeros."""
+        columns, vectors = self.tables.item_columns(rows_U), self.tables.vectors(rows_U)
+        found = self.encoded_items(columns, vectors, self.tables.present(rows_U))
+        return found.masked_fill((rows_U == PADDING).unsqueeze(-1), 0)
+
+    def encoded_items(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+        """Item columns, vectors and their presence to rows of the item table, [U, D + W]."""
+        units = self.spaces(columns, vectors) if self.spaces is not None else []
+        return torch.cat([self.item_encoder(columns, vectors, present), *units], dim=-1)
+
+    def gates(self, rows_U: Tensor) -> Tensor | None:
+        """How much each vector set counts for these items, [U, sets] from 0 to 2; None without `vector_gate`."""
+        return self.item_encoder.gates(
+            self.tables.item_columns(rows_U), self.tables.vectors(rows_U), self.tables.present(rows_U)
+        )
+
+    def regularized_parameters(self) -> list[nn.Parameter]:
+        """What takes `train.embedding_l2`: all embedding tables and the vector projections."""
+        encoders = (self.item_encoder.columns, self.context_encoder, self.candidate_encoder, self.event_encoder)
+        tables = [weight for encoder in encoders for weight in encoder.embedding_weights()]
+        return tables + self.item_encoder.projection_weights()
+
+    def _context(self, batch: Batch) -> Tensor:
+        columns = [batch.context[field.name] for field in self.context_fields]
+        context_BC: Tensor = self.context_encoder([*self.tables.user_columns(batch.user_B), *columns])
+        return context_BC

@@ -1,0 +1,41 @@
+"""Towers: how what is known of a row becomes its logit. Each one file; `make_tower` picks one by the config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ctr.config import ModelConfig
+from ctr.towers.cross import CrossNetwork
+from ctr.towers.factorized import FactorizedNetwork
+from ctr.towers.linear import LinearTower
+from ctr.towers.mid_quadratic import MidQuadraticNetwork
+from ctr.towers.mlp import MlpTower
+from ctr.towers.quadratic import QuadraticNetwork
+from ctr.towers.two_streams import TwoStreams
+
+
+def make_tower(config: ModelConfig, widths: Sequence[int]) -> nn.Module:
+    """A fresh tower, `forward(z [B, X]) -> logits [B]`.
+
+    Args:
+        config: its kind and sizes.
+        widths: of the blocks that z is made of, in order; they sum to X.
+    """
+    width = sum(widths)
+    match config.tower:
+        case "quadratic" if config.mid_activation:
+            return MidQuadraticNetwork(width, config.layers, config.rows, config.dropout)
+        case "quadratic":
+            return QuadraticNetwork(width, config.layers, config.rows, config.dropout, config.fold_rows)
+        case "linear":
+            return LinearTower(width)
+        case "mlp":
+            return MlpTower(width, config.hidden, config.dropout)
+        case "factorized":
+            return FactorizedNetwork(widths, config.embedding_dim, config.hidden, config.dropout)
+        case "cross":
+            return CrossNetwork(width, config.layers, config.hidden, config.dropout)
+        case "two_streams":
+            return TwoStreams(width, config.hidden, config.dropout)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctr.config import ModelConfig
+from ctr.interest.din import DinAttention
+from ctr.interest.evidence import EvidenceHeads
+from ctr.interest.match import MatchFeatures
+from ctr.interest.mean import MeanPooling
+from ctr.interest.past import BatchPast, RequestPast
+from ctr.interest.readers import make_attention
+from ctr.interest.similarity import SimilaritySpaces, hats
+from ctr.interest.softmax import SoftmaxTargetAttention
+from ctr.interest.sparse import SparseTargetAttention
+from features.schema import Field, Schema, VectorSet
+from tests.ctr.small_world import category
+
+NAN = float("nan")
+RESIDUAL = Field(name="residual", kind="numeric")
+# Rows: padding, target, alike (cosine 0.6), opposite (-1), without a vector (0).
+UNITS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.0, 0.0]])
+
+
+def past(
+    history: list[int], columns: tuple[Tensor, ...] = (), items: Tensor | None = None, events: Tensor | None = None
+) -> BatchPast:
+    """One target, item 1, before this history of items."""
+    items = torch.zeros(len(UNITS), 3) if items is None else items
+    return BatchPast(items, torch.tensor([1]), torch.tensor([history]), columns, events, [UNITS])
+
+
+def without_norm(reader: torch.nn.Module) -> torch.nn.Module:
+    """The reader with batch norm as the identity."""
+    reader.norm = torch.nn.Identity()
+    return reader
+
+
+def test_cosines_are_those_of_vectors_and_of_tag_sets():
+    schema = Schema(
+        items=5,
+        users=2,
+        item=(category("id", 9), Field(name="genre", kind="tags", size=6, max_len=3)),
+        user=(category("user", 3),),
+        vectors=(VectorSet(name="text", width=2),),
+        history_max_len=4,
+    )
+    spaces = SimilaritySpaces(schema)
+    genre = torch.tensor([[2, 3, 0], [3, 4, 5], [0, 0, 0], [1, 0, 0]])
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [1.0, 0.0]])
+    text, tags = spaces([torch.arange(4), genre], [vectors])
+    assert spaces.names == ("text", "genre") and spaces.widths == (2, 4)
+    torch.testing.assert_close(text @ text[0], torch.tensor([1.0, 0.8, 0.0, 0.6]))
+    # {2, 3} and {3, 4, 5} share one of 2 and 3: 1 / sqrt(6). No tags, and the unknown tag alone, are like nothing.
+    torch.testing.assert_close(tags @ tags[0], torch.tensor([1.0, 1 / math.sqrt(6), 0.0, 0.0]))
+
+
+def test_a_long_tag_vocabulary_is_no_space():
+    schema = Schema(
+        items=2,
+        users=2,
+        item=(category("id", 4), Field(name="actors", kind="tags", size=500, max_len=3)),
+        user=(category("user", 3),),
+        history_max_len=4,
+    )
+    assert SimilaritySpaces(schema).names == ()
+
+
+def test_hats_lie_on_the_two_nearest_knots():
+    torch.testing.assert_close(
+        hats(torch.tensor([-1.0, 0.25, 1.0]), 3), torch.tensor([[1, 0, 0], [0, 0.75, 0.25], [0, 0, 1]])
+    )
+
+
+def test_match_features_by_hand():
+    features = without_norm(MatchFeatures(spaces=1, bins=3))
+    # Cosines 0.6, -1 and 0 of three events; the padding counts for nothing.
+    expected = [0.6, 0.6 / 3, (0.6 - 1) / 3, 1 / 3, (0.4 + 1) / 3, 0.6 / 3, math.log(4)]
+    torch.testing.assert_close(features(past([0, 2, 3, 4])), torch.tensor([expected]))
+    torch.testing.assert_close(features(past([0, 0])), torch.zeros(1, 7))
+
+
+def test_evidence_by_hand():
+    heads = without_norm(EvidenceHeads([category("label", 4), RESIDUAL], 1, item_dim=3, heads=1, values=1, match_dim=2))
+    with torch.no_grad():
+        heads.kernel.weight.copy_(torch.tensor([[2.0, 0.0]]))
+        heads.forgetting.fill_(0.5)
+        heads.log_prior.fill_(math.log(3))
+        heads.tables[0].weight.copy_(torch.tensor([[0.0], [0.0], [1.0], [-1.0]]))
+        heads.numeric.weight.copy_(torch.tensor([[10.0, 7.0]]))
+    label, residual = torch.tensor([[0, 2, 3]]), torch.tensor([[0.0, 0.5, NAN]])
+    # Item 2 (cosine 0.6) one event back: exp(1.2 - 0.5 log 2), says 1 + 5. Item 3 (cosine -1), the newest: exp(-2),
+    # says -1 + 7, its residual being missing.
+    first, second = math.exp(1.2) / math.sqrt(2), math.exp(-2)
+    mass = 3 + first + second
+    expected = torch.tensor([[(first * 6 + second * 6) / mass, math.log(mass)]])
+    torch.testing.assert_close(heads(past([0, 2, 3], (label, residual))), expected)
+
+
+def test_evidence_of_an_empty_past_is_the_prior():
+    heads = without_norm(EvidenceHeads([RESIDUAL], 1, item_dim=3, heads=2, values=3, match_dim=2))
+    found = heads(past([0, 0], (torch.zeros(1, 2),)))
+    torch.testing.assert_close(found, torch.zeros(1, 8))
+
+
+def test_evidence_without_event_columns_says_that_there_was_one():
+    heads = without_norm(EvidenceHeads([], 1, item_dim=3, heads=1, values=4, match_dim=2))
+    assert heads.width == 2
+    share, log_mass = heads(past([2]))[0]
+    torch.testing.assert_close(share, 1 - 1 / log_mass.exp())
+
+
+def test_only_the_nearest_are_kept_with_ties():
+    one = past([0, 3, 2, 4, 2])
+    one.keep_nearest(1)
+    assert one.mask.tolist() == [[0, 0, 1, 0, 1]]
+    two = past([0, 3, 4])
+    two.keep_nearest(5)
+    assert two.mask.tolist() == [[0, 1, 1]]
+
+
+def test_sparse_attention_moves_its_score_by_the_cosine():
+    layer = SparseTargetAttention(item_dim=3, event_dim=0, attention_dim=2, bias_spaces=1, bias_knots=3)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([[-5.0, 1.0, 3.0]]))
+    # Items are zeros, so scores are biases: 0.6 lies at 0.4 * 1 + 0.6 * 3, -1 at -5 (cut off), 0 at 1.
+    torch.testing.assert_close(layer.weights(past([2, 3, 4])), torch.tensor([[2.2, 0.0, 1.0]]))
+
+
+def test_two_heads_are_two_attentions_on_halves_of_the_columns():
+    torch.manual_seed(0)
+    both, items = SparseTargetAttention(3, 0, 4, heads=2), torch.randn(5, 3)
+    total = torch.zeros(1, 3)
+    for half in (slice(0, 2), slice(2, 4)):
+        one = SparseTargetAttention(3, 0, 2)
+        with torch.no_grad():
+            for name in ("query", "key", "value"):
+                getattr(one, name).weight.copy_(getattr(both, name).weight[half])
+            one.output.weight.copy_(both.output.weight[:, half])
+        total += one(past([2, 3], items=items)) - items[1]
+    torch.testing.assert_close(both(past([2, 3], items=items)), total + items[1])
+
+
+def test_softmax_attention_may_attend_to_nothing():
+    layer = SoftmaxTargetAttention(item_dim=3, event_dim=0, attention_dim=2)
+    # Items of zeros score 0, as nothing does: three events and nothing share alike.
+    torch.testing.assert_close(layer.weights(past([0, 2, 3, 4])), torch.tensor([[0, 0.25, 0.25, 0.25]]))
+
+
+def test_din_equals_its_literal_equation():
+    torch.manual_seed(0)
+    layer, items, events = DinAttention(3, 2), torch.randn(5, 3), torch.randn(1, 3, 2)
+    history = [0, 2, 4]
+    expected = torch.zeros(1, 5)
+    for place, row in enumerate(history):
+        target, event = items[[1]], torch.cat([items[[row]], events[:, place]], -1)
+        hidden = layer.of_target(target) + layer.of_event(event) + layer.of_product(target * items[[row]])
+        expected += (row != 0) * layer.score(layer.activation(hidden)) * event
+    torch.testing.assert_close(layer(past(history, items=items, events=events)), expected)
+
+
+def test_mean_pooling():
+    items = torch.arange(15.0).view(5, 3)
+    assert MeanPooling(3, 0)(past([0, 2, 4], items=items)).tolist() == [[9, 10, 11]]
+    assert MeanPooling(3, 0)(past([0, 0], items=items)).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("attention", ["sparse", "softmax", "din", "mean", "transformer"])
+def test_padding_and_batch_company_change_nothing(attention: str):
+    torch.manual_seed(0)
+    config = ModelConfig(attention=attention, attention_dim=4)
+    layer, items = make_attention(config, 3, 2, 1, 9).eval(), torch.randn(5, 3)
+    events = torch.randn(1, 2, 2)
+    alone = layer(past([2, 4], items=items, events=events))
+    padded = torch.cat([torch.full((1, 3, 2), 9.0), events], 1)
+    torch.testing.assert_close(layer(past([0, 0, 0, 2, 4], items=items, events=padded)), alone)
+
+
+@pytest.mark.parametrize("attention", ["sparse", "softmax", "din", "mean", "transformer"])
+def test_a_request_reads_the_past_as_a_batch_does(attention: str):
+    torch.manual_seed(0)
+    layer = make_attention(ModelConfig(attention=attention, attention_dim=4), 3, 2, 1, 9).double().eval()
+    items, events, units = torch.randn(5, 3).double(), torch.randn(1, 3, 2).double(), UNITS.double()
+    targets, history = torch.tensor([1, 4]), torch.tensor([[0, 3, 2]])
+    batch = BatchPast(items, targets, history.expand(2, -1), (), events.expand(2, -1, -1), [units])
+    mask = (history != 0).double()
+    request = RequestPast(items[targets], items[history[0]], mask, (), events, [units[targets]], [units[history[0]]])
+    torch.testing.assert_close(layer(batch), layer(request), atol=1e-12, rtol=0)
+    torch.testing.assert_close(batch.similarities, request.similarities)
+
+
+def test_without_history_nothing_is_read():
+    assert make_attention(ModelConfig(use_history=False), 3, 2, 1, 9) is None
+    assert make_attention(ModelConfig(attention="none"), 3, 2, 1, 9) is None

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctr.config import ModelConfig
+from ctr.towers import make_tower
+from ctr.towers.cross import CrossNetwork
+from ctr.towers.factorized import FactorizedNetwork
+from ctr.towers.mid_quadratic import MidQuadraticLayer
+from ctr.towers.quadratic import QuadraticNetwork
+from ctr.towers.two_streams import TwoStreams
+from features.errors import ConfigError
+
+KINDS = ["quadratic", "linear", "mlp", "factorized", "cross", "two_streams"]
+
+
+def zeroed(module: torch.nn.Module) -> None:
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+
+
+def identity_norm(norm: torch.nn.BatchNorm1d) -> None:
+    """Statistics with which batch norm changes nothing."""
+    norm.running_var.fill_(1 - norm.eps)
+
+
+def test_pairs_of_blocks_by_hand():
+    tower = FactorizedNetwork([1, 2, 1], factor_dim=1, hidden=[2], dropout=0.0).eval()
+    zeroed(tower)
+    torch.nn.init.ones_(tower.norm.weight)
+    identity_norm(tower.norm)
+    for factor in tower.factors:
+        torch.nn.init.ones_(factor.weight)
+    # Factors 2, 3 + 4 and 5: 2 * 7 + 2 * 5 + 7 * 5.
+    torch.testing.assert_close(tower(torch.tensor([[2.0, 3.0, 4.0, 5.0]])), torch.tensor([59.0]))
+
+
+def test_crosses_by_hand():
+    tower = CrossNetwork(2, layers=2, hidden=[2], dropout=0.0).eval()
+    zeroed(tower)
+    torch.nn.init.ones_(tower.norm.weight)
+    identity_norm(tower.norm)
+    for layer in tower.cross:
+        torch.nn.init.ones_(layer.weight)
+    torch.nn.init.ones_(tower.logit.weight[:, :2])
+    # x_0 = [1, 2]; x_1 = x_0 * 3 + x_0 = [4, 8]; x_2 = x_0 * 12 + x_1 = [16, 32].
+    torch.testing.assert_close(tower(torch.tensor([[1.0, 2.0]])), torch.tensor([48.0]))
+
+
+def test_streams_meet_in_groups():
+    tower = TwoStreams(2, hidden=[2], dropout=0.0).eval()
+    zeroed(tower)
+    torch.nn.init.ones_(tower.norm.weight)
+    identity_norm(tower.norm)
+    for stream in tower.streams:
+        torch.nn.init.eye_(stream[0].weight)
+        torch.nn.init.ones_(stream[1].weight)
+        identity_norm(stream[1])
+    with torch.no_grad():
+        tower.bilinear.copy_(torch.tensor([[[1.0]], [[10.0]]]))
+    # Gates of zeros are 2 sigmoid(0) = 1: both streams are [3, 2], so 3 * 3 + 10 * 2 * 2.
+    torch.testing.assert_close(tower(torch.tensor([[3.0, 2.0]])), torch.tensor([49.0]))
+
+
+def test_each_row_bends_before_it_multiplies():
+    layer = MidQuadraticLayer(1, rows=2, dropout=0.5).eval()
+    with torch.no_grad():
+        layer.rows.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        layer.rows.bias.zero_()
+    identity_norm(layer.norm)
+    # Rows 2 and -2 become 2 and -0.5 (PReLU starts at 0.25): 2 + 2 * 1.5. Folded rows would cancel.
+    torch.testing.assert_close(layer(torch.tensor([[2.0]])), torch.tensor([[5.0]]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tower_learns_and_ignores_its_batch_in_evaluation(kind: str):
+    torch.manual_seed(0)
+    tower = make_tower(ModelConfig(tower=kind, hidden=(8, 4)), [3, 2, 4])
+    z_BX = torch.randn(64, 9)
+    label_B = (z_BX[:, 0] > 0).float()
+    optimizer = torch.optim.Adam(tower.parameters(), lr=0.05)
+    losses = []
+    for _ in range(40):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(tower(z_BX), label_B)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    tower.eval()
+    torch.testing.assert_close(tower(z_BX)[:1], tower(z_BX[:1]))
+
+
+def test_mid_activation_is_for_quadratic_rows():
+    with pytest.raises(ValueError, match="bent rows"):
+        ModelConfig(mid_activation=True, fold_rows=True)
+
+
+def test_a_lone_row_is_refused():
+    with pytest.raises(ConfigError, match="two rows"):
+        QuadraticNetwork(2, 1, 1, 0.0)(torch.zeros(1, 2))
