@@ -85,6 +85,9 @@ class TrainConfig(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="labels become s and 1 - s")
     pairwise: NonNegativeFloat = Field(0.0, description="weight of the pairwise loss of positives against negatives")
     self_ensemble: NonNegativeFloat = Field(0.0, description="weight of two dropout passes agreeing; doubles the cost")
+    calibration: Literal["none", "temperature", "platt", "isotonic"] = Field(
+        "platt", description="fitted on the validation rows after training"
+    )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
 

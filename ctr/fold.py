@@ -45,7 +45,7 @@ class RequestGraph(nn.Module):
         candidate_item     int64 [N] item rows
 
     Only what the model reads is an input: no user id without `use_user_id`, no history without `use_history`.
-    The output, `score`, is float32 [N], the probability of a click.
+    The output, `score`, is float32 [N], the calibrated probability of a click.
 
     Args:
         model: a trained model with its tables attached. It is copied, never changed.
@@ -65,6 +65,7 @@ class RequestGraph(nn.Module):
         self.readers = nn.ModuleList(_folded_reader(reader) for reader in model.readers())
         self.retrieve = model.config.retrieve
         self.tower = _folded_tower(model.network, model.context_encoder.width)
+        self.calibrator = _frozen(model.calibrator)
         user = [f"user_{field.name}" for field in model.user_fields]
         context = [f"context_{field.name}" for field in model.context_fields]
         events = [f"history_{field.name}" for field in model.event_fields]
@@ -75,11 +76,7 @@ class RequestGraph(nn.Module):
         self.input_names = (*user, *context, *history, *candidate, "candidate_item")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Probabilities [N]."""
-        return torch.sigmoid(self.logits(*inputs))
-
-    def logits(self, *inputs: Tensor) -> Tensor:
-        """Logits [N], for a calibration that ends the graph in place of the sigmoid."""
+        """Calibrated probabilities [N]."""
         context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
         blocks = [self.candidate_encoder(numbers)] if numbers else []
@@ -90,8 +87,7 @@ class RequestGraph(nn.Module):
                 past.keep_nearest(self.retrieve)
             blocks += [reader(past) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
-        logit_N: Tensor = self.tower(context_1C, torch.cat(blocks, dim=-1))
-        return logit_N
+        return torch.sigmoid(self.calibrator(self.tower(context_1C, torch.cat(blocks, dim=-1))))
 
     def _past(
         self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.losses import weighted_log_loss
+from ctr.losses import training_loss
 from ctr.memory import keep_freed_memory
 from ctr.optim import FiniteGuard, make_optimizer
 from ctr.row_optim import RowOptimizer
@@ -81,8 +81,9 @@ class TrainStep:
         loss = torch.zeros((), device=self._device)
         for batch, weight in zip(batches, weights, strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                logit_B = self._forward(batch)
-            part = weighted_log_loss(logit_B.float(), batch.label_B, batch.weight_B)
+                passes = [self._forward(batch) for _ in range(2 if self.config.self_ensemble else 1)]
+            passes = [logit_B.float() for logit_B in passes]
+            part = training_loss(passes, batch.label_B, batch.weight_B, self.config)
             part = part if len(batches) == 1 else part * (weight / total)
             part.backward()
             loss += part.detach()

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from features.contract import Contract, load_contract
-from features.errors import ConfigError, QuadRankError
-from features.settings import parse_overrides, unknown_key
+from features.errors import QuadRankError
 from pipelines.bench_cli import bench_app
+from pipelines.options import (
+    DEFAULT_MODEL,
+    DEFAULT_TRAIN,
+    BundleOption,
+    DataOption,
+    ModelOption,
+    RootOption,
+    RunOption,
+    SetOption,
+    TrainOption,
+    WorkOption,
+    overrides_of,
+    settings_of,
+)
+from pipelines.proof_cli import proof_app
 from pipelines.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
@@ -26,43 +39,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
+app.registered_commands += proof_app.registered_commands
 
-DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
-TrainOption = Annotated[Path, typer.Option("--train", help="Training defaults under the preset's own.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),
-]
 ServeSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Repeatable, over the --serve file.")
 ]
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Thresholds; repeatable.")
 ]
-RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
 AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
-WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
-BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
-
-DEFAULT_MODEL = Path("conf/model/qin.yaml")
-DEFAULT_TRAIN = Path("conf/train.yaml")
-SECTIONS = ("data", "model", "train")
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
-
-
-def _overrides(assignments: list[str] | None, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
-    overrides = parse_overrides(assignments or [])
-    for section in overrides:
-        if section not in sections:
-            raise ConfigError(f"--set {section}.…: unknown section. {unknown_key(section, sections)}")
-    return overrides
-
-
-def _settings(data: Path, assignments: list[str] | None, root: str | None) -> tuple[Contract, dict[str, Any]]:
-    overrides = _overrides(assignments, SECTIONS)
-    contract = load_contract(data, overrides.pop("data", None), root)
-    return contract, overrides
 
 
 @app.command()
@@ -95,7 +81,7 @@ def features(
     """Raw tables -> feature set."""
     from pipelines.build import build, describe, parse_window
 
-    contract, _ = _settings(data, assignments, root)
+    contract, _ = settings_of(data, assignments, root)
     result = build(contract, Workspace(work), as_of, parse_window(window))
     console(as_json).print(describe(result))
     finish(
@@ -123,7 +109,7 @@ def inspect_embeddings(
     """Which vector sets deserve to be used, before training."""
     from pipelines.inspect_embeddings import inspect_embeddings as inspect
 
-    contract, _ = _settings(data, assignments, root)
+    contract, _ = settings_of(data, assignments, root)
     finish(inspect(contract, Workspace(work), out, console(as_json)), as_json)
 
 
@@ -142,7 +128,7 @@ def train(
     from pipelines.train import Job
 
     started = time.monotonic()
-    contract, overrides = _settings(data, assignments, root)
+    contract, overrides = settings_of(data, assignments, root)
     job = Job.open(contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume)
     with job.tracked():
         summary = job.train_and_evaluate()
@@ -163,7 +149,7 @@ def run(
     from pipelines.run import run_job
 
     started = time.monotonic()
-    contract, overrides = _settings(data, assignments, root)
+    contract, overrides = settings_of(data, assignments, root)
     summary = run_job(contract, data, model, train_defaults, overrides, Workspace(work), console(as_json))
     finish(summary.closed(started), as_json)
     raise typer.Exit(summary.exit_code)
@@ -210,7 +196,7 @@ def tune(
     """
     from pipelines.tune import run_study
 
-    contract, overrides = _settings(data, assignments, root)
+    contract, overrides = settings_of(data, assignments, root)
     workspace = Workspace(work)
     payload = run_study(
         contract, model, train_defaults, overrides, space, study, storage, trials, workspace, console(as_json)
@@ -220,7 +206,7 @@ def tune(
 
 @app.command()
 def export(
-    run_id: Annotated[str, typer.Option("--run", help="Run id, or `latest`.")] = "latest",
+    run_id: RunOption = "latest",
     out: Annotated[Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")] = None,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
@@ -246,7 +232,7 @@ def rank(
     from ctr.ranker import load_serve_config
     from pipelines.rank import rank_file
 
-    config = load_serve_config(serve, _overrides(assignments, ("serve",)).get("serve"))
+    config = load_serve_config(serve, overrides_of(assignments, ("serve",)).get("serve"))
     finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
 
 
@@ -287,7 +273,7 @@ def drift(
     """
     from pipelines.drift import drift_between
 
-    overrides = _overrides(assignments, ("drift",)).get("drift", {})
+    overrides = overrides_of(assignments, ("drift",)).get("drift", {})
     payload = drift_between(base, new, split, (base_days, new_days), overrides, out, console(as_json))
     finish(payload, as_json)
     raise typer.Exit(payload["exit_code"])

@@ -21,7 +21,9 @@ from features.settings import validate
 from pipelines.workspace import Workspace
 
 
-def export_model(model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console) -> ExportResult:
+def export_model(
+    model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console
+) -> ExportResult:
     """Fold, export, prove parity and publish; writes an example request beside the bundle."""
     record = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))

@@ -11,21 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from ctr.config import ModelConfig, Preset, load_preset
-from ctr.models import build_model
+from ctr.config import Preset, load_preset
 from ctr.models.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
-from ctr.tables import frozen_tables
 from ctr.tracking import Tracker
-from ctr.trainer import Evaluation, FitResult, fit
+from ctr.trainer import Evaluation, FitResult
 from features.atomic import write_text
 from features.contract import Contract
 from features.feature_set import FeatureSet
 from pipelines.build import build, describe
 from pipelines.evaluate import Scored, controls, score_split
+from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.summary import Summary, print_results
 from pipelines.workspace import Workspace, git_revision
 
@@ -119,17 +117,14 @@ class Job:
             if on_evaluation is not None:
                 on_evaluation(evaluation)
 
-        self.model = self._new_model(self.preset.model)
+        self.model = new_model(self.preset.model, self.feature_set, self.preset.train.seed)
         parameters = sum(p.numel() for p in self.model.parameters())
         self.console.print(f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}")
-        result = fit(
-            self.model,
-            self.feature_set,
-            self.preset.train,
-            self.run_dir,
-            on_evaluation=record,
-            resume=self.resumed,
+        result, calibrated = fit_and_calibrate(
+            self.model, self.feature_set, self.preset.train, self.run_dir, on_evaluation=record, resume=self.resumed
         )
+        for moment, found in (("before", calibrated.before), ("after", calibrated.after)):
+            self.tracker.log_metrics({f"calibration.{moment}.valid_{name}": value for name, value in found.items()})
         self.tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
         self.tracker.log_figure(learning_curve([look.model_dump() for look in result.curve]), "learning_curve.png")
         return result
@@ -166,16 +161,11 @@ class Job:
             return score_split(self.model, self.feature_set, self.feature_set.judged_by)
         folder = self.run_dir / "target_only"
         folder.mkdir(exist_ok=True)
-        model = self._new_model(self.preset.model.model_copy(update={"use_history": False}))
+        config = self.preset.model.model_copy(update={"use_history": False})
+        model = new_model(config, self.feature_set, self.preset.train.seed)
         self.console.print("training the target-only control (the same model without history)")
-        fit(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
+        fit_and_calibrate(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
         return score_split(model, self.feature_set, self.feature_set.judged_by)
-
-    def _new_model(self, config: ModelConfig) -> ClickModel:
-        torch.manual_seed(self.preset.train.seed)
-        model = build_model(config, self.feature_set.schema)
-        model.attach(frozen_tables(self.feature_set))
-        return model
 
     def _record(self, summary: Summary, test: Scored) -> None:
         record = {"metrics": summary.metrics, "controls": summary.controls}
@@ -188,7 +178,7 @@ class Job:
         self.tracker.log_figure(reliability_diagram(test.labels, test.scores), "calibration.png")
         bars = {self.preset.model.architecture: summary.metrics[split], **summary.controls}
         self.tracker.log_figure(control_bars(bars), "controls.png")
-        for name in ("config.json", "metrics.json", "curve.jsonl"):
+        for name in ("config.json", "metrics.json", "curve.jsonl", CALIBRATION):
             self.tracker.log_file(self.run_dir / name, "run")
 
 

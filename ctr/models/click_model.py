@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctr.batch import Batch
+from ctr.calibration import Calibrator
 from ctr.config import ModelConfig
 from ctr.embedding import FieldEncoder, ItemEncoder
 from ctr.interest.evidence import EvidenceHeads
@@ -65,6 +66,7 @@ class ClickModel(nn.Module):
         self.match = MatchFeatures(kinds, config.match_bins) if config.use_history and config.match_features else None
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         self.network = make_tower(config, [*widths, *(reader.width for reader in self.readers())])
+        self.calibrator = Calibrator()
 
     def readers(self) -> list[nn.Module]:
         """What reads the history, in the order of the tower's input."""
@@ -79,13 +81,13 @@ class ClickModel(nn.Module):
         self.tables = TableBuffers(tables, self.schema, self.user_fields, like=next(self.parameters()))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits [B]. Raises ConfigError for a training batch of one row."""
+        """Logits [B], calibrated in evaluation. Raises ConfigError for a training batch of one row."""
         past = self.past(batch)
         blocks = [self._context(batch)] if self.context_encoder.width else []
         if self.candidate_encoder.width:
             blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
         logit_B: Tensor = self.network(torch.cat([*blocks, past.target_RD, *self.read(past)], dim=-1))
-        return logit_B
+        return logit_B if self.training else self.calibrator(logit_B)
 
     def past(self, batch: Batch) -> BatchPast:
         """The targets of a batch and the events before them."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import ModelConfig, TrainConfig
-from ctr.losses import weighted_log_loss
+from ctr.losses import pairwise_loss, training_loss, weighted_log_loss
 from ctr.metrics import auc
 from ctr.models import build_model
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
@@ -389,3 +389,23 @@ def test_plain_lines_tell_where_the_run_is(feature_set, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert f"training: {rows:,} / {rows:,} rows" in err and "epoch 1.00, auc 0." in err
+
+
+def test_pairwise_loss_by_hand():
+    logit, label = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([1.0, 0.0, 0.0])
+    # Pairs of row 0 with rows 1 and 2: log(1 + e^-1) and log(1 + e^2), the second of weight 3.
+    expected = (math.log1p(math.exp(-1)) + 3 * math.log1p(math.exp(2))) / 4
+    assert pairwise_loss(logit, label, torch.tensor([1.0, 1.0, 3.0])).item() == pytest.approx(expected)
+    assert pairwise_loss(logit, torch.ones(3), torch.ones(3)).item() == 0
+
+
+def test_terms_of_the_training_loss_by_hand():
+    ones, label = torch.ones(2), torch.tensor([1.0, 0.0])
+    first, second = torch.tensor([0.0, 0.0]), torch.tensor([math.log(3), 0.0])
+    smooth = training_loss([first], label, ones, TrainConfig(label_smoothing=0.1))
+    assert smooth.item() == pytest.approx(math.log(2))
+    # Probabilities 1/2 and 3/4 of the first row: each 1/8 from their mean; the second row agrees.
+    two = training_loss([first, second], label, ones, TrainConfig(self_ensemble=8.0))
+    plain = training_loss([first, second], label, ones, TrainConfig())
+    assert (two - plain).item() == pytest.approx(8 * (1 / 64) / 2)
+    assert plain.item() == pytest.approx((math.log(2) + (math.log(4 / 3) + math.log(2)) / 2) / 2)

@@ -1,0 +1,63 @@
+"""How long a ranking request takes in the exported graph: what a server would wait for, without its encoding."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from ctr.bundle import RANKER
+from ctr.checkpoint import MODEL
+from ctr.config import ModelConfig
+from ctr.export import export_request_graph
+from ctr.fold import RequestGraph
+from ctr.parity import Case, random_cases
+from ctr.ranker import graph_inputs, open_session
+from features.feature_set import FeatureSet
+from pipelines.fitting import new_model
+
+CANDIDATES, REQUESTS, WARMUP = 100, 60, 10
+
+
+def rank_latency(config: ModelConfig, run: Path, feature_set: FeatureSet) -> float:
+    """Median milliseconds to score 100 candidates with a full history, one thread, through ONNX Runtime.
+
+    Args:
+        config: of the model.
+        run: folder of its weights.
+        feature_set: it was trained on.
+    """
+    model = new_model(config, feature_set, seed=0)
+    model.load_state_dict(load_file(run / MODEL))
+    graph, schema = RequestGraph(model.eval()), feature_set.schema
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / RANKER
+        export_request_graph(graph, schema, path)
+        session = open_session(path)
+        cases = (_full(case, schema.history_max_len) for case in random_cases(schema, REQUESTS))
+        feeds = [graph_inputs(case.encoded(schema, feature_set.users)) for case in cases]
+        taken = []
+        for feed in feeds:
+            inputs = {name: feed[name] for name in graph.input_names}
+            started = time.perf_counter()
+            session.run(["score"], inputs)
+            taken.append(time.perf_counter() - started)
+    return float(np.median(taken[WARMUP:]) * 1e3)
+
+
+def _full(case: Case, length: int) -> Case:
+    """The case with a full history and 100 candidates, made of its own by repeating them."""
+    candidates = np.resize(np.arange(len(case.candidate_item)), CANDIDATES)
+    events = len(case.history_item)
+    places = np.resize(np.arange(events), length if events else 0)
+    return Case(
+        user=case.user,
+        history_item=case.history_item[places],
+        candidate_item=case.candidate_item[candidates],
+        context=case.context,
+        history_events={name: values[places] for name, values in case.history_events.items()},
+        candidate={name: values[candidates] for name, values in case.candidate.items()},
+    )

@@ -1,0 +1,45 @@
+"""Options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from features.contract import Contract, load_contract
+from features.errors import ConfigError
+from features.settings import parse_overrides, unknown_key
+
+DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
+ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
+TrainOption = Annotated[Path, typer.Option("--train", help="Training defaults under the preset's own.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),
+]
+RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
+WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
+RunOption = Annotated[str, typer.Option("--run", help="Run id, or `latest`.")]
+
+DEFAULT_MODEL = Path("conf/model/qin.yaml")
+DEFAULT_TRAIN = Path("conf/train.yaml")
+SECTIONS = ("data", "model", "train")
+
+
+def overrides_of(assignments: list[str] | None, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`--set` values by section. Raises ConfigError for a section that the command does not have."""
+    overrides = parse_overrides(assignments or [])
+    for section in overrides:
+        if section not in sections:
+            raise ConfigError(f"--set {section}.…: unknown section. {unknown_key(section, sections)}")
+    return overrides
+
+
+def settings_of(data: Path, assignments: list[str] | None, root: str | None) -> tuple[Contract, dict[str, Any]]:
+    """The contract with its own `--set` values on top, and those of the other sections."""
+    overrides = overrides_of(assignments, SECTIONS)
+    contract = load_contract(data, overrides.pop("data", None), root)
+    return contract, overrides

@@ -1,0 +1,74 @@
+"""The commands that prove a ranker: compare, ablate, stress, report, explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.options import DEFAULT_TRAIN, RootOption, TrainOption, WorkOption, overrides_of
+from pipelines.terminal import JsonOption, console, finish
+from pipelines.workspace import Workspace
+
+proof_app = typer.Typer()
+
+StudyOption = Annotated[Path | None, typer.Option("--study", help="Study file, e.g. conf/studies/movielens.yaml.")]
+StudySetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="STUDY.KEY=VALUE", help="Repeatable, over the study file.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Trainings at a time; they share the cores.", min=1)]
+
+
+@proof_app.command()
+def compare(
+    study: StudyOption = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="Instead of a study: presets by name, e.g. qin_plus,din,dcnv2.")
+    ] = None,
+    data: Annotated[Path, typer.Option("--data", help="With --models: data contract.")] = Path(
+        "conf/data/simulated.yaml"
+    ),
+    seeds: Annotated[int, typer.Option("--seeds", help="With --models: trainings of each.", min=1)] = 5,
+    workers: WorkersOption = 2,
+    train_defaults: TrainOption = DEFAULT_TRAIN,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: StudySetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Several models on the same rows, with intervals.
+
+    Trains what is missing, so a stopped comparison goes on where it was. Differences are paired by rows; a star marks
+    one whose 95 % interval excludes 0.
+    """
+    from features.errors import ConfigError
+    from pipelines.compare import run_study
+    from pipelines.study import load_study, study_of_models
+
+    if (study is None) == (models is None):
+        raise ConfigError("compare: name either --study FILE or --models A,B. Studies lie in conf/studies.")
+    overrides = overrides_of(assignments, ("study",)).get("study", {})
+    found = load_study(study, overrides) if study else study_of_models((models or "").split(","), data, seeds)
+    payload = run_study(found, train_defaults, root, Workspace(work), workers, console(as_json))
+    finish(payload, as_json)
+
+
+@proof_app.command()
+def ablate(
+    study: Annotated[Path, typer.Option("--study", help="Variants: modality subsets, fusions, model options.")] = Path(
+        "conf/studies/movielens_ablation.yaml"
+    ),
+    workers: WorkersOption = 2,
+    train_defaults: TrainOption = DEFAULT_TRAIN,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: StudySetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What each part of a model and of the data is worth."""
+    from pipelines.compare import run_study
+    from pipelines.study import load_study
+
+    found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
+    finish(run_study(found, train_defaults, root, Workspace(work), workers, console(as_json)), as_json)

@@ -1,0 +1,131 @@
+"""A study: which models, on which data, with how many seeds. `compare` and `ablate` read it from `conf/studies`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from ctr.config import Preset, load_preset
+from features.contract import Contract, load_contract
+from features.errors import ConfigError
+from features.settings import Settings, load_yaml, merge, validate
+
+Control = Literal["popularity", "counters", "boosting"]
+Peer = Literal["fuxictr_din", "fuxictr_dcnv2"]
+
+
+class Variant(Settings):
+    """One model of a study: a preset, with what it changes of it and of the data."""
+
+    model: Path | None = Field(None, description="preset; default: the study's base")
+    set: dict[str, dict[str, Any]] = Field({}, description="sections model and train, over the preset")
+    data: dict[str, Any] = Field({}, description="sections that replace those of the data contract; rows must stay")
+    modalities: tuple[str, ...] | None = Field(None, description="embedding sets that are kept; default: all")
+    shuffle_vectors: bool = Field(False, description="control: every item has another item's vectors")
+    why: str = Field("", description="what it is there for; shown beside its result")
+
+
+class Study(Settings):
+    """Variants that are trained on the same rows, each with the same seeds."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    data: Path
+    base: Path = Path("conf/model/qin_plus.yaml")
+    reference: str | None = Field(None, description="variant that differences are taken from; default: the first")
+    seeds: PositiveInt = 5
+    variants: dict[str, Variant] = Field(min_length=1)
+    controls: tuple[Control, ...] = ()
+    peers: tuple[Peer, ...] = Field((), description="public libraries in an environment of their own (benchmarks/)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A variant with its files read: nothing of it can turn out wrong in the middle of the night.
+
+    Args:
+        name: of the variant.
+        contract: its data.
+        preset: its model and training.
+        shuffle_vectors: whether vectors are exchanged among items.
+        why: what it is there for.
+    """
+
+    name: str
+    contract: Contract
+    preset: Preset
+    shuffle_vectors: bool
+    why: str
+
+
+def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
+    """Read a study, `--set study.…` on top.
+
+    Raises:
+        ConfigError: missing file, unknown key (nearest valid one named), impossible value.
+    """
+    return validate(Study, merge(load_yaml(path), overrides or {}), str(path))
+
+
+def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
+    """An ad-hoc study of presets, with all controls of the house.
+
+    Args:
+        models: names in conf/model, or paths.
+        data: contract.
+        seeds: of each.
+
+    Raises:
+        ConfigError: a preset is not there.
+    """
+    found = [Path(model) if model.endswith(".yaml") else Path(f"conf/model/{model}.yaml") for model in models]
+    if missing := [path for path in found if not path.is_file()]:
+        known = ", ".join(sorted(path.stem for path in Path("conf/model").glob("*.yaml")))
+        raise ConfigError(f"--models: no preset {missing[0]}; conf/model has {known}.")
+    variants = {path.stem: {"model": str(path)} for path in found}
+    first = found[0]
+    variants["target_only"] = {"model": str(first), "set": {"model": {"use_history": False}}}
+    variants["shuffled_vectors"] = {"model": str(first), "shuffle_vectors": True}
+    content = {
+        "name": "_".join(path.stem for path in found[:3]),
+        "data": str(data),
+        "base": str(first),
+        "seeds": seeds,
+        "variants": variants,
+        "controls": ["popularity", "boosting"],
+    }
+    return validate(Study, content, "--models")
+
+
+def plan(study: Study, train_defaults: Path, root: str | None) -> list[Plan]:
+    """Read all files of a study.
+
+    Raises:
+        ConfigError: a file is missing, or a setting does not exist or cannot be.
+    """
+    return [_planned(name, variant, study, train_defaults, root) for name, variant in study.variants.items()]
+
+
+def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, root: str | None) -> Plan:
+    contract = load_contract(study.data, None, root)
+    content = contract.model_dump(mode="json") | variant.data
+    if variant.modalities is not None:
+        known = content["embeddings"]
+        if unknown := [one for one in variant.modalities if one not in known]:
+            raise ConfigError(f"variants.{name}.modalities: no set {unknown[0]!r}; there are {', '.join(known)}.")
+        content = content | {"embeddings": {one: known[one] for one in variant.modalities}}
+    changed = variant.data or variant.modalities is not None
+    if changed:
+        # Under a name of its own: it must not become the CURRENT feature set of the study's data.
+        content["name"] = f"{contract.name}_{name}"
+    preset = load_preset(variant.model or study.base, train_defaults, variant.set)
+    return Plan(
+        name=name,
+        contract=validate(Contract, content, f"variants.{name}.data") if changed else contract,
+        preset=preset,
+        shuffle_vectors=variant.shuffle_vectors,
+        why=variant.why,
+    )

@@ -1,0 +1,187 @@
+"""The trials of a study: each variant with each seed, in worker processes, restartable where it was stopped.
+
+comparisons/<study>/<variant>/seed-<k>/   model.safetensors, curve, scores-<split>.npy, trial.json (written last)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctr.config import Preset
+from ctr.tables import FrozenTables, frozen_tables
+from features.atomic import replace_file, write_text
+from features.errors import DataError
+from features.feature_set import FeatureSet, SplitName
+from features.progress import progress, silent
+from pipelines.evaluate import score_split
+from pipelines.fitting import fit_and_calibrate, new_model
+from pipelines.study import Plan
+
+TRIAL = "trial.json"
+SPLITS: tuple[SplitName, ...] = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of one variant; small, to be sent to a worker."""
+
+    name: str
+    seed: int
+    feature_set: Path
+    preset: Preset
+    shuffle_vectors: bool
+    folder: Path
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """What the result depends on; a finished trial of another key is trained again."""
+        manifest = FeatureSet.open(self.feature_set).manifest
+        files = {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith((".arrow", ".npy"))}
+        content = [self.preset.model_dump(mode="json"), self.seed, self.shuffle_vectors, files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished training.
+
+    Args:
+        scores: probabilities by split, float32 [rows].
+        facts: parameters, rows_per_second, seconds, epochs, calibration.
+        folder: where it lies.
+    """
+
+    scores: dict[str, np.ndarray]
+    facts: dict[str, Any]
+    folder: Path
+
+
+def run_trials(
+    plans: Sequence[Plan], feature_sets: Sequence[FeatureSet], seeds: int, folder: Path, workers: int
+) -> dict[str, list[Trial]]:
+    """Train what is not there yet, and read all of it; trials by variant, by seed.
+
+    Args:
+        plans: the variants.
+        feature_sets: the data of each.
+        seeds: 1 to this number.
+        folder: of the study.
+        workers: processes at a time; they share the cores.
+
+    Raises:
+        QuadRankError: a trial failed; the others that were finished stay.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pairs = list(zip(plans, feature_sets, strict=True))
+    tasks = [_task(p, fs, seed, folder, threads) for seed in range(1, seeds + 1) for p, fs in pairs]
+    waiting = [task for task in tasks if not _finished(task)]
+    with (
+        progress("trials", len(tasks), "trials", len(tasks) - len(waiting)) as bar,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        running = {pool.submit(train_one, task): task for task in waiting}
+        for done in as_completed(running):
+            try:
+                done.result()
+            except Exception:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            task = running[done]
+            bar.advance(1, note=f"{task.name}, seed {task.seed}")
+    found: dict[str, list[Trial]] = {p.name: [] for p in plans}
+    for task in tasks:
+        found[task.name].append(_read(task))
+    return found
+
+
+def train_one(task: Task) -> None:
+    """Train one variant with one seed and write its scores; in a worker process."""
+    torch.set_num_threads(task.threads)
+    feature_set = FeatureSet.open(task.feature_set)
+    tables = shuffled(frozen_tables(feature_set), task.seed) if task.shuffle_vectors else frozen_tables(feature_set)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    for old in task.folder.iterdir():
+        old.unlink()
+    model = new_model(task.preset.model, feature_set, task.seed, tables)
+    result, calibrated = fit_and_calibrate(model, feature_set, task.preset.train, task.folder, progress=silent)
+    for split in SPLITS:
+        scores = score_split(model, feature_set, split).scores
+        replace_file(task.folder / f"scores-{split}.npy", lambda fresh, scores=scores: _save(fresh, scores))  # type: ignore[misc]
+    facts = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "rows_per_second": result.rows_per_second,
+        "seconds": result.seconds,
+        "epochs": result.epochs_run,
+        "threads": task.threads,
+        "valid_ece_before": calibrated.before["ece"],
+        "valid_ece_after": calibrated.after["ece"],
+    }
+    write_text(task.folder / TRIAL, json.dumps({"key": task.key, "facts": facts}, indent=2))
+
+
+def shuffled(tables: FrozenTables, seed: int) -> FrozenTables:
+    """The tables with each item's vectors, and their presence, given to another item: what is left is no content."""
+    items = len(next(iter(tables.present.values()))) if tables.present else 0
+    real = np.arange(2, items)
+    order = np.concatenate([[0, 1], np.random.default_rng(seed).permutation(real)]) if items else real
+    index = torch.from_numpy(order.astype(np.int64))
+
+    def moved(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: values[index] for name, values in columns.items()}
+
+    return replace(tables, vectors=moved(tables.vectors), present=moved(tables.present), scales=moved(tables.scales))
+
+
+def require_same_rows(feature_sets: Sequence[FeatureSet]) -> None:
+    """Raise DataError unless all feature sets have the same rows in the same order: scores are compared row by row."""
+    first, *others = feature_sets
+    for other in others:
+        for split in SPLITS:
+            for name in ("time", "label"):
+                ours, theirs = (np.concatenate([part[name] for part in one.rows(split)]) for one in (first, other))
+                if not np.array_equal(ours, theirs):
+                    raise DataError(
+                        f"{other.path}: its {split} rows are not those of {first.path} ({name} differs). A study "
+                        "compares on the same rows: change no `interactions` and no `split` in a variant's data."
+                    )
+
+
+def _task(one: Plan, feature_set: FeatureSet, seed: int, folder: Path, threads: int) -> Task:
+    train = one.preset.train.model_copy(update={"seed": seed})
+    return Task(
+        name=one.name,
+        seed=seed,
+        feature_set=feature_set.path.resolve(),
+        preset=one.preset.model_copy(update={"train": train}),
+        shuffle_vectors=one.shuffle_vectors,
+        folder=(folder / one.name / f"seed-{seed}").resolve(),
+        threads=threads,
+    )
+
+
+def _finished(task: Task) -> bool:
+    record = task.folder / TRIAL
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["key"] == task.key
+
+
+def _read(task: Task) -> Trial:
+    record = json.loads((task.folder / TRIAL).read_text(encoding="utf-8"))
+    scores = {split: np.load(task.folder / f"scores-{split}.npy", allow_pickle=False) for split in SPLITS}
+    return Trial(scores, record["facts"], task.folder)
+
+
+def _save(path: Path, scores: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, scores, allow_pickle=False)
