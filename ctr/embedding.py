@@ -163,7 +163,7 @@ class ItemEncoder(nn.Module):
         """The vector projections and trained changes of vectors, for L2."""
         encoders = [one for one in self.vectors if isinstance(one, VectorEncoder)]
         changes = [one.change.weight for one in encoders if one.change is not None]
-        return [weight for one in encoders for weight in one.projection.parameters()] + changes
+        return [*(one.projection.weight for one in encoders), *changes]
 
     def _projected(self, ids: Tensor, vectors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
         triples = zip(self.vectors, vectors, present, strict=True)

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import load_file
 
-from ctr.config import Preset
 from ctr.export import ExportResult, export_bundle
-from ctr.models import build_model
 from ctr.models.click_model import ClickModel
-from ctr.tables import frozen_tables
 from features.atomic import write_text
-from features.errors import ConfigError
 from features.feature_set import FeatureSet
-from features.settings import validate
+from pipelines.load_run import load_run
 from pipelines.workspace import Workspace
 
 
@@ -52,16 +47,9 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
         ConfigError: no such run, or its feature set is gone.
     """
     run_dir = workspace.run(run_id)
-    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    preset = validate(Preset, config["preset"], str(run_dir / "config.json"))
-    feature_set = FeatureSet.open(Path(config["feature_set"]))
-    if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
-        raise ConfigError(f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on.")
-    model = build_model(preset.model, feature_set.schema)
-    model.attach(frozen_tables(feature_set))
-    model.load_state_dict(load_file(run_dir / "model.safetensors"))
+    model, feature_set = load_run(run_id, workspace)
     target = out or workspace.bundles(feature_set.contract.name) / run_dir.name
-    result = export_model(model.eval(), feature_set, run_dir, target, console)
+    result = export_model(model, feature_set, run_dir, target, console)
     return {
         "run_id": run_dir.name,
         "bundle": str(result.path),

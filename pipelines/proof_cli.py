@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.options import DEFAULT_TRAIN, RootOption, TrainOption, WorkOption, overrides_of
+from pipelines.options import DEFAULT_TRAIN, RootOption, RunOption, TrainOption, WorkOption, overrides_of
 from pipelines.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
@@ -72,3 +72,20 @@ def ablate(
 
     found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
     finish(run_study(found, train_defaults, root, Workspace(work), workers, console(as_json)), as_json)
+
+
+@proof_app.command()
+def explain(
+    request: Annotated[Path, typer.Option("--request", help="JSON file, as `quadrank rank` takes it.")],
+    run_id: RunOption = "latest",
+    top: Annotated[int, typer.Option("--top", help="Candidates that are explained.", min=1)] = 3,
+    work: WorkOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Why the best candidates of a request are the best.
+
+    Past items by attention weight with the tags they share, and what the logit loses without each field.
+    """
+    from pipelines.explain import explain_request
+
+    finish(explain_request(run_id, request, top, Workspace(work), console(as_json)), as_json)

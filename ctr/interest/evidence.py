@@ -68,16 +68,25 @@ class EvidenceHeads(nn.Module):
     def forward(self, past: Past) -> Tensor:
         """[R, width]."""
         with torch.autocast(past.target_RD.device.type, enabled=False):
-            learned_RS1 = past.match(self.projection).to(self.log_prior.dtype).unsqueeze(-1)
-            frozen = [past.similarities] if self.kernel.in_features > 1 else []
-            alike_RSK = torch.cat([*frozen, learned_RS1], dim=-1)
-            log_RSH = self.kernel(alike_RSK) - past.places.unsqueeze(-1) * self.forgetting
-            log_RSH = log_RSH.clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT)
-            weights_RHS = (log_RSH.exp() * past.mask.unsqueeze(-1)).transpose(1, 2)
+            weights_RHS = self._weights(past)
             mass_RH = weights_RHS.sum(dim=-1) + self.log_prior.exp()
             pooled_RHV = (weights_RHS @ self._values(past)) / mass_RH.unsqueeze(-1)
             normed: Tensor = self.norm(torch.cat([pooled_RHV.flatten(1), mass_RH.log()], dim=-1))
             return normed
+
+    def weights(self, past: Past) -> Tensor:
+        """Each event's share of what a head reads, the prior's included, as a mean over heads, [R, S]."""
+        weights_RHS = self._weights(past)
+        mass_RH1 = weights_RHS.sum(dim=-1, keepdim=True) + self.log_prior.exp().unsqueeze(-1)
+        return (weights_RHS / mass_RH1).mean(dim=1)
+
+    def _weights(self, past: Past) -> Tensor:
+        learned_RS1 = past.match(self.projection).to(self.log_prior.dtype).unsqueeze(-1)
+        frozen = [past.similarities] if self.kernel.in_features > 1 else []
+        log_RSH = self.kernel(torch.cat([*frozen, learned_RS1], dim=-1))
+        log_RSH = log_RSH - past.places.unsqueeze(-1) * self.forgetting
+        weights_RSH = log_RSH.clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT).exp() * past.mask.unsqueeze(-1)
+        return weights_RSH.transpose(1, 2)
 
     def _values(self, past: Past) -> Tensor:
         """What each event says, [histories, S, V]; whatever padding says has no weight."""

@@ -64,8 +64,9 @@ class ClickModel(nn.Module):
             else None
         )
         self.match = MatchFeatures(kinds, config.match_bins) if config.use_history and config.match_features else None
-        widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
-        self.network = make_tower(config, [*widths, *(reader.width for reader in self.readers())])
+        widths: list[int] = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
+        widths += [int(reader.width) for reader in self.readers()]
+        self.network = make_tower(config, widths)
         self.calibrator = Calibrator()
 
     def readers(self) -> list[nn.Module]:

@@ -1,0 +1,152 @@
+"""Gradient boosting as a control: what trees make of the same point-in-time information, without embeddings.
+
+A ranker that loses to it has not earned its complexity.
+
+Shapes: R rows, S history positions, K similarity spaces, F features, V numbers that an event says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from ctr.interest.similarity import SimilaritySpaces
+from ctr.loader import newest_before
+from ctr.tables import TableBuffers, frozen_tables
+from features.errors import ConfigError
+from features.feature_set import FeatureSet, SplitName
+from features.schema import FIRST_VALUE, Field
+
+MOST_TREES, LEARNING_RATE, LEAVES, L2 = 500, 0.05, 15, 1.0
+PATIENCE = 30  # trees without improvement
+ROWS_PER_CHUNK = 512
+NEWEST, NEAREST = 10, 5
+SHARPNESS = 4.0  # past feedback weighs exp(4 cos)
+MOST_VALUES = 32  # of a column that becomes one feature a value
+
+
+def counters_control(feature_set: FeatureSet, split: SplitName, seed: int) -> np.ndarray:
+    """Boosting on the point-in-time counters of items and users alone; probabilities, float64 [rows of the split]."""
+    made = {one: _counters(feature_set, one) for one in _splits(split)}
+    return _boosted(made, feature_set, split, seed)
+
+
+def tabular_control(feature_set: FeatureSet, split: SplitName, seed: int) -> np.ndarray:
+    """Boosting on every tabular feature that a network could see; probabilities, float64 [rows of the split].
+
+    Counters; context; user and item columns (ids apart), small vocabularies one feature a value; history length; and
+    for each similarity space the highest, mean and five highest cosines of target and history. What past events say
+    (numbers, and small categories one number a value) as plain means, means of the newest 10, and means weighted by
+    exp(4 cos) in each space; the distance of item numbers from the history's mean.
+    """
+    made = {one: np.concatenate(list(_features(feature_set, one))) for one in _splits(split)}
+    return _boosted(made, feature_set, split, seed)
+
+
+def _boosted(made: dict[SplitName, np.ndarray], feature_set: FeatureSet, split: SplitName, seed: int) -> np.ndarray:
+    """Trees grown on train until the log loss on valid no longer falls."""
+    labels = {one: np.concatenate([part["label"] for part in feature_set.rows(one)]) for one in ("train", "valid")}
+    model = HistGradientBoostingClassifier(
+        learning_rate=LEARNING_RATE,
+        max_leaf_nodes=LEAVES,
+        l2_regularization=L2,
+        max_iter=MOST_TREES,
+        early_stopping=True,
+        n_iter_no_change=PATIENCE,
+        random_state=seed,
+    )
+    model.fit(made["train"], labels["train"], X_val=made["valid"], y_val=labels["valid"])
+    return np.asarray(model.predict_proba(made[split])[:, 1], np.float64)
+
+
+def _splits(judged: SplitName) -> set[SplitName]:
+    return {"train", "valid", judged}
+
+
+def _counters(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
+    schema, counted = feature_set.schema, feature_set.contract.counters
+    names = [one.name for one in (*schema.candidate, *schema.context) if one.name in counted]
+    if not names:
+        raise ConfigError("counters control: the data contract declares no `counters`; leave it out of the study.")
+    return np.concatenate([np.stack([part[name] for name in names], axis=1) for part in feature_set.rows(split)])
+
+
+def _features(feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
+    """[rows of a chunk, F], in stored order."""
+    tables = frozen_tables(feature_set)
+    schema = feature_set.schema
+    every_item = torch.arange(schema.items)
+    buffers = TableBuffers(tables, schema, schema.user, like=torch.zeros(()))
+    spaces = SimilaritySpaces(schema)
+    units = [unit.numpy() for unit in spaces(buffers.item_columns(every_item), buffers.vectors(every_item))]
+    item_table = _table(schema.item[1:], feature_set.items)
+    user_table = _table(schema.user[1:], feature_set.users)
+    numbers = [feature_set.items[one.name] for one in schema.item if one.kind == "numeric"]
+    for rows, events in zip(feature_set.rows(split), feature_set.events(split), strict=True):
+        said = _said(schema.event, events)
+        for start in range(0, len(rows["item"]), ROWS_PER_CHUNK):
+            chunk = {name: values[start : start + ROWS_PER_CHUNK] for name, values in rows.items()}
+            own = _table((*schema.context, *schema.candidate), chunk)
+            past = _past(chunk, events["item"], said, units, numbers, schema.history_max_len)
+            yield np.concatenate([own, item_table[chunk["item"]], user_table[chunk["user"]], past], axis=1)
+
+
+def _past(
+    rows: dict[str, np.ndarray],
+    item_E: np.ndarray,
+    said_EV: np.ndarray,
+    units: list[np.ndarray],
+    numbers: list[np.ndarray],
+    max_len: int,
+) -> np.ndarray:
+    end_R, length_R = rows["history_end"], rows["history_len"]
+    item_RS = np.zeros((len(end_R), max_len), item_E.dtype)
+    newest_before(item_E, end_R, item_RS)
+    mask_RS = np.arange(max_len) >= max_len - length_R[:, None]
+    place_RS = np.where(mask_RS, end_R[:, None] + np.arange(-max_len, 0), 0)
+    item_RS = np.where(mask_RS, item_RS, 0)
+    said_RSV = said_EV[place_RS] if len(said_EV) else np.zeros((*item_RS.shape, said_EV.shape[1]), np.float32)
+    weights = [mask_RS.astype(np.float32), (mask_RS & (np.arange(max_len) >= max_len - NEWEST)).astype(np.float32)]
+    blocks = [np.log1p(length_R)[:, None]]
+    for unit_IW in units:
+        cosine_RS = np.matmul(unit_IW[item_RS], unit_IW[rows["item"]][:, :, None])[:, :, 0]
+        weights.append(mask_RS * np.exp(SHARPNESS * cosine_RS))
+        cosine_RS = np.where(mask_RS, cosine_RS, 0)
+        nearest_RS = -np.partition(-cosine_RS, min(NEAREST, max_len) - 1, axis=1)[:, :NEAREST]
+        total_R = cosine_RS.sum(axis=1) / np.maximum(length_R, 1)
+        blocks += [nearest_RS.max(axis=1)[:, None], nearest_RS.mean(axis=1)[:, None], total_R[:, None]]
+    known_RSV = np.nan_to_num(said_RSV)
+    for weight_RS in weights:
+        mass_R1 = weight_RS.sum(axis=1, keepdims=True)
+        blocks.append(np.matmul(weight_RS[:, None, :], known_RSV)[:, 0] / np.maximum(mass_R1, 1e-9))
+    for number_I in numbers:
+        past_RS = np.where(mask_RS, np.nan_to_num(number_I[item_RS]), 0)
+        blocks.append((number_I[rows["item"]] - past_RS.sum(axis=1) / np.maximum(length_R, 1))[:, None])
+    return np.concatenate(blocks, axis=1).astype(np.float32)
+
+
+def _said(fields: tuple[Field, ...], events: dict[str, np.ndarray]) -> np.ndarray:
+    """What each event says in numbers, [events, V]; columns of large vocabularies say nothing."""
+    small = tuple(one for one in fields if one.kind == "numeric" or one.size - FIRST_VALUE <= MOST_VALUES)
+    return _table(small, events) if small else np.zeros((len(events["item"]), 0), np.float32)
+
+
+def _table(fields: tuple[Field, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Numbers as they are, small vocabularies as one 0/1 feature a value, large ones as their index, [rows, features]."""
+    blocks = []
+    for one in fields:
+        values = columns[one.name]
+        if one.kind == "numeric":
+            blocks.append(values[:, None].astype(np.float32))
+            continue
+        if one.size - FIRST_VALUE <= MOST_VALUES:
+            named = np.arange(FIRST_VALUE, one.size)
+            wide = values if values.ndim == 2 else values[:, None]
+            blocks.append((wide[:, :, None] == named).any(axis=1).astype(np.float32))
+        elif one.kind == "categorical":
+            blocks.append(values[:, None].astype(np.float32))
+    rows = len(next(iter(columns.values())))
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((rows, 0), np.float32)

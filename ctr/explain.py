@@ -1,0 +1,125 @@
+"""Why a candidate got its score: which past items spoke for it, and what each field adds.
+
+Shapes: N candidates, S history positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctr.batch import Batch
+from ctr.interest.past import Past
+from ctr.models.click_model import ClickModel
+from ctr.parity import Case
+from ctr.tables import FrozenTables
+from features.schema import PADDING, UNKNOWN, Field
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one candidate.
+
+    Args:
+        item: its row.
+        score: the calibrated probability.
+        past: place in the request's history (0 is the oldest that is read) and weight, heaviest first. Weights are of
+            the sparse attention, divided by their sum; without one, of the evidence heads.
+        contributions: by field, how much lower the logit is when the model is not told it.
+    """
+
+    item: int
+    score: float
+    past: list[tuple[int, float]]
+    contributions: dict[str, float]
+
+
+@torch.inference_mode()
+def explain(model: ClickModel, tables: FrozenTables, case: Case) -> list[Explanation]:
+    """Explain the score of each candidate of one request.
+
+    A field is hidden as a missing value would be (index 1, NaN, no vector), from target and history alike, all else as
+    it is. Contributions therefore need not add up: what two fields both know is lost only when both are hidden.
+
+    Args:
+        model: trained; its tables are attached again at the end.
+        tables: of its feature set.
+        case: the request.
+    """
+    model.eval()
+    batch = case.batch(model.schema.history_max_len)
+    logit_N = model(batch)
+    weights_NS = _weights(model, batch)
+    hidden = {name: (logit_N - model(other)) for name, other in _without_row_field(model, batch)}
+    try:
+        for name, other_tables in _without_item_field(model, tables):
+            model.attach(other_tables)
+            hidden[name] = logit_N - model(batch)
+    finally:
+        model.attach(tables)
+    first = model.schema.history_max_len - len(case.history_item)
+    found = []
+    for n, row in enumerate(case.candidate_item):
+        past = [(s - first, float(weights_NS[n, s])) for s in range(first, weights_NS.shape[1])]
+        found.append(
+            Explanation(
+                item=int(row),
+                score=float(torch.sigmoid(logit_N[n])),
+                past=sorted((one for one in past if one[1] > 0), key=lambda one: -one[1]),
+                contributions={name: float(change_N[n]) for name, change_N in hidden.items()},
+            )
+        )
+    return found
+
+
+def _weights(model: ClickModel, batch: Batch) -> Tensor:
+    """What the history's events weigh for each candidate, [N, S]; zeros for a model that reads none or weighs all."""
+    past: Past = model.past(batch)
+    for reader in (model.attention, model.evidence):
+        if (weigh := getattr(reader, "weights", None)) is not None:
+            weights_NS: Tensor = torch.relu(weigh(past))
+            return weights_NS / weights_NS.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.zeros(len(batch), batch.history_BS.shape[1])
+
+
+def _without_row_field(model: ClickModel, batch: Batch) -> Iterator[tuple[str, Batch]]:
+    schema = model.schema
+    for side, fields in (("context", model.context_fields), ("candidate", schema.candidate)):
+        columns: dict[str, Tensor] = getattr(batch, side)
+        for one in fields:
+            yield one.name, replace(batch, **{side: columns | {one.name: _blank(one, columns[one.name])}})
+    if model.readers():
+        nothing = torch.zeros_like(batch.history_BS)
+        none = {name: torch.zeros_like(values) for name, values in batch.events.items()}
+        yield "history", replace(batch, history_BS=nothing, events=none)
+    for one in model.event_fields:
+        there = batch.history_BS != PADDING
+        blank = torch.where(there, _blank(one, batch.events[one.name]), batch.events[one.name])
+        yield f"history's {one.name}", replace(batch, events=batch.events | {one.name: blank})
+    if model.user_fields:
+        yield "user", replace(batch, user_B=torch.full_like(batch.user_B, UNKNOWN))
+
+
+def _without_item_field(model: ClickModel, tables: FrozenTables) -> Iterator[tuple[str, FrozenTables]]:
+    for one in model.schema.item:
+        yield one.name, replace(tables, items=tables.items | {one.name: _blank(one, tables.items[one.name])})
+    for one in model.schema.vectors:
+        zeros = torch.zeros_like(tables.vectors[one.name])
+        absent = torch.zeros_like(tables.present[one.name])
+        yield (
+            f"{one.name} vector",
+            replace(tables, vectors=tables.vectors | {one.name: zeros}, present=tables.present | {one.name: absent}),
+        )
+
+
+def _blank(field: Field, values: Tensor) -> Tensor:
+    """The column as it is where nothing is known."""
+    if field.kind == "numeric":
+        return torch.full_like(values, np.nan)
+    if field.kind == "tags":
+        return torch.zeros_like(values)
+    return torch.where(values == PADDING, values, torch.full_like(values, UNKNOWN))

@@ -1,0 +1,117 @@
+"""`explain`: one request, and why each of its best candidates is where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ctr.explain import Explanation, explain
+from ctr.parity import Case
+from ctr.tables import frozen_tables
+from features.encoder import Encoder
+from features.errors import ConfigError
+from features.feature_set import FeatureSet
+from features.request import Request, parse_request
+from features.schema import FIRST_VALUE, UNKNOWN
+from pipelines.load_run import load_run
+from pipelines.workspace import Workspace
+
+PAST_SHOWN, FIELDS_SHOWN = 5, 8
+
+
+def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, console: Console) -> dict[str, Any]:
+    """Score a request with the model of a run, and print why the best candidates are the best.
+
+    Args:
+        run_id: of a finished run, or `latest`.
+        path: the request, JSON as `quadrank rank` takes it.
+        top: candidates that are explained.
+        workspace: where the run is.
+        console: where to print.
+
+    Raises:
+        ConfigError: no such run or file, or a malformed request, or one that replaces user columns.
+    """
+    model, feature_set = load_run(run_id, workspace)
+    encoder = Encoder.load(feature_set.path)
+    request = _read(path, encoder)
+    case = _case(request, encoder)
+    found = sorted(explain(model, frozen_tables(feature_set), case), key=lambda one: -one.score)[:top]
+    history = request.history[-model.schema.history_max_len :]
+    payload = [_told(one, history, encoder, feature_set) for one in found]
+    for one in payload:
+        _print(one, console)
+    return {"status": "done", "exit_code": 0, "run_id": run_id, "explained": payload}
+
+
+def _read(path: Path, encoder: Encoder) -> Request:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}. Write it as `quadrank rank` takes it.") from None
+    request = parse_request(raw, encoder.contract)
+    if request.user_columns:
+        raise ConfigError(f"{path}: user_columns: an explanation reads the user as the feature set knows them.")
+    return request
+
+
+def _case(request: Request, encoder: Encoder) -> Case:
+    encoded = encoder.encode_request(request)
+    return Case(
+        user=UNKNOWN if request.user is None else encoder.users.index(request.user),
+        history_item=encoded.history_item,
+        candidate_item=encoded.candidate_item,
+        context=encoded.context,
+        history_events=encoded.history_events,
+        candidate=encoded.candidate,
+    )
+
+
+def _told(one: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet) -> dict[str, Any]:
+    """An explanation in raw ids, values and tags."""
+    tags = _tags(one.item, encoder, feature_set)
+    past = []
+    for place, weight in one.past[:PAST_SHOWN]:
+        row = encoder.items.index(history[place])
+        shared = sorted(tags & _tags(row, encoder, feature_set))
+        past.append(
+            {"item": history[place], "events_ago": len(history) - 1 - place, "weight": weight, "shared": shared}
+        )
+    by_size = sorted(one.contributions.items(), key=lambda entry: -abs(entry[1]))
+    return {
+        "item": encoder.items.value(one.item) if one.item >= FIRST_VALUE else None,
+        "score": one.score,
+        "tags": sorted(tags),
+        "past": past,
+        "contributions": dict(by_size[:FIELDS_SHOWN]),
+    }
+
+
+def _tags(row: int, encoder: Encoder, feature_set: FeatureSet) -> set[str]:
+    """Raw tags and categories of an item, its id apart."""
+    found: set[str] = set()
+    for field in feature_set.schema.item[1:]:
+        if field.kind == "numeric":
+            continue
+        value = encoder.item[field.name].raw_value(feature_set.items[field.name][row])
+        values = value if isinstance(value, list) else [value]
+        found |= {str(one) for one in values if one is not None}
+    return found
+
+
+def _print(one: dict[str, Any], console: Console) -> None:
+    about = f" ({', '.join(one['tags'][:6])})" if one["tags"] else ""
+    console.print(f"\nitem {one['item']}{about}: {one['score']:.4f}", style="bold")
+    if one["past"]:
+        table = Table("past item", "events ago", "weight", "shared", title_justify="left")
+        for past in one["past"]:
+            table.add_row(
+                str(past["item"]), str(past["events_ago"]), f"{past['weight']:.3f}", ", ".join(past["shared"])
+            )
+        console.print(table)
+    parts = ", ".join(f"{name} {value:+.2f}" for name, value in one["contributions"].items())
+    console.print(f"  adds to the logit: {parts}")

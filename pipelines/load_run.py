@@ -1,0 +1,45 @@
+"""A finished run as a model with its weights, and the feature set it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from ctr.checkpoint import MODEL
+from ctr.config import Preset
+from ctr.models.click_model import ClickModel
+from features.errors import ConfigError
+from features.feature_set import FeatureSet
+from features.settings import validate
+from pipelines.fitting import new_model
+from pipelines.workspace import Workspace
+
+
+def load_run(run_id: str, workspace: Workspace) -> tuple[ClickModel, FeatureSet]:
+    """The model in evaluation mode, its tables attached, and its feature set.
+
+    Args:
+        run_id: or `latest`.
+        workspace: where the run is.
+
+    Raises:
+        ConfigError: no such run, one of an older version, or its feature set was built from another contract.
+        DataError: its feature set is gone.
+    """
+    run_dir = workspace.run(run_id)
+    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    preset = validate(Preset, config["preset"], str(run_dir / "config.json"))
+    feature_set = FeatureSet.open(Path(config["feature_set"]))
+    if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
+        raise ConfigError(f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on.")
+    model = new_model(preset.model, feature_set, preset.train.seed)
+    try:
+        model.load_state_dict(load_file(run_dir / MODEL))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(
+            f"{run_dir / MODEL}: weights of another version of the model ({reason}) Train again."
+        ) from None
+    return model.eval(), feature_set
