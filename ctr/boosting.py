@@ -135,7 +135,7 @@ def _said(fields: tuple[Field, ...], events: dict[str, np.ndarray]) -> np.ndarra
 
 
 def _table(fields: tuple[Field, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Numbers as they are, small vocabularies as one 0/1 feature a value, large ones as their index, [rows, features]."""
+    """Numbers as they are, small vocabularies a 0/1 feature a value, large ones as their index, [rows, features]."""
     blocks = []
     for one in fields:
         values = columns[one.name]

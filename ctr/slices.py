@@ -1,0 +1,181 @@
+"""Slices: the rows of a split by what is known of item, user and history, and how well each is ranked.
+
+Shapes: N rows of the split, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctr.metrics import auc_interval, calibration_ratio, ece, log_loss
+from features.feature_set import SPLITS, FeatureSet, SplitName
+from features.schema import UNKNOWN
+
+RESAMPLES = 200
+FEWEST_ROWS = 50  # of a slice with an AUC
+HEAD_SHARE, TORSO_SHARE = 0.5, 0.9  # of training clicks
+LENGTHS = (1, 5, 20, 50, 100)
+USER_AGES = ((1, "first day"), (7, "2 to 7 days"), (30, "8 to 30 days"))
+MOST_DAYS = 14
+DAY = 86_400_000_000  # µs
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows of a split.
+
+    Args:
+        dimension: what rows are told apart by, e.g. `item popularity`.
+        name: which of them, e.g. `tail`.
+        rows_N: bool [N].
+    """
+
+    dimension: str
+    name: str
+    rows_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """How well a slice is ranked.
+
+    Args:
+        dimension, name: of the slice.
+        rows, positives: how many.
+        metrics: `log_loss`, `calibration_ratio`, `ece`; and `auc`, `auc_low`, `auc_high` where it has both classes and
+            at least 50 rows. `calibration_ratio` needs a positive.
+    """
+
+    dimension: str
+    name: str
+    rows: int
+    positives: int
+    metrics: dict[str, float]
+
+
+def slices(feature_set: FeatureSet, split: SplitName) -> list[Slice]:
+    """The slices of a split that have rows.
+
+    new items          by training: no row; rows but no click; clicked
+    item popularity    head: the most clicked items, which hold half of the training clicks; torso: the next, to 90 %
+    history length     events that a row may read
+    <set> vector       whether the target has one
+    user               whether a training row knows them
+    user age           time since the user's first row in the feature set
+    day                UTC days, at most 14 spans
+    """
+    rows = {name: _column(feature_set, split, name) for name in ("item", "user", "time", "history_len")}
+    found = [
+        *_by_item(feature_set, rows["item"]),
+        *_by_length(rows["history_len"]),
+        *_by_vector(feature_set, rows["item"]),
+        *_by_user(feature_set, rows["user"], rows["time"]),
+        *_by_day(rows["time"]),
+    ]
+    return [one for one in found if one.rows_N.any()]
+
+
+def slice_metrics(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> list[SliceResult]:
+    """Metrics of all rows (dimension `all`), then of each slice.
+
+    Args:
+        feature_set: whose rows were scored.
+        split: which of them.
+        scores: probabilities in stored row order, [N].
+
+    Raises:
+        NumericalError: a score is not a probability.
+    """
+    labels_N = _column(feature_set, split, "label").astype(np.float64)
+    everything = Slice("all", "all rows", np.ones(len(labels_N), bool))
+    return [_judged(one, labels_N, scores) for one in (everything, *slices(feature_set, split))]
+
+
+def _judged(one: Slice, labels_N: np.ndarray, scores_N: np.ndarray) -> SliceResult:
+    labels, scores = labels_N[one.rows_N], scores_N[one.rows_N]
+    positives = int(labels.sum())
+    metrics = {"log_loss": log_loss(labels, scores), "ece": ece(labels, scores)}
+    if positives:
+        metrics["calibration_ratio"] = calibration_ratio(labels, scores)
+    if len(labels) >= FEWEST_ROWS and 0 < positives < len(labels):
+        found = auc_interval(labels, scores, resamples=RESAMPLES)
+        metrics |= {"auc": found.value, "auc_low": found.low, "auc_high": found.high}
+    return SliceResult(one.dimension, one.name, len(labels), positives, metrics)
+
+
+def _by_item(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
+    items = feature_set.schema.items
+    shown = _column(feature_set, "train", "item")
+    rows_I = np.bincount(shown, minlength=items)
+    clicks_I = np.bincount(shown, weights=_column(feature_set, "train", "label"), minlength=items)
+    rows_I[UNKNOWN] = clicks_I[UNKNOWN] = 0  # the rows of all unknown items together
+    yield Slice("new items", "no training row", rows_I[item_N] == 0)
+    yield Slice("new items", "no training click", (rows_I[item_N] > 0) & (clicks_I[item_N] == 0))
+    yield Slice("new items", "clicked in training", clicks_I[item_N] > 0)
+    tier_I = popularity_tiers(clicks_I)
+    for tier, name in enumerate(("head", "torso", "tail")):
+        yield Slice("item popularity", name, tier_I[item_N] == tier)
+
+
+def popularity_tiers(clicks_I: np.ndarray) -> np.ndarray:
+    """0 for the most clicked items that hold half of the clicks, 1 for the next up to 90 %, 2 for the rest, int [I]."""
+    order = np.argsort(-clicks_I, kind="stable")
+    # The share before an item decides, so that the first item is always head.
+    before = np.cumsum(clicks_I[order]) - clicks_I[order]
+    share = before / max(clicks_I.sum(), 1)
+    tier_I = np.empty(len(clicks_I), np.int64)
+    tier_I[order] = np.where(clicks_I[order] == 0, 2, np.digitize(share, [HEAD_SHARE, TORSO_SHARE]))
+    return tier_I
+
+
+def _by_length(length_N: np.ndarray) -> Iterator[Slice]:
+    yield Slice("history length", "0", length_N == 0)
+    for low, high in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
+        name = f"{low} or more" if high is None else f"{low} to {high - 1}"
+        yield Slice("history length", name, (length_N >= low) & (high is None or length_N < high))
+
+
+def _by_vector(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
+    for one in feature_set.schema.vectors:
+        present_N = np.asarray(feature_set.present(one.name))[item_N]
+        yield Slice(f"{one.name} vector", "has one", present_N)
+        yield Slice(f"{one.name} vector", "lacks one", ~present_N)
+
+
+def _by_user(feature_set: FeatureSet, user_N: np.ndarray, time_N: np.ndarray) -> Iterator[Slice]:
+    id_field = feature_set.schema.user[0].name
+    known_N = feature_set.users[id_field][user_N] > UNKNOWN
+    yield Slice("user", "known from training", known_N)
+    yield Slice("user", "new", ~known_N)
+    first_U = np.full(feature_set.schema.users, np.iinfo(np.int64).max)
+    for split in SPLITS:
+        np.minimum.at(first_U, _column(feature_set, split, "user"), _column(feature_set, split, "time"))
+    age_N = (time_N - first_U[user_N]) / DAY
+    if not age_N.any():
+        return  # a log without times
+    before = 0.0
+    for days, name in USER_AGES:
+        yield Slice("user age", name, (age_N >= before) & (age_N < days))
+        before = days
+    yield Slice("user age", "more than 30 days", age_N >= before)
+
+
+def _by_day(time_N: np.ndarray) -> Iterator[Slice]:
+    day_N = time_N // DAY
+    days = int(day_N.max() - day_N.min()) + 1
+    if days < 2:
+        return
+    width = -(-days // MOST_DAYS)
+    span_N = (day_N - day_N.min()) // width
+    for span in range(int(span_N.max()) + 1):
+        first = np.datetime64(int(day_N.min()) + span * width, "D")
+        last = min(first + width - 1, np.datetime64(int(day_N.max()), "D"))
+        yield Slice("day", str(first) if first == last else f"{first} to {last}", span_N == span)
+
+
+def _column(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:
+    parts: Sequence[dict[str, np.ndarray]] = feature_set.rows(split)
+    return np.concatenate([part[name] for part in parts])

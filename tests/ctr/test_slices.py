@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctr.slices import popularity_tiers, slice_metrics, slices
+from tests.toy import toy_feature_set
+
+
+@pytest.fixture(scope="module")
+def feature_set(tmp_path_factory):
+    return toy_feature_set(tmp_path_factory.mktemp("toy") / "toy")
+
+
+def column(feature_set, split: str, name: str) -> np.ndarray:
+    return np.concatenate([part[name] for part in feature_set.rows(split)])
+
+
+def test_popularity_tiers_by_hand():
+    # 100 clicks: before the items stand 0, 40, 70, 85 and 95 of them; an item without a click is tail.
+    assert popularity_tiers(np.array([15.0, 40, 30, 0, 10, 5])).tolist() == [1, 0, 0, 2, 1, 2]
+    assert popularity_tiers(np.array([90.0, 10])).tolist() == [0, 2]
+
+
+def test_each_dimension_parts_the_rows(feature_set):
+    by_dimension: dict[str, np.ndarray] = {}
+    for one in slices(feature_set, "test"):
+        assert one.rows_N.any()
+        by_dimension[one.dimension] = by_dimension.get(one.dimension, 0) + one.rows_N.astype(int)
+    expected = {
+        "new items",
+        "item popularity",
+        "history length",
+        "text vector",
+        "image vector",
+        "user",
+        "user age",
+        "day",
+    }
+    assert set(by_dimension) == expected
+    for name, times in by_dimension.items():
+        assert (times == 1).all(), name
+
+
+def test_new_items_are_those_that_training_did_not_show(feature_set):
+    found = {(one.dimension, one.name): one.rows_N for one in slices(feature_set, "test")}
+    item, shown = column(feature_set, "test", "item"), column(feature_set, "train", "item")
+    clicked = shown[column(feature_set, "train", "label") > 0]
+    new = ~np.isin(item, shown)
+    np.testing.assert_array_equal(found["new items", "no training row"], new)
+    np.testing.assert_array_equal(found["new items", "clicked in training"], np.isin(item, clicked))
+    assert new.sum() > 10
+
+
+def test_lengths_and_ages(feature_set):
+    found = {(one.dimension, one.name): one.rows_N for one in slices(feature_set, "test")}
+    length = column(feature_set, "test", "history_len")
+    np.testing.assert_array_equal(found["history length", "5 to 19"], (length >= 5) & (length <= 19))
+    everyone = {
+        name: np.concatenate([column(feature_set, split, name) for split in ("train", "valid", "test")])
+        for name in ("user", "time")
+    }
+    row = int(np.flatnonzero(found["user age", "8 to 30 days"])[0])
+    of_user = everyone["user"] == column(feature_set, "test", "user")[row]
+    days = (column(feature_set, "test", "time")[row] - everyone["time"][of_user].min()) / 86_400e6
+    assert 7 <= days < 30
+
+
+def test_metrics_of_a_slice_are_those_of_its_rows(feature_set):
+    labels = column(feature_set, "test", "label")
+    scores = np.clip(0.25 + 0.5 * labels + 0.2 * np.random.default_rng(0).normal(size=len(labels)), 0.01, 0.99)
+    everything, *others = slice_metrics(feature_set, "test", scores)
+    assert (everything.dimension, everything.rows, everything.positives) == ("all", len(labels), labels.sum())
+    assert everything.metrics["auc_low"] < everything.metrics["auc"] < everything.metrics["auc_high"]
+    small = [one for one in others if one.rows < 50]
+    assert small and all("auc" not in one.metrics and "log_loss" in one.metrics for one in small)
