@@ -162,8 +162,9 @@ class ItemEncoder(nn.Module):
     def projection_weights(self) -> list[nn.Parameter]:
         """The vector projections and trained changes of vectors, for L2."""
         encoders = [one for one in self.vectors if isinstance(one, VectorEncoder)]
-        changes = [one.change.weight for one in encoders if one.change is not None]
-        return [*(one.projection.weight for one in encoders), *changes]
+        layers: list[nn.Module] = [one.projection for one in encoders]
+        layers += [one.change for one in encoders if one.change is not None]
+        return [weight for layer in layers for weight in layer.parameters()]
 
     def _projected(self, ids: Tensor, vectors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
         triples = zip(self.vectors, vectors, present, strict=True)

@@ -88,10 +88,10 @@ def _weights(model: ClickModel, batch: Batch) -> Tensor:
 
 def _without_row_field(model: ClickModel, batch: Batch) -> Iterator[tuple[str, Batch]]:
     schema = model.schema
-    for side, fields in (("context", model.context_fields), ("candidate", schema.candidate)):
-        columns: dict[str, Tensor] = getattr(batch, side)
-        for one in fields:
-            yield one.name, replace(batch, **{side: columns | {one.name: _blank(one, columns[one.name])}})
+    for one in model.context_fields:
+        yield one.name, replace(batch, context=batch.context | {one.name: _blank(one, batch.context[one.name])})
+    for one in schema.candidate:
+        yield one.name, replace(batch, candidate=batch.candidate | {one.name: _blank(one, batch.candidate[one.name])})
     if model.readers():
         nothing = torch.zeros_like(batch.history_BS)
         none = {name: torch.zeros_like(values) for name, values in batch.events.items()}
@@ -107,13 +107,11 @@ def _without_row_field(model: ClickModel, batch: Batch) -> Iterator[tuple[str, B
 def _without_item_field(model: ClickModel, tables: FrozenTables) -> Iterator[tuple[str, FrozenTables]]:
     for one in model.schema.item:
         yield one.name, replace(tables, items=tables.items | {one.name: _blank(one, tables.items[one.name])})
-    for one in model.schema.vectors:
-        zeros = torch.zeros_like(tables.vectors[one.name])
-        absent = torch.zeros_like(tables.present[one.name])
-        yield (
-            f"{one.name} vector",
-            replace(tables, vectors=tables.vectors | {one.name: zeros}, present=tables.present | {one.name: absent}),
-        )
+    for vectors in model.schema.vectors:
+        name = vectors.name
+        zeros, absent = torch.zeros_like(tables.vectors[name]), torch.zeros_like(tables.present[name])
+        hidden = replace(tables, vectors=tables.vectors | {name: zeros}, present=tables.present | {name: absent})
+        yield f"{name} vector", hidden
 
 
 def _blank(field: Field, values: Tensor) -> Tensor:

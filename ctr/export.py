@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import platform
 import shutil
 import time
@@ -47,7 +48,7 @@ from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
 from features.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
-from features.feature_set import FeatureSet, sha256_of
+from features.feature_set import FeatureSet, Sampling, sha256_of
 from features.schema import Field, Schema
 from features.vectors.fitted import TRANSFORMS
 
@@ -110,7 +111,7 @@ def export_bundle(
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
-    model = _on_cpu(model)
+    model = _for_serving(model, manifest.sampling)
     with publish(out) as folder:
         encoder = _write_encoder(feature_set, folder)
         golden = Golden(cases=golden_cases(model, feature_set, encoder))
@@ -241,9 +242,15 @@ def example_items(schema: Schema) -> dict[str, Tensor]:
     }
 
 
-def _on_cpu(model: ClickModel) -> ClickModel:
-    """The model where the graphs are traced and compared; the caller's own stays on its device."""
-    return model if next(model.parameters()).device.type == "cpu" else deepcopy(model).cpu()
+def _for_serving(model: ClickModel, sampling: Sampling | None) -> ClickModel:
+    """A copy on the CPU, where graphs are traced and compared; its probabilities are those of the log as it happened.
+
+    Where negatives were drawn at a known rate, the odds that the model learned are too high by 1 / rate.
+    """
+    model = deepcopy(model).cpu()
+    if sampling is not None and sampling.rate is not None:
+        model.calibrator.shift += math.log(sampling.rate)
+    return model
 
 
 def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:

@@ -16,7 +16,7 @@ def forest(rankers: Mapping[str, Interval], label: str, marked: str | None = Non
     Args:
         rankers: value and interval by name, in the order of the plot, top first.
         label: of the horizontal axis.
-        marked: the ranker that stands out; a line through its value leads the eye.
+        marked: one of them that stands out; a line through its value leads the eye.
     """
     figure = Figure(figsize=(8, 0.9 + 0.32 * len(rankers)), layout="constrained")
     axes = figure.subplots()
@@ -24,7 +24,7 @@ def forest(rankers: Mapping[str, Interval], label: str, marked: str | None = Non
         colour = BLUE if name == marked else GREY
         axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot(found.value, place, "o", color=colour, markersize=5)
-    if marked in rankers:
+    if marked is not None:
         axes.axvline(rankers[marked].value, color=BLUE, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rankers)), [name.replace("_", " ") for name in rankers])
     axes.invert_yaxis()

@@ -16,14 +16,13 @@ CUTS = (5, 10)
 RESAMPLES = 1000
 
 
-def groups_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
-    """What lists are made of: the request of each row where all rows name one, else its user; int64 [N]."""
+def requests_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
+    """The request of each row, int64 [N]; None where the log names none, or not for every row."""
     parts = feature_set.rows(split)
-    if all("request" in part for part in parts):
-        requests = np.concatenate([part["request"] for part in parts]).astype(np.int64)
-        if len(requests) and requests.min() >= 0:
-            return requests
-    return np.concatenate([part["user"] for part in parts]).astype(np.int64)
+    if not all("request" in part for part in parts):
+        return None
+    requests = np.concatenate([part["request"] for part in parts]).astype(np.int64)
+    return requests if len(requests) and requests.min() >= 0 else None
 
 
 def ranking_metrics(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ctr.boosting import counters_control, tabular_control
 from rich.console import Console
 from rich.table import Table
 
+from ctr.boosting import counters_control, tabular_control
 from ctr.controls import optimal_lift_share, optimum_scores, popularity_scores
-from ctr.metrics import Interval, evaluate
+from ctr.metrics import Interval, auc, evaluate
 from ctr.plots_study import forest
 from ctr.significance import SeededAuc, seeded_aucs
+from ctr.slices import FEWEST_ROWS, Slice, slices
 from ctr.tracking import Tracker
 from features.atomic import write_text
 from features.feature_set import FeatureSet, SplitName
@@ -92,7 +93,7 @@ def run_study(
     judged = judge(first, split, scores, facts, {p.name: p.why for p in plans})
     reference = study.reference or plans[0].name
     console.print(study_table(f"{study.name}, {split} window, {study.seeds} seeds", judged, reference))
-    payload = _payload(study, judged, reference, first, split, optimum)
+    payload = _payload(study, judged, reference, first, split, scores, optimum)
     _record(payload, judged, reference, folder, study, plans, workspace)
     console.print(f"written to {folder}/summary.json and forest.png")
     return payload
@@ -138,13 +139,13 @@ def study_table(title: str, judged: Mapping[str, Judged], reference: str) -> Tab
     for column in ("rows/s", "parameters", "rank ms"):
         table.add_column(column, justify="right")
     for name, found in judged.items():
-        auc = found.auc.interval()
+        own = found.auc.interval()
         difference = "" if name == reference else signed(found.auc.minus(judged[reference].auc))
         numbers = [f"{found.metrics[key]:.4f}" if key in found.metrics else "" for key in SHOWN]
         table.add_row(
             name.replace("_", " "),
-            f"{auc.value:.4f}",
-            f"{auc.low:.4f} – {auc.high:.4f}",
+            f"{own.value:.4f}",
+            f"{own.low:.4f} – {own.high:.4f}",
             difference,
             *numbers,
             *(_shown(found.facts, key) for key in ("rows_per_second", "parameters", "rank_ms")),
@@ -177,17 +178,20 @@ def _payload(
     reference: str,
     feature_set: FeatureSet,
     split: SplitName,
+    scores: Mapping[str, np.ndarray],
     optimum: np.ndarray | None,
 ) -> dict[str, Any]:
     results = []
-    best = scored(feature_set, split, optimum).metrics()["auc"] if optimum is not None else None
+    base = scored(feature_set, split, next(iter(scores.values()))[0])
+    best = auc(base.labels, optimum) if optimum is not None else None
+    parts = slices(feature_set, split)
     for name, found in judged.items():
-        auc, difference = found.auc.interval(), found.auc.minus(judged[reference].auc)
+        own, difference = found.auc.interval(), found.auc.minus(judged[reference].auc)
         entry: dict[str, Any] = {
             "name": name,
-            "auc": auc.value,
-            "auc_low": auc.low,
-            "auc_high": auc.high,
+            "auc": own.value,
+            "auc_low": own.low,
+            "auc_high": own.high,
             "auc_by_seed": [round(float(one), 6) for one in found.auc.by_seed],
             "difference": difference.value,
             "difference_low": difference.low,
@@ -198,7 +202,8 @@ def _payload(
             "why": found.why,
         }
         if best is not None:
-            entry["optimal_lift_share"] = optimal_lift_share(auc.value, best)
+            entry["optimal_lift_share"] = optimal_lift_share(own.value, best)
+        entry["slices"] = _slice_aucs(parts, base.labels, scores[name], optimum)
         results.append(entry)
     return {
         "status": "done",
@@ -213,6 +218,23 @@ def _payload(
         "git_revision": git_revision(),
         "results": results,
     }
+
+
+def _slice_aucs(
+    parts: Sequence[Slice], labels_N: np.ndarray, scores_SN: np.ndarray, optimum_N: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Mean AUC over seeds of each slice that has one."""
+    found = []
+    for one in parts:
+        labels = labels_N[one.rows_N]
+        if len(labels) < FEWEST_ROWS or labels.min() == labels.max():
+            continue
+        value = float(np.mean([auc(labels, scores_N[one.rows_N]) for scores_N in scores_SN]))
+        entry = {"dimension": one.dimension, "name": one.name, "rows": len(labels), "auc": value}
+        if optimum_N is not None:
+            entry["optimal_lift_share"] = optimal_lift_share(value, auc(labels, optimum_N[one.rows_N]))
+        found.append(entry)
+    return found
 
 
 def _record(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ from ctr.controls import optimum_scores, popularity_scores
 from ctr.metrics import evaluate
 from ctr.parity import as_input
 from ctr.ranker import Ranker
+from ctr.ranking_metrics import ranking_metrics, requests_of
+from ctr.slices import slice_metrics
 from ctr.trainer import predict
 from features.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
-from pipelines.summary import Metrics, Summary, print_results
+from pipelines.summary import Metrics, Summary, print_results, slices_table
 from pipelines.workspace import Workspace
 
 
@@ -31,10 +33,14 @@ class Scored:
     scores: np.ndarray
     groups: np.ndarray
     base_rate: float
+    requests: np.ndarray | None = None
 
     def metrics(self) -> Metrics:
-        """Every metric of DESIGN section 3, with a 95 % bootstrap interval on AUC."""
-        return evaluate(self.labels, self.scores, self.groups, self.base_rate)
+        """Every metric, with a 95 % bootstrap interval on AUC; those of ranked lists where rows name requests."""
+        found = evaluate(self.labels, self.scores, self.groups, self.base_rate)
+        if self.requests is not None:
+            found |= ranking_metrics(self.labels, self.scores, self.requests)
+        return found
 
 
 def scored(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> Scored:
@@ -46,6 +52,7 @@ def scored(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> Sco
         scores=scores,
         groups=np.concatenate([part["user"] for part in parts]),
         base_rate=train.positives / train.rows,
+        requests=requests_of(feature_set, split),
     )
 
 
@@ -82,6 +89,10 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
         )
     feature_set = FeatureSet.open(folder)
     scores = np.concatenate(list(_served_scores(ranker, feature_set, split)))
+    sampling = feature_set.manifest.sampling
+    if sampling is not None and sampling.rate is not None:
+        # Served probabilities are of the log as it happened; these rows hold the drawn negatives alone.
+        scores = scores / (scores + (1 - scores) * sampling.rate)
     summary = Summary(run_id=manifest.model_version, feature_set=str(folder), bundle=str(path))
     summary.rows = {split: len(scores)}
     summary.metrics = {split: scored(feature_set, split, scores).metrics()}
@@ -89,6 +100,9 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     if split == "test" and "target_only" in manifest.controls:
         summary.controls = {"target_only": manifest.controls["target_only"], **summary.controls}
     print_results(console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture)
+    found = slice_metrics(feature_set, split, scores)
+    console.print(slices_table(f"slices of the {split} window", found))
+    summary.slices = [asdict(one) for one in found]
     return summary
 
 

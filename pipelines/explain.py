@@ -42,7 +42,7 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     case = _case(request, encoder)
     found = sorted(explain(model, frozen_tables(feature_set), case), key=lambda one: -one.score)[:top]
     history = request.history[-model.schema.history_max_len :]
-    payload = [_told(one, history, encoder, feature_set) for one in found]
+    payload = [told(one, history, encoder, feature_set) for one in found]
     for one in payload:
         _print(one, console)
     return {"status": "done", "exit_code": 0, "run_id": run_id, "explained": payload}
@@ -71,7 +71,7 @@ def _case(request: Request, encoder: Encoder) -> Case:
     )
 
 
-def _told(one: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet) -> dict[str, Any]:
+def told(one: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet) -> dict[str, Any]:
     """An explanation in raw ids, values and tags."""
     tags = _tags(one.item, encoder, feature_set)
     past = []

@@ -89,3 +89,37 @@ def explain(
     from pipelines.explain import explain_request
 
     finish(explain_request(run_id, request, top, Workspace(work), console(as_json)), as_json)
+
+
+@proof_app.command()
+def stress(
+    run_id: RunOption = "latest",
+    config: Annotated[Path, typer.Option("--config", help="How hard.")] = Path("conf/stress.yaml"),
+    work: WorkOption = Path(),
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STRESS.KEY=VALUE", help="Repeatable, over the file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What missing, swapped, noisy or stale vectors cost.
+
+    Tells which vector sets the model ignores.
+    """
+    from ctr.stress import load_stress_config
+    from pipelines.stress import stress_run
+
+    found = load_stress_config(config, overrides_of(assignments, ("stress",)).get("stress", {}))
+    finish(stress_run(run_id, found, Workspace(work), console(as_json)), as_json)
+
+
+@proof_app.command()
+def report(
+    run_id: RunOption = "latest",
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file; default: report.html in the run.")] = None,
+    work: WorkOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """One HTML page of everything worth knowing of a run."""
+    from pipelines.report import report_run
+
+    finish(report_run(run_id, out, Workspace(work), console(as_json)), as_json)

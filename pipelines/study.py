@@ -85,7 +85,7 @@ def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
     if missing := [path for path in found if not path.is_file()]:
         known = ", ".join(sorted(path.stem for path in Path("conf/model").glob("*.yaml")))
         raise ConfigError(f"--models: no preset {missing[0]}; conf/model has {known}.")
-    variants = {path.stem: {"model": str(path)} for path in found}
+    variants: dict[str, dict[str, Any]] = {path.stem: {"model": str(path)} for path in found}
     first = found[0]
     variants["target_only"] = {"model": str(first), "set": {"model": {"use_history": False}}}
     variants["shuffled_vectors"] = {"model": str(first), "shuffle_vectors": True}

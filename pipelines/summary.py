@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.controls import optimal_lift_share
+from ctr.slices import SliceResult
 
 Metrics = dict[str, float]
 
@@ -23,6 +25,10 @@ _COLUMNS = {
     "normalized_entropy": "norm. entropy",
     "calibration_ratio": "calibration",
     "ece": "ECE",
+    "group_auc": "list AUC",
+    "mrr": "MRR",
+    "ndcg_5": "nDCG@5",
+    "ndcg_10": "nDCG@10",
 }
 
 
@@ -40,6 +46,7 @@ class Summary:
     peak_mib: float = 0.0
     metrics: dict[str, Metrics] = field(default_factory=dict)
     controls: dict[str, Metrics] = field(default_factory=dict)
+    slices: list[dict[str, Any]] = field(default_factory=list)
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
@@ -63,6 +70,23 @@ def results_table(title: str, rows: dict[str, Metrics]) -> Table:
         table.add_column(_COLUMNS[key], justify="right")
     for name, metrics in rows.items():
         table.add_row(name, *(_cell(key, metrics) for key in shown))
+    return table
+
+
+def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
+    """Slices (rows) with what they hold and how well they are ranked."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("slice")
+    for column in ("rows", "positive", "AUC", "95 % interval", "log loss", "calibration", "ECE"):
+        table.add_column(column, justify="right")
+    before = ""
+    for one in slices:
+        if one.dimension != before:
+            table.add_section()
+        before = one.dimension
+        name = one.name if one.dimension == "all" else f"{one.dimension}: {one.name}"
+        cells = [_cell(key, one.metrics) for key in ("auc", "interval", "log_loss", "calibration_ratio", "ece")]
+        table.add_row(name, f"{one.rows:,}", f"{one.positives / one.rows:.1%}", *cells)
     return table
 
 

@@ -178,7 +178,7 @@ def _finished(task: Task) -> bool:
 
 def _read(task: Task) -> Trial:
     record = json.loads((task.folder / TRIAL).read_text(encoding="utf-8"))
-    scores = {split: np.load(task.folder / f"scores-{split}.npy", allow_pickle=False) for split in SPLITS}
+    scores = {str(one): np.load(task.folder / f"scores-{one}.npy", allow_pickle=False) for one in SPLITS}
     return Trial(scores, record["facts"], task.folder)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ctr.config import ModelConfig
 from ctr.interest.din import DinAttention
+from ctr.interest.evidence import EvidenceHeads
+from ctr.interest.match import MatchFeatures
 from ctr.interest.mean import MeanPooling
 from ctr.interest.softmax import SoftmaxTargetAttention
 from ctr.interest.sparse import SparseTargetAttention
 from ctr.interest.transformer import TargetTransformer
 
+Attention = SparseTargetAttention | SoftmaxTargetAttention | DinAttention | MeanPooling | TargetTransformer
+Reader = Attention | EvidenceHeads | MatchFeatures
 
-def make_attention(config: ModelConfig, item_dim: int, event_dim: int, spaces: int, max_len: int) -> nn.Module | None:
+
+def make_attention(config: ModelConfig, item_dim: int, event_dim: int, spaces: int, max_len: int) -> Attention | None:
     """A fresh reader, `forward(past) -> [R, width]`; None without history.
 
     Args:

@@ -17,7 +17,7 @@ from ctr.embedding import FieldEncoder, ItemEncoder
 from ctr.interest.evidence import EvidenceHeads
 from ctr.interest.match import MatchFeatures
 from ctr.interest.past import BatchPast, Past
-from ctr.interest.readers import make_attention
+from ctr.interest.readers import Reader, make_attention
 from ctr.interest.similarity import SimilaritySpaces
 from ctr.tables import FrozenTables, TableBuffers
 from ctr.towers import make_tower
@@ -64,12 +64,12 @@ class ClickModel(nn.Module):
             else None
         )
         self.match = MatchFeatures(kinds, config.match_bins) if config.use_history and config.match_features else None
-        widths: list[int] = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
-        widths += [int(reader.width) for reader in self.readers()]
+        widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
+        widths += [reader.width for reader in self.readers()]
         self.network = make_tower(config, widths)
         self.calibrator = Calibrator()
 
-    def readers(self) -> list[nn.Module]:
+    def readers(self) -> list[Reader]:
         """What reads the history, in the order of the tower's input."""
         return [one for one in (self.attention, self.evidence, self.match) if one is not None]
 

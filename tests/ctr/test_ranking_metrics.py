@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ctr.ranking_metrics import groups_of, ranking_metrics
+from ctr.ranking_metrics import ranking_metrics, requests_of
 from features.errors import DataError
 from tests.toy import toy_feature_set
 
@@ -44,7 +44,5 @@ def test_groups_are_averaged_and_one_class_is_left_out():
         ranking_metrics(np.ones(3), np.zeros(3), np.arange(3))
 
 
-def test_lists_are_requests_where_there_are_some_else_users(tmp_path):
-    feature_set = toy_feature_set(tmp_path / "toy")
-    users = np.concatenate([part["user"] for part in feature_set.rows("test")])
-    np.testing.assert_array_equal(groups_of(feature_set, "test"), users)
+def test_a_log_without_requests_has_no_lists(tmp_path):
+    assert requests_of(toy_feature_set(tmp_path / "toy"), "test") is None

@@ -1,0 +1,194 @@
+"""What each input is worth to a trained model: the AUC that is lost when it is shuffled over rows or items.
+
+Shapes: N scored rows, B rows of a batch, S history positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctr.batch import Batch
+from ctr.loader import Loader
+from ctr.metrics import Interval, paired_difference
+from ctr.models.click_model import ClickModel
+from ctr.tables import FrozenTables, frozen_tables
+from features.feature_set import FeatureSet, SplitName
+from features.progress import Progress
+from features.progress import progress as show_progress
+from features.schema import FIRST_VALUE, PADDING
+
+MOST_ROWS = 20_000
+BATCH_ROWS = 5_000
+
+ChangeBatch = Callable[[Batch, torch.Generator], Batch]
+ChangeTables = Callable[[FrozenTables, torch.Generator], FrozenTables]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Of one input.
+
+    Args:
+        side: `context`, `user`, `candidate`, `item`, `event`, `history` or `vectors`.
+        name: of the field or vector set; `history` for the whole past.
+        drop: AUC as it is minus AUC with the input shuffled, with its 95 % interval.
+    """
+
+    side: str
+    name: str
+    drop: Interval
+
+
+def permutation_importance(
+    model: ClickModel,
+    feature_set: FeatureSet,
+    split: SplitName,
+    seed: int = 0,
+    progress: Progress = show_progress,
+) -> list[Importance]:
+    """Shuffle one input at a time and measure how much AUC the model loses (Breiman 2001), largest loss first.
+
+    Row columns change places among the rows of a batch, which is a random sample of the split; events' values among
+    the events of a batch; whole histories among rows. Item and user columns change places among the real items (users),
+    for the target and the history alike; the vectors of a set among the items, presence with them.
+
+    A drop says what *this* model would miss, not what the input holds: of two inputs that say the same, each may be
+    missed little. An input the model does not read has a drop of exactly 0. The interval is of rows, by a paired
+    bootstrap; it does not hold the luck of the one shuffle, which is small but for tables of few items.
+
+    Args:
+        model: trained, the feature set's tables attached, as they are again at the end; in evaluation mode afterwards.
+        feature_set: whose rows are scored.
+        split: which of them; a random 20,000 of a larger split.
+        seed: of the sample, the shuffles and the bootstrap.
+        progress: how to show it.
+
+    Raises:
+        DataError: the sampled rows are all of one class.
+    """
+    model.eval()
+    tables = frozen_tables(feature_set)
+    batches = _sample(feature_set, split, seed)
+    labels = np.concatenate([batch.label_B.numpy() for batch in batches])
+    whole = _logits(model, batches)
+    found = []
+
+    def measure(side: str, name: str, shuffled: np.ndarray) -> None:
+        found.append(Importance(side, name, paired_difference(labels, whole, shuffled, seed=seed)))
+        bar.advance(1)
+
+    of_rows, of_tables = list(_row_inputs(feature_set)), list(_table_inputs(feature_set))
+    with progress("permutation importance", total=len(of_rows) + len(of_tables), unit="inputs") as bar:
+        for side, name, change_batch in of_rows:
+            draw = torch.Generator().manual_seed(seed)
+            measure(side, name, _logits(model, [change_batch(batch, draw) for batch in batches]))
+        try:
+            for side, name, change_tables in of_tables:
+                model.attach(change_tables(tables, torch.Generator().manual_seed(seed)))
+                measure(side, name, _logits(model, batches))
+        finally:
+            model.attach(tables)
+    return sorted(found, key=lambda one: -one.drop.value)
+
+
+def _sample(feature_set: FeatureSet, split: SplitName, seed: int) -> list[Batch]:
+    """Up to `MOST_ROWS` rows in random order, so that a shuffle within a batch mixes users and times."""
+    rows = min(feature_set.manifest.windows[split].rows, MOST_ROWS)
+    count = -(-rows // BATCH_ROWS)
+    # Batches of equal size: a last one of few rows would hardly be shuffled.
+    loader = Loader(feature_set, split, -(-rows // count), seed=seed, shuffle=True)
+    with closing(loader.epoch(0)) as batches:
+        return list(islice(batches, count))
+
+
+@torch.inference_mode()
+def _logits(model: ClickModel, batches: Sequence[Batch]) -> np.ndarray:
+    """float64 [N]."""
+    device = next(model.parameters()).device
+    return np.concatenate([model(batch.to(device)).double().cpu().numpy() for batch in batches])
+
+
+def _row_inputs(feature_set: FeatureSet) -> Iterator[tuple[str, str, ChangeBatch]]:
+    schema = feature_set.schema
+    for one in schema.context:
+        yield "context", one.name, _row_column("context", one.name)
+    for one in schema.candidate:
+        yield "candidate", one.name, _row_column("candidate", one.name)
+    for one in schema.event:
+        yield "event", one.name, _event_column(one.name)
+    yield "history", "history", _exchange_histories
+
+
+def _table_inputs(feature_set: FeatureSet) -> Iterator[tuple[str, str, ChangeTables]]:
+    schema = feature_set.schema
+    for one in schema.user:
+        yield "user", one.name, _table_column("users", one.name)
+    for one in schema.item:
+        yield "item", one.name, _table_column("items", one.name)
+    for vectors in schema.vectors:
+        yield "vectors", vectors.name, _vector_set(vectors.name)
+
+
+def _row_column(side: str, name: str) -> ChangeBatch:
+    def change(batch: Batch, draw: torch.Generator) -> Batch:
+        columns: dict[str, Tensor] = getattr(batch, side)
+        order_B = torch.randperm(len(batch), generator=draw)
+        changed: dict[str, Any] = {side: columns | {name: columns[name][order_B]}}
+        return replace(batch, **changed)
+
+    return change
+
+
+def _event_column(name: str) -> ChangeBatch:
+    def change(batch: Batch, draw: torch.Generator) -> Batch:
+        there_BS = batch.history_BS != PADDING
+        values_BS = batch.events[name].clone()
+        values = values_BS[there_BS]
+        values_BS[there_BS] = values[torch.randperm(len(values), generator=draw)]
+        return replace(batch, events=batch.events | {name: values_BS})
+
+    return change
+
+
+def _exchange_histories(batch: Batch, draw: torch.Generator) -> Batch:
+    order_B = torch.randperm(len(batch), generator=draw)
+    events = {name: values_BS[order_B] for name, values_BS in batch.events.items()}
+    return replace(batch, history_BS=batch.history_BS[order_B], events=events)
+
+
+def _table_column(side: str, name: str) -> ChangeTables:
+    def change(tables: FrozenTables, draw: torch.Generator) -> FrozenTables:
+        columns: dict[str, Tensor] = getattr(tables, side)
+        order = _among_real(len(columns[name]), draw)
+        return replace(tables, **{side: columns | {name: columns[name][order]}})
+
+    return change
+
+
+def _vector_set(name: str) -> ChangeTables:
+    """Vector, presence and scale of an item move together; the shuffled set is the one copy in memory."""
+
+    def change(tables: FrozenTables, draw: torch.Generator) -> FrozenTables:
+        order = _among_real(len(tables.present[name]), draw)
+        return replace(
+            tables,
+            vectors=tables.vectors | {name: tables.vectors[name][order]},
+            present=tables.present | {name: tables.present[name][order]},
+            scales=tables.scales | ({name: tables.scales[name][order]} if name in tables.scales else {}),
+        )
+
+    return change
+
+
+def _among_real(rows: int, draw: torch.Generator) -> Tensor:
+    """An order of table rows that leaves padding and unknown where they are."""
+    real = torch.randperm(rows - FIRST_VALUE, generator=draw) + FIRST_VALUE
+    return torch.cat([torch.arange(FIRST_VALUE), real])

@@ -1,0 +1,243 @@
+"""Stress: what a trained model loses when item vectors go missing, are swapped, noisy, stale or coarse.
+
+Shapes: N rows of the split, I items, W width of a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from ctr.metrics import Interval, auc, log_loss, paired_difference
+from ctr.models.click_model import ClickModel
+from ctr.tables import FrozenTables, frozen_tables
+from ctr.trainer import predict
+from features.feature_set import FeatureSet, SplitName
+from features.progress import Progress
+from features.progress import progress as show_progress
+from features.schema import FIRST_VALUE
+from features.settings import Settings, load_yaml, merge, validate
+
+Kind = Literal["remove", "swap", "noise", "stale", "int8"]
+Order = Literal["random", "popular_first", "rare_first"]
+
+
+class StressConfig(Settings):
+    """`conf/stress.yaml`: how hard each stress is, and when a set counts as ignored."""
+
+    shares: tuple[float, ...] = Field((0.1, 0.5, 1.0), description="of items that lose or swap their vector")
+    orders: tuple[Order, ...] = Field(("random", "popular_first", "rare_first"), description="which items first")
+    noise: tuple[PositiveFloat, ...] = Field((0.5, 1.0), description="norm of the noise over that of the vector")
+    stale: tuple[float, ...] = Field((0.1, 0.3), description="share of items, the newest, without a vector yet")
+    ignored_below: PositiveFloat = Field(1e-3, description="AUC that full removal and swap cost of an ignored set")
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Stressed:
+    """One stress.
+
+    Args:
+        sets: the vector sets it struck.
+        kind: what was done.
+        level: share of items, or norm of the noise; 1 for int8.
+        order: which items came first.
+        auc, log_loss: under it.
+        loss: AUC without stress minus AUC under it, with its 95 % paired interval.
+        moved: mean |change| of a probability.
+    """
+
+    sets: str
+    kind: Kind
+    level: float
+    order: Order
+    auc: float
+    log_loss: float
+    loss: Interval
+    moved: float
+
+
+@dataclass(frozen=True)
+class StressResult:
+    """All stresses of a model.
+
+    Args:
+        auc: without stress.
+        stresses: as `plan` ordered them.
+        ignored: sets whose full removal and full swap cost less AUC than `ignored_below`, or nothing that is resolved.
+    """
+
+    auc: float
+    stresses: list[Stressed]
+    ignored: list[str]
+
+
+def load_stress_config(path: Path, overrides: dict[str, Any] | None = None) -> StressConfig:
+    """Read a stress file, `--set` on top.
+
+    Raises:
+        ConfigError: missing file, unknown key (nearest valid one named), impossible value.
+    """
+    return validate(StressConfig, merge(load_yaml(path), overrides or {}), str(path))
+
+
+def stress_model(
+    model: ClickModel,
+    feature_set: FeatureSet,
+    split: SplitName,
+    config: StressConfig,
+    progress: Progress = show_progress,
+) -> StressResult:
+    """Strike each vector set alone, and all together, and score the split under every stress.
+
+    Args:
+        model: trained; the feature set's own tables are attached at the end.
+        feature_set: whose rows are scored.
+        split: which of them.
+        config: levels.
+        progress: how to show it.
+    """
+    tables = in_float32(frozen_tables(feature_set))
+    labels_N = _column(feature_set, split, "label")
+    whole_N = predict(model, feature_set, split)
+    names = [one.name for one in feature_set.schema.vectors]
+    groups = {name: [name] for name in names} | ({"all": names} if len(names) > 1 else {})
+    planned = [(sets, *one) for sets in groups for one in plan(config)]
+    ranks = item_orders(feature_set, config.seed)
+    stresses = []
+    try:
+        with progress("stresses", total=len(planned), unit="stresses") as bar:
+            for sets, kind, level, order in planned:
+                model.attach(stressed(tables, groups[sets], kind, level, ranks[order], ranks["newest"], config.seed))
+                scores_N = predict(model, feature_set, split)
+                stresses.append(
+                    Stressed(
+                        sets=sets,
+                        kind=kind,
+                        level=level,
+                        order=order,
+                        auc=auc(labels_N, scores_N),
+                        log_loss=log_loss(labels_N, scores_N),
+                        loss=paired_difference(labels_N, whole_N, scores_N, seed=config.seed),
+                        moved=float(np.abs(whole_N - scores_N).mean()),
+                    )
+                )
+                bar.advance(1, note=f"{sets}: {kind} {level:g}")
+    finally:
+        model.attach(frozen_tables(feature_set))
+    ignored = [name for name in names if _is_ignored(name, stresses, config)]
+    return StressResult(auc(labels_N, whole_N), stresses, ignored)
+
+
+def plan(config: StressConfig) -> Iterator[tuple[Kind, float, Order]]:
+    """The stresses of one set. Whom a full removal or swap strikes first makes no difference: it comes once."""
+    for kind in ("remove", "swap"):
+        for share in config.shares:
+            for order in config.orders if share < 1 else config.orders[:1]:
+                yield kind, share, order  # type: ignore[misc]
+    for level in config.noise:
+        yield "noise", level, "random"
+    for share in config.stale:
+        yield "stale", share, "random"
+    yield "int8", 1.0, "random"
+
+
+def stressed(
+    tables: FrozenTables,
+    sets: list[str],
+    kind: Kind,
+    level: float,
+    order_I: np.ndarray,
+    newest_I: np.ndarray,
+    seed: int,
+) -> FrozenTables:
+    """The tables with these sets struck.
+
+        remove  the first `level` of the items have no vector any more
+        swap    they exchange theirs among each other
+        noise   v <- |v| (v + e) / |v + e|, e normal with a norm near level |v|
+        stale   the newest `level` of the items have none yet
+        int8    each vector rounded to 255 steps of its own
+
+    Args:
+        tables: vectors in float32.
+        sets: which.
+        kind, level: what, how hard.
+        order_I: item rows, those struck first in front; real items alone.
+        newest_I: item rows, the newest in front.
+        seed: of the draw.
+    """
+    vectors, present = dict(tables.vectors), dict(tables.present)
+    generator = torch.Generator().manual_seed(seed)
+    count = round(level * len(order_I))
+    for name in sets:
+        if kind in ("remove", "stale"):
+            struck = torch.from_numpy((order_I if kind == "remove" else newest_I)[:count].copy())
+            vectors[name] = vectors[name].clone().index_fill_(0, struck, 0.0)
+            present[name] = present[name].clone().index_fill_(0, struck, False)
+        elif kind == "swap":
+            struck = torch.from_numpy(order_I[:count].copy())
+            struck = struck[present[name][struck]]
+            given = struck[torch.randperm(len(struck), generator=generator)]
+            vectors[name] = vectors[name].clone().index_copy_(0, struck, vectors[name][given])
+        elif kind == "noise":
+            vectors[name] = _with_noise(vectors[name], level, generator)
+        else:
+            vectors[name] = _rounded(vectors[name])
+    return replace(tables, vectors=vectors, present=present)
+
+
+def in_float32(tables: FrozenTables) -> FrozenTables:
+    """The same tables with vectors as numbers that can be changed, whatever they are stored as."""
+    vectors = {}
+    for name, stored in tables.vectors.items():
+        decoded = stored.to(torch.float32)
+        vectors[name] = decoded * tables.scales[name].unsqueeze(-1) if name in tables.scales else decoded
+    return replace(tables, vectors=vectors, scales={})
+
+
+def item_orders(feature_set: FeatureSet, seed: int) -> dict[str, np.ndarray]:
+    """Real item rows at random, by training rows (most or fewest first), and by first row in the log, newest first."""
+    items = feature_set.schema.items
+    real_I = np.arange(FIRST_VALUE, items)
+    shuffled_I = np.random.default_rng(seed).permutation(real_I)
+    rows_I = np.bincount(_column(feature_set, "train", "item"), minlength=items)[shuffled_I]
+    first_I = np.full(items, np.iinfo(np.int64).max)  # an item without any row is the newest
+    splits: tuple[SplitName, ...] = ("train", "valid", "test")
+    for split in splits:
+        np.minimum.at(first_I, _column(feature_set, split, "item"), _column(feature_set, split, "time"))
+    # Ties stand in random order: a stable sort of what is shuffled.
+    return {
+        "random": shuffled_I,
+        "popular_first": shuffled_I[np.argsort(-rows_I, kind="stable")],
+        "rare_first": shuffled_I[np.argsort(rows_I, kind="stable")],
+        "newest": shuffled_I[np.argsort(-first_I[shuffled_I], kind="stable")],
+    }
+
+
+def _with_noise(vectors_IW: Tensor, level: float, generator: torch.Generator) -> Tensor:
+    norm_I1 = vectors_IW.norm(dim=-1, keepdim=True)
+    noise_IW = torch.randn(vectors_IW.shape, generator=generator) * norm_I1 * level / vectors_IW.shape[1] ** 0.5
+    noisy_IW = vectors_IW + noise_IW
+    return noisy_IW * norm_I1 / noisy_IW.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def _rounded(vectors_IW: Tensor) -> Tensor:
+    step_I1 = vectors_IW.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+    return torch.round(vectors_IW / step_I1) * step_I1
+
+
+def _is_ignored(name: str, stresses: list[Stressed], config: StressConfig) -> bool:
+    full = [one for one in stresses if one.sets == name and one.kind in ("remove", "swap") and one.level == 1]
+    return bool(full) and all(one.loss.value < config.ignored_below or one.loss.low <= 0 for one in full)
+
+
+def _column(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:
+    return np.concatenate([part[name] for part in feature_set.rows(split)])

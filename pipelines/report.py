@@ -1,0 +1,84 @@
+"""`report`: everything worth knowing of a training run on one HTML page, kept with its MLflow run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ctr.importance import permutation_importance
+from ctr.slices import slice_metrics
+from ctr.tracking import Tracker
+from features.atomic import write_text
+from pipelines import report_sections as section
+from pipelines.evaluate import score_split
+from pipelines.load_run import load_run
+from pipelines.report_model import model_sections
+from pipelines.report_page import page
+from pipelines.report_record import RunRecord
+from pipelines.train import TRACKED
+from pipelines.workspace import Workspace
+
+REPORT = "report.html"
+
+
+def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Console) -> dict[str, Any]:
+    """Score a finished run's test rows again and tell what was found as one self-contained HTML page.
+
+    Args:
+        run_id: or `latest`.
+        out: the file to write; `report.html` in the run folder without one.
+        workspace: where the run is.
+        console: where to say what was written.
+
+    Raises:
+        ConfigError: no such run, one that was never evaluated, or one whose feature set was built from another
+            contract.
+        DataError: its feature set is gone.
+    """
+    started = time.monotonic()
+    run_dir = workspace.run(run_id)
+    record = RunRecord.read(run_dir)
+    model, feature_set = load_run(run_id, workspace)
+    split = feature_set.judged_by
+    judged = score_split(model, feature_set, split)
+    importances = permutation_importance(model, feature_set, split)
+    sections = [
+        section.the_run(record, feature_set, sum(one.numel() for one in model.parameters())),
+        section.metrics_and_controls(record, split),
+        section.learning(record),
+        section.ranking(judged),
+        section.calibration(judged),
+        section.score_distribution(judged),
+        section.slices(slice_metrics(feature_set, split, judged.scores), record.metrics[split]["auc"]),
+        section.importance(importances),
+        *model_sections(model, feature_set, run_dir),
+        section.settings(record.config),
+    ]
+    path = out or run_dir / REPORT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(f"{feature_set.contract.name}: run {run_dir.name}", sections))
+    console.print(f"report {path}: {path.stat().st_size / 2**10:.0f} KiB, {len(sections)} sections")
+    _keep(path, run_dir, workspace)
+    return {
+        "status": "done",
+        "exit_code": 0,
+        "run_id": run_dir.name,
+        "report": str(path),
+        "importance": {
+            f"{one.side}.{one.name}": {"drop": one.drop.value, "low": one.drop.low, "high": one.drop.high}
+            for one in importances
+        },
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _keep(path: Path, run_dir: Path, workspace: Workspace) -> None:
+    """Store the page with the run's MLflow run, where it has one."""
+    tracked = run_dir / TRACKED
+    if tracked.is_file():
+        tracker = Tracker(workspace.root)
+        with tracker.resume(tracked.read_text(encoding="utf-8").strip()):
+            tracker.log_file(path, "report")

@@ -1,0 +1,55 @@
+"""What a run folder says of its run: settings, metrics, curve, how long it took."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctr.checkpoint import MODEL
+from features.errors import ConfigError
+from pipelines.summary import Metrics
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a finished run.
+
+    Args:
+        config: `config.json`.
+        metrics: of the model, by split.
+        controls: by name.
+        curve: one mapping a look at the validation rows.
+        seconds: wall time from the first file to the weights, an interruption in between included.
+    """
+
+    config: dict[str, Any]
+    metrics: dict[str, Metrics]
+    controls: dict[str, Metrics]
+    curve: list[dict[str, float]]
+    seconds: float
+
+    @classmethod
+    def read(cls, run_dir: Path) -> RunRecord:
+        """Read a run folder.
+
+        Raises:
+            ConfigError: the run was never evaluated.
+        """
+        judged = run_dir / "metrics.json"
+        if not judged.is_file():
+            raise ConfigError(
+                f"{judged}: not there: the run ended before its evaluation. Finish it with "
+                f"`quadrank train --resume {run_dir.name}`."
+            )
+        record = json.loads(judged.read_text(encoding="utf-8"))
+        config = run_dir / "config.json"
+        lines = (run_dir / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+        return cls(
+            config=json.loads(config.read_text(encoding="utf-8")),
+            metrics=record["metrics"],
+            controls=record["controls"],
+            curve=[json.loads(line) for line in lines],
+            seconds=(run_dir / MODEL).stat().st_mtime - config.stat().st_mtime,
+        )
