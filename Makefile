@@ -18,7 +18,7 @@ CONTRACT := conf/data/$(DATA).yaml
 PRESET := conf/model/$(MODEL).yaml
 OPTIONS = $(foreach s,$(SET),--set $(s)) $(if $(ROOT),--root $(ROOT))
 
-.PHONY: help setup simulate features train test tune export promote bench lint format lock clean
+.PHONY: help setup simulate features train test tune export promote report bench lint format lock clean
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -60,6 +60,9 @@ export: .venv/.ready  ## the newest run's checkpoint -> bundle (RUN=id for anoth
 
 promote: .venv/.ready  ## gate a bundle, then move the champion alias (BUNDLE=folder)
 	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/CURRENT)
+
+report: .venv/.ready  ## one HTML page of the newest run (RUN=id for another)
+	@$(QUADRANK) report --run $(or $(RUN),latest)
 
 bench: .venv/.ready  ## the README's numbers, peers beside us in one run (BENCH=features)
 	@$(QUADRANK) bench $(or $(BENCH),features)

@@ -45,7 +45,8 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     payload = [told(one, history, encoder, feature_set) for one in found]
     for one in payload:
         _print(one, console)
-    return {"status": "done", "exit_code": 0, "run_id": run_id, "explained": payload}
+    run_dir = workspace.run(run_id)
+    return {"status": "done", "exit_code": 0, "run_id": run_dir.name, "explained": payload}
 
 
 def _read(path: Path, encoder: Encoder) -> Request:

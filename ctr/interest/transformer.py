@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from ctr.interest.past import Past
 from ctr.interest.softmax import NOTHING
 
-HEADS, BLOCKS = 2, 2
+HEADS, BLOCKS = 2, 1
 
 
 class TargetTransformer(nn.Module):
     """Self-attention over [events ; target], positions counted back from the newest event.
 
-        z = [W_y y_s + E_place ; W_x x_t];  2 blocks of  z <- LN(z + Attention(z)),  z <- LN(z + FF(z))
+        z = [W_y y_s + E_place ; W_x x_t];  1 block of  z <- LN(z + Attention(z)),  z <- LN(z + FF(z))
         o = [z_target ; max z]
 
     (Chen et al. 2019, "Behavior Sequence Transformer", arXiv 1905.06874; the winner of the WWW 2025 challenge

@@ -1,0 +1,132 @@
+"""compare, stress, report and explain as a user types them, on a small simulated log."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines.cli import main
+from tests.pipelines.test_commands import ROOT, SMALL, Shell
+
+PLUS = ["--model", "conf/model/qin_plus.yaml", "--set", "model.evidence_heads=2", "--set", "model.layers=1", *SMALL]
+FAST = {"train": {"epochs": 1, "batch_size": 512, "evaluations_per_epoch": 1}}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A simulated log, and one trained run of QIN+ on it."""
+    folder = tmp_path_factory.mktemp("proof")
+    where = ["--root", str(folder / "raw"), "--work", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for command in (
+            ["simulate", "--out", str(folder / "raw"), "--rows", "12000", "--users", "300", "--items", "200"],
+            ["train", "--data", "conf/data/simulated.yaml", *where, *PLUS],
+            ["export", "--work", str(folder)],
+        ):
+            with pytest.raises(SystemExit) as stop:
+                main([*command, "--json"])
+            assert not stop.value.code
+    return folder
+
+
+@pytest.fixture
+def shell(capsys, work, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Shell(capsys, work)
+
+
+def study(work, **changes) -> str:
+    content = {
+        "name": "tiny",
+        "data": str(ROOT / "conf/data/simulated.yaml"),
+        "base": str(ROOT / "conf/model/lr.yaml"),
+        "seeds": 2,
+        "variants": {"lr": {"set": FAST}, "no_vectors": {"set": FAST, "modalities": []}},
+        "controls": ["popularity"],
+    }
+    path = work / "study.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return str(path)
+
+
+def where(work):
+    return ["--root", str(work / "raw"), "--work", str(work), "--workers", "1"]
+
+
+def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
+    code, found = shell("compare", "--study", study(work), *where(work))
+    assert code == 0, shell.error
+    results = {one["name"]: one for one in found["results"]}
+    assert set(results) == {"lr", "no_vectors", "popularity"}
+    lr = results["lr"]
+    assert lr["auc"] == pytest.approx(np.mean(lr["auc_by_seed"]), abs=1e-5) and len(lr["auc_by_seed"]) == 2
+    assert lr["auc_low"] < lr["auc"] < lr["auc_high"] and lr["difference"] == 0
+    assert results["no_vectors"]["facts"]["parameters"] < lr["facts"]["parameters"]
+    assert lr["facts"]["rank_ms"] > 0 and 0 < lr["optimal_lift_share"] < 1
+    assert {one["dimension"] for one in lr["slices"]} > {"new items", "item popularity"}
+    folder = work / "comparisons" / "tiny"
+    assert json.loads((folder / "summary.json").read_text())["study"] == "tiny"
+    assert (folder / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+    weights = folder / "lr" / "seed-1" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    code, again = shell("compare", "--study", study(work), *where(work))
+    assert code == 0 and weights.stat().st_mtime_ns == before
+    assert [one["auc"] for one in again["results"]] == [one["auc"] for one in found["results"]]
+    # The study's own feature set is not replaced by a variant's.
+    assert "no_vectors" not in (work / "feature_sets" / "simulated" / "CURRENT").resolve().name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variants": {"a": {"modalities": ["sound"]}}}, ["sound", "text, image"]),
+        ({"variants": {"a": {"data": {"split": {"by": "time", "valid": 0.2, "test": 0.1}}}, "b": {}}}, ["same rows"]),
+        ({"sedes": 3}, ["seeds"]),
+    ],
+)
+def test_a_wrong_study_stops_before_training(shell, work, changes, words):
+    code, found = shell("ablate", "--study", study(work, name="wrong", **changes), *where(work))
+    assert code in (2, 4)
+    assert all(word in found["error"] for word in words), found["error"]
+    assert not list((work / "comparisons").glob("wrong/**/*.safetensors"))
+
+
+def test_compare_wants_models_or_a_study(shell, work):
+    assert shell("compare", "--work", work)[0] == 2
+    code, found = shell("compare", "--models", "qin,qim", *where(work))
+    assert code == 2 and "qin_plus" in found["error"]
+
+
+def test_stress_tells_what_vectors_are_worth(shell, work):
+    code, found = shell("stress", "--work", work, "--set", "stress.shares=[1.0]", "--set", "stress.noise=[1.0]")
+    assert code == 0, shell.error
+    assert {one["sets"] for one in found["stresses"]} == {"text", "image", "all"}
+    assert all(one["loss"]["low"] <= one["loss"]["value"] <= one["loss"]["high"] for one in found["stresses"])
+    assert (work / "runs" / found["run_id"] / "stress.png").is_file()
+
+
+def test_report_shows_the_inside_of_the_model(shell, work):
+    code, found = shell("report", "--work", work)
+    assert code == 0, shell.error
+    text = (work / "runs" / found["run_id"] / "report.html").read_text()
+    assert all(word in text for word in ("Gates of the vector sets", "Calibration before and after", "What spoke for"))
+
+
+def test_explain_names_past_items_and_fields(shell, work):
+    request = work / "bundles" / "simulated" / "request.json"
+    code, found = shell("explain", "--work", work, "--request", request, "--top", "2")
+    assert code == 0, shell.error
+    first, second = found["explained"]
+    assert first["score"] >= second["score"]
+    history = [one["item"] for one in json.loads(request.read_text())["history"]]
+    assert {one["item"] for one in first["past"]} <= set(history) and first["past"]
+    assert "text vector" in first["contributions"] or "history" in first["contributions"]
+    # The torch model of the run says what its bundle serves.
+    bundle = work / "bundles" / "simulated" / found["run_id"]
+    code, ranked = shell("rank", "--bundle", bundle, "--request", request)
+    assert ranked["ranked"][0]["score"] == pytest.approx(first["score"], abs=1e-5)
