@@ -162,7 +162,9 @@ def _milliseconds(event: FunctionEvent, on_cuda: bool) -> float:
     return sum(called.device_time_total for called in event.cpu_children) / 1e3
 
 
-def _measured_parts(model: ClickModel, step: Callable[[], tuple[float, float]], device: torch.device) -> dict[str, float]:
+def _measured_parts(
+    model: ClickModel, step: Callable[[], tuple[float, float]], device: torch.device
+) -> dict[str, float]:
     """Milliseconds of a step by part, as the profiler sees them; `other` is what is left of its wall time.
 
     `loader` is what a step waits for its batch. `other` is loss, clipping, context columns, joining what goes into the

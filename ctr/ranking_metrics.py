@@ -25,6 +25,12 @@ def requests_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
     return requests if len(requests) and requests.min() >= 0 else None
 
 
+def groups_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
+    """What a list is shown to, [N]: the request of each row, or its user where the log names no requests."""
+    requests = requests_of(feature_set, split)
+    return np.concatenate([part["user"] for part in feature_set.rows(split)]) if requests is None else requests
+
+
 def ranking_metrics(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Mean over groups, unweighted, with the 95 % interval that other groups of the kind would have given.
 

@@ -70,7 +70,7 @@ def slices(feature_set: FeatureSet, split: SplitName) -> list[Slice]:
     rows = {name: _column(feature_set, split, name) for name in ("item", "user", "time", "history_len")}
     found = [
         *_by_item(feature_set, rows["item"]),
-        *_by_length(rows["history_len"]),
+        *_by_length(rows["history_len"], feature_set.schema.history_max_len),
         *_by_vector(feature_set, rows["item"]),
         *_by_user(feature_set, rows["user"], rows["time"]),
         *_by_day(rows["time"]),
@@ -107,17 +107,23 @@ def _judged(one: Slice, labels_N: np.ndarray, scores_N: np.ndarray) -> SliceResu
 
 
 def _by_item(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
-    items = feature_set.schema.items
-    shown = _column(feature_set, "train", "item")
-    rows_I = np.bincount(shown, minlength=items)
-    clicks_I = np.bincount(shown, weights=_column(feature_set, "train", "label"), minlength=items)
-    rows_I[UNKNOWN] = clicks_I[UNKNOWN] = 0  # the rows of all unknown items together
+    rows_I, clicks_I = training_counts(feature_set)
     yield Slice("new items", "no training row", rows_I[item_N] == 0)
     yield Slice("new items", "no training click", (rows_I[item_N] > 0) & (clicks_I[item_N] == 0))
     yield Slice("new items", "clicked in training", clicks_I[item_N] > 0)
     tier_I = popularity_tiers(clicks_I)
     for tier, name in enumerate(("head", "torso", "tail")):
         yield Slice("item popularity", name, tier_I[item_N] == tier)
+
+
+def training_counts(feature_set: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows, int64 [I], and clicks, float64 [I], of each catalogue row; none of the unknown item."""
+    items = feature_set.schema.items
+    shown = _column(feature_set, "train", "item")
+    rows_I = np.bincount(shown, minlength=items)
+    clicks_I = np.bincount(shown, weights=_column(feature_set, "train", "label"), minlength=items)
+    rows_I[UNKNOWN] = clicks_I[UNKNOWN] = 0  # the rows of all unknown items together
+    return rows_I, clicks_I
 
 
 def popularity_tiers(clicks_I: np.ndarray) -> np.ndarray:
@@ -131,9 +137,11 @@ def popularity_tiers(clicks_I: np.ndarray) -> np.ndarray:
     return tier_I
 
 
-def _by_length(length_N: np.ndarray) -> Iterator[Slice]:
+def _by_length(length_N: np.ndarray, longest: int) -> Iterator[Slice]:
     yield Slice("history length", "0", length_N == 0)
-    for low, high in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
+    # A history is cut to the longest: the last slice holds every one that is longer, and must say so.
+    lengths = [low for low in LENGTHS if low <= longest]
+    for low, high in zip(lengths, (*lengths[1:], None), strict=True):
         name = f"{low} or more" if high is None else f"{low} to {high - 1}"
         yield Slice("history length", name, (length_N >= low) & (high is None or length_N < high))
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ctr.ranking_metrics import ranking_metrics, requests_of
+from ctr.ranking_metrics import groups_of, ranking_metrics, requests_of
 from features.errors import DataError
 from tests.toy import toy_feature_set
 
@@ -46,3 +47,14 @@ def test_groups_are_averaged_and_one_class_is_left_out():
 
 def test_a_log_without_requests_has_no_lists(tmp_path):
     assert requests_of(toy_feature_set(tmp_path / "toy"), "test") is None
+
+
+def test_groups_are_requests_where_every_row_has_one_and_else_users():
+    users, requests = np.array([4, 4, 5]), np.array([70, 71, 72])
+
+    def log(**columns: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(rows=lambda _: [{"user": users, **columns}])
+
+    assert groups_of(log(request=requests), "test").tolist() == [70, 71, 72]
+    assert groups_of(log(request=np.array([70, -1, 72])), "test").tolist() == [4, 4, 5]
+    assert groups_of(log(), "test").tolist() == [4, 4, 5]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from ctr.slices import popularity_tiers, slice_metrics, slices
+from ctr.slices import popularity_tiers, slice_metrics, slices, training_counts
 from tests.toy import toy_feature_set
 
 
@@ -20,6 +22,17 @@ def test_popularity_tiers_by_hand():
     # 100 clicks: before the items stand 0, 40, 70, 85 and 95 of them; an item without a click is tail.
     assert popularity_tiers(np.array([15.0, 40, 30, 0, 10, 5])).tolist() == [1, 0, 0, 2, 1, 2]
     assert popularity_tiers(np.array([90.0, 10])).tolist() == [0, 2]
+
+
+def test_training_counts_are_those_of_the_rows_and_leave_out_the_unknown_item(feature_set):
+    rows_I, clicks_I = training_counts(feature_set)
+    item, label = column(feature_set, "train", "item"), column(feature_set, "train", "label")
+    assert (rows_I[7], clicks_I[7]) == ((item == 7).sum(), label[item == 7].sum())
+    assert rows_I.sum() == len(item)
+    unknown = SimpleNamespace(
+        schema=feature_set.schema, rows=lambda _: [{"item": np.array([1, 1, 4]), "label": np.ones(3)}]
+    )
+    assert training_counts(unknown)[0].sum() == training_counts(unknown)[1].sum() == 1
 
 
 def test_each_dimension_parts_the_rows(feature_set):
@@ -55,7 +68,9 @@ def test_new_items_are_those_that_training_did_not_show(feature_set):
 def test_lengths_and_ages(feature_set):
     found = {(one.dimension, one.name): one.rows_N for one in slices(feature_set, "test")}
     length = column(feature_set, "test", "history_len")
-    np.testing.assert_array_equal(found["history length", "5 to 19"], (length >= 5) & (length <= 19))
+    # Histories are cut to 8 events: a row that has 8 may have had 30.
+    np.testing.assert_array_equal(found["history length", "5 or more"], length >= 5)
+    np.testing.assert_array_equal(found["history length", "1 to 4"], (length >= 1) & (length <= 4))
     everyone = {
         name: np.concatenate([column(feature_set, split, name) for split in ("train", "valid", "test")])
         for name in ("user", "time")

@@ -21,7 +21,8 @@ from features.simulator.simulate import simulate
 from features.vocabulary import Vocabulary
 from tests.features.raw import Tables, raw_log
 
-SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
+# Without counters, whose replay is tested in test_counters_built.
+SIMULATED = Path(__file__).parents[2] / "benchmarks" / "feature_build.yaml"
 
 
 @pytest.fixture(scope="module")

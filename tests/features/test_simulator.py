@@ -62,7 +62,8 @@ def test_the_contract_in_conf_names_existing_files_and_columns(log: tuple[Path, 
     interactions = contract.interactions
     columns = pl.read_parquet_schema(contract.resolve(interactions.path))
     named = {interactions.user, interactions.item, interactions.time, interactions.label}
-    assert named | set(interactions.context) | set(contract.history.columns) <= set(columns)
+    of_events = {name for name, column in contract.history.columns.items() if column.type != "residual"}
+    assert named | set(interactions.context) | of_events <= set(columns)
     for table in (contract.items, contract.users):
         assert table is not None
         assert {table.id, *table.columns} <= set(pl.read_parquet_schema(contract.resolve(table.path)))

@@ -1,0 +1,196 @@
+"""Top lists: what the k best scored rows of each group would show, against all that the split shows.
+
+Shapes: N rows of the split, L listed rows, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctr.ranking_metrics import groups_of
+from ctr.slices import popularity_tiers, training_counts
+from features.errors import ConfigError, DataError, NumericalError
+from features.feature_set import FeatureSet, SplitName
+from features.schema import FIRST_VALUE, PADDING
+
+TAIL = 2  # of `popularity_tiers`
+MOST_VALUES = 32  # of an item field whose values are judged one by one
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One number of the listed rows, and the same number of all rows of the split."""
+
+    listed: float
+    shown: float
+
+
+@dataclass(frozen=True)
+class ValueCalibration:
+    """Predicted against observed clicks of the listed rows whose item has one value of one column.
+
+    Args:
+        field: the item column.
+        value: its encoded value; 1 is unknown or missing.
+        rows, positives: how many are listed, and of those clicked. A row with several tags counts in each.
+        ratio: sum of scores / positives; above 1 promises too many. None where nothing was clicked.
+    """
+
+    field: str
+    value: int
+    rows: int
+    positives: int
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class TopLists:
+    """What the lists show. Means are over listed rows, so that a longer list weighs more.
+
+    Args:
+        k: longest list.
+        groups: lists, one a request or user.
+        groups_cut: those with more than k rows. The others list all that they have, whatever the scores: where
+            few are cut, the numbers below say little of the model.
+        rows: listed rows.
+        items: distinct items in all rows of the split.
+        coverage: share of these items that stand in any list.
+        gini: how unevenly these items are shown: 0 all alike, towards 1 a few alone.
+        novelty: mean of -log2 of the item's share of training rows, in bits; one more bit, half as common. An item
+            has one row more than were seen, so that a new one has a share.
+        tail_share: share of items beyond those that hold 90 % of the training clicks.
+        new_share: share of items without a training row.
+        calibration: sum of scores / sum of labels. The best scored rows are also the luckiest, so listed is often above
+            shown. None where the listed rows hold no click.
+        by_value: the same by value of each item column of at most 32 values.
+    """
+
+    k: int
+    groups: int
+    groups_cut: int
+    rows: int
+    items: int
+    coverage: float
+    gini: Compared
+    novelty: Compared
+    tail_share: Compared
+    new_share: Compared
+    calibration: Compared | None
+    by_value: tuple[ValueCalibration, ...]
+
+
+def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: int = 10) -> TopLists:
+    """List the k best scored rows of each request (of each user, where the log names no requests).
+
+    Args:
+        feature_set: whose rows were scored.
+        split: which of them.
+        scores: probabilities in stored row order, [N].
+        k: longest list.
+
+    Raises:
+        ConfigError: k below 1.
+        DataError: the split has no rows, or another number of them than there are scores.
+        NumericalError: a score is not a probability.
+    """
+    item_N, label_N = (np.concatenate([part[name] for part in feature_set.rows(split)]) for name in ("item", "label"))
+    score_N = np.asarray(scores, np.float64)
+    _require_probabilities(score_N, len(item_N), split)
+    groups_N = groups_of(feature_set, split)
+    listed_N = best_rows(score_N, groups_N, k)
+    rows_I, clicks_I = training_counts(feature_set)
+    real_items = feature_set.schema.items - FIRST_VALUE
+    novelty_I = -np.log2((rows_I + 1) / (rows_I.sum() + real_items))
+    tail_I = popularity_tiers(clicks_I) == TAIL
+
+    def compared(value_I: np.ndarray) -> Compared:
+        return Compared(listed=float(value_I[item_N[listed_N]].mean()), shown=float(value_I[item_N].mean()))
+
+    shown_I = np.bincount(item_N, minlength=feature_set.schema.items)
+    times_listed_I = np.bincount(item_N[listed_N], minlength=feature_set.schema.items)[shown_I > 0]
+    sizes_G = np.unique(groups_N, return_counts=True)[1]
+    listed_clicks = label_N[listed_N].sum(dtype=np.float64)
+    return TopLists(
+        k=k,
+        groups=len(sizes_G),
+        groups_cut=int((sizes_G > k).sum()),
+        rows=int(listed_N.sum()),
+        items=len(times_listed_I),
+        coverage=float((times_listed_I > 0).mean()),
+        gini=Compared(listed=gini(times_listed_I), shown=gini(shown_I[shown_I > 0])),
+        novelty=compared(novelty_I),
+        tail_share=compared(tail_I),
+        new_share=compared(rows_I == 0),
+        calibration=Compared(
+            listed=float(score_N[listed_N].sum() / listed_clicks),
+            shown=float(score_N.sum() / label_N.sum(dtype=np.float64)),
+        )
+        if listed_clicks
+        else None,
+        by_value=tuple(_by_value(feature_set, item_N[listed_N], label_N[listed_N], score_N[listed_N])),
+    )
+
+
+def best_rows(scores: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+    """Which rows are among the k best scored of their group, bool [N].
+
+    Rows of equal score are drawn by lot, the same lot at every call: stored order is often the order of time, or
+    has the clicked row first, and must not decide.
+
+    Raises:
+        ConfigError: k below 1.
+    """
+    if k < 1:
+        raise ConfigError(f"top lists of k = {k} rows: k must be at least 1, e.g. 10.")
+    lot_N = np.random.default_rng(0).permutation(len(scores))
+    order_N = np.lexsort((lot_N, -scores, groups))
+    sorted_N = groups[order_N]
+    first_N = np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])
+    start_N = np.maximum.accumulate(np.where(first_N, np.arange(len(scores)), 0))
+    listed_N = np.empty(len(scores), bool)
+    listed_N[order_N] = np.arange(len(scores)) - start_N < k
+    return listed_N
+
+
+def gini(counts: np.ndarray) -> float:
+    """Gini coefficient of how often each item is shown, [I], zeros included: 0 all alike, 1 - 1/I one alone.
+
+    Over counts in rising order, 2 Σ i c_i / (I Σ c) - (I + 1) / I.
+    """
+    rising_I = np.sort(counts).astype(np.float64)
+    items = len(rising_I)
+    return float(2 * (np.arange(1, items + 1) @ rising_I) / (items * rising_I.sum()) - (items + 1) / items)
+
+
+def _by_value(
+    feature_set: FeatureSet, item_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
+) -> Iterator[ValueCalibration]:
+    """Columns in schema order without the id, their values in rising order."""
+    for field in feature_set.schema.item[1:]:
+        if field.kind == "numeric" or field.size - FIRST_VALUE > MOST_VALUES:
+            continue
+        value_LV = feature_set.items[field.name][item_L].reshape(len(item_L), -1)
+        values, each = value_LV.ravel(), value_LV.shape[1]
+        rows = np.bincount(values, minlength=field.size)
+        clicks = np.bincount(values, weights=np.repeat(label_L, each), minlength=field.size)
+        predicted = np.bincount(values, weights=np.repeat(score_L, each), minlength=field.size)
+        for value in np.flatnonzero(rows):
+            if value != PADDING:
+                ratio = float(predicted[value] / clicks[value]) if clicks[value] else None
+                yield ValueCalibration(field.name, int(value), int(rows[value]), int(clicks[value]), ratio)
+
+
+def _require_probabilities(score_N: np.ndarray, rows: int, split: SplitName) -> None:
+    if not rows:
+        raise DataError(f"no rows to list: the {split} split is empty. Enlarge its share under `split`.")
+    if score_N.shape != (rows,):
+        raise DataError(f"scores: shape {score_N.shape}, but the {split} split has {rows} rows. Score each row once.")
+    wrong_N = ~((score_N >= 0) & (score_N <= 1))
+    if wrong_N.any():
+        raise NumericalError(
+            f"scores: {int(wrong_N.sum())} of {rows} are not probabilities, e.g. {score_N[wrong_N][0]:.4g} in row "
+            f"{int(wrong_N.argmax())}. Apply the sigmoid to logits first."
+        )
