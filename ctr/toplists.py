@@ -17,14 +17,23 @@ from features.feature_set import FeatureSet, SplitName
 from features.schema import FIRST_VALUE, PADDING
 
 TAIL = 2  # of `popularity_tiers`
+DRAWS = 10  # of lists by lot
 MOST_VALUES = 32  # of an item field whose values are judged one by one
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of the listed rows, and the same number of all rows of the split."""
+    """One number of the lists, and what it is without the scores.
+
+    Args:
+        listed: of the listed rows.
+        by_lot: of as many rows of each group drawn by lot, mean over draws. What listed has beyond it, the scores did:
+            lists favour the rows of small groups, and a few rows are less even than many, whatever the scores.
+        shown: of all rows of the split.
+    """
 
     listed: float
+    by_lot: float
     shown: float
 
 
@@ -63,8 +72,8 @@ class TopLists:
             has one row more than were seen, so that a new one has a share.
         tail_share: share of items beyond those that hold 90 % of the training clicks.
         new_share: share of items without a training row.
-        calibration: sum of scores / sum of labels. The best scored rows are also the luckiest, so listed is often above
-            shown. None where the listed rows hold no click.
+        calibration: sum of scores / sum of labels of the listed rows. The best scored rows are also the luckiest, so it
+            is often above that of all rows. None where none of them was clicked.
         by_value: the same by value of each item column of at most 32 values.
     """
 
@@ -73,12 +82,12 @@ class TopLists:
     groups_cut: int
     rows: int
     items: int
-    coverage: float
+    coverage: Compared
     gini: Compared
     novelty: Compared
     tail_share: Compared
     new_share: Compared
-    calibration: Compared | None
+    calibration: float | None
     by_value: tuple[ValueCalibration, ...]
 
 
@@ -101,35 +110,26 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
     _require_probabilities(score_N, len(item_N), split)
     groups_N = groups_of(feature_set, split)
     listed_N = best_rows(score_N, groups_N, k)
-    rows_I, clicks_I = training_counts(feature_set)
-    real_items = feature_set.schema.items - FIRST_VALUE
-    novelty_I = -np.log2((rows_I + 1) / (rows_I.sum() + real_items))
-    tail_I = popularity_tiers(clicks_I) == TAIL
-
-    def compared(value_I: np.ndarray) -> Compared:
-        return Compared(listed=float(value_I[item_N[listed_N]].mean()), shown=float(value_I[item_N].mean()))
-
-    shown_I = np.bincount(item_N, minlength=feature_set.schema.items)
-    times_listed_I = np.bincount(item_N[listed_N], minlength=feature_set.schema.items)[shown_I > 0]
+    generator = np.random.default_rng(1)
+    facts = _ItemFacts.of(feature_set, item_N)
+    drawn = [facts.means(item_N[best_rows(generator.random(len(item_N)), groups_N, k)]) for _ in range(DRAWS)]
+    by_lot, listed, shown = np.mean(drawn, axis=0), facts.means(item_N[listed_N]), facts.means(item_N)
+    coverage, gini_, novelty, tail, new = (
+        Compared(*(float(one) for one in found)) for found in zip(listed, by_lot, shown, strict=True)
+    )
     sizes_G = np.unique(groups_N, return_counts=True)[1]
-    listed_clicks = label_N[listed_N].sum(dtype=np.float64)
     return TopLists(
         k=k,
         groups=len(sizes_G),
         groups_cut=int((sizes_G > k).sum()),
         rows=int(listed_N.sum()),
-        items=len(times_listed_I),
-        coverage=float((times_listed_I > 0).mean()),
-        gini=Compared(listed=gini(times_listed_I), shown=gini(shown_I[shown_I > 0])),
-        novelty=compared(novelty_I),
-        tail_share=compared(tail_I),
-        new_share=compared(rows_I == 0),
-        calibration=Compared(
-            listed=float(score_N[listed_N].sum() / listed_clicks),
-            shown=float(score_N.sum() / label_N.sum(dtype=np.float64)),
-        )
-        if listed_clicks
-        else None,
+        items=int(facts.shown_I.sum()),
+        coverage=coverage,
+        gini=gini_,
+        novelty=novelty,
+        tail_share=tail,
+        new_share=new,
+        calibration=_ratio(score_N[listed_N].sum(), label_N[listed_N].sum(dtype=np.float64)),
         by_value=tuple(_by_value(feature_set, item_N[listed_N], label_N[listed_N], score_N[listed_N])),
     )
 
@@ -165,6 +165,37 @@ def gini(counts: np.ndarray) -> float:
     return float(2 * (np.arange(1, items + 1) @ rising_I) / (items * rising_I.sum()) - (items + 1) / items)
 
 
+@dataclass(frozen=True)
+class _ItemFacts:
+    """What is known of each item before a list is made, all [I]: whether the split shows it, bits, tail, new."""
+
+    shown_I: np.ndarray
+    novelty_I: np.ndarray
+    tail_I: np.ndarray
+    new_I: np.ndarray
+
+    @classmethod
+    def of(cls, feature_set: FeatureSet, item_N: np.ndarray) -> _ItemFacts:
+        rows_I, clicks_I = training_counts(feature_set)
+        real_items = len(rows_I) - FIRST_VALUE
+        return cls(
+            shown_I=np.bincount(item_N, minlength=len(rows_I)) > 0,
+            novelty_I=-np.log2((rows_I + 1) / (rows_I.sum() + real_items)),
+            tail_I=popularity_tiers(clicks_I) == TAIL,
+            new_I=rows_I == 0,
+        )
+
+    def means(self, item_L: np.ndarray) -> np.ndarray:
+        """Coverage, gini, novelty, tail share and new share of some rows, float64 [5]."""
+        times_I = np.bincount(item_L, minlength=len(self.shown_I))[self.shown_I]
+        by_row = (one[item_L].mean() for one in (self.novelty_I, self.tail_I, self.new_I))
+        return np.array([(times_I > 0).mean(), gini(times_I), *by_row])
+
+
+def _ratio(predicted: float, observed: float) -> float | None:
+    return float(predicted / observed) if observed else None
+
+
 def _by_value(
     feature_set: FeatureSet, item_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
 ) -> Iterator[ValueCalibration]:
@@ -179,7 +210,7 @@ def _by_value(
         predicted = np.bincount(values, weights=np.repeat(score_L, each), minlength=field.size)
         for value in np.flatnonzero(rows):
             if value != PADDING:
-                ratio = float(predicted[value] / clicks[value]) if clicks[value] else None
+                ratio = _ratio(predicted[value], clicks[value])
                 yield ValueCalibration(field.name, int(value), int(rows[value]), int(clicks[value]), ratio)
 
 

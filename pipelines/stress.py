@@ -33,7 +33,7 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     found = stress_model(model, feature_set, feature_set.judged_by, config)
     console.print(_table(f"{run_dir.name}: AUC {found.auc:.4f} without stress", found))
     console.print(_verdict(found))
-    record = asdict(found)
+    record = asdict(found) | {"stresses": [asdict(one) | {"loss": one.loss._asdict()} for one in found.stresses]}
     write_text(run_dir / "stress.json", json.dumps(record, indent=2))
     losses = {_name(one): one.loss for one in found.stresses}
     figure = forest(losses, "loss of AUC")

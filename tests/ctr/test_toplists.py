@@ -48,17 +48,40 @@ def by_hand(**columns: np.ndarray) -> SimpleNamespace:
 def test_lists_by_hand():
     found = top_lists(by_hand(), "test", SCORES, k=2)
     assert (found.groups, found.groups_cut, found.rows, found.items) == (2, 2, 4, 4)
-    assert found.coverage == 3 / 4  # 2, 3 and 5 of 2, 3, 4 and 5
+    assert found.coverage.listed == 3 / 4  # 2, 3 and 5 of 2, 3, 4 and 5
     # Listed 2, 1, 0, 1 times: 2 (0·1 + 1·2 + 1·3 + 2·4) / (4·4) - 5/4. Shown 2, 1, 1, 2 times: 2·17/(4·6) - 5/4.
-    assert found.gini == Compared(pytest.approx(0.375), pytest.approx(1 / 6))
+    assert (found.gini.listed, found.gini.shown) == (pytest.approx(0.375), pytest.approx(1 / 6))
     # 7 training rows and one more for each of five items: items 2 to 5 have 5, 3, 2 and 1 of 12.
     listed = (2 * log2(12 / 5) + log2(4) + log2(12)) / 4
     shown = (2 * log2(12 / 5) + log2(4) + log2(6) + 2 * log2(12)) / 6
-    assert found.novelty == Compared(pytest.approx(listed), pytest.approx(shown))
+    assert (found.novelty.listed, found.novelty.shown) == (pytest.approx(listed), pytest.approx(shown))
     # Item 2 is head with 3 of 4 clicks, item 3 torso: before it stand 75 %. Item 5 alone is new.
-    assert found.tail_share == Compared(1 / 4, 3 / 6)
-    assert found.new_share == Compared(1 / 4, 2 / 6)
-    assert found.calibration == Compared(pytest.approx(2.8 / 2), pytest.approx(3.1 / 3))
+    assert (found.tail_share.listed, found.tail_share.shown) == (1 / 4, 3 / 6)
+    assert (found.new_share.listed, found.new_share.shown) == (1 / 4, 2 / 6)
+    assert found.calibration == pytest.approx(2.8 / 2)
+
+
+def test_lists_by_lot_say_what_scores_did_not_do():
+    """User 2 has 100 rows of item 2, user 3 one row of the new item 5: half of the lists of one are new, always."""
+    rows = {
+        "user": np.repeat([2, 3], [100, 1]),
+        "item": np.repeat([2, 5], [100, 1]),
+        "label": np.ones(101, np.float32),
+    }
+    found = top_lists(by_hand(**rows), "test", np.linspace(0, 1, 101), k=1)
+    assert found.new_share == Compared(listed=1 / 2, by_lot=1 / 2, shown=pytest.approx(1 / 101))
+    assert found.gini == Compared(listed=0, by_lot=0, shown=pytest.approx(2 * (1 + 200) / (2 * 101) - 3 / 2))
+    # Three rows a user, of which the scores choose the new one: by lot it is one of three.
+    rows = {
+        "user": np.repeat(np.arange(500), 3),
+        "item": np.tile([2, 3, 5], 500),
+        "label": np.ones(1500, np.float32),
+    }
+    found = top_lists(by_hand(**rows), "test", np.tile([0.1, 0.2, 0.3], 500), k=1)
+    assert (found.new_share.listed, found.new_share.shown) == (1, 1 / 3)
+    # 5,000 draws: a standard deviation of 0.7 %.
+    assert found.new_share.by_lot == pytest.approx(1 / 3, abs=0.03)
+    assert found.coverage == Compared(listed=pytest.approx(1 / 3), by_lot=1, shown=1)
 
 
 def test_calibration_by_value_by_hand():
@@ -76,15 +99,17 @@ def test_calibration_by_value_by_hand():
 def test_a_request_is_the_group_where_rows_name_one():
     found = top_lists(by_hand(request=np.array([7, 7, 8, 8, 8, 8])), "test", SCORES, k=1)
     # Lists of one: item 2 for request 7, item 5 (0.6) for request 8.
-    assert (found.groups, found.rows, found.coverage, found.new_share.listed) == (2, 2, 2 / 4, 1 / 2)
+    assert (found.groups, found.rows, found.coverage.listed, found.new_share.listed) == (2, 2, 2 / 4, 1 / 2)
     partly = top_lists(by_hand(request=np.array([7, 7, 8, 8, -1, -1])), "test", SCORES, k=1)
     assert partly.new_share.listed == 0  # the users' best: item 2 for both
 
 
 def test_groups_that_fit_into_a_list_are_shown_whole():
     found = top_lists(by_hand(), "test", SCORES, k=3)
-    assert (found.groups_cut, found.rows, found.coverage) == (0, 6, 1.0)
-    assert all(one.listed == one.shown for one in (found.gini, found.novelty, found.tail_share, found.calibration))
+    assert (found.groups_cut, found.rows, found.coverage) == (0, 6, Compared(1, 1, 1))
+    for one in (found.gini, found.novelty, found.tail_share, found.new_share):
+        assert one.listed == pytest.approx(one.by_lot) == pytest.approx(one.shown)
+    assert found.calibration == pytest.approx(3.1 / 3)
 
 
 def test_best_rows_are_the_k_highest_of_each_group():
@@ -130,6 +155,6 @@ def test_a_feature_set_gives_lists_that_json_can_hold(tmp_path):
     feature_set = toy_feature_set(tmp_path / "toy")
     found = top_lists(feature_set, "test", popularity_scores(feature_set, "test"), k=1)
     assert 0 < found.rows == found.groups and 0 < found.groups_cut < found.groups
-    assert found.novelty.listed < found.novelty.shown  # popularity lists the popular
+    assert found.novelty.listed < found.novelty.by_lot  # popularity lists the popular
     assert {one.field for one in found.by_value} == {"genre", "tags"}
-    assert json.loads(json.dumps(asdict(found), allow_nan=False))["coverage"] == found.coverage
+    assert json.loads(json.dumps(asdict(found), allow_nan=False))["gini"]["listed"] == found.gini.listed
