@@ -63,7 +63,7 @@ class RequestGraph(nn.Module):
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
         self.readers = nn.ModuleList(_folded_reader(reader) for reader in model.readers())
-        self.retrieve = model.config.retrieve
+        self.retrieve = model.retrieve
         self.tower = _folded_tower(model.network, model.context_encoder.width)
         self.calibrator = _frozen(model.calibrator)
         user = [f"user_{field.name}" for field in model.user_fields]

@@ -141,7 +141,7 @@ def plan(config: StressConfig) -> Iterator[tuple[Kind, float, Order]]:
     for kind in ("remove", "swap"):
         for share in config.shares:
             for order in config.orders if share < 1 else config.orders[:1]:
-                yield kind, share, order  # type: ignore[misc]
+                yield kind, share, order
     for level in config.noise:
         yield "noise", level, "random"
     for share in config.stale:

@@ -16,13 +16,14 @@ from ctr.boosting import counters_control, tabular_control
 from ctr.controls import optimal_lift_share, optimum_scores, popularity_scores
 from ctr.metrics import Interval, auc, evaluate
 from ctr.plots_study import forest
+from ctr.ranking_metrics import ranking_metrics
 from ctr.significance import SeededAuc, seeded_aucs
 from ctr.slices import FEWEST_ROWS, Slice, slices
 from ctr.tracking import Tracker
 from features.atomic import write_text
 from features.feature_set import FeatureSet, SplitName
 from pipelines.build import build, describe
-from pipelines.evaluate import scored
+from pipelines.evaluate import Scored, scored
 from pipelines.latency import rank_latency
 from pipelines.peers import peer_scores
 from pipelines.study import Control, Plan, Study, plan
@@ -34,6 +35,8 @@ CONTROLS: dict[Control, Callable[[FeatureSet, SplitName], np.ndarray]] = {
     "counters": lambda feature_set, split: counters_control(feature_set, split, seed=1),
     "boosting": lambda feature_set, split: tabular_control(feature_set, split, seed=1),
 }
+# Of ranked lists, where rows name their request.
+LISTS = {"group_auc": "list AUC", "mrr": "MRR", "ndcg_5": "nDCG@5", "ndcg_10": "nDCG@10"}
 SHOWN = ("gauc_by_samples", "log_loss", "normalized_entropy", "ece")
 
 
@@ -118,7 +121,7 @@ def judge(
     aucs = seeded_aucs(base.labels, scores)
     result = {}
     for name, scores_SN in scores.items():
-        by_seed = [evaluate(base.labels, one, base.groups, base.base_rate, intervals=False) for one in scores_SN]
+        by_seed = [_metrics(base, one) for one in scores_SN]
         values = {key: np.array([found[key] for found in by_seed]) for key in by_seed[0]}
         result[name] = Judged(
             auc=aucs[name],
@@ -130,18 +133,29 @@ def judge(
     return dict(sorted(result.items(), key=lambda entry: -entry[1].metrics["auc"]))
 
 
+def _metrics(rows: Scored, scores_N: np.ndarray) -> dict[str, float]:
+    found = evaluate(rows.labels, scores_N, rows.groups, rows.base_rate, intervals=False)
+    if rows.requests is not None:
+        found |= ranking_metrics(rows.labels, scores_N, rows.requests)
+    return found
+
+
 def study_table(title: str, judged: Mapping[str, Judged], reference: str) -> Table:
     """Rankers (rows) with AUC, its interval, the paired difference from the reference, and the other metrics."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("ranker")
+    lists = [name for name in LISTS if all(name in found.metrics for found in judged.values())]
     for column in ("AUC", "95 % interval", f"against {reference}", "GAUC", "log loss", "NE", "ECE"):
         table.add_column(column, justify="right")
+    for name in lists:
+        table.add_column(LISTS[name], justify="right")
     for column in ("rows/s", "parameters", "rank ms"):
         table.add_column(column, justify="right")
     for name, found in judged.items():
         own = found.auc.interval()
         difference = "" if name == reference else signed(found.auc.minus(judged[reference].auc))
         numbers = [f"{found.metrics[key]:.4f}" if key in found.metrics else "" for key in SHOWN]
+        numbers += [_with_interval(found.metrics, name) for name in lists]
         table.add_row(
             name.replace("_", " "),
             f"{own.value:.4f}",
@@ -157,6 +171,10 @@ def signed(found: Interval) -> str:
     """A difference with its interval; a star where the interval excludes 0."""
     star = " *" if found.low > 0 or found.high < 0 else ""
     return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}){star}"
+
+
+def _with_interval(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metrics[name]:.4f} ({metrics[f'{name}_low']:.4f} – {metrics[f'{name}_high']:.4f})"
 
 
 def _shown(facts: Mapping[str, float], key: str) -> str:

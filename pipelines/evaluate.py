@@ -16,12 +16,13 @@ from ctr.parity import as_input
 from ctr.ranker import Ranker
 from ctr.ranking_metrics import ranking_metrics, requests_of
 from ctr.slices import slice_metrics
+from ctr.toplists import top_lists
 from ctr.trainer import predict
 from features.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
-from pipelines.summary import Metrics, Summary, print_results, slices_table
+from pipelines.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace
 
 
@@ -103,6 +104,9 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     found = slice_metrics(feature_set, split, scores)
     console.print(slices_table(f"slices of the {split} window", found))
     summary.slices = [asdict(one) for one in found]
+    lists = top_lists(feature_set, split, scores)
+    console.print(lists_table(lists))
+    summary.top_lists = asdict(lists)
     return summary
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ctr.controls import optimal_lift_share
 from ctr.slices import SliceResult
+from ctr.toplists import TopLists
 
 Metrics = dict[str, float]
 
@@ -47,6 +48,7 @@ class Summary:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     controls: dict[str, Metrics] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
+    top_lists: dict[str, Any] = field(default_factory=dict)
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
@@ -87,6 +89,27 @@ def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
         name = one.name if one.dimension == "all" else f"{one.dimension}: {one.name}"
         cells = [_cell(key, one.metrics) for key in ("auc", "interval", "log_loss", "calibration_ratio", "ece")]
         table.add_row(name, f"{one.rows:,}", f"{one.positives / one.rows:.1%}", *cells)
+    return table
+
+
+def lists_table(lists: TopLists) -> Table:
+    """What the best scored rows of each user or request would show, beside lists drawn by lot."""
+    title = f"lists of the {lists.k} best ({lists.groups_cut:,} of {lists.groups:,} had more to choose from)"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for column in ("listed", "by lot", "all rows"):
+        table.add_column(column, justify="right")
+    numbers = {
+        "catalogue coverage": lists.coverage,
+        "Gini of exposure": lists.gini,
+        "novelty (bits)": lists.novelty,
+        "share of tail items": lists.tail_share,
+        "share of new items": lists.new_share,
+    }
+    for name, one in numbers.items():
+        table.add_row(name, *(f"{value:.3f}" for value in (one.listed, one.by_lot, one.shown)))
+    if lists.calibration is not None:
+        table.add_row("calibration of listed rows", f"{lists.calibration:.3f}", "", "")
     return table
 
 

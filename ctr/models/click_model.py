@@ -63,7 +63,10 @@ class ClickModel(nn.Module):
             if config.use_history and config.evidence_heads
             else None
         )
-        self.match = MatchFeatures(kinds, config.match_bins) if config.use_history and config.match_features else None
+        # Without vectors and tags there is nothing to compare by: what needs cosines is left out.
+        reads_cosines = config.use_history and kinds > 0
+        self.match = MatchFeatures(kinds, config.match_bins) if reads_cosines and config.match_features else None
+        self.retrieve = config.retrieve if reads_cosines else 0
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         widths += [reader.width for reader in self.readers()]
         self.network = make_tower(config, widths)
@@ -101,8 +104,8 @@ class ClickModel(nn.Module):
 
     def read(self, past: Past) -> list[Tensor]:
         """What each reader finds in a past, [R, its width] each."""
-        if self.config.retrieve and self.spaces is not None:
-            past.keep_nearest(self.config.retrieve)
+        if self.retrieve:
+            past.keep_nearest(self.retrieve)
         return [reader(past) for reader in self.readers()]
 
     def item_rows(self, rows_U: Tensor) -> Tensor:

@@ -62,6 +62,14 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
+def test_without_vectors_and_tags_nothing_is_compared():
+    bare = SCHEMA.model_copy(update={"item": (SCHEMA.item[0], SCHEMA.item[2]), "vectors": ()})
+    config = ModelConfig(evidence_heads=2, match_features=True, retrieve=3, similarity_bias=3)
+    model = build_model(config, bare)
+    model.attach(small_world.tables())
+    assert model.match is None and model.eval()(random_batch()).isfinite().all()
+
+
 @pytest.mark.parametrize("positions", [0, 5])
 def test_empty_histories_are_finite_and_equal_the_literal_equations(positions: int):
     model = small_world.model().eval()
