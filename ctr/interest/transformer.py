@@ -45,7 +45,9 @@ class TargetTransformer(nn.Module):
         """[R, 2 K]."""
         events = [past.items()] if past.events_HSE is None else [past.items(), past.events_HSE]
         z_HSK = self.of_event(torch.cat(events, dim=-1))
-        z_HSK = z_HSK + self.place[: z_HSK.shape[1]].flip(0)
+        # Looked up, not sliced: a slice would bound the length of the exported graph's history.
+        back_S = torch.arange(z_HSK.shape[1], device=z_HSK.device).flip(0).clamp(max=len(self.place) - 1)
+        z_HSK = z_HSK + F.embedding(back_S, self.place)
         target_R1K = self.of_target(past.target_RD).unsqueeze(1)
         rows = target_R1K.shape[0]
         z_RTK = torch.cat([z_HSK.expand(rows, -1, -1), target_R1K], dim=1)
