@@ -53,6 +53,9 @@ class EvidenceHeads(nn.Module):
         self.numeric = nn.Linear(2 * numbers, values, bias=False) if numbers else None
         if self.numeric is not None:
             nn.init.normal_(self.numeric.weight, mean=1.0, std=0.1)
+            with torch.no_grad():
+                # A missing number says nothing until training shows one that does.
+                self.numeric.weight[:, numbers:] = 0
         self.kernel = nn.Linear(spaces + 1, heads, bias=False)
         nn.init.normal_(self.kernel.weight)
         with torch.no_grad():

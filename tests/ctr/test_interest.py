@@ -106,6 +106,12 @@ def test_evidence_of_an_empty_past_is_the_prior():
     torch.testing.assert_close(found, torch.zeros(1, 8))
 
 
+def test_a_number_missing_in_all_training_says_nothing():
+    heads = without_norm(EvidenceHeads([RESIDUAL], 1, item_dim=3, heads=1, values=2, match_dim=2))
+    found = heads(past([2], (torch.tensor([[NAN]]),)))
+    assert found[0, :2].tolist() == [0, 0]
+
+
 def test_evidence_without_event_columns_says_that_there_was_one():
     heads = without_norm(EvidenceHeads([], 1, item_dim=3, heads=1, values=4, match_dim=2))
     assert heads.width == 2
