@@ -18,7 +18,7 @@ CONTRACT := conf/data/$(DATA).yaml
 PRESET := conf/model/$(MODEL).yaml
 OPTIONS = $(foreach s,$(SET),--set $(s)) $(if $(ROOT),--root $(ROOT))
 
-.PHONY: help setup simulate features train test tune export promote report bench lint format lock clean
+.PHONY: help setup simulate features train test tune export promote report mmctr bench lint format lock clean
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -63,6 +63,10 @@ promote: .venv/.ready  ## gate a bundle, then move the champion alias (BUNDLE=fo
 
 report: .venv/.ready  ## one HTML page of the newest run (RUN=id for another)
 	@$(QUADRANK) report --run $(or $(RUN),latest)
+
+mmctr: .venv/.ready  ## the WWW 2025 challenge, data to submission file (ROOT=folder of its files)
+	@$(QUADRANK) train --data conf/data/mmctr.yaml --model conf/model/qin_paper.yaml --set train.precision=bf16 $(OPTIONS)
+	@$(QUADRANK) submit --run latest
 
 bench: .venv/.ready  ## the README's numbers, peers beside us in one run (BENCH=features)
 	@$(QUADRANK) bench $(or $(BENCH),features)

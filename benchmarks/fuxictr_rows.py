@@ -32,7 +32,7 @@ SCRIPT = HERE / "train_rows.py"
 DATASET = "rows"
 MAX_LEN = 50
 COMPONENTS = 32
-SETTINGS = {"embedding_dim": 16, "batch_size": 512, "epochs": 6, "dropout": 0.3, "learning_rate": 1e-3, "l2": 1e-3}
+SETTINGS = {"embedding_dim": 16, "batch_size": 512, "epochs": 6, "dropout": 0.3, "learning_rate": 1e-3, "l2": 1e-4}
 
 
 @dataclass(frozen=True)

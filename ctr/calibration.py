@@ -17,11 +17,11 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
 from ctr.metrics import ece, log_loss
-from features.errors import NumericalError
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
 BENDS = 25
-# Isotonic regression makes steps; a slope below this between two knots would tie what the model had ranked.
+# Rows keep their order whatever the fit would like: isotonic regression makes steps, and what ranks backwards on the
+# validation rows would be turned around.
 LEAST_SLOPE = 0.05
 MOST_CERTAIN = 1e-4
 SUREST = 1e-7  # a float32 probability nearer to 0 or 1 is one
@@ -104,9 +104,6 @@ def calibrate(
         scores: probabilities of the model with its calibrator at the identity, [N].
         labels: 0 or 1, [N].
         weights: of rows, [N].
-
-    Raises:
-        NumericalError: as `fit_curve`.
     """
     inside_N = np.clip(np.asarray(scores, np.float64), SUREST, 1 - SUREST)
     logits_N = np.log(inside_N / (1 - inside_N))
@@ -134,9 +131,6 @@ def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: n
         logits: of the model, [N].
         labels: 0 or 1, [N].
         weights: of rows, [N].
-
-    Raises:
-        NumericalError: the fit would turn the ranking around: on these rows the model ranks worse than chance.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     weights = np.ones_like(labels) if weights is None else np.asarray(weights, np.float64)
@@ -160,12 +154,9 @@ def _line(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, with_shif
         return float(value), np.array([off @ logits, off.sum()])[: len(line)]
 
     start = np.array([1.0, 0.0] if with_shift else [1.0])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B").x
-    if not found[0] > 0:
-        raise NumericalError(
-            f"calibration: the best slope is {found[0]:.3g}: on the validation rows the model ranks no better than "
-            "chance. Train longer, or set train.calibration to none."
-        )
+    # A model that ranks no better than chance gets the least slope: nearly the base rate for all, its order kept.
+    bounds = [(LEAST_SLOPE, None), (None, None)][: len(start)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Curve(float(found[0]), float(found[1]) if with_shift else 0.0)
 
 

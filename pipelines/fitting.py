@@ -47,7 +47,7 @@ def fit_and_calibrate(
     """Train into `folder`, then fit the calibration on the validation rows and save it with the weights.
 
     Raises:
-        QuadRankError: as `ctr.trainer.fit` and `ctr.calibration.fit_curve`.
+        QuadRankError: as `ctr.trainer.fit`.
     """
     result = fit(model, feature_set, config, folder, on_evaluation=on_evaluation, resume=resume, progress=progress)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already

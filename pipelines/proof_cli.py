@@ -1,4 +1,4 @@
-"""The commands that prove a ranker: compare, ablate, stress, report, explain."""
+"""The commands that prove a ranker: compare, ablate, stress, report, explain; and submit, to be proved by others."""
 
 from __future__ import annotations
 
@@ -123,3 +123,20 @@ def report(
     from pipelines.report import report_run
 
     finish(report_run(run_id, out, Workspace(work), console(as_json)), as_json)
+
+
+@proof_app.command()
+def submit(
+    run_id: RunOption = "latest",
+    out: Annotated[Path | None, typer.Option("--out", help="Zip file; default: submission.zip in the run.")] = None,
+    column: Annotated[str, typer.Option("--column", help="Name of the column of predictions.")] = "Task2",
+    work: WorkOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Predictions for a challenge's unlabelled test rows.
+
+    One row an ID of the test file, in its order (MM-CTR: docs/mmctr.md).
+    """
+    from pipelines.submit import submit_run
+
+    finish(submit_run(run_id, out, column, Workspace(work), console(as_json)), as_json)
