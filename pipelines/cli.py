@@ -39,7 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
-app.registered_commands += proof_app.registered_commands
 
 ServeSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Repeatable, over the --serve file.")
@@ -290,6 +289,9 @@ def download(
     from pipelines.download import download as download_dataset
 
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
+
+
+app.registered_commands += proof_app.registered_commands
 
 
 def main(arguments: list[str] | None = None) -> None:
