@@ -8,6 +8,7 @@ Shapes: R rows, S history positions, K similarity spaces, F features, V numbers 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def tabular_control(feature_set: FeatureSet, split: SplitName, seed: int) -> np.
 
 
 def _boosted(made: dict[SplitName, np.ndarray], feature_set: FeatureSet, split: SplitName, seed: int) -> np.ndarray:
-    """Trees grown on train until the log loss on valid no longer falls."""
+    """Trees grown on train, as many as give the lowest log loss on valid."""
     labels = {one: np.concatenate([part["label"] for part in feature_set.rows(one)]) for one in ("train", "valid")}
     model = HistGradientBoostingClassifier(
         learning_rate=LEARNING_RATE,
@@ -59,7 +60,10 @@ def _boosted(made: dict[SplitName, np.ndarray], feature_set: FeatureSet, split: 
         random_state=seed,
     )
     model.fit(made["train"], labels["train"], X_val=made["valid"], y_val=labels["valid"])
-    return np.asarray(model.predict_proba(made[split])[:, 1], np.float64)
+    # The model keeps the trees that it was patient for. Scores are negative losses, the first of them without trees.
+    trees = max(1, int(np.argmax(model.validation_score_)))
+    staged = islice(model.staged_predict_proba(made[split]), trees - 1, trees)
+    return np.asarray(next(staged)[:, 1], np.float64)
 
 
 def _splits(judged: SplitName) -> set[SplitName]:
