@@ -5,8 +5,8 @@ components, since its loader copies an item's numbers to every position of a his
 items; user columns, context and counters of the row. History is what was liked, as FuxiCTR reads it, where the events
 tell (a residual column); else all of it. Layers are FuxiCTR's defaults (512, 128, 64 units; 64 with Dice in DIN's
 attention; three cross layers), dropout 0.3 and batch norm. The embedding L2 is the best by validation AUC on MovieLens
-with seed 1: of 1e-2, 1e-3, 1e-4 for DCNv2, of 1e-3, 1e-4 for DIN. Training stops as FuxiCTR's own `fit` does: validation
-AUC each half epoch, patience 2, the learning rate falls on a plateau.
+with seed 1: of 1e-2, 1e-3, 1e-4 for DCNv2, of 1e-3, 1e-4 for DIN. Training stops as FuxiCTR's own `fit` does: by
+validation AUC each half epoch, patience 2; the learning rate falls on a plateau.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from features.schema import UNKNOWN, Field
 
 SCRIPT = HERE / "train_rows.py"
 DATASET = "rows"
+DONE = "done.json"  # beside the scores: what they were trained from
 MAX_LEN = 50
 COMPONENTS = 32
 SETTINGS = {"embedding_dim": 16, "batch_size": 512, "epochs": 6, "dropout": 0.3, "learning_rate": 1e-3}
@@ -42,7 +43,7 @@ class PeerScores:
 
     Args:
         scores: probabilities by split in stored row order, float32 [rows].
-        facts: rows_per_second and parameters.
+        facts: rows_per_second (looks at validation rows included) and parameters.
     """
 
     scores: dict[str, np.ndarray]
@@ -50,33 +51,47 @@ class PeerScores:
 
 
 def train_peer(feature_set: Path, model: str, seed: int, folder: Path, **changes: Any) -> PeerScores:
-    """Train one of FuxiCTR's models; what was trained before is read again.
+    """Train one of FuxiCTR's models; a training of the same feature set with the same settings is read again.
 
     Args:
         feature_set: its folder.
         model: `DIN` or `DCNv2`.
         seed: of its weights and its shuffling.
         folder: gets the environment, FuxiCTR's files and the results.
-        changes: of `SETTINGS`.
+        changes: of the model's `SETTINGS`.
 
     Raises:
-        ConfigError: the environment cannot be made.
+        ConfigError: the environment cannot be made, or training was killed, as a rule for want of memory.
         RuntimeError: training failed.
     """
-    settings = SETTINGS | {"l2": L2[model]} | changes
-    data, out = folder / "data", folder / f"{model}-{seed}"
-    if not (out / "facts.json").is_file():
+    opened = FeatureSet.open(feature_set)
+    out, data = folder / f"{model}-{seed}", folder / "data" / opened.manifest.version
+    arguments = SETTINGS[model] | changes | {"model": model, "seed": seed, "max_len": MAX_LEN}
+    asked = arguments | {"feature_set": f"{opened.manifest.name}/{opened.manifest.version}"}
+    # Last of all: scores of other rows or settings must never pass for these.
+    done = out / DONE
+    if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != asked:
+        done.unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         python = environment((folder / "venv").absolute())
         if not (data / "feature_map.json").is_file():
-            write_data(FeatureSet.open(feature_set), data)
-        out.mkdir(parents=True, exist_ok=True)
-        arguments = settings | {"folder": str(data.resolve()), "out": str(out.resolve()), "model": model, "seed": seed}
-        command = [str(python), str(SCRIPT), json.dumps(arguments | {"max_len": MAX_LEN})]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=data)
-        if done.returncode:
-            raise RuntimeError(f"FuxiCTR's {model} failed:\n{done.stderr}")
+            write_data(opened, data)
+        _train(python, arguments | {"folder": str(data.resolve()), "out": str(out.resolve())})
+        done.write_text(json.dumps(asked, indent=1), encoding="utf-8")
     scores = {split: np.load(out / f"{split}.npy", allow_pickle=False) for split in ("valid", "test")}
     return PeerScores(scores, json.loads((out / "facts.json").read_text(encoding="utf-8")))
+
+
+def _train(python: Path, arguments: dict[str, Any]) -> None:
+    command = [str(python), str(SCRIPT), json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=arguments["folder"])
+    if done.returncode < 0:
+        raise ConfigError(
+            f"FuxiCTR's {arguments['model']} was killed by signal {-done.returncode}, as a rule for want of memory. "
+            f"Lower the batch size ({arguments['batch_size']:,})."
+        )
+    if done.returncode:
+        raise RuntimeError(f"FuxiCTR's {arguments['model']} failed:\n{done.stderr}")
 
 
 def write_data(feature_set: FeatureSet, out: Path) -> None:
@@ -99,7 +114,6 @@ def write_data(feature_set: FeatureSet, out: Path) -> None:
         width = min(COMPONENTS, one.width)
         items[f"vector_{one.name}"] = _column(PCA(width, random_state=0).fit_transform(vectors).astype(np.float32))
         features[f"vector_{one.name}"] = {"source": "item", "type": "embedding", "pretrain_dim": width}
-        features[f"vector_{one.name}"]["embedding_dim"] = SETTINGS["embedding_dim"]
     pq.write_table(pa.table(items), out / "items.parquet")
     row_fields = [*(("user", f) for f in schema.user), *(("row", f) for f in (*schema.context, *schema.candidate))]
     for side, field in row_fields:
