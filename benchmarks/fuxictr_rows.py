@@ -58,7 +58,7 @@ def train_peer(feature_set: Path, model: str, seed: int, folder: Path, **changes
         model: `DIN` or `DCNv2`.
         seed: of its weights and its shuffling.
         folder: gets the environment, FuxiCTR's files and the results.
-        changes: of the model's `SETTINGS`.
+        changes: of `SETTINGS` and of the model's `L2`.
 
     Raises:
         ConfigError: the environment cannot be made, or training was killed, as a rule for want of memory.
@@ -66,7 +66,7 @@ def train_peer(feature_set: Path, model: str, seed: int, folder: Path, **changes
     """
     opened = FeatureSet.open(feature_set)
     out, data = folder / f"{model}-{seed}", folder / "data" / opened.manifest.version
-    arguments = SETTINGS[model] | changes | {"model": model, "seed": seed, "max_len": MAX_LEN}
+    arguments = SETTINGS | {"l2": L2[model]} | changes | {"model": model, "seed": seed, "max_len": MAX_LEN}
     asked = arguments | {"feature_set": f"{opened.manifest.name}/{opened.manifest.version}"}
     # Last of all: scores of other rows or settings must never pass for these.
     done = out / DONE

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.interest.match import MOST_DEVIATIONS
 from ctr.interest.past import Past
 from features.schema import PADDING, Field
 
@@ -75,7 +76,7 @@ class EvidenceHeads(nn.Module):
             mass_RH = weights_RHS.sum(dim=-1) + self.log_prior.exp()
             pooled_RHV = (weights_RHS @ self._values(past)) / mass_RH.unsqueeze(-1)
             normed: Tensor = self.norm(torch.cat([pooled_RHV.flatten(1), mass_RH.log()], dim=-1))
-            return normed
+            return normed.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
     def weights(self, past: Past) -> Tensor:
         """Each event's share of what a head reads, the prior's included, as a mean over heads, [R, S]."""

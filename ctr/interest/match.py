@@ -13,6 +13,9 @@ from ctr.interest.past import Past
 from ctr.interest.similarity import hats
 
 NEAREST = 3
+# Vectors that went wrong give cosines that training never saw, hundreds of its deviations away: such a number must not
+# drown all others. In training hardly any lies beyond.
+MOST_DEVIATIONS = 8.0
 
 
 class MatchFeatures(nn.Module):
@@ -48,4 +51,4 @@ class MatchFeatures(nn.Module):
             blocks.append(counts_RKJ.flatten(1) * share_H1)
         length_R1 = torch.log1p(events_H1).expand(masked_RSK.shape[0], 1)
         normed: Tensor = self.norm(torch.cat([*blocks, length_R1], dim=-1))
-        return normed
+        return normed.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)

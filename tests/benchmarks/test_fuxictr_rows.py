@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.fuxictr_rows import MAX_LEN, write_data
+from benchmarks import fuxictr_rows
+from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
 from features.build import build_feature_set
 from features.contract import load_contract
 from features.encoder import Encoder
@@ -68,3 +71,52 @@ def test_the_map_names_every_column(written):
         pq.read_table(out / "items.parquet").column_names
     )
     assert columns - names == {"label"} and names <= columns
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What each training was asked for; the scores it leaves are its L2."""
+    asked = []
+
+    def train(_, arguments):
+        asked.append(arguments)
+        out = Path(arguments["out"])
+        for split in ("valid", "test"):
+            np.save(out / f"{split}.npy", np.full(3, arguments["l2"], np.float32))
+        (out / "facts.json").write_text('{"parameters": 1}')
+
+    monkeypatch.setattr(fuxictr_rows, "environment", lambda venv: venv / "python")
+    monkeypatch.setattr(fuxictr_rows, "_train", train)
+    return asked
+
+
+def test_scores_are_read_again_for_the_same_settings_and_rows_alone(written, trained, tmp_path):
+    feature_set, _ = written
+    first = train_peer(feature_set.path, "DCNv2", 1, tmp_path)
+    again = train_peer(feature_set.path, "DCNv2", 1, tmp_path)
+    assert len(trained) == 1 and trained[0]["l2"] == L2["DCNv2"] and again.facts == {"parameters": 1}
+    np.testing.assert_array_equal(again.scores["test"], first.scores["test"])
+    changed = train_peer(feature_set.path, "DCNv2", 1, tmp_path, l2=0.5)
+    assert len(trained) == 2 and (changed.scores["test"] == 0.5).all()
+
+    newer = tmp_path / "newer"
+    shutil.copytree(feature_set.path, newer)
+    manifest = json.loads((newer / "MANIFEST.json").read_text())
+    (newer / "MANIFEST.json").write_text(json.dumps(manifest | {"version": "newer"}))
+    train_peer(newer, "DCNv2", 1, tmp_path, l2=0.5)
+    assert len(trained) == 3 and trained[2]["folder"].endswith("newer")
+
+
+def test_a_failed_training_leaves_no_scores_behind(written, trained, tmp_path, monkeypatch):
+    feature_set, _ = written
+    train_peer(feature_set.path, "DIN", 1, tmp_path)
+
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(fuxictr_rows, "_train", fail)
+        train_peer(feature_set.path, "DIN", 1, tmp_path, l2=0.5)
+    # The scores of the first one lie there still, and pass for nothing.
+    train_peer(feature_set.path, "DIN", 1, tmp_path)
+    assert len(trained) == 2

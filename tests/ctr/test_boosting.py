@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from ctr.boosting import _past, _table, counters_control, tabular_control
-from ctr.metrics import auc
+from ctr import boosting
+from ctr.boosting import _boosted, _past, _table, counters_control, tabular_control
+from ctr.metrics import auc, log_loss
 from features.errors import ConfigError
 from features.schema import Field
 from tests.toy import CONTRACT, toy_feature_set
@@ -69,3 +70,17 @@ def test_without_counters_there_is_no_control_of_them(feature_set, monkeypatch):
     monkeypatch.setattr(type(feature_set), "contract", bare)
     with pytest.raises(ConfigError, match="declares no `counters`"):
         counters_control(feature_set, "test", seed=1)
+
+
+def test_trees_that_fit_noise_are_left_out(feature_set, monkeypatch):
+    labels = {one: np.concatenate([part["label"] for part in feature_set.rows(one)]) for one in ("train", "valid")}
+    noise = np.random.default_rng(0)
+    made = {one: noise.standard_normal((len(found), 20)) for one, found in labels.items()}
+
+    def loss(trees):
+        monkeypatch.setattr(boosting, "MOST_TREES", trees)
+        return log_loss(labels["valid"], _boosted(made, feature_set, "valid", seed=1))
+
+    # However many may grow, no more are kept than valid rows have a use for.
+    losses = [loss(trees) for trees in (1, 3, 30)]
+    assert losses == sorted(losses, reverse=True)

@@ -83,6 +83,12 @@ def test_match_features_by_hand():
     torch.testing.assert_close(features(past([0, 0])), torch.zeros(1, 7))
 
 
+def test_what_training_never_saw_does_not_shout():
+    features = MatchFeatures(spaces=1, bins=0).eval()
+    features.norm.running_var.fill_(1e-9)
+    assert features(past([2, 3])).abs().max() == 8
+
+
 def test_evidence_by_hand():
     heads = without_norm(EvidenceHeads([category("label", 4), RESIDUAL], 1, item_dim=3, heads=1, values=1, match_dim=2))
     with torch.no_grad():
