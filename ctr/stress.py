@@ -5,10 +5,10 @@ Shapes: N rows of the split, I items, W width of a set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,17 +26,21 @@ from features.schema import FIRST_VALUE
 from features.settings import Settings, load_yaml, merge, validate
 
 Kind = Literal["remove", "swap", "noise", "stale", "int8"]
-Order = Literal["random", "popular_first", "rare_first"]
+ChosenOrder = Literal["random", "popular_first", "rare_first"]
+Order = ChosenOrder | Literal["newest"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class StressConfig(Settings):
     """`conf/stress.yaml`: how hard each stress is, and when a set counts as ignored."""
 
-    shares: tuple[float, ...] = Field((0.1, 0.5, 1.0), description="of items that lose or swap their vector")
-    orders: tuple[Order, ...] = Field(("random", "popular_first", "rare_first"), description="which items first")
-    noise: tuple[PositiveFloat, ...] = Field((0.5, 1.0), description="norm of the noise over that of the vector")
-    stale: tuple[float, ...] = Field((0.1, 0.3), description="share of items, the newest, without a vector yet")
-    ignored_below: PositiveFloat = Field(1e-3, description="AUC that full removal and swap cost of an ignored set")
+    shares: tuple[Share, ...] = Field((0.1, 0.5), description="of items that lose or swap their vector, besides all")
+    orders: tuple[ChosenOrder, ...] = Field(("random", "popular_first", "rare_first"), description="which items first")
+    noise: tuple[PositiveFloat, ...] = Field((0.5, 1.0), description="norm of the noise over the vector's")
+    stale: tuple[Share, ...] = Field((0.1, 0.3), description="of items with rows, the newest, without a vector yet")
+    ignored_below: PositiveFloat = Field(
+        1e-3, description="change of AUC, and mean change of a probability, below which a set is ignored"
+    )
     seed: int = 1
 
 
@@ -45,10 +49,10 @@ class Stressed:
     """One stress.
 
     Args:
-        sets: the vector sets it struck.
+        sets: the vector set it struck, or `all`.
         kind: what was done.
         level: share of items, or norm of the noise; 1 for int8.
-        order: which items came first.
+        order: which items came first; noise and int8 strike all.
         auc, log_loss: under it.
         loss: AUC without stress minus AUC under it, with its 95 % paired interval.
         moved: mean |change| of a probability.
@@ -63,18 +67,37 @@ class Stressed:
     loss: Interval
     moved: float
 
+    @property
+    def label(self) -> str:
+        """What was done, in words."""
+        match self.kind:
+            case "remove" | "swap" if self.level < 1:
+                return f"{self.kind} {self.level:.0%}, {self.order.replace('_', ' ')}"
+            case "remove" | "swap":
+                return f"{self.kind} all"
+            case "noise":
+                return f"noise of {self.level:g} norms"
+            case "stale":
+                return f"newest {self.level:.0%} without"
+            case "int8":
+                return "int8"
+
 
 @dataclass(frozen=True)
 class StressResult:
     """All stresses of a model.
 
     Args:
-        auc: without stress.
+        split: whose rows were scored.
+        auc, log_loss: without stress.
         stresses: as `plan` ordered them.
-        ignored: sets whose full removal and full swap cost less AUC than `ignored_below`, or nothing that is resolved.
+        ignored: sets whose full removal and full swap change nothing: AUC by less than `ignored_below` and by nothing
+            that these rows resolve, and a probability by less than that on average.
     """
 
+    split: SplitName
     auc: float
+    log_loss: float
     stresses: list[Stressed]
     ignored: list[str]
 
@@ -97,12 +120,17 @@ def stress_model(
 ) -> StressResult:
     """Strike each vector set alone, and all together, and score the split under every stress.
 
+    Both the candidate and its history are struck: they look up the same vectors.
+
     Args:
         model: trained; the feature set's own tables are attached at the end.
         feature_set: whose rows are scored.
         split: which of them.
         config: levels.
         progress: how to show it.
+
+    Raises:
+        DataError: all rows of the split have the same label.
     """
     tables = in_float32(frozen_tables(feature_set))
     labels_N = _column(feature_set, split, "label")
@@ -115,7 +143,7 @@ def stress_model(
     try:
         with progress("stresses", total=len(planned), unit="stresses") as bar:
             for sets, kind, level, order in planned:
-                model.attach(stressed(tables, groups[sets], kind, level, ranks[order], ranks["newest"], config.seed))
+                model.attach(stressed(tables, groups[sets], kind, level, ranks[order], config.seed))
                 scores_N = predict(model, feature_set, split)
                 stresses.append(
                     Stressed(
@@ -132,20 +160,26 @@ def stress_model(
                 bar.advance(1, note=f"{sets}: {kind} {level:g}")
     finally:
         model.attach(frozen_tables(feature_set))
-    ignored = [name for name in names if _is_ignored(name, stresses, config)]
-    return StressResult(auc(labels_N, whole_N), stresses, ignored)
+    ignored = [name for name in names if is_ignored([one for one in stresses if one.sets == name], config)]
+    return StressResult(split, auc(labels_N, whole_N), log_loss(labels_N, whole_N), stresses, ignored)
 
 
 def plan(config: StressConfig) -> Iterator[tuple[Kind, float, Order]]:
-    """The stresses of one set. Whom a full removal or swap strikes first makes no difference: it comes once."""
-    for kind in ("remove", "swap"):
-        for share in config.shares:
-            for order in config.orders if share < 1 else config.orders[:1]:
+    """The stresses of one set.
+
+    A full removal and a full swap are always among them, since they tell an ignored set. Whom they strike first makes
+    no difference: each comes once.
+    """
+    kinds: tuple[Kind, ...] = ("remove", "swap")
+    for kind in kinds:
+        for share in sorted(set(config.shares) - {1.0}):
+            for order in config.orders:
                 yield kind, share, order
+        yield kind, 1.0, "random"
     for level in config.noise:
         yield "noise", level, "random"
     for share in config.stale:
-        yield "stale", share, "random"
+        yield "stale", share, "newest"
     yield "int8", 1.0, "random"
 
 
@@ -155,15 +189,14 @@ def stressed(
     kind: Kind,
     level: float,
     order_I: np.ndarray,
-    newest_I: np.ndarray,
     seed: int,
 ) -> FrozenTables:
     """The tables with these sets struck.
 
         remove  the first `level` of the items have no vector any more
-        swap    they exchange theirs among each other
+        stale   the same, with the newest first: they have none yet
+        swap    the first `level` exchange theirs among each other, and nobody keeps their own
         noise   v <- |v| (v + e) / |v + e|, e normal with a norm near level |v|
-        stale   the newest `level` of the items have none yet
         int8    each vector rounded to 255 steps of its own
 
     Args:
@@ -171,27 +204,37 @@ def stressed(
         sets: which.
         kind, level: what, how hard.
         order_I: item rows, those struck first in front; real items alone.
-        newest_I: item rows, the newest in front.
         seed: of the draw.
     """
     vectors, present = dict(tables.vectors), dict(tables.present)
     generator = torch.Generator().manual_seed(seed)
-    count = round(level * len(order_I))
+    struck = torch.from_numpy(order_I[: round(level * len(order_I))].copy())
     for name in sets:
-        if kind in ("remove", "stale"):
-            struck = torch.from_numpy((order_I if kind == "remove" else newest_I)[:count].copy())
-            vectors[name] = vectors[name].clone().index_fill_(0, struck, 0.0)
-            present[name] = present[name].clone().index_fill_(0, struck, False)
-        elif kind == "swap":
-            struck = torch.from_numpy(order_I[:count].copy())
-            struck = struck[present[name][struck]]
-            given = struck[torch.randperm(len(struck), generator=generator)]
-            vectors[name] = vectors[name].clone().index_copy_(0, struck, vectors[name][given])
-        elif kind == "noise":
-            vectors[name] = _with_noise(vectors[name], level, generator)
-        else:
-            vectors[name] = _rounded(vectors[name])
+        match kind:
+            case "remove" | "stale":
+                vectors[name] = vectors[name].index_fill(0, struck, 0.0)
+                present[name] = present[name].index_fill(0, struck, False)
+            case "swap":
+                vectors[name] = _swapped(vectors[name], struck[present[name][struck]], generator)
+            case "noise":
+                vectors[name] = _with_noise(vectors[name], level, generator)
+            case "int8":
+                vectors[name] = _rounded(vectors[name])
     return replace(tables, vectors=vectors, present=present)
+
+
+def is_ignored(of_set: Sequence[Stressed], config: StressConfig) -> bool:
+    """Whether the model's scores do without a set, from all stresses of it.
+
+    A change of AUC alone does not tell: a gain, or a loss that few rows cannot resolve, comes from a set that is read.
+    """
+    return all(
+        abs(one.loss.value) < config.ignored_below
+        and one.loss.low <= 0 <= one.loss.high
+        and one.moved < config.ignored_below
+        for one in of_set
+        if one.kind in ("remove", "swap") and one.level == 1
+    )
 
 
 def in_float32(tables: FrozenTables) -> FrozenTables:
@@ -204,22 +247,33 @@ def in_float32(tables: FrozenTables) -> FrozenTables:
 
 
 def item_orders(feature_set: FeatureSet, seed: int) -> dict[str, np.ndarray]:
-    """Real item rows at random, by training rows (most or fewest first), and by first row in the log, newest first."""
+    """Real item rows at random, by training rows (most or fewest first), and by first row in the log, newest first.
+
+    Items without any row never came: they are not among the newest.
+    """
     items = feature_set.schema.items
     real_I = np.arange(FIRST_VALUE, items)
     shuffled_I = np.random.default_rng(seed).permutation(real_I)
     rows_I = np.bincount(_column(feature_set, "train", "item"), minlength=items)[shuffled_I]
-    first_I = np.full(items, np.iinfo(np.int64).max)  # an item without any row is the newest
+    never = np.iinfo(np.int64).max
+    first_I = np.full(items, never)
     splits: tuple[SplitName, ...] = ("train", "valid", "test")
     for split in splits:
         np.minimum.at(first_I, _column(feature_set, split, "item"), _column(feature_set, split, "time"))
+    came_I = shuffled_I[first_I[shuffled_I] < never]
     # Ties stand in random order: a stable sort of what is shuffled.
     return {
         "random": shuffled_I,
         "popular_first": shuffled_I[np.argsort(-rows_I, kind="stable")],
         "rare_first": shuffled_I[np.argsort(rows_I, kind="stable")],
-        "newest": shuffled_I[np.argsort(-first_I[shuffled_I], kind="stable")],
+        "newest": came_I[np.argsort(-first_I[came_I], kind="stable")],
     }
+
+
+def _swapped(vectors_IW: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Each of these rows gets the vector of the next one in a random ring."""
+    ring = rows[torch.randperm(len(rows), generator=generator)]
+    return vectors_IW.index_copy(0, ring, vectors_IW[ring.roll(1)])
 
 
 def _with_noise(vectors_IW: Tensor, level: float, generator: torch.Generator) -> Tensor:
@@ -232,11 +286,6 @@ def _with_noise(vectors_IW: Tensor, level: float, generator: torch.Generator) ->
 def _rounded(vectors_IW: Tensor) -> Tensor:
     step_I1 = vectors_IW.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
     return torch.round(vectors_IW / step_I1) * step_I1
-
-
-def _is_ignored(name: str, stresses: list[Stressed], config: StressConfig) -> bool:
-    full = [one for one in stresses if one.sets == name and one.kind in ("remove", "swap") and one.level == 1]
-    return bool(full) and all(one.loss.value < config.ignored_below or one.loss.low <= 0 for one in full)
 
 
 def _column(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:

@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.plots_study import forest
-from ctr.stress import StressConfig, Stressed, StressResult, stress_model
+from ctr.plots import save_png
+from ctr.plots_stress import stress_plot
+from ctr.stress import StressConfig, StressResult, stress_model
 from ctr.tracking import Tracker
 from features.atomic import write_text
 from features.errors import ConfigError
@@ -21,7 +22,7 @@ from pipelines.workspace import Workspace
 
 
 def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Stress the model of a run on its test rows; writes `stress.json` and `stress.png`, into its MLflow run too.
+    """Stress the model of a run on its judged rows; writes `stress.json` and `stress.png`, into its MLflow run too.
 
     Raises:
         ConfigError: no such run, or its feature set has no vectors.
@@ -31,13 +32,12 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     if not feature_set.schema.vectors:
         raise ConfigError(f"{feature_set.path}: no vector sets, so there is nothing to stress.")
     found = stress_model(model, feature_set, feature_set.judged_by, config)
-    console.print(_table(f"{run_dir.name}: AUC {found.auc:.4f} without stress", found))
-    console.print(_verdict(found))
+    console.print(_table(f"{run_dir.name}: vectors under stress, {found.split} rows", found))
+    console.print(_verdict(found, config))
     record = asdict(found) | {"stresses": [asdict(one) | {"loss": one.loss._asdict()} for one in found.stresses]}
     write_text(run_dir / "stress.json", json.dumps(record, indent=2))
-    losses = {_name(one): one.loss for one in found.stresses}
-    figure = forest(losses, "loss of AUC")
-    figure.savefig(run_dir / "stress.png", dpi=150)
+    figure = stress_plot(found)
+    save_png(figure, run_dir / "stress.png")
     if (run_dir / TRACKED).is_file():
         tracker = Tracker(workspace.root)
         with tracker.resume((run_dir / TRACKED).read_text(encoding="utf-8").strip()):
@@ -51,31 +51,23 @@ def _table(title: str, found: StressResult) -> Table:
     table.add_column("stress")
     for column in ("AUC", "loss of AUC", "log loss", "scores moved by"):
         table.add_column(column, justify="right")
+    table.add_row("no stress", f"{found.auc:.4f}", "", f"{found.log_loss:.4f}", "")
     before = ""
     for one in found.stresses:
         if one.sets != before:
             table.add_section()
         before = one.sets
-        table.add_row(_name(one), f"{one.auc:.4f}", signed(one.loss), f"{one.log_loss:.4f}", f"{one.moved:.4f}")
+        sets = "all sets" if one.sets == "all" else one.sets
+        table.add_row(
+            f"{sets}: {one.label}", f"{one.auc:.4f}", signed(one.loss), f"{one.log_loss:.4f}", f"{one.moved:.4f}"
+        )
     return table
 
 
-def _name(one: Stressed) -> str:
-    sets = "all sets" if one.sets == "all" else one.sets
-    match one.kind:
-        case "remove" | "swap" if one.level < 1:
-            return f"{sets}: {one.kind} {one.level:.0%}, {one.order.replace('_', ' ')}"
-        case "remove" | "swap":
-            return f"{sets}: {one.kind} all"
-        case "noise":
-            return f"{sets}: noise of {one.level:g} norms"
-        case "stale":
-            return f"{sets}: newest {one.level:.0%} without"
-        case "int8":
-            return f"{sets}: int8"
-
-
-def _verdict(found: StressResult) -> str:
+def _verdict(found: StressResult, config: StressConfig) -> str:
     if not found.ignored:
-        return "  the model uses every vector set"
-    return f"  ignored by the model: {', '.join(found.ignored)}. Removing or swapping all its vectors costs nothing"
+        return "  the model uses every vector set: without it, or with another item's, its scores change"
+    return (
+        f"  ignored by the model: {', '.join(found.ignored)}. Removing or swapping all its vectors changes AUC, and a "
+        f"probability on average, by less than {config.ignored_below:g}"
+    )

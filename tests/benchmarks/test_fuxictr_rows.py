@@ -42,8 +42,9 @@ def test_histories_are_what_was_liked_strictly_before(written):
     some = 0
     for part, events in zip(feature_set.rows("test"), feature_set.events("test"), strict=True):
         said = np.array([clicked.raw_value(one) for one in events["clicked"]])
-        for end, length in zip(part["history_end"], part["history_len"], strict=True):
+        for end, length, time in zip(part["history_end"], part["history_len"], part["time"], strict=True):
             past = slice(end - length, end)
+            assert (events["time"][past] < time).all()
             expected = events["item"][past][said[past] == 1][-MAX_LEN:].tolist()
             # An empty one would make FuxiCTR divide by zero: it gets the unknown item.
             assert histories[at].as_py() == (expected or [1]) and rows["seq_len"][at].as_py() == max(len(expected), 1)
