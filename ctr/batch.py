@@ -26,6 +26,7 @@ class Batch:
         candidate: numbers of the target as of the row's time, float32 [B], by field name.
         label_B: float32, 0 or 1.
         weight_B: float32, ones where the log has no weights.
+        labels: further targets, float32 [B] by name: 0, 1, or NaN where unknown.
     """
 
     items_U: Tensor
@@ -37,6 +38,7 @@ class Batch:
     events: dict[str, Tensor] = field(default_factory=dict)
     context: dict[str, Tensor] = field(default_factory=dict)
     candidate: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.target_B)
@@ -50,6 +52,7 @@ class Batch:
             "weight_B": self.weight_B,
             **self.context,
             **self.candidate,
+            **self.labels,
         }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
@@ -80,4 +83,5 @@ class Batch:
             events={name: change(values) for name, values in self.events.items()},
             context={name: change(values) for name, values in self.context.items()},
             candidate={name: change(values) for name, values in self.candidate.items()},
+            labels={name: change(values) for name, values in self.labels.items()},
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ctr.interest.similarity import SimilaritySpaces
+from ctr.interest.similarity import SimilaritySpaces, overlap
 from ctr.loader import newest_before
 from ctr.tables import TableBuffers, frozen_tables
 from features.errors import ConfigError
@@ -85,7 +85,8 @@ def _features(feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]
     every_item = torch.arange(schema.items)
     buffers = TableBuffers(tables, schema, schema.user, like=torch.zeros(()))
     spaces = SimilaritySpaces(schema)
-    units = [unit.numpy() for unit in spaces(buffers.item_columns(every_item), buffers.vectors(every_item))]
+    places = [one.numpy() for one in spaces(buffers.item_columns(every_item), buffers.vectors(every_item))]
+    units, codes = places[: spaces.cosines], places[spaces.cosines :]
     item_table = _table(schema.item[1:], feature_set.items)
     user_table = _table(schema.user[1:], feature_set.users)
     numbers = [feature_set.items[one.name] for one in schema.item if one.kind == "numeric"]
@@ -94,7 +95,7 @@ def _features(feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]
         for start in range(0, len(rows["item"]), ROWS_PER_CHUNK):
             chunk = {name: values[start : start + ROWS_PER_CHUNK] for name, values in rows.items()}
             own = _table((*schema.context, *schema.candidate), chunk)
-            past = _past(chunk, events["item"], said, units, numbers, schema.history_max_len)
+            past = _past(chunk, events["item"], said, units, codes, numbers, schema.history_max_len)
             yield np.concatenate([own, item_table[chunk["item"]], user_table[chunk["user"]], past], axis=1)
 
 
@@ -103,6 +104,7 @@ def _past(
     item_E: np.ndarray,
     said_EV: np.ndarray,
     units: list[np.ndarray],
+    codes: list[np.ndarray],
     numbers: list[np.ndarray],
     max_len: int,
 ) -> np.ndarray:
@@ -115,8 +117,7 @@ def _past(
     said_RSV = said_EV[place_RS] if len(said_EV) else np.zeros((*item_RS.shape, said_EV.shape[1]), np.float32)
     weights = [mask_RS.astype(np.float32), (mask_RS & (np.arange(max_len) >= max_len - NEWEST)).astype(np.float32)]
     blocks = [np.log1p(length_R)[:, None]]
-    for unit_IW in units:
-        cosine_RS = np.matmul(unit_IW[item_RS], unit_IW[rows["item"]][:, :, None])[:, :, 0]
+    for cosine_RS in _similarities(units, codes, rows["item"], item_RS):
         weights.append(mask_RS * np.exp(SHARPNESS * cosine_RS))
         cosine_RS = np.where(mask_RS, cosine_RS, 0)
         nearest_RS = -np.partition(-cosine_RS, min(NEAREST, max_len) - 1, axis=1)[:, :NEAREST]
@@ -130,6 +131,16 @@ def _past(
         past_RS = np.where(mask_RS, np.nan_to_num(number_I[item_RS]), 0)
         blocks.append((number_I[rows["item"]] - past_RS.sum(axis=1) / np.maximum(length_R, 1))[:, None])
     return np.concatenate(blocks, axis=1).astype(np.float32)
+
+
+def _similarities(
+    units: list[np.ndarray], codes: list[np.ndarray], target_R: np.ndarray, item_RS: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Of target and events, [R, S] in each similarity space."""
+    for unit_IW in units:
+        yield np.matmul(unit_IW[item_RS], unit_IW[target_R][:, :, None])[:, :, 0]
+    for code_IT in codes:
+        yield overlap(torch.from_numpy(code_IT[target_R]), torch.from_numpy(code_IT[item_RS])).numpy()
 
 
 def _said(fields: tuple[Field, ...], events: dict[str, np.ndarray]) -> np.ndarray:

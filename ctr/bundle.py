@@ -25,6 +25,8 @@ ITEM_TABLE = "item_table.bin"
 ITEMS = "items.onnx"
 GOLDEN = "golden.json"
 MODEL_CARD = "MODEL_CARD.md"
+# Outputs of the ranker graph: the click's probability, and score_<task> of further labels.
+SCORE = "score"
 
 # Largest difference allowed between two computations of one probability. Summation order differs between
 # torch, ONNX Runtime and batch shapes, so scores are never promised to the last bit.
@@ -71,11 +73,12 @@ class BundleManifest(Facts):
 
 
 class GoldenCase(Settings):
-    """One raw request and the score of each of its candidates, as the trained torch model gave them."""
+    """One raw request and the scores of each of its candidates, as the trained torch model gave them."""
 
     name: str
     request: dict[str, Any]
     scores: list[float]
+    tasks: dict[str, list[float]] = {}
 
 
 class Golden(Settings):

@@ -36,6 +36,8 @@ class ModelConfig(Settings):
     fold_rows: bool = Field(False, description="train each layer's rows as the one matrix that they add up to")
     mid_activation: bool = Field(False, description="activation inside each quadratic row (QNN-alpha)")
     hidden: tuple[PositiveInt, ...] = Field((256, 128, 64), min_length=1, description="units of a perceptron's layers")
+    tasks: tuple[str, ...] = Field((), description="further labels of the data contract to predict, each a head")
+    align_users: bool = Field(False, description="what a user's past says in content and in ids is held together")
     dropout: float = Field(0.1, ge=0, lt=1)
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
@@ -48,6 +50,8 @@ class ModelConfig(Settings):
             )
         if self.match_bins == 1 or self.similarity_bias == 1:
             raise ValueError("match_bins, similarity_bias: one knot says nothing; write 0 or at least 2")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks: a label is named twice in {', '.join(self.tasks)}")
         if self.mid_activation and (self.fold_rows or self.tower != "quadratic"):
             raise ValueError(
                 "mid_activation: for the quadratic tower, without fold_rows: bent rows do not add up to one"
@@ -84,6 +88,8 @@ class TrainConfig(Settings):
     renew_tables: bool = Field(False, description="draw embedding tables anew at each epoch (arXiv 2305.19531)")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="labels become s and 1 - s")
     pairwise: NonNegativeFloat = Field(0.0, description="weight of the pairwise loss of positives against negatives")
+    task_weights: dict[str, NonNegativeFloat] = Field({}, description="of the loss of each of model.tasks; else 1")
+    alignment: NonNegativeFloat = Field(0.1, description="weight of the alignment loss of model.align_users")
     self_ensemble: NonNegativeFloat = Field(0.0, description="weight of two dropout passes agreeing; doubles the cost")
     calibration: Literal["none", "temperature", "platt", "isotonic"] = Field(
         "platt", description="fitted on the validation rows after training"
@@ -103,6 +109,13 @@ class Preset(Settings):
 
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _weights_are_of_tasks(self) -> Preset:
+        if unknown := sorted(set(self.train.task_weights) - set(self.model.tasks)):
+            known = ", ".join(self.model.tasks) or "none"
+            raise ValueError(f"train.task_weights: {unknown[0]!r} is not one of model.tasks ({known})")
+        return self
 
 
 def load_preset(model_path: Path, train_path: Path, overrides: dict[str, Any] | None = None) -> Preset:

@@ -137,7 +137,7 @@ def export_bundle(
         sealed = seal(folder, facts)
         ranker = Ranker.load(folder)
         cases = itertools.chain(grid_cases(schema), random_cases(schema, RANDOM_REQUESTS))
-        difference = check_parity(model, feature_set.users, ranker.score, cases)
+        difference = check_parity(model, feature_set.users, ranker.scores, cases)
         check_item_parity(folder, feature_set)
     return ExportResult(
         path=out,
@@ -154,7 +154,8 @@ def export_request_graph(graph: RequestGraph, schema: Schema, path: Path) -> dic
 
     Args:
         graph: `forward(*inputs)` in the order of `graph.input_names`, returning probabilities [N];
-            its item table is the buffer `item_table` [items, D].
+            its item table is the buffer `item_table` [items, D]; more than one output in the order of
+            `graph.output_names`.
 
     Returns:
         Shape of every input by name, named axes as text.
@@ -164,10 +165,10 @@ def export_request_graph(graph: RequestGraph, schema: Schema, path: Path) -> dic
     """
     examples = example_inputs(schema, graph.input_names)
     shapes = {name: _expected_shape(name, tensor) for name, tensor in examples.items()}
-    model = _trace(graph, examples, shapes, "score")
+    model = _trace(graph, examples, shapes, graph.output_names)
     _move_table_out(model, "item_table", path.with_name(ITEM_TABLE))
     _save(model, path)
-    check_shapes(path, shapes | {"score": [CANDIDATES]})
+    check_shapes(path, shapes | {name: [CANDIDATES] for name in graph.output_names})
     return shapes
 
 
@@ -182,7 +183,7 @@ def export_item_graph(graph: ItemGraph, schema: Schema, path: Path) -> dict[str,
     """
     examples = example_items(schema)
     shapes: dict[str, Shape] = {name: [ITEMS_AXIS, *tensor.shape[1:]] for name, tensor in examples.items()}
-    model = _trace(graph, examples, shapes, "row")
+    model = _trace(graph, examples, shapes, graph.output_names)
     _save(model, path)
     with torch.inference_mode():
         width = graph(*examples.values()).shape[1]
@@ -278,7 +279,9 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def _trace(graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str, Shape], output: str) -> Any:
+def _trace(
+    graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str, Shape], outputs: Sequence[str]
+) -> Any:
     """torch -> ONNX intermediate representation, without the exporter's notes on where the code lies."""
     _refuse_non_finite(graph)
     dims = {text: Dim(text) for shape in shapes.values() for text in shape if isinstance(text, str)}
@@ -296,7 +299,7 @@ def _trace(graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str
             dynamo=True,
             opset_version=OPSET,
             input_names=list(examples),
-            output_names=[output],
+            output_names=list(outputs),
             dynamic_shapes=(tuple(axes),),
             verbose=False,
         )

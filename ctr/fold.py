@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.bundle import SCORE
 from ctr.interest.past import RequestPast
 from ctr.interest.similarity import hats
 from ctr.interest.sparse import SparseTargetAttention
@@ -45,27 +46,29 @@ class RequestGraph(nn.Module):
         candidate_item     int64 [N] item rows
 
     Only what the model reads is an input: no user id without `use_user_id`, no history without `use_history`.
-    The output, `score`, is float32 [N], the calibrated probability of a click.
+    The output, `score`, is float32 [N], the calibrated probability of a click; `score_<task>` follows for each further
+    label that the model predicts.
 
     Args:
         model: a trained model with its tables attached. It is copied, never changed.
     """
 
     item_table: Tensor
-    output_names = ("score",)
 
     def __init__(self, model: ClickModel) -> None:
         super().__init__()
         self.register_buffer("item_table", item_table(model))
-        # Of a row of the item table: x, then the unit vectors of each similarity space.
+        # Of a row of the item table: x, then the item's place in each similarity space.
         self.widths = (model.item_encoder.width, *(model.spaces.widths if model.spaces is not None else ()))
+        self.cosines = model.spaces.cosines if model.spaces is not None else 0
         self.context_encoder = _frozen(model.context_encoder)
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
         self.readers = nn.ModuleList(_folded_reader(reader) for reader in model.readers())
         self.retrieve = model.retrieve
         self.tower = _folded_tower(model.network, model.context_encoder.width)
-        self.calibrator = _frozen(model.calibrator)
+        self.calibrators = nn.ModuleList(_frozen(one) for one in (model.calibrator, *model.task_calibrators))
+        self.output_names = (SCORE, *(f"{SCORE}_{name}" for name in model.config.tasks))
         user = [f"user_{field.name}" for field in model.user_fields]
         context = [f"context_{field.name}" for field in model.context_fields]
         events = [f"history_{field.name}" for field in model.event_fields]
@@ -75,8 +78,8 @@ class RequestGraph(nn.Module):
         self.bounds = tuple(itertools.accumulate(lengths))
         self.input_names = (*user, *context, *history, *candidate, "candidate_item")
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Calibrated probabilities [N]."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Calibrated probabilities [N], in the order of `output_names`."""
         context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
         blocks = [self.candidate_encoder(numbers)] if numbers else []
@@ -87,7 +90,9 @@ class RequestGraph(nn.Module):
                 past.keep_nearest(self.retrieve)
             blocks += [reader(past) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
-        return torch.sigmoid(self.calibrator(self.tower(context_1C, torch.cat(blocks, dim=-1))))
+        logits_NH = self.tower(context_1C, torch.cat(blocks, dim=-1))
+        pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
+        return tuple(torch.sigmoid(calibrate(logit_N)) for calibrate, logit_N in pairs)
 
     def _past(
         self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
@@ -98,7 +103,9 @@ class RequestGraph(nn.Module):
         mask_1H = (item_H != PADDING).to(history_HD.dtype).unsqueeze(0)
         columns = [column.unsqueeze(0) for column in events]
         events_1HE = self.event_encoder(columns) if self.event_encoder.width else None
-        return RequestPast(target_ND, history_HD, mask_1H, columns, events_1HE, target_units, history_units)
+        pairs = list(zip(target_units, history_units, strict=True))
+        units, codes = pairs[: self.cosines], pairs[self.cosines :]
+        return RequestPast(target_ND, history_HD, mask_1H, columns, events_1HE, units, codes)
 
 
 class ItemGraph(nn.Module):
@@ -111,7 +118,7 @@ class ItemGraph(nn.Module):
         vector_<set>…      float32 [M, width], zeros where an item has none
         present_<set>…     bool [M], whether the item has a vector
 
-    The output, `row`, is float32 [M, D + W]: x, then the item's unit vectors of each similarity space.
+    The output, `row`, is float32 [M, D + W]: x, then the item's place in each similarity space.
 
     Args:
         model: a trained model. It is copied, never changed.
@@ -186,12 +193,12 @@ class FoldedQuadratic(nn.Module):
         self.logit = _frozen(network.logit)
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Logits [N]."""
+        """Logits [N, H]."""
         z_NX = self.first(context_1C, items_NY)
         for layer in self.rest:
             z_NX = layer(z_NX)
-        logit_N: Tensor = self.logit(z_NX).squeeze(-1)
-        return logit_N
+        logits_NH: Tensor = self.logit(z_NX)
+        return logits_NH
 
 
 class Expanded(nn.Module):
@@ -202,10 +209,10 @@ class Expanded(nn.Module):
         self.tower = _frozen(tower)
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Logits [N]."""
+        """Logits [N, H]."""
         context = [] if context_1C is None else [context_1C.expand(items_NY.shape[0], -1)]
-        logit_N: Tensor = self.tower(torch.cat([*context, items_NY], dim=-1))
-        return logit_N
+        logits_NH: Tensor = self.tower(torch.cat([*context, items_NY], dim=-1))
+        return logits_NH
 
 
 class FoldedLayer(nn.Module):

@@ -49,8 +49,9 @@ def golden_cases(model: ClickModel, feature_set: FeatureSet, encoder: Encoder, s
         came_back = replace(
             case, context=encoded.context, history_events=encoded.history_events, candidate=encoded.candidate
         )
-        scores_N = expected(model, came_back)
-        made.append(GoldenCase(name=name, request=request, scores=[float(score) for score in scores_N]))
+        scores, *tasks = expected(model, came_back).T.tolist()
+        by_task = dict(zip(model.config.tasks, tasks, strict=True))
+        made.append(GoldenCase(name=name, request=request, scores=scores, tasks=by_task))
     return made
 
 

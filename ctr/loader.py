@@ -21,7 +21,7 @@ from ctr.batch import Batch
 from ctr.order import EpochOrder
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
-from features.schema import PADDING
+from features.schema import LABEL_PREFIX, PADDING
 
 BATCHES_AHEAD = 3
 
@@ -137,10 +137,12 @@ class Loader:
             events={field.name: _tensor(gather_events(field.name)) for field in self.schema.event},
             context={field.name: _tensor(gather(field.name)) for field in self.schema.context},
             candidate={field.name: _tensor(gather(field.name)) for field in self.schema.candidate},
+            labels={name: _tensor(gather(LABEL_PREFIX + name)) for name in self.schema.labels},
         )
 
     def _require_columns(self, feature_set: FeatureSet, split: SplitName) -> None:
         columns = [field.name for field in (*self.schema.context, *self.schema.candidate)]
+        columns += [LABEL_PREFIX + name for name in self.schema.labels]
         rows = {"user", "item", "label", "history_end", "history_len", *columns}
         events = {"item", *(field.name for field in self.schema.event)}
         for folder, parts, needed in ((f"rows/{split}", self._rows, rows), ("events", self._events, events)):

@@ -100,7 +100,11 @@ def _context(column: ColumnSpec, counted: bool) -> str:
 def _call(facts: Facts, example: GoldenCase) -> str:
     candidates = [entry["item"] if isinstance(entry, dict) else entry for entry in example.request["candidates"]]
     order = sorted(range(len(candidates)), key=lambda i: -example.scores[i])
-    ranked = [{"item": candidates[i], "score": round(example.scores[i], 6)} for i in order]
+    tasks = [{name: round(scores[i], 6) for name, scores in example.tasks.items()} for i in range(len(candidates))]
+    ranked = [
+        {"item": candidates[i], "score": round(example.scores[i], 6)} | ({"tasks": tasks[i]} if tasks[i] else {})
+        for i in order
+    ]
     answer = {"model_version": facts.model_version, "ranked": ranked}
     return (
         f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{_one_key_a_line(example.request)}\n"

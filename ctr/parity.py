@@ -85,13 +85,14 @@ class Case:
 
 
 def expected(model: ClickModel, case: Case) -> np.ndarray:
-    """Probabilities float32 [N] of the torch model in eval mode, on a batch equal to the request."""
+    """Probabilities float32 [N, 1 + tasks] of the torch model in eval mode, on a batch equal to the request."""
     training = model.training
     model.eval()
     with torch.inference_mode():
-        score_N: Tensor = torch.sigmoid(model(case.batch(model.schema.history_max_len)))
+        outputs = model.outputs(case.batch(model.schema.history_max_len))
+        score_NH = torch.sigmoid(torch.stack([outputs.click_B, *outputs.tasks.values()], dim=-1))
     model.train(training)
-    return score_N.numpy()
+    return score_NH.numpy()
 
 
 def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> float:
@@ -100,7 +101,7 @@ def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Scor
     Args:
         model: the trained model, its tables attached.
         users: the encoded user columns of its feature set.
-        score: the exported graph, e.g. `Ranker.score`.
+        score: the exported graph, e.g. `Ranker.scores`.
         cases: what to compare them on.
 
     Raises:
@@ -109,17 +110,17 @@ def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Scor
     worst = 0.0
     with _one_thread():
         for case in cases:
-            wanted_N = expected(model, case)
-            got_N = score(case.encoded(model.schema, users))
-            if got_N.shape != wanted_N.shape:
-                raise NumericalError(f"parity: {len(wanted_N)} candidates, but the graph gave scores {got_N.shape}.")
-            difference = float(np.abs(got_N - wanted_N).max())
+            wanted_NH = expected(model, case)
+            got_NH = score(case.encoded(model.schema, users))
+            if got_NH.shape != wanted_NH.shape:
+                raise NumericalError(f"parity: scores {wanted_NH.shape} of the model, but {got_NH.shape} of the graph.")
+            difference = float(np.abs(got_NH - wanted_NH).max())
             # Written so that NaN fails too.
             if not difference <= TOLERANCE:
                 raise NumericalError(
                     f"parity: the exported graph and the trained model differ by {difference:.2e} "
                     f"(at most {TOLERANCE} is allowed) on a request of {len(case.history_item)} history "
-                    f"items and {len(wanted_N)} candidates, user row {case.user}. The bundle is not published."
+                    f"items and {len(wanted_NH)} candidates, user row {case.user}. The bundle is not published."
                 )
             worst = max(worst, difference)
     return worst

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from pydantic import Field, PositiveInt
 
-from ctr.bundle import RANKER, TOLERANCE, Bundle, open_bundle
+from ctr.bundle import RANKER, SCORE, TOLERANCE, Bundle, open_bundle
 from features.encoder import EncodedRequest, Encoder
 from features.errors import ConfigError, NumericalError
 from features.request import Limits, Request, parse_request
@@ -39,10 +39,15 @@ def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> Se
 
 @dataclass(frozen=True)
 class Ranked:
-    """One candidate and the probability of a positive label."""
+    """One candidate, the probability of a positive label, and those of further labels that the model predicts."""
 
     item: Any
     score: float
+    tasks: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """`item` and `score`; `tasks` where there are any."""
+        return {"item": self.item, "score": self.score} | ({"tasks": self.tasks} if self.tasks else {})
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Ranker:
         self.limits = limits
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
+        self._outputs = [node.name for node in session.get_outputs()]
 
     @classmethod
     def load(cls, path: Path, threads: int = 1, limits: Limits | None = None) -> Ranker:
@@ -104,6 +110,11 @@ class Ranker:
         """Names the model in every answer."""
         return self.bundle.manifest.model_version
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Further labels that the model predicts."""
+        return tuple(name.removeprefix(f"{SCORE}_") for name in self._outputs[1:])
+
     def rank(self, raw_request: dict[str, Any], *, strict: bool = False, top: int | None = None) -> RankResult:
         """Rank the candidates of one raw request.
 
@@ -121,17 +132,27 @@ class Ranker:
         encoded = self.encoder.encode_request(request)
         if strict:
             _refuse_unknown(request, encoded)
-        scores_N = self.score(encoded)
-        order = np.argsort(-scores_N, kind="stable")[:top]
+        scores_NH = self.scores(encoded)
+        order = np.argsort(-scores_NH[:, 0], kind="stable")[:top]
+        tasks = {name: scores_NH[:, place] for place, name in enumerate(self.tasks, start=1)}
         return RankResult(
             model_version=self.model_version,
-            ranked=tuple(Ranked(request.candidates[i], float(scores_N[i])) for i in order),
+            ranked=tuple(
+                Ranked(
+                    request.candidates[i], float(scores_NH[i, 0]), {name: float(of[i]) for name, of in tasks.items()}
+                )
+                for i in order
+            ),
             unknown_candidates=encoded.unknown_candidates,
             unknown_history=encoded.unknown_history,
         )
 
     def score(self, encoded: EncodedRequest) -> np.ndarray:
-        """Probabilities float32 [N], in the order of the candidates.
+        """Click probabilities float32 [N]: the first column of `scores`."""
+        return self.scores(encoded)[:, 0]
+
+    def scores(self, encoded: EncodedRequest) -> np.ndarray:
+        """Probabilities float32 [N, 1 + tasks] of a click and of further labels, in the order of the candidates.
 
         Raises:
             ConfigError: an item row outside the table.
@@ -141,13 +162,13 @@ class Ranker:
         _check_rows("candidates", encoded.candidate_item, items)
         _check_rows("history", encoded.history_item, items)
         feed = graph_inputs(encoded)
-        (scores_N,) = self._session.run(["score"], {name: feed[name] for name in self._inputs})
-        if not np.isfinite(scores_N).all():
+        scores_NH = np.stack(self._session.run(None, {name: feed[name] for name in self._inputs}), axis=-1)
+        if not np.isfinite(scores_NH).all():
             raise NumericalError(
-                f"{self.model_version}: {int((~np.isfinite(scores_N)).sum())} of {len(scores_N)} scores are "
+                f"{self.model_version}: {int((~np.isfinite(scores_NH)).sum())} of {scores_NH.size} scores are "
                 "not finite. Roll back to the bundle before this one."
             )
-        return scores_N
+        return scores_NH
 
     def replay(self) -> float:
         """Score the golden requests; the largest difference to their recorded scores.
@@ -159,8 +180,9 @@ class Ranker:
         for case in self.bundle.golden().cases:
             # A server's own limits may be tighter than a golden request is long.
             request = parse_request(case.request, self.encoder.contract, Limits())
-            scores_N = self.score(self.encoder.encode_request(request))
-            difference = float(np.abs(scores_N - np.array(case.scores)).max())
+            scores_NH = self.scores(self.encoder.encode_request(request))
+            wanted_NH = np.stack([case.scores, *(case.tasks[name] for name in self.tasks)], axis=-1)
+            difference = float(np.abs(scores_NH - wanted_NH).max())
             if not difference <= TOLERANCE:
                 raise NumericalError(
                     f"{self.bundle.path}: golden request {case.name!r} scores {difference:.2e} away from "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.losses import training_loss
+from ctr.losses import Outputs, training_loss
 from ctr.memory import keep_freed_memory
 from ctr.optim import FiniteGuard, make_optimizer
 from ctr.row_optim import RowOptimizer
@@ -29,7 +29,7 @@ class TrainStep:
     `adam`, embedding tables of more than 256 rows are moved by row (`ctr.row_optim`), all else by Adam.
 
     Args:
-        model: with tables attached and on `device`; `forward(batch) -> logit_B`, `regularized_parameters()`.
+        model: with tables attached and on `device`; `outputs(batch) -> Outputs`, `regularized_parameters()`.
         config: precision, optimizers, L2, clipping.
         device: where the model is.
 
@@ -46,7 +46,8 @@ class TrainStep:
             keep_freed_memory()
         self.config = config
         self.model = model
-        self._forward: Callable[[Batch], Tensor] = torch.compile(model, dynamic=True) if config.compile else model
+        forward: Callable[[Batch], Outputs] = model.outputs  # type: ignore[assignment]
+        self._forward = torch.compile(forward, dynamic=True) if config.compile else forward
         self._device = device
         self._tables = {name: table for name, table in model.named_modules() if isinstance(table, RowTable)}
         self._rows: RowOptimizer | None = None
@@ -82,8 +83,7 @@ class TrainStep:
         for batch, weight in zip(batches, weights, strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 passes = [self._forward(batch) for _ in range(2 if self.config.self_ensemble else 1)]
-            passes = [logit_B.float() for logit_B in passes]
-            part = training_loss(passes, batch.label_B, batch.weight_B, self.config)
+            part = training_loss(passes, batch, self.config)
             part = part if len(batches) == 1 else part * (weight / total)
             part.backward()
             loss += part.detach()

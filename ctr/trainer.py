@@ -20,6 +20,7 @@ from ctr.config import TrainConfig
 from ctr.feed import on_device, windows
 from ctr.loader import Loader
 from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
+from ctr.models.click_model import ClickModel
 from ctr.optim import learning_rate
 from ctr.step import TrainStep
 from features.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ from features.feature_set import FeatureSet, SplitName
 from features.progress import Progress
 from features.progress import progress as show_progress
 
-__all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict"]
+__all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict", "predict_tasks"]
 
 STEPS_BETWEEN_LOGS = 20
 SCORING_ROWS = 1024
@@ -77,7 +78,7 @@ def fit(
     weights where the run was done.
 
     Args:
-        model: with tables attached, `config` (its ModelConfig), `forward(batch) -> logit_B`, and
+        model: with tables attached, `config` (its ModelConfig), `outputs(batch)`, `forward(batch) -> logit_B`, and
             `regularized_parameters()`. A lone last row of an epoch is left out: batch norm needs two.
         feature_set: where rows come from.
         config: settings.
@@ -187,6 +188,21 @@ def predict(
     if device is None:
         device = next(model.parameters()).device
     return _score(model.to(device), Loader(feature_set, split, batch_size), device)
+
+
+def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) -> dict[str, np.ndarray]:
+    """Probabilities of the further labels that a model predicts, by label: as `predict`, in one pass for all."""
+    loader = Loader(feature_set, split, SCORING_ROWS)
+    device = next(model.parameters()).device
+    model.eval()
+    found: dict[str, list[np.ndarray]] = {name: [] for name in model.config.tasks}
+    if not found:
+        return {}
+    with torch.inference_mode(), closing(on_device(loader.epoch(0), device)) as batches:
+        for batch in batches:
+            for name, logit_B in model.outputs(batch).tasks.items():
+                found[name].append(torch.sigmoid(logit_B).cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:

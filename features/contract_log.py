@@ -73,7 +73,9 @@ class Interactions(Settings):
     label: str | None = Field(
         None, description="a 0/1 column or a polars SQL expression such as `rating >= 4`; none: every row is a positive"
     )
-    labels: dict[str, str] = Field({}, description="further targets by name; kept beside `label`")
+    labels: dict[str, str] = Field(
+        {}, description="further targets by name, 0/1 or null where unknown; `model.tasks` learns them"
+    )
     time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of an integer time column")
     time_format: str | None = Field(None, description="of a text time column, e.g. `%m/%d/%Y %I:%M:%S %p`")
     weight: str | None = None

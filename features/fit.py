@@ -117,6 +117,7 @@ def fit(
         user=fields(learned[USER]),
         context=fields(context),
         event=fields(event),
+        labels=tuple(interactions.labels),
         history_max_len=contract.history.max_len,
     )
     encoder = Encoder(

@@ -35,7 +35,7 @@ from features.log import (
     chunks,
 )
 from features.negatives import NONE, Drawn, draw_negatives
-from features.schema import UNKNOWN
+from features.schema import LABEL_PREFIX, UNKNOWN
 from features.vocabulary import canonical
 
 ROW, SAMPLED = "_row", "_sampled"
@@ -158,7 +158,7 @@ class Stream:
         for name, encoder in self._event_encoders():
             columns[HISTORY + name] = encoder.encode(_column(chunk, HISTORY, name))
         for name in log.labels:
-            columns[f"label.{name}"] = chunk[LABELS + name].cast(pl.Float32).to_numpy()
+            columns[LABEL_PREFIX + name] = chunk[LABELS + name].cast(pl.Float32).to_numpy()
         if log.weight:
             columns["weight"] = chunk[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy()
         if log.request:
@@ -212,7 +212,7 @@ def request_keys(raw: pl.Series) -> np.ndarray:
 
 
 def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
-    """Each row followed by its negatives: the same in everything but item and label, and never an event."""
+    """Each row followed by its negatives: the same in everything but item and labels, and never an event."""
     rows, k = drawn_RK.shape
     place = np.repeat(np.arange(rows), k + 1)
     item = np.concatenate([np.asarray(columns["item"])[:, None], drawn_RK], axis=1).reshape(-1)
@@ -224,7 +224,10 @@ def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
         for name, values in columns.items()
     }
     # Taken by index, so these are copies.
-    repeated["label"][sampled], repeated[EVENT][sampled] = 0.0, False
+    repeated[EVENT][sampled] = False
+    for name in columns:
+        if name == "label" or name.startswith(LABEL_PREFIX):
+            repeated[name][sampled] = 0.0
     return repeated | {"item": item, SAMPLED: sampled}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from features.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
+from features.schema import LABEL_PREFIX
 from pipelines.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace
 
@@ -62,6 +63,30 @@ def score_split(model: torch.nn.Module, feature_set: FeatureSet, split: SplitNam
     return scored(feature_set, split, predict(model, feature_set, split))
 
 
+def task_labels(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:
+    """A further label of a split's rows, float32, NaN where unknown."""
+    return np.concatenate([part[LABEL_PREFIX + name] for part in feature_set.rows(split)])
+
+
+def task_metrics(feature_set: FeatureSet, split: SplitName, scores: Mapping[str, np.ndarray]) -> dict[str, Metrics]:
+    """Metrics of each further label that a model predicts, over the rows whose label is known.
+
+    Args:
+        scores: probabilities by label, [rows of the split].
+    """
+    found = {}
+    train = {name: task_labels(feature_set, "train", name) for name in scores}
+    users = np.concatenate([part["user"] for part in feature_set.rows(split)])
+    for name, predicted in scores.items():
+        labels = task_labels(feature_set, split, name)
+        known = ~np.isnan(labels)
+        if len(np.unique(labels[known])) < 2:
+            continue  # nothing to rank
+        base_rate = float(np.nanmean(train[name]))
+        found[name] = evaluate(labels[known], predicted[known], users[known], base_rate)
+    return found
+
+
 def controls(feature_set: FeatureSet, split: SplitName) -> dict[str, Metrics]:
     """Popularity always; the optimum where the log is simulated and its truth lies beside it."""
     result = {"popularity": scored(feature_set, split, popularity_scores(feature_set, split)).metrics()}
@@ -89,7 +114,8 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
             f"`quadrank features`, or name the folder that holds it with --work."
         )
     feature_set = FeatureSet.open(folder)
-    scores = np.concatenate(list(_served_scores(ranker, feature_set, split)))
+    served = np.concatenate(list(_served_scores(ranker, feature_set, split)))
+    scores, tasks = served[:, 0], dict(zip(ranker.tasks, served[:, 1:].T, strict=True))
     sampling = feature_set.manifest.sampling
     if sampling is not None and sampling.rate is not None:
         # Served probabilities are of the log as it happened; these rows hold the drawn negatives alone.
@@ -97,6 +123,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     summary = Summary(run_id=manifest.model_version, feature_set=str(folder), bundle=str(path))
     summary.rows = {split: len(scores)}
     summary.metrics = {split: scored(feature_set, split, scores).metrics()}
+    summary.tasks = {split: task_metrics(feature_set, split, tasks)}
     summary.controls = controls(feature_set, split)
     if split == "test" and "target_only" in manifest.controls:
         summary.controls = {"target_only": manifest.controls["target_only"], **summary.controls}
@@ -117,7 +144,7 @@ def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) ->
     total = feature_set.manifest.windows[split].rows
     with progress(f"scoring {split} through ONNX", total=total, unit="rows") as bar:
         for rows, events in parts:
-            scores = np.empty(len(rows["item"]), np.float32)
+            scores = np.empty((len(rows["item"]), 1 + len(ranker.tasks)), np.float32)
             for i in range(len(scores)):
                 past = slice(rows["history_end"][i] - rows["history_len"][i], rows["history_end"][i])
                 user = slice(rows["user"][i], rows["user"][i] + 1)
@@ -131,6 +158,6 @@ def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) ->
                     unknown_history=0,
                     unknown_candidates=(),
                 )
-                scores[i] = ranker.score(request)[0]
+                scores[i] = ranker.scores(request)[0]
                 bar.advance(1)
             yield scores

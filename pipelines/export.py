@@ -22,13 +22,16 @@ def export_model(
     """Fold, export, prove parity and publish; writes an example request beside the bundle."""
     record = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    of_tasks = {
+        f"{split}: {name}": values for split, tasks in record["tasks"].items() for name, values in tasks.items()
+    }
     result = export_bundle(
         model,
         feature_set,
         out,
         model_version=run_dir.name,
         architecture=config["preset"]["model"]["architecture"],
-        metrics=record["metrics"],
+        metrics=record["metrics"] | of_tasks,
         controls=record["controls"],
         git_revision=config["git_revision"],
     )

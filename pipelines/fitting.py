@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ctr.calibration import Calibrated, Curve, calibrate
@@ -16,11 +17,12 @@ from ctr.config import ModelConfig, TrainConfig
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables, frozen_tables
-from ctr.trainer import Evaluation, FitResult, fit
+from ctr.trainer import Evaluation, FitResult, fit, predict_tasks
 from features.atomic import write_text
+from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from features.progress import progress as show_progress
-from pipelines.evaluate import score_split
+from pipelines.evaluate import score_split, task_labels
 
 CALIBRATION = "calibration.json"
 
@@ -44,15 +46,35 @@ def fit_and_calibrate(
     resume: bool = False,
     progress: Any = show_progress,
 ) -> tuple[FitResult, Calibrated]:
-    """Train into `folder`, then fit the calibration on the validation rows and save it with the weights.
+    """Train into `folder`, then fit the calibrations on the validation rows and save them with the weights.
 
     Raises:
+        ConfigError: further tasks on drawn negatives.
         QuadRankError: as `ctr.trainer.fit`.
     """
+    sampling = feature_set.manifest.sampling
+    if model.config.tasks and sampling is not None and sampling.rate is not None:
+        raise ConfigError(
+            f"model.tasks: {', '.join(model.config.tasks)} cannot be learned beside drawn negatives, whose share would "
+            "distort these probabilities. Use a log with its own negatives, or train without model.tasks."
+        )
     result = fit(model, feature_set, config, folder, on_evaluation=on_evaluation, resume=resume, progress=progress)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
     valid = score_split(model, feature_set, "valid")
     calibrated = calibrate(model.calibrator, config.calibration, valid.scores, valid.labels)
+    _calibrate_tasks(model, feature_set, config)
     save_tensors(folder / MODEL, model.state_dict())
     write_text(folder / CALIBRATION, json.dumps(asdict(calibrated), indent=2))
     return result, calibrated
+
+
+def _calibrate_tasks(model: ClickModel, feature_set: FeatureSet, config: TrainConfig) -> None:
+    """Each further label's, on the validation rows where it is known; none where it is constant there."""
+    calibrators = model.calibrators()
+    for name in model.config.tasks:
+        calibrators[name].set(Curve())
+    for name, scores in predict_tasks(model, feature_set, "valid").items():
+        labels = task_labels(feature_set, "valid", name)
+        known = ~np.isnan(labels)
+        if len(np.unique(labels[known])) == 2:
+            calibrate(calibrators[name], config.calibration, scores[known], labels[known])

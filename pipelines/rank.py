@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,15 @@ def rank_file(
     table.add_column("rank", justify="right")
     table.add_column("item")
     table.add_column("click probability", justify="right")
+    for name in result.ranked[0].tasks if result.ranked else ():
+        table.add_column(name, justify="right")
     for place, entry in enumerate(result.ranked, start=1):
-        table.add_row(str(place), str(entry.item), f"{entry.score:.5f}")
+        scores = (entry.score, *entry.tasks.values())
+        table.add_row(str(place), str(entry.item), *(f"{score:.5f}" for score in scores))
     console.print(table)
     if result.unknown_candidates:
         shown = ", ".join(map(str, result.unknown_candidates[:5]))
         console.print(
             f"{len(result.unknown_candidates)} candidates are unknown to the bundle and scored as a new item: {shown}"
         )
-    return {"model_version": result.model_version, "ranked": [asdict(entry) for entry in result.ranked]}
+    return {"model_version": result.model_version, "ranked": [entry.as_json() for entry in result.ranked]}

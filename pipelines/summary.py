@@ -47,6 +47,7 @@ class Summary:
     peak_mib: float = 0.0
     metrics: dict[str, Metrics] = field(default_factory=dict)
     controls: dict[str, Metrics] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     top_lists: dict[str, Any] = field(default_factory=dict)
 
@@ -117,6 +118,7 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
     """Print the model beside its controls on one split, and what share of the optimum's lift it reached."""
     rows = {
         model: summary.metrics[split],
+        **{f"{model}: {name}": m for name, m in summary.tasks.get(split, {}).items()},
         **{name.replace("_", "-"): m for name, m in summary.controls.items()},
     }
     console.print(results_table(title, rows))

@@ -17,12 +17,12 @@ from ctr.config import Preset, load_preset
 from ctr.models.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tracking import Tracker
-from ctr.trainer import Evaluation, FitResult
+from ctr.trainer import Evaluation, FitResult, predict_tasks
 from features.atomic import write_text
 from features.contract import Contract
 from features.feature_set import FeatureSet
 from pipelines.build import build, describe
-from pipelines.evaluate import Scored, controls, score_split
+from pipelines.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.summary import Summary, print_results
 from pipelines.workspace import Workspace, git_revision
@@ -141,6 +141,9 @@ class Job:
         summary = Summary(run_id=self.run_dir.name, feature_set=str(self.feature_set.path))
         summary.rows = {name: window.rows for name, window in self.feature_set.manifest.windows.items()}
         summary.metrics = {split: test.metrics()}
+        summary.tasks = {
+            split: task_metrics(self.feature_set, split, predict_tasks(self.model, self.feature_set, split))
+        }
         summary.controls = {
             "target_only": self._target_only().metrics(),
             **controls(self.feature_set, split),
@@ -161,17 +164,19 @@ class Job:
             return score_split(self.model, self.feature_set, self.feature_set.judged_by)
         folder = self.run_dir / "target_only"
         folder.mkdir(exist_ok=True)
-        config = self.preset.model.model_copy(update={"use_history": False})
+        config = self.preset.model.model_copy(update={"use_history": False, "tasks": ()})
         model = new_model(config, self.feature_set, self.preset.train.seed)
         self.console.print("training the target-only control (the same model without history)")
         fit_and_calibrate(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
         return score_split(model, self.feature_set, self.feature_set.judged_by)
 
     def _record(self, summary: Summary, test: Scored) -> None:
-        record = {"metrics": summary.metrics, "controls": summary.controls}
+        record = {"metrics": summary.metrics, "controls": summary.controls, "tasks": summary.tasks}
         write_text(self.run_dir / "metrics.json", json.dumps(record, indent=2))
         split = self.feature_set.judged_by
         flat = {f"{split}.{key}": value for key, value in summary.metrics[split].items()}
+        for task, metrics in summary.tasks[split].items():
+            flat |= {f"{split}.{task}.{key}": value for key, value in metrics.items()}
         for control, metrics in summary.controls.items():
             flat |= {f"control.{control}.{key}": value for key, value in metrics.items()}
         self.tracker.log_metrics(flat)

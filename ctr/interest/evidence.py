@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctr.interest.match import MOST_DEVIATIONS
 from ctr.interest.past import Past
@@ -16,15 +17,18 @@ from features.schema import PADDING, Field
 
 # exp(15) events of weight 1: a kernel beyond it would only cost digits.
 LARGEST_LOG_WEIGHT = 15.0
-FIRST_SHARPNESS = 4.0  # weights exp(4 cos) are where a fixed kernel does best
+FIRST_SHARPNESS = 4.0  # weights exp(4 cos) are where a single fixed kernel does best
+# Optimizer steps move a weight by thousandths, and sharpness wants to move by tens: what is learned is a tenth of it.
+STRIDE = 10.0
 
 
 class EvidenceHeads(nn.Module):
     """Kernel regression over the past, with kernels that are learned: each head is one way of being alike.
 
-        w_hs = m_s exp(Σ_k κ_hk cos_k(t, s) + λ_h (P x_t)·(P x_s) - τ_h log(1 + events after s))
+        w_hs = m_s exp(Σ_k (κ_hk cos_k(t, s) - max(κ_hk, 0)) + λ_h (P x_t)·(P x_s) - τ_h log(1 + events after s))
         o_h  = [Σ_s w_hs v_s / (ρ_h + Σ_s w_hs) ; log(ρ_h + Σ_s w_hs)],   v_s = Σ_f T_f[e_sf] + W [numbers of s]
 
+    Frozen similarities give a weight of at most 1, that of the very same item, in which the prior weight ρ is counted.
     (Nadaraya 1964, Watson 1964, with the prior weight ρ of a shrunk mean; the similarities are the frozen ones of
     MUSE and DMF, see docs/models.md.) The values are read straight from the event's feedback (label, rating, residual
     against the item's mean), so that a disliked item speaks as loud as a liked one, and content alone says whom it
@@ -60,11 +64,13 @@ class EvidenceHeads(nn.Module):
         self.kernel = nn.Linear(spaces + 1, heads, bias=False)
         nn.init.normal_(self.kernel.weight)
         with torch.no_grad():
-            # Each head starts sharper in one of the spaces: heads that start alike stay alike.
+            # Each head starts sharp in one of the spaces, twice as sharp each time a space comes again: heads that
+            # start alike stay alike.
             for head in range(heads if spaces else 0):
-                self.kernel.weight[head, head % spaces] += FIRST_SHARPNESS
+                self.kernel.weight[head, head % spaces] += FIRST_SHARPNESS * 2 ** (head // spaces)
+            self.kernel.weight /= STRIDE
         self.projection = nn.Linear(item_dim, match_dim, bias=False)
-        self.forgetting = nn.Parameter(torch.full((heads,), 0.1))
+        self.forgetting = nn.Parameter(torch.full((heads,), 0.1 / STRIDE))
         self.log_prior = nn.Parameter(torch.zeros(heads))
         self.width = heads * (values + 1)
         self.norm = nn.BatchNorm1d(self.width)
@@ -73,7 +79,7 @@ class EvidenceHeads(nn.Module):
         """[R, width]."""
         with torch.autocast(past.target_RD.device.type, enabled=False):
             weights_RHS = self._weights(past)
-            mass_RH = weights_RHS.sum(dim=-1) + self.log_prior.exp()
+            mass_RH = weights_RHS.sum(dim=-1) + self._prior()
             pooled_RHV = (weights_RHS @ self._values(past)) / mass_RH.unsqueeze(-1)
             normed: Tensor = self.norm(torch.cat([pooled_RHV.flatten(1), mass_RH.log()], dim=-1))
             return normed.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
@@ -81,16 +87,22 @@ class EvidenceHeads(nn.Module):
     def weights(self, past: Past) -> Tensor:
         """Each event's share of what a head reads, the prior's included, as a mean over heads, [R, S]."""
         weights_RHS = self._weights(past)
-        mass_RH1 = weights_RHS.sum(dim=-1, keepdim=True) + self.log_prior.exp().unsqueeze(-1)
+        mass_RH1 = weights_RHS.sum(dim=-1, keepdim=True) + self._prior().unsqueeze(-1)
         return (weights_RHS / mass_RH1).mean(dim=1)
 
     def _weights(self, past: Past) -> Tensor:
         learned_RS1 = past.match(self.projection).to(self.log_prior.dtype).unsqueeze(-1)
         frozen = [past.similarities] if self.kernel.in_features > 1 else []
-        log_RSH = self.kernel(torch.cat([*frozen, learned_RS1], dim=-1))
-        log_RSH = log_RSH - past.places.unsqueeze(-1) * self.forgetting
+        kernel_HK = STRIDE * self.kernel.weight
+        log_RSH = F.linear(
+            torch.cat([*frozen, learned_RS1], dim=-1), kernel_HK, -torch.relu(kernel_HK[:, :-1]).sum(dim=1)
+        )
+        log_RSH = log_RSH - STRIDE * past.places.unsqueeze(-1) * self.forgetting
         weights_RSH = log_RSH.clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT).exp() * past.mask.unsqueeze(-1)
         return weights_RSH.transpose(1, 2)
+
+    def _prior(self) -> Tensor:
+        return (STRIDE * self.log_prior).exp()
 
     def _values(self, past: Past) -> Tensor:
         """What each event says, [histories, S, V]; whatever padding says has no weight."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.interest.similarity import overlap
 from ctr.row_bags import RowBags
 from features.schema import PADDING
 
@@ -45,8 +46,8 @@ class Past(ABC):
 
     @cached_property
     def similarities(self) -> Tensor:
-        """Cosine between target and event in each similarity space; 0 where one of them is not in it."""
-        return torch.stack(self._cosines(), dim=-1)
+        """How alike target and event are in each similarity space, [R, S, K]; 0 where one of them is not in it."""
+        return torch.stack(self._alike(), dim=-1)
 
     def event_dots(self, query_RE: Tensor) -> Tensor:
         """`query_r · events_s`, [R, S]."""
@@ -83,7 +84,7 @@ class Past(ABC):
         """`(P x_target) · (P x_event)`, [R, S]: a similarity that is learned."""
 
     @abstractmethod
-    def _cosines(self) -> list[Tensor]:
+    def _alike(self) -> list[Tensor]:
         """K of [R, S]."""
 
 
@@ -96,7 +97,8 @@ class BatchPast(Past):
         history_BS: where the events' items stand in it; 0 is padding.
         columns: raw event columns.
         events_BSE: embedded event columns.
-        units: unit vectors of the distinct items in each similarity space.
+        units: unit vectors of the distinct items in some similarity spaces, [U, W] each.
+        codes: their indices in the others, as floats, [U, T] each.
     """
 
     def __init__(
@@ -107,10 +109,12 @@ class BatchPast(Past):
         columns: Sequence[Tensor],
         events_BSE: Tensor | None,
         units: Sequence[Tensor] = (),
+        codes: Sequence[Tensor] = (),
     ) -> None:
         target_BD = RowBags(x_UD, target_B.unsqueeze(1)).sums(x_UD.new_ones(len(target_B), 1))
         super().__init__(target_BD, (history_BS != PADDING).to(x_UD.dtype), columns, events_BSE)
-        self._x_UD, self._target_B, self._history_BS, self._units = x_UD, target_B, history_BS, units
+        self._x_UD, self._target_B, self._history_BS = x_UD, target_B, history_BS
+        self._units, self._codes = units, codes
 
     @cached_property
     def _bags(self) -> RowBags:
@@ -133,9 +137,13 @@ class BatchPast(Past):
         projected_UK = projection(self._x_UD)
         return self._dots_of(projected_UK)
 
-    def _cosines(self) -> list[Tensor]:
+    def _alike(self) -> list[Tensor]:
         with torch.no_grad(), torch.autocast(self._x_UD.device.type, enabled=False):
-            return [self._dots_of(unit_UW) for unit_UW in self._units]
+            cosines = [self._dots_of(unit_UW) for unit_UW in self._units]
+            return cosines + [
+                overlap(F.embedding(self._target_B, code_UT), F.embedding(self._history_BS, code_UT))
+                for code_UT in self._codes
+            ]
 
     def _dots_of(self, table_UW: Tensor) -> Tensor:
         targets = RowBags(table_UW, self._target_B.unsqueeze(1)).sums(table_UW.new_ones(len(self._target_B), 1))
@@ -151,8 +159,8 @@ class RequestPast(Past):
         mask_1S: 1 at an event, 0 at padding.
         columns: raw event columns, [1, S] each.
         events_1SE: embedded event columns.
-        target_units: unit vectors of the candidates in each similarity space, [N, W] each.
-        history_units: those of the history, [S, W] each.
+        units: unit vectors of candidates [N, W] and history [S, W], in some similarity spaces.
+        codes: their indices in the others, [N, T] and [S, T].
     """
 
     def __init__(
@@ -162,12 +170,12 @@ class RequestPast(Past):
         mask_1S: Tensor,
         columns: Sequence[Tensor],
         events_1SE: Tensor | None,
-        target_units: Sequence[Tensor] = (),
-        history_units: Sequence[Tensor] = (),
+        units: Sequence[tuple[Tensor, Tensor]] = (),
+        codes: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__(target_ND, mask_1S, columns, events_1SE)
         self.history_SD = history_SD
-        self._target_units, self._history_units = target_units, history_units
+        self._units, self._codes = units, codes
 
     def dots(self, query_RD: Tensor) -> Tensor:
         """`query_r · item_s`, [R, S]."""
@@ -185,6 +193,6 @@ class RequestPast(Past):
         """A learned similarity, [R, S]."""
         return projection(self.target_RD) @ projection(self.history_SD).T
 
-    def _cosines(self) -> list[Tensor]:
-        pairs = zip(self._target_units, self._history_units, strict=True)
-        return [target_NW @ history_SW.T for target_NW, history_SW in pairs]
+    def _alike(self) -> list[Tensor]:
+        cosines = [target_NW @ history_SW.T for target_NW, history_SW in self._units]
+        return cosines + [overlap(target_NT, history_ST.unsqueeze(0)) for target_NT, history_ST in self._codes]

@@ -1,4 +1,4 @@
-"""Similarity spaces: in which ways two items can be alike, as unit vectors whose dot product is their cosine.
+"""Similarity spaces: in which ways two items can be alike, as vectors, or in the values that they share.
 
 Shapes: U items, W width of one space, K spaces, `...` any leading shape.
 """
@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from features.schema import FIRST_VALUE, Schema
 
-# Of tags in larger vocabularies hardly any two items share one, and a space is as wide as its vocabulary.
+# Wider than that, a unit vector costs more than comparing index by index.
 MOST_TAGS = 64
 
 
 class SimilaritySpaces(nn.Module):
-    """One space for each vector set, and one for each tags column of at most 64 values.
+    """One space for each vector set, and one for each tags and categorical column of the items but their id.
 
-    The cosine of two tag sets is |A ∩ B| / sqrt(|A| |B|). An item that is not in a space (no vector, no tags) is
-    zeros there: its cosine with everything is 0.
+    Vectors are compared by cosine, tags and categories (brand, category, a semantic id) by |A ∩ B| / sqrt(|A| |B|),
+    for a category 1 or 0: a cosine, too. Tags of at most 64 values lie there as unit vectors, all else as indices in
+    floats, exact up to 2^24. An item that is not in a space (no vector, no tags, an unknown value) is like nothing.
 
     Args:
         schema: the fields of the feature set.
@@ -31,17 +32,33 @@ class SimilaritySpaces(nn.Module):
         super().__init__()
         fields = list(enumerate(schema.item))
         self._tags = [(i, f.size) for i, f in fields if f.kind == "tags" and FIRST_VALUE < f.size <= MOST_TAGS]
-        self.names = (*(one.name for one in schema.vectors), *(schema.item[i].name for i, _ in self._tags))
-        self.widths = (*(one.width for one in schema.vectors), *(size - FIRST_VALUE for _, size in self._tags))
+        small = [i for i, _ in self._tags]
+        self._codes = [i for i, f in fields[1:] if f.kind != "numeric" and f.size > FIRST_VALUE and i not in small]
+        columns = [*small, *self._codes]
+        self.names = (*(one.name for one in schema.vectors), *(schema.item[i].name for i in columns))
+        self.cosines = len(self.names) - len(self._codes)
+        widths = (*(one.width for one in schema.vectors), *(size - FIRST_VALUE for _, size in self._tags))
+        self.widths = widths + tuple(schema.item[i].max_len for i in self._codes)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Item columns and vectors, in schema order, to K unit vectors [U, W] an item."""
+        """Item columns and vectors, in schema order, to [U, W] of each space: unit vectors, then indices."""
         units = [F.normalize(vector, dim=-1) for vector in vectors]
+        dtype = vectors[0].dtype if vectors else torch.float32
         for place, size in self._tags:
             tags = torch.arange(FIRST_VALUE, size, device=columns[place].device)
             has_UW = (columns[place].unsqueeze(-1) == tags).any(dim=-2)
-            units.append(F.normalize(has_UW.to(vectors[0].dtype if vectors else torch.float32), dim=-1))
-        return units
+            units.append(F.normalize(has_UW.to(dtype), dim=-1))
+        return units + [columns[place].to(dtype).reshape(len(columns[place]), -1) for place in self._codes]
+
+
+def overlap(target_RT: Tensor, event_HST: Tensor) -> Tensor:
+    """|A ∩ B| / sqrt(|A| |B|) of sets of up to T indices, [R, S]; H is R or 1. What is unknown is in none."""
+    known_RT, known_HST = target_RT >= FIRST_VALUE, event_HST >= FIRST_VALUE
+    same_RS = ((target_RT[:, None, :, None] == event_HST.unsqueeze(2)) & known_RT[:, None, :, None]).sum(dim=(-2, -1))
+    if target_RT.shape[1] == 1:
+        return same_RS.to(target_RT.dtype)
+    sizes_RS = known_RT.sum(dim=-1, keepdim=True) * known_HST.sum(dim=-1)
+    return same_RS.to(target_RT.dtype) * sizes_RS.clamp(min=1).to(target_RT.dtype).rsqrt()
 
 
 def hats(values: Tensor, count: int) -> Tensor:

@@ -14,13 +14,16 @@ from ctr.batch import Batch
 from ctr.calibration import Calibrator
 from ctr.config import ModelConfig
 from ctr.embedding import FieldEncoder, ItemEncoder
+from ctr.interest.alignment import UserAlignment
 from ctr.interest.evidence import EvidenceHeads
 from ctr.interest.match import MatchFeatures
 from ctr.interest.past import BatchPast, Past
 from ctr.interest.readers import Reader, make_attention
 from ctr.interest.similarity import SimilaritySpaces
+from ctr.losses import Outputs
 from ctr.tables import FrozenTables, TableBuffers
 from ctr.towers import make_tower
+from features.errors import ConfigError
 from features.schema import PADDING, Schema
 
 
@@ -28,22 +31,32 @@ class ClickModel(nn.Module):
     """Click logits from a user's context, the target item and the user's history.
 
         x_i = item columns and projected vectors;  o = attention(x_t, history);
-        logit = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features])
+        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features])
 
     With the defaults it is the Quadratic Interest Network (arXiv 2504.17699): sparse target attention and a quadratic
     tower. A batch names items by row; `attach` gives the model the tables to look them up in. Each distinct item of a
-    batch is encoded once, however often it is a target or in a history.
+    batch is encoded once, however often it is a target or in a history. Further labels of a row (`tasks`: like, long
+    view) share all but the last linear function, each with a logit and a calibration of its own.
 
     Args:
         config: sizes and parts. `use_history: false` leaves out all that reads the history.
-        schema: the fields of the feature set. All item columns apply to target and history alike; the user id
-            (the first user field) is read only with `use_user_id`.
+        schema: the fields of the feature set, which has the labels of `tasks`. All item columns apply to target and
+            history alike; the user id (the first user field) is read only with `use_user_id`.
+
+    Raises:
+        ConfigError: a task that the feature set has no label for.
     """
 
     tables: TableBuffers
 
     def __init__(self, config: ModelConfig, schema: Schema) -> None:
         super().__init__()
+        if missing := [name for name in config.tasks if name not in schema.labels]:
+            known = ", ".join(schema.labels) or "none"
+            raise ConfigError(
+                f"model.tasks: the feature set has no label {missing[0]!r} (it has: {known}). Declare it under "
+                "`interactions.labels` of the data contract."
+            )
         self.config = config
         self.schema = schema
         self.user_fields = schema.user if config.use_user_id else schema.user[1:]
@@ -63,14 +76,18 @@ class ClickModel(nn.Module):
             if config.use_history and config.evidence_heads
             else None
         )
-        # Without vectors and tags there is nothing to compare by: what needs cosines is left out.
-        reads_cosines = config.use_history and kinds > 0
-        self.match = MatchFeatures(kinds, config.match_bins) if reads_cosines and config.match_features else None
-        self.retrieve = config.retrieve if reads_cosines else 0
+        # Without anything to compare by, what needs it is left out.
+        compares = config.use_history and kinds > 0
+        self.match = MatchFeatures(kinds, config.match_bins) if compares and config.match_features else None
+        self.retrieve = config.retrieve if compares else 0
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         widths += [reader.width for reader in self.readers()]
         self.network = make_tower(config, widths)
         self.calibrator = Calibrator()
+        self.task_calibrators = nn.ModuleList(Calibrator() for _ in config.tasks)
+        self.alignment = (
+            UserAlignment(self.item_encoder) if config.align_users and self.readers() and schema.vectors else None
+        )
 
     def readers(self) -> list[Reader]:
         """What reads the history, in the order of the tower's input."""
@@ -85,22 +102,38 @@ class ClickModel(nn.Module):
         self.tables = TableBuffers(tables, self.schema, self.user_fields, like=next(self.parameters()))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits [B], calibrated in evaluation. Raises ConfigError for a training batch of one row."""
+        """Click logits [B], calibrated in evaluation. Raises ConfigError for a training batch of one row."""
+        return self.outputs(batch).click_B
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """All logits, calibrated in evaluation, and in training what is aligned. Raises ConfigError as `forward`."""
         past = self.past(batch)
         blocks = [self._context(batch)] if self.context_encoder.width else []
         if self.candidate_encoder.width:
             blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
-        logit_B: Tensor = self.network(torch.cat([*blocks, past.target_RD, *self.read(past)], dim=-1))
-        return logit_B if self.training else self.calibrator(logit_B)
+        logits_BH: Tensor = self.network(torch.cat([*blocks, past.target_RD, *self.read(past)], dim=-1))
+        click_B, *others = logits_BH.unbind(dim=-1)
+        if self.training:
+            users = None if self.alignment is None else self.alignment(past)
+            return Outputs(click_B, dict(zip(self.config.tasks, others, strict=True)), users)
+        tasks = zip(self.calibrators().items(), others, strict=True)
+        return Outputs(self.calibrator(click_B), {name: calibrate(logit_B) for (name, calibrate), logit_B in tasks})
+
+    def calibrators(self) -> dict[str, Calibrator]:
+        """The calibration of each further label, by name."""
+        found = [one for one in self.task_calibrators if isinstance(one, Calibrator)]
+        return dict(zip(self.config.tasks, found, strict=True))
 
     def past(self, batch: Batch) -> BatchPast:
         """The targets of a batch and the events before them."""
         columns, vectors = self.tables.item_columns(batch.items_U), self.tables.vectors(batch.items_U)
         x_UD = self.item_encoder(columns, vectors, self.tables.present(batch.items_U))
-        units = self.spaces(columns, vectors) if self.spaces is not None else ()
+        places = self.spaces(columns, vectors) if self.spaces is not None else []
+        cosines = self.spaces.cosines if self.spaces is not None else 0
         raw = [batch.events[field.name] for field in self.event_fields]
         events_BSE = self.event_encoder(raw) if self.event_encoder.width else None
-        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units)
+        units, codes = places[:cosines], places[cosines:]
+        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units, codes)
 
     def read(self, past: Past) -> list[Tensor]:
         """What each reader finds in a past, [R, its width] each."""
@@ -109,7 +142,7 @@ class ClickModel(nn.Module):
         return [reader(past) for reader in self.readers()]
 
     def item_rows(self, rows_U: Tensor) -> Tensor:
-        """Rows [U, D + W] of the item table: x, then the item's unit vectors; the padding row is zeros."""
+        """Rows [U, D + W] of the item table: x, then places in similarity spaces; the padding row is zeros."""
         columns, vectors = self.tables.item_columns(rows_U), self.tables.vectors(rows_U)
         found = self.encoded_items(columns, vectors, self.tables.present(rows_U))
         return found.masked_fill((rows_U == PADDING).unsqueeze(-1), 0)

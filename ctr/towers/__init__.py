@@ -1,4 +1,4 @@
-"""Towers: how what is known of a row becomes its logit. Each one file; `make_tower` picks one by the config."""
+"""Towers: how what is known of a row becomes its logits. Each one file; `make_tower` picks one by the config."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ctr.towers.two_streams import TwoStreams
 
 
 def make_tower(config: ModelConfig, widths: Sequence[int]) -> nn.Module:
-    """A fresh tower, `forward(z [B, X]) -> logits [B]`.
+    """A fresh tower, `forward(z [B, X]) -> logits [B, H]`: one of a click, and one of each further task of the config.
 
     Args:
         config: its kind and sizes.
         widths: of the blocks that z is made of, in order; they sum to X.
     """
-    width = sum(widths)
+    width, heads = sum(widths), 1 + len(config.tasks)
     match config.tower:
         case "quadratic" if config.mid_activation:
-            return MidQuadraticNetwork(width, config.layers, config.rows, config.dropout)
+            return MidQuadraticNetwork(width, config.layers, config.rows, config.dropout, heads)
         case "quadratic":
-            return QuadraticNetwork(width, config.layers, config.rows, config.dropout, config.fold_rows)
+            return QuadraticNetwork(width, config.layers, config.rows, config.dropout, config.fold_rows, heads)
         case "linear":
-            return LinearTower(width)
+            return LinearTower(width, heads)
         case "mlp":
-            return MlpTower(width, config.hidden, config.dropout)
+            return MlpTower(width, config.hidden, config.dropout, heads)
         case "factorized":
-            return FactorizedNetwork(widths, config.embedding_dim, config.hidden, config.dropout)
+            return FactorizedNetwork(widths, config.embedding_dim, config.hidden, config.dropout, heads)
         case "cross":
-            return CrossNetwork(width, config.layers, config.hidden, config.dropout)
+            return CrossNetwork(width, config.layers, config.hidden, config.dropout, heads)
         case "two_streams":
-            return TwoStreams(width, config.hidden, config.dropout)
+            return TwoStreams(width, config.hidden, config.dropout, heads)

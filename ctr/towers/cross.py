@@ -20,19 +20,21 @@ class CrossNetwork(nn.Module):
         layers: L, cross layers.
         hidden: units of the perceptron's layers.
         dropout: in the perceptron.
+        heads: H, logits a row.
     """
 
-    def __init__(self, width: int, layers: int, hidden: Sequence[int], dropout: float) -> None:
+    def __init__(self, width: int, layers: int, hidden: Sequence[int], dropout: float, heads: int = 1) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width)
         self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.deep = perceptron(width, hidden, dropout)
-        self.logit = nn.Linear(width + hidden[-1], 1)
+        self.logit = nn.Linear(width + hidden[-1], heads)
 
     def forward(self, z_BX: Tensor) -> Tensor:
-        """[B, X] to logits [B]."""
+        """[B, X] to logits [B, H]."""
         start_BX = self.norm(z_BX)
         x_BX = start_BX
         for layer in self.cross:
             x_BX = start_BX * layer(x_BX) + x_BX
-        return self.logit(torch.cat([x_BX, self.deep(start_BX)], dim=-1)).squeeze(-1)
+        logit_BH: Tensor = self.logit(torch.cat([x_BX, self.deep(start_BX)], dim=-1))
+        return logit_BH

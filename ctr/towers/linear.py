@@ -10,12 +10,14 @@ class LinearTower(nn.Module):
 
     Args:
         width: X.
+        heads: H, logits a row.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int = 1) -> None:
         super().__init__()
-        self.logit = nn.Linear(width, 1)
+        self.logit = nn.Linear(width, heads)
 
     def forward(self, z_BX: Tensor) -> Tensor:
-        """[B, X] to logits [B]."""
-        return self.logit(z_BX).squeeze(-1)
+        """[B, X] to logits [B, H]."""
+        logit_BH: Tensor = self.logit(z_BX)
+        return logit_BH

@@ -43,15 +43,17 @@ class MidQuadraticNetwork(nn.Module):
         layers: L.
         rows: R of each layer.
         dropout: of each layer.
+        heads: H, logits a row.
     """
 
-    def __init__(self, width: int, layers: int, rows: int, dropout: float) -> None:
+    def __init__(self, width: int, layers: int, rows: int, dropout: float, heads: int = 1) -> None:
         super().__init__()
         self.layers = nn.ModuleList(MidQuadraticLayer(width, rows, dropout) for _ in range(layers))
-        self.logit = nn.Linear(width, 1)
+        self.logit = nn.Linear(width, heads)
 
     def forward(self, z_BX: Tensor) -> Tensor:
-        """[B, X] to logits [B]."""
+        """[B, X] to logits [B, H]."""
         for layer in self.layers:
             z_BX = layer(z_BX)
-        return self.logit(z_BX).squeeze(-1)
+        logit_BH: Tensor = self.logit(z_BX)
+        return logit_BH

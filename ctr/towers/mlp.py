@@ -23,13 +23,15 @@ class MlpTower(nn.Module):
         width: X.
         hidden: units of each layer.
         dropout: after each layer.
+        heads: H, logits a row.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int], dropout: float) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], dropout: float, heads: int = 1) -> None:
         super().__init__()
         self.layers = perceptron(width, hidden, dropout)
-        self.logit = nn.Linear(hidden[-1], 1)
+        self.logit = nn.Linear(hidden[-1], heads)
 
     def forward(self, z_BX: Tensor) -> Tensor:
-        """[B, X] to logits [B]."""
-        return self.logit(self.layers(z_BX)).squeeze(-1)
+        """[B, X] to logits [B, H]."""
+        logit_BH: Tensor = self.logit(self.layers(z_BX))
+        return logit_BH

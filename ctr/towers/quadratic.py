@@ -61,7 +61,7 @@ class QuadraticLayer(nn.Module):
 
 
 class QuadraticNetwork(nn.Module):
-    """L quadratic layers and a linear logit `w·z + b`: crosses of up to order 2^L.
+    """L quadratic layers and a linear logit `w·z + b` for each head: crosses of up to order 2^L.
 
     Args:
         width: X, of the input.
@@ -69,19 +69,20 @@ class QuadraticNetwork(nn.Module):
         rows: R of each layer.
         dropout: of each layer.
         fold: train each layer's rows as one matrix.
+        heads: H, logits a row.
 
     Example:
         >>> QuadraticNetwork(width=8, layers=2, rows=2, dropout=0.1)(torch.randn(4, 8)).shape
-        torch.Size([4])
+        torch.Size([4, 1])
     """
 
-    def __init__(self, width: int, layers: int, rows: int, dropout: float, fold: bool = False) -> None:
+    def __init__(self, width: int, layers: int, rows: int, dropout: float, fold: bool = False, heads: int = 1) -> None:
         super().__init__()
         self.layers = nn.ModuleList(QuadraticLayer(width, rows, dropout, fold) for _ in range(layers))
-        self.logit = nn.Linear(width, 1)
+        self.logit = nn.Linear(width, heads)
 
     def forward(self, z_BX: Tensor) -> Tensor:
-        """[B, X] to logits [B].
+        """[B, X] to logits [B, H].
 
         Raises:
             ConfigError: a training batch of one row, of which batch norm cannot take the variance.
@@ -95,7 +96,8 @@ class QuadraticNetwork(nn.Module):
             z_BX = layer(z_BX)
         # A logit of 8 binary digits would be off by 0.01: not under autocast.
         with torch.autocast(z_BX.device.type, enabled=False):
-            return self.logit(z_BX.to(self.logit.weight.dtype)).squeeze(-1)
+            logit_BH: Tensor = self.logit(z_BX.to(self.logit.weight.dtype))
+            return logit_BH
 
 
 def _dropout_of_a_mean(p: float, rows: int) -> float:

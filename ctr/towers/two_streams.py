@@ -24,25 +24,26 @@ class TwoStreams(nn.Module):
         width: X.
         hidden: units of each stream's layers; the last is even.
         dropout: in both streams.
+        heads: H, logits a row; each has a fusion of its own.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int], dropout: float) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], dropout: float, heads: int = 1) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width)
         self.gates = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden[-1]), nn.ReLU(), nn.Linear(hidden[-1], width)) for _ in range(2)
         )
         self.streams = nn.ModuleList(perceptron(width, hidden, dropout) for _ in range(2))
-        self.linear = nn.Linear(2 * hidden[-1], 1)
+        self.linear = nn.Linear(2 * hidden[-1], heads)
         part = hidden[-1] // GROUPS
-        self.bilinear = nn.Parameter(torch.randn(GROUPS, part, part) / part)
+        self.bilinear = nn.Parameter(torch.randn(GROUPS, heads, part, part) / part)
 
     def forward(self, z_BX: Tensor) -> Tensor:
-        """[B, X] to logits [B]."""
+        """[B, X] to logits [B, H]."""
         z_BX = self.norm(z_BX)
         pairs = zip(self.gates, self.streams, strict=True)
         first_BU, second_BU = (stream(2 * torch.sigmoid(gate(z_BX)) * z_BX) for gate, stream in pairs)
         groups = zip(first_BU.chunk(GROUPS, dim=-1), second_BU.chunk(GROUPS, dim=-1), self.bilinear, strict=True)
-        fused_B = sum((left @ weight * right).sum(dim=-1) for left, right, weight in groups)
-        linear_B: Tensor = self.linear(torch.cat([first_BU, second_BU], dim=-1)).squeeze(-1)
-        return linear_B + fused_B
+        fused_HB = sum((left @ weight * right).sum(dim=-1) for left, right, weight in groups)
+        linear_BH: Tensor = self.linear(torch.cat([first_BU, second_BU], dim=-1))
+        return linear_BH + fused_HB.T

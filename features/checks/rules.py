@@ -15,7 +15,7 @@ from features.contract import Contract
 from features.contract_columns import Buckets, Gap, Numeric, Residual
 from features.contract_log import Policy
 from features.errors import ConfigError, DataError
-from features.log import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LAST_TIME, TIME, USER, WEIGHT
+from features.log import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, TIME, USER, WEIGHT
 from features.settings import unknown_key
 
 ROW = "_row"
@@ -155,6 +155,13 @@ def row_rules(schema: pl.Schema, contract: Contract, now: datetime) -> list[Rule
             Rule("label", checks.label, LABEL, str(named[LABEL]), pl.col(LABEL).cast(pl.Float64).is_in([0.0, 1.0]),
                  "are neither 0 nor 1", "Write it as a condition, e.g. `rating >= 4`.", f"label {named[LABEL]!r}")
         )  # fmt: skip
+    rules += [
+        Rule("label", checks.label, LABELS + name, f"interactions.labels.{name}",
+             pl.col(LABELS + name).cast(pl.Float64).is_in([0.0, 1.0]) | pl.col(LABELS + name).is_null(),
+             "are neither 0 nor 1 nor null", "Write it as a condition, e.g. `rating >= 4`.",
+             f"interactions.labels.{name} {text!r}")
+        for name, text in log.labels.items() if schema[LABELS + name] != pl.Boolean
+    ]  # fmt: skip
     if log.weight:
         # As float32, the type it is stored and trained with.
         weight = pl.col(WEIGHT).cast(pl.Float32, strict=False)

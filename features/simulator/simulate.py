@@ -59,6 +59,8 @@ INTERACTIONS = pa.schema(
         "device": pa.string(),
         "position": pa.int16(),
         "clicked": pa.int8(),
+        "liked": pa.int8(),
+        "seconds": pa.float32(),
     }
 )
 TRUTH = pa.schema({"user_id": pa.int64(), "item_id": pa.int64(), "timestamp": TIMESTAMP, "probability": pa.float32()})
@@ -104,7 +106,8 @@ def simulate(
     """
     _check(out, rows, users, items, seed)
     began = time.perf_counter()
-    world_rng, request_rng, page_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    world_rng, *log_rngs = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
+    request_rng, page_rng, reaction_rng = log_rngs
     work = out / f".simulating-{secrets.token_hex(4)}"
     try:
         work.mkdir(parents=True)
@@ -114,7 +117,7 @@ def simulate(
         world = build_world(world_rng, users, items)
         _write_tables(work, world)
         requests = draw_requests(request_rng, world.users, rows)
-        click_rate, optimal_auc = _write_log(work, world, requests, page_rng, rows, progress)
+        click_rate, optimal_auc = _write_log(work, world, requests, (page_rng, reaction_rng), rows, progress)
         for name in FILES:
             (work / name).replace(out / name)
     finally:
@@ -139,11 +142,14 @@ def _write_log(
     work: Path,
     world: World,
     requests: Requests,
-    rng: np.random.Generator,
+    rngs: tuple[np.random.Generator, np.random.Generator],
     rows: int,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[float, float]:
-    """Serve the requests, draw the clicks, write log and truth; returns click rate and AUC of the truth."""
+    """Serve the requests, draw the clicks, write log and truth; returns click rate and AUC of the truth.
+
+    What follows a click is drawn from a generator of its own (the second): pages and clicks do not depend on it.
+    """
     impressions, done = np.zeros(AUC_BINS, dtype=np.int64), 0
     clicks = np.zeros(AUC_BINS, dtype=np.int64)
     with (
@@ -151,8 +157,8 @@ def _write_log(
         _RowGroups(work / "truth.parquet", TRUTH) as truth,
     ):
         for shelf, chunk in chunks(world.items, requests):
-            columns, probability = _serve(world, shelf, chunk, rng)
-            log.write(columns)
+            columns, probability, match = _serve(world, shelf, chunk, rngs[0])
+            log.write(columns | _reactions(columns["clicked"], match, rngs[1]))
             truth.write({**{name: columns[name] for name in TRUTH.names[:3]}, "probability": probability})
             bins = np.minimum((probability * AUC_BINS).astype(np.int64), AUC_BINS - 1)
             impressions += np.bincount(bins, minlength=AUC_BINS)
@@ -165,8 +171,8 @@ def _write_log(
 
 def _serve(
     world: World, shelf: Shelf, requests: Requests, rng: np.random.Generator
-) -> tuple[dict[str, Any], np.ndarray]:
-    """The impressions of some requests as log columns, and their true probabilities."""
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The impressions of some requests as log columns, their true probabilities, and the match of user and item."""
     page_QK = shelf.pages(rng, world.users, requests.user)
     request, slot = np.nonzero(np.arange(MAX_POSITION) < requests.size[:, None])
     item, user, device = page_QK[request, slot], requests.user[request], requests.device[request]
@@ -184,7 +190,14 @@ def _serve(
         "position": position.astype(np.int16),
         "clicked": (rng.random(len(item)) < probability).astype(np.int8),
     }
-    return columns, probability
+    return columns, probability, world.match(user, item)
+
+
+def _reactions(clicked: np.ndarray, match: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What follows a click: the better the match, the likelier a like and the longer the stay. Else nothing."""
+    liked = rng.random(len(match)) < 1 / (1 + np.exp(2.2 - 3.0 * match))
+    seconds = np.exp(rng.normal(2.6 + 1.2 * match, 0.9))
+    return {"liked": (clicked * liked).astype(np.int8), "seconds": (clicked * seconds).round(1).astype(np.float32)}
 
 
 def _binned_auc(positives: np.ndarray, negatives: np.ndarray) -> float:

@@ -140,7 +140,7 @@ class World:
         effects, category = self.effects, self.items.category[item]
         logit = (
             -2.9
-            + MATCH_WEIGHT * self._match(user, item)
+            + MATCH_WEIGHT * self.match(user, item)
             + effects.age_category[self.users.age[user], category]
             + effects.device_category[device, category]
             + effects.hour_category[hour, category]
@@ -151,7 +151,7 @@ class World:
         )
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
-    def _match(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    def match(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Soft maximum over a user's weighted interests of the cosine to the item, about -0.3 to 1; [R]."""
         cosine_RJ = np.einsum("rjd,rd->rj", self.users.interest[user], self.items.latent[item])
         total_R = (self.users.interest_weight[user] * np.exp(MATCH_SHARPNESS * cosine_RJ)).sum(axis=1)

@@ -38,6 +38,7 @@ SCHEMA = Schema(
     event=(category("label", 4), Field(name="residual", kind="numeric")),
     vectors=(VectorSet(name="text", width=12, complete=False), VectorSet(name="image", width=7)),
     history_max_len=6,
+    labels=("like", "long view"),
 )
 
 

@@ -24,7 +24,7 @@ def test_features_of_a_past_by_hand():
     price = [np.array([0, 0, 10, 4, np.nan], np.float32)]
     events, said = np.array([2, 3, 4]), np.array([[9.0], [1.0], [-1.0]], np.float32)
     rows = {"item": np.array([2]), "history_end": np.array([3]), "history_len": np.array([2])}
-    found = _past(rows, events, said, units, price, max_len=4)[0]
+    found = _past(rows, events, said, units, [], price, max_len=4)[0]
     first, second = math.exp(4 * 0.6), 1.0
     weighted = (first * 1 - second * 1) / (first + second)
     # Length; highest, mean of nearest four, mean; plain, newest and weighted means; distance to (4 + 0) / 2.
@@ -35,7 +35,7 @@ def test_features_of_a_past_by_hand():
 def test_an_empty_past_is_finite():
     units = [np.eye(3, dtype=np.float32)]
     rows = {"item": np.array([2]), "history_end": np.array([0]), "history_len": np.array([0])}
-    assert np.isfinite(_past(rows, np.array([1, 2]), np.zeros((2, 1), np.float32), units, [], max_len=3)).all()
+    assert np.isfinite(_past(rows, np.array([1, 2]), np.zeros((2, 1), np.float32), units, [], [], max_len=3)).all()
 
 
 def test_small_vocabularies_become_one_feature_a_value():

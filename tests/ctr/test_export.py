@@ -63,7 +63,7 @@ def scorer(path: Path) -> Score:
 
     def score(encoded: EncodedRequest) -> np.ndarray:
         feed = graph_inputs(encoded)
-        return session.run(["score"], {name: feed[name] for name in names})[0]
+        return np.stack(session.run(None, {name: feed[name] for name in names}), axis=-1)
 
     return score
 
@@ -122,6 +122,7 @@ class FrozenCandidates(nn.Module):
     """`len` makes the exporter bake the example's seven candidates into the graph."""
 
     input_names = ("candidate_item",)
+    output_names = ("score",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +243,7 @@ def test_a_history_of_no_elements_scores_as_one_of_padding(
     feed = graph_inputs(encoded)
     assert feed["history_item"].tolist() == [0]
     without = feed | {"history_item": none} | {f"history_{name}": values for name, values in no_events.items()}
-    got = session.run(["score"], {node.name: without[node.name] for node in session.get_inputs()})[0]
+    got = np.stack(session.run(None, {node.name: without[node.name] for node in session.get_inputs()}), axis=-1)
     np.testing.assert_allclose(got, score(encoded), atol=1e-6)
 
 

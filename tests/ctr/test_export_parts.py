@@ -19,9 +19,10 @@ PARTS: list[dict[str, Any]] = [
     {"attention_heads": 2, "similarity_bias": 5, "retrieve": 2, "mid_activation": True},
     {"attention": "softmax", "tower": "mlp", "hidden": (6, 4)},
     {"attention": "din", "tower": "cross", "hidden": (6,)},
-    {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
-    {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
-    {"use_history": False, "tower": "linear"},
+    {"attention": "transformer", "tower": "factorized", "hidden": (6,), "tasks": ("like",)},
+    {"attention": "mean", "tower": "two_streams", "hidden": (6, 4), "tasks": ("like",)},
+    {"use_history": False, "tower": "linear", "tasks": ("like",)},
+    {"tasks": ("like", "long view"), "match_features": True},
 ]
 
 
@@ -36,5 +37,5 @@ def test_onnx_scores_as_torch_does(tmp_path, settings: dict[str, Any]):
     assert {len(case.history_item) for case in cases} >= {0, 1, 3, 6}
     for case in cases:
         inputs = graph_inputs(case.encoded(schema, users))
-        (scores,) = session.run(["score"], {name: inputs[name] for name in graph.input_names})
-        np.testing.assert_allclose(scores, expected(model, case), atol=1e-5)
+        scores = session.run(list(graph.output_names), {name: inputs[name] for name in graph.input_names})
+        np.testing.assert_allclose(np.stack(scores, axis=-1), expected(model, case), atol=1e-5)

@@ -27,7 +27,7 @@ CANDIDATE = ("candidate_rate", "candidate_count", "candidate_item")
 
 
 def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The model's own probabilities of one request as a batch, and the same request as graph inputs."""
+    """The model's own probabilities [N, H] of one request as a batch, and the same request as graph inputs."""
     dtype = next(model.parameters()).dtype
     target = torch.tensor(candidates)
     histories = torch.tensor(history, dtype=torch.int64).expand(len(candidates), -1)
@@ -46,7 +46,8 @@ def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> t
     inputs |= {f"candidate_{name}": values for name, values in batch.candidate.items()}
     inputs |= {"history_item": torch.tensor(history, dtype=torch.int64), "candidate_item": target}
     with torch.no_grad():
-        return torch.sigmoid(model.eval()(batch)), inputs
+        outputs = model.eval().outputs(batch)
+        return torch.sigmoid(torch.stack([outputs.click_B, *outputs.tasks.values()], dim=-1)), inputs
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -65,6 +66,7 @@ def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> t
         {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
         {"attention": "mean", "tower": "linear"},
         {"mid_activation": True},
+        {"tasks": ("like", "long view")},
     ],
     ids=str,
 )
@@ -73,7 +75,7 @@ def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, t
     model = small_world.model(dtype, **settings)
     expected, inputs = evaluated(model, *CASES[case])
     graph = RequestGraph(model)
-    scores = graph(*(inputs[name] for name in graph.input_names))
+    scores = torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
     torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
 
 
@@ -81,12 +83,12 @@ def test_padding_contributes_nothing_even_with_an_event_on_it():
     model = small_world.model()
     _, inputs = evaluated(model, [8], [2, 3])
     graph = RequestGraph(model)
-    expected = graph(*(inputs[name] for name in graph.input_names))
+    expected = torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
     zeros, label = torch.zeros(2, dtype=torch.int64), inputs["history_label"]
     inputs["history_item"] = torch.cat([zeros, inputs["history_item"]])
     inputs["history_label"] = torch.cat([torch.tensor([1, 3]), label])
     inputs["history_residual"] = torch.cat([torch.tensor([0.5, -2.0]), inputs["history_residual"]])
-    scores = graph(*(inputs[name] for name in graph.input_names))
+    scores = torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
     torch.testing.assert_close(scores, expected, atol=1e-12, rtol=0)
 
 
@@ -103,7 +105,7 @@ def test_without_any_context_the_graph_has_item_inputs_only():
     expected, inputs = evaluated(model, *CASES["long history"])
     graph = RequestGraph(model)
     assert graph.input_names == ("history_item", "history_label", "history_residual", *CANDIDATE)
-    scores = graph(*(inputs[name] for name in graph.input_names))
+    scores = torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
     torch.testing.assert_close(scores, expected, atol=1e-10, rtol=0)
 
 
@@ -128,11 +130,11 @@ def test_the_graph_is_a_copy_that_later_training_does_not_reach():
     _, inputs = evaluated(model, *CASES["long history"])
     graph = RequestGraph(model)
     arguments = [inputs[name] for name in graph.input_names]
-    before = graph(*arguments)
+    (before,) = graph(*arguments)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    assert torch.equal(graph(*arguments), before)
+    assert torch.equal(graph(*arguments)[0], before)
     assert not [p for p in graph.parameters() if p.requires_grad]
 
 
@@ -161,7 +163,7 @@ def test_both_graphs_export_with_no_frozen_size():
     # torch.export refuses a named dimension that the code froze to the example's size.
     program = torch.export.export(graph, tuple(inputs[n] for n in graph.input_names), dynamic_shapes=(shapes,))
     expected, inputs = evaluated(model, [], [4])
-    scores = program.module()(*(inputs[name] for name in graph.input_names))
+    scores = torch.stack(program.module()(*(inputs[name] for name in graph.input_names)), dim=-1)
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
 
     rows = torch.arange(1, 6)

@@ -58,15 +58,32 @@ def test_cosines_are_those_of_vectors_and_of_tag_sets():
     torch.testing.assert_close(tags @ tags[0], torch.tensor([1.0, 1 / math.sqrt(6), 0.0, 0.0]))
 
 
-def test_a_long_tag_vocabulary_is_no_space():
+def test_long_vocabularies_and_categories_are_compared_value_by_value():
+    actors = Field(name="actors", kind="tags", size=500, max_len=3)
     schema = Schema(
-        items=2,
+        items=5,
         users=2,
-        item=(category("id", 4), Field(name="actors", kind="tags", size=500, max_len=3)),
+        item=(category("id", 4), actors, category("maker", 9), category("empty", 2)),
         user=(category("user", 3),),
         history_max_len=4,
     )
-    assert SimilaritySpaces(schema).names == ()
+    spaces = SimilaritySpaces(schema)
+    assert spaces.names == ("actors", "maker") and spaces.widths == (3, 1) and spaces.cosines == 0
+    columns = [
+        torch.arange(5),
+        torch.tensor([[0, 0, 0], [2, 3, 0], [3, 4, 5], [1, 0, 0], [1, 2, 3]]),
+        torch.tensor([0, 4, 4, 1, 3]),
+        torch.zeros(5, dtype=torch.int64),
+    ]
+    places = spaces(columns, [])
+    target, history = torch.tensor([1, 3]), torch.tensor([0, 2, 3, 4])
+    past = BatchPast(torch.zeros(5, 2), target, torch.stack([history] * 2), (), None, (), places)
+    # {2, 3} shares one with {3, 4, 5}, both with {unknown, 2, 3}; padding and unknown values are like nothing.
+    expected = torch.tensor([[[0, 0], [1 / math.sqrt(6), 1], [0, 0], [1, 0]], [[0.0, 0]] * 4])
+    torch.testing.assert_close(past.similarities, expected)
+    pairs = [(one[target], one[history]) for one in places]
+    request = RequestPast(torch.zeros(2, 2), torch.zeros(4, 2), torch.ones(1, 4), (), None, (), pairs)
+    torch.testing.assert_close(request.similarities, expected)
 
 
 def test_hats_lie_on_the_two_nearest_knots():
@@ -199,7 +216,7 @@ def test_a_request_reads_the_past_as_a_batch_does(attention: str):
     targets, history = torch.tensor([1, 4]), torch.tensor([[0, 3, 2]])
     batch = BatchPast(items, targets, history.expand(2, -1), (), events.expand(2, -1, -1), [units])
     mask = (history != 0).double()
-    request = RequestPast(items[targets], items[history[0]], mask, (), events, [units[targets]], [units[history[0]]])
+    request = RequestPast(items[targets], items[history[0]], mask, (), events, [(units[targets], units[history[0]])])
     torch.testing.assert_close(layer(batch), layer(request), atol=1e-12, rtol=0)
     torch.testing.assert_close(batch.similarities, request.similarities)
 

@@ -28,7 +28,7 @@ def test_hand_worked_numbers():
         network.logit.weight.copy_(torch.tensor([[1.0, 2.0]]))
         network.logit.bias.fill_(0.5)
     # 11 * 1 - 0.5 * 2 + 0.5
-    torch.testing.assert_close(network(z), torch.tensor([10.5]))
+    torch.testing.assert_close(network(z), torch.tensor([[10.5]]))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -179,4 +179,4 @@ def test_one_training_row_is_refused_and_one_evaluation_row_is_not():
     network = QuadraticNetwork(width=4, layers=1, rows=2, dropout=0.1)
     with pytest.raises(ConfigError, match=r"train\.batch_size to at least 2"):
         network.train()(torch.randn(1, 4))
-    assert network.eval()(torch.randn(1, 4)).shape == (1,)
+    assert network.eval()(torch.randn(1, 4)).shape == (1, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctr.batch import Batch
 from ctr.config import TrainConfig
 from ctr.feed import on_device, windows
+from ctr.losses import Outputs
 from ctr.row_table import RowTable
 from ctr.step import SMALL_TABLE_ROWS, TrainStep
 from features.errors import ConfigError, NumericalError
@@ -32,6 +33,9 @@ class Plain(nn.Module):
 
     def regularized_parameters(self) -> list[nn.Parameter]:
         return [self.item.weight, self.user.weight]
+
+    def outputs(self, batch: Batch) -> Outputs:
+        return Outputs(self(batch))
 
     def forward(self, batch: Batch) -> Tensor:
         return (self.logit(self.item(batch.target_B)) + self.user(batch.user_B)).squeeze(-1)

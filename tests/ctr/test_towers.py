@@ -33,7 +33,7 @@ def test_pairs_of_blocks_by_hand():
     for factor in tower.factors:
         torch.nn.init.ones_(factor.weight)
     # Factors 2, 3 + 4 and 5: 2 * 7 + 2 * 5 + 7 * 5.
-    torch.testing.assert_close(tower(torch.tensor([[2.0, 3.0, 4.0, 5.0]])), torch.tensor([59.0]))
+    torch.testing.assert_close(tower(torch.tensor([[2.0, 3.0, 4.0, 5.0]])), torch.tensor([[59.0]]))
 
 
 def test_crosses_by_hand():
@@ -45,7 +45,7 @@ def test_crosses_by_hand():
         torch.nn.init.ones_(layer.weight)
     torch.nn.init.ones_(tower.logit.weight[:, :2])
     # x_0 = [1, 2]; x_1 = x_0 * 3 + x_0 = [4, 8]; x_2 = x_0 * 12 + x_1 = [16, 32].
-    torch.testing.assert_close(tower(torch.tensor([[1.0, 2.0]])), torch.tensor([48.0]))
+    torch.testing.assert_close(tower(torch.tensor([[1.0, 2.0]])), torch.tensor([[48.0]]))
 
 
 def test_streams_meet_in_groups():
@@ -58,9 +58,9 @@ def test_streams_meet_in_groups():
         torch.nn.init.ones_(stream[1].weight)
         identity_norm(stream[1])
     with torch.no_grad():
-        tower.bilinear.copy_(torch.tensor([[[1.0]], [[10.0]]]))
+        tower.bilinear.copy_(torch.tensor([1.0, 10.0]).view(2, 1, 1, 1))
     # Gates of zeros are 2 sigmoid(0) = 1: both streams are [3, 2], so 3 * 3 + 10 * 2 * 2.
-    torch.testing.assert_close(tower(torch.tensor([[3.0, 2.0]])), torch.tensor([49.0]))
+    torch.testing.assert_close(tower(torch.tensor([[3.0, 2.0]])), torch.tensor([[49.0]]))
 
 
 def test_each_row_bends_before_it_multiplies():
@@ -82,7 +82,7 @@ def test_every_tower_learns_and_ignores_its_batch_in_evaluation(kind: str):
     optimizer = torch.optim.Adam(tower.parameters(), lr=0.05)
     losses = []
     for _ in range(40):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(tower(z_BX), label_B)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(tower(z_BX)[:, 0], label_B)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,6 +90,14 @@ def test_every_tower_learns_and_ignores_its_batch_in_evaluation(kind: str):
     assert losses[-1] < 0.5 * losses[0]
     tower.eval()
     torch.testing.assert_close(tower(z_BX)[:1], tower(z_BX[:1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_task_has_a_logit_of_its_own(kind: str):
+    tower = make_tower(ModelConfig(tower=kind, hidden=(8, 4), tasks=("like", "long")), [3, 2, 4]).eval()
+    logits_BH = tower(torch.randn(5, 9))
+    assert logits_BH.shape == (5, 3)
+    assert logits_BH.std(dim=1).min() > 0
 
 
 def test_mid_activation_is_for_quadratic_rows():

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import ModelConfig, TrainConfig
-from ctr.losses import pairwise_loss, training_loss, weighted_log_loss
 from ctr.metrics import auc
 from ctr.models import build_model
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
@@ -299,16 +298,6 @@ def test_learning_rate_schedules():
     assert rates("cosine") == pytest.approx([0.4, 0.2, 0.0])
 
 
-def test_weighted_log_loss_by_hand():
-    """p = 1/2, 3/4 for labels 1, 0 with weights 1, 3: (1 ln 2 + 3 ln 4) / 4 = 7/4 ln 2."""
-    logit = torch.tensor([0.0, math.log(3)])
-    label, weight = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 3.0])
-    assert weighted_log_loss(logit, label, weight).item() == pytest.approx(1.75 * math.log(2))
-    assert weighted_log_loss(logit, label, torch.zeros(2)).item() == 0
-    # A probability of 0 for a click costs the logit, not infinity.
-    assert weighted_log_loss(torch.tensor([-200.0]), torch.ones(1), torch.ones(1)).item() == pytest.approx(200)
-
-
 @pytest.mark.parametrize("batch_size", [1, 100_000])
 def test_impossible_batch_sizes_say_the_way_out(feature_set, tmp_path, batch_size):
     rows = feature_set.manifest.windows["train"].rows
@@ -389,23 +378,3 @@ def test_plain_lines_tell_where_the_run_is(feature_set, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert f"training: {rows:,} / {rows:,} rows" in err and "epoch 1.00, auc 0." in err
-
-
-def test_pairwise_loss_by_hand():
-    logit, label = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([1.0, 0.0, 0.0])
-    # Pairs of row 0 with rows 1 and 2: log(1 + e^-1) and log(1 + e^2), the second of weight 3.
-    expected = (math.log1p(math.exp(-1)) + 3 * math.log1p(math.exp(2))) / 4
-    assert pairwise_loss(logit, label, torch.tensor([1.0, 1.0, 3.0])).item() == pytest.approx(expected)
-    assert pairwise_loss(logit, torch.ones(3), torch.ones(3)).item() == 0
-
-
-def test_terms_of_the_training_loss_by_hand():
-    ones, label = torch.ones(2), torch.tensor([1.0, 0.0])
-    first, second = torch.tensor([0.0, 0.0]), torch.tensor([math.log(3), 0.0])
-    smooth = training_loss([first], label, ones, TrainConfig(label_smoothing=0.1))
-    assert smooth.item() == pytest.approx(math.log(2))
-    # Probabilities 1/2 and 3/4 of the first row: each 1/8 from their mean; the second row agrees.
-    two = training_loss([first, second], label, ones, TrainConfig(self_ensemble=8.0))
-    plain = training_loss([first, second], label, ones, TrainConfig())
-    assert (two - plain).item() == pytest.approx(8 * (1 / 64) / 2)
-    assert plain.item() == pytest.approx((math.log(2) + (math.log(4 / 3) + math.log(2)) / 2) / 2)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import ModelConfig
+from ctr.losses import Outputs
 from ctr.row_table import RowTable
 from ctr.tables import FrozenTables, frozen_tables
 from features.feature_set import FeatureSet
@@ -32,6 +33,9 @@ class TinyModel(nn.Module):
 
     def regularized_parameters(self) -> list[nn.Parameter]:
         return [self.item.weight]
+
+    def outputs(self, batch: Batch) -> Outputs:
+        return Outputs(self(batch))
 
     def forward(self, batch: Batch) -> Tensor:
         x_UD = self.item(self.genre[batch.items_U])

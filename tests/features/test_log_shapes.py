@@ -269,6 +269,27 @@ def test_further_labels_stay_with_their_rows(tmp_path: Path) -> None:
             assert part["label.long"].tolist() == [float(item > 150) for item in items]
 
 
+def test_a_label_may_be_unknown_but_not_anything(tmp_path: Path) -> None:
+    table = takings().with_columns(like=pl.when(pl.col("item") > 103).then((pl.col("item") % 2).cast(pl.Int8)))
+    found = built(tmp_path, table, {"label": "item > 120", "labels": {"like": "like"}})
+    assert found.schema.labels == ("like",)
+    for part in found.rows("train"):
+        items = np.array(found_items(found, part["item"]))
+        assert np.array_equal(np.isnan(part["label.like"]), items <= 103)
+    with pytest.raises(
+        DataError, match=r"interactions\.labels\.stars 'item': .* are neither 0 nor 1 nor null, e\.g\. "
+    ):
+        built(tmp_path, table, {"label": "item > 120", "labels": {"stars": "item"}})
+
+
+def test_a_drawn_negative_is_negative_in_every_label(tmp_path: Path) -> None:
+    log = {"label": None, "labels": {"like": "item > 0"}, "negatives": {"per_positive": 2}}
+    found = built(tmp_path, takings(), log)
+    label = np.concatenate([part["label"] for part in found.rows("train")])
+    like = np.concatenate([part["label.like"] for part in found.rows("train")])
+    assert 0 < label.mean() < 1 and np.array_equal(label, like)
+
+
 def found_items(found: FeatureSet, rows: np.ndarray) -> list[int]:
     from features.encoder import Encoder
 

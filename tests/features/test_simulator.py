@@ -40,6 +40,7 @@ def test_files_have_the_promised_columns(log: tuple[Path, SimulationSummary]) ->
     assert schemas["interactions.parquet"] == {
         "user_id": pl.Int64, "item_id": pl.Int64, "timestamp": stamp, "hour": pl.Int8,
         "device": pl.String, "position": pl.Int16, "clicked": pl.Int8,
+        "liked": pl.Int8, "seconds": pl.Float32,
     }  # fmt: skip
     assert schemas["items.parquet"] == {
         "item_id": pl.Int64, "category": pl.String, "tags": pl.List(pl.String),
@@ -128,6 +129,16 @@ def test_clicks_follow_the_truth(log: tuple[Path, SimulationSummary]) -> None:
             np.sqrt((probability * (1 - probability))[tenth].sum()),
         )
         assert abs(clicked[tenth].sum() - expected) < 4.5 * deviation
+
+
+def test_likes_and_long_views_follow_clicks_and_the_match(log: tuple[Path, SimulationSummary]) -> None:
+    rows = pl.read_parquet(log[0] / "interactions.parquet")
+    rows = rows.with_columns(pl.read_parquet(log[0] / "truth.parquet")["probability"])
+    skipped, clicked = rows.filter(clicked=0), rows.filter(clicked=1)
+    assert skipped["liked"].sum() == 0 and skipped["seconds"].sum() == 0
+    assert 0.2 < clicked["liked"].mean() < 0.6 and 0.2 < (clicked["seconds"] > 30).mean() < 0.6
+    for name in ("liked", "seconds"):
+        assert clicked.select(pl.corr(name, "probability", method="spearman")).item() > 0.1
 
 
 def test_world_depends_on_interests() -> None:

@@ -1,0 +1,80 @@
+"""Several labels in one model: from the log to the scores of a request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctr.metrics import auc
+from ctr.ranker import Ranker
+from ctr.trainer import predict_tasks
+from pipelines.evaluate import task_labels, task_metrics
+from pipelines.load_run import load_run
+from pipelines.workspace import Workspace
+from tests.pipelines.test_commands import SMALL, Shell
+from tests.pipelines.test_commands import shell as shell
+from tests.pipelines.test_commands import work as work
+
+TASKS = ("like", "long_view")
+
+
+@pytest.fixture(scope="module")
+def raw(work):
+    from pipelines.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["simulate", "--out", str(work / "raw"), "--rows", "20000", "--users", "400", "--items", "300"])
+    return work / "raw"
+
+
+def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path, work: Path) -> None:
+    data = ["--data", "conf/data/simulated.yaml", "--root", raw, "--work", work]
+    code, result = shell("run", *data, *SMALL, "--model", "conf/model/qin_tasks.yaml")
+    assert code in (0, 6)  # so small a log may lose to popularity, and the gate then keeps it from going live
+    model, feature_set = load_run(result["run_id"], Workspace(work))
+    scores = predict_tasks(model, feature_set, "test")
+    assert tuple(scores) == TASKS
+    for name in TASKS:
+        labels = task_labels(feature_set, "test", name)
+        assert result["tasks"]["test"][name]["auc"] == pytest.approx(auc(labels, scores[name]))
+        assert result["tasks"]["test"][name]["auc"] > 0.55
+        # Calibrated for itself: likes are rarer than clicks.
+        assert scores[name].mean() == pytest.approx(labels.mean(), abs=0.05)
+
+    bundle = Path(result["bundle"])
+    code, served = shell("evaluate", "--bundle", bundle, "--work", work)
+    assert code == 0
+    for name in TASKS:
+        assert served["tasks"]["test"][name]["auc"] == pytest.approx(result["tasks"]["test"][name]["auc"], abs=1e-5)
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "| model, test: like |" in card and '"tasks": {"like": ' in card
+
+    code, ranked = shell("rank", "--bundle", bundle, "--request", bundle.parent / "request.json")
+    assert code == 0 and set(ranked["ranked"][0]["tasks"]) == set(TASKS) and "long_view" in shell.error
+    assert Ranker.load(bundle).tasks == TASKS
+    golden = json.loads((bundle / "golden.json").read_text())["cases"]
+    assert all(len(case["tasks"]["like"]) == len(case["scores"]) for case in golden)
+
+
+def test_a_task_without_a_label_says_the_way_out(shell: Shell, raw: Path, work: Path) -> None:
+    data = ["--data", "conf/data/simulated.yaml", "--root", raw, "--work", work]
+    code, _ = shell("train", *data, *SMALL, "--set", "model.tasks=[share]")
+    assert code == 2 and "no label 'share' (it has: like, long_view)" in shell.error
+    code, _ = shell("train", *data, *SMALL, "--set", "train.task_weights.share=2")
+    assert code == 2 and "'share' is not one of model.tasks" in shell.error
+
+
+def test_rows_of_unknown_labels_are_left_out_of_the_metrics(shell: Shell, raw: Path, work: Path, monkeypatch) -> None:
+    runs = sorted((work / "runs").glob("*-simulated-*"))
+    _, feature_set = load_run(runs[0].name, Workspace(work))
+    labels = task_labels(feature_set, "test", "like")
+    scores = np.linspace(0.1, 0.9, len(labels)).astype(np.float32)
+    whole = task_metrics(feature_set, "test", {"like": scores})["like"]["auc"]
+    half = np.arange(len(labels)) < len(labels) // 2
+    monkeypatch.setattr("pipelines.evaluate.task_labels", lambda *_: np.where(half, labels, np.nan).astype(np.float32))
+    # Every split is asked alike here; only the judged rows matter to AUC.
+    found = task_metrics(feature_set, "test", {"like": scores})["like"]["auc"]
+    assert found == pytest.approx(auc(labels[half], scores[half])) and found != whole
