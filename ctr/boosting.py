@@ -115,7 +115,10 @@ def _past(
     place_RS = np.where(mask_RS, end_R[:, None] + np.arange(-max_len, 0), 0)
     item_RS = np.where(mask_RS, item_RS, 0)
     said_RSV = said_EV[place_RS] if len(said_EV) else np.zeros((*item_RS.shape, said_EV.shape[1]), np.float32)
-    weights = [mask_RS.astype(np.float32), (mask_RS & (np.arange(max_len) >= max_len - NEWEST)).astype(np.float32)]
+    weights: list[np.ndarray] = [
+        mask_RS.astype(np.float32),
+        (mask_RS & (np.arange(max_len) >= max_len - NEWEST)).astype(np.float32),
+    ]
     blocks = [np.log1p(length_R)[:, None]]
     for cosine_RS in _similarities(units, codes, rows["item"], item_RS):
         weights.append(mask_RS * np.exp(SHARPNESS * cosine_RS))

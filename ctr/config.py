@@ -18,6 +18,7 @@ class ModelConfig(Settings):
     vector_dim: PositiveInt = Field(32, description="width each item vector is projected to")
     vector_gate: bool = Field(False, description="layer norm and a learned gate on each projected vector")
     vector_delta: NonNegativeFloat = Field(0.0, description="trained change of a vector, as a share of its norm")
+    neighbour_mean: bool = Field(False, description="mean id embedding of the neighbours that the data contract names")
     modality_dropout: float = Field(0.0, ge=0, lt=1, description="chance that training hides a vector")
     attention: Literal["sparse", "softmax", "din", "mean", "transformer", "none"] = "sparse"
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")

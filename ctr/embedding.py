@@ -119,7 +119,10 @@ class VectorEncoder(nn.Module):
 
 
 class ItemEncoder(nn.Module):
-    """One item to its representation `x = [E_id ; mean E_tags ; … ; numbers ; g_1 P_1 v_1 ; g_2 P_2 v_2 ; …]`.
+    """One item to its representation `x = [E_id ; mean E_tags ; … ; numbers ; mean E_id[near] ; g_1 P_1 v_1 ; …]`.
+
+    Means over neighbours (the frozen item graph of FREEDOM, arXiv 2211.06924) are there with `neighbour_mean`: what is
+    known of the items that a new one is like.
 
     Without `vector_gate` all gates are 1; with it `g = 2 sigmoid(W [P_1 v_1 ; P_2 v_2 ; …] + b)`, one number a set and
     item (LIRDRec gates modalities so), which `gates` reports.
@@ -128,9 +131,12 @@ class ItemEncoder(nn.Module):
         fields: columns of the item table, its id first.
         vectors: the vector sets.
         config: widths and options.
+        neighbours: how many tables of neighbours are read.
     """
 
-    def __init__(self, fields: Sequence[Field], vectors: Sequence[VectorSet], config: ModelConfig) -> None:
+    def __init__(
+        self, fields: Sequence[Field], vectors: Sequence[VectorSet], config: ModelConfig, neighbours: int = 0
+    ) -> None:
         super().__init__()
         width, ids = config.vector_dim, fields[0].size
         self.columns = FieldEncoder(fields, config.embedding_dim)
@@ -139,16 +145,23 @@ class ItemEncoder(nn.Module):
             for one in vectors
         )
         self.gate = nn.Linear(width * len(vectors), len(vectors)) if config.vector_gate and vectors else None
-        self.widths = (*self.columns.widths, *(width for _ in vectors))
+        self.neighbours = neighbours
+        self.first_vector = self.columns.width + neighbours * config.embedding_dim
+        self.widths = (*self.columns.widths, *(config.embedding_dim,) * neighbours, *(width for _ in vectors))
         self.width = sum(self.widths)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
-        """Item columns, vectors and their presence, each in schema order, to x [..., D]; in autocast's precision."""
+        """Item columns, vectors and their presence, each in schema order, to x [..., D]; in autocast's precision.
+
+        Ids of neighbours, int64 [..., k], stand behind the item columns.
+        """
         projected = self._projected(columns[0], vectors, present)
         if self.gate is not None:
             gates = self._gates(projected)
             projected = [gates[..., [i]] * block for i, block in enumerate(projected)]
-        blocks = [self.columns(columns), *projected]
+        own = len(columns) - self.neighbours
+        nearby = [_mean_of_tags(self.columns.tables[0], ids) for ids in columns[own:]]
+        blocks = [self.columns(columns[:own]), *nearby, *projected]
         device = blocks[0].device.type
         if torch.is_autocast_enabled(device):
             # The largest tensor of a step, with its gradient: read by products that are in half precision anyway.

@@ -115,6 +115,7 @@ class ItemGraph(nn.Module):
     and reduced as in the feature set):
 
         item_<field>…      int64 [M] (the id of a new item is 1), int64 [M, max_len] for tags, float32 [M]
+        neighbours_<name>… int64 [M, k], ids of the nearest items, where the model has `neighbour_mean`
         vector_<set>…      float32 [M, width], zeros where an item has none
         present_<set>…     bool [M], whether the item has a vector
 
@@ -131,6 +132,7 @@ class ItemGraph(nn.Module):
         self.encoder = _frozen(model.item_encoder)
         self.spaces = model.spaces
         columns = [f"item_{field.name}" for field in model.schema.item]
+        columns += [f"neighbours_{name}" for name in model.neighbours]
         sets = [vectors.name for vectors in model.schema.vectors]
         self.input_names = (
             *columns,

@@ -138,7 +138,10 @@ def check_item_parity(folder: Path, feature_set: FeatureSet, seed: int = 0) -> f
     feed = {f"item_{f.name}": as_input(f, feature_set.items[f.name][rows]) for f in schema.item}
     feed |= {f"vector_{v.name}": feature_set.vectors(v.name)[rows] for v in schema.vectors}
     feed |= {f"present_{v.name}": feature_set.present(v.name)[rows] for v in schema.vectors}
-    (row_MD,) = open_session(folder / ITEMS).run(["row"], feed)
+    ids_I = feature_set.items[schema.item[0].name].astype(np.int64)
+    feed |= {f"neighbours_{name}": ids_I[feature_set.neighbours(name)[rows]] for name in schema.neighbours}
+    session = open_session(folder / ITEMS)
+    (row_MD,) = session.run(["row"], {node.name: feed[node.name] for node in session.get_inputs()})
     table_ID = np.memmap(folder / ITEM_TABLE, np.float32, mode="r").reshape(schema.items, -1)
     difference_M = np.abs(row_MD - table_ID[rows]).max(axis=1)
     worst = int(difference_M.argmax())

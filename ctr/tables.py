@@ -25,6 +25,7 @@ class FrozenTables:
         vectors: one [items, width] per vector set as it is stored, float32, float16 or int8; zeros where an item
             has none.
         present: one bool [items] per vector set: which items have a vector.
+        neighbours: one int32 [items, k] per table of neighbours: values of the id column, 0 where there are fewer.
         scales: one float32 [items] per vector set of int8, by which its vectors are multiplied.
     """
 
@@ -33,13 +34,18 @@ class FrozenTables:
     vectors: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    neighbours: dict[str, Tensor] = field(default_factory=dict)
 
 
 def frozen_tables(feature_set: FeatureSet) -> FrozenTables:
     """The tables of a feature set, on their memory maps where the files allow it: nothing is copied or decoded."""
     sets = [vectors.name for vectors in feature_set.schema.vectors]
     stored = {name: feature_set.stored_vectors(name) for name in sets}
+    near = {name: feature_set.neighbours(name) for name in feature_set.schema.neighbours}
     return FrozenTables(
+        neighbours={
+            name: _tensor(feature_set.items[feature_set.schema.item[0].name][rows_IK]) for name, rows_IK in near.items()
+        },
         items={name: _tensor(values) for name, values in feature_set.items.items()},
         users={name: _tensor(values) for name, values in feature_set.users.items()},
         vectors={name: _tensor(vectors) for name, (vectors, _) in stored.items()},
@@ -55,6 +61,7 @@ class TableBuffers(nn.Module):
         tables: all tables of the feature set.
         schema: the fields of the feature set.
         user_fields: the user columns that the model reads; the others are not kept.
+        neighbours: the tables of neighbours that it reads.
         like: a parameter of the model; its device holds the buffers. Floats come out in its dtype; vectors lie
             as they are stored until they are looked up.
 
@@ -62,11 +69,19 @@ class TableBuffers(nn.Module):
         DataError: a table is missing or has not one row per item (user).
     """
 
-    def __init__(self, tables: FrozenTables, schema: Schema, user_fields: Sequence[Field], like: Tensor) -> None:
+    def __init__(
+        self,
+        tables: FrozenTables,
+        schema: Schema,
+        user_fields: Sequence[Field],
+        like: Tensor,
+        neighbours: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         sets = [vectors.name for vectors in schema.vectors]
         # Buffers go by position: a column may be called `type`, or hold a dot, which no buffer name can.
         self._item = self._keep("item", tables.items, (f.name for f in schema.item), schema.items, like)
+        self._item += self._keep("neighbour", tables.neighbours, neighbours, schema.items, like)
         self._user = self._keep("user", tables.users, (f.name for f in user_fields), schema.users, like)
         self._vector = self._keep("vector", tables.vectors, sets, schema.items, like, as_stored=True)
         self._present = self._keep("present", tables.present, sets, schema.items, like)
@@ -76,7 +91,7 @@ class TableBuffers(nn.Module):
         self._dtype = like.dtype
 
     def item_columns(self, rows: Tensor) -> list[Tensor]:
-        """Item columns at these item rows, in the order of `schema.item`."""
+        """Item columns at these item rows, in the order of `schema.item`; then the ids of their neighbours."""
         return self._gather(self._item, rows)
 
     def user_columns(self, rows: Tensor) -> list[Tensor]:

@@ -50,6 +50,7 @@ def raw_contract(root: Path) -> Contract:
                 "item": "item",
                 "time": "time",
                 "label": "clicked",
+                "labels": {"like": "load > 3", "stay": "load > 5"},
                 "context": {
                     "device": {"type": "categorical", "default": "phone"},
                     "load": {"type": "numeric", "transform": "log1p"},
@@ -70,6 +71,7 @@ def raw_contract(root: Path) -> Contract:
                 "columns": {"segment": {"type": "categorical"}, "age": {"type": "numeric"}},
             },
             "embeddings": {"text": {"path": "text.parquet", "id": "item_id"}},
+            "vectors": {"neighbours": {"near": {"set": "text", "k": 4}}},
             "checks": {"earliest": "1970-01-01"},
             "counters": {
                 "item_rate": {"of": "item", "value": "rate"},

@@ -25,7 +25,7 @@ class UserAlignment(nn.Module):
     def __init__(self, items: ItemEncoder) -> None:
         super().__init__()
         self.ids = items.widths[0]
-        self.first_vector = items.columns.width
+        self.first_vector = items.first_vector
         self.content = nn.Linear(items.width - self.first_vector, self.ids, bias=False)
 
     def forward(self, past: Past) -> tuple[Tensor, Tensor]:

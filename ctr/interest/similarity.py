@@ -48,7 +48,8 @@ class SimilaritySpaces(nn.Module):
             tags = torch.arange(FIRST_VALUE, size, device=columns[place].device)
             has_UW = (columns[place].unsqueeze(-1) == tags).any(dim=-2)
             units.append(F.normalize(has_UW.to(dtype), dim=-1))
-        return units + [columns[place].to(dtype).reshape(len(columns[place]), -1) for place in self._codes]
+        codes = [columns[place].to(dtype) for place in self._codes]
+        return units + [code if code.ndim == 2 else code.unsqueeze(-1) for code in codes]
 
 
 def overlap(target_RT: Tensor, event_HST: Tensor) -> Tensor:

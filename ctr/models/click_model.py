@@ -63,7 +63,8 @@ class ClickModel(nn.Module):
         self.context_fields = schema.context
         self.event_fields = schema.event if config.use_history else ()
         width = config.embedding_dim
-        self.item_encoder = ItemEncoder(schema.item, schema.vectors, config)
+        self.neighbours = schema.neighbours if config.neighbour_mean else ()
+        self.item_encoder = ItemEncoder(schema.item, schema.vectors, config, len(self.neighbours))
         self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
         self.candidate_encoder = FieldEncoder(schema.candidate, width)
         self.event_encoder = FieldEncoder(() if config.attention == "none" else self.event_fields, width)
@@ -99,7 +100,7 @@ class ClickModel(nn.Module):
         Raises:
             DataError: a table is missing or has another number of rows than the schema says.
         """
-        self.tables = TableBuffers(tables, self.schema, self.user_fields, like=next(self.parameters()))
+        self.tables = TableBuffers(tables, self.schema, self.user_fields, next(self.parameters()), self.neighbours)
 
     def forward(self, batch: Batch) -> Tensor:
         """Click logits [B], calibrated in evaluation. Raises ConfigError for a training batch of one row."""

@@ -128,3 +128,16 @@ def test_a_trained_change_is_bounded_and_spares_the_unknown():
     out = encoder(torch.tensor([[3.0, 4.0]]).expand(3, -1), torch.ones(3, dtype=torch.bool), torch.tensor([0, 2, 3]))
     # At most half of the norm 5; a change of 0.75 is 0.75 / sqrt(1 + 0.5625) = 0.6 of that.
     torch.testing.assert_close(out, torch.tensor([[3.0, 4.0], [5.5, 4.0], [3.0, 5.5]]))
+
+
+def test_neighbours_are_the_mean_of_their_id_embeddings():
+    fields = (Field(name="id", kind="categorical", size=6), Field(name="price", kind="numeric"))
+    encoder = ItemEncoder(fields, (), ModelConfig(embedding_dim=2), neighbours=1).eval()
+    ids = encoder.columns.tables[0].weight
+    columns = [torch.tensor([2, 3]), torch.zeros(2), torch.tensor([[4, 5, 0], [0, 0, 0]])]
+    found = encoder(columns, [], [])
+    assert encoder.widths == (2, 2, 2) and found.shape == (2, 6)
+    torch.testing.assert_close(found[:, 4:], torch.stack([(ids[4] + ids[5]) / 2, torch.zeros(2)]))
+    # They share the table: what is learned of an item is learned of those that it is near to.
+    encoder.train()(columns, [], [])[:, 4:].sum().backward()
+    assert ids.grad is not None and ids.grad.sum(dim=1).nonzero().flatten().tolist() == [4, 5]

@@ -138,6 +138,18 @@ def test_the_graph_is_a_copy_that_later_training_does_not_reach():
     assert not [p for p in graph.parameters() if p.requires_grad]
 
 
+def test_new_items_near_known_ones_take_them_in():
+    schema = SCHEMA.model_copy(update={"neighbours": ("near",)})
+    model = small_world.model(schema=schema, neighbour_mean=True)
+    graph = ItemGraph(model)
+    assert graph.input_names[4] == "neighbours_near"
+    rows = torch.arange(1, ITEMS)
+    columns, rest = model.tables.item_columns(rows), (*model.tables.vectors(rows), *model.tables.present(rows))
+    torch.testing.assert_close(graph(*columns, *rest), RequestGraph(model).item_table[1:], atol=1e-12, rtol=0)
+    lonely = [*columns[:-1], torch.zeros_like(columns[-1])]
+    assert not torch.allclose(graph(*lonely, *rest), graph(*columns, *rest))
+
+
 def test_new_items_get_the_rows_the_table_would_hold():
     model = small_world.model()
     graph = ItemGraph(model)

@@ -109,15 +109,16 @@ def test_what_training_never_saw_does_not_shout():
 def test_evidence_by_hand():
     heads = without_norm(EvidenceHeads([category("label", 4), RESIDUAL], 1, item_dim=3, heads=1, values=1, match_dim=2))
     with torch.no_grad():
-        heads.kernel.weight.copy_(torch.tensor([[2.0, 0.0]]))
-        heads.forgetting.fill_(0.5)
-        heads.log_prior.fill_(math.log(3))
+        # What is learned is a tenth of what is meant.
+        heads.kernel.weight.copy_(torch.tensor([[0.2, 0.0]]))
+        heads.forgetting.fill_(0.05)
+        heads.log_prior.fill_(math.log(3) / 10)
         heads.tables[0].weight.copy_(torch.tensor([[0.0], [0.0], [1.0], [-1.0]]))
         heads.numeric.weight.copy_(torch.tensor([[10.0, 7.0]]))
     label, residual = torch.tensor([[0, 2, 3]]), torch.tensor([[0.0, 0.5, NAN]])
-    # Item 2 (cosine 0.6) one event back: exp(1.2 - 0.5 log 2), says 1 + 5. Item 3 (cosine -1), the newest: exp(-2),
-    # says -1 + 7, its residual being missing.
-    first, second = math.exp(1.2) / math.sqrt(2), math.exp(-2)
+    # Item 2 (cosine 0.6) one event back: exp(1.2 - 2 - 0.5 log 2), says 1 + 5. Item 3 (cosine -1), the newest:
+    # exp(-2 - 2), says -1 + 7, its residual being missing.
+    first, second = math.exp(-0.8) / math.sqrt(2), math.exp(-4)
     mass = 3 + first + second
     expected = torch.tensor([[(first * 6 + second * 6) / mass, math.log(mass)]])
     torch.testing.assert_close(heads(past([0, 2, 3], (label, residual))), expected)

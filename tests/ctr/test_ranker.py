@@ -47,7 +47,8 @@ def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 @pytest.fixture(scope="module")
 def model(feature_set: FeatureSet) -> ClickModel:
-    return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8), seed=1)
+    parts = {"match_features": True, "neighbour_mean": True, "tasks": ("like", "stay")}
+    return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8, **parts), seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +295,24 @@ def test_rows_outside_the_table_never_reach_the_graph(ranker: Ranker) -> None:
         encoded.candidate_item[0] = row
         with pytest.raises(ConfigError, match=f"candidates: item row {row} is outside the item table of {items} rows"):
             ranker.score(encoded)
+
+
+def test_each_task_has_a_score_of_its_own(ranker: Ranker) -> None:
+    assert ranker.tasks == ("like", "stay")
+    for entry in ranker.rank(REQUEST).ranked:
+        assert set(entry.as_json()) == {"item", "score", "tasks"}
+        assert all(0 < score < 1 for score in entry.tasks.values())
+        assert len({entry.score, *entry.tasks.values()}) == 3
+
+
+def test_a_changed_golden_score_of_a_task_is_refused(copy: Path) -> None:
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["cases"][0]["tasks"]["stay"][0] += 2.5e-5
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    seal(copy, Facts(**{name: manifest[name] for name in Facts.model_fields}))
+    with pytest.raises(NumericalError, match="golden request 'logged' scores 2"):
+        Ranker.load(copy)
 
 
 def test_limits_can_be_tightened_and_golden_requests_still_replay(exported: ExportResult) -> None:

@@ -44,7 +44,12 @@ def test_tables_are_the_columns_as_stored_without_a_word(tmp_path: Path):
         "image": (np.array([[0, 0], [127, 64], [-3, 1]], np.int8), np.array([0, 0.5, 2], np.float32)),
     }
     feature_set = SimpleNamespace(
-        schema=SimpleNamespace(vectors=[SimpleNamespace(name=name) for name in stored]),
+        schema=SimpleNamespace(
+            vectors=[SimpleNamespace(name=name) for name in stored],
+            item=[SimpleNamespace(name="item")],
+            neighbours=["near"],
+        ),
+        neighbours=lambda name: np.array([[0, 0], [2, 0], [1, 2]], np.int32),
         items=read_arrow(tmp_path / "items.arrow"),
         users={"user": index},
         stored_vectors=lambda name: stored[name],
@@ -54,6 +59,8 @@ def test_tables_are_the_columns_as_stored_without_a_word(tmp_path: Path):
         warnings.simplefilter("error")
         tables = frozen_tables(feature_set)
     assert tables.items["item"].tolist() == [0, 1, 2] and tables.items["item"].dtype == torch.int32
+    # What stands there are values of the id column, at the rows of the neighbours.
+    assert tables.neighbours["near"].tolist() == [[0, 0], [2, 0], [1, 2]]
     assert tables.items["tags"].tolist() == tags.tolist() and tables.items["tags"].dtype == torch.int32
     assert tables.items["price"].isnan().tolist() == [True, False, False]
     assert torch.equal(tables.vectors["text"], torch.eye(3, dtype=torch.float16))
