@@ -98,7 +98,11 @@ def _tags(row: int, encoder: Encoder, feature_set: FeatureSet) -> set[str]:
     for field in feature_set.schema.item[1:]:
         if field.kind == "numeric":
             continue
-        value = encoder.item[field.name].raw_value(feature_set.items[field.name][row])
+        index = feature_set.items[field.name][row]
+        if field.name not in encoder.item:  # a semantic id: a number without a name
+            found |= {f"{field.name} {index - FIRST_VALUE}"} if index >= FIRST_VALUE else set()
+            continue
+        value = encoder.item[field.name].raw_value(index)
         values = value if isinstance(value, list) else [value]
         found |= {str(one) for one in values if one is not None}
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,9 @@ class Variant(Settings):
     model: Path | None = Field(None, description="preset; default: the study's base")
     set: dict[str, dict[str, Any]] = Field({}, description="sections model and train, over the preset")
     data: dict[str, Any] = Field({}, description="sections that replace those of the data contract; rows must stay")
-    modalities: tuple[str, ...] | None = Field(None, description="embedding sets that are kept; default: all")
+    modalities: tuple[str, ...] | None = Field(
+        None, description="embedding sets that are kept, and what is made of them alone"
+    )
     shuffle_vectors: bool = Field(False, description="control: every item has another item's vectors")
     why: str = Field("", description="what it is there for; shown beside its result")
 
@@ -116,7 +118,7 @@ def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, ro
         known = content["embeddings"]
         if unknown := [one for one in variant.modalities if one not in known]:
             raise ConfigError(f"variants.{name}.modalities: no set {unknown[0]!r}; there are {', '.join(known)}.")
-        content = content | {"embeddings": {one: known[one] for one in variant.modalities}}
+        content = content | _without_others(content, variant.modalities)
     changed = variant.data or variant.modalities is not None
     if changed:
         # Under a name of its own: it must not become the CURRENT feature set of the study's data.
@@ -129,3 +131,16 @@ def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, ro
         shuffle_vectors=variant.shuffle_vectors,
         why=variant.why,
     )
+
+
+def _without_others(content: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    """The sections of a contract on vectors without other sets, and fusions, codes and neighbours made of them."""
+    made = content["vectors"]
+    fusion = {name: one for name, one in made["fusion"].items() if set(one["sets"]) <= set(kept)}
+    there = {*kept, *fusion}
+    derived = {
+        section: {name: one for name, one in made[section].items() if one["set"] in there}
+        for section in ("semantic_ids", "neighbours")
+    }
+    embeddings = {name: content["embeddings"][name] for name in kept}
+    return {"embeddings": embeddings, "vectors": made | {"fusion": fusion} | derived}

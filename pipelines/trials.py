@@ -110,7 +110,9 @@ def train_one(task: Task) -> None:
     """Train one variant with one seed and write its scores; in a worker process."""
     torch.set_num_threads(task.threads)
     feature_set = FeatureSet.open(task.feature_set)
-    tables = shuffled(frozen_tables(feature_set), task.seed) if task.shuffle_vectors else frozen_tables(feature_set)
+    tables = frozen_tables(feature_set)
+    if task.shuffle_vectors:
+        tables = shuffled(tables, task.seed, _codes(feature_set))
     task.folder.mkdir(parents=True, exist_ok=True)
     for old in task.folder.iterdir():
         old.unlink()
@@ -131,8 +133,11 @@ def train_one(task: Task) -> None:
     write_text(task.folder / TRIAL, json.dumps({"key": task.key, "facts": facts}, indent=2))
 
 
-def shuffled(tables: FrozenTables, seed: int) -> FrozenTables:
-    """The tables with each item's vectors, and their presence, given to another item: what is left is no content."""
+def shuffled(tables: FrozenTables, seed: int, codes: Sequence[str] = ()) -> FrozenTables:
+    """The tables with each item's vectors, and their presence, given to another item: what is left is no content.
+
+    Item columns that were made of vectors (`codes`: semantic ids) and neighbours go with them.
+    """
     items = len(next(iter(tables.present.values()))) if tables.present else 0
     real = np.arange(2, items)
     order = np.concatenate([[0, 1], np.random.default_rng(seed).permutation(real)]) if items else real
@@ -141,7 +146,21 @@ def shuffled(tables: FrozenTables, seed: int) -> FrozenTables:
     def moved(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values[index] for name, values in columns.items()}
 
-    return replace(tables, vectors=moved(tables.vectors), present=moved(tables.present), scales=moved(tables.scales))
+    made = moved({name: tables.items[name] for name in codes})
+    return replace(
+        tables,
+        items=tables.items | made,
+        vectors=moved(tables.vectors),
+        present=moved(tables.present),
+        scales=moved(tables.scales),
+        neighbours=moved(tables.neighbours),
+    )
+
+
+def _codes(feature_set: FeatureSet) -> list[str]:
+    """Item columns that the raw table does not have: they were made of vectors."""
+    declared = feature_set.contract.items.columns if feature_set.contract.items else {}
+    return [field.name for field in feature_set.schema.item[1:] if field.name not in declared]
 
 
 def require_same_rows(feature_sets: Sequence[FeatureSet]) -> None:

@@ -1,12 +1,17 @@
 """compare, stress, report and explain as a user types them, on a small simulated log."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from ctr.tables import FrozenTables
 from pipelines.cli import main
+from pipelines.study import Study, plan
+from pipelines.trials import shuffled
 from tests.pipelines.test_commands import ROOT, SMALL, Shell
 
 PLUS = ["--model", "conf/model/qin_plus.yaml", "--set", "model.evidence_heads=2", "--set", "model.layers=1", *SMALL]
@@ -96,6 +101,53 @@ def test_a_wrong_study_stops_before_training(shell, work, changes, words):
     assert not list((work / "comparisons").glob("wrong/**/*.safetensors"))
 
 
+def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    vectors = {
+        "fusion": {"both": {"sets": ["text", "image"], "how": "concat_pca", "dim": 4}},
+        "semantic_ids": {"theme": {"set": "both", "levels": 1, "size": 8}, "words": {"set": "text", "size": 8}},
+        "neighbours": {"alike": {"set": "image"}},
+    }
+    content = yaml.safe_load(Path("conf/data/simulated.yaml").read_text()) | {"vectors": vectors}
+    (work / "fused.yaml").write_text(yaml.safe_dump(content))
+    variants = {
+        "all": {},
+        "text": {"modalities": ["text"]},
+        "image": {"modalities": ["image"]},
+        "none": {"modalities": []},
+    }
+    base = {"name": "fused", "data": str(work / "fused.yaml"), "base": "conf/model/lr.yaml", "variants": variants}
+    found = plan(Study.model_validate(base), Path("conf/train.yaml"), None)
+    made = [
+        (set(c.vectors.fusion), set(c.vectors.semantic_ids), set(c.vectors.neighbours))
+        for c in (p.contract for p in found)
+    ]
+    assert made == [
+        ({"both"}, {"theme", "words"}, {"alike"}),
+        (set(), {"words"}, set()),
+        (set(), set(), {"alike"}),
+        (set(),) * 3,
+    ]
+
+
+def test_shuffled_vectors_take_their_codes_and_neighbours_along():
+    items = 9
+    row = torch.arange(items)
+    tables = FrozenTables(
+        items={"id": row, "theme_1": row, "price": row.float()},
+        vectors={"text": row.float().unsqueeze(-1)},
+        present={"text": row > 3},
+        neighbours={"near": row.unsqueeze(-1)},
+    )
+    moved = shuffled(tables, seed=1, codes=["theme_1"])
+    order = moved.items["theme_1"]
+    assert not torch.equal(order, row) and sorted(order.tolist()) == row.tolist() and order[:2].tolist() == [0, 1]
+    assert torch.equal(moved.vectors["text"][:, 0], order.float())
+    assert torch.equal(moved.neighbours["near"][:, 0], order)
+    assert torch.equal(moved.present["text"], order > 3)
+    assert torch.equal(moved.items["id"], row) and torch.equal(moved.items["price"], row.float())
+
+
 def test_compare_wants_models_or_a_study(shell, work):
     assert shell("compare", "--work", work)[0] == 2
     code, found = shell("compare", "--models", "qin,qim", *where(work))
@@ -105,7 +157,7 @@ def test_compare_wants_models_or_a_study(shell, work):
 def test_stress_tells_what_vectors_are_worth(shell, work):
     code, found = shell("stress", "--work", work, "--set", "stress.shares=[1.0]", "--set", "stress.noise=[1.0]")
     assert code == 0, shell.error
-    assert {one["sets"] for one in found["stresses"]} == {"text", "image", "all"}
+    assert {one["sets"] for one in found["stresses"]} == {"text", "image", "both", "all"}
     assert all(one["loss"]["low"] <= one["loss"]["value"] <= one["loss"]["high"] for one in found["stresses"])
     assert (work / "runs" / found["run_id"] / "stress.png").is_file()
 
