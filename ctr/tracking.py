@@ -110,8 +110,18 @@ class Tracker:
 
     @contextmanager
     def resume(self, run_id: str) -> Iterator[Tracker]:
-        """Open an existing run again around the block, to add to it."""
-        self._client.update_run(run_id, status="RUNNING")
+        """Open an existing run again around the block, to add to it.
+
+        Raises:
+            ConfigError: the tracking store does not know it.
+        """
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except self._mlflow.exceptions.MlflowException as error:
+            raise ConfigError(
+                f"MLflow run {run_id}: not in the tracking store {self.uri} ({error.message}). Set "
+                "MLFLOW_TRACKING_URI to the store the run began in, or start a new run."
+            ) from None
         with self._open(run_id):
             yield self
 

@@ -259,3 +259,9 @@ def test_importing_the_tracker_does_not_load_mlflow() -> None:
     code = "import sys, ctr.tracking; print('mlflow' in sys.modules, 'matplotlib' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "False False"
+
+
+def test_resuming_an_unknown_run_says_the_way_out(tracker: Tracker) -> None:
+    words = r"MLflow run 0123abcd: not in the tracking store .* start a new run"
+    with pytest.raises(ConfigError, match=words), tracker.resume("0123abcd"):
+        pass
