@@ -24,6 +24,7 @@ class ModelConfig(Settings):
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
     attention_heads: PositiveInt = Field(1, description="of sparse attention; a divisor of attention_dim")
     similarity_bias: int = Field(0, ge=0, description="knots of a learned bias by cosine in sparse attention; 0: none")
+    event_dropout: float = Field(0.0, ge=0, lt=1, description="chance that training does not read a past event")
     retrieve: NonNegativeInt = Field(0, description="events nearest by cosine that are read of a history; 0: all")
     evidence_heads: NonNegativeInt = Field(
         0, description="kernel regressions over past feedback (ctr/interest/evidence)"

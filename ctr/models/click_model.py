@@ -134,7 +134,10 @@ class ClickModel(nn.Module):
         raw = [batch.events[field.name] for field in self.event_fields]
         events_BSE = self.event_encoder(raw) if self.event_encoder.width else None
         units, codes = places[:cosines], places[cosines:]
-        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units, codes)
+        past = BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units, codes)
+        if self.training and self.config.event_dropout:
+            past.forget(self.config.event_dropout)
+        return past
 
     def read(self, past: Past) -> list[Tensor]:
         """What each reader finds in a past, [R, its width] each."""
