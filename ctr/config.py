@@ -24,7 +24,6 @@ class ModelConfig(Settings):
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
     attention_heads: PositiveInt = Field(1, description="of sparse attention; a divisor of attention_dim")
     similarity_bias: int = Field(0, ge=0, description="knots of a learned bias by cosine in sparse attention; 0: none")
-    event_dropout: float = Field(0.0, ge=0, lt=1, description="chance that training does not read a past event")
     retrieve: NonNegativeInt = Field(0, description="events nearest by cosine that are read of a history; 0: all")
     evidence_heads: NonNegativeInt = Field(
         0, description="kernel regressions over past feedback (ctr/interest/evidence)"
@@ -40,6 +39,9 @@ class ModelConfig(Settings):
     hidden: tuple[PositiveInt, ...] = Field((256, 128, 64), min_length=1, description="units of a perceptron's layers")
     tasks: tuple[str, ...] = Field((), description="further labels of the data contract to predict, each a head")
     align_users: bool = Field(False, description="what a user's past says in content and in ids is held together")
+    cross_cells: NonNegativeInt = Field(
+        0, description="a weight for each pair of a context and an item value, of column pairs with at most so many"
+    )
     dropout: float = Field(0.1, ge=0, lt=1)
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")

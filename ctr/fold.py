@@ -58,8 +58,10 @@ class RequestGraph(nn.Module):
     def __init__(self, model: ClickModel) -> None:
         super().__init__()
         self.register_buffer("item_table", item_table(model))
-        # Of a row of the item table: x, then the item's place in each similarity space.
+        # Of a row of the item table: x, the item's place in each similarity space, its crossed columns.
         self.widths = (model.item_encoder.width, *(model.spaces.widths if model.spaces is not None else ()))
+        self.crosses = None if model.crosses is None else _frozen(model.crosses)
+        self.widths += () if model.crosses is None else (model.crosses.width,)
         self.cosines = model.spaces.cosines if model.spaces is not None else 0
         self.context_encoder = _frozen(model.context_encoder)
         self.candidate_encoder = _frozen(model.candidate_encoder)
@@ -82,6 +84,7 @@ class RequestGraph(nn.Module):
         """Calibrated probabilities [N], in the order of `output_names`."""
         context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
+        codes = [] if self.crosses is None else [target_units.pop()]
         blocks = [self.candidate_encoder(numbers)] if numbers else []
         blocks.append(target_ND)
         if self.readers:
@@ -91,6 +94,8 @@ class RequestGraph(nn.Module):
             blocks += [reader(past) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
         logits_NH = self.tower(context_1C, torch.cat(blocks, dim=-1))
+        if self.crosses is not None:
+            logits_NH = logits_NH + self.crosses(context, *codes)
         pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
         return tuple(torch.sigmoid(calibrate(logit_N)) for calibrate, logit_N in pairs)
 
@@ -100,6 +105,7 @@ class RequestGraph(nn.Module):
         # One padding event in front: no reader has to cope with a history of no positions at all.
         item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
         history_HD, *history_units = F.embedding(item_H, self.item_table).split(self.widths, dim=-1)
+        history_units = history_units[: len(target_units)]
         mask_1H = (item_H != PADDING).to(history_HD.dtype).unsqueeze(0)
         columns = [column.unsqueeze(0) for column in events]
         events_1HE = self.event_encoder(columns) if self.event_encoder.width else None
@@ -131,6 +137,7 @@ class ItemGraph(nn.Module):
         super().__init__()
         self.encoder = _frozen(model.item_encoder)
         self.spaces = model.spaces
+        self.crosses = None if model.crosses is None else _frozen(model.crosses)
         columns = [f"item_{field.name}" for field in model.schema.item]
         columns += [f"neighbours_{name}" for name in model.neighbours]
         sets = [vectors.name for vectors in model.schema.vectors]
@@ -144,8 +151,10 @@ class ItemGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Rows of the item table, [M, D + W]."""
         columns, vectors, present = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        units = self.spaces(columns, vectors) if self.spaces is not None else []
-        return torch.cat([self.encoder(columns, vectors, present), *units], dim=-1)
+        blocks = [self.encoder(columns, vectors, present)]
+        blocks += self.spaces(columns, vectors) if self.spaces is not None else []
+        blocks += [self.crosses.codes(columns, blocks[0])] if self.crosses is not None else []
+        return torch.cat(blocks, dim=-1)
 
 
 class FoldedAttention(nn.Module):

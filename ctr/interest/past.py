@@ -59,11 +59,6 @@ class Past(ABC):
         assert self.events_HSE is not None
         return (weights_RS.unsqueeze(1) @ self.events_HSE).squeeze(1)
 
-    def forget(self, share: float) -> None:
-        """Read each event with chance 1 - `share` only, so that no history is learned by heart."""
-        kept = torch.rand(self.mask.shape, device=self.mask.device) >= share
-        self.mask = self.mask * kept.to(self.mask.dtype)
-
     def keep_nearest(self, count: int) -> None:
         """Read only the `count` events nearest to the target by mean cosine; equally near ones are all kept."""
         nearness_RS = torch.where(self.mask > 0, self.similarities.mean(-1), -2.0)

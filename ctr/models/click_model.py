@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctr.batch import Batch
 from ctr.calibration import Calibrator
@@ -23,6 +24,7 @@ from ctr.interest.similarity import SimilaritySpaces
 from ctr.losses import Outputs
 from ctr.tables import FrozenTables, TableBuffers
 from ctr.towers import make_tower
+from ctr.towers.wide import WideCrosses
 from features.errors import ConfigError
 from features.schema import PADDING, Schema
 
@@ -31,7 +33,7 @@ class ClickModel(nn.Module):
     """Click logits from a user's context, the target item and the user's history.
 
         x_i = item columns and projected vectors;  o = attention(x_t, history);
-        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features])
+        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features]) + crosses
 
     With the defaults it is the Quadratic Interest Network (arXiv 2504.17699): sparse target attention and a quadratic
     tower. A batch names items by row; `attach` gives the model the tables to look them up in. Each distinct item of a
@@ -84,6 +86,10 @@ class ClickModel(nn.Module):
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         widths += [reader.width for reader in self.readers()]
         self.network = make_tower(config, widths)
+        crosses = WideCrosses(
+            [*self.user_fields, *self.context_fields], schema.item, config.cross_cells, 1 + len(config.tasks)
+        )
+        self.crosses = crosses if crosses.width else None
         self.calibrator = Calibrator()
         self.task_calibrators = nn.ModuleList(Calibrator() for _ in config.tasks)
         self.alignment = (
@@ -113,6 +119,8 @@ class ClickModel(nn.Module):
         if self.candidate_encoder.width:
             blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
         logits_BH: Tensor = self.network(torch.cat([*blocks, past.target_RD, *self.read(past)], dim=-1))
+        if self.crosses is not None:
+            logits_BH = logits_BH + self._crossed(batch)
         click_B, *others = logits_BH.unbind(dim=-1)
         if self.training:
             users = None if self.alignment is None else self.alignment(past)
@@ -134,10 +142,7 @@ class ClickModel(nn.Module):
         raw = [batch.events[field.name] for field in self.event_fields]
         events_BSE = self.event_encoder(raw) if self.event_encoder.width else None
         units, codes = places[:cosines], places[cosines:]
-        past = BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units, codes)
-        if self.training and self.config.event_dropout:
-            past.forget(self.config.event_dropout)
-        return past
+        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units, codes)
 
     def read(self, past: Past) -> list[Tensor]:
         """What each reader finds in a past, [R, its width] each."""
@@ -146,7 +151,7 @@ class ClickModel(nn.Module):
         return [reader(past) for reader in self.readers()]
 
     def item_rows(self, rows_U: Tensor) -> Tensor:
-        """Rows [U, D + W] of the item table: x, then places in similarity spaces; the padding row is zeros."""
+        """Rows [U, D + W] of the item table: x, similarity spaces, crossed columns; the padding row is zeros."""
         columns, vectors = self.tables.item_columns(rows_U), self.tables.vectors(rows_U)
         found = self.encoded_items(columns, vectors, self.tables.present(rows_U))
         return found.masked_fill((rows_U == PADDING).unsqueeze(-1), 0)
@@ -154,7 +159,9 @@ class ClickModel(nn.Module):
     def encoded_items(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         """Item columns, vectors and their presence to rows of the item table, [U, D + W]."""
         units = self.spaces(columns, vectors) if self.spaces is not None else []
-        return torch.cat([self.item_encoder(columns, vectors, present), *units], dim=-1)
+        x_UD = self.item_encoder(columns, vectors, present)
+        codes = [self.crosses.codes(columns, x_UD)] if self.crosses is not None else []
+        return torch.cat([x_UD, *units, *codes], dim=-1)
 
     def gates(self, rows_U: Tensor) -> Tensor | None:
         """How much each vector set counts for these items, [U, sets] from 0 to 2; None without `vector_gate`."""
@@ -163,10 +170,19 @@ class ClickModel(nn.Module):
         )
 
     def regularized_parameters(self) -> list[nn.Parameter]:
-        """What takes `train.embedding_l2`: all embedding tables and the vector projections."""
+        """What takes `train.embedding_l2`: all embedding tables, crosses and vector projections."""
         encoders = (self.item_encoder.columns, self.context_encoder, self.candidate_encoder, self.event_encoder)
         tables = [weight for encoder in encoders for weight in encoder.embedding_weights()]
-        return tables + self.item_encoder.projection_weights()
+        crosses = [] if self.crosses is None else list(self.crosses.parameters())
+        return tables + self.item_encoder.projection_weights() + crosses
+
+    def _crossed(self, batch: Batch) -> Tensor:
+        assert self.crosses is not None
+        columns = self.tables.item_columns(batch.items_U)
+        codes_UF = self.crosses.codes(columns, next(self.parameters()))
+        context = [*self.tables.user_columns(batch.user_B), *(batch.context[one.name] for one in self.context_fields)]
+        crossed_BH: Tensor = self.crosses(context, F.embedding(batch.target_B, codes_UF))
+        return crossed_BH
 
     def _context(self, batch: Batch) -> Tensor:
         columns = [batch.context[field.name] for field in self.context_fields]

@@ -31,6 +31,7 @@ SCHEMA = Schema(
         Field(name="item.tags", kind="tags", size=9, max_len=3),
         Field(name="type", kind="numeric"),
         Field(name="price", kind="numeric"),
+        category("maker", 6),
     ),
     user=(category("user_id", 8), Field(name="likes", kind="tags", size=7, max_len=4), category("age", 5)),
     context=(category("age", 6), Field(name="load", kind="numeric")),
@@ -53,6 +54,7 @@ def tables(seed: int = 0) -> FrozenTables:
             "item.tags": torch.randint(0, 9, (ITEMS, 3), generator=draw),
             "type": torch.randn(ITEMS, generator=draw),
             "price": price,
+            "maker": torch.randint(0, 6, (ITEMS,), generator=draw),
         },
         users={
             "user_id": torch.randint(1, 8, (USERS,), generator=draw),

@@ -179,15 +179,3 @@ def test_one_training_row_is_refused():
     batch = in_dtype(random_batch(rows=1), torch.float64)
     with pytest.raises(ConfigError, match="batch_size"):
         model(batch)
-
-
-def test_event_dropout_forgets_events_in_training_alone():
-    model = small_world.model(event_dropout=0.5, attention="mean", dropout=0.0)
-    batch = in_dtype(random_batch(), torch.float64)
-    events = float((batch.history_BS != 0).sum())
-    model.train()
-    torch.manual_seed(0)
-    kept = torch.stack([model.past(batch).mask.sum() for _ in range(200)])
-    assert kept.mean().item() == pytest.approx(0.5 * events, rel=0.1) and kept.std() > 0
-    assert model.past(batch).mask[batch.history_BS == 0].sum() == 0
-    assert model.eval().past(batch).mask.sum() == events

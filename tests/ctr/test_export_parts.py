@@ -22,7 +22,7 @@ PARTS: list[dict[str, Any]] = [
     {"attention": "transformer", "tower": "factorized", "hidden": (6,), "tasks": ("like",)},
     {"attention": "mean", "tower": "two_streams", "hidden": (6, 4), "tasks": ("like",)},
     {"use_history": False, "tower": "linear", "tasks": ("like",)},
-    {"tasks": ("like", "long view"), "match_features": True},
+    {"tasks": ("like", "long view"), "match_features": True, "cross_cells": 40},
 ]
 
 

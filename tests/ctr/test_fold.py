@@ -67,6 +67,8 @@ def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> t
         {"attention": "mean", "tower": "linear"},
         {"mid_activation": True},
         {"tasks": ("like", "long view")},
+        {"cross_cells": 40, "evidence_heads": 2},
+        {"cross_cells": 40, "use_history": False},
     ],
     ids=str,
 )
@@ -142,7 +144,7 @@ def test_new_items_near_known_ones_take_them_in():
     schema = SCHEMA.model_copy(update={"neighbours": ("near",)})
     model = small_world.model(schema=schema, neighbour_mean=True)
     graph = ItemGraph(model)
-    assert graph.input_names[4] == "neighbours_near"
+    assert graph.input_names[5] == "neighbours_near"
     rows = torch.arange(1, ITEMS)
     columns, rest = model.tables.item_columns(rows), (*model.tables.vectors(rows), *model.tables.present(rows))
     torch.testing.assert_close(graph(*columns, *rest), RequestGraph(model).item_table[1:], atol=1e-12, rtol=0)
@@ -154,7 +156,7 @@ def test_new_items_get_the_rows_the_table_would_hold():
     model = small_world.model()
     graph = ItemGraph(model)
     assert graph.input_names == (
-        *("item_item_id", "item_item.tags", "item_type", "item_price"),
+        *("item_item_id", "item_item.tags", "item_type", "item_price", "item_maker"),
         *("vector_text", "vector_image", "present_text", "present_image"),
     )
     rows = torch.arange(1, ITEMS)

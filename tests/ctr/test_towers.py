@@ -10,7 +10,10 @@ from ctr.towers.factorized import FactorizedNetwork
 from ctr.towers.mid_quadratic import MidQuadraticLayer
 from ctr.towers.quadratic import QuadraticNetwork
 from ctr.towers.two_streams import TwoStreams
+from ctr.towers.wide import WideCrosses
 from features.errors import ConfigError
+from features.schema import Field
+from tests.ctr.small_world import category
 
 KINDS = ["quadratic", "linear", "mlp", "factorized", "cross", "two_streams"]
 
@@ -108,3 +111,21 @@ def test_mid_activation_is_for_quadratic_rows():
 def test_a_lone_row_is_refused():
     with pytest.raises(ConfigError, match="two rows"):
         QuadraticNetwork(2, 1, 1, 0.0)(torch.zeros(1, 2))
+
+
+def test_wide_crosses_by_hand():
+    context = [Field(name="load", kind="numeric"), category("age", 4), category("town", 100)]
+    items = [category("id", 9), category("maker", 3), Field(name="tags", kind="tags", size=5, max_len=2)]
+    wide = WideCrosses(context, items, most_cells=12, heads=2)
+    assert [tuple(table.weight.shape) for table in wide.tables] == [(12, 2)] and wide.width == 1
+    columns = [torch.tensor([2, 3]), torch.tensor([2, 1]), torch.zeros(2, 2)]
+    codes = wide.codes(columns, torch.zeros(1))
+    age, town, load = torch.tensor([3, 2]), torch.tensor([50, 51]), torch.zeros(2)
+    assert wide([load, age, town], codes).eq(0).all()
+    with torch.no_grad():
+        wide.tables[0].weight[3 * 3 + 2] = torch.tensor([5.0, 6.0])
+        wide.tables[0].weight[2 * 3 + 1] = torch.tensor([7.0, 8.0])
+    torch.testing.assert_close(wide([load, age, town], codes), torch.tensor([[5.0, 6.0], [7.0, 8.0]]))
+    # One context before all candidates of a request.
+    torch.testing.assert_close(wide([load[:1], age[:1], town[:1]], codes)[0], torch.tensor([5.0, 6.0]))
+    assert WideCrosses(context, items, most_cells=11, heads=1).width == 0

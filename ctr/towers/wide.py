@@ -1,0 +1,50 @@
+"""The wide part: a weight for each pair of a context value and an item value, beside what the tower makes of both.
+
+Shapes: R rows, F crossed item columns, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from features.schema import Field
+
+
+class WideCrosses(nn.Module):
+    """`logit += Σ_{f, g} T_fg[context_f, item_g]`, over pairs of few enough values.
+
+    (The cross-product transformations of Wide & Deep, arXiv 1606.07792.) What an age group thinks of a category is a
+    table of some hundred numbers: a tower of products learns it slowly and shrunk, a table at once. All start at 0.
+
+    Args:
+        context: user and context fields.
+        items: item fields, the id first; it is not crossed.
+        most_cells: pairs of columns with more pairs of values are left to the tower.
+        heads: H, logits a row.
+    """
+
+    def __init__(self, context: Sequence[Field], items: Sequence[Field], most_cells: int, heads: int) -> None:
+        super().__init__()
+        sides = [(c, one) for c, one in enumerate(context) if one.kind == "categorical"]
+        crossed = [(i, one) for i, one in enumerate(items) if i and one.kind == "categorical"]
+        pairs = [(c, i, f, g) for c, f in sides for i, g in crossed if f.size * g.size <= most_cells]
+        self.columns = sorted({i for _, i, _, _ in pairs})
+        self.pairs = [(c, self.columns.index(i), g.size) for c, i, _, g in pairs]
+        self.tables = nn.ModuleList(nn.Embedding(f.size * g.size, heads) for _, _, f, g in pairs)
+        for weight in self.tables.parameters():
+            nn.init.zeros_(weight)
+        self.width = len(self.columns)
+
+    def codes(self, columns: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The item columns that are crossed, as floats exact up to 2^24: what the item table holds of them, [R, F]."""
+        return torch.stack([columns[i] for i in self.columns], dim=-1).to(like.dtype)
+
+    def forward(self, context: Sequence[Tensor], codes_RF: Tensor) -> Tensor:
+        """Context columns, [R] or [1] each, and codes [R, F] to what is added to the logits, [R, H]."""
+        places_RF = codes_RF.to(torch.int64)
+        tables = zip(self.pairs, self.tables, strict=True)
+        added = [table(context[c].to(torch.int64) * size + places_RF[:, f]) for (c, f, size), table in tables]
+        return torch.stack(added).sum(dim=0)
