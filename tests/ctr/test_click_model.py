@@ -149,16 +149,18 @@ def test_tables_stay_out_of_the_checkpoint():
     assert torch.equal(fresh.eval()(batch), model.eval()(batch))
 
 
-def test_l2_takes_embedding_tables_and_vector_projections_only():
-    model = small_world.model()
+def test_l2_takes_tables_crosses_and_vector_projections_only():
+    model = small_world.model(cross_cells=30)
     names = {id(p): name for name, p in model.named_parameters()}
     assert sorted(names[id(p)] for p in model.regularized_parameters()) == [
         "context_encoder.tables.0.weight",
         "context_encoder.tables.1.weight",
         "context_encoder.tables.2.weight",
+        "crosses.tables.0.weight",
         "event_encoder.tables.0.weight",
         "item_encoder.columns.tables.0.weight",
         "item_encoder.columns.tables.1.weight",
+        "item_encoder.columns.tables.2.weight",
         "item_encoder.vectors.0.projection.weight",
         "item_encoder.vectors.1.projection.weight",
     ]

@@ -36,7 +36,7 @@ OVER: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contract, FeatureSet]:
     folder = tmp_path_factory.mktemp("counted")
-    simulate(folder, rows=2_400, users=80, items=60, seed=1)
+    simulate(folder, rows=2_400, users=80, items=120, seed=1)
     contract = load_contract(SIMULATED, OVER, root=str(folder))
     return contract, build_feature_set(contract, folder / "out").feature_set
 
@@ -143,7 +143,7 @@ def test_neither_buckets_nor_chunks_change_a_counter(
 
 
 def test_labels_of_later_windows_reach_no_training_row(tmp_path: Path) -> None:
-    simulate(tmp_path, rows=2_400, users=80, items=60, seed=1)
+    simulate(tmp_path, rows=2_400, users=80, items=120, seed=1)
     contract = load_contract(SIMULATED, OVER, root=str(tmp_path))
     before = build_feature_set(contract, tmp_path / "a").feature_set
     file = contract.resolve(contract.interactions.path)

@@ -37,7 +37,7 @@ def test_it_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_out_names_the_folder(tmp_path: Path) -> None:
-    simulate(tmp_path / "raw", rows=2_000, users=50, items=60, seed=1)
+    simulate(tmp_path / "raw", rows=2_000, users=50, items=120, seed=1)
     folder = tmp_path / "elsewhere"
     assert run("--data", str(CONF), "--root", str(tmp_path / "raw"), "--work", str(tmp_path), "--out", str(folder)) == 0
     assert {path.name for path in folder.iterdir()} == {"inspection.json", "inspection.png"}
@@ -45,7 +45,7 @@ def test_out_names_the_folder(tmp_path: Path) -> None:
 
 def test_sets_that_say_nothing_are_drawn_too(tmp_path: Path) -> None:
     """One vector, and vectors of zeros: no pair, no length, no direction."""
-    simulate(tmp_path / "raw", rows=2_000, users=50, items=60, seed=1)
+    simulate(tmp_path / "raw", rows=2_000, users=50, items=120, seed=1)
     ids = pl.read_parquet(tmp_path / "raw" / "items.parquet")["item_id"]
     for name, number in (("zeros", len(ids)), ("lonely", 1)):
         table = {"item_id": ids[:number], "vector": [[0.0, 0.0]] * number}
@@ -63,7 +63,7 @@ def test_sets_that_say_nothing_are_drawn_too(tmp_path: Path) -> None:
 
 
 def test_a_contract_without_vectors_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    simulate(tmp_path / "raw", rows=2_000, users=50, items=60, seed=1)
+    simulate(tmp_path / "raw", rows=2_000, users=50, items=120, seed=1)
     bare = tmp_path / "bare.yaml"
     bare.write_text(
         "name: bare\ninteractions: {path: interactions.parquet, user: user_id, item: item_id, time: timestamp, "
