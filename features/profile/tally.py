@@ -154,7 +154,7 @@ def grid_of(values_R: np.ndarray) -> Grid:
     low, high = np.quantile(scaled, [0.005, 0.995])
     # A constant gets bins wide enough that float32 noise stays inside one.
     span = max(high - low, 2.0**-16 * max(abs(low), abs(high))) or 1.0
-    step = max(math.ceil(math.log2(span / (GRID_BINS - 1))), FINEST)
+    step = math.ceil(math.log2(max(span / (GRID_BINS - 1), 2.0**FINEST)))
     first, last = grid_place(np.array([low, high]), step).astype(int).tolist()
     return Grid(step=step, first=first, inner=last - first + 1)
 
