@@ -297,7 +297,7 @@ def test_zero_stays_in_one_bin_whatever_float32_makes_of_it() -> None:
     assert grid_bin(grid, np.array([np.nan, -1e30, 1e30])).tolist() == [grid.size - 1, 0, grid.inner + 1]
 
 
-@pytest.mark.parametrize("numbers", [[7.0] * 5, [0.0] * 5, [], [np.nan], [1e-9, 2e-9], [1e-77, 1e-80], [0.0, 5e-324], [-5.0, 1e12]])
+@pytest.mark.parametrize("numbers", [[7.0] * 5, [0.0] * 5, [], [np.nan], [1e-9, 2e-9], [0.0, 5e-324], [-5.0, 1e12]])
 def test_every_column_of_numbers_has_a_grid(numbers: list[float]) -> None:
     values = np.array(numbers)
     grid = grid_of(values)
