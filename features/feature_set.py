@@ -23,7 +23,7 @@ SplitName = Literal["train", "valid", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 MANIFEST = "MANIFEST.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class FileEntry(Settings):
