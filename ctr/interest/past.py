@@ -27,7 +27,8 @@ class Past(ABC):
 
     Args:
         target_RD: target items.
-        mask: 1 at an event that is read, 0 at padding; [H, S], or [R, S] where rows read different events.
+        mask: 1 at an event that is read, 0 at padding; [H, S], or [R, S] where rows read different events. In single
+            precision at least, so that counts and recency are exact under autocast, too.
         columns: raw event columns, [H, S] each, in the order of the schema.
         events_HSE: embedded event columns, or None where nothing is added to an item.
     """
@@ -112,7 +113,9 @@ class BatchPast(Past):
         codes: Sequence[Tensor] = (),
     ) -> None:
         target_BD = RowBags(x_UD, target_B.unsqueeze(1)).sums(x_UD.new_ones(len(target_B), 1))
-        super().__init__(target_BD, (history_BS != PADDING).to(x_UD.dtype), columns, events_BSE)
+        # Half precision holds no whole number above 256: neither events nor positions could be counted in it.
+        mask_BS = (history_BS != PADDING).to(torch.promote_types(x_UD.dtype, torch.float32))
+        super().__init__(target_BD, mask_BS, columns, events_BSE)
         self._x_UD, self._target_B, self._history_BS = x_UD, target_B, history_BS
         self._units, self._codes = units, codes
 
@@ -133,8 +136,8 @@ class BatchPast(Past):
         return F.embedding(self._history_BS, self._x_UD)
 
     def match(self, projection: nn.Linear) -> Tensor:
-        """A learned similarity, [R, S]; each distinct item is projected once."""
-        projected_UK = projection(self._x_UD)
+        """A learned similarity, [R, S], in the precision of the projection; each distinct item is projected once."""
+        projected_UK = projection(self._x_UD.to(projection.weight.dtype))
         return self._dots_of(projected_UK)
 
     def _alike(self) -> list[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.towers.logits import exact_logits
 from ctr.towers.mlp import perceptron
 
 
@@ -36,5 +37,4 @@ class CrossNetwork(nn.Module):
         x_BX = start_BX
         for layer in self.cross:
             x_BX = start_BX * layer(x_BX) + x_BX
-        logit_BH: Tensor = self.logit(torch.cat([x_BX, self.deep(start_BX)], dim=-1))
-        return logit_BH
+        return exact_logits(self.logit, torch.cat([x_BX, self.deep(start_BX)], dim=-1))

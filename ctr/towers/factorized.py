@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.towers.logits import exact_logits
 from ctr.towers.mlp import perceptron
 
 
@@ -42,8 +43,9 @@ class FactorizedNetwork(nn.Module):
         """[B, X] to logits [B, H]."""
         z_BX = self.norm(z_BX)
         blocks = zip(self.factors, z_BX.split(self.widths, dim=-1), strict=True)
-        factors_BFE = torch.stack([factor(block) for factor, block in blocks], dim=1)
+        # Squares that cancel: not in half precision.
+        factors_BFE = torch.stack([factor(block) for factor, block in blocks], dim=1).to(z_BX.dtype)
         # Σ_{f<g} a_f·a_g = (|Σ a_f|² - Σ |a_f|²) / 2
         pairs_B = (factors_BFE.sum(dim=1).square() - factors_BFE.square().sum(dim=1)).sum(dim=-1) / 2
-        logit_BH: Tensor = self.linear(z_BX) + pairs_B.unsqueeze(-1) + self.logit(self.deep(z_BX))
-        return logit_BH
+        deep_BH = exact_logits(self.logit, self.deep(z_BX))
+        return exact_logits(self.linear, z_BX) + pairs_B.unsqueeze(-1) + deep_BH

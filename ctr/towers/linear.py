@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ctr.towers.logits import exact_logits
+
 
 class LinearTower(nn.Module):
     """`logit = w·z + b`. On embedded fields it is a weight for each value of each field, as w·E[value].
@@ -19,5 +21,4 @@ class LinearTower(nn.Module):
 
     def forward(self, z_BX: Tensor) -> Tensor:
         """[B, X] to logits [B, H]."""
-        logit_BH: Tensor = self.logit(z_BX)
-        return logit_BH
+        return exact_logits(self.logit, z_BX)

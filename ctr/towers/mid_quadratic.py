@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.towers.logits import exact_logits
+
 
 class MidQuadraticLayer(nn.Module):
     """`h = Σ_r z ⊙ Drop(PReLU(BN(W_r z + b_r)))`, `z <- z + Drop(h)`.
@@ -55,5 +57,4 @@ class MidQuadraticNetwork(nn.Module):
         """[B, X] to logits [B, H]."""
         for layer in self.layers:
             z_BX = layer(z_BX)
-        logit_BH: Tensor = self.logit(z_BX)
-        return logit_BH
+        return exact_logits(self.logit, z_BX)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ctr.towers.logits import exact_logits
+
 
 def perceptron(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     """Layers of [Linear, BatchNorm, ReLU, Dropout], [B, width] to [B, hidden[-1]]."""
@@ -33,5 +35,4 @@ class MlpTower(nn.Module):
 
     def forward(self, z_BX: Tensor) -> Tensor:
         """[B, X] to logits [B, H]."""
-        logit_BH: Tensor = self.logit(self.layers(z_BX))
-        return logit_BH
+        return exact_logits(self.logit, self.layers(z_BX))

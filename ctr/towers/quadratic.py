@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.towers.logits import exact_logits
 from ctr.towers.quadratic_step import quadratic_step
 from features.errors import ConfigError
 
@@ -94,10 +95,7 @@ class QuadraticNetwork(nn.Module):
             )
         for layer in self.layers:
             z_BX = layer(z_BX)
-        # A logit of 8 binary digits would be off by 0.01: not under autocast.
-        with torch.autocast(z_BX.device.type, enabled=False):
-            logit_BH: Tensor = self.logit(z_BX.to(self.logit.weight.dtype))
-            return logit_BH
+        return exact_logits(self.logit, z_BX)
 
 
 def _dropout_of_a_mean(p: float, rows: int) -> float:

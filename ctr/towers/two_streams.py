@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.towers.logits import exact_logits
 from ctr.towers.mlp import perceptron
 
 GROUPS = 2
@@ -44,6 +45,6 @@ class TwoStreams(nn.Module):
         pairs = zip(self.gates, self.streams, strict=True)
         first_BU, second_BU = (stream(2 * torch.sigmoid(gate(z_BX)) * z_BX) for gate, stream in pairs)
         groups = zip(first_BU.chunk(GROUPS, dim=-1), second_BU.chunk(GROUPS, dim=-1), self.bilinear, strict=True)
-        fused_HB = sum((left @ weight * right).sum(dim=-1) for left, right, weight in groups)
-        linear_BH: Tensor = self.linear(torch.cat([first_BU, second_BU], dim=-1))
-        return linear_BH + fused_HB.T
+        fused_HB = torch.stack([(left @ weight * right).to(z_BX.dtype).sum(dim=-1) for left, right, weight in groups])
+        linear_BH = exact_logits(self.linear, torch.cat([first_BU, second_BU], dim=-1))
+        return linear_BH + fused_HB.sum(dim=0).T
