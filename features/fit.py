@@ -12,12 +12,13 @@ from features.columns import ColumnEncoder, Columns, encode_value, fit_column
 from features.contract import Contract
 from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
 from features.encoder import Encoder, encode_table, fields
-from features.errors import named
-from features.log import CONTEXT, GIVEN, HISTORY, ITEM, USER, Log, value_counts
+from features.errors import DataError, named
+from features.log import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER, Log, chunks, value_counts
+from features.sampling import drawn
 from features.schema import UNKNOWN, Schema
 from features.vocabulary import canonical
 
-MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, evenly spread over it
+MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, drawn evenly over it
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,13 @@ def fit(
     }
     for name, spec in interactions.context.items():
         encode_value(f"interactions.context.{name}.default", context[name], spec.default)
+    past = _earlier_events(contract, log, train, trained[USER]["value"])
+    events = pl.concat([train.filter(EVENT), *past], how="diagonal_relaxed")
+    fresh_events = None if fresh is None else pl.concat([fresh.filter(EVENT), *past], how="diagonal_relaxed")
     event: Columns = {
-        name: _fit_column(train, HISTORY + name, spec, log.path, prior.event.get(name) if prior else None, fresh)
+        name: _fit_column(
+            events, HISTORY + name, spec, log.path, prior.event.get(name) if prior else None, fresh_events
+        )
         for name, spec in contract.history.columns.items()
     }
     schema = Schema(
@@ -148,6 +154,44 @@ def _everyone(log: Log, key: str, column: str) -> pl.Series:
     return pl.concat(found).unique().sort() if len(found) > 1 else found[0].sort()
 
 
+def _earlier_events(contract: Contract, log: Log, train: pl.LazyFrame, users: pl.Series) -> list[pl.LazyFrame]:
+    """The event columns of `history.tables`, of the events that a training row can have in its history.
+
+    Args:
+        contract: what the tables are called.
+        log: with their events.
+        train: rows of the training window.
+        users: who is in them, raw ids.
+
+    Raises:
+        DataError: a table's column and the log's are of types that do not go together.
+    """
+    if not log.earlier:
+        return []
+    newest = train.select(pl.col(TIME).max()).collect(engine="streaming").item()
+    known = canonical(users)
+    schema = train.collect_schema()
+    found = []
+    for table, events in zip(contract.history.tables, log.earlier, strict=True):
+        own = events.collect_schema()
+        names = [name for name in own.names() if name.startswith(HISTORY)]
+        for name in names:
+            if pl.Null not in (own[name], schema[name]) and _kind(own[name]) != _kind(schema[name]):
+                raise DataError(
+                    f"{contract.resolve(table.path)}: column {name.removeprefix(HISTORY)!r} holds {own[name]}, in "
+                    f"{log.path} it holds {schema[name]}. Cast one of them under `source` or `columns`."
+                )
+        trains = pl.col(USER).cast(known.dtype, strict=False).is_in(known.implode())
+        found.append(events.filter(pl.col(TIME) < newest, trains).select(names))
+    return found
+
+
+def _kind(dtype: pl.DataType) -> str:
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return "text"
+    return "numbers" if dtype.is_numeric() else str(dtype.base_type())
+
+
 def _fit_column(
     train: pl.LazyFrame,
     column: str,
@@ -170,5 +214,9 @@ def _fit_column(
         counts = value_counts(train, column)
         return fit_column(counts["value"].rename(name), spec, path, prior, counts["len"])
     rows = train.select(pl.len()).collect(engine="streaming").item()
-    sample = train.select(column).gather_every(max(-(-rows // MOST_FITTED), 1)).collect(engine="streaming")
-    return fit_column(sample[column].rename(name), spec, path, prior)
+    one_in = max(-(-rows // MOST_FITTED), 1)
+    sample, first = [], 0
+    for chunk in chunks(train.select(column), rows):
+        sample.append(chunk[column].gather(drawn(first, chunk.height, one_in)))
+        first += chunk.height
+    return fit_column(pl.concat(sample).rename(name), spec, path, prior)

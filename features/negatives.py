@@ -1,9 +1,9 @@
 """Negatives for a log of positives alone: what could have been taken at that time, and was not.
 
 Everything is drawn as of the positive's own time: an item that nobody had taken before is no negative yet, and
-what a user takes later does not keep it from being one now. What is drawn for a positive depends on it, on the
-seed and on what came before it, never on later rows, so that a longer log draws the same. Shapes: R positives, K
-negatives of each.
+what a user takes later does not keep it from being one now. What is drawn for a positive depends on it (its raw ids
+and its time), on the seed and on what came before it, never on later rows nor on the row that an id has in its
+catalogue, so that a longer log draws the same. Shapes: R positives, K negatives of each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.contract_log import Negatives
+from features.sampling import mixed
 
 NONE = -1  # in the result: no negative could be drawn
 TRIES = 12  # draws for one place until a legal item is found
@@ -31,7 +32,14 @@ class Drawn:
     possible: int
 
 
-def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, spec: Negatives) -> Drawn:
+def draw_negatives(
+    user_R: np.ndarray,
+    item_R: np.ndarray,
+    time_R: np.ndarray,
+    spec: Negatives,
+    user_hash: np.ndarray,
+    item_hash: np.ndarray,
+) -> Drawn:
     """Draw `spec.per_positive` items for each positive.
 
     - `uniform`: every item that had been taken before the positive's time, with equal chance.
@@ -45,9 +53,10 @@ def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, s
         user_R, item_R: rows of users and items, int [R].
         time_R: times (µs), int64 [R], in any order.
         spec: how many, how, which seed.
+        user_hash, item_hash: 64 bits of the raw id of each row, uint64 [users], uint64 [items].
     """
     rows = len(item_R)
-    identity_R = _mixed(_mixed(_mixed(np.uint64(spec.seed), user_R), item_R), time_R)
+    identity_R = mixed(mixed(mixed(np.uint64(spec.seed), user_hash[user_R]), item_hash[item_R]), time_R)
     by_time = np.argsort(time_R, kind="stable")
     sorted_time = time_R[by_time]
     # Strictly before: ties of the positive's own instant are not there yet.
@@ -68,7 +77,7 @@ def draw_negatives(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, s
             if not len(open_R):
                 break
             width = high_R[open_R] - low_R[open_R]
-            share = _mixed(identity_R[open_R], np.uint64(k * TRIES + attempt)) / 2.0**64
+            share = mixed(identity_R[open_R], np.uint64(k * TRIES + attempt)) / 2.0**64
             drawn = pool[low_R[open_R] + np.minimum((share * width).astype(np.int64), width - 1)]
             legal = (drawn != item_R[open_R]) & ~(result_RK[open_R, :k] == drawn[:, None]).any(axis=1)
             if seen is not None:
@@ -87,15 +96,6 @@ def _by_first_time(
     first.sort()
     pool = ordered[first]
     return pool, np.searchsorted(sorted_time[first], time_R, side="left")
-
-
-def _mixed(state: np.ndarray | np.uint64, value: np.ndarray | np.uint64) -> np.ndarray:
-    """A state and a value to 64 well mixed bits: the finalizer of SplitMix64 (Steele, Lea, Flood 2014)."""
-    with np.errstate(over="ignore"):
-        bits = (state ^ np.asarray(value).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
 
 
 class _Seen:

@@ -35,6 +35,7 @@ from features.log import (
     chunks,
 )
 from features.negatives import NONE, Drawn, draw_negatives
+from features.sampling import id_hashes
 from features.schema import LABEL_PREFIX, UNKNOWN
 from features.vocabulary import canonical
 
@@ -86,7 +87,8 @@ class Stream:
             for chunk in chunks(self.log.frame.select(USER, ITEM, TIME), self.log.rows)
         ]
         user_R, item_R, time_R = (np.concatenate(column) for column in zip(*kept, strict=True))
-        return draw_negatives(user_R, item_R, time_R, spec)
+        hashes = id_hashes(self.encoder.users), id_hashes(self.encoder.items)
+        return draw_negatives(user_R, item_R, time_R, spec, *hashes)
 
     @property
     def sampling(self) -> Sampling | None:

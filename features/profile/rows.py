@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from features.feature_set import SPLITS, PartEntry, SplitName, read_arrow
+from features.sampling import drawn
 from features.schema import UNKNOWN, Field, Schema
 
 SAMPLE = 500_000  # rows: a share of 1 % is known to 0.03 points with 95 % confidence
-SEED = 1
 DAY = 86_400_000_000  # µs
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # first history length of each bin
 
@@ -68,7 +68,8 @@ def count_rows(folder: Path, parts: Sequence[PartEntry], schema: Schema) -> tupl
     for number, part in enumerate(parts):
         rows = read_arrow(folder / part.rows)
         events = read_arrow(folder / part.events) if schema.event else {}
-        _add(counts[part.split], rows, events, schema, _drawn(len(rows["user"]), one_in, number))
+        # A seed for each part, so that no place is drawn in all of them.
+        _add(counts[part.split], rows, events, schema, drawn(0, len(rows["user"]), one_in, number))
     return {name: split for name, split in counts.items() if split.rows}, one_in
 
 
@@ -79,16 +80,7 @@ def is_missing(kind: Field, values: np.ndarray) -> np.ndarray:
     return (values if values.ndim == 1 else values[:, 0]) == UNKNOWN
 
 
-def _drawn(rows: int, one_in: int, number: int) -> np.ndarray:
-    """One place out of each `one_in` neighbours: at random, since rows of a request may stand in a fixed order."""
-    if one_in == 1:
-        return np.arange(rows)
-    first = np.arange(0, rows, one_in)
-    places = first + np.random.default_rng([SEED, number]).integers(0, one_in, len(first))
-    return places[places < rows]
-
-
-def _add(counts: SplitCounts, rows: Rows, events: Rows, schema: Schema, drawn: np.ndarray) -> None:
+def _add(counts: SplitCounts, rows: Rows, events: Rows, schema: Schema, sampled: np.ndarray) -> None:
     counts.item_rows += np.bincount(rows["item"], minlength=schema.items)
     counts.item_clicks += np.bincount(rows["item"][rows["label"] > 0], minlength=schema.items)
     counts.user_rows += np.bincount(rows["user"], minlength=schema.users)
@@ -96,18 +88,18 @@ def _add(counts: SplitCounts, rows: Rows, events: Rows, schema: Schema, drawn: n
     counts.lengths += np.bincount(length_bin, minlength=len(LENGTHS))
     day = (rows["time"] // DAY).astype(np.int32)
     _add_days(counts.days, day, rows["label"])
-    piece = {"user": rows["user"][drawn], "item": rows["item"][drawn], "day": day[drawn]}
-    piece["history_length"] = length_bin[drawn]
-    piece |= {name: values[drawn] for name, values in rows.items() if name == "label" or name.startswith("label.")}
+    piece = {"user": rows["user"][sampled], "item": rows["item"][sampled], "day": day[sampled]}
+    piece["history_length"] = length_bin[sampled]
+    piece |= {name: values[sampled] for name, values in rows.items() if name == "label" or name.startswith("label.")}
     for section in ("context", "candidate"):
         for one in getattr(schema, section):
-            _add_column(counts, piece, f"{section}.{one.name}", one, rows[one.name], lambda values: values[drawn])
+            _add_column(counts, piece, f"{section}.{one.name}", one, rows[one.name], lambda values: values[sampled])
     if schema.event:
         has_history = rows["history_len"] > 0
         newest = rows["history_end"][has_history] - 1
         among = np.cumsum(has_history) - 1
-        piece["has_history"] = has_history[drawn]
-        kept = among[drawn][has_history[drawn]]
+        piece["has_history"] = has_history[sampled]
+        kept = among[sampled][has_history[sampled]]
         for one in schema.event:
             values = events[one.name][newest]
             _add_column(counts, piece, f"event.{one.name}", one, values, lambda values: values[kept])

@@ -87,7 +87,7 @@ def takings(rows: int = 400) -> pl.DataFrame:
     rng = np.random.default_rng(3)
     return pl.DataFrame(
         {
-            "user": rng.integers(0, 40, rows),
+            "user": rng.integers(1, 41, rows),
             "item": rng.integers(100, 160, rows),
             "time": np.sort(rng.integers(0, 30 * DAY, rows)),
             "device": rng.choice(["phone", "desk"], rows),
@@ -138,6 +138,22 @@ def test_later_takings_change_no_negative(tmp_path: Path) -> None:
         return [(row["user"], row["item"], row["time"], row["label"]) for row in rows if row["time"] <= last]
 
     assert seen(whole) == seen(early)
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.String])
+def test_an_id_that_sorts_in_between_changes_no_negative(tmp_path: Path, dtype: type[pl.DataType]) -> None:
+    """Tomorrow brings a user and an item before all others in sorted order: everybody's catalogue row moves."""
+    ids = {name: (1000 + pl.col(name)).cast(dtype) for name in ("user", "item")}
+    table = takings().with_columns(**ids)
+    new = pl.DataFrame({"user": [1000], "item": [1000], "time": [30 * DAY], "device": ["desk"]})
+    new = new.with_columns(pl.col("user", "item").cast(dtype))
+    spec = {"negatives": {"per_positive": 2}}
+    found = []
+    for name, log in (("a", table), ("b", pl.concat([table, new]))):
+        (tmp_path / name).mkdir()
+        rows = rows_of(built(tmp_path / name, log, spec))
+        found.append([(row["user"], row["item"], row["time"]) for row in rows if row["time"] < 30 * DAY * 1_000_000])
+    assert found[0] == found[1]
 
 
 def test_given_histories_are_taken_as_they_are(tmp_path: Path) -> None:

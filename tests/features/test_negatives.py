@@ -15,7 +15,8 @@ SPECS = [Negatives(per_positive=3, how=how, window="2h", seed=7) for how in ("un
 
 
 def drawn_items(user, item, time, spec) -> np.ndarray:
-    return draw_negatives(user, item, time, spec).items_RK
+    hashes = [np.arange(rows.max() + 1).astype(np.uint64) for rows in (user, item)]
+    return draw_negatives(user, item, time, spec, *hashes).items_RK
 
 
 def log(rows: int, seed: int = 0, users: int = 5, items: int = 9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,101 @@
+"""What encoders are fitted on: events for the columns of events, and rows drawn at random where there are many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from features import fit, log
+from features.build import build_feature_set
+from features.encoder import Encoder
+from features.errors import DataError
+from tests.features.raw import ROWS, START, Tables, raw_log
+
+CLICKS = {"columns": {"seconds": {"type": "buckets", "count": 2}}, "events": "label == 1"}
+
+
+def built(folder: Path, change: Any, over: Any) -> Encoder:
+    return Encoder.load(build_feature_set(raw_log(folder, change, over), folder / "out").feature_set.path)
+
+
+def one_click_in_twenty(tables: Tables) -> None:
+    """Clicks lasted 10, 20, 30, … seconds; other rows 0. Of the 6 clicks, 5 train (rows 0, 20, 40, 60, 80)."""
+    row = pl.int_range(ROWS)
+    tables["log"] = tables["log"].with_columns(
+        rating=pl.when(row % 20 == 0).then(5).otherwise(1),
+        seconds=pl.when(row % 20 == 0).then((row // 20 + 1) * 10).otherwise(0),
+    )
+
+
+def test_event_columns_are_fitted_on_events(tmp_path: Path) -> None:
+    """The median of 10, 20, 30, 40, 50 is 30; that of all rows is 0, the least, which is no edge."""
+    encoder = built(tmp_path, one_click_in_twenty, {"history": CLICKS})
+    assert encoder.event["seconds"].edges.tolist() == [30.0]
+
+
+def visits(user: list[int], day: list[int], shop: list[Any]) -> pl.DataFrame:
+    """Earlier events: so many days after (or before) the log's first instant."""
+    time = [START + 86_400 * one for one in day]
+    return pl.DataFrame({"user_id": user, "item_id": [101] * len(user), "time": time, "shop": shop})
+
+
+OF_A_TABLE = {
+    "history": {
+        "columns": {"shop": {"type": "categorical"}},
+        "tables": [
+            {
+                "path": "visits.parquet",
+                "user": "user_id",
+                "item": "item_id",
+                "time": "time",
+                "columns": {"shop": "shop"},
+            }
+        ],
+    }
+}
+
+
+def with_visits(table: pl.DataFrame) -> Any:
+    def change(tables: Tables) -> None:
+        tables["log"] = tables["log"].with_columns(shop=pl.lit("here"))
+        tables["visits"] = table
+
+    return change
+
+
+def test_event_columns_are_fitted_on_the_events_of_history_tables_too(tmp_path: Path) -> None:
+    """What a training row can look back on: nothing after the training window, nobody who does not train."""
+    table = visits([1, 1, 999], [-1, 5, -1], ["before", "later", "of a stranger"])
+    encoder = built(tmp_path, with_visits(table), OF_A_TABLE)
+    assert encoder.event["shop"].vocabulary.values.to_list() == ["before", "here"]
+
+
+def test_a_history_table_whose_column_is_of_another_type_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"visits\.parquet: column 'shop' holds Int64, .*log\.parquet it holds String"):
+        built(tmp_path, with_visits(visits([1], [-1], [7])), OF_A_TABLE)
+
+
+def pages(tables: Tables) -> None:
+    """Pages of six rows in the order of their slots."""
+    row = pl.int_range(ROWS)
+    tables["log"] = tables["log"].with_columns(time=START + row, position=row % 6 + 1)
+
+
+PAGES = {"interactions": {"context": {"position": {"type": "buckets", "count": 3}}}}
+
+
+def test_pages_in_slot_order_are_fitted_on_all_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """84 training rows, of which 14 are drawn: every sixth row is the first of its page."""
+    monkeypatch.setattr(fit, "MOST_FITTED", 14)
+    assert len(built(tmp_path, pages, PAGES).context["position"].edges) == 2
+
+
+@pytest.mark.parametrize("rows_a_chunk", [7, 1000])
+def test_chunks_of_any_size_fit_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_chunk: int) -> None:
+    monkeypatch.setattr(fit, "MOST_FITTED", 14)
+    whole = built(tmp_path / "a", pages, {})
+    monkeypatch.setattr(log, "ROWS_A_CHUNK", rows_a_chunk)
+    assert built(tmp_path / "b", pages, {}).context["load"].mean == whole.context["load"].mean
