@@ -363,5 +363,5 @@ def test_opening_what_is_no_feature_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a feature set"):
         FeatureSet.open(tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match=r"not a manifest of format 2 \(\d+ problems\)"):
+    with pytest.raises(DataError, match=r"not a manifest of format 3 \(\d+ problems\)"):
         FeatureSet.open(tmp_path)
