@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 
 from features.buckets import by_bucket
-from features.checks.validation import Finding, check_log
+from features.checks.validation import Checked, Finding, check_log
 from features.contract import Contract
-from features.counter_pass import Counted, count
-from features.daily import Carry, Plan, first_instant, make_plan, take_kept, write_carry, write_days
+from features.counter_pass import Counted, Scales, count
+from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.feature_set import (
@@ -31,7 +31,7 @@ from features.feature_set import (
     write_arrow,
 )
 from features.fit import Fitted, Tables, fit
-from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, labels_taken_out, open_log
+from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, earlier_events, labels_taken_out, open_log
 from features.parts import sorted_part, windows_of, write_part
 from features.profile.write import write_profile
 from features.progress import progress
@@ -111,13 +111,11 @@ class Build:
     def run(self) -> str:
         """Write everything, the manifest last; returns the version."""
         tables = Tables.read(self.contract)
-        whole = open_log(self.contract, self.as_of)
-        log, findings = self._checked(whole, tables)
+        log, fitted_on, findings = self._checked(tables)
         buckets = self._buckets(log.rows)
         self.clock.lap("check the log")
         splitter = self._splitter(log)
-        # Of the whole window, also where only the new days' rows are read again below.
-        train = (whole if self.plan and self.plan.prior else log).frame.filter(splitter.is_train)
+        train = fitted_on.filter(splitter.is_train)
         fitted = self._fit(log, tables, train)
         encoder = fitted.encoder
         write_arrow(self.staging / USERS, encoder.user_table)
@@ -125,7 +123,7 @@ class Build:
         self._vectors(fitted, train)
         self.clock.lap("vectors")
         stream = Stream(self.contract, log, encoder, since=self._since())
-        counted = count(stream, splitter, buckets, self.staging / SCRATCH)
+        counted = count(stream, splitter, buckets, self.staging / SCRATCH, self._scales())
         self.clock.lap("counters")
         parts, known = self._parts(stream, counted, splitter, buckets)
         windows = windows_of(parts, log.path)
@@ -148,8 +146,9 @@ class Build:
             buckets=buckets,
             parts=tuple(parts),
             days={day.isoformat(): key for day, key in self.plan.keys.items()} if self.plan else {},
-            log_files=self.plan.files if self.plan else {},
+            log_files={file.sha256: (file.first, file.last) for file in self.plan.files} if self.plan else {},
             sampling=stream.sampling,
+            label_mean=counted.mean,
             findings=tuple(finding.message for finding in findings),
             files=files,
             versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
@@ -160,15 +159,31 @@ class Build:
         (self.staging / MANIFEST).write_text(text, encoding="utf-8")
         return manifest.version
 
-    def _checked(self, whole: Unchecked, tables: Tables) -> tuple[Log, tuple[Finding, ...]]:
-        """The log's rows, checked; those of new days alone where the past is carried over."""
-        frame = whole.frame
-        if self.plan and self.plan.carries and self.plan.new:
-            new = pl.col(TIME) >= first_instant(self.plan.new[0])
-            frame = frame.filter(new | pl.col(TIME).is_null())
-        checked = check_log(frame, whole.path, self.contract, *tables.ids(self.contract), self.staging)
-        frame = labels_taken_out(checked.frame) if whole.unlabelled else checked.frame
-        return Log(frame, whole.path, checked.rows, earlier_events(self.contract, self.as_of)), checked.findings
+    def _checked(self, tables: Tables) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
+        """The log's rows, checked; those of new days alone where the past is carried over.
+
+        Returns:
+            The log, rows that hold the training window, and what the checks found.
+        """
+        whole = open_log(self.contract, self.as_of)
+        plan, earlier = self.plan, earlier_events(self.contract, self.as_of)
+        if plan is None or not (plan.carries and plan.new):
+            checked = self._check(whole.frame, whole.path, tables)
+            frame = labels_taken_out(checked.frame) if whole.unlabelled else checked.frame
+            return Log(frame, whole.path, checked.rows, earlier), frame, checked.findings
+        new = pl.col(TIME) >= first_instant(plan.new[0])
+        if not self.contract.checks.quarantines:
+            checked = self._check(whole.frame.filter(new | pl.col(TIME).is_null()), whole.path, tables)
+            return Log(checked.frame, whole.path, checked.rows, earlier), whole.frame, checked.findings
+        # Rows of old days are fitted on again: those that were put aside must stay so.
+        in_window = (pl.col(TIME) >= first_instant(plan.days[0])) | pl.col(TIME).is_null()
+        checked = self._check(whole.frame.filter(in_window), whole.path, tables)
+        frame = checked.frame.filter(new)
+        rows = frame.select(pl.len()).collect(engine="streaming").item()
+        return Log(frame, whole.path, rows, earlier), checked.frame, checked.findings
+
+    def _check(self, frame: pl.LazyFrame, path: str, tables: Tables) -> Checked:
+        return check_log(frame, path, self.contract, *tables.ids(self.contract), self.staging)
 
     def _buckets(self, rows: int) -> int:
         if self.plan and self.plan.prior:
@@ -192,6 +207,14 @@ class Build:
             return fit(self.contract, log, tables, train)
         fresh = train.filter(pl.col(TIME) >= first_instant(self.plan.newly_trained_from))
         return fit(self.contract, log, tables, train, Encoder.load(self.plan.prior.path), fresh)
+
+    def _scales(self) -> Scales | None:
+        """What the counters of the kept days were drawn towards and scaled by."""
+        prior = self.plan.prior if self.plan else None
+        if prior is None or prior.manifest.label_mean is None:
+            return None
+        encoder = Encoder.load(prior.path)
+        return Scales(prior.manifest.label_mean, encoder.candidate | encoder.context)
 
     def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> None:
         """Write vectors, what is derived from them, and the item table."""
@@ -219,6 +242,8 @@ class Build:
         largest part and one chunk, whatever the log's size.
         """
         parts, known = take_kept(self.plan, self.staging) if self.plan else ([], {})
+        if self.plan and not self.plan.new:
+            return parts, known
         rows = stream.log.rows
         with progress("building rows and histories", total=2 * rows, unit="rows") as bar:
             chunks = counted.onto(stream.full())
@@ -233,7 +258,8 @@ class Build:
                 bucket = bucket if carry is None else carry.onto(bucket)
                 part = sorted_part(bucket, self.contract, splitter, stream.encoder)
                 parts += write_days(part, number, self.plan, self.staging)
-                write_carry(part, carry, number, self.contract.history.max_len, self.staging)
+                if carries_on(self.contract):
+                    write_carry(part, carry, number, self.contract.history.max_len, self.staging)
         return parts, known
 
 

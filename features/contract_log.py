@@ -203,6 +203,11 @@ class Checks(Settings):
     )
     max_quarantine: NonNegativeFloat = Field(0.01, le=1, description="share of the log; beyond it the build stops")
 
+    @property
+    def quarantines(self) -> bool:
+        """Whether rows may be put aside."""
+        return "quarantine" in self.model_dump().values()
+
 
 __all__ = [
     "Candidates",

@@ -10,25 +10,33 @@ import numpy as np
 import polars as pl
 
 from features.buckets import Arrays, by_bucket
+from features.columns import Columns
 from features.columns_number import NumericEncoder
 from features.counters import final, running
 from features.encoder import Snapshot, fields
 from features.log import LABEL
 from features.parts import COUNTER
 from features.split import Splitter
-from features.stream import ROW, SAMPLED, Stream
+from features.stream import LOGGED, ROW, Stream
 
 PLACE = "_place"  # of a row in the stream
 MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, evenly spread over the log
-KEYS = ("user", "item", "time", "label", ROW, SAMPLED)
+KEYS = ("user", "item", "time", "label", LOGGED)
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Raw counters of every row of the stream, by name, float64 [rows] in the stream's order (memory-mapped)."""
+    """Raw counters of every row of the stream.
+
+    Args:
+        stream: whose rows they are.
+        raw: by name, float64 [rows] in the stream's order (memory-mapped).
+        mean: the rate that keys without rows have; None without counters.
+    """
 
     stream: Stream
     raw: dict[str, np.ndarray] = field(default_factory=dict)
+    mean: float | None = None
 
     def onto(self, chunks: Iterator[Arrays]) -> Iterator[Arrays]:
         """Add to each chunk of a full pass its counters: encoded as row columns, and raw under `COUNTER`."""
@@ -45,24 +53,39 @@ class Counted:
             yield chunk
 
 
-def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path) -> Counted:
+@dataclass(frozen=True)
+class Scales:
+    """What counters learned of an earlier version's training window.
+
+    Args:
+        mean: the rate that keys without rows have.
+        encoders: of each counter, by name.
+    """
+
+    mean: float
+    encoders: Columns
+
+
+def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path, prior: Scales | None = None) -> Counted:
     """Run every declared counter over the log, fit its scale on training rows, and give both to the encoder.
 
-    A row sees what came strictly before it. Earlier events of other tables and drawn negatives are not counted, though
-    the latter have counters of their own. Memory holds one bucket of items or users.
+    A row sees what came strictly before it, also what came before the window of a windowed build. Earlier events of
+    other tables and drawn negatives are not counted, though the latter have counters of their own. Memory holds one
+    bucket of items or users.
 
     Args:
         stream: whose encoder gets the columns: item counters as `candidate`, user counters as `context`.
         splitter: which rows train.
         buckets: how many pieces the log is counted in.
         scratch: folder for files that are needed until the build ends.
+        prior: of the version whose days are kept: used as they are, so that all days have one scale.
     """
     counters = stream.contract.counters
     if not counters:
         return Counted(stream)
     scratch.mkdir(parents=True, exist_ok=True)
     places = sum(len(chunk["user"]) for chunk in stream.narrow())
-    mean = _label_mean(stream, splitter)
+    mean = prior.mean if prior else label_mean(stream, splitter)
     schema = stream.encoder.schema
     sizes = {"item": schema.items, "user": schema.users}
     raw: dict[str, np.ndarray] = {}
@@ -77,14 +100,14 @@ def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path) -> Co
             finals[name] = np.zeros(size, np.float32)
         for number, bucket in enumerate(by_bucket(_keys(stream), of, buckets, scratch / f"counters-{of}")):
             key, time, label = (np.asarray(bucket[column]) for column in (of, "time", "label"))
-            counted = np.asarray(bucket[ROW]) & ~np.asarray(bucket[SAMPLED])
+            counted = np.asarray(bucket[LOGGED])
             mine = np.arange(number, size, buckets)
             for name, counter in wanted.items():
                 raw[name][bucket[PLACE]] = running(key, time, label, counter, mean, counted)
                 state = final(key[counted], time[counted], label[counted], counter, mean, size, newest)
                 finals[name][mine] = state[mine]
-    _give_to_encoder(stream, splitter, raw, finals)
-    return Counted(stream, raw)
+    _give_to_encoder(stream, prior.encoders if prior else _fitted(stream, splitter, raw), finals)
+    return Counted(stream, raw, mean)
 
 
 def _keys(stream: Stream) -> Iterator[Arrays]:
@@ -95,19 +118,24 @@ def _keys(stream: Stream) -> Iterator[Arrays]:
         first += rows
 
 
-def _label_mean(stream: Stream, splitter: Splitter) -> float:
+def label_mean(stream: Stream, splitter: Splitter) -> float:
+    """Mean label of the log's training window."""
     train = stream.log.frame.filter(splitter.is_train)
     return float(train.select(pl.col(LABEL).cast(pl.Float64).mean()).collect(engine="streaming").item())
 
 
-def _give_to_encoder(
-    stream: Stream, splitter: Splitter, raw: dict[str, np.ndarray], finals: dict[str, np.ndarray]
-) -> None:
-    encoder, counters = stream.encoder, stream.contract.counters
+def _fitted(stream: Stream, splitter: Splitter, raw: dict[str, np.ndarray]) -> Columns:
     chosen = _training_places(stream, splitter)
+    return {
+        name: NumericEncoder.fit(pl.Series(name, raw[name][chosen]), counter.column)
+        for name, counter in stream.contract.counters.items()
+    }
+
+
+def _give_to_encoder(stream: Stream, fitted: Columns, finals: dict[str, np.ndarray]) -> None:
+    encoder, counters = stream.encoder, stream.contract.counters
     for name, counter in counters.items():
-        fitted = NumericEncoder.fit(pl.Series(name, raw[name][chosen]), counter.column)
-        (encoder.candidate if counter.of == "item" else encoder.context)[name] = fitted
+        (encoder.candidate if counter.of == "item" else encoder.context)[name] = fitted[name]
     encoder.snapshot = Snapshot(
         items={name: values for name, values in finals.items() if counters[name].of == "item"},
         users={name: values for name, values in finals.items() if counters[name].of == "user"},

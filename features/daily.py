@@ -8,21 +8,32 @@ import shutil
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from features.buckets import Arrays
 from features.contract import Contract
+from features.contract_columns import Gap
 from features.errors import ConfigError, DataError
-from features.feature_set import FORMAT, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
+from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
 from features.files import content_hash, find_files
 from features.log import DAY, EVENT, HISTORY, TIME, open_log
 from features.parts import CARRIED, Part, window_of
-from features.stream import ROW, SAMPLED
+from features.stream import LOGGED, ROW
 
 EPOCH = date(1970, 1, 1)
+KEYS = {"user": pl.Int32, "item": pl.Int32, "time": pl.Int64}  # of an event, with how it is stored
 CARRY = "carry"  # folder of the newest events of every user, which the next day's histories begin with
+
+
+class LogFile(NamedTuple):
+    """A file of the log: sha256 of its content, first and last day of its rows."""
+
+    sha256: str
+    first: date
+    last: date
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,8 @@ class Plan:
         keys: for each day, a hash of all that its rows and histories depend on.
         prior: the version to take from, None to start afresh.
         kept: days taken from it: the first ones of the window.
-        carries: whether the new days' histories may begin with the events that `prior` ended with.
-        files: first and last day of each file of the log, by the sha256 of its content.
+        carries: whether histories of days after the kept ones may begin with the events that `prior` ended with.
+        files: of the log, in its order.
         valid_days, test_days: whole days at the window's end.
     """
 
@@ -44,7 +55,7 @@ class Plan:
     prior: FeatureSet | None
     kept: tuple[date, ...]
     carries: bool
-    files: dict[str, tuple[date, date]]
+    files: tuple[LogFile, ...]
     valid_days: int
     test_days: int
 
@@ -54,7 +65,9 @@ class Plan:
         if self.prior is None:
             return self.days[0]
         trained = [date.fromisoformat(str(part.day)) for part in self.prior.manifest.parts if part.split == "train"]
-        return max(max(trained) + timedelta(days=1), self.days[0])
+        # A day that is built again may hold values that it did not have when it was trained on.
+        first = min([max(trained) + timedelta(days=1), *self.new[:1]])
+        return max(first, self.days[0])
 
     @property
     def new(self) -> tuple[date, ...]:
@@ -70,7 +83,10 @@ class Plan:
 
 
 def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) -> Plan:
-    """Compare what each day depends on with what the current version was built from.
+    """Compare what each day depends on with what the published versions were built from.
+
+    Of the versions of the same contract the one with most days to keep is taken; of several the one whose events can be
+    carried on, then the newest.
 
     Args:
         contract: split by days.
@@ -90,22 +106,21 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         raise ConfigError(
             f"--window {window}d: leaves no day to train on beside {valid_days} to validate and {test_days} to test."
         )
-    prior = _current(folder, contract)
-    files = _log_files(contract, prior)
-    last = date.fromisoformat(as_of) if as_of else max(latest for _, latest in files.values())
-    if min(earliest for earliest, _ in files.values()) > last:
+    versions = _versions(folder, contract)
+    files = _log_files(contract, versions)
+    last = date.fromisoformat(as_of) if as_of else max(file.last for file in files)
+    if min(file.first for file in files) > last:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
     keys = {day: _key(contract, files, day) for day in days}
-    kept: list[date] = []
-    if prior is not None:
-        for day in days:
-            if prior.manifest.days.get(day.isoformat()) != keys[day]:
-                break
-            kept.append(day)
-    if not kept:
-        prior = None
-    return Plan(days, keys, prior, tuple(kept), _may_carry(contract, prior, kept), files, valid_days, test_days)
+    prior, kept, carries = None, 0, False
+    for version in versions:
+        agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
+        same = agrees.index(False) if False in agrees else len(days)
+        goes_on = bool(same) and _may_carry(contract, version, days[same - 1])
+        if (same, goes_on) > (kept, carries):
+            prior, kept, carries = version, same, goes_on
+    return Plan(days, keys, prior, days[:kept], carries, files, valid_days, test_days)
 
 
 def first_instant(day: date) -> int:
@@ -118,10 +133,12 @@ class Carry:
     """The newest events of one bucket's users, as an earlier version ended with them.
 
     Args:
+        source: the file they were read from.
         active: columns of the events of users who have new rows.
         idle: columns of the others' events, which go on as they are.
     """
 
+    source: Path
     active: dict[str, np.ndarray]
     idle: dict[str, np.ndarray]
 
@@ -130,20 +147,23 @@ class Carry:
         """The carry of a bucket with these users (rows of the catalogue); None where the plan carries nothing."""
         if plan.prior is None or not plan.carries:
             return None
-        events = read_arrow(plan.prior.path / CARRY / _file(number))
+        source = plan.prior.path / CARRY / _file(number)
+        events = read_arrow(source)
         most = max(int(events["user"].max(initial=0)), int(user_R.max(initial=0)))
         has_rows = np.zeros(most + 1, bool)
         has_rows[user_R] = True
         is_active = has_rows[events["user"]]
         return cls(
+            source,
             {name: values[is_active] for name, values in events.items()},
             {name: values[~is_active] for name, values in events.items()},
         )
 
     def onto(self, bucket: Arrays) -> Arrays:
-        """The active users' events in front of the bucket's rows."""
+        """The active users' events in front of the bucket's rows. Raises DataError for an event that both hold."""
+        self._refuse_twice(bucket)
         count, rows = len(self.active["user"]), len(bucket["user"])
-        marks = {EVENT: True, ROW: False, SAMPLED: False, CARRIED: True}
+        marks = {EVENT: True, ROW: False, LOGGED: True, CARRIED: True}
         joined: Arrays = {}
         for name in {*bucket, *self.active, CARRIED}:
             before = self.active.get(name, np.full(count, marks.get(name, 0)))
@@ -151,6 +171,19 @@ class Carry:
             after = np.asarray(bucket[name]) if name in bucket else np.zeros(rows, before.dtype)
             joined[name] = np.concatenate([before.astype(after.dtype), after])
         return joined
+
+    def _refuse_twice(self, bucket: Arrays) -> None:
+        keys = ("user", "item", "time")
+        is_event = np.asarray(bucket[EVENT])
+        carried = pl.DataFrame({name: self.active[name] for name in keys}, schema=KEYS)
+        logged = pl.DataFrame({name: np.asarray(bucket[name])[is_event] for name in keys}, schema=KEYS)
+        twice = carried.join(logged, on=keys, how="semi")
+        if twice.height:
+            user, item, time = twice.row(0)
+            raise DataError(
+                f"{self.source}: {twice.height} events of it are read from the log again, e.g. catalogue user {user}, "
+                f"item {item}, at {time} µs: histories would hold them twice. Remove that version and build again."
+            )
 
 
 def write_days(part: Part, number: int, plan: Plan, folder: Path) -> list[PartEntry]:
@@ -191,8 +224,13 @@ def write_carry(part: Part, carry: Carry | None, number: int, max_len: int, fold
 
 
 def take_kept(plan: Plan, staging: Path) -> tuple[list[PartEntry], dict[str, FileEntry]]:
-    """Link the kept days' files into the new version; returns their parts, and their hashes, which need no new look."""
+    """Link the kept days' files into the new version, without a new day the carried events too.
+
+    Returns:
+        Their parts, and the hashes of all linked files, which need no new look.
+    """
     parts: list[PartEntry] = []
+    names: list[str] = []
     known: dict[str, FileEntry] = {}
     if plan.prior is None:
         return parts, known
@@ -200,68 +238,94 @@ def take_kept(plan: Plan, staging: Path) -> tuple[list[PartEntry], dict[str, Fil
     for part in plan.prior.manifest.parts:
         if part.day not in kept:
             continue
-        for name in (part.rows, part.events):
-            _link(plan.prior.path / name, staging / name)
-            known[name] = plan.prior.manifest.files[name]
         parts.append(part.model_copy(update={"split": plan.split_of(date.fromisoformat(str(part.day)))}))
+        names += [part.rows, part.events]
+    if plan.carries and not plan.new:
+        names += [name for name in plan.prior.manifest.files if name.startswith(f"{CARRY}/")]
+    for name in names:
+        _link(plan.prior.path / name, staging / name)
+        known[name] = plan.prior.manifest.files[name]
     return parts, known
 
 
-def _log_files(contract: Contract, prior: FeatureSet | None) -> dict[str, tuple[date, date]]:
-    """First and last day of each file of the log that has rows, by the sha256 of its content."""
-    known = prior.manifest.log_files if prior else {}
-    found: dict[str, tuple[date, date]] = {}
+def _log_files(contract: Contract, versions: list[FeatureSet]) -> tuple[LogFile, ...]:
+    """The files of the log that have rows, in its order; one that an earlier version read is not read again."""
+    known: dict[str, tuple[date, date]] = {}
+    for version in versions:
+        known |= version.manifest.log_files
+    found = []
     for path in find_files(contract.resolve(contract.interactions.path)):
         sha256 = content_hash(path)
+        if sha256 not in known and (days := _days_of(contract, path)) is not None:
+            known[sha256] = days
         if sha256 in known:
-            found[sha256] = known[sha256]
-            continue
-        log = contract.interactions.model_copy(update={"path": str(path)})
-        times = open_log(contract.model_copy(update={"interactions": log})).frame.select(
-            pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")
-        )
-        first, last = times.collect(engine="streaming").row(0)
-        if first is not None:
-            found[sha256] = (_day(first), _day(last))
+            found.append(LogFile(sha256, *known[sha256]))
     if not found:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: the log is empty. Check what wrote it.")
-    return found
+    return tuple(found)
 
 
-def _key(contract: Contract, files: dict[str, tuple[date, date]], day: date) -> str:
+def _days_of(contract: Contract, path: str) -> tuple[date, date] | None:
+    """First and last day of a file of the log; None without rows."""
+    # The path is resolved already: a relative root must not be put in front of it again.
+    log = contract.interactions.model_copy(update={"path": path})
+    one_file = contract.model_copy(update={"root": ".", "interactions": log})
+    times = open_log(one_file).frame.select(pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last"))
+    first, last = times.collect(engine="streaming").row(0)
+    return None if first is None else (_day(first), _day(last))
+
+
+def _key(contract: Contract, files: tuple[LogFile, ...], day: date) -> str:
     """What the rows of a day depend on: the contract, and every file with a row up to that day.
 
-    Histories with a greatest age depend on no file that is older; counters do, and so do negatives.
+    Histories with a greatest age depend on no file that is older; counters and negatives do, and so do events of which
+    the one before them decides something: what is kept (`repeats`) or the pause between the two.
     """
     oldest = date.min
     history = contract.history
-    if history.within and history.repeats != "first" and not contract.counters and not contract.interactions.negatives:
+    looks_back = history.repeats != "keep" or any(isinstance(column, Gap) for column in history.columns.values())
+    if history.within and not (looks_back or contract.counters or contract.interactions.negatives):
         oldest = day - timedelta(days=-(-history.within // DAY))
     digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()}".encode())
-    for sha256 in sorted(sha256 for sha256, (first, last) in files.items() if first <= day and last >= oldest):
-        digest.update(sha256.encode())
+    # In the log's order, which decides among rows of one instant; a file that is there twice counts twice.
+    for file in files:
+        if file.first <= day and file.last >= oldest:
+            digest.update(file.sha256.encode())
     for table in history.tables:
         for path in find_files(contract.resolve(table.path)):
             digest.update(content_hash(path).encode())
     return digest.hexdigest()
 
 
-def _current(folder: Path, contract: Contract) -> FeatureSet | None:
-    try:
-        current = FeatureSet.open(folder)
-    except DataError:
-        return None
-    manifest = current.manifest
-    usable = manifest.format == FORMAT and manifest.fingerprint == contract.fingerprint() and manifest.days
-    return current if usable else None
+def _versions(folder: Path, contract: Contract) -> list[FeatureSet]:
+    """Windowed builds of the same contract, newest first: `CURRENT` may name one of another window or an older day."""
+    found = []
+    for path in sorted(folder.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            version = FeatureSet.open(path.parent)
+        except DataError:
+            continue
+        manifest = version.manifest
+        if manifest.format == FORMAT and manifest.fingerprint == contract.fingerprint() and manifest.days:
+            found.append(version)
+    return found
 
 
-def _may_carry(contract: Contract, prior: FeatureSet | None, kept: list[date]) -> bool:
-    """Whether the events that the prior version ended with are all that new days need of the past."""
-    if prior is None or max(prior.manifest.days) != kept[-1].isoformat():
-        return False
-    needs_more = contract.counters or contract.interactions.negatives or contract.history.repeats == "first"
-    return not needs_more and contract.history.given is None
+def carries_on(contract: Contract) -> bool:
+    """Whether the newest events of each user are all that later days need of the past.
+
+    Not so with counters, negatives and `repeats: first`, which look back without end; nor with history tables, where an
+    event may become known later, with its user's first row in the log.
+    """
+    log, history = contract.interactions, contract.history
+    looks_further = contract.counters or log.negatives or history.tables or history.repeats == "first"
+    return not looks_further and history.given is None
+
+
+def _may_carry(contract: Contract, prior: FeatureSet, last_kept: date) -> bool:
+    """Whether a version holds the events that the day after `last_kept` begins with."""
+    ends_there = max(prior.manifest.days) == last_kept.isoformat()
+    return carries_on(contract) and ends_there and (prior.path / CARRY).is_dir()
 
 
 def _with_own_events(
@@ -269,15 +333,13 @@ def _with_own_events(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The rows, pointing into the events of their histories alone; each history stays in one piece."""
     end_R, length_R = rows["history_end"], rows["history_len"]
-    # Rows stand by user and time, so do their histories: what one needs beyond those before it begins at `fresh`.
-    reached_R = np.maximum.accumulate(np.concatenate([[0], end_R]))[:-1] if len(end_R) else end_R
-    fresh_R = np.maximum(end_R - length_R, reached_R)
-    count_R = np.maximum(end_R - fresh_R, 0)
-    total = int(count_R.sum())
-    kept_before_R = np.cumsum(count_R)
-    place_E = np.arange(total) - np.repeat(kept_before_R - count_R, count_R) + np.repeat(fresh_R, count_R)
-    own = {name: values[place_E] for name, values in events.items()}
-    return rows | {"history_end": kept_before_R.astype(np.int64)}, own
+    size = len(events["item"]) + 1
+    # Histories that cover each event: those that have begun less those that have ended.
+    covered = np.cumsum(np.bincount(end_R - length_R, minlength=size) - np.bincount(end_R, minlength=size))
+    is_needed = covered[:-1] > 0
+    needed_before = np.concatenate([[0], np.cumsum(is_needed)])
+    own = {name: values[is_needed] for name, values in events.items()}
+    return rows | {"history_end": needed_before[end_R]}, own
 
 
 def _link(source: Path, target: Path) -> None:

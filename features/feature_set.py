@@ -66,7 +66,10 @@ class PartEntry(Settings):
 
 
 class Manifest(Settings):
-    """Written last: a folder without it is not a feature set."""
+    """Written last: a folder without it is not a feature set.
+
+    `label_mean` is the rate that rate counters give to what has no rows yet; None without counters.
+    """
 
     format: int
     name: str
@@ -80,6 +83,7 @@ class Manifest(Settings):
     days: dict[str, str] = {}
     log_files: dict[str, tuple[date, date]] = {}
     sampling: Sampling | None = None
+    label_mean: float | None = None
     findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]
     versions: dict[str, str]

@@ -18,11 +18,11 @@ from features.feature_set import SPLITS, PartEntry, SplitName, Window, write_arr
 from features.history import gap_seconds, history_spans, without_repeats
 from features.log import EVENT, GIVEN, HISTORY, SPLIT
 from features.split import Splitter
-from features.stream import ROW, SAMPLED
+from features.stream import LOGGED, ROW
 
 COUNTER = "_counter."  # raw value of an item counter at a row
 CARRIED = "_carried"  # an event that an earlier build had made
-MARKS = (EVENT, ROW, SAMPLED, SPLIT, CARRIED)
+MARKS = (EVENT, ROW, LOGGED, SPLIT, CARRIED)
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ def _told_twice(columns: dict[str, np.ndarray]) -> np.ndarray:
     """Events of a history table that the log (or another table) has too: same user, item and instant, bool [R]."""
     user, item, time = columns["user"], columns["item"], columns["time"]
     # An event of the log comes first of its equals, so it is the one that stays.
-    order = np.lexsort((~columns[ROW], ~columns[EVENT].astype(bool), item, time, user))
+    order = np.lexsort((~columns[LOGGED], ~columns[EVENT].astype(bool), item, time, user))
     again = np.zeros(len(order), bool)
     again[1:] = np.logical_and.reduce([x[order][1:] == x[order][:-1] for x in (user, item, time)])
     twice = np.zeros(len(order), bool)
-    twice[order] = again & ~columns[ROW][order]
+    twice[order] = again & ~columns[LOGGED][order]
     return twice
 
 
@@ -177,7 +177,7 @@ def _event_columns(
         elif spec.type == "residual":
             residual = columns["label"] - columns[COUNTER + spec.counter]
             # An event of another table has no label to compare.
-            result[name] = np.where(columns[ROW], residual, np.nan).astype(np.float32)
+            result[name] = np.where(columns[LOGGED], residual, np.nan).astype(np.float32)
         else:
             result[name] = columns[HISTORY + name]
         if carried is not None:

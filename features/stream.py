@@ -39,7 +39,8 @@ from features.sampling import id_hashes
 from features.schema import LABEL_PREFIX, UNKNOWN
 from features.vocabulary import canonical
 
-ROW, SAMPLED = "_row", "_sampled"
+# Of this build: it trains, validates or tests. Of the log: it was recorded, so counters count it and its label is one.
+ROW, LOGGED = "_row", "_logged"
 KEYS = (USER, ITEM, TIME, LABEL)
 
 
@@ -47,15 +48,18 @@ KEYS = (USER, ITEM, TIME, LABEL)
 class Stream:
     """Reads the log as often as it is asked to; each pass gives the same rows in the same chunks.
 
-    Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32), `time` (µs), `_event` and `_row`
-    (bool: is it an event, is it a row), `_sampled` (bool: a drawn negative), and in a full pass all that the contract
-    declares, encoded.
+    Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32), `time` (µs), three bools, and in
+    a full pass all that the contract declares, encoded. The bools:
+
+        _event    may stand in histories
+        _row      trains, validates or tests in this build; false before `since` and for events of other tables
+        _logged   was recorded in the log, before `since` too; false for drawn negatives and events of other tables
 
     Args:
         contract: what the columns are.
         log: the checked log.
         encoder: fitted.
-        since: rows before this time (µs) are events alone.
+        since: rows before this time (µs) are no rows of this build: they count and stand in histories.
     """
 
     contract: Contract
@@ -108,7 +112,7 @@ class Stream:
             with named(self.log.path):
                 columns = self._common(chunk) | declared(chunk)
             columns[ROW] = np.ones(chunk.height, bool) if self.since is None else columns["time"] >= self.since
-            columns[SAMPLED] = np.zeros(chunk.height, bool)
+            columns[LOGGED] = np.ones(chunk.height, bool)
             if self._negatives is not None:
                 columns = _with_negatives(columns, self._negatives.items_RK[first : first + chunk.height])
             first += chunk.height
@@ -128,7 +132,7 @@ class Stream:
                 "time": chunk[TIME].to_numpy(),
                 EVENT: np.ones(chunk.height, bool),
                 ROW: np.zeros(chunk.height, bool),
-                SAMPLED: np.zeros(chunk.height, bool),
+                LOGGED: np.zeros(chunk.height, bool),
             }
             if any(name.startswith(HISTORY) for name in self._like):
                 columns |= {
@@ -214,7 +218,7 @@ def request_keys(raw: pl.Series) -> np.ndarray:
 
 
 def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
-    """Each row followed by its negatives: the same in everything but item and labels, and never an event."""
+    """Each row followed by its negatives: the same in everything but item and labels, neither logged nor an event."""
     rows, k = drawn_RK.shape
     place = np.repeat(np.arange(rows), k + 1)
     item = np.concatenate([np.asarray(columns["item"])[:, None], drawn_RK], axis=1).reshape(-1)
@@ -227,10 +231,11 @@ def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
     }
     # Taken by index, so these are copies.
     repeated[EVENT][sampled] = False
+    repeated[LOGGED][sampled] = False
     for name in columns:
         if name == "label" or name.startswith(LABEL_PREFIX):
             repeated[name][sampled] = 0.0
-    return repeated | {"item": item, SAMPLED: sampled}
+    return repeated | {"item": item}
 
 
 def _blank(like: np.ndarray | pa.ListArray, rows: int) -> np.ndarray | pa.ListArray:

@@ -11,13 +11,14 @@ import polars as pl
 import pytest
 
 from features import build as build_module
+from features import counter_pass
 from features.build import build_feature_set
 from features.contract import Contract
 from features.encoder import Encoder
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from features.settings import merge, validate
-from tests.features.raw import decoded_rows, in_order
+from tests.features.decoded import assert_same_rows, decoded
 
 FIRST = date(2026, 3, 1)
 CONTENT: dict[str, Any] = {
@@ -77,9 +78,9 @@ def write_days(folder: Path, days: range) -> None:
     pl.DataFrame({"item": items, "genre": genres}).write_parquet(folder / "items.parquet")
 
 
-def build(declared: Contract, number: int, out: str = "out") -> FeatureSet:
+def build(declared: Contract, number: int, out: str = "out", window: int = 7) -> FeatureSet:
     as_of = (FIRST + timedelta(days=number)).isoformat()
-    return build_feature_set(declared, Path(declared.root) / out, as_of=as_of, window=7).feature_set
+    return build_feature_set(declared, Path(declared.root) / out, as_of=as_of, window=window).feature_set
 
 
 def kept_files(before: FeatureSet, after: FeatureSet) -> set[str]:
@@ -119,16 +120,89 @@ def test_added_day_by_day_equals_built_at_once(tmp_path: Path, over: Any) -> Non
         last = build(declared, number)
     at_once = build(declared, 9, out="other")
     assert len(last.manifest.parts) == len(at_once.manifest.parts) == 7
-    assert raw_rows(last) == raw_rows(at_once)
+    assert_equal(last, at_once)
 
 
-def raw_rows(feature_set: FeatureSet) -> list[str]:
-    """Every row by raw values: the numbering of categories depends on the way to build."""
-    encoder = Encoder.load(feature_set.path).event["rating"]
-    rows = decoded_rows(feature_set)
-    for row in rows:
-        row["history.rating"] = [encoder.vocabulary.value(i) for i in row["history.rating"]]
-    return in_order(rows)
+def assert_equal(one: FeatureSet, other: FeatureSet) -> None:
+    """By raw values: the numbering of categories and the scale of numbers depend on the way to build."""
+    assert_same_rows(decoded(one), decoded(other))
+
+
+COUNTED: dict[str, Any] = {
+    "counters": {
+        "item_rate": {"of": "item", "value": "rate", "prior": 3},
+        "item_lately": {"of": "item", "value": "rate", "as_of": "hour", "half_life": "2d"},
+        "user_count": {"of": "user", "value": "count", "as_of": "day"},
+    },
+    "history": {"columns": {"surprise": {"type": "residual", "counter": "item_rate"}}},
+}
+
+
+@pytest.fixture
+def same_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate is drawn towards the mean of the first build's training window: another one by design, here always 0.4."""
+    monkeypatch.setattr(counter_pass, "label_mean", lambda stream, splitter: 0.4)
+
+
+def test_counters_added_day_by_day_equal_those_built_at_once(tmp_path: Path, same_mean: None) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path, COUNTED)
+    for number in (7, 8, 9):
+        last = build(declared, number)
+    assert_equal(last, build(declared, 9, out="other"))
+
+
+def test_counters_and_residuals_reach_back_before_the_window(tmp_path: Path) -> None:
+    """Window of days 2 to 8: the counter of its first rows counts the rows of days 0 and 1."""
+    write_days(tmp_path, range(9))
+    rows = decoded(build(without_device(tmp_path, COUNTED), 8))
+    log = pl.concat(day_of_log(number) for number in range(9))
+    second_day = int(datetime(2026, 3, 3, tzinfo=UTC).timestamp())
+    for row in (row for row in rows if row["time"] < (second_day + 86_400) * 1_000_000):
+        before = log.filter(pl.col("user") == row["user"], pl.col("time") < second_day).height
+        assert row["user_count"] == pytest.approx(before, abs=1e-3)
+        assert None not in row["history.surprise"]
+    assert max(row["user_count"] for row in rows if row["time"] < (second_day + 86_400) * 1_000_000) > 3
+
+
+def test_a_rate_keeps_its_mean_and_its_scale(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path, COUNTED)
+    before, after = build(declared, 8), build(declared, 9)
+    assert after.manifest.label_mean == before.manifest.label_mean
+    train = pl.concat(day_of_log(number) for number in range(2, 7))
+    assert before.manifest.label_mean == pytest.approx((train["rating"] >= 4).mean())
+    scales = [
+        [(one.mean, one.deviation) for one in (Encoder.load(built.path).candidate["item_rate"],)]
+        for built in (before, after)
+    ]
+    assert scales[0] == scales[1]
+    assert len(kept_files(before, after)) == 12
+
+
+def change_items(folder: Path) -> None:
+    items = pl.read_parquet(folder / "items.parquet")
+    items.with_columns(genre=pl.lit("opera")).write_parquet(folder / "items.parquet")
+
+
+def test_a_rebuild_without_a_new_day_doubles_no_event(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path)
+    before = build(declared, 8)
+    change_items(tmp_path)
+    rebuilt = build(declared, 8)
+    assert rebuilt.path != before.path
+    carry = "carry/part-00000.arrow"
+    assert (rebuilt.path / carry).stat().st_ino == (before.path / carry).stat().st_ino
+    assert_equal(build(declared, 9), build(declared, 9, out="other"))
+
+
+def test_a_day_after_a_retried_day_of_another_window(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path)
+    for number, window in ((8, 7), (8, 5), (9, 6)):
+        last = build(declared, number, window=window)
+    assert_equal(last, build(declared, 9, out="other", window=6))
 
 
 def test_indices_never_move_and_new_values_come_after(tmp_path: Path) -> None:
@@ -158,7 +232,14 @@ def test_late_events_land_in_the_day_they_belong_to(tmp_path: Path) -> None:
     assert len(kept_files(before, after)) == 6
     rows = {part.day: part.window.rows for part in after.manifest.parts if part.window}
     assert rows["2026-03-07"] == 65
-    assert raw_rows(after) == raw_rows(build(declared, 9, out="other"))
+    assert_equal(after, build(declared, 9, out="other"))
+
+
+def test_a_relative_root_stands_before_the_log_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_days(tmp_path / "data", range(8))
+    monkeypatch.chdir(tmp_path)
+    built = build(contract(Path("data")), 7)
+    assert len(built.manifest.log_files) == 8
 
 
 def test_the_same_input_again_is_the_same_version(tmp_path: Path) -> None:
@@ -172,7 +253,7 @@ def test_a_later_day_changes_no_earlier_row(tmp_path: Path) -> None:
     write_days(tmp_path, range(10))
     whole = build(contract(tmp_path), 8)
     (tmp_path / "log/day-09.parquet").unlink()
-    assert raw_rows(build(contract(tmp_path), 8, out="other")) == raw_rows(whole)
+    assert_equal(build(contract(tmp_path), 8, out="other"), whole)
 
 
 @pytest.mark.parametrize(
