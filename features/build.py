@@ -23,6 +23,7 @@ from features.errors import ConfigError
 from features.feature_set import (
     FORMAT,
     MANIFEST,
+    Code,
     FeatureSet,
     FileEntry,
     Manifest,
@@ -36,6 +37,7 @@ from features.parts import sorted_part, windows_of, write_part
 from features.profile.write import write_profile
 from features.progress import progress
 from features.publish import build_lock, find_version, point_at, publish, source_key, staged
+from features.revision import code_hash, revision
 from features.split import Splitter, fit_split
 from features.stream import Stream
 from features.vectors.build import build_vectors, needs_clicks
@@ -151,6 +153,7 @@ class Build:
             label_mean=counted.mean,
             findings=tuple(finding.message for finding in findings),
             files=files,
+            code=Code(sha256=code_hash(), revision=revision()),
             versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
             seconds=self.clock.seconds,
             source=self.source,

@@ -21,6 +21,7 @@ from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEn
 from features.files import content_hash, find_files
 from features.log import DAY, EVENT, HISTORY, TIME, open_log
 from features.parts import CARRIED, Part, window_of
+from features.revision import code_hash
 from features.stream import LOGGED, ROW
 
 EPOCH = date(1970, 1, 1)
@@ -298,7 +299,10 @@ def _key(contract: Contract, files: tuple[LogFile, ...], day: date) -> str:
 
 
 def _versions(folder: Path, contract: Contract) -> list[FeatureSet]:
-    """Windowed builds of the same contract, newest first: `CURRENT` may name one of another window or an older day."""
+    """Windowed builds of the same contract by the same code, newest first.
+
+    `CURRENT` alone may name one of another window or of an older day.
+    """
     found = []
     for path in sorted(folder.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
@@ -306,7 +310,8 @@ def _versions(folder: Path, contract: Contract) -> list[FeatureSet]:
         except DataError:
             continue
         manifest = version.manifest
-        if manifest.format == FORMAT and manifest.fingerprint == contract.fingerprint() and manifest.days:
+        built_alike = manifest.code.sha256 == code_hash() and manifest.fingerprint == contract.fingerprint()
+        if built_alike and manifest.days:
             found.append(version)
     return found
 

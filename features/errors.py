@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class QuadRankError(Exception):
@@ -40,6 +42,23 @@ class LockError(QuadRankError):
     """Another process holds the lock of the place this one wanted to write."""
 
     exit_code = 7
+
+
+def require_format(file: Path, content: bytes, expected: int) -> None:
+    """Raise DataError for JSON whose `format` is another number than this version reads.
+
+    What is no JSON, or has no format, is left to whoever reads it further.
+    """
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return
+    found = record.get("format", expected) if isinstance(record, dict) else expected
+    if found != expected:
+        raise DataError(
+            f"{file}: is of format {found}, this version reads format {expected}. Build the feature set again with "
+            "`quadrank features`, or read it with the version that wrote it."
+        )
 
 
 @contextmanager

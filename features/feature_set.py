@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from features.arrow import to_arrow, to_numpy
 from features.contract import Contract
-from features.errors import DataError
+from features.errors import DataError, require_format
 from features.schema import Schema
 from features.settings import Settings
 from features.vectors.store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
@@ -55,6 +55,13 @@ class Sampling(Settings):
     rate: float | None = None
 
 
+class Code(Settings):
+    """What built it: sha256 of the sources of `features`, and the version and commit that people know them by."""
+
+    sha256: str
+    revision: str
+
+
 class PartEntry(Settings):
     """Files of one part's rows in one split (or of one day), and of the events that their histories lie in."""
 
@@ -86,6 +93,7 @@ class Manifest(Settings):
     label_mean: float | None = None
     findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]
+    code: Code
     versions: dict[str, str]
     seconds: dict[str, float]
     source: str
@@ -124,8 +132,10 @@ class FeatureSet:
         if pointer.is_file():
             path = path / pointer.read_text(encoding="utf-8").strip()
         try:
-            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except FileNotFoundError:
+            content = (path / MANIFEST).read_bytes()
+            require_format(path / MANIFEST, content, FORMAT)
+            manifest = Manifest.model_validate_json(content)
+        except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`.") from None
         except ValidationError as error:
             raise DataError(

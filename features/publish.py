@@ -15,6 +15,7 @@ from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
 from features.files import content_hash, find_files
+from features.revision import code_hash
 
 STAGING = ".building-"
 
@@ -71,14 +72,14 @@ def find_version(folder: Path, source: str) -> FeatureSet | None:
             found = FeatureSet.open(path.parent)
         except DataError:
             continue
-        if found.manifest.source == source and found.manifest.format == FORMAT:
+        if found.manifest.source == source:
             return found
     return None
 
 
 def source_key(contract: Contract, as_of: str | None, window: int | None = None) -> str:
-    """What a build depends on: contract, as-of date, window, and content of every file it reads (sha256)."""
-    digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()} {as_of} {window}".encode())
+    """What a build depends on: code, contract, as-of date, window, and content of every file it reads (sha256)."""
+    digest = hashlib.sha256(f"{FORMAT} {code_hash()} {contract.fingerprint()} {as_of} {window}".encode())
     for file in source_files(contract):
         digest.update(f"{PurePosixPath(file).name} {content_hash(file)}".encode())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from features.feature_set import (
     FORMAT,
     MANIFEST,
     SPLITS,
+    Code,
     FeatureSet,
     FileEntry,
     Manifest,
@@ -263,6 +264,7 @@ def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], pa
             for i in range(parts)
         ),
         files=files,
+        code=Code(sha256="", revision="toy"),
         versions={},
         seconds={},
         source="tests/toy.py",

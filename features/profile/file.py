@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from features.errors import DataError
+from features.errors import DataError, require_format
 from features.feature_set import SplitName
 from features.profile.tally import Bins, Tally
 from features.settings import Settings
@@ -104,7 +104,9 @@ def load_profile(path: Path) -> Profile:
         path = path / pointer.read_text(encoding="utf-8").strip()
     file = path / PROFILE if path.is_dir() else path
     try:
-        return Profile.model_validate_json(file.read_bytes())
+        content = file.read_bytes()
+        require_format(file, content, FORMAT)
+        return Profile.model_validate_json(content)
     except FileNotFoundError:
         raise DataError(
             f"{file}: no such file. Name a feature set's folder or its {PROFILE}; `quadrank features` builds one."

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from features.contract_vectors import SemanticIds
-from features.errors import DataError
+from features.errors import DataError, require_format
 from features.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vectors.fitted import BLOCK
 from features.vectors.transforms import blocks
@@ -159,9 +159,11 @@ class SemanticCoder:
 
     @classmethod
     def load(cls, folder: Path) -> SemanticCoder:
-        """Read what `save` wrote. Raises DataError: no coder there, or a broken one."""
+        """Read what `save` wrote. Raises DataError: no coder there, a broken one, or one of another format."""
         try:
-            record = json.loads((folder / "coder.json").read_text(encoding="utf-8"))
+            content = (folder / "coder.json").read_bytes()
+            require_format(folder / "coder.json", content, FORMAT)
+            record = json.loads(content)
             prefixes = tuple(np.load(folder / f"prefixes-{level + 1}.npy") for level in range(record["levels"]))
             return cls(record["name"], record["set"], np.load(folder / "codebooks.npy"), prefixes)
         except (OSError, ValueError, KeyError) as error:

@@ -365,3 +365,19 @@ def test_opening_what_is_no_feature_set(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(DataError, match=r"not a manifest of format 3 \(\d+ problems\)"):
         FeatureSet.open(tmp_path)
+
+
+def test_a_feature_set_of_another_format_is_refused(tmp_path: Path) -> None:
+    built = build(tmp_path)
+    manifest = json.loads((built.path / MANIFEST).read_text())
+    (built.path / MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    with pytest.raises(
+        DataError, match=r"MANIFEST\.json: is of format 1, .* reads format 3\. Build the feature set again"
+    ):
+        FeatureSet.open(built.path)
+
+
+def test_a_current_that_names_a_missing_version_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "CURRENT").write_text("2026-01-31-aaaaaaaa")
+    with pytest.raises(DataError, match=r"2026-01-31-aaaaaaaa: no MANIFEST\.json: not a feature set"):
+        FeatureSet.open(tmp_path)

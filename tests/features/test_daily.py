@@ -103,6 +103,13 @@ def test_a_day_is_added_and_the_others_stay_as_they_are(tmp_path: Path) -> None:
     assert after.manifest.windows["test"].rows == 60
 
 
+def test_days_that_other_code_built_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_days(tmp_path, range(10))
+    before = build(contract(tmp_path), 8)
+    monkeypatch.setattr("features.daily.code_hash", lambda: "a mend")
+    assert kept_files(before, build(contract(tmp_path), 9)) == set()
+
+
 @pytest.mark.parametrize(
     "over",
     [

@@ -232,6 +232,16 @@ def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
         load_profile(tmp_path)
 
 
+def test_a_profile_of_another_format_is_refused(tmp_path: Path) -> None:
+    small(tmp_path)
+    file = tmp_path / "profile.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 7}))
+    with pytest.raises(
+        DataError, match=r"profile\.json: is of format 7, .* reads format 1\. Build the feature set again"
+    ):
+        load_profile(tmp_path)
+
+
 def test_listed_values_are_the_most_frequent_with_ties_by_name() -> None:
     names = [f"v{i:02d}" for i in range(40)]
     counts = np.full(42, 5)

@@ -12,6 +12,7 @@ from features import publish
 from features.build import build_feature_set
 from features.errors import DataError, LockError
 from features.feature_set import MANIFEST, FeatureSet
+from features.revision import code_hash, revision
 from tests.features.raw import ROWS, Tables, raw_log
 
 
@@ -63,6 +64,18 @@ def test_a_changed_input_is_a_new_version(tmp_path: Path, change: Any, over: Any
     second.feature_set.verify()
     # Back to the first input: found again, and pointed at.
     assert build_feature_set(raw_log(tmp_path / "raw"), out).reused and current(out) == first.path.name
+
+
+def test_other_code_builds_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    monkeypatch.setattr(publish, "code_hash", lambda: "a mend")
+    second = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert not second.reused and second.feature_set.path != first.path
+
+
+def test_the_manifest_names_the_code(tmp_path: Path) -> None:
+    code = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set.manifest.code
+    assert (code.sha256, code.revision) == (code_hash(), revision())
 
 
 def test_the_version_says_the_day_of_the_newest_event_or_as_of(tmp_path: Path) -> None:

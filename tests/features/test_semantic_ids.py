@@ -168,6 +168,16 @@ def test_a_coder_that_is_not_there_is_named(tmp_path: Path) -> None:
         SemanticCoder.load(tmp_path)
 
 
+def test_a_coder_of_another_format_is_refused(tmp_path: Path) -> None:
+    BY_HAND.save(tmp_path)
+    file = tmp_path / "coder.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(
+        DataError, match=r"coder\.json: is of format 9, .* reads format 1\. Build the feature set again"
+    ):
+        SemanticCoder.load(tmp_path)
+
+
 def test_more_codes_than_vectors_are_refused() -> None:
     with pytest.raises(DataError, match=r"semantic_ids.c: size 16 is more than the 15 items in training with a vector"):
         fitted(np.ones((15, 2)), size=16)
