@@ -10,15 +10,18 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from features.contract_columns import Column, ColumnSpec, Residual
+from features.contract_labels import label_features
 from features.contract_log import Checks, Counter, Format, History, Interactions, Split
 from features.contract_vectors import Embedding, Vectors
 from features.errors import ConfigError
+from features.schema import LABEL_PREFIX
 from features.settings import Settings, load_yaml, merge, validate
 
 # Names that the feature set itself uses for row and event columns.
 RESERVED_COLUMNS = frozenset(
     {"user", "item", "label", "time", "weight", "request", "history_end", "history_len", "present"}
 )
+RESERVED_PREFIXES = ("_", LABEL_PREFIX)
 
 
 class Table(Settings):
@@ -74,9 +77,12 @@ class Contract(Settings):
         for section, names in sections.items():
             # An event column may be the label itself; rows keep theirs apart.
             taken = (RESERVED_COLUMNS - {"label"}) if section == "history.columns" else RESERVED_COLUMNS
-            clash = sorted(names & taken)
+            clash = sorted(name for name in names if name in taken or name.startswith(RESERVED_PREFIXES))
             if clash:
-                raise ValueError(f"{section}: {clash[0]!r} is a name the feature set uses itself; rename the column")
+                raise ValueError(
+                    f"{section}: {clash[0]!r} is a name the feature set uses itself (so is any that begins with `_` or "
+                    "`label.`); rename the column: what the data calls it can be its `source`"
+                )
         shared = sections["interactions.context"] & sections["counters"]
         if shared:
             raise ValueError(f"counters: {min(shared)!r} is a context column too; rename one of them")
@@ -99,6 +105,13 @@ class Contract(Settings):
                     raise ValueError(
                         f"history.columns.{name}: counter {column.counter!r} is no item rate declared under `counters`"
                     )
+        if self.interactions.label is None and self.interactions.candidates is None:
+            rates = sorted(name for name, counter in self.counters.items() if counter.value == "rate")
+            if rates:
+                raise ValueError(
+                    f"counters.{rates[0]}: every row of a log without `interactions.label` is a positive, so that each "
+                    "rate is 1. Count instead (`value: count`), or declare the label"
+                )
         sets = {*self.embeddings, *self.vectors.fusion}
         if twice := set(self.embeddings) & set(self.vectors.fusion):
             raise ValueError(f"vectors.fusion: {min(twice)!r} is the name of an embedding set; choose another")
@@ -111,6 +124,16 @@ class Contract(Settings):
         for where, names in named.items():
             if missing := names - allowed[where]:
                 raise ValueError(f"{where}: no vector set {min(missing)!r}; there are {sorted(allowed[where])}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_feature_reads_a_label(self) -> Contract:
+        sections: dict[str, dict[str, ColumnSpec]] = {"interactions.context": dict(self.interactions.context)}
+        for name, table in (("items", self.items), ("users", self.users)):
+            if table is not None and table.path == self.interactions.path:
+                sections[f"{name}.columns"] = dict(table.columns)
+        if wrong := list(label_features(self.interactions, sections)):
+            raise ValueError("; ".join(wrong))
         return self
 
     @property

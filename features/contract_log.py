@@ -76,6 +76,9 @@ class Interactions(Settings):
     labels: dict[str, str] = Field(
         {}, description="further targets by name, 0/1 or null where unknown; `model.tasks` learns them"
     )
+    allow_label_features: tuple[str, ...] = Field(
+        (), description="columns that a label is made of and that a feature may read all the same"
+    )
     time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of an integer time column")
     time_format: str | None = Field(None, description="of a text time column, e.g. `%m/%d/%Y %I:%M:%S %p`")
     weight: str | None = None
@@ -92,6 +95,11 @@ class Interactions(Settings):
             raise ValueError("interactions.label: missing. A log of positives alone needs `negatives`")
         if self.candidates is not None and self.negatives is not None:
             raise ValueError("interactions: `candidates` have their own negatives; remove `negatives`")
+        if self.label is not None and self.negatives is not None:
+            raise ValueError(
+                "interactions.negatives: are drawn for a log of positives alone, in which no row has a label. Remove "
+                "`negatives`; or remove `label`, and the rows of label 0 from the log"
+            )
         return self
 
 

@@ -55,6 +55,27 @@ def test_every_contract_in_conf_is_valid(path: Path) -> None:
         ({"items": {"columns": {"item_id": {"type": "categorical"}}}}, "the id column is embedded by itself"),
         ({"embeddings": {"a/b": {"path": "x"}}}, "embedding set 'a/b'"),
         ({"name": "Not A Name"}, "name: String should match pattern"),
+        ({"interactions": {"context": {"_event": {"type": "numeric"}}}}, "interactions.context: '_event' is a name"),
+        ({"history": {"columns": {"_row": {"type": "categorical"}}}}, "history.columns: '_row' is a name"),
+        ({"counters": {"_sampled": {"of": "item", "value": "rate"}}}, "counters: '_sampled' is a name"),
+        ({"interactions": {"labels": {"_split": "like"}}}, "interactions.labels: '_split' is a name"),
+        ({"items": {"columns": {"_history.x": {"type": "numeric"}}}}, "items.columns: '_history.x' is a name"),
+        (
+            {"interactions": {"labels": {"like": "like"}, "context": {"label.like": {"type": "numeric"}}}},
+            "interactions.context: 'label.like' is a name the feature set uses itself (so is any that begins with `_` "
+            "or `label.`)",
+        ),
+        (
+            {"interactions": {"negatives": {"per_positive": 2}}},
+            "interactions.negatives: are drawn for a log of positives alone, in which no row has a label",
+        ),
+        (
+            {
+                "interactions": {"label": None, "negatives": {"per_positive": 2}},
+                "counters": {"n": {"of": "item", "value": "count"}, "r": {"of": "item", "value": "rate"}},
+            },
+            "counters.r: every row of a log without `interactions.label` is a positive, so that each rate is 1",
+        ),
     ],
 )
 def test_what_is_refused(over: Any, words: str) -> None:
@@ -67,6 +88,59 @@ def test_what_is_refused(over: Any, words: str) -> None:
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"split: valid: .*; unknown key 'nam'"):
         contract({"nam": 1, "split": {"valid": 2}})
+
+
+CATEGORY = {"type": "categorical"}
+SHOWN = {"label": None, "candidates": {"column": "shown", "clicked": "taken"}}
+FLAGGED = {"label": None, "candidates": {"column": "shown", "flag": "-"}}
+
+
+@pytest.mark.parametrize(
+    ("log", "read", "key"),
+    [
+        ({"context": {"rating": CATEGORY}}, "rating", "interactions.label"),
+        ({"context": {"good": CATEGORY | {"source": "rating > 2"}}}, "rating", "interactions.label"),
+        ({"context": {"good": CATEGORY | {"source": "UPPER(label)"}}}, "label", "interactions.label"),
+        ({"context": {"good": CATEGORY | {"source": "_label"}}}, "_label", "interactions.label"),
+        ({"label": "click-through", "context": {"click-through": CATEGORY}}, "click-through", "interactions.label"),
+        ({"labels": {"long": "dwell > 9"}, "context": {"dwell": CATEGORY}}, "dwell", "interactions.labels.long"),
+        (SHOWN | {"context": {"n": CATEGORY | {"source": "ARRAY_LENGTH(taken)"}}}, "taken",
+         "interactions.candidates.clicked"),
+        (SHOWN | {"context": {"clicked": CATEGORY}}, "clicked", "interactions.candidates.clicked"),
+        (FLAGGED | {"context": {"shown": CATEGORY}}, "shown", "interactions.candidates.column"),
+    ],
+)  # fmt: skip
+def test_no_feature_reads_what_the_label_is_made_of(log: Any, read: str, key: str) -> None:
+    name = next(iter(log["context"]))
+    words = f"interactions.context.{name}: reads {read!r}, which the label is made of ({key}): it would tell the answer"
+    with pytest.raises(ConfigError) as caught:
+        contract({"interactions": log})
+    assert words in str(caught.value) and f"`interactions.allow_label_features: [{read}]`" in str(caught.value)
+    allowed = contract({"interactions": log | {"allow_label_features": [read]}})
+    assert name in allowed.interactions.context
+
+
+def test_what_the_label_is_not_made_of_needs_no_leave() -> None:
+    words = "interactions.allow_label_features: no label reads 'rating2'; remove it from the list"
+    with pytest.raises(ConfigError, match=words):
+        contract({"interactions": {"allow_label_features": ["rating2"]}})
+
+
+def test_a_column_of_the_logs_own_file_reads_the_log() -> None:
+    with pytest.raises(ConfigError, match=r"items\.columns\.rating: reads 'rating', which the label is made of"):
+        contract({"items": {"path": "log.parquet", "columns": {"rating": {"type": "numeric"}}}})
+    assert contract({"items": {"columns": {"rating": {"type": "numeric"}}}}).items is not None
+
+
+def test_every_request_knows_its_user_and_time() -> None:
+    log = {"label": "back - time < 60 AND user_id > 0", "context": {"hour": {"type": "date", "part": "hour",
+           "source": "time"}, "who": CATEGORY | {"source": "user_id"}}}  # fmt: skip
+    assert set(contract({"interactions": log}).interactions.context) == {"hour", "load", "who"}
+
+
+def test_events_may_read_the_label() -> None:
+    history = {"events": "rating > 2", "columns": {"rating": CATEGORY, "good": CATEGORY | {"source": "label"}}}
+    assert set(contract({"history": history}).history.columns) == {"rating", "good"}
 
 
 def test_the_label_may_be_an_event_column() -> None:
