@@ -29,10 +29,12 @@ def running(
 
         count = Σ weights        rate = (Σ weights · label + prior · mean) / (Σ weights + prior)
 
+    A row without a label counts for a count, since it was shown, and for no rate.
+
     Args:
         key_R: item or user rows, int [R], in any order.
         time_R: µs, int64 [R].
-        label_R: 0 or 1, float [R].
+        label_R: 0 or 1, NaN where unknown, float [R].
         counter: what is counted, how fresh, how fast it fades.
         mean: the rate that a key without rows has: the training window's.
         counted_R: bool [R], rows that count; the others only look. Default all.
@@ -81,7 +83,9 @@ class CounterState:
         self._pending: dict[object, list[tuple[int, float]]] = defaultdict(list)
 
     def update(self, key: object, time: int, label: float) -> None:
-        """An event (µs since 1970) happened; events of one key come in order of time."""
+        """An event (µs since 1970) happened; events of one key come in order of time. NaN is an unknown label."""
+        if self.counter.value == "rate" and np.isnan(label):
+            return
         self._pending[key].append((time, label))
 
     def value(self, key: object, time: int) -> float:
@@ -109,12 +113,17 @@ class _Prefix:
     """Faded sums up to each event of each key, to be asked at any instant."""
 
     def __init__(self, key: np.ndarray, time: np.ndarray, label: np.ndarray, counter: Counter) -> None:
+        if counter.value == "rate":
+            labelled = ~np.isnan(label)
+            key, time, label = key[labelled], time[labelled], label[labelled]
         order = np.lexsort((time, key))
         self.key, self.time = key[order].astype(np.int64), time[order]
         self.counter = counter
         self.first = np.searchsorted(self.key, self.key, side="left")
         self.counts = self._summed(np.ones(len(order)))
         self.positives = self._summed(label[order].astype(np.float64))
+        # A single NaN would run through all sums after it.
+        assert counter.value == "count" or np.isfinite(self.positives).all(), "a label that is counted is not finite"
 
     def at(self, key_Q: np.ndarray, instant_Q: np.ndarray, mean: float) -> np.ndarray:
         """Values at these instants, of events strictly before them."""

@@ -48,8 +48,8 @@ KEYS = (USER, ITEM, TIME, LABEL)
 class Stream:
     """Reads the log as often as it is asked to; each pass gives the same rows in the same chunks.
 
-    Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32), `time` (µs), three bools, and in
-    a full pass all that the contract declares, encoded. The bools:
+    Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32, NaN where unknown), `time` (µs),
+    three bools, `_split` of a split by files, and in a full pass all that the contract declares, encoded. The bools:
 
         _event    may stand in histories
         _row      trains, validates or tests in this build; false before `since` and for events of other tables
@@ -68,8 +68,8 @@ class Stream:
     since: int | None = None
 
     def narrow(self) -> Iterator[Arrays]:
-        """User, item, time and label alone, with what each row is."""
-        frame = self.log.frame.select(*KEYS, EVENT)
+        """User, item, time and label alone, with what each row is and, of a split by files, its file."""
+        frame = self.log.frame.select(*KEYS, EVENT, *self._file)
         yield from self._passes(frame, lambda chunk: {})
 
     def full(self) -> Iterator[Arrays]:
@@ -154,6 +154,7 @@ class Stream:
             "label": chunk[LABEL].to_numpy(),
             "time": chunk[TIME].to_numpy(),
             EVENT: chunk[EVENT].to_numpy(),
+            **{name: chunk[name].to_numpy() for name in self._file},
         }
 
     def _declared(self, chunk: pl.DataFrame) -> Arrays:
@@ -171,9 +172,11 @@ class Stream:
             columns["request"] = request_keys(chunk[REQUEST].rename(log.request))
         if self.contract.history.given:
             columns[GIVEN] = self._lists(chunk[GIVEN])
-        if self.contract.split.by == "files":
-            columns[SPLIT] = chunk[SPLIT].to_numpy()
         return columns
+
+    @property
+    def _file(self) -> tuple[str, ...]:
+        return (SPLIT,) if self.contract.split.by == "files" else ()
 
     def _event_encoders(self) -> Iterator[tuple[str, ColumnEncoder]]:
         """Event columns that are read from the log; the others are computed from its order."""

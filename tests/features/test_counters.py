@@ -145,3 +145,26 @@ def test_the_order_of_rows_means_nothing() -> None:
     for counter in COUNTERS:
         straight = running(key, time, label, counter, 0.4)
         np.testing.assert_allclose(running(key[order], time[order], label[order], counter, 0.4), straight[order], 1e-12)
+
+
+@pytest.mark.parametrize("half_life", [None, "2h"])
+def test_a_row_without_a_label_is_shown_but_rated_by_nobody(half_life: str | None) -> None:
+    key, time = np.array([3, 3, 3, 8, 8]), np.array([10, 20, 30, 10, 40])
+    label = np.array([1.0, np.nan, 0.0, 1.0, 0.0])
+    count = Counter(of="item", value="count", half_life=half_life)
+    rate = Counter(of="item", value="rate", prior=2, half_life=half_life)
+    # The first row of item 3 alone, (1 + 2 * 0.25) / (1 + 2); keys after it are as if the unknown label were not there.
+    assert running(key, time, label, rate, 0.25) == pytest.approx([0.25, 0.5, 0.5, 0.25, 0.5], rel=1e-6)
+    assert running(key, time, label, count, 0.25) == pytest.approx([0, 1, 2, 0, 1], rel=1e-6)
+    # (1 + 0 + 2 * 0.25) / (2 + 2) for both.
+    assert final(key, time, label, rate, 0.25, keys=9, newest=40)[[3, 8]] == pytest.approx([0.375] * 2, rel=1e-6)
+    assert final(key, time, label, count, 0.25, keys=9, newest=40)[[3, 8]] == pytest.approx([3, 2], rel=1e-6)
+
+
+def test_the_online_state_takes_no_unknown_label_into_a_rate() -> None:
+    rate = CounterState(Counter(of="item", value="rate", prior=2), 0.25)
+    count = CounterState(Counter(of="item", value="count"), 0.25)
+    for state in (rate, count):
+        state.update(3, 10, 1)
+        state.update(3, 20, float("nan"))
+    assert rate.value(3, 30) == 0.5 and count.value(3, 30) == 2
