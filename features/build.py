@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from features.feature_set import (
     write_arrow,
 )
 from features.fit import Fitted, Tables, fit
-from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, earlier_events, labels_taken_out, open_log
+from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, open_log
 from features.parts import sorted_part, windows_of, write_part
 from features.profile.write import write_profile
 from features.progress import progress
@@ -171,22 +171,21 @@ class Build:
         whole = open_log(self.contract, self.as_of)
         plan, earlier = self.plan, earlier_events(self.contract, self.as_of)
         if plan is None or not (plan.carries and plan.new):
-            checked = self._check(whole.frame, whole.path, tables)
-            frame = labels_taken_out(checked.frame) if whole.unlabelled else checked.frame
-            return Log(frame, whole.path, checked.rows, earlier), frame, checked.findings
+            checked = self._check(whole, tables)
+            return Log(checked.frame, whole.path, checked.rows, earlier), checked.frame, checked.findings
         new = pl.col(TIME) >= first_instant(plan.new[0])
         if not self.contract.checks.quarantines:
-            checked = self._check(whole.frame.filter(new | pl.col(TIME).is_null()), whole.path, tables)
+            checked = self._check(replace(whole, frame=whole.frame.filter(new | pl.col(TIME).is_null())), tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), whole.frame, checked.findings
         # Rows of old days are fitted on again: those that were put aside must stay so.
         in_window = (pl.col(TIME) >= first_instant(plan.days[0])) | pl.col(TIME).is_null()
-        checked = self._check(whole.frame.filter(in_window), whole.path, tables)
+        checked = self._check(replace(whole, frame=whole.frame.filter(in_window)), tables)
         frame = checked.frame.filter(new)
         rows = frame.select(pl.len()).collect(engine="streaming").item()
         return Log(frame, whole.path, rows, earlier), checked.frame, checked.findings
 
-    def _check(self, frame: pl.LazyFrame, path: str, tables: Tables) -> Checked:
-        return check_log(frame, path, self.contract, *tables.ids(self.contract), self.staging)
+    def _check(self, log: Unchecked, tables: Tables) -> Checked:
+        return check_log(log, self.contract, *tables.ids(self.contract), self.staging)
 
     def _buckets(self, rows: int) -> int:
         if self.plan and self.plan.prior:

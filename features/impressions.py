@@ -8,11 +8,11 @@ from features.contract_log import Candidates
 from features.errors import DataError
 from features.sources import readable, require_columns
 
-CLICKED = "clicked"
+CLICKED = "_clicked"
 
 
 def exploded(raw: pl.LazyFrame, path: str, spec: Candidates, item: str) -> pl.LazyFrame:
-    """One row a candidate: the impression's columns, the candidate's id under `item`, 0 or 1 under `clicked`.
+    """One row a candidate: the impression's columns, the candidate's id under `item`, 0 or 1 under `_clicked`.
 
     Args:
         raw: one row an impression.
@@ -29,17 +29,51 @@ def exploded(raw: pl.LazyFrame, path: str, spec: Candidates, item: str) -> pl.La
     return _from_text(raw, path, spec, spec.flag, item)
 
 
-def _from_text(raw: pl.LazyFrame, path: str, spec: Candidates, flag: str, item: str) -> pl.LazyFrame:
-    """`N1-0 N2-1`: the id is what stands before the last flag, for ids may hold the same character."""
-    dtype = raw.collect_schema()[spec.column]
+def tells_clicks(raw: pl.LazyFrame, path: str, spec: Candidates) -> bool:
+    """Whether a table says what was clicked: it has the column `clicked`, or a candidate with a flag.
+
+    Raises:
+        DataError: no column of candidates, or one of another type.
+    """
+    require_columns(raw, path, [spec.column])
+    if spec.flag is None:
+        return spec.clicked in raw.collect_schema()
+    with readable(path):
+        flagged = _split(raw, path, spec).select(_is_flagged(spec, spec.flag).any()).collect(engine="streaming")
+    return bool(flagged.item())
+
+
+def exploded_unlabelled(raw: pl.LazyFrame, path: str, spec: Candidates, item: str) -> pl.LazyFrame:
+    """As `exploded`, of a table that does not say what was clicked: null under `_clicked`."""
+    shown = _split(raw, path, spec).with_columns(pl.lit(None, pl.Int8).alias(CLICKED))
+    return shown if item == spec.column else shown.with_columns(pl.col(spec.column).alias(item))
+
+
+def _split(raw: pl.LazyFrame, path: str, spec: Candidates) -> pl.LazyFrame:
+    """One row a candidate, which stands under `spec.column` as it is written."""
+    dtype, candidate = raw.collect_schema()[spec.column], pl.col(spec.column)
+    if spec.flag is None:
+        if not isinstance(dtype, pl.List):
+            raise DataError(f"{path}: candidates column {spec.column!r} holds {dtype}, expected lists of ids.")
+        return raw.explode(spec.column).drop_nulls(spec.column)
     if dtype != pl.String:
         raise DataError(
-            f"{path}: candidates column {spec.column!r} holds {dtype}, expected text such as `N1{flag}0 N2{flag}1`."
+            f"{path}: candidates column {spec.column!r} holds {dtype}, expected text such as "
+            f"`N1{spec.flag}0 N2{spec.flag}1`."
         )
-    shown = raw.with_columns(pl.col(spec.column).str.split(spec.separator)).explode(spec.column)
-    shown = shown.filter(pl.col(spec.column).is_not_null() & (pl.col(spec.column) != ""))
-    candidate, width = pl.col(spec.column), len(flag.encode())
-    bare = ~(candidate.str.ends_with(f"{flag}0") | candidate.str.ends_with(f"{flag}1"))
+    shown = raw.with_columns(candidate.str.split(spec.separator)).explode(spec.column)
+    return shown.filter(candidate.is_not_null() & (candidate != ""))
+
+
+def _is_flagged(spec: Candidates, flag: str) -> pl.Expr:
+    candidate = pl.col(spec.column)
+    return candidate.str.ends_with(f"{flag}0") | candidate.str.ends_with(f"{flag}1")
+
+
+def _from_text(raw: pl.LazyFrame, path: str, spec: Candidates, flag: str, item: str) -> pl.LazyFrame:
+    """`N1-0 N2-1`: the id is what stands before the last flag, for ids may hold the same character."""
+    shown = _split(raw, path, spec)
+    candidate, bare = pl.col(spec.column), ~_is_flagged(spec, flag)
     with readable(path):
         broken = shown.select(
             candidate.filter(bare).len().alias("rows"), candidate.filter(bare).first().alias("example")
@@ -51,17 +85,16 @@ def _from_text(raw: pl.LazyFrame, path: str, spec: Candidates, flag: str, item: 
             f"{example!r}. Check candidates.separator and candidates.flag."
         )
     return shown.with_columns(
-        candidate.str.head(-1 - width).alias(item),
+        candidate.str.head(-1 - len(flag)).alias(item),
         candidate.str.ends_with("1").cast(pl.Int8).alias(CLICKED),
     )
 
 
 def _from_lists(raw: pl.LazyFrame, path: str, spec: Candidates, item: str) -> pl.LazyFrame:
-    schema = raw.collect_schema()
-    for name in (spec.column, str(spec.clicked)):
-        if not isinstance(schema[name], pl.List):
-            raise DataError(f"{path}: candidates column {name!r} holds {schema[name]}, expected lists of ids.")
-    shown = raw.explode(spec.column).drop_nulls(spec.column)
+    dtype = raw.collect_schema()[str(spec.clicked)]
+    if not isinstance(dtype, pl.List):
+        raise DataError(f"{path}: candidates column {spec.clicked!r} holds {dtype}, expected lists of ids.")
+    shown = _split(raw, path, spec)
     clicked = pl.col(str(spec.clicked)).list.contains(pl.col(spec.column)).fill_null(False)
     columns = [clicked.cast(pl.Int8).alias(CLICKED)]
     if item != spec.column:

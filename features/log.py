@@ -11,9 +11,10 @@ import polars as pl
 
 from features.contract import Contract
 from features.contract_columns import Gap, Residual
+from features.contract_labels import CLICKED_NAMES, LABEL_NAMES, columns_read
 from features.contract_log import Given, HistoryTable
 from features.errors import DataError, named
-from features.impressions import exploded
+from features.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
 from features.sources import expression, readable, require_columns, scan
 from features.vocabulary import canonical
 
@@ -33,7 +34,8 @@ class Log:
 
     Args:
         frame: lazily `_user _item _time` (µs since 1970) `_label _event` and, where declared, `_weight _request
-            _given _split _context.<name> _history.<name> _labels.<name>`, one row a training row.
+            _given _split _context.<name> _history.<name> _labels.<name>`, one row a training row. Labels are null in
+            the rows of a test file without them.
         path: of its file, for messages.
         rows: how many.
         earlier: further events that are no rows: lazily `_user _item _time _history.<name>`, one frame a table.
@@ -52,7 +54,7 @@ class Unchecked:
     Args:
         frame: as in `Log`; the label is as the log has it.
         path: for messages.
-        unlabelled: the test file has no labels; 0 stands there until `labels_taken_out`.
+        unlabelled: the test file has no labels: they are null in all of its rows.
     """
 
     frame: pl.LazyFrame
@@ -75,28 +77,18 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
     if contract.split.by != "files":
         frame = _under_fixed_names(_raw(contract, path), path, contract)
     else:
-        paths = [path, contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))]
-        raw = [_raw(contract, one) for one in paths]
-        label = contract.interactions.label
-        unlabelled = label in raw[0].collect_schema().names() and label not in raw[2].collect_schema().names()
-        if unlabelled and label is not None:
-            raw[2] = raw[2].with_columns(pl.lit(0, pl.Int8).alias(label))
-        parts = [
-            _under_fixed_names(one, name, contract).with_columns(pl.lit(number, pl.Int8).alias(SPLIT))
-            for number, (one, name) in enumerate(zip(raw, paths, strict=True))
-        ]
-        frame = pl.concat(parts, how="vertical_relaxed")
+        valid, test = contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))
+        labelled = [(_raw(contract, one), one) for one in (path, valid)]
+        parts = [_under_fixed_names(raw, one, contract) for raw, one in labelled]
+        raw, unknown = _test_file(contract, test, labelled[0][0])
+        parts.append(_under_fixed_names(raw, test, contract, unknown))
+        unlabelled = LABEL in unknown
+        numbered = [part.with_columns(pl.lit(number, pl.Int8).alias(SPLIT)) for number, part in enumerate(parts)]
+        frame = pl.concat(numbered, how="vertical_relaxed")
     if as_of is not None:
         # A row without a time is for the checks to tell of.
         frame = frame.filter((pl.col(TIME) < _end_of(as_of)) | pl.col(TIME).is_null())
     return Unchecked(frame, path, unlabelled)
-
-
-def labels_taken_out(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """The checked log of an unlabelled test file: its labels are not 0 but unknown (NaN)."""
-    return frame.with_columns(
-        pl.when(pl.col(SPLIT) == 2).then(float("nan")).otherwise(LABEL).cast(pl.Float32).alias(LABEL)
-    )
 
 
 def earlier_events(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame, ...]:
@@ -167,32 +159,65 @@ def _raw(contract: Contract, path: str) -> pl.LazyFrame:
     return exploded(raw, path, log.candidates, log.item)
 
 
-def _under_fixed_names(raw: pl.LazyFrame, path: str, contract: Contract) -> pl.LazyFrame:
+def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.LazyFrame, frozenset[str]]:
+    """The test file, and which labels are unknown in it, by their fixed names.
+
+    A label is unknown where the file lacks a column that the training file has and the label is made of, or where it
+    does not say what was clicked. Such columns are null in all of the file's rows.
+    """
+    log = contract.interactions
+    raw, clicks, unknown = scan(path, log.format), True, set()
+    train_schema, own = train.collect_schema(), raw.collect_schema().names()
+    if log.candidates is not None:
+        clicks = tells_clicks(raw, path, log.candidates)
+        raw = (exploded if clicks else exploded_unlabelled)(raw, path, log.candidates, log.item)
+        own = raw.collect_schema().names()
+    lacking: dict[str, pl.DataType] = {}
+    if log.candidates is not None and not clicks:
+        unknown.add(LABEL)
+        lacking |= {name: train_schema[name] for name in (log.candidates.clicked,) if name}
+    targets = {LABELS + name: text for name, text in log.labels.items()}
+    if log.label is not None:
+        targets[LABEL] = log.label
+    for key, text in targets.items():
+        roots = _roots(text, train_schema)
+        missing = {name: train_schema[name] for name in roots if name in train_schema and name not in own}
+        # What is made of the click is as unknown as the click.
+        if missing or (not clicks and roots.intersection(CLICKED_NAMES)):
+            unknown.add(key)
+        lacking |= missing
+    return raw.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking.items()), frozenset(unknown)
+
+
+def _under_fixed_names(
+    raw: pl.LazyFrame, path: str, contract: Contract, unknown: frozenset[str] = frozenset()
+) -> pl.LazyFrame:
+    """Select what the contract declares; labels that are `unknown`, by their fixed names, are null."""
     log = contract.interactions
     require_columns(raw, path, [name for name in (log.user, log.item, log.time, log.weight, log.request) if name])
-    label = _label(raw, path, contract)
-    # Event filter and event columns may name the computed label, which is not a column of the log.
-    raw = raw.with_columns(label=label)
+    labelled = _Labelled(raw, path, contract, unknown)
     events = pl.lit(True)
     if contract.history.events != "all":
-        events = expression(raw, path, "history.events", contract.history.events).fill_null(False)
+        events = labelled.expression("history.events", contract.history.events).fill_null(False)
     carried = {name: spec for name, spec in contract.history.columns.items() if not isinstance(spec, Gap | Residual)}
     columns: dict[str, pl.Expr] = {
         USER: pl.col(log.user),
         ITEM: pl.col(log.item),
         TIME: microseconds(raw, path, log.time, log.time_unit, log.time_format) if log.time else pl.lit(0, pl.Int64),
-        LABEL: pl.col("label"),
+        LABEL: pl.col(LABEL),
         EVENT: events,
         **{
-            CONTEXT + name: _column(raw, path, f"interactions.context.{name}", spec.source or name)
+            CONTEXT + name: expression(raw, path, f"interactions.context.{name}", spec.source or name)
             for name, spec in log.context.items()
         },
         **{
-            HISTORY + name: _column(raw, path, f"history.columns.{name}", spec.source or name)
+            HISTORY + name: labelled.event_column(f"history.columns.{name}", spec.source or name)
             for name, spec in carried.items()
         },
         **{
-            LABELS + name: expression(raw, path, f"interactions.labels.{name}", text)
+            LABELS + name: pl.lit(None, pl.Int8)
+            if LABELS + name in unknown
+            else labelled.expression(f"interactions.labels.{name}", text)
             for name, text in log.labels.items()
         },
     }
@@ -202,22 +227,64 @@ def _under_fixed_names(raw: pl.LazyFrame, path: str, contract: Contract) -> pl.L
         columns[REQUEST] = pl.col(log.request)
     if contract.history.given:
         columns[GIVEN] = _given(raw, path, contract.history.given)
-    return raw.select(**columns)
+    return labelled.frame.select(**columns)
 
 
-def _label(raw: pl.LazyFrame, path: str, contract: Contract) -> pl.Expr:
-    text = contract.interactions.label
-    if text is None:
-        # Of a log of positives; or of candidates, whose flag `exploded` has written.
-        return pl.lit(1, pl.Int8) if contract.interactions.candidates is None else pl.col("clicked")
-    return expression(raw, path, "interactions.label", text)
+class _Labelled:
+    """The raw columns and the computed label, which has the name `_label`, and `label` where no raw column has it.
+
+    Whether a candidate was clicked is `clicked` likewise.
+
+    Args:
+        raw, path, contract: of the log, or of one of its files.
+        unknown: labels that are null here.
+
+    Raises:
+        DataError: the label's expression cannot be computed, or a column is called `_label`.
+    """
+
+    def __init__(self, raw: pl.LazyFrame, path: str, contract: Contract, unknown: frozenset[str]) -> None:
+        log, names = contract.interactions, raw.collect_schema().names()
+        self._path = path
+        self._label = log.label
+        if LABEL in names and log.label != LABEL:
+            raise DataError(f"{path}: column {LABEL!r} has the name of the computed label. Rename it in the export.")
+        aliases = LABEL_NAMES if log.candidates is None else (*LABEL_NAMES, *CLICKED_NAMES)
+        # What the log has under a name of the label is not the label, unless the contract says so.
+        self._ambiguous = {name for name in aliases if name in names and name not in (log.label, CLICKED)}
+        frame = raw
+        if log.candidates is not None:
+            frame = frame.with_columns(pl.col(CLICKED).alias(name) for name in CLICKED_NAMES if name not in names)
+        if LABEL in unknown:
+            label: pl.Expr = pl.lit(None, pl.Int8)
+        elif log.label is not None:
+            label = expression(frame, path, "interactions.label", log.label)
+        else:
+            # Every row of a log of positives is one.
+            label = pl.lit(1, pl.Int8) if log.candidates is None else pl.col(CLICKED)
+        new = [name for name in LABEL_NAMES if name == LABEL or name not in names]
+        self.frame = frame.with_columns(label.alias(name) for name in new)
+
+    def expression(self, where: str, text: str) -> pl.Expr:
+        """An expression that may name the computed label. Raises DataError where a raw column could be meant too."""
+        if both := sorted(self._ambiguous & _roots(text, self.frame.collect_schema())):
+            raise DataError(
+                f"{self._path}: {where} reads {both[0]!r}, which may be the log's own column or the computed label "
+                f"(interactions.label: {self._label!r}). Write `{LABEL}` for the computed label; to use the column, "
+                "call it something else in the export."
+            )
+        return expression(self.frame, self._path, where, text)
+
+    def event_column(self, where: str, text: str) -> pl.Expr:
+        """A column of the events."""
+        found = self.expression(where, text)
+        # Not strictly: the checks report a label that is no number.
+        return found.cast(pl.Int8, strict=False) if text in LABEL_NAMES else found
 
 
-def _column(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
-    if text == "label":
-        # Not strictly: a label that is no number is told of as such by the checks.
-        return pl.col("label").cast(pl.Int8, strict=False)
-    return expression(raw, path, where, text)
+def _roots(text: str, schema: pl.Schema) -> frozenset[str]:
+    """Columns that a column's name or an SQL expression reads."""
+    return frozenset({text}) if text in schema else columns_read(text)
 
 
 def _given(raw: pl.LazyFrame, path: str, spec: Given) -> pl.Expr:

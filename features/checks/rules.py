@@ -15,7 +15,7 @@ from features.contract import Contract
 from features.contract_columns import Buckets, Gap, Numeric, Residual
 from features.contract_log import Policy
 from features.errors import ConfigError, DataError
-from features.log import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, TIME, USER, WEIGHT
+from features.log import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, SPLIT, TIME, USER, WEIGHT
 from features.settings import unknown_key
 
 ROW = "_row"
@@ -81,8 +81,7 @@ class RowRules:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._rules = {f"{rule.check} {rule.key}": rule for rule in rules}
-        keys = {rule.key for rule in self._rules.values()}
-        content: dict[str, Any] = {key: dy.Any() for key in (*sorted(keys), ROW)}
+        content: dict[str, Any] = {key: dy.Any() for key in (*sorted(self.keys), ROW)}
         content |= {name: _as_rule(rule.valid) for name, rule in self._rules.items()}
         meta: Any = type(dy.Schema)
         self._schema = meta("RowsOfTheLog", (dy.Schema,), content)
@@ -93,7 +92,7 @@ class RowRules:
     @property
     def keys(self) -> set[str]:
         """Columns that the rules look at."""
-        return {rule.key for rule in self._rules.values()}
+        return {name for rule in self._rules.values() for name in rule.valid.meta.root_names()}
 
     def add(self, chunk: pl.DataFrame, first: int) -> None:
         """Look at the next rows, whose first has the number `first`."""
@@ -131,13 +130,14 @@ def _as_rule(valid: pl.Expr) -> Any:
     return dy.rule()(lambda _: valid)
 
 
-def row_rules(schema: pl.Schema, contract: Contract, now: datetime) -> list[Rule]:
+def row_rules(schema: pl.Schema, contract: Contract, now: datetime, unlabelled: bool = False) -> list[Rule]:
     """The rules of a contract for a log of these columns.
 
     Args:
         schema: of the frame under fixed names.
         contract: whose `checks` say what happens to a row that breaks one.
         now: the time of the build; a day later is too late unless `checks.latest` is given.
+        unlabelled: the test file has no labels.
 
     Raises:
         ConfigError: `checks.ranges` names a column that the contract does not read.
@@ -145,8 +145,11 @@ def row_rules(schema: pl.Schema, contract: Contract, now: datetime) -> list[Rule
     """
     log, checks = contract.interactions, contract.checks
     named = {USER: log.user, ITEM: log.item, TIME: log.time, LABEL: label_name(contract)}
+    there = {key: pl.col(key).is_not_null() for key in named}
+    if unlabelled:
+        there[LABEL] |= pl.col(SPLIT) == 2
     rules = [
-        Rule("null", checks.null, key, name, pl.col(key).is_not_null(), "are null",
+        Rule("null", checks.null, key, name, there[key], "are null",
              "Remove or fill them in the export.", f"column {name!r}")
         for key, name in named.items() if name is not None
     ]  # fmt: skip

@@ -30,6 +30,7 @@ from features.log import (
     TIME,
     USER,
     WEIGHT,
+    Unchecked,
     chunks,
 )
 from features.sources import readable, scan
@@ -69,7 +70,7 @@ class Checked:
     """The log without what was put aside.
 
     Args:
-        frame: columns and order of the log; labels are float32.
+        frame: columns and order of the log; labels are float32, null where the test file has none.
         rows: how many stay.
         findings: most rows first.
     """
@@ -80,8 +81,7 @@ class Checked:
 
 
 def check_log(
-    frame: pl.LazyFrame,
-    path: str,
+    log: Unchecked,
     contract: Contract,
     known_items: pl.Series | None,
     known_users: pl.Series | None,
@@ -94,8 +94,7 @@ def check_log(
     are looked up in a further pass; a clean log has none.
 
     Args:
-        frame: the log under fixed names.
-        path: of it, for messages.
+        log: under fixed names; or some of its rows.
         contract: what the columns are, and the policy of each check.
         known_items: ids of the item table, None without one.
         known_users: ids of the user table, None without one.
@@ -108,10 +107,11 @@ def check_log(
         ConfigError: `checks.ranges` names a column that is not read.
     """
     now = now or datetime.now(UTC)
+    frame, path = log.frame, log.path
     _check_types(frame, path, contract)
     _check_zones(contract)
     with named(path):
-        rules = RowRules(row_rules(frame.collect_schema(), contract, now))
+        rules = RowRules(row_rules(frame.collect_schema(), contract, now, log.unlabelled))
     look = _Look(frame, contract, rules)
     with readable(path):
         copies = look.through(path, staging)

@@ -138,16 +138,18 @@ def test_an_event_filter_that_is_null_keeps_nothing(tmp_path: Path) -> None:
     assert sum(len(events["item"]) for events in built.events("train")) == ROWS // 2
 
 
-@pytest.mark.parametrize("condition", ["label == 1", "label = 1 AND rating < 9"])
+@pytest.mark.parametrize("condition", ["label == 1", "label = 1 AND rating < 9", "_label = 1"])
 def test_an_event_filter_may_name_the_computed_label(tmp_path: Path, condition: str) -> None:
-    """Also beside a column of the log that is called `label` and says the opposite."""
+    expected = brute_force(make_tables()["log"], 5, lambda row: row["rating"] >= 4)
+    assert histories(build(tmp_path, None, {"history": {"events": condition}})) == expected
 
+
+def test_beside_a_column_called_label_the_computed_one_is_still_to_be_had(tmp_path: Path) -> None:
     def opposite(tables: Tables) -> None:
         tables["log"] = tables["log"].with_columns(label=(pl.col("rating") < 4).cast(pl.Int64))
 
     expected = brute_force(make_tables()["log"], 5, lambda row: row["rating"] >= 4)
-    for name, change in {"without": None, "beside": opposite}.items():
-        assert histories(build(tmp_path / name, change, {"history": {"events": condition}})) == expected
+    assert histories(build(tmp_path, opposite, {"history": {"events": "_label = 1"}})) == expected
 
 
 def test_a_computed_label_can_be_an_event_column(tmp_path: Path) -> None:

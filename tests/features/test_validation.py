@@ -58,7 +58,7 @@ def check(contract: Contract, items: list[int] | None = None, users: list[int] |
     staging.mkdir(parents=True, exist_ok=True)
     opened = open_log(contract)
     known_items, known_users = (None if ids is None else pl.Series(ids) for ids in (items, users))
-    return check_log(opened.frame, opened.path, contract, known_items, known_users, staging, NOW)
+    return check_log(opened, contract, known_items, known_users, staging, NOW)
 
 
 def aside(contract: Contract) -> pl.DataFrame:
