@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from features.arrow import to_arrow, to_numpy
 
-Column = Any  # a numpy array [rows]; lists of different lengths as a pa.ListArray
+Column = Any  # a numpy array [rows]; lists of different lengths as a pa.LargeListArray (64-bit offsets)
 Arrays = dict[str, Column]
 
 
@@ -53,7 +53,7 @@ def by_bucket(
 
 def taken(column: Column, index: np.ndarray) -> Column:
     """The column's entries at these places; a boolean index chooses."""
-    if isinstance(column, pa.ListArray):
+    if isinstance(column, pa.LargeListArray):
         return column.filter(to_arrow(index)) if index.dtype == bool else column.take(to_arrow(index))
     return column[index]
 
@@ -79,12 +79,12 @@ def _write(chunks: Iterable[Arrays], key: str, buckets: int, folder: Path, advan
 
 
 def _batch(columns: Arrays) -> Any:
-    arrays = [column if isinstance(column, pa.ListArray) else to_arrow(column) for column in columns.values()]
+    arrays = [column if isinstance(column, pa.LargeListArray) else to_arrow(column) for column in columns.values()]
     return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
 def _joined(columns: list[Column]) -> Column:
-    if isinstance(columns[0], pa.ListArray):
+    if isinstance(columns[0], pa.LargeListArray):
         return pa.concat_arrays(columns)
     return np.concatenate(columns)
 
@@ -93,4 +93,4 @@ def _numpy(column: pa.ChunkedArray) -> Column:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    return array if pa.types.is_list(array.type) else to_numpy(array)
+    return array if pa.types.is_large_list(array.type) else to_numpy(array)

@@ -246,12 +246,20 @@ class Build:
         parts, known = take_kept(self.plan, self.staging) if self.plan else ([], {})
         if self.plan and not self.plan.new:
             return parts, known
-        rows = stream.log.rows
+        rows = stream.most_rows()
+        read, written = 0, 0
         with progress("building rows and histories", total=2 * rows, unit="rows") as bar:
+
+            def advance(came_in: int) -> None:
+                nonlocal read
+                read += came_in
+                bar.advance(came_in)
+
             chunks = counted.onto(stream.full())
-            divided = by_bucket(chunks, "user", buckets, self.staging / SCRATCH / "users", bar.advance)
+            divided = by_bucket(chunks, "user", buckets, self.staging / SCRATCH / "users", advance)
             for number, bucket in enumerate(divided):
-                bar.advance(len(bucket["user"]))
+                written += len(bucket["user"])
+                bar.advance_to(read + written, 2 * read)
                 if self.plan is None:
                     part = sorted_part(bucket, self.contract, splitter, stream.encoder)
                     parts += write_part(part, number, self.staging)
@@ -276,11 +284,11 @@ def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
 
 
 def _clicks(encoder: Encoder, train: pl.LazyFrame) -> Clicks:
-    """Who took what in the training window: the log's last `MOST_CLICKS` positives there."""
+    """Who took what in the training window: the newest `MOST_CLICKS` positives there, however the log is sorted."""
     taken = (
         train.filter(pl.col(LABEL).cast(pl.Float32) == 1)
-        .select(USER, ITEM)
-        .tail(MOST_CLICKS)
+        .select(TIME, USER, ITEM)
+        .top_k(MOST_CLICKS, by=[TIME, USER, ITEM])
         .collect(engine="streaming")
     )
     return Clicks(encoder.users.encode(taken[USER]), encoder.items.encode(taken[ITEM]))

@@ -16,11 +16,12 @@ from features.counters import final, running
 from features.encoder import Snapshot, fields
 from features.log import LABEL
 from features.parts import COUNTER
+from features.sampling import drawn
 from features.split import Splitter
 from features.stream import LOGGED, ROW, Stream
 
 PLACE = "_place"  # of a row in the stream
-MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, evenly spread over the log
+MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, drawn evenly over the log
 KEYS = ("user", "item", "time", "label", LOGGED)
 
 
@@ -152,4 +153,4 @@ def _training_places(stream: Stream, splitter: Splitter) -> np.ndarray:
         found.append(first + np.flatnonzero(trains))
         first += len(trains)
     places = np.concatenate(found)
-    return places[:: -(-len(places) // MOST_FITTED)]
+    return places[drawn(0, len(places), max(-(-len(places) // MOST_FITTED), 1))]

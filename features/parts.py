@@ -123,7 +123,7 @@ def windows_of(parts: list[PartEntry], path: str) -> dict[SplitName, Window]:
     return windows
 
 
-def given_spans(lists: pa.ListArray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def given_spans(lists: pa.LargeListArray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Histories that came with the rows, each stored once where rows in a row share it.
 
     Args:

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.arrow import to_arrow
-from features.buckets import Arrays
+from features.buckets import Arrays, Column, taken
 from features.columns import ColumnEncoder
 from features.contract import Contract
 from features.encoder import Encoder
@@ -75,6 +75,12 @@ class Stream:
     def full(self) -> Iterator[Arrays]:
         """All columns."""
         yield from self._passes(self.log.frame, self._declared)
+
+    def most_rows(self) -> int:
+        """Rows of a pass: those of the log, drawn ones, and earlier events, also those of users that nobody knows."""
+        drawn = self.sampling.drawn if self.sampling else 0
+        earlier = sum(events.select(pl.len()).collect(engine="streaming").item() for events in self.log.earlier)
+        return self.log.rows + drawn + int(earlier)
 
     def newest_time(self) -> int:
         """Time of the log's newest row, µs."""
@@ -142,10 +148,7 @@ class Stream:
             if name not in columns:
                 columns[name] = _blank(like, chunk.height)
         known = columns["user"] != UNKNOWN
-        return {
-            name: values.filter(to_arrow(known)) if isinstance(values, pa.ListArray) else values[known]
-            for name, values in ((name, columns[name]) for name in self._like)
-        }
+        return {name: taken(values, known) for name, values in ((name, columns[name]) for name in self._like)}
 
     def _common(self, chunk: pl.DataFrame) -> Arrays:
         return {
@@ -189,14 +192,15 @@ class Stream:
     def _items(self, chunk: pl.DataFrame) -> np.ndarray:
         return self.encoder.items.encode(chunk[ITEM])
 
-    def _lists(self, lists: pl.Series) -> pa.ListArray:
+    def _lists(self, lists: pl.Series) -> pa.LargeListArray:
         """Given histories as lists of item rows, their newest `max_len` alone."""
         newest = lists.fill_null([]).list.tail(self.contract.history.max_len)
         lengths = newest.list.len().to_numpy()
         flat = newest.explode(empty_as_null=False)
         items = self.encoder.items.encode(flat)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return pa.ListArray.from_arrays(to_arrow(offsets), to_arrow(items))
+        # 64 bits: the lists of one bucket together may hold more than 2^31 items.
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return pa.LargeListArray.from_arrays(to_arrow(offsets), to_arrow(items))
 
 
 def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
@@ -228,10 +232,7 @@ def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
     sampled = np.tile(np.r_[False, np.ones(k, bool)], rows)
     kept = item != NONE
     place, item, sampled = place[kept], item[kept], sampled[kept]
-    repeated: Arrays = {
-        name: values.take(to_arrow(place)) if isinstance(values, pa.ListArray) else values[place]
-        for name, values in columns.items()
-    }
+    repeated: Arrays = {name: taken(values, place) for name, values in columns.items()}
     # Taken by index, so these are copies.
     repeated[EVENT][sampled] = False
     repeated[LOGGED][sampled] = False
@@ -241,8 +242,8 @@ def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
     return repeated | {"item": item}
 
 
-def _blank(like: np.ndarray | pa.ListArray, rows: int) -> np.ndarray | pa.ListArray:
-    if isinstance(like, pa.ListArray):
+def _blank(like: Column, rows: int) -> Column:
+    if isinstance(like, pa.LargeListArray):
         return pa.array([[]] * rows, like.type)
     if like.dtype.kind == "f":
         return np.full(rows, np.nan, like.dtype)

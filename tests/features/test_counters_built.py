@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from features import counter_pass
 from features.build import build_feature_set
 from features.contract import Contract, load_contract
+from features.counter_pass import _training_places
 from features.counters import CounterState
 from features.encoder import EncodedRequest, Encoder
 from features.feature_set import SPLITS, FeatureSet
 from features.request import parse_request
 from features.simulator.simulate import simulate
+from features.split import Splitter
+from features.stream import ROW
 
 SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {
@@ -140,6 +145,20 @@ def test_neither_buckets_nor_chunks_change_a_counter(
         )
 
     assert columns(divided) == columns(whole)
+
+
+def test_a_scale_is_fitted_on_rows_of_every_slot_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of six rows, and one training row in six is taken: not the same slot of every page."""
+    monkeypatch.setattr(counter_pass, "MOST_FITTED", 2_000)
+    rows = 12_600
+    # Every 21st row is of an earlier table, and so no row of the build.
+    chunk = {"time": np.arange(rows), ROW: np.arange(rows) % 21 > 0}
+    stream: Any = SimpleNamespace(narrow=lambda: [chunk], encoder=SimpleNamespace(users=None))
+    places = _training_places(stream, Splitter(pl.lit(True), rows, rows, "time"))
+    assert len(places) == 2_000 and len(set(places.tolist())) == 2_000
+    assert chunk[ROW][places].all()
+    slots = np.bincount((places - places // 21 - 1) % 6)
+    assert slots.min() > 250
 
 
 def test_labels_of_later_windows_reach_no_training_row(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from features import build as build_module
 from features import counter_pass
 from features.build import build_feature_set
 from features.contract import Contract
+from features.daily import Carry
 from features.encoder import Encoder
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
+from features.log import EVENT
 from features.settings import merge, validate
+from features.stream import LOGGED, ROW
+from features.vocabulary import Vocabulary
 from tests.features.decoded import assert_same_rows, decoded
 
 FIRST = date(2026, 3, 1)
@@ -300,3 +305,90 @@ def test_co_clicks_of_an_added_day_are_those_of_the_whole_window(
     train = pl.concat(day_of_log(number) for number in range(3, 8)).filter(pl.col("rating") >= 4)
     users, items = encoder.users.encode(train["user"]), encoder.items.encode(train["item"])
     assert len(seen) == 2 and seen[1] == sorted(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def test_a_day_is_taken_from_whichever_version_has_it(tmp_path: Path) -> None:
+    """The newest version is of another window: it lacks the first day, so that nothing could be taken from it."""
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path)
+    whole, short = build(declared, 8), build(declared, 8, window=5)
+    after = build(declared, 9)
+    assert (len(kept_files(whole, after)), len(kept_files(short, after))) == (12, 10)
+    # All its days were there already, but none of its events: the day after goes without them.
+    back = build(declared, 6, window=3)
+    assert (len(kept_files(whole, back)), (back.path / "carry").exists()) == (6, False)
+    day_of_log(77).with_columns(pl.col("time") - 70 * 86_400).write_parquet(tmp_path / "log/day-07.parquet")
+    assert_equal(build(declared, 7, window=4), build(declared, 7, out="other", window=4))
+
+
+def test_rows_put_aside_teach_no_vocabulary(tmp_path: Path) -> None:
+    """Item 500 occurs once, on the day that trains newly, and its copy is put aside: once is below `item_min_count`."""
+    write_days(tmp_path, range(10))
+    over = {"interactions": {"item_min_count": 2}, "checks": {"duplicate": "quarantine", "max_quarantine": 0.2}}
+    file = tmp_path / "log/day-07.parquet"
+    once = pl.read_parquet(file).tail(1).with_columns(item=pl.lit(500, pl.Int64))
+    pl.concat([pl.read_parquet(file), once, once]).write_parquet(file)
+    build(contract(tmp_path, over), 8)
+    ids = Encoder.load(build(contract(tmp_path, over), 9).path).item["item"]
+    assert ids.encode_one(500).tolist() == [1] and ids.encode_one(110)[0] > 1
+
+
+def test_the_same_file_twice_is_another_log(tmp_path: Path) -> None:
+    write_days(tmp_path, range(9))
+    before = build(contract(tmp_path), 8)
+    (tmp_path / "log/day-08b.parquet").write_bytes((tmp_path / "log/day-08.parquet").read_bytes())
+    after = build(contract(tmp_path), 8)
+    assert after.manifest.windows["test"].rows == 2 * before.manifest.windows["test"].rows
+
+
+def test_a_carried_event_that_the_log_has_too_is_refused() -> None:
+    event = {"user": [2, 2], "item": [5, 6], "time": [10, 20]}
+    carried = {name: np.array(values, np.int64 if name == "time" else np.int32) for name, values in event.items()}
+    bucket = carried | {EVENT: np.array([True, True]), ROW: np.array([True, True]), LOGGED: np.array([True, True])}
+    carry = Carry(Path("old/carry/part-00000.arrow"), carried, {})
+    with pytest.raises(DataError, match=r"old/carry/part-00000.arrow: 2 events of it are read from the log again"):
+        carry.onto(bucket)
+    # Twice in the log is the log's own affair (`checks.duplicate`), and so is a row that is no event.
+    later = bucket | {"time": np.array([30, 30]), "item": np.array([7, 7], np.int32)}
+    assert carry.onto(later)["item"].tolist() == [5, 6, 7, 7]
+    assert carry.onto(bucket | {EVENT: np.array([False, False])})["item"].tolist() == [5, 6, 5, 6]
+
+
+def test_values_of_a_day_built_again_are_learned(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    build(contract(tmp_path), 9)
+    file = tmp_path / "log/day-05.parquet"
+    pl.read_parquet(file).with_columns(device=pl.lit("glasses")).write_parquet(file)
+    device = Encoder.load(build(contract(tmp_path), 9).path).context["device"]
+    assert device.raw_value(device.encode_one("glasses")[0]) == "glasses"
+
+
+@pytest.mark.parametrize("columns", [{"pause": {"type": "gap"}}, {}], ids=["gap", "consecutive"])
+def test_an_event_older_than_the_history_decides_what_a_younger_one_is(tmp_path: Path, columns: Any) -> None:
+    """`within: 1d`, yet a file of a week ago changes yesterday's event: the pause before it, or whether it counts."""
+    start = int(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp())
+    days = [0, 5, 6, 7]
+    times = [start + day * 86_400 - 60 * day for day in days]
+    log = pl.DataFrame({"user": [1, 2, 1, 1], "item": [9, 9, 9, 8], "time": times, "rating": 5, "load": 0.0})
+    (tmp_path / "log").mkdir()
+    for day, part in log.with_columns(day=pl.Series(days)).group_by("day"):
+        part.drop("day").write_parquet(tmp_path / f"log/day-{day[0]:02d}.parquet")
+    pl.DataFrame({"item": [8, 9], "genre": ["a", "b"]}).write_parquet(tmp_path / "items.parquet")
+    content = without_device(tmp_path).model_dump(exclude_unset=True)
+    repeats = "keep" if columns else "consecutive"
+    content["history"] = {"max_len": 6, "within": "1d", "columns": columns, "repeats": repeats}
+    declared = Contract.model_validate(content)
+    build(declared, 7, window=3)
+    old = tmp_path / "log/day-00.parquet"
+    pl.read_parquet(old).with_columns(item=pl.lit(8, pl.Int64), time=pl.col("time") + 3 * 86_400).write_parquet(old)
+    assert_equal(build(declared, 7, window=3), build(declared, 7, out="other", window=3))
+
+
+def test_co_clicks_are_the_newest_of_a_log_sorted_by_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "MOST_CLICKS", 3)
+    log = {"_user": [2, 2, 2, 3, 3, 3], "_item": [5, 6, 7, 8, 9, 5], "_time": [6, 1, 5, 2, 4, 3], "_label": 1}
+    catalogue = Vocabulary(pl.Series(range(2, 10), dtype=pl.Int64))
+    encoder: Any = SimpleNamespace(users=catalogue, items=catalogue)
+    clicks = build_module._clicks(encoder, pl.LazyFrame(log))
+    pairs = zip(clicks.user_C.tolist(), clicks.item_C.tolist(), strict=True)
+    assert sorted(pairs) == [(2, 5), (2, 7), (3, 9)]

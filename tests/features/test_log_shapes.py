@@ -15,6 +15,7 @@ from features.contract import Contract
 from features.errors import DataError
 from features.feature_set import SPLITS, FeatureSet
 from features.settings import validate
+from tests.features.decoded import decoded
 from tests.features.raw import decoded_rows
 
 DAY = 86_400
@@ -96,7 +97,7 @@ def takings(rows: int = 400) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("how", ["uniform", "popularity", "in_window"])
-def test_positives_alone_get_negatives(tmp_path: Path, how: str) -> None:
+def test_positives_alone_get_negatives(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     table = takings()
     found = built(
         tmp_path,
@@ -123,6 +124,25 @@ def test_positives_alone_get_negatives(tmp_path: Path, how: str) -> None:
     assert sum(len(part["item"]) for part in found.events("train")) == len(table)
     sampling = found.manifest.sampling
     assert sampling is not None and sampling.drawn == len(drawn)
+    assert f"building rows and histories: {2 * len(rows):,} / {2 * len(rows):,} rows" in capsys.readouterr().err
+
+
+def test_negatives_have_counters_and_are_not_counted(tmp_path: Path) -> None:
+    table = takings()
+    counters = {
+        "item_count": {"of": "item", "value": "count"},
+        "user_count": {"of": "user", "value": "count", "as_of": "day"},
+    }
+    found = built(tmp_path, table, {"negatives": {"per_positive": 3}}, counters=counters)
+    drawn = 0
+    for row in decoded(found):
+        second = row["time"] // 1_000_000
+        of_item, of_user = pl.col("item") == row["item"], pl.col("user") == row["user"]
+        assert row["item_count"] == pytest.approx(table.filter(of_item, pl.col("time") < second).height, abs=1e-3)
+        today = second // DAY * DAY
+        assert row["user_count"] == pytest.approx(table.filter(of_user, pl.col("time") < today).height, abs=1e-3)
+        drawn += row["label"] == 0
+    assert drawn > 2 * len(table)
 
 
 def test_later_takings_change_no_negative(tmp_path: Path) -> None:
@@ -194,7 +214,7 @@ def test_given_histories_may_be_text(tmp_path: Path) -> None:
     assert [row["history"] for row in rows_of(found)] == [["N9", "N1"], [], [], ["N9", "N1", "N2"]]
 
 
-def test_earlier_events_come_from_another_table(tmp_path: Path) -> None:
+def test_earlier_events_come_from_another_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = pl.DataFrame(
         {
             "user": [1, 1, 2, 2],
@@ -219,6 +239,8 @@ def test_earlier_events_come_from_another_table(tmp_path: Path) -> None:
     rows = {(row["user"], row["item"]): row["history"] for row in rows_of(found)}
     assert rows == {(1, 5): [8], (1, 6): [8, 5], (2, 5): [], (2, 7): [5]}
     assert 9 not in {row["user"] for row in rows_of(found)}
+    # Four rows and three events of users that the log knows come in and go out again.
+    assert "building rows and histories: 14 / 14 rows" in capsys.readouterr().err
 
 
 def test_lists_of_unequal_length_are_an_error(tmp_path: Path) -> None:
