@@ -31,6 +31,7 @@ from features.feature_set import (
     sha256_of,
     write_arrow,
 )
+from features.files import looked_at_once
 from features.fit import Fitted, Tables, fit
 from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, open_log
 from features.parts import sorted_part, windows_of, write_part
@@ -47,6 +48,7 @@ ROWS_A_BUCKET = 1_000_000
 MOST_BUCKETS = 64
 MOST_CLICKS = 5_000_000  # that co-clicks of items are counted in
 SCRATCH = ".scratch"
+HASHES = ".hashes.json"  # beside the versions: what the input's files were when they were hashed
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def build_feature_set(
     Raises:
         ConfigError: `as_of` is no date, a window without a split by days, or a context default of another type than
             its column.
-        DataError: the data breaks its contract; nothing is left behind.
+        DataError: the data breaks its contract, or changes while it is read; nothing is left behind.
         LockError: another process builds the same contract.
     """
     started = time.monotonic()
     _check_date(as_of)
     folder = out / contract.name
-    with build_lock(folder):
+    with build_lock(folder), looked_at_once(folder / HASHES) as look:
         source = source_key(contract, as_of, window)
         found = find_version(folder, source)
         if found is not None:
@@ -88,6 +90,7 @@ def build_feature_set(
         plan = make_plan(contract, folder, as_of, window) if window else None
         with staged(folder) as staging:
             name = Build(contract, staging, source, as_of, plan).run()
+            look.refuse_changes()
             built = publish(staging, folder, name)
     return BuildResult(built, reused=False, seconds=time.monotonic() - started)
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import re
-from collections.abc import Hashable, Iterator
+import time
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import unquote
 
+from features.atomic import write_text
 from features.errors import ConfigError, DataError
 
 SUFFIXES = {
@@ -24,7 +30,11 @@ SUFFIXES = {
     ".csv.gz": "csv",
     ".tsv.gz": "tsv",
 }
+HIDDEN = (".", "_")  # first characters of what other programs write beside their tables
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive, Spark and polars write a missing value into a folder's name
+# How stores call what a file's new content changes: object stores an etag, others a time.
+VERSION_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime")
+COARSE_CLOCK = 2_000_000_000  # ns: file systems keep times in steps of up to two seconds
 PARTITION = re.compile(r"([A-Za-z_]\w*)=(.*)")
 
 
@@ -33,14 +43,24 @@ def find_files(path: str) -> list[str]:
 
     Args:
         path: a file, a glob (`day=*/*.parquet`, `**` for any depth), a folder (all tables in it, at any depth, but
-            those whose name or folder begins with `.` or `_`), `{a,b}` alternatives of any of these, or an fsspec URL.
-            Alternatives keep their order; what one names is sorted.
+            those whose name or folder begins with `.` or `_`; a glob finds such alone where it spells them),
+            `{a,b}` alternatives of any of these, or an fsspec URL. Alternatives keep their order; what one names is
+            sorted. Within `looked_at_once` a path keeps the files that it had when it was first asked for.
 
     Raises:
         DataError: nothing is there, or a folder holds no table.
         ConfigError: the package of a URL's file system is not installed.
     """
     path = path.removeprefix("file://")
+    look = _LOOK.get()
+    if look is None:
+        return _found(path)
+    if path not in look.listed:
+        look.listed[path] = _found(path)
+    return list(look.listed[path])
+
+
+def _found(path: str) -> list[str]:
     if is_url(path):
         found = [file for one in _alternatives(path) for file in _remote(one)]
     elif Path(path).exists():
@@ -67,12 +87,74 @@ def partition_of(file: str) -> dict[str, str | None]:
     return {one[1]: None if one[2] == NO_VALUE else unquote(one[2]) for one in found if one}
 
 
+@dataclass
+class Look:
+    """What a build has seen of its input.
+
+    Args:
+        listed: files by the path that named them.
+        states: state of each file when it was hashed.
+        known: state and hash by file, of this build and those before it.
+    """
+
+    listed: dict[str, list[str]] = field(default_factory=dict)
+    states: dict[str, Hashable] = field(default_factory=dict)
+    known: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def refuse_changes(self) -> None:
+        """Raise DataError for the first file that is not as it was when it was hashed."""
+        for file, state in self.states.items():
+            if state_of(file) != state:
+                raise DataError(
+                    f"{file}: changed while the feature set was built, which would mix old rows and new. Nothing was "
+                    "published. Build again once its writer has ended; write new rows to new files."
+                )
+
+
+_LOOK: ContextVar[Look | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def looked_at_once(notes: Path) -> Iterator[Look]:
+    """Within the block, a path is listed once and a file hashed once, and not at all if `notes` know it.
+
+    `notes` is a JSON file of hashes by file, each with the size and the time of change (of a remote file: the mark that
+    its store gives each version) that the file had. A file with another size or time is hashed again, and so is one
+    that changed less than two seconds before it was hashed, as a coarse clock may not tell its next change.
+    """
+    look = Look(known=_read_notes(notes))
+    before = dict(look.known)
+    token = _LOOK.set(look)
+    try:
+        yield look
+    finally:
+        _LOOK.reset(token)
+        # Of files that no build reads any more nothing is kept.
+        noted = {name: look.known[name] for name in map(_full_name, look.states) if name in look.known}
+        if noted != before:
+            write_text(notes, json.dumps(noted, indent=0, ensure_ascii=False))
+
+
 def content_hash(file: str | Path) -> str:
     """Hex sha256 of a file's content and partition keys; its name and times do not count.
 
-    One process reads a file that stays as it is only once.
+    One process reads a file that stays as it is only once; within `looked_at_once` the notes of earlier ones count.
     """
-    return _content_hash(str(file), state_of(str(file)))
+    file, look = str(file), _LOOK.get()
+    state = state_of(file)
+    if look is None:
+        return _content_hash(file, state)
+    name = _full_name(file)
+    if name not in look.known or look.known[name][0] != repr(state):
+        look.known.pop(name, None)
+        started = time.time_ns()
+        sha256 = _content_hash(file, state)
+        if not _may_change_unseen(file, state, started):
+            look.known[name] = (repr(state), sha256)
+    else:
+        sha256 = look.known[name][1]
+    look.states[file] = state
+    return sha256
 
 
 def state_of(file: str) -> Hashable:
@@ -80,9 +162,35 @@ def state_of(file: str) -> Hashable:
     if is_url(file):
         with _reachable(file):
             system, path = _system(file)
-            return cast(Hashable, system.ukey(path))
+            marks = _marks(system.info(path))
+            return marks or cast(Hashable, system.ukey(path))
     state = Path(file).stat()
     return state.st_size, state.st_mtime_ns
+
+
+def _marks(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """Size and version of a remote file, as text; nothing where its store marks no versions."""
+    marks = [f"{key}={info[key]}" for key in VERSION_MARKS if info.get(key) is not None]
+    return (f"size={info.get('size')}", *marks) if marks else ()
+
+
+def _may_change_unseen(file: str, state: Hashable, now: int) -> bool:
+    if is_url(file):
+        return not isinstance(state, tuple)
+    return Path(file).stat().st_mtime_ns > now - COARSE_CLOCK
+
+
+def _full_name(file: str) -> str:
+    return file if is_url(file) else str(Path(file).absolute())
+
+
+def _read_notes(notes: Path) -> dict[str, tuple[str, str]]:
+    """State and hash by file; nothing where there are no notes, or broken ones."""
+    try:
+        content = json.loads(notes.read_bytes())
+        return {str(name): (str(state), str(sha256)) for name, (state, sha256) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def read_bytes(file: str) -> bytes:
@@ -169,17 +277,24 @@ def _no_tables(folder: str) -> DataError:
 
 
 def _shown(names: list[str], pattern: str) -> list[str]:
-    """Without marks of other programs such as `_SUCCESS`, unless the pattern asks for such names."""
-    if PurePosixPath(pattern).name.startswith("_"):
-        return names
-    return [name for name in names if not PurePosixPath(name).name.startswith("_")]
+    """Without hidden files and folders (`_SUCCESS`, `_temporary/`, `.staging/`) but those that the pattern names.
+
+    Folders before the pattern's first wildcard do not count.
+    """
+    parts = PurePosixPath(pattern).parts
+    fixed = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    asked = [part for part in parts[fixed:] if part.startswith(HIDDEN)]
+
+    def is_shown(name: str) -> bool:
+        hidden = [part for part in PurePosixPath(name).parts[fixed:] if part.startswith(HIDDEN)]
+        return all(any(fnmatchcase(part, one) for one in asked) for part in hidden)
+
+    return [name for name in names if is_shown(name)]
 
 
 def _tables(files: list[str], folder: str) -> list[str]:
     parts = {file: PurePosixPath(file).relative_to(PurePosixPath(folder)).parts for file in files}
-    return sorted(
-        file for file in files if kind_of(file) and not any(part.startswith((".", "_")) for part in parts[file])
-    )
+    return sorted(file for file in files if kind_of(file) and not any(part.startswith(HIDDEN) for part in parts[file]))
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -18,6 +18,7 @@ from features.files import content_hash, find_files
 from features.revision import code_hash
 
 STAGING = ".building-"
+REPLACED = ".replaced-"
 
 
 @contextmanager
@@ -35,6 +36,13 @@ def build_lock(folder: Path) -> Iterator[None]:
             raise LockError(f"{folder}: another process builds this feature set. Wait for it to end.") from None
         for stale in folder.glob(f"{STAGING}*"):
             shutil.rmtree(stale, ignore_errors=True)
+        for aside in folder.glob(f"{REPLACED}*"):
+            target = folder / aside.name.removeprefix(REPLACED)
+            # Without a target the builder died between its two renames: what stood there comes back.
+            if target.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(target)
         yield
 
 
@@ -50,13 +58,18 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
-    """Flush every file, rename the folder to its version, flip `CURRENT` to it."""
+    """Flush every file, rename the folder to its version, flip `CURRENT` to it.
+
+    A broken version of the same name is renamed aside, and deleted when the new one is in use: its readers go on, and
+    whoever opens `CURRENT` finds one of the two, but for the instant between two renames.
+    """
     flush_tree(staging)
-    target = folder / version
+    target, aside = folder / version, folder / f"{REPLACED}{version}"
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(aside)
     staging.rename(target)
     point_at(folder, version)
+    shutil.rmtree(aside, ignore_errors=True)
     return FeatureSet.open(target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,63 @@ def test_a_version_whose_manifest_is_broken_is_built_again(tmp_path: Path) -> No
     again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
     assert not again.reused and again.feature_set.path == first.path
     again.feature_set.verify()
+
+
+def broken_version(tmp_path: Path) -> FeatureSet:
+    """A published version whose manifest cannot be read: the same input builds it again, under the same name."""
+    found = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    (found.path / MANIFEST).write_text("{")
+    return found
+
+
+def test_a_version_that_is_replaced_is_never_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened it reads on: nothing is deleted before the new one stands in its place."""
+    first = broken_version(tmp_path)
+    there: list[bool] = []
+    original = shutil.rmtree
+
+    def watched(path: Path, **options: Any) -> None:
+        if (path / MANIFEST).is_file() and (path / MANIFEST).read_text() == "{":
+            there.append(first.path != path and (first.path / MANIFEST).is_file())
+        original(path, **options)
+
+    monkeypatch.setattr(publish.shutil, "rmtree", watched)
+    build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert there == [True] and versions(tmp_path / "out") == [first.path.name]
+
+
+def killed_while_renaming(first: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build again, and die between the two renames: the old one is aside, the new one not there yet."""
+    original = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if Path(target) == first.path:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_feature_set(raw_log(first.path.parents[2] / "raw"), first.path.parents[1])
+    assert not first.path.exists()
+
+
+def test_a_kill_between_the_renames_is_mended_by_the_next_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = broken_version(tmp_path)
+    killed_while_renaming(first, monkeypatch)
+    again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert not again.reused and versions(tmp_path / "out") == [first.path.name] == [current(tmp_path / "out")]
+
+
+def test_a_kill_between_the_renames_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next build may fail, too: what was set aside is put back before it begins."""
+    first = broken_version(tmp_path)
+    killed_while_renaming(first, monkeypatch)
+    with pytest.raises(DataError, match="'hour'"):
+        build_feature_set(raw_log(tmp_path / "raw", broken), tmp_path / "out")
+    assert (first.path / "items.arrow").is_file()
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,23 @@ def test_a_folder_without_keys_is_one_table(tmp_path: Path) -> None:
     assert scan(str(tmp_path)).collect()["user"].to_list() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("pattern", ["log/**/*.csv", "log/*/*/*.csv", "log/*", "l*/**/*.csv"])
+def test_what_a_running_writer_has_not_finished_is_not_read(tmp_path: Path, memory: str, pattern: str) -> None:
+    """Spark writes below `_temporary/` before it renames; other programs below `.staging/`."""
+    for name, user in (("day=1/a/p.csv", 1), ("_temporary/0/p.csv", 8), ("day=1/.staging/p.csv", 9)):
+        put_local(f"{tmp_path}/log/{name}", f"user\n{user}\n".encode())
+        put(f"{memory}/log/{name}", f"user\n{user}\n".encode())
+    for root in (str(tmp_path), memory):
+        found = [file for file in find_files(f"{root}/{pattern}") if file.endswith(".csv")]
+        assert [file.partition("/log/")[2] for file in found] == ["day=1/a/p.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["a/_old/*.csv", "*/_old/*.csv", "**/_old/p.csv", "a/_o*/*.csv", "a/_old"])
+def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path, pattern: str) -> None:
+    put_local(f"{tmp_path}/a/_old/p.csv", b"user\n1\n")
+    assert find_files(f"{tmp_path}/{pattern}") == [f"{tmp_path}/a/_old/p.csv"]
+
+
 def test_alternatives_keep_their_order_and_each_file_is_read_once(tmp_path: Path) -> None:
     for name in ("a1", "a2", "b1"):
         put_local(f"{tmp_path}/{name}.csv", f"user\n{name}\n".encode())
