@@ -104,8 +104,13 @@ def write_data(feature_set: FeatureSet, out: Path) -> None:
     `<split>.parquet` names a history of `<split>_histories.parquet` and an item of `items.parquet` a row.
 
     Raises:
-        ConfigError: an item column is of a kind that FuxiCTR's loader does not take.
+        ConfigError: a column is of a kind that FuxiCTR's loader does not take, or changes with time.
     """
+    if feature_set.item_versions is not None or feature_set.user_versions is not None:
+        raise ConfigError(
+            f"{feature_set.path}: its item or user table has `valid_from`, and FuxiCTR's loader takes one row an item. "
+            "Compare on a contract without it, or without peers."
+        )
     out.mkdir(parents=True, exist_ok=True)
     schema = feature_set.schema
     items: dict[str, Any] = {"item_index": np.arange(schema.items)}

@@ -24,6 +24,10 @@ class Batch:
         user_B: int32, user rows.
         context: context columns, int32 or float32 [B], by field name.
         candidate: numbers of the target as of the row's time, float32 [B], by field name.
+        item_versions_U: int32, where the columns of `items_U` stand that change with time: rows of the stacked table
+            (`features.versions`). None: as the table has them now, which is what a server reads. An item is in
+            `items_U` once for each of its versions.
+        user_versions_B: the same for `user_B`.
         label_B: float32, 0 or 1.
         weight_B: float32, ones where the log has no weights.
         labels: further targets, float32 [B] by name: 0, 1, or NaN where unknown.
@@ -39,6 +43,8 @@ class Batch:
     context: dict[str, Tensor] = field(default_factory=dict)
     candidate: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Tensor] = field(default_factory=dict)
+    item_versions_U: Tensor | None = None
+    user_versions_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target_B)
@@ -53,6 +59,7 @@ class Batch:
             **self.context,
             **self.candidate,
             **self.labels,
+            **({} if self.user_versions_B is None else {"user_versions_B": self.user_versions_B}),
         }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
@@ -62,6 +69,11 @@ class Batch:
                 raise ValueError(f"{name}: expected the shape of history_BS, got {tuple(values.shape)}")
         if self.items_U[0] != 0:
             raise ValueError("items_U: the first distinct item must be the padding item 0")
+        if self.item_versions_U is not None and self.item_versions_U.shape != self.items_U.shape:
+            raise ValueError(
+                f"item_versions_U: expected the shape of items_U, {tuple(self.items_U.shape)}, got "
+                f"{tuple(self.item_versions_U.shape)}"
+            )
         for name, values in {"target_B": self.target_B, "history_BS": self.history_BS}.items():
             if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < len(self.items_U)):
                 raise ValueError(f"{name}: indices outside the {len(self.items_U)} distinct items")
@@ -84,4 +96,6 @@ class Batch:
             context={name: change(values) for name, values in self.context.items()},
             candidate={name: change(values) for name, values in self.candidate.items()},
             labels={name: change(values) for name, values in self.labels.items()},
+            item_versions_U=None if self.item_versions_U is None else change(self.item_versions_U),
+            user_versions_B=None if self.user_versions_B is None else change(self.user_versions_B),
         )

@@ -15,7 +15,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ctr.interest.similarity import SimilaritySpaces, overlap
-from ctr.loader import newest_before
+from ctr.loader import ItemVersions, newest_before
 from ctr.tables import TableBuffers, frozen_tables
 from features.errors import ConfigError
 from features.feature_set import FeatureSet, SplitName
@@ -82,21 +82,29 @@ def _features(feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]
     """[rows of a chunk, F], in stored order."""
     tables = frozen_tables(feature_set)
     schema = feature_set.schema
-    every_item = torch.arange(schema.items)
+    versions = None if feature_set.item_versions is None else ItemVersions(feature_set.item_versions)
+    # Row i of all below is item i; or, of items that change, pair i of item and version.
+    items, columns_at = torch.arange(schema.items), None
+    if versions is not None:
+        items, columns_at = (torch.from_numpy(rows) for rows in versions.pairs(np.arange(versions.count)))
     buffers = TableBuffers(tables, schema, schema.user, like=torch.zeros(()))
+    columns = buffers.item_columns(items, columns_at)
+    known = {one.name: values.numpy() for one, values in zip(schema.item, columns, strict=True)}
     spaces = SimilaritySpaces(schema)
-    places = [one.numpy() for one in spaces(buffers.item_columns(every_item), buffers.vectors(every_item))]
+    places = [one.numpy() for one in spaces(columns, buffers.vectors(items))]
     units, codes = places[: spaces.cosines], places[spaces.cosines :]
-    item_table = _table(schema.item[1:], feature_set.items)
-    user_table = _table(schema.user[1:], feature_set.users)
-    numbers = [feature_set.items[one.name] for one in schema.item if one.kind == "numeric"]
+    item_table = _table(schema.item[1:], known)
+    numbers = [known[one.name] for one in schema.item if one.kind == "numeric"]
     for rows, events in zip(feature_set.rows(split), feature_set.events(split), strict=True):
         said = _said(schema.event, events)
         for start in range(0, len(rows["item"]), ROWS_PER_CHUNK):
             chunk = {name: values[start : start + ROWS_PER_CHUNK] for name, values in rows.items()}
             own = _table((*schema.context, *schema.candidate), chunk)
-            past = _past(chunk, events["item"], said, units, codes, numbers, schema.history_max_len)
-            yield np.concatenate([own, item_table[chunk["item"]], user_table[chunk["user"]], past], axis=1)
+            user = _table(schema.user[1:], feature_set.users_as_of(chunk["user"], chunk["time"]))
+            if versions is not None:
+                chunk["item"] = versions.number(chunk["item"], chunk["time"])
+            past = _past(chunk, events["item"], said, units, codes, numbers, schema.history_max_len, versions)
+            yield np.concatenate([own, item_table[chunk["item"]], user, past], axis=1)
 
 
 def _past(
@@ -107,6 +115,7 @@ def _past(
     codes: list[np.ndarray],
     numbers: list[np.ndarray],
     max_len: int,
+    versions: ItemVersions | None = None,
 ) -> np.ndarray:
     end_R, length_R = rows["history_end"], rows["history_len"]
     item_RS = np.zeros((len(end_R), max_len), item_E.dtype)
@@ -114,6 +123,8 @@ def _past(
     mask_RS = np.arange(max_len) >= max_len - length_R[:, None]
     place_RS = np.where(mask_RS, end_R[:, None] + np.arange(-max_len, 0), 0)
     item_RS = np.where(mask_RS, item_RS, 0)
+    if versions is not None:
+        item_RS = versions.number(item_RS, rows["time"][:, None])
     said_RSV = said_EV[place_RS] if len(said_EV) else np.zeros((*item_RS.shape, said_EV.shape[1]), np.float32)
     weights: list[np.ndarray] = [
         mask_RS.astype(np.float32),

@@ -101,7 +101,7 @@ def _without_row_field(model: ClickModel, batch: Batch) -> Iterator[tuple[str, B
         blank = torch.where(there, _blank(one, batch.events[one.name]), batch.events[one.name])
         yield f"history's {one.name}", replace(batch, events=batch.events | {one.name: blank})
     if model.user_fields:
-        yield "user", replace(batch, user_B=torch.full_like(batch.user_B, UNKNOWN))
+        yield "user", replace(batch, user_B=torch.full_like(batch.user_B, UNKNOWN), user_versions_B=None)
 
 
 def _without_item_field(model: ClickModel, tables: FrozenTables) -> Iterator[tuple[str, FrozenTables]]:

@@ -58,7 +58,8 @@ def permutation_importance(
 
     Row columns change places among the rows of a batch, which is a random sample of the split; events' values among
     the events of a batch; whole histories among rows. Item and user columns change places among the real items (users),
-    for the target and the history alike; the vectors of a set among the items, presence with them.
+    for the target and the history alike (those that change: among all versions); the vectors of a set among the items,
+    presence with them.
 
     A drop says what *this* model would miss, not what the input holds: of two inputs that say the same, each may be
     missed little. An input the model does not read has a drop of exactly 0. The interval is of rows, by a paired
@@ -168,7 +169,8 @@ def _table_column(side: str, name: str) -> ChangeTables:
     def change(tables: FrozenTables, draw: torch.Generator) -> FrozenTables:
         columns: dict[str, Tensor] = getattr(tables, side)
         order = _among_real(len(columns[name]), draw)
-        return replace(tables, **{side: columns | {name: columns[name][order]}})
+        changed: dict[str, Any] = {side: columns | {name: columns[name][order]}}
+        return replace(tables, **changed)
 
     return change
 

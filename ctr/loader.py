@@ -21,7 +21,8 @@ from ctr.batch import Batch
 from ctr.order import EpochOrder
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
-from features.schema import LABEL_PREFIX, PADDING
+from features.schema import LABEL_PREFIX, PADDING, UNKNOWN
+from features.versions import Versions
 
 BATCHES_AHEAD = 3
 
@@ -34,6 +35,7 @@ class Loader:
     A row stores only where its history ends; its items are copied from the flat events when its batch is
     made. The order of an epoch follows from (seed, epoch) alone (`ctr.order`), so that a resumed run sees the batches
     the interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
+    Where tables have versions, all of a row (its target, each event's item, its user) reads those of the row's time.
 
     Args:
         feature_set: what to read; nothing of it is copied into memory beyond one batch.
@@ -64,6 +66,8 @@ class Loader:
         self.schema = feature_set.schema
         self._rows = feature_set.rows(split)
         self._events = feature_set.events(split)
+        self._items = None if feature_set.item_versions is None else ItemVersions(feature_set.item_versions)
+        self._users = feature_set.user_versions
         self._require_columns(feature_set, split)
         part_rows = [len(part["item"]) for part in self._rows]
         self._starts = np.cumsum([0, *part_rows])
@@ -94,7 +98,7 @@ class Loader:
         return prefetch(self._batches(epoch, start_batch))
 
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        items = DistinctItems(self.schema.items)
+        items = DistinctItems(self.schema.items if self._items is None else self._items.count)
         for rows_B in replace(self._order, epoch=epoch).batches(start_batch):
             # The order inside a batch means nothing to training; in stored order each part is one slice.
             yield self._batch(np.sort(rows_B), items)
@@ -125,25 +129,37 @@ class Loader:
             return values_BS
 
         target_B, history_BS = gather("item"), gather_events("item")
+        if self._items is not None:
+            time_B = gather("time")
+            target_B, history_BS = self._items.number(target_B, time_B), self._items.number(history_BS, time_B[:, None])
         items_U, place = items.find(target_B, history_BS)
+        target_B, history_BS = place.take(target_B), place.take(history_BS)
+        item_versions_U = None
+        if self._items is not None:
+            items_U, item_versions_U = self._items.pairs(items_U)
+        user_B = gather("user")
+        user_versions_B = None if self._users is None else self._users.find(user_B, gather("time"))
         weighted = "weight" in self._rows[0]
         return Batch(
             items_U=torch.from_numpy(items_U),
-            target_B=torch.from_numpy(place.take(target_B)),
-            history_BS=torch.from_numpy(place.take(history_BS)),
-            user_B=_tensor(gather("user")),
+            target_B=torch.from_numpy(target_B),
+            history_BS=torch.from_numpy(history_BS),
+            user_B=_tensor(user_B),
             label_B=torch.from_numpy(gather("label").astype(np.float32)),
             weight_B=torch.from_numpy(gather("weight").astype(np.float32)) if weighted else torch.ones(len(rows_B)),
             events={field.name: _tensor(gather_events(field.name)) for field in self.schema.event},
             context={field.name: _tensor(gather(field.name)) for field in self.schema.context},
             candidate={field.name: _tensor(gather(field.name)) for field in self.schema.candidate},
             labels={name: _tensor(gather(LABEL_PREFIX + name)) for name in self.schema.labels},
+            item_versions_U=None if item_versions_U is None else torch.from_numpy(item_versions_U),
+            user_versions_B=None if user_versions_B is None else torch.from_numpy(user_versions_B),
         )
 
     def _require_columns(self, feature_set: FeatureSet, split: SplitName) -> None:
         columns = [field.name for field in (*self.schema.context, *self.schema.candidate)]
         columns += [LABEL_PREFIX + name for name in self.schema.labels]
         rows = {"user", "item", "label", "history_end", "history_len", *columns}
+        rows |= {"time"} if self._items is not None or self._users is not None else set()
         events = {"item", *(field.name for field in self.schema.event)}
         for folder, parts, needed in ((f"rows/{split}", self._rows, rows), ("events", self._events, events)):
             for number, part in enumerate(parts):
@@ -194,6 +210,35 @@ class DistinctItems:
         self._place[items_U] = np.arange(len(items_U), dtype=np.int32)
         self._marked[items_U] = False
         return items_U, self._place
+
+
+class ItemVersions:
+    """Numbers each pair of an item and one of its versions, so that a batch holds a pair once.
+
+    The row of the stacked table is a pair's number; it names the item too. But all items share the unknown row before
+    their first version begins: those pairs are numbered by item, after the stacked table.
+
+    Args:
+        versions: of the item table.
+    """
+
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
+        self._stacked = versions.size + len(versions.row_V)
+        self.count = self._stacked + versions.size
+
+    def number(self, items: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Numbers of the pairs of these items at these times (µs), int32 in the shape of `items`."""
+        rows = self._versions.find(items, time)
+        return np.where(rows == UNKNOWN, self._stacked + items, rows).astype(np.int32)
+
+    def pairs(self, numbers_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows and rows of the stacked table, int32 [U] each."""
+        before_first = numbers_U >= self._stacked
+        is_version = (numbers_U >= self._versions.size) & ~before_first
+        items_U = np.where(before_first, numbers_U - self._stacked, numbers_U)
+        items_U[is_version] = self._versions.row_V[numbers_U[is_version] - self._versions.size]
+        return items_U.astype(np.int32), np.where(before_first, UNKNOWN, numbers_U).astype(np.int32)
 
 
 def prefetch(source: Iterable[T], ahead: int = BATCHES_AHEAD) -> Generator[T, None, None]:

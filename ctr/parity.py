@@ -135,11 +135,7 @@ def check_item_parity(folder: Path, feature_set: FeatureSet, seed: int = 0) -> f
     schema = feature_set.schema
     real = np.arange(UNKNOWN, schema.items)
     rows = np.sort(np.random.default_rng(seed).permutation(real)[:ITEMS_COMPARED])
-    feed = {f"item_{f.name}": as_input(f, feature_set.items[f.name][rows]) for f in schema.item}
-    feed |= {f"vector_{v.name}": feature_set.vectors(v.name)[rows] for v in schema.vectors}
-    feed |= {f"present_{v.name}": feature_set.present(v.name)[rows] for v in schema.vectors}
-    ids_I = feature_set.items[schema.item[0].name].astype(np.int64)
-    feed |= {f"neighbours_{name}": ids_I[feature_set.neighbours(name)[rows]] for name in schema.neighbours}
+    feed = item_inputs(feature_set, rows, rows)
     session = open_session(folder / ITEMS)
     (row_MD,) = session.run(["row"], {node.name: feed[node.name] for node in session.get_inputs()})
     table_ID = np.memmap(folder / ITEM_TABLE, np.float32, mode="r").reshape(schema.items, -1)
@@ -151,6 +147,24 @@ def check_item_parity(folder: Path, feature_set: FeatureSet, seed: int = 0) -> f
             f"table's (at most {TOLERANCE} is allowed). The bundle is not published."
         )
     return float(difference_M[worst])
+
+
+def item_inputs(feature_set: FeatureSet, rows: np.ndarray, columns_at: np.ndarray) -> dict[str, np.ndarray]:
+    """What `items.onnx` takes of these item rows.
+
+    Args:
+        feature_set: whose items they are.
+        rows: item rows, [M].
+        columns_at: where their columns that change stand, rows of the stacked table, [M]; `rows` for the latest.
+    """
+    schema, versions = feature_set.schema, feature_set.item_versions
+    stacked = {} if versions is None else versions.stacked
+    known = {name: stacked[name][columns_at] if name in stacked else of[rows] for name, of in feature_set.items.items()}
+    feed = {f"item_{f.name}": as_input(f, known[f.name]) for f in schema.item}
+    feed |= {f"vector_{v.name}": feature_set.vectors(v.name)[rows] for v in schema.vectors}
+    feed |= {f"present_{v.name}": feature_set.present(v.name)[rows] for v in schema.vectors}
+    ids_I = feature_set.items[schema.item[0].name].astype(np.int64)
+    return feed | {f"neighbours_{name}": ids_I[feature_set.neighbours(name)[rows]] for name in schema.neighbours}
 
 
 def grid_cases(schema: Schema, seed: int = 0) -> Iterator[Case]:

@@ -21,12 +21,15 @@ class FrozenTables:
 
     Args:
         items: item columns by field name; int32 [items], int32 [items, max_len] for tags, float32 [items].
-        users: user columns, in the same form, [users].
+            A column that changes goes on behind them: [items + item_versions], the stacked table of
+            `features.versions`.
+        users: user columns, in the same form, [users] or [users + user_versions].
         vectors: one [items, width] per vector set as it is stored, float32, float16 or int8; zeros where an item
             has none.
         present: one bool [items] per vector set: which items have a vector.
         neighbours: one int32 [items, k] per table of neighbours: values of the id column, 0 where there are fewer.
         scales: one float32 [items] per vector set of int8, by which its vectors are multiplied.
+        item_versions, user_versions: how many versions all items (users) have; 0 where nothing changes.
     """
 
     items: dict[str, Tensor]
@@ -35,10 +38,18 @@ class FrozenTables:
     present: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
     neighbours: dict[str, Tensor] = field(default_factory=dict)
+    item_versions: int = 0
+    user_versions: int = 0
 
 
 def frozen_tables(feature_set: FeatureSet) -> FrozenTables:
-    """The tables of a feature set, on their memory maps where the files allow it: nothing is copied or decoded."""
+    """The tables of a feature set, on their memory maps where the files allow it: nothing is copied or decoded.
+
+    Columns with versions are copied: the latest and all versions stand in one table.
+    """
+    item_versions, user_versions = feature_set.item_versions, feature_set.user_versions
+    items = feature_set.items | (item_versions.stacked if item_versions else {})
+    users = feature_set.users | (user_versions.stacked if user_versions else {})
     sets = [vectors.name for vectors in feature_set.schema.vectors]
     stored = {name: feature_set.stored_vectors(name) for name in sets}
     near = {name: feature_set.neighbours(name) for name in feature_set.schema.neighbours}
@@ -46,11 +57,13 @@ def frozen_tables(feature_set: FeatureSet) -> FrozenTables:
         neighbours={
             name: _tensor(feature_set.items[feature_set.schema.item[0].name][rows_IK]) for name, rows_IK in near.items()
         },
-        items={name: _tensor(values) for name, values in feature_set.items.items()},
-        users={name: _tensor(values) for name, values in feature_set.users.items()},
+        items={name: _tensor(values) for name, values in items.items()},
+        users={name: _tensor(values) for name, values in users.items()},
         vectors={name: _tensor(vectors) for name, (vectors, _) in stored.items()},
         present={name: _tensor(feature_set.present(name)) for name in sets},
         scales={name: _tensor(scale) for name, (_, scale) in stored.items() if scale is not None},
+        item_versions=len(item_versions.row_V) if item_versions else 0,
+        user_versions=len(user_versions.row_V) if user_versions else 0,
     )
 
 
@@ -79,10 +92,12 @@ class TableBuffers(nn.Module):
     ) -> None:
         super().__init__()
         sets = [vectors.name for vectors in schema.vectors]
+        self._changing: set[str] = set()
         # Buffers go by position: a column may be called `type`, or hold a dot, which no buffer name can.
-        self._item = self._keep("item", tables.items, (f.name for f in schema.item), schema.items, like)
+        item_names, user_names = (f.name for f in schema.item), (f.name for f in user_fields)
+        self._item = self._keep("item", tables.items, item_names, schema.items, like, versions=tables.item_versions)
         self._item += self._keep("neighbour", tables.neighbours, neighbours, schema.items, like)
-        self._user = self._keep("user", tables.users, (f.name for f in user_fields), schema.users, like)
+        self._user = self._keep("user", tables.users, user_names, schema.users, like, versions=tables.user_versions)
         self._vector = self._keep("vector", tables.vectors, sets, schema.items, like, as_stored=True)
         self._present = self._keep("present", tables.present, sets, schema.items, like)
         scaled = [name for name in sets if tables.vectors[name].dtype == torch.int8]
@@ -90,13 +105,16 @@ class TableBuffers(nn.Module):
         self._scale = dict(zip((self._vector[sets.index(name)] for name in scaled), scales, strict=True))
         self._dtype = like.dtype
 
-    def item_columns(self, rows: Tensor) -> list[Tensor]:
-        """Item columns at these item rows, in the order of `schema.item`; then the ids of their neighbours."""
-        return self._gather(self._item, rows)
+    def item_columns(self, rows: Tensor, versions: Tensor | None = None) -> list[Tensor]:
+        """Item columns at these item rows, in the order of `schema.item`; then the ids of their neighbours.
 
-    def user_columns(self, rows: Tensor) -> list[Tensor]:
-        """User columns at these user rows, in the order of `user_fields`."""
-        return self._gather(self._user, rows)
+        Columns that change are read at `versions`, rows of the stacked table; the latest ones without.
+        """
+        return self._gather(self._item, rows, versions)
+
+    def user_columns(self, rows: Tensor, versions: Tensor | None = None) -> list[Tensor]:
+        """User columns at these user rows, in the order of `user_fields`; `versions` as of `item_columns`."""
+        return self._gather(self._user, rows, versions)
 
     def vectors(self, rows: Tensor) -> list[Tensor]:
         """Item vectors at these item rows, [rows, width] each, in the order of `schema.vectors`."""
@@ -120,6 +138,7 @@ class TableBuffers(nn.Module):
         rows: int,
         like: Tensor,
         as_stored: bool = False,
+        versions: int = 0,
     ) -> list[str]:
         names = []
         for position, column in enumerate(columns):
@@ -130,18 +149,21 @@ class TableBuffers(nn.Module):
                     "feature set; train it on this one."
                 )
             values = table[column]
-            if len(values) != rows:
+            if len(values) not in (rows, rows + versions):
                 raise DataError(
                     f"{side} table {column!r}: {len(values):,} rows where the schema has {rows:,}. "
                     "Build the feature set again with `quadrank features`."
                 )
             dtype = like.dtype if values.is_floating_point() and not as_stored else values.dtype
             names.append(f"{side}_{position}")
+            if len(values) > rows:
+                self._changing.add(names[-1])
             self.register_buffer(names[-1], values.to(like.device, dtype), persistent=False)
         return names
 
-    def _gather(self, names: Sequence[str], rows: Tensor) -> list[Tensor]:
-        return [self.get_buffer(name).index_select(0, rows) for name in names]
+    def _gather(self, names: Sequence[str], rows: Tensor, versions: Tensor | None = None) -> list[Tensor]:
+        at = dict.fromkeys(self._changing, versions) if versions is not None else {}
+        return [self.get_buffer(name).index_select(0, at.get(name, rows)) for name in names]
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -105,7 +105,9 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
         DataError: the split has no rows, or another number of them than there are scores.
         NumericalError: a score is not a probability.
     """
-    item_N, label_N = (np.concatenate([part[name] for part in feature_set.rows(split)]) for name in ("item", "label"))
+    item_N, time_N, label_N = (
+        np.concatenate([part[name] for part in feature_set.rows(split)]) for name in ("item", "time", "label")
+    )
     score_N = np.asarray(scores, np.float64)
     _require_probabilities(score_N, len(item_N), split)
     groups_N = groups_of(feature_set, split)
@@ -130,7 +132,9 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
         tail_share=tail,
         new_share=new,
         calibration=_ratio(score_N[listed_N].sum(), label_N[listed_N].sum(dtype=np.float64)),
-        by_value=tuple(_by_value(feature_set, item_N[listed_N], label_N[listed_N], score_N[listed_N])),
+        by_value=tuple(
+            _by_value(feature_set, item_N[listed_N], time_N[listed_N], label_N[listed_N], score_N[listed_N])
+        ),
     )
 
 
@@ -197,13 +201,14 @@ def _ratio(predicted: float, observed: float) -> float | None:
 
 
 def _by_value(
-    feature_set: FeatureSet, item_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
+    feature_set: FeatureSet, item_L: np.ndarray, time_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
 ) -> Iterator[ValueCalibration]:
-    """Columns in schema order without the id, their values in rising order."""
+    """Columns in schema order without the id, their values (as of the row's time) in rising order."""
+    known = feature_set.items_as_of(item_L, time_L)
     for field in feature_set.schema.item[1:]:
         if field.kind == "numeric" or field.size - FIRST_VALUE > MOST_VALUES:
             continue
-        value_LV = feature_set.items[field.name][item_L].reshape(len(item_L), -1)
+        value_LV = known[field.name].reshape(len(item_L), -1)
         values, each = value_LV.ravel(), value_LV.shape[1]
         rows = np.bincount(values, minlength=field.size)
         clicks = np.bincount(values, weights=np.repeat(label_L, each), minlength=field.size)

@@ -115,7 +115,7 @@ class Build:
 
     def run(self) -> str:
         """Write everything, the manifest last; returns the version."""
-        tables = Tables.read(self.contract)
+        tables = Tables.read(self.contract, self.as_of)
         log, fitted_on, findings = self._checked(tables)
         buckets = self._buckets(log.rows)
         self.clock.lap("check the log")
@@ -124,6 +124,8 @@ class Build:
         fitted = self._fit(log, tables, train)
         encoder = fitted.encoder
         write_arrow(self.staging / USERS, encoder.user_table)
+        for file, versions in fitted.versions.items():
+            write_arrow(self.staging / file, versions)
         self.clock.lap("fit encoders and tables")
         self._vectors(fitted, train)
         self.clock.lap("vectors")

@@ -10,22 +10,31 @@ from features.contract import Contract, Table
 from features.errors import DataError, named
 from features.files import find_files
 from features.sources import expression, readable, require_columns, scan
+from features.table_versions import refuse_wrong_unit, valid_from, versions_of
+from features.versions import VALID_FROM
 from features.vocabulary import Vocabulary, canonical
 
 
-def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
+def read_table(contract: Contract, table: Table, which: str, as_of: str | None = None) -> pl.DataFrame:
     """The id (as key) and the declared columns of an item or user table, each under its own name.
 
     Files that are read as one table may overlap: a row that another file has too, the same in all declared columns, is
-    one row.
+    one row. With `valid_from`, the versions of all ids by id and time, `VALID_FROM` beside their columns.
+
+    Args:
+        contract: what the columns are.
+        table: which of its tables.
+        which: item or user.
+        as_of: last day (UTC) that is read; later versions are left out.
 
     Raises:
-        DataError: missing file or column, null or duplicate ids.
+        DataError: missing file or column, null or duplicate ids, a `valid_from` that is none.
     """
     path = contract.resolve(table.path)
     raw = scan(path, table.format)
-    require_columns(raw, path, [table.id])
-    columns = {
+    require_columns(raw, path, [table.id, *([table.valid_from] if table.valid_from else [])])
+    columns = {} if table.valid_from is None else {VALID_FROM: valid_from(raw, path, table, which)}
+    columns |= {
         name: expression(raw, path, f"{which}s.columns.{name}", spec.source or name)
         for name, spec in table.columns.items()
     }
@@ -39,11 +48,15 @@ def read_table(contract: Contract, table: Table, which: str) -> pl.DataFrame:
         raise DataError(
             f"{path}: {which} id {table.id!r}: {ids.null_count()} of {len(ids)} rows are null. Remove them."
         )
+    if table.valid_from is not None:
+        if raw.collect_schema()[table.valid_from].is_integer():
+            refuse_wrong_unit(content, path, table, which, contract.checks.earliest)
+        return versions_of(content.with_columns(ids), path, table, which, as_of)
     twice = ids.filter(ids.is_duplicated())
     if len(twice):
         raise DataError(
             f"{path}: {which} id {table.id!r}: {twice.n_unique()} ids appear more than once in {len(ids)} rows, e.g. "
-            f"{twice[0]!r}. Keep one row each."
+            f"{twice[0]!r}. Keep one row each, or say when each begins to hold: {which}s.valid_from."
         )
     return content.with_columns(ids)
 
@@ -101,7 +114,7 @@ def fit_columns(
     """Encoders of a catalogue's id and columns, fitted on (or, with `prior`, grown by) those seen in training.
 
     Args:
-        frame: one row an id, as `build_catalogue` made it.
+        frame: one row an id, as `build_catalogue` made it; or the versions of them that the training window can read.
         trained: ids of the training window and their rows.
         table: its declaration.
         id_name: the id column.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,12 +25,23 @@ RESERVED_PREFIXES = ("_", LABEL_PREFIX)
 
 
 class Table(Settings):
-    """Optional table of users or items: an id and typed columns."""
+    """Optional table of users or items: an id and typed columns.
+
+    One row an id; with `valid_from` any number of them, each what was known of the id from that instant on.
+    """
 
     path: str
     format: Format = Format()
     id: str
     columns: dict[str, Column] = {}
+    valid_from: str | None = Field(None, description="time column: when a row begins to hold, for columns that change")
+    time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of a whole-number `valid_from`")
+
+    @model_validator(mode="after")
+    def _something_can_change(self) -> Table:
+        if self.valid_from is not None and not self.columns:
+            raise ValueError("valid_from: the table declares no columns that could change; remove it")
+        return self
 
 
 class Truth(Settings):
@@ -98,6 +109,9 @@ class Contract(Settings):
             raise ValueError("interactions.time: may be null only with `history.given` and `split.by: files`")
         if self.history.given is not None and self.counters:
             raise ValueError("counters: need the log's own events in time, which a given history does not show")
+        for section, table in (("items", self.items), ("users", self.users)):
+            if table and table.valid_from is not None and self.interactions.time is None:
+                raise ValueError(f"{section}.valid_from: a log without interactions.time has no instant to read it at")
         for name, column in self.history.columns.items():
             if isinstance(column, Residual):
                 counter = self.counters.get(column.counter)

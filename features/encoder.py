@@ -19,6 +19,7 @@ from features.feature_set import read_arrow, write_arrow
 from features.request import Request
 from features.schema import UNKNOWN, Field, Schema
 from features.settings import validate
+from features.versions import ROW, VALID_FROM
 from features.vocabulary import Vocabulary
 
 ENCODER = "encoder.json"
@@ -246,6 +247,22 @@ def encode_table(table: pl.DataFrame, columns: Columns) -> dict[str, np.ndarray]
         name: np.concatenate([encoder.blank(0), encoder.blank(UNKNOWN), encoder.encode(table[name])])
         for name, encoder in columns.items()
     }
+
+
+def encode_versions(versions: pl.DataFrame, id_name: str, ids: Vocabulary, columns: Columns) -> dict[str, np.ndarray]:
+    """Encode the versions of a table's ids, in the order of catalogue row and time; the id itself does not change.
+
+    Args:
+        versions: the id, `VALID_FROM` and raw columns, by id and time.
+        id_name: the id column.
+        ids: the catalogue.
+        columns: encoders of the table.
+    """
+    row_V = ids.encode(versions[id_name]).astype(np.int32)
+    order = np.argsort(row_V, kind="stable")  # rows of a catalogue that grew are not in the order of ids
+    encoded = {name: encoder.encode(versions[name]) for name, encoder in columns.items() if name != id_name}
+    found = {ROW: row_V, VALID_FROM: versions[VALID_FROM].to_numpy(), **encoded}
+    return {name: values[order] for name, values in found.items()}
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from features.errors import DataError, require_format
 from features.schema import Schema
 from features.settings import Settings
 from features.vectors.store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
+from features.versions import ITEM_VERSIONS, USER_VERSIONS, Versions, columns_as_of
 
 SplitName = Literal["train", "valid", "test"]
 
@@ -107,7 +108,8 @@ class FeatureSet:
         rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] context…
                                                    history_end history_len
         events/part-00000.arrow                    item time event columns…, by user and time
-        items.arrow users.arrow                    encoded columns; row i is item (user) row i
+        items.arrow users.arrow                    encoded columns; row i is item (user) row i, its latest version
+        {item,user}_versions.arrow                 all versions, by row and the instant they begin (with `valid_from`)
         embeddings/<set>.npy <set>.present.npy     float32, float16 or int8 [items, width]; bool [items]
         embeddings/<set>.scale.npy                 float32 [items], of an int8 set
         neighbours/<column>.npy                    item rows, int32 [items, k]
@@ -184,6 +186,24 @@ class FeatureSet:
         """Encoded user columns, as `items`."""
         return self._table("users.arrow")
 
+    @cached_property
+    def item_versions(self) -> Versions | None:
+        """Which version of an item a row reads; None where the item table has one row an id."""
+        return self._versions(ITEM_VERSIONS, self.items)
+
+    @cached_property
+    def user_versions(self) -> Versions | None:
+        """Which version of a user a row reads; None where the user table has one row an id."""
+        return self._versions(USER_VERSIONS, self.users)
+
+    def items_as_of(self, rows: np.ndarray, time: np.ndarray) -> dict[str, np.ndarray]:
+        """Item columns of these item rows, as they were at these times (µs)."""
+        return columns_as_of(self.items, self.item_versions, rows, time)
+
+    def users_as_of(self, rows: np.ndarray, time: np.ndarray) -> dict[str, np.ndarray]:
+        """User columns of these user rows, as they were at these times (µs)."""
+        return columns_as_of(self.users, self.user_versions, rows, time)
+
     def vectors(self, name: str) -> np.ndarray:
         """One vector set, float32 [items, width], zeros where missing and not filled.
 
@@ -215,6 +235,9 @@ class FeatureSet:
 
     def _table(self, name: str) -> dict[str, np.ndarray]:
         return read_arrow(self.path / name)
+
+    def _versions(self, name: str, latest: dict[str, np.ndarray]) -> Versions | None:
+        return Versions(latest, self._table(name)) if (self.path / name).is_file() else None
 
 
 def read_arrow(path: Path) -> dict[str, np.ndarray]:

@@ -11,11 +11,13 @@ from features.catalogue import build_catalogue, fit_columns, grown_catalogue, re
 from features.columns import ColumnEncoder, Columns, encode_value, fit_column
 from features.contract import Contract
 from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
-from features.encoder import Encoder, encode_table, fields
+from features.encoder import Encoder, encode_table, encode_versions, fields
 from features.errors import DataError, named
 from features.log import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER, Log, chunks, value_counts
 from features.sampling import drawn
 from features.schema import UNKNOWN, Schema
+from features.table_versions import latest, visible
+from features.versions import ITEM_VERSIONS, USER_VERSIONS
 from features.vocabulary import canonical
 
 MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, drawn evenly over it
@@ -23,18 +25,28 @@ MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, 
 
 @dataclass(frozen=True)
 class Tables:
-    """The raw item and user tables of a contract, None where it declares none."""
+    """The raw item and user tables of a contract, None where it declares none.
+
+    Args:
+        items, users: one row an id, the latest.
+        item_versions, user_versions: all rows by id and `VALID_FROM`, of a table that declares `valid_from`.
+    """
 
     items: pl.DataFrame | None
     users: pl.DataFrame | None
+    item_versions: pl.DataFrame | None = None
+    user_versions: pl.DataFrame | None = None
 
     @classmethod
-    def read(cls, contract: Contract) -> Tables:
-        """Read both. Raises DataError: missing file or column, null or duplicate ids."""
-        return cls(
-            read_table(contract, contract.items, "item") if contract.items else None,
-            read_table(contract, contract.users, "user") if contract.users else None,
-        )
+    def read(cls, contract: Contract, as_of: str | None = None) -> Tables:
+        """Read both, up to the day `as_of`. Raises DataError: missing file or column, null or duplicate ids."""
+        found: dict[str, pl.DataFrame | None] = {}
+        for which, declared in (("item", contract.items), ("user", contract.users)):
+            table = read_table(contract, declared, which, as_of) if declared else None
+            if table is not None and declared is not None and declared.valid_from is not None:
+                found[f"{which}_versions"], table = table, latest(table, declared.id)
+            found[f"{which}s"] = table
+        return cls(**found)
 
     def ids(self, contract: Contract) -> tuple[pl.Series | None, pl.Series | None]:
         """Ids of the item and of the user table."""
@@ -50,11 +62,13 @@ class Fitted:
     Args:
         encoder: of every column but counters and vectors.
         items: encoded item table, row i is catalogue row i.
+        versions: encoded versions by the name of their file, of the tables that have some.
         trained_I: which catalogue items were seen in training, bool [items].
     """
 
     encoder: Encoder
     items: dict[str, np.ndarray]
+    versions: dict[str, dict[str, np.ndarray]]
     trained_I: np.ndarray
 
 
@@ -88,7 +102,9 @@ def fit(
         (ITEM, interactions.item, contract.items, tables.items, contract.item_field, interactions.item_min_count),
         (USER, interactions.user, contract.users, tables.users, contract.user_field, interactions.user_min_count),
     )
+    changing = {ITEM: (ITEM_VERSIONS, tables.item_versions), USER: (USER_VERSIONS, tables.user_versions)}
     vocabularies, learned, encoded, trained = {}, {}, {}, {}
+    versions: dict[str, dict[str, np.ndarray]] = {}
     for key, column, declared, table, id_name, min_count in sides:
         trained[key] = value_counts(train, key)
         vocabularies[key], frame = build_catalogue(_everyone(log, key, column), table, id_name, log.path)
@@ -96,11 +112,15 @@ def fit(
         before = None if prior is None else (prior.items, prior.item) if key == ITEM else (prior.users, prior.user)
         if before is not None:
             vocabularies[key], frame = grown_catalogue(before[0], frame, id_name)
+        file, known = changing[key]
+        fitted_on = frame if known is None else _visible(known, id_name, train)
         learned[key] = fit_columns(
-            frame, trained[key], declared, id_name, min_count, path, before[1] if before else None
+            fitted_on, trained[key], declared, id_name, min_count, path, before[1] if before else None
         )
         with named(path):
             encoded[key] = encode_table(frame, learned[key])
+            if known is not None:
+                versions[file] = encode_versions(known, id_name, vocabularies[key], learned[key])
     context: Columns = {
         name: _fit_column(train, CONTEXT + name, spec, log.path, prior.context.get(name) if prior else None, fresh)
         for name, spec in interactions.context.items()
@@ -139,7 +159,13 @@ def fit(
     )
     trained_I = np.zeros(schema.items, bool)
     trained_I[vocabularies[ITEM].encode(trained[ITEM]["value"])] = True
-    return Fitted(encoder, encoded[ITEM], trained_I)
+    return Fitted(encoder, encoded[ITEM], versions, trained_I)
+
+
+def _visible(versions: pl.DataFrame, id_name: str, train: pl.LazyFrame) -> pl.DataFrame:
+    """The versions that a row of the training window can read: no later one may teach an encoder anything."""
+    first, last = train.select(first=pl.col(TIME).min(), last=pl.col(TIME).max()).collect(engine="streaming").row(0)
+    return visible(versions, id_name, first, last)
 
 
 def _everyone(log: Log, key: str, column: str) -> pl.Series:

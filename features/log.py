@@ -87,7 +87,7 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
         frame = pl.concat(numbered, how="vertical_relaxed")
     if as_of is not None:
         # A row without a time is for the checks to tell of.
-        frame = frame.filter((pl.col(TIME) < _end_of(as_of)) | pl.col(TIME).is_null())
+        frame = frame.filter((pl.col(TIME) < end_of(as_of)) | pl.col(TIME).is_null())
     return Unchecked(frame, path, unlabelled)
 
 
@@ -100,7 +100,7 @@ def earlier_events(contract: Contract, as_of: str | None = None) -> tuple[pl.Laz
     frames = (_earlier(contract, table) for table in contract.history.tables)
     if as_of is None:
         return tuple(frames)
-    return tuple(frame.filter(pl.col(TIME) < _end_of(as_of)) for frame in frames)
+    return tuple(frame.filter(pl.col(TIME) < end_of(as_of)) for frame in frames)
 
 
 def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str, text_format: str | None = None) -> pl.Expr:
@@ -146,7 +146,8 @@ def chunks(frame: pl.LazyFrame, rows: int | None = None) -> Iterator[pl.DataFram
     yield from frame.collect_batches(chunk_size=ROWS_A_CHUNK, engine="streaming", maintain_order=True)
 
 
-def _end_of(day: str) -> int:
+def end_of(day: str) -> int:
+    """The first instant after a day (UTC), µs since 1970."""
     after = datetime.combine(date.fromisoformat(day) + timedelta(days=1), datetime.min.time())
     return int((after - datetime(1970, 1, 1)).total_seconds()) * 1_000_000
 

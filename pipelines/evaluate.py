@@ -14,6 +14,7 @@ from ctr.controls import optimum_scores, popularity_scores
 from ctr.metrics import evaluate
 from ctr.parity import as_input
 from ctr.ranker import Ranker
+from ctr.ranker_as_of import RankerAsOf, ranker_as_of
 from ctr.ranking_metrics import ranking_metrics, requests_of
 from ctr.slices import slice_metrics
 from ctr.toplists import top_lists
@@ -97,7 +98,9 @@ def controls(feature_set: FeatureSet, split: SplitName) -> dict[str, Metrics]:
 
 
 def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: Console) -> Summary:
-    """Score a split through the ONNX graph, as a server would, and print it beside the controls.
+    """Score a split through the ONNX graph, as a server would have, and print it beside the controls.
+
+    Items and users that change are read as of each row's time: then it was the latest that a server had.
 
     Raises:
         ConfigError: no such split, or the feature set the bundle was trained on is not in the workspace.
@@ -114,7 +117,8 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
             f"`quadrank features`, or name the folder that holds it with --work."
         )
     feature_set = FeatureSet.open(folder)
-    served = np.concatenate(list(_served_scores(ranker, feature_set, split)))
+    with ranker_as_of(ranker, feature_set) as then:
+        served = np.concatenate(list(_served_scores(then, feature_set, split)))
     scores, tasks = served[:, 0], dict(zip(ranker.tasks, served[:, 1:].T, strict=True))
     sampling = feature_set.manifest.sampling
     if sampling is not None and sampling.rate is not None:
@@ -137,19 +141,19 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     return summary
 
 
-def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
+def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
     """One request a row: the row's own context and history, and its item as the only candidate."""
-    schema, users = feature_set.schema, feature_set.users
+    schema = feature_set.schema
     parts = zip(feature_set.rows(split), feature_set.events(split), strict=True)
     total = feature_set.manifest.windows[split].rows
     with progress(f"scoring {split} through ONNX", total=total, unit="rows") as bar:
         for rows, events in parts:
-            scores = np.empty((len(rows["item"]), 1 + len(ranker.tasks)), np.float32)
+            scores = np.empty((len(rows["item"]), 1 + len(then.ranker.tasks)), np.float32)
+            users = feature_set.users_as_of(rows["user"], rows["time"])
             for i in range(len(scores)):
                 past = slice(rows["history_end"][i] - rows["history_len"][i], rows["history_end"][i])
-                user = slice(rows["user"][i], rows["user"][i] + 1)
                 request = EncodedRequest(
-                    user={field.name: as_input(field, users[field.name][user]) for field in schema.user},
+                    user={field.name: as_input(field, users[field.name][i : i + 1]) for field in schema.user},
                     context={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context},
                     history_item=events["item"][past].astype(np.int64),
                     history_events={field.name: as_input(field, events[field.name][past]) for field in schema.event},
@@ -158,6 +162,6 @@ def _served_scores(ranker: Ranker, feature_set: FeatureSet, split: SplitName) ->
                     unknown_history=0,
                     unknown_candidates=(),
                 )
-                scores[i] = ranker.scores(request)[0]
+                scores[i] = then.scores(request, rows["time"][i])[0]
                 bar.advance(1)
             yield scores

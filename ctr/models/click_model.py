@@ -135,7 +135,8 @@ class ClickModel(nn.Module):
 
     def past(self, batch: Batch) -> BatchPast:
         """The targets of a batch and the events before them."""
-        columns, vectors = self.tables.item_columns(batch.items_U), self.tables.vectors(batch.items_U)
+        columns = self.tables.item_columns(batch.items_U, batch.item_versions_U)
+        vectors = self.tables.vectors(batch.items_U)
         x_UD = self.item_encoder(columns, vectors, self.tables.present(batch.items_U))
         places = self.spaces(columns, vectors) if self.spaces is not None else []
         cosines = self.spaces.cosines if self.spaces is not None else 0
@@ -178,13 +179,15 @@ class ClickModel(nn.Module):
 
     def _crossed(self, batch: Batch) -> Tensor:
         assert self.crosses is not None
-        columns = self.tables.item_columns(batch.items_U)
+        columns = self.tables.item_columns(batch.items_U, batch.item_versions_U)
         codes_UF = self.crosses.codes(columns, next(self.parameters()))
-        context = [*self.tables.user_columns(batch.user_B), *(batch.context[one.name] for one in self.context_fields)]
+        user = self.tables.user_columns(batch.user_B, batch.user_versions_B)
+        context = [*user, *(batch.context[one.name] for one in self.context_fields)]
         crossed_BH: Tensor = self.crosses(context, F.embedding(batch.target_B, codes_UF))
         return crossed_BH
 
     def _context(self, batch: Batch) -> Tensor:
         columns = [batch.context[field.name] for field in self.context_fields]
-        context_BC: Tensor = self.context_encoder([*self.tables.user_columns(batch.user_B), *columns])
+        user = self.tables.user_columns(batch.user_B, batch.user_versions_B)
+        context_BC: Tensor = self.context_encoder([*user, *columns])
         return context_BC

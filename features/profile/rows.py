@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from features.feature_set import SPLITS, PartEntry, SplitName, read_arrow
 from features.sampling import drawn
 from features.schema import UNKNOWN, Field, Schema
+from features.versions import Versions
 
 SAMPLE = 500_000  # rows: a share of 1 % is known to 0.03 points with 95 % confidence
 DAY = 86_400_000_000  # µs
@@ -26,10 +27,12 @@ class SplitCounts:
     Args:
         item_rows, item_clicks: rows and positive rows of each item row, int64 [items].
         user_rows: rows of each user row, int64 [users].
+        version_rows: of tables with versions, rows of each row of the stacked table, by `item` or `user`.
         lengths: rows by history length, int64 [bins of `LENGTHS`].
         days: by UTC day since 1970: rows, rows with a label, positives.
         missing: missing or unknown values, by row column.
-        sample: columns `user item day label… history_length` and `<section>.<name>`; values of event columns are those
+        sample: columns `user item day label… history_length`, `item_version` and `user_version` of tables with versions
+            (rows of the stacked table), and `<section>.<name>`; values of event columns are those
             of the newest event, of which rows without a history have none.
     """
 
@@ -39,6 +42,7 @@ class SplitCounts:
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(len(LENGTHS), np.int64))
     days: dict[int, np.ndarray] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
+    version_rows: dict[str, np.ndarray] = field(default_factory=dict)
     pieces: list[Rows] = field(default_factory=list)
 
     @property
@@ -51,8 +55,16 @@ class SplitCounts:
         return {name: np.concatenate([piece[name] for piece in self.pieces]) for name in self.pieces[0]}
 
 
-def count_rows(folder: Path, parts: Sequence[PartEntry], schema: Schema) -> tuple[dict[SplitName, SplitCounts], int]:
+def count_rows(
+    folder: Path, parts: Sequence[PartEntry], schema: Schema, versions: Mapping[str, Versions]
+) -> tuple[dict[SplitName, SplitCounts], int]:
     """Read every part once, one at a time.
+
+    Args:
+        folder: of the feature set.
+        parts: its files.
+        schema: its fields.
+        versions: of the tables that have some, by `item` or `user`.
 
     Returns:
         Counts of each split that has rows, and k where one row in k was sampled (evenly, with a fixed seed).
@@ -69,7 +81,10 @@ def count_rows(folder: Path, parts: Sequence[PartEntry], schema: Schema) -> tupl
         rows = read_arrow(folder / part.rows)
         events = read_arrow(folder / part.events) if schema.event else {}
         # A seed for each part, so that no place is drawn in all of them.
-        _add(counts[part.split], rows, events, schema, drawn(0, len(rows["user"]), one_in, number))
+        places = drawn(0, len(rows["user"]), one_in, number)
+        _add(counts[part.split], rows, events, schema, places)
+        for section, known in versions.items():
+            _add_versions(counts[part.split], section, known, rows, places)
     return {name: split for name, split in counts.items() if split.rows}, one_in
 
 
@@ -116,6 +131,13 @@ def _add_column(
 ) -> None:
     counts.missing[name] = counts.missing.get(name, 0) + int(is_missing(one, values).sum())
     piece[name] = draw(values)
+
+
+def _add_versions(counts: SplitCounts, section: str, versions: Versions, rows: Rows, drawn: np.ndarray) -> None:
+    found = versions.find(rows[section], rows["time"])
+    rows_V = np.bincount(found, minlength=versions.size + len(versions.row_V))
+    counts.version_rows[section] = counts.version_rows.get(section, 0) + rows_V
+    counts.pieces[-1][f"{section}_version"] = found[drawn]
 
 
 def _add_days(days: dict[int, np.ndarray], day_R: np.ndarray, label_R: np.ndarray) -> None:

@@ -39,6 +39,7 @@ from features.profile.tally import (
     value_bins,
 )
 from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
+from features.versions import ITEM_VERSIONS, USER_VERSIONS, Versions
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SHOWN = 10  # top values
@@ -62,13 +63,15 @@ def write_profile(folder: Path, parts: Sequence[PartEntry], encoder: Encoder) ->
         encoder: with the final schema; gives indices their names and numbers their scale back.
     """
     schema = encoder.schema
-    counts, one_in = count_rows(folder, parts, schema)
     tables = {"item": read_arrow(folder / "items.arrow"), "user": read_arrow(folder / "users.arrow")}
+    files = {"item": folder / ITEM_VERSIONS, "user": folder / USER_VERSIONS}
+    versions = {name: Versions(tables[name], read_arrow(path)) for name, path in files.items() if path.is_file()}
+    counts, one_in = count_rows(folder, parts, schema, versions)
     present = {one.name: np.load(folder / "embeddings" / f"{one.name}.present.npy") for one in schema.vectors}
     samples = {name: split.sample() for name, split in counts.items()}
     tallier = _Tallier(samples, sorted({day for split in counts.values() for day in split.days}))
     columns: dict[SplitName, dict[str, ColumnProfile]] = {name: {} for name in counts}
-    for column in _columns(encoder, tables):
+    for column in _columns(encoder, tables, versions):
         values = {name: column.of(sample) for name, sample in samples.items()}
         tallier.add(column.name, *_binned(column, values, samples))
         for name, split in counts.items():
@@ -94,6 +97,7 @@ def write_profile(folder: Path, parts: Sequence[PartEntry], encoder: Encoder) ->
 class _Column:
     """A column of the rows (`table` is None), or of the table that they point into.
 
+    `at`: the column of the sample that points into the table.
     `named`: its values have bins of their own. Not those of the user id, since users are what noise is measured by, nor
     codes that are learned anew with each feature set.
     """
@@ -103,6 +107,7 @@ class _Column:
     reader: Reader | None
     table: np.ndarray | None
     named: bool
+    at: str
 
     @property
     def name(self) -> str:
@@ -110,13 +115,14 @@ class _Column:
 
     def of(self, sample: Rows) -> np.ndarray:
         """Its encoded values in the sampled rows; event columns: in those with a history."""
-        return sample[self.name] if self.table is None else self.table[sample[self.section]]
+        return sample[self.name] if self.table is None else self.table[sample[self.at]]
 
     def missing(self, counts: SplitCounts) -> int:
         """How many rows of a split miss it."""
         if self.table is None:
             return counts.missing[self.name]
-        rows = counts.item_rows if self.section == "item" else counts.user_rows
+        by_id = counts.item_rows if self.section == "item" else counts.user_rows
+        rows = by_id if self.at == self.section else counts.version_rows[self.section]
         return int(rows[is_missing(self.field, self.table)].sum())
 
     def rows(self, counts: SplitCounts) -> int:
@@ -124,7 +130,7 @@ class _Column:
         return counts.rows - int(counts.lengths[0]) if self.section == "event" else counts.rows
 
 
-def _columns(encoder: Encoder, tables: dict[str, Rows]) -> Iterator[_Column]:
+def _columns(encoder: Encoder, tables: dict[str, Rows], versions: Mapping[str, Versions]) -> Iterator[_Column]:
     sections = {
         "context": encoder.context,
         "candidate": encoder.candidate,
@@ -136,9 +142,11 @@ def _columns(encoder: Encoder, tables: dict[str, Rows]) -> Iterator[_Column]:
     for section, learned in sections.items():
         for field in getattr(encoder.schema, section):
             reader = reader_of(learned.get(field.name), field)
-            table = tables[section][field.name] if section in tables else None
+            table, at = tables[section][field.name] if section in tables else None, section
+            if section in versions and field.name in versions[section].stacked:
+                table, at = versions[section].stacked[field.name], f"{section}_version"
             named = reader is not None and not (section == "user" and field is user_id)
-            yield _Column(section, field, reader, table, named)
+            yield _Column(section, field, reader, table, named, at)
 
 
 class _Tallier:

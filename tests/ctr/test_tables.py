@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ctr.tables import FrozenTables, TableBuffers, frozen_tables
+from features.errors import DataError
 from features.feature_set import read_arrow, write_arrow
 from features.schema import Field, Schema, VectorSet
 
@@ -52,6 +53,8 @@ def test_tables_are_the_columns_as_stored_without_a_word(tmp_path: Path):
         neighbours=lambda name: np.array([[0, 0], [2, 0], [1, 2]], np.int32),
         items=read_arrow(tmp_path / "items.arrow"),
         users={"user": index},
+        item_versions=None,
+        user_versions=None,
         stored_vectors=lambda name: stored[name],
         present=lambda name: np.array([False, True, True]),
     )
@@ -89,3 +92,23 @@ def test_vectors_of_the_models_own_type_are_not_copied():
     vectors = torch.randn(3, 2)
     tables = buffers(vectors, {}, torch.float32)
     assert [b.data_ptr() for n, b in tables.named_buffers() if n.startswith("vector")] == [vectors.data_ptr()]
+
+
+def test_only_columns_that_change_are_read_at_the_version():
+    versioned = FrozenTables(
+        items={"item": torch.tensor([0, 1, 2]), "price": torch.tensor([0.0, 1.0, 7.0, 5.0, 7.0])},
+        item_versions=2,
+        vectors={"text": torch.eye(3)[:, :2]},
+        present={"text": torch.tensor([False, True, True])},
+    )
+    schema = SCHEMA.model_copy(update={"item": (*SCHEMA.item, Field(name="price", kind="numeric"))})
+    tables = TableBuffers(versioned, schema, [], like=torch.zeros(1))
+    rows, versions = torch.tensor([2, 2, 2]), torch.tensor([3, 4, 1])
+    assert [one.tolist() for one in tables.item_columns(rows, versions)] == [[2, 2, 2], [5.0, 7.0, 1.0]]
+    assert [one.tolist() for one in tables.item_columns(rows)] == [[2, 2, 2], [7.0, 7.0, 7.0]]
+
+
+def test_a_table_longer_than_its_versions_is_refused():
+    longer = FrozenTables(items={"item": torch.zeros(6)}, item_versions=2, vectors={"text": torch.zeros(3, 2)})
+    with pytest.raises(DataError, match="6 rows where the schema has 3"):
+        TableBuffers(longer, SCHEMA, [], like=torch.zeros(1))

@@ -12,6 +12,7 @@ from ctr.controls import popularity_scores
 from ctr.toplists import Compared, ValueCalibration, best_rows, gini, top_lists
 from features.errors import ConfigError, DataError, NumericalError
 from features.schema import Field, Schema
+from features.versions import ROW, VALID_FROM, Versions, columns_as_of
 from tests.toy import toy_feature_set
 
 # Training: item 2 has 4 rows and 3 clicks, item 3 has 2 and 1, item 4 a row without a click, 5 and 6 nothing.
@@ -25,9 +26,10 @@ TEST = {
 SCORES = np.array([0.9, 0.8, 0.5, 0.2, 0.1, 0.6])
 
 
-def by_hand(**columns: np.ndarray) -> SimpleNamespace:
+def by_hand(versions: dict[str, np.ndarray] | None = None, **columns: np.ndarray) -> SimpleNamespace:
     """As much of a feature set as lists read; `columns` replace those of the test rows."""
-    rows = {"train": [TRAIN], "test": [{**TEST, **columns}]}
+    test = {**TEST, **columns}
+    rows = {"train": [TRAIN], "test": [{"time": np.arange(len(test["item"])), **test}]}
     fields = (
         Field(name="item_id", kind="categorical", size=4),
         Field(name="genre", kind="categorical", size=4),
@@ -35,13 +37,14 @@ def by_hand(**columns: np.ndarray) -> SimpleNamespace:
         Field(name="tags", kind="tags", size=4, max_len=2),
         Field(name="price", kind="numeric"),
     )
+    items = {
+        "genre": np.array([0, 1, 2, 3, 3, 1, 2]),
+        "tags": np.array([[0, 0], [1, 0], [2, 3], [0, 0], [2, 0], [3, 0], [2, 0]]),
+    }
     return SimpleNamespace(
         rows=rows.__getitem__,
         schema=Schema(items=7, users=4, item=fields, user=fields[:1], history_max_len=1),
-        items={
-            "genre": np.array([0, 1, 2, 3, 3, 1, 2]),
-            "tags": np.array([[0, 0], [1, 0], [2, 3], [0, 0], [2, 0], [3, 0], [2, 0]]),
-        },
+        items_as_of=lambda item, time: columns_as_of(items, versions and Versions(items, versions), item, time),
     )
 
 
@@ -94,6 +97,17 @@ def test_calibration_by_value_by_hand():
         ValueCalibration("tags", 2, 2, 1, pytest.approx(1.7)),
         ValueCalibration("tags", 3, 3, 2, pytest.approx(2.3 / 2)),
     )
+
+
+def test_a_listed_row_counts_for_the_value_its_item_had_then():
+    """Item 2 has genre 3 at time 0, when user 2 is shown it, and 2 from time 1 on."""
+    versions = {ROW: np.array([2, 2], np.int32), VALID_FROM: np.array([0, 1]), "genre": np.array([3, 2])}
+    found = [one for one in top_lists(by_hand(versions), "test", SCORES, k=2).by_value if one.field == "genre"]
+    assert found == [
+        ValueCalibration("genre", 1, 1, 1, pytest.approx(0.6)),
+        ValueCalibration("genre", 2, 1, 0, None),
+        ValueCalibration("genre", 3, 2, 1, pytest.approx(1.4)),
+    ]
 
 
 def test_a_request_is_the_group_where_rows_name_one():

@@ -1,0 +1,90 @@
+"""A bundle's ranker on rows of the past, where the item table changes: items as they were at a row's time.
+
+A server reads the latest version of each item. Scored so, an old row would be told what came after it.
+
+Shapes: V versions of all items, D width of a row of the item table.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
+from ctr.loader import ItemVersions
+from ctr.parity import item_inputs
+from ctr.ranker import Ranker, open_session
+from features.encoder import EncodedRequest
+from features.feature_set import FeatureSet
+
+ITEMS_PER_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class RankerAsOf:
+    """Scores requests of the past.
+
+    Args:
+        ranker: of a bundle; its item table holds a row for every pair of item and version where there are versions.
+        versions: numbers the pairs, None where items do not change.
+    """
+
+    ranker: Ranker
+    versions: ItemVersions | None
+
+    def scores(self, encoded: EncodedRequest, time: int) -> np.ndarray:
+        """Probabilities float32 [N, 1 + tasks] of a request whose items are those of `time` (µs)."""
+        if self.versions is None:
+            return self.ranker.scores(encoded)
+        at = np.array(time)
+        then = replace(
+            encoded,
+            history_item=self.versions.number(encoded.history_item, at).astype(np.int64),
+            candidate_item=self.versions.number(encoded.candidate_item, at).astype(np.int64),
+        )
+        return self.ranker.scores(then)
+
+
+@contextmanager
+def ranker_as_of(ranker: Ranker, feature_set: FeatureSet) -> Iterator[RankerAsOf]:
+    """The ranker for rows of the feature set that it was trained on.
+
+    With versions its item table is written anew, into a temporary folder: the bundle's own rows, then one a version by
+    the bundle's `items.onnx`.
+    """
+    if feature_set.item_versions is None:
+        yield RankerAsOf(ranker, None)
+        return
+    versions = ItemVersions(feature_set.item_versions)
+    with tempfile.TemporaryDirectory(prefix="quadrank-versions-") as folder:
+        yield RankerAsOf(_with_all_versions(ranker, feature_set, versions, Path(folder)), versions)
+
+
+def _with_all_versions(ranker: Ranker, feature_set: FeatureSet, versions: ItemVersions, folder: Path) -> Ranker:
+    bundle, items = ranker.bundle.path, feature_set.schema.items
+    session = open_session(bundle / ITEMS)
+    inputs = [node.name for node in session.get_inputs()]
+    with (folder / ITEM_TABLE).open("wb") as file:
+        file.write((bundle / ITEM_TABLE).read_bytes())
+        for start in range(items, versions.count, ITEMS_PER_CHUNK):
+            rows, columns_at = versions.pairs(np.arange(start, min(start + ITEMS_PER_CHUNK, versions.count)))
+            feed = item_inputs(feature_set, rows, columns_at)
+            (row_VD,) = session.run(["row"], {name: feed[name] for name in inputs})
+            file.write(row_VD.astype(np.float32).tobytes())
+    graph = onnx.load(bundle / RANKER, load_external_data=False)
+    (table,) = [one for one in graph.graph.initializer if one.name == "item_table"]
+    table.dims[0] = versions.count
+    for entry in table.external_data:
+        if entry.key == "length":
+            entry.value = str((folder / ITEM_TABLE).stat().st_size)
+    (folder / RANKER).write_bytes(graph.SerializeToString())
+    encoder = copy(ranker.encoder)
+    encoder.schema = encoder.schema.model_copy(update={"items": versions.count})
+    return Ranker(ranker.bundle, encoder, open_session(folder / RANKER), ranker.limits)

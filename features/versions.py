@@ -1,0 +1,89 @@
+"""Item and user tables that change: which version of an id a row reads.
+
+Shapes: I rows of the catalogue, V versions of all of them, U distinct instants that a version begins at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from features.schema import UNKNOWN
+
+ITEM_VERSIONS, USER_VERSIONS = "item_versions.arrow", "user_versions.arrow"
+ROW, VALID_FROM = "_row", "_valid_from"
+
+Columns = Mapping[str, np.ndarray]
+
+
+class Versions:
+    """All versions of the ids of one table, beside the table that holds the latest of each.
+
+    A version holds from its instant on (`valid_from` <= time) until the next one of the same id begins. Columns are
+    read in a *stacked* table: the latest version of every id, [I], then all versions, [V]. So row i of it is the
+    latest version of id i, as it is without versions.
+
+    Args:
+        latest: encoded columns of the table; row i is catalogue row i, [I] or [I, max_len].
+        versions: `ROW` (catalogue row, int32, ascending), `VALID_FROM` (µs since 1970, int64, ascending within a row)
+            and the encoded columns that change, [V] or [V, max_len].
+    """
+
+    def __init__(self, latest: Columns, versions: Columns) -> None:
+        self.row_V = versions[ROW]
+        self.valid_from_V = versions[VALID_FROM]
+        self.size = len(next(iter(latest.values())))
+        self._latest = latest
+        self._columns = {name: values for name, values in versions.items() if name not in (ROW, VALID_FROM)}
+        self._has_versions_I = np.zeros(self.size, bool)
+        self._has_versions_I[self.row_V] = True
+        self._instant_U = np.unique(self.valid_from_V)
+        # One ascending key of row and instant: a single search finds the version of any row at any time.
+        self._key_V = self._keys(self.row_V, self.valid_from_V)
+
+    @cached_property
+    def stacked(self) -> dict[str, np.ndarray]:
+        """The columns that change, [I + V] or [I + V, max_len]."""
+        return {name: np.concatenate([self._latest[name], values]) for name, values in self._columns.items()}
+
+    def find(self, rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Rows of the stacked table that hold what was known of some ids at some instants.
+
+        It is the unknown row before the first version of an id begins, and its own row for an id without any version.
+
+        Args:
+            rows: catalogue rows, of any shape.
+            time: µs since 1970, of a shape that broadcasts to that of `rows`.
+
+        Returns:
+            int32, in the shape of `rows`.
+        """
+        place = np.searchsorted(self._key_V, self._keys(rows, time), side="right") - 1
+        has_begun = (place >= 0) & (self.row_V[place] == rows)
+        found = np.where(has_begun, self.size + place, UNKNOWN)
+        return np.where(self._has_versions_I[rows], found, rows).astype(np.int32)
+
+    def _keys(self, rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Row, then how many of all instants have come by the time, as one int64."""
+        come = np.searchsorted(self._instant_U, time, side="right")
+        return rows.astype(np.int64) * (len(self._instant_U) + 1) + come
+
+
+def columns_as_of(
+    latest: Columns, versions: Versions | None, rows: np.ndarray, time: np.ndarray
+) -> dict[str, np.ndarray]:
+    """All columns of some ids as they were at some instants.
+
+    Args:
+        latest: the table, row i is catalogue row i.
+        versions: of its ids, None where nothing changes.
+        rows: catalogue rows, of any shape.
+        time: µs since 1970, of a shape that broadcasts to that of `rows`.
+    """
+    if versions is None:
+        return {name: values[rows] for name, values in latest.items()}
+    found = versions.find(rows, time)
+    stacked = versions.stacked
+    return {name: stacked[name][found] if name in stacked else values[rows] for name, values in latest.items()}
