@@ -11,14 +11,18 @@ TRIALS ?= 20
 STUDY ?= $(DATA)-$(MODEL)
 SET ?=
 ROOT ?=
+MODULE ?=
+SAMPLE ?=
 
 BIN := .venv/bin
 QUADRANK := $(BIN)/quadrank
 CONTRACT := conf/data/$(DATA).yaml
 PRESET := conf/model/$(MODEL).yaml
+# A file's tests stay in one process, which makes its module fixtures once; tests/conftest.py sorts long files first.
+SPREAD := --dist loadfile --no-loadscope-reorder
 OPTIONS = $(foreach s,$(SET),--set $(s)) $(if $(ROOT),--root $(ROOT))
 
-.PHONY: help setup simulate features train test tune export promote report mmctr bench lint format lock clean
+.PHONY: help setup simulate features train test mutants tune export promote report mmctr bench lint format lock clean
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -50,7 +54,10 @@ train: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## the whole job
 	@$(QUADRANK) run --data $(CONTRACT) --model $(PRESET) $(OPTIONS)
 
 test: .venv/.ready  ## the whole test suite, offline
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 $(SPREAD)
+
+mutants: .venv/.ready  ## mutation scores of the modules where layers meet, half an hour (MODULE=features/history.py)
+	@$(BIN)/python -m tests.mutation.run $(if $(MODULE),--module $(MODULE)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 tune: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, STUDY=name), read in MLflow
 	@$(QUADRANK) tune --data $(CONTRACT) --model $(PRESET) --study $(STUDY) --trials $(TRIALS) $(OPTIONS)
@@ -90,4 +97,4 @@ lock: .venv/.ready  ## resolve requirements.lock again from pyproject.toml
 	    --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
 
 clean:  ## remove what the commands wrote (raw data in data/ other than the simulated log stays)
-	rm -rf feature_sets runs bundles inspections benchmarks/results data/simulated mlartifacts mlflow.db* .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf feature_sets runs bundles inspections benchmarks/results data/simulated mlartifacts mlflow.db* .mutants .mypy_cache .ruff_cache .pytest_cache build *.egg-info

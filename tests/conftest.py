@@ -1,0 +1,24 @@
+"""Of every test: how hypothesis draws, and which files come first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+# Hypothesis judges what the code does, never how fast a busy machine draws examples.
+# In a fresh clone hypothesis first builds its Unicode tables, a second or more inside whichever test draws text first.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `make mutants`: the same examples for each mutant, so that a score can be repeated, and none are made smaller.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("any machine"),
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+)
+settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs first: with a file a worker (`--dist loadfile`), what ends last is then short."""
+    items.sort(key=lambda item: item.path.parent.name != "pipelines")
