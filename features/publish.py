@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from features.atomic import flush_tree, write_text
+from features.atomic import flush, flush_tree, write_text
 from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
@@ -58,7 +58,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
-    """Flush every file, rename the folder to its version, flip `CURRENT` to it.
+    """Flush every file, rename the folder to its version, and flip `CURRENT` to it once that name is on disk.
 
     A broken version of the same name is renamed aside, and deleted when the new one is in use: its readers go on, and
     whoever opens `CURRENT` finds one of the two, but for the instant between two renames.
@@ -68,6 +68,7 @@ def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
     if target.exists():
         target.rename(aside)
     staging.rename(target)
+    flush(folder)
     point_at(folder, version)
     shutil.rmtree(aside, ignore_errors=True)
     return FeatureSet.open(target)
