@@ -22,12 +22,12 @@ PRESET := conf/model/$(MODEL).yaml
 SPREAD := --dist loadfile --no-loadscope-reorder
 OPTIONS = $(foreach s,$(SET),--set $(s)) $(if $(ROOT),--root $(ROOT))
 
-.PHONY: help setup simulate features train test mutants tune export promote report mmctr bench lint format lock clean
+.PHONY: help setup simulate features train test test-slow mutants tune export promote report mmctr bench lint format lock clean
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATA=$(DATA) MODEL=$(MODEL) SET=\"train.epochs=3 model.dropout=0.2\" ROOT=<folder of the raw files>"
 	@echo "  e.g. make train DATA=movielens SET=\"train.seed=2\""
@@ -54,7 +54,10 @@ train: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## the whole job
 	@$(QUADRANK) run --data $(CONTRACT) --model $(PRESET) $(OPTIONS)
 
 test: .venv/.ready  ## the whole test suite, offline
-	@$(BIN)/python -m pytest -n 2 $(SPREAD)
+	@$(BIN)/python -m pytest -n 2 $(SPREAD) -m "not slow"
+
+test-slow: .venv/.ready  ## the longer proofs, marked slow
+	@$(BIN)/python -m pytest -n 2 $(SPREAD) -m slow
 
 mutants: .venv/.ready  ## mutation scores of the modules where layers meet, half an hour (MODULE=features/history.py)
 	@$(BIN)/python -m tests.mutation.run $(if $(MODULE),--module $(MODULE)) $(if $(SAMPLE),--sample $(SAMPLE))
