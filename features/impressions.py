@@ -6,7 +6,7 @@ import polars as pl
 
 from features.contract_log import Candidates
 from features.errors import DataError
-from features.sources import readable, require_columns
+from features.sources import readable, refuse_not_common, require_columns
 
 CLICKED = "_clicked"
 
@@ -37,6 +37,7 @@ def tells_clicks(raw: pl.LazyFrame, path: str, spec: Candidates) -> bool:
     """
     require_columns(raw, path, [spec.column])
     if spec.flag is None:
+        refuse_not_common(path, [str(spec.clicked)])
         return spec.clicked in raw.collect_schema()
     with readable(path):
         flagged = _split(raw, path, spec).select(_is_flagged(spec, spec.flag).any()).collect(engine="streaming")

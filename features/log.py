@@ -15,7 +15,7 @@ from features.contract_labels import CLICKED_NAMES, LABEL_NAMES, columns_read
 from features.contract_log import Given, HistoryTable
 from features.errors import DataError, named
 from features.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
-from features.sources import expression, readable, require_columns, scan
+from features.sources import expression, readable, refuse_not_common, require_columns, scan
 from features.vocabulary import canonical
 
 USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_event", "_split"
@@ -183,6 +183,7 @@ def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.L
     for key, text in targets.items():
         roots = _roots(text, train_schema)
         missing = {name: train_schema[name] for name in roots if name in train_schema and name not in own}
+        refuse_not_common(path, missing)
         # What is made of the click is as unknown as the click.
         if missing or (not clicks and roots.intersection(CLICKED_NAMES)):
             unknown.add(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
@@ -126,8 +127,22 @@ def _content(file: str, kind: str, format: Format) -> io.BytesIO:
     if format.separator and len(format.separator) > 1:
         if STAND_IN.encode() in content:
             raise DataError(f"{file}: holds the control character 0x1F, which cannot be read here. Take it out.")
-        content = content.replace(format.separator.encode(), STAND_IN.encode())
+        content = _separated(content, format.separator.encode(), format.quote)
     return io.BytesIO(content)
+
+
+def _separated(content: bytes, separator: bytes, quotes: bool) -> bytes:
+    """With `STAND_IN` for each separator, but not inside a field that begins and ends with a quote."""
+    stand_in = STAND_IN.encode()
+    if not quotes or b'"' not in content:
+        return content.replace(separator, stand_in)
+    mark = re.escape(separator)
+    begins, ends = b"(?:(?<=\n)|(?<=" + mark + rb")|\A)", b"(?=" + mark + rb"|\r?\n|\r?\Z)"
+    pieces, done = [], 0
+    for field in re.finditer(begins + rb'"[^"]*(?:""[^"]*)*"' + ends, content):
+        pieces += [content[done : field.start()].replace(separator, stand_in), field[0]]
+        done = field.end()
+    return b"".join([*pieces, content[done:].replace(separator, stand_in)])
 
 
 def _scan(source: Any, kind: str, format: Format, schema: Types | None, lines: int | None = None) -> pl.LazyFrame:

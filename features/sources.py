@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -17,6 +17,10 @@ from features.files import SUFFIXES, find_files, is_url, kind_of, partition_of
 from features.readers import TEXT, Types, advice, open_files, schema_of
 from features.settings import unknown_key
 
+TEXTS = (pl.String, pl.Categorical, pl.Enum)
+SIGNED = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64(), 128: pl.Int128()}
+ALL_FILES = "Write it in all files, or let the path name only those that have it."
+QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")  # text and names in SQL
 LONGEST_NAME = 40  # of a column in a message: without a header, a name is some text of the first row
 # SQL functions that look at other rows than the one they are asked of.
 OVER_ROWS = re.compile(
@@ -26,23 +30,31 @@ OVER_ROWS = re.compile(
 )
 
 
+# By path, as it was scanned last: columns that the files have not in common, and how they differ.
+_NOT_COMMON: dict[str, dict[str, str]] = {}
+
+
 def scan(path: str, format: Format | None = None) -> pl.LazyFrame:
     """Scan the table in all files that `path` names, lazily; the keys of hive folders (`day=2026-01-31/`) are columns.
+
+    Columns are those that all files have, each in the narrowest type that holds them all. So a column that a logger
+    begins to write stops no build; `require_columns` says of one that is asked for which file lacks it, or holds text
+    where another holds numbers.
 
     Args:
         path: as `features.files.find_files` takes it.
         format: what the files' suffix does not say.
 
     Raises:
-        DataError: no such file, a suffix that is not read, a file that is not what its suffix says, files with
-            different columns or types, or a text file with another number of columns than `format.columns` names.
+        DataError: no such file, a suffix that is not read, a file that is not what its suffix says, files of which only
+            some lie in hive folders, or a text file with another number of columns than `format.columns` names.
         ConfigError: the package of a URL's file system is not installed.
     """
     format = format or Format()
     files = find_files(path)
     kind = _kind(files, format)
     types = [schema_of(file, kind, format) for file in files]
-    schema = _common(files, types, kind)
+    schema, _NOT_COMMON[path] = _common(files, types, kind)
     key_types, keys = _partition_keys(files, schema)
 
     def differences(i: int) -> tuple[Any, ...]:
@@ -52,7 +64,7 @@ def scan(path: str, format: Format | None = None) -> pl.LazyFrame:
     # Neighbours that differ in nothing are scanned as one, which is what polars is fast at.
     for (own_types, own_keys, _), group in groupby(range(len(files)), key=differences):
         # Text has the type that it is read as.
-        read_as = {name: schema[name] if kind in TEXT else dtype for name, dtype in own_types}
+        read_as = {name: _read_as(schema.get(name, dtype), dtype, kind) for name, dtype in own_types}
         frame = open_files([files[i] for i in group], kind, format, read_as)
         columns = [pl.col(name).cast(dtype) for name, dtype in schema.items()]
         columns += [pl.lit(own_keys[key], dtype=dtype).alias(key) for key, dtype in key_types.items()]
@@ -84,8 +96,10 @@ def readable(path: str) -> Iterator[None]:
 
 
 def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> None:
-    """Raise DataError naming the first column that the table lacks, and the nearest it has."""
+    """Raise DataError naming the first column that the table lacks, and the file that does or the nearest it has."""
+    columns = list(columns)
     names = frame.collect_schema().names()
+    refuse_not_common(path, (column for column in columns if column not in names))
     for column in columns:
         if column not in names:
             short = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…" for name in names]
@@ -94,6 +108,13 @@ def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> N
             if any(_is_number(name) for name in names):
                 hint = " A file without a header needs names: `format: {columns: [user, item, …]}`."
             raise DataError(f"{path}: no column {column!r}. {near}{hint}")
+
+
+def refuse_not_common(path: str, columns: Iterable[str]) -> None:
+    """Raise DataError for the first of these columns that only some files of `path` have, or in types that differ."""
+    for column in columns:
+        if column in _NOT_COMMON.get(path, {}):
+            raise DataError(_NOT_COMMON[path][column])
 
 
 def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
@@ -112,7 +133,8 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     names = raw.collect_schema().names()
     try:
         # A column's name first: SQL reads `click-through` as a difference and `like` as nothing at all.
-        expression = pl.col(text) if text in names else pl.sql_expr(text)
+        is_column = text in names or text in _NOT_COMMON.get(path, {})
+        expression = pl.col(text) if is_column else pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`.") from None
     require_columns(raw, path, expression.meta.root_names())
@@ -129,7 +151,7 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
             f"{path}: {where} {text!r} is one value for the whole log, not one a row. Compare a column, e.g. "
             "`rating >= 4`."
         )
-    if text not in names and (over := OVER_ROWS.search(re.sub(r"'[^']*'", "''", text))):
+    if text not in names and (over := OVER_ROWS.search(QUOTED.sub("''", text))):
         raise DataError(
             f"{path}: {where} {text!r}: {over[1].upper()} is computed over all rows, so that a row would be told of "
             "later ones. Compute it in the export, as of each row's time, or declare a counter."
@@ -154,39 +176,68 @@ def _kind(files: Sequence[str], format: Format) -> str:
     return str(kinds[0])
 
 
-def _common(files: Sequence[str], types: Sequence[Types], kind: str) -> Types:
-    """One type a column for all files. Raises DataError where they have none in common."""
-    first = files[0]
-    schema, origin = dict(types[0]), dict.fromkeys(types[0], first)
+def _common(files: Sequence[str], types: Sequence[Types], kind: str) -> tuple[Types, dict[str, str]]:
+    """One type for each column that all files have; and of every other column, how the files differ."""
+    schema: dict[str, pl.DataType] = dict(types[0])
+    origin, differs = dict.fromkeys(schema, files[0]), {}
     for file, own in zip(files[1:], types[1:], strict=True):
-        for name in (*own, *schema):
-            if name not in schema:
-                raise _unlike(file, f"has a column {name!r}, which {first} has not")
+        for name in own:
+            if name not in schema and name not in differs:
+                differs[name] = f"{files[0]}: has no column {name!r}, which {file} has. {ALL_FILES}"
+        for name in list(schema):
             if name not in own:
-                raise _unlike(file, f"has no column {name!r}, which {first} has")
-            both = _both(schema[name], own[name], kind)
+                differs[name] = f"{file}: has no column {name!r}, which {origin[name]} has. {ALL_FILES}"
+                del schema[name]
+                continue
+            both = wider(schema[name], own[name])
             if both is None:
-                raise _unlike(file, f"column {name!r} holds {own[name]}, in {origin[name]} it holds {schema[name]}")
-            if both != schema[name]:
+                differs[name] = (
+                    f"{file}: column {name!r} holds {own[name]}, in {origin[name]} it holds {schema[name]}. Files that "
+                    "are read as one table need one type for a column that is read. Write it with one type."
+                )
+                del schema[name]
+            elif both != schema[name]:
                 schema[name], origin[name] = both, file
+    return {name: _read_as(dtype, dtype, kind) for name, dtype in schema.items()}, differs
+
+
+def _read_as(common: pl.DataType, own: pl.DataType, kind: str) -> pl.DataType:
+    """The type that a column of one file is read in: text in the common one, other kinds in their own."""
     if kind not in TEXT:
-        return schema
-    return {name: pl.String() if dtype == pl.Null else dtype for name, dtype in schema.items()}
+        return own
+    return pl.String() if common == pl.Null else common
 
 
-def _both(one: pl.DataType, other: pl.DataType, kind: str) -> pl.DataType | None:
-    """The type of a column that is of these two types in two files; None for types that do not go together."""
+def wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """The narrowest type that holds the values of both, None where they mean different things.
+
+    Whole numbers beside fractions are fractions: those too large to be exact are no ids any more (`canonical`).
+    """
     if one == other or other == pl.Null:
         return one
     if one == pl.Null:
         return other
-    if kind in TEXT and one.is_numeric() and other.is_numeric():
-        return pl.Float64() if one.is_float() or other.is_float() else pl.Int128()
-    return None
+    if one in TEXTS and other in TEXTS:
+        return pl.String()
+    if isinstance(one, pl.List) and isinstance(other, pl.List):
+        inner = wider(cast(pl.DataType, one.inner), cast(pl.DataType, other.inner))
+        return None if inner is None else pl.List(inner)
+    if isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime):
+        return pl.Datetime("us", one.time_zone) if one.time_zone == other.time_zone else None
+    if one.is_integer() and other.is_integer():
+        return _wider_integer(one, other)
+    numbers = (one.is_integer() or one.is_float()) and (other.is_integer() or other.is_float())
+    return pl.Float64() if numbers else None
 
 
-def _unlike(file: str, how: str) -> DataError:
-    return DataError(f"{file}: {how}. Files that are read as one table need the same columns of the same types.")
+def _wider_integer(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """As `wider`, of two integers."""
+    bits = {own: int(str(own).lstrip("UInt")) for own in (one, other)}
+    if one.is_signed_integer() == other.is_signed_integer():
+        return max(bits, key=lambda own: bits[own])
+    # A sign takes one bit more than the unsigned one has.
+    needed = max(bits[own] * (1 if own.is_signed_integer() else 2) for own in bits)
+    return SIGNED.get(needed)
 
 
 def _partition_keys(files: Sequence[str], schema: Types) -> tuple[Types, list[dict[str, Any]]]:
@@ -194,7 +245,10 @@ def _partition_keys(files: Sequence[str], schema: Types) -> tuple[Types, list[di
     found = [{key: value for key, value in partition_of(file).items() if key not in schema} for file in files]
     for file, values in zip(files, found, strict=True):
         if lacking := sorted(found[0].keys() ^ values.keys()):
-            raise _unlike(file, f"{files[0]} and it do not both lie in folders `{lacking[0]}=…`")
+            raise DataError(
+                f"{file}: {files[0]} and it do not both lie in folders `{lacking[0]}=…`. Files that are read as one "
+                "table need the same keys; move the file, or let the path name only those that have it."
+            )
     typed: list[dict[str, Any]] = [dict(values) for values in found]
     types: dict[str, pl.DataType] = {}
     for key in found[0]:

@@ -20,7 +20,7 @@ from features.build import build_feature_set
 from features.contract import Contract
 from features.errors import DataError
 from features.feature_set import FeatureSet
-from tests.features.raw import make_tables, raw_log
+from tests.features.raw import decoded_rows, in_order, make_tables, raw_log
 
 OLD = 1_600_000_000  # seconds since 1970: long before any build here
 MANY = {"interactions": {"path": "log/*.parquet"}}
@@ -44,9 +44,9 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) ->
     """Let something happen after the input was looked at and before it is read."""
     original = build_module.Tables.read
 
-    def read(contract: Contract) -> build_module.Tables:
+    def read(*arguments: Any) -> build_module.Tables:
         happens()
-        return original(contract)
+        return original(*arguments)
 
     monkeypatch.setattr(build_module.Tables, "read", read)
 
@@ -74,6 +74,17 @@ def test_a_file_that_appears_meanwhile_is_not_read(tmp_path: Path, monkeypatch: 
         assert rows_of(build_feature_set(contract, tmp_path / "out").feature_set) == 120
     after = build_feature_set(contract, tmp_path / "out")
     assert (after.reused, rows_of(after.feature_set)) == (False, 127)
+
+
+def test_a_column_that_the_logger_begins_to_write_changes_no_row(tmp_path: Path) -> None:
+    """Nor do narrower integers in tomorrow's file."""
+    contract = two_days(tmp_path)
+    before = build_feature_set(contract, tmp_path / "before").feature_set
+    tomorrow = pl.read_parquet(tmp_path / "log/1.parquet")
+    tomorrow = tomorrow.with_columns(pl.col("item_id").cast(pl.Int32), experiment=pl.lit("b"))
+    tomorrow.write_parquet(tmp_path / "log/1.parquet")
+    after = build_feature_set(contract, tmp_path / "after").feature_set
+    assert in_order(decoded_rows(after)) == in_order(decoded_rows(before))
 
 
 def test_a_file_that_changes_meanwhile_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,13 @@ def test_a_test_file_may_lack_what_the_label_is_made_of(tmp_path: Path, label: s
     assert [found.manifest.windows[name].labelled for name in ("train", "valid", "test")] == [True, True, False]
 
 
+def test_test_files_of_which_only_some_have_labels_are_an_error(tmp_path: Path) -> None:
+    files = three_files() | {"test-1": LOG[5:7], "test-2": LOG[7:].drop("liked")}
+    split = BY_FILES | {"test": "test-*.parquet"}
+    with pytest.raises(DataError, match=r"test-2\.parquet: has no column 'liked', which .*test-1\.parquet has"):
+        built(tmp_path, files, {"label": "liked"}, split=split)
+
+
 def test_a_further_label_may_be_lacking_alone(tmp_path: Path) -> None:
     log = {"label": "liked", "labels": {"long": "dwell > 5"}}
     found = built(tmp_path, three_files("dwell"), log, split=BY_FILES)
@@ -128,6 +135,14 @@ def test_impressions_without_clicks_are_unlabelled(tmp_path: Path, candidates: d
     assert column(found, "train", "label") == [("N1", 0.0), ("N2", 1.0), ("N1", 1.0)]
     # b clicked N1; a clicked N2 twice.
     assert column(found, "test", "history_len") == [("N1", 1), ("N2", 1), ("N2", 2)]
+
+
+def test_test_files_of_which_only_some_have_clicks_are_an_error(tmp_path: Path) -> None:
+    files = {"log": IMPRESSIONS[:2], "valid": IMPRESSIONS[2:3]}
+    files |= {"test-1": IMPRESSIONS[3:4], "test-2": IMPRESSIONS[4:].drop("taken")}
+    split, candidates = BY_FILES | {"test": "test-*.parquet"}, {"column": "shown", "clicked": "taken"}
+    with pytest.raises(DataError, match=r"test-2\.parquet: has no column 'taken', which .*test-1\.parquet has"):
+        built(tmp_path, files, {"candidates": candidates}, split=split)
 
 
 def test_a_test_file_with_some_flags_is_broken(tmp_path: Path) -> None:

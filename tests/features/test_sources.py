@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -106,6 +107,23 @@ def test_a_separator_of_several_characters_loses_nothing(
     path.write_text("".join(f"{n}{separator}{word}x\n" for n, word in rows), encoding="utf-8", newline="")
     found = scan(str(path), Format(kind="csv", separator=separator, columns=("n", "word"), quote=False)).collect()
     assert found.rows() == [(n, f"{word}x") for n, word in rows]
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ('1::"a::b"::2', ["1", "a::b", "2"]),
+        ('"::"::x::""', ["::", "x", ""]),
+        ('"say ""a::b""!"::x::y', ['say "a::b"!', "x", "y"]),
+        ('"a\n::b"::x::y', ["a\n::b", "x", "y"]),
+        ('x::y::"a::b"', ["x", "y", "a::b"]),
+    ],
+)
+def test_a_separator_of_several_characters_inside_quotes_is_text(tmp_path: Path, line: str, fields: list[str]) -> None:
+    (tmp_path / "t.dat").write_text(f"{line}\nk::l::m\n", encoding="utf-8")
+    format = Format(kind="csv", separator="::", columns=("a", "b", "c"))
+    found = scan(f"{tmp_path}/t.dat", format).select(pl.all().cast(pl.String)).collect()
+    assert [list(row) for row in found.rows()] == [fields, ["k", "l", "m"]]
 
 
 def days(folder: str, write: Callable[[str, bytes], object], suffix: str = "csv") -> None:
@@ -211,29 +229,116 @@ def test_a_parquet_column_of_nulls_is_what_it_is_elsewhere(tmp_path: Path) -> No
     assert scan(f"{tmp_path}/*.parquet").collect().rows() == [(1, None), (2, "v")]
 
 
+def two_files(folder: Path, kind: str, first: pl.DataFrame, second: pl.DataFrame) -> str:
+    """Two files of one kind; returns the glob that names both."""
+    for name, frame in (("a", first), ("b", second)):
+        write = {"parquet": frame.write_parquet, "arrow": frame.write_ipc, "csv": frame.write_csv}[kind]
+        (folder / f"day={name}").mkdir()
+        write(folder / f"day={name}/t.{kind}")
+    return f"{folder}/*/t.{kind}"
+
+
+COLUMN_KINDS = pytest.mark.parametrize("kind", ["parquet", "arrow", "csv"])
+
+
+@COLUMN_KINDS
+def test_a_column_that_not_all_files_have_stops_nobody_who_does_not_ask_for_it(tmp_path: Path, kind: str) -> None:
+    path = two_files(tmp_path, kind, pl.DataFrame({"u": [1]}), pl.DataFrame({"new": [7], "u": [2]}))
+    assert scan(path).collect().rows() == [(1, "a"), (2, "b")]
+
+
+@COLUMN_KINDS
+def test_a_column_of_two_types_stops_nobody_who_does_not_ask_for_it(tmp_path: Path, kind: str) -> None:
+    first, second = pl.DataFrame({"u": [1], "x": [5]}), pl.DataFrame({"u": [2], "x": ["five"]})
+    assert scan(two_files(tmp_path, kind, first, second)).collect().rows() == [(1, "a"), (2, "b")]
+
+
+@COLUMN_KINDS
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ({"u": [1], "x": [1]}, {"u": [1]}, ["b.parquet: has no column 'x', which ", "a.parquet has"]),
-        ({"u": [1]}, {"u": [1], "x": [1]}, ["b.parquet: has a column 'x', which ", "a.parquet has not"]),
-        ({"u": [1]}, {"u": ["1"]}, ["b.parquet: column 'u' holds String, in ", "a.parquet it holds Int64"]),
+        ({"u": [1], "x": [1]}, {"u": [1]}, ["day=b/t.", "has no column 'x', which ", "day=a/t.", "Write it in all"]),
+        ({"u": [1]}, {"u": [1], "x": [1]}, ["day=a/t.", "has no column 'x', which ", "day=b/t.", "Write it in all"]),
+        (
+            {"u": [1], "x": [1]},
+            {"u": [2], "x": ["one"]},
+            ["day=b/t.", "column 'x' holds String, in ", "day=a/t.", "it holds Int64", "Write it with one type"],
+        ),
     ],
+    ids=["gone", "new", "text for numbers"],
 )
-def test_files_of_different_columns_name_both(
-    tmp_path: Path, first: dict[str, list[object]], second: dict[str, list[object]], words: list[str]
+@pytest.mark.parametrize("ask", ["column", "expression"])
+def test_a_column_that_is_asked_for_names_both_files(
+    tmp_path: Path,
+    kind: str,
+    first: dict[str, list[object]],
+    second: dict[str, list[object]],
+    words: list[str],
+    ask: str,
 ) -> None:
-    pl.DataFrame(first).write_parquet(tmp_path / "a.parquet")
-    pl.DataFrame(second).write_parquet(tmp_path / "b.parquet")
+    path = two_files(tmp_path, kind, pl.DataFrame(first), pl.DataFrame(second))
     with pytest.raises(DataError) as error:
-        scan(f"{tmp_path}/*.parquet")
+        if ask == "column":
+            read(path, ["x"])
+        else:
+            expression(scan(path), path, "interactions.label", "x >= 4")
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_text_where_another_file_has_numbers(tmp_path: Path) -> None:
-    put_local(f"{tmp_path}/a.csv", b"user\n1\n")
-    put_local(f"{tmp_path}/b.csv", b"user\nu2\n")
-    with pytest.raises(DataError, match=r"b\.csv: column 'user' holds String, in .*a\.csv it holds Int64"):
-        scan(f"{tmp_path}/*.csv")
+def test_a_column_that_sql_would_read_as_a_difference_is_named_as_a_column(tmp_path: Path) -> None:
+    path = two_files(tmp_path, "csv", pl.DataFrame({"u": [1]}), pl.DataFrame({"u": [1], "click-through": [1]}))
+    with pytest.raises(DataError, match="has no column 'click-through'"):
+        expression(scan(path), path, "interactions.label", "click-through")
+
+
+UTC_MS, UTC_US = pl.Datetime("ms", "UTC"), pl.Datetime("us", "UTC")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (pl.Int32, pl.Int64, pl.Int64),
+        (pl.UInt8, pl.UInt32, pl.UInt32),
+        (pl.UInt32, pl.Int8, pl.Int64),
+        (pl.UInt64, pl.Int64, pl.Int128),
+        (pl.Int64, pl.Float64, pl.Float64),
+        (pl.Int8, pl.Float32, pl.Float64),
+        (pl.Float32, pl.Float64, pl.Float64),
+        (UTC_MS, UTC_US, UTC_US),
+        (pl.List(pl.Int32), pl.List(pl.Int64), pl.List(pl.Int64)),
+        (pl.Categorical, pl.String, pl.String),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_types_that_hold_the_same_meet_in_the_wider(
+    tmp_path: Path, kind: str, one: pl.DataType, other: pl.DataType, both: pl.DataType, turned: bool
+) -> None:
+    special = {pl.List(pl.Int64): [[3], [4]], pl.String: ["x", "y"], UTC_US: [datetime(2026, 1, day) for day in (1, 2)]}
+    values: list[Any] = special.get(both, [3, 4])
+    kinds = (other, one) if turned else (one, other)
+    frames = [pl.DataFrame({"x": [value]}, schema={"x": dtype}) for value, dtype in zip(values, kinds, strict=True)]
+    found = scan(two_files(tmp_path, kind, *frames)).collect()["x"]
+    assert found.dtype == both
+    assert found.to_list() == pl.Series(values).cast(both).to_list()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pl.Int64, pl.String),
+        (pl.Int64, pl.Boolean),
+        (pl.Datetime("us"), UTC_US),
+        (pl.Int64, pl.Datetime("us")),
+        (pl.List(pl.Int64), pl.List(pl.String)),
+    ],
+    ids=str,
+)
+def test_types_that_mean_different_things_do_not_meet(tmp_path: Path, one: pl.DataType, other: pl.DataType) -> None:
+    first, second = pl.DataFrame(schema={"x": one}), pl.DataFrame(schema={"x": other})
+    with pytest.raises(DataError, match="column 'x' holds "):
+        read(two_files(tmp_path, "parquet", first, second), ["x"])
 
 
 @pytest.mark.parametrize(
@@ -354,10 +459,13 @@ def test_the_hash_of_a_file_is_that_of_its_content_and_partition(tmp_path: Path,
         ("click-through", [5, 6]),  # a column first, a difference second
         ("click - through", [90, 80]),
         ("click > 90", [True, False]),
+        ('"max (kg)" > 2', [False, True]),  # a name, no aggregate
+        ("`max (kg)` > 2", [False, True]),
     ],
 )
 def test_an_expression_is_a_column_first(text: str, values: list[object]) -> None:
     raw = pl.LazyFrame({"like": [1, 0], "click-through": [5, 6], "click": [100, 90], "through": [10, 10]})
+    raw = raw.with_columns(pl.Series("max (kg)", [1, 3]))
     assert raw.select(expression(raw, "log.csv", "interactions.label", text)).collect().to_series().to_list() == values
 
 

@@ -122,6 +122,8 @@ def test_saved_and_loaded(values: list[Any], tmp_path: Path) -> None:
         (pl.Series("c", [1.0, float("inf")]), "inf"),
         (pl.Series("c", [1.0, 1e300]), "1e300"),
         (pl.Series("c", [1, 2**63], dtype=pl.UInt64), str(2**63)),
+        (pl.Series("c", [1.0, 2.0**53]), "below 2^53"),  # as likely 2^53 + 1, which a float rounds to it
+        (pl.Series("c", [1.0, 2.0**24], dtype=pl.Float32), "below 2^24"),
         (pl.Series("c", [[1], [2]]), "List"),
     ],
 )
