@@ -69,14 +69,12 @@ class ExportResult:
     Args:
         path: where it lies.
         max_abs_difference: largest |ONNX - torch| of a probability over the parity requests.
-        max_logit_difference: the same in logits (`ctr.agreement.logit_difference`), which decides.
         seconds: of folding, exporting and proving.
         bytes: of all its files.
     """
 
     path: Path
     max_abs_difference: float
-    max_logit_difference: float
     seconds: float
     bytes: int
 
@@ -109,7 +107,7 @@ def export_bundle(
     Raises:
         ConfigError: `out` exists and is not a bundle.
         DataError: the encoder changed since the feature set was built, or encodes a request to something else.
-        NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5 in logits.
+        NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5.
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
@@ -139,12 +137,11 @@ def export_bundle(
         sealed = seal(folder, facts)
         ranker = Ranker.load(folder)
         cases = itertools.chain(grid_cases(schema), random_cases(schema, RANDOM_REQUESTS))
-        parity = check_parity(model, feature_set.users, ranker.scores, cases)
+        difference = check_parity(model, feature_set.users, ranker.scores, cases)
         check_item_parity(folder, feature_set)
     return ExportResult(
         path=out,
-        max_abs_difference=parity.probability,
-        max_logit_difference=parity.logit,
+        max_abs_difference=difference,
         seconds=time.perf_counter() - started,
         bytes=sum(entry.bytes for entry in sealed.files.values()),
     )

@@ -33,6 +33,7 @@ from features.feature_set import (
 )
 from features.files import looked_at_once
 from features.fit import Fitted, Tables, fit
+from features.instants import Instants
 from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, open_log
 from features.parts import sorted_part, windows_of, write_part
 from features.profile.write import write_profile
@@ -129,7 +130,9 @@ class Build:
         self.clock.lap("fit encoders and tables")
         self._vectors(fitted, train)
         self.clock.lap("vectors")
-        stream = Stream(self.contract, log, encoder, since=self._since())
+        instants = Instants.find(self.contract, log, buckets, self.staging / SCRATCH / "requests")
+        self.clock.lap("requests")
+        stream = Stream(self.contract, log, encoder, self._since(), instants)
         counted = count(stream, splitter, buckets, self.staging / SCRATCH, self._scales())
         self.clock.lap("counters")
         parts, known = self._parts(stream, counted, splitter, buckets)
@@ -274,7 +277,7 @@ class Build:
                 part = sorted_part(bucket, self.contract, splitter, stream.encoder)
                 parts += write_days(part, number, self.plan, self.staging)
                 if carries_on(self.contract):
-                    write_carry(part, carry, number, self.contract.history.max_len, self.staging)
+                    write_carry(part, carry, number, self.plan, self.contract.history, self.staging)
         return parts, known
 
 

@@ -82,7 +82,10 @@ class Interactions(Settings):
     time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of an integer time column")
     time_format: str | None = Field(None, description="of a text time column, e.g. `%m/%d/%Y %I:%M:%S %p`")
     weight: str | None = None
-    request: str | None = Field(None, description="impression or request id, for grouped metrics")
+    request: str | None = Field(
+        None,
+        description="id of an impression or ranked list: its rows know the same past, and have metrics of their own",
+    )
     candidates: Candidates | None = None
     negatives: Negatives | None = None
     context: dict[str, ScalarColumn] = {}
@@ -133,16 +136,24 @@ class History(Settings):
     tables: tuple[HistoryTable, ...] = ()
     within: Duration | None = Field(None, description="oldest event kept, e.g. 30d")
     session_gap: Duration | None = Field(None, description="only events of the running session: gaps below, e.g. 30m")
+    delay: Duration | None = Field(None, description="until an event is known to a row, e.g. 5m; default: at once")
     repeats: Literal["keep", "consecutive", "first"] = Field(
         "keep", description="of one item: keep all, drop immediate repeats, or keep the first alone"
     )
 
     @model_validator(mode="after")
     def _given_stands_alone(self) -> History:
-        limits = ("events", "columns", "tables", "within", "session_gap", "repeats")
+        limits = ("events", "columns", "tables", "within", "session_gap", "delay", "repeats")
         others = [name for name in limits if getattr(self, name) != type(self).model_fields[name].default]
         if self.given is not None and others:
             raise ValueError(f"history.given: a given history is taken as it is; remove history.{min(others)}")
+        return self
+
+    @model_validator(mode="after")
+    def _delay_leaves_events(self) -> History:
+        for name, limit in (("within", self.within), ("session_gap", self.session_gap)):
+            if self.delay is not None and limit is not None and self.delay >= limit:
+                raise ValueError(f"history.delay: must be shorter than history.{name}, else every history is empty")
         return self
 
 

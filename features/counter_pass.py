@@ -14,7 +14,7 @@ from features.columns import Columns
 from features.columns_number import NumericEncoder
 from features.counters import final, running
 from features.encoder import Snapshot, fields
-from features.log import LABEL
+from features.log import INSTANT, LABEL
 from features.parts import COUNTER
 from features.sampling import drawn
 from features.split import Splitter
@@ -22,7 +22,7 @@ from features.stream import LOGGED, ROW, Stream
 
 PLACE = "_place"  # of a row in the stream
 MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, drawn evenly over the log
-KEYS = ("user", "item", "time", "label", LOGGED)
+KEYS = ("user", "item", "time", "label", INSTANT, LOGGED)
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ def count(stream: Stream, splitter: Splitter, buckets: int, scratch: Path, prior
             finals[name] = np.zeros(size, np.float32)
         for number, bucket in enumerate(by_bucket(_keys(stream), of, buckets, scratch / f"counters-{of}")):
             key, time, label = (np.asarray(bucket[column]) for column in (of, "time", "label"))
+            instant = np.asarray(bucket[INSTANT])
             counted = np.asarray(bucket[LOGGED])
             mine = np.arange(number, size, buckets)
             for name, counter in wanted.items():
-                raw[name][bucket[PLACE]] = running(key, time, label, counter, mean, counted)
+                raw[name][bucket[PLACE]] = running(key, time, label, counter, mean, counted, instant)
                 state = final(key[counted], time[counted], label[counted], counter, mean, size, newest)
                 finals[name][mine] = state[mine]
     _give_to_encoder(stream, prior.encoders if prior else _fitted(stream, splitter, raw), finals)

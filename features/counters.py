@@ -21,10 +21,11 @@ def running(
     counter: Counter,
     mean: float,
     counted_R: np.ndarray | None = None,
+    instant_R: np.ndarray | None = None,
 ) -> np.ndarray:
     """The counter at each row, float64 [R].
 
-    What counts are the rows of the same key strictly before the row's time; with `as_of: hour` (`day`) strictly
+    What counts are the rows of the same key strictly before the row's instant; with `as_of: hour` (`day`) strictly
     before the beginning of its UTC hour (day). An event of age a weighs 2^(-a / half_life) at that instant.
 
         count = Σ weights        rate = (Σ weights · label + prior · mean) / (Σ weights + prior)
@@ -38,10 +39,11 @@ def running(
         counter: what is counted, how fresh, how fast it fades.
         mean: the rate that a key without rows has: the training window's.
         counted_R: bool [R], rows that count; the others only look. Default all.
+        instant_R: µs, int64 [R], as of when each row knows the past; default its time.
     """
     counted_R = np.ones(len(key_R), bool) if counted_R is None else counted_R
     known = _Prefix(key_R[counted_R], time_R[counted_R], label_R[counted_R], counter)
-    return known.at(key_R, _as_of(time_R, counter), mean)
+    return known.at(key_R, _as_of(time_R if instant_R is None else instant_R, counter), mean)
 
 
 def final(

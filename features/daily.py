@@ -16,10 +16,11 @@ import polars as pl
 from features.buckets import Arrays
 from features.contract import Contract
 from features.contract_columns import Gap
+from features.contract_log import History
 from features.errors import ConfigError, DataError
 from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
 from features.files import content_hash, find_files
-from features.log import DAY, EVENT, HISTORY, TIME, open_log
+from features.log import DAY, EVENT, HISTORY, INSTANT, TIME, open_log
 from features.parts import CARRIED, Part, window_of
 from features.revision import code_hash
 from features.stream import LOGGED, ROW
@@ -166,8 +167,8 @@ class Carry:
         count, rows = len(self.active["user"]), len(bucket["user"])
         marks = {EVENT: True, ROW: False, LOGGED: True, CARRIED: True}
         joined: Arrays = {}
-        for name in {*bucket, *self.active, CARRIED}:
-            before = self.active.get(name, np.full(count, marks.get(name, 0)))
+        for name in dict.fromkeys((*bucket, *self.active, CARRIED)):
+            before = self.active.get("time" if name == INSTANT else name, np.full(count, marks.get(name, 0)))
             # A column computed from the order of events has nothing yet in the new rows.
             after = np.asarray(bucket[name]) if name in bucket else np.zeros(rows, before.dtype)
             joined[name] = np.concatenate([before.astype(after.dtype), after])
@@ -211,12 +212,19 @@ def write_days(part: Part, number: int, plan: Plan, folder: Path) -> list[PartEn
     return entries
 
 
-def write_carry(part: Part, carry: Carry | None, number: int, max_len: int, folder: Path) -> None:
-    """Write the newest `max_len` events of each user for the next day to begin with."""
+def write_carry(part: Part, carry: Carry | None, number: int, plan: Plan, history: History, folder: Path) -> None:
+    """Write the events of each user that the next day's histories may begin with.
+
+    These are the newest `max_len` of those that the next day's first row knows, and all that `history.delay` hides from
+    it and not from a later row.
+    """
     user = part.event_user
-    # Events stand by user and time: counted from the end of each user's.
-    from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
-    newest = from_end <= max_len
+    is_hidden = part.events["time"] >= first_instant(plan.days[-1] + timedelta(days=1)) - (history.delay or 0)
+    hidden_before = np.concatenate([[0], np.cumsum(is_hidden)])
+    # Events stand by user and time: counted from the end of each user's, hidden ones left out.
+    place, end = np.arange(len(user)), np.searchsorted(user, user, side="right")
+    from_end = end - place - (hidden_before[end] - hidden_before[place])
+    newest = is_hidden | (from_end <= history.max_len)
     columns = {name if name in ("item", "time") else HISTORY + name: values for name, values in part.events.items()}
     kept = {name: values[newest] for name, values in ({"user": user} | columns).items()}
     if carry is not None:

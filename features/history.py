@@ -14,21 +14,26 @@ def history_spans(
     max_len: int,
     within: int | None = None,
     session_gap: int | None = None,
+    instant_R: np.ndarray | None = None,
+    delay: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """End and length of each row's history in the flat array of events.
 
     Rows are sorted by user, then time; the events are those rows for which `is_event_R` holds, in the same
     order. A row's history is its user's events strictly before its own time: rows of one user and one
-    instant all end where that instant begins, so none of them sees another.
+    instant all end where that instant begins, so none of them sees another. A row of a request knows no more
+    than the request's earliest row; with a delay, what was strictly before that less the delay.
 
     Args:
         user_R: user rows, int [R].
         time_R: times (µs), int64 [R].
         is_event_R: bool [R].
         max_len: longest history; the newest events are kept.
-        within: oldest age of an event (µs) at the row's time.
-        session_gap: a longer pause (µs) between events, or between the last one and the row, ends a session; the
-            history holds the running session alone.
+        within: oldest age of an event (µs) at the row's instant.
+        session_gap: a longer pause (µs) between events, or between the last one and the row's instant, ends a
+            session; the history holds the running session alone.
+        instant_R: as of when each row knows the past, int64 [R], at or before its time; default its time.
+        delay: how long (µs) it takes until an event is known.
 
     Returns:
         end, int64 [R]: events of the array before the row's history ends;
@@ -45,12 +50,16 @@ def history_spans(
     events_before = np.concatenate([[0], np.cumsum(is_event_R, dtype=np.int64)])
     end_R = events_before[instant_start]
     start_R = events_before[user_start]
-    if within is not None or session_gap is not None:
-        user_E, time_E = user_R[is_event_R], time_R[is_event_R]
-        if within is not None:
-            start_R = np.maximum(start_R, _first_not_older(user_E, time_E, user_R, time_R - within))
-        if session_gap is not None:
-            start_R = np.maximum(start_R, _session_start(user_E, time_E, time_R, end_R, session_gap))
+    instant_R = time_R if instant_R is None else instant_R
+    user_E, time_E = user_R[is_event_R], time_R[is_event_R]
+    known_R = instant_R - delay
+    early_R = np.flatnonzero(known_R < time_R)
+    if len(early_R):
+        end_R[early_R] = _first_not_older(user_E, time_E, user_R[early_R], known_R[early_R])
+    if within is not None:
+        start_R = np.maximum(start_R, _first_not_older(user_E, time_E, user_R, instant_R - within))
+    if session_gap is not None:
+        start_R = np.maximum(start_R, _session_start(user_E, time_E, instant_R, end_R, session_gap))
     length_R = np.clip(end_R - start_R, 0, max_len).astype(np.int32)
     return end_R, length_R
 
@@ -93,7 +102,7 @@ def gap_seconds(user_R: np.ndarray, time_R: np.ndarray, is_event_R: np.ndarray) 
 
 
 def _first_not_older(user_E: np.ndarray, time_E: np.ndarray, user_R: np.ndarray, oldest_R: np.ndarray) -> np.ndarray:
-    """Place of the first event of the row's user that is not older than `oldest_R`; both sides sorted by user, time.
+    """Place of the first event of the row's user that is not older than `oldest_R`; events are sorted by user, time.
 
     One search over all users: (user, time) pairs become ranks in the merged order.
     """
@@ -112,7 +121,7 @@ def _first_not_older(user_E: np.ndarray, time_E: np.ndarray, user_R: np.ndarray,
 
 
 def _session_start(
-    user_E: np.ndarray, time_E: np.ndarray, time_R: np.ndarray, end_R: np.ndarray, gap: int
+    user_E: np.ndarray, time_E: np.ndarray, instant_R: np.ndarray, end_R: np.ndarray, gap: int
 ) -> np.ndarray:
     """Where the session begins that runs at each row: its newest event's, or `end_R` when that is too long ago."""
     if not len(time_E):
@@ -120,5 +129,5 @@ def _session_start(
     new_E = np.r_[True, (user_E[1:] != user_E[:-1]) | (time_E[1:] - time_E[:-1] > gap)]
     start_E = np.maximum.accumulate(np.where(new_E, np.arange(len(time_E)), 0))
     last_R = np.maximum(end_R - 1, 0)
-    running_R = (end_R > 0) & (time_R - time_E[last_R] <= gap)
+    running_R = (end_R > 0) & (instant_R - time_E[last_R] <= gap)
     return np.where(running_R, start_E[last_R], end_R)

@@ -20,6 +20,7 @@ from features.vocabulary import canonical
 
 USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_event", "_split"
 WEIGHT, REQUEST, GIVEN = "_weight", "_request", "_given"
+INSTANT = "_instant"  # as of when a row knows the past
 CONTEXT, HISTORY, LABELS = "_context.", "_history.", "_labels."
 # The years 1 and 9999, which calendars stop at, in µs since 1970.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_800_000_000

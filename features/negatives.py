@@ -1,9 +1,9 @@
 """Negatives for a log of positives alone: what could have been taken at that time, and was not.
 
-Everything is drawn as of the positive's own time: an item that nobody had taken before is no negative yet, and
-what a user takes later does not keep it from being one now. What is drawn for a positive depends on it (its raw ids
-and its time), on the seed and on what came before it, never on later rows nor on the row that an id has in its
-catalogue, so that a longer log draws the same. Shapes: R positives, K negatives of each.
+Everything is drawn as of the positive's own time, or that of its request: an item that nobody had taken before is no
+negative yet, and what a user takes later does not keep it from being one now. What is drawn for a positive depends on
+it (its raw ids and its time), on the seed and on what came before it, never on later rows nor on the row that an id has
+in its catalogue, so that a longer log draws the same. Shapes: R positives, K negatives of each.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def draw_negatives(
     spec: Negatives,
     user_hash: np.ndarray,
     item_hash: np.ndarray,
+    instant_R: np.ndarray | None = None,
 ) -> Drawn:
     """Draw `spec.per_positive` items for each positive.
 
@@ -54,21 +55,24 @@ def draw_negatives(
         time_R: times (µs), int64 [R], in any order.
         spec: how many, how, which seed.
         user_hash, item_hash: 64 bits of the raw id of each row, uint64 [users], uint64 [items].
+        instant_R: as of when each positive knows the past (µs), int64 [R]: what was taken before it can be drawn. Its
+            own time still says what its user had taken. Default its time.
     """
     rows = len(item_R)
     identity_R = mixed(mixed(mixed(np.uint64(spec.seed), user_hash[user_R]), item_hash[item_R]), time_R)
+    instant_R = time_R if instant_R is None else instant_R
     by_time = np.argsort(time_R, kind="stable")
     sorted_time = time_R[by_time]
     # Strictly before: ties of the positive's own instant are not there yet.
-    before_R = np.searchsorted(sorted_time, time_R, side="left")
+    before_R = np.searchsorted(sorted_time, instant_R, side="left")
     if spec.how == "uniform":
-        pool, high_R = _by_first_time(item_R, time_R, by_time, sorted_time)
+        pool, high_R = _by_first_time(item_R, instant_R, by_time, sorted_time)
         low_R = np.zeros(rows, np.int64)
     else:
         pool, high_R = item_R[by_time], before_R
         low_R = np.zeros(rows, np.int64)
         if spec.how == "in_window":
-            low_R = np.searchsorted(sorted_time, time_R - spec.window, side="left")
+            low_R = np.searchsorted(sorted_time, instant_R - spec.window, side="left")
     seen = _Seen(user_R, item_R, time_R) if spec.exclude == "seen" else None
     result_RK = np.full((rows, spec.per_positive), NONE, np.int32)
     for k in range(spec.per_positive):
@@ -88,14 +92,14 @@ def draw_negatives(
 
 
 def _by_first_time(
-    item_R: np.ndarray, time_R: np.ndarray, by_time: np.ndarray, sorted_time: np.ndarray
+    item_R: np.ndarray, instant_R: np.ndarray, by_time: np.ndarray, sorted_time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct items in order of first appearance, and how many of them had appeared before each row."""
+    """Distinct items in order of first appearance, and how many of them had appeared before each row's instant."""
     ordered = item_R[by_time]
     _, first = np.unique(ordered, return_index=True)
     first.sort()
     pool = ordered[first]
-    return pool, np.searchsorted(sorted_time[first], time_R, side="left")
+    return pool, np.searchsorted(sorted_time[first], instant_R, side="left")
 
 
 class _Seen:

@@ -16,13 +16,13 @@ from features.encoder import Encoder
 from features.errors import DataError
 from features.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
 from features.history import gap_seconds, history_spans, without_repeats
-from features.log import EVENT, GIVEN, HISTORY, SPLIT
+from features.log import EVENT, GIVEN, HISTORY, INSTANT, SPLIT
 from features.split import Splitter
 from features.stream import LOGGED, ROW
 
 COUNTER = "_counter."  # raw value of an item counter at a row
 CARRIED = "_carried"  # an event that an earlier build had made
-MARKS = (EVENT, ROW, LOGGED, SPLIT, CARRIED)
+MARKS = (INSTANT, EVENT, ROW, LOGGED, SPLIT, CARRIED)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,14 @@ def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder:
         is_event = _events(columns, contract)
         history = contract.history
         end_R, length_R = history_spans(
-            columns["user"], columns["time"], is_event, history.max_len, history.within, history.session_gap
+            columns["user"],
+            columns["time"],
+            is_event,
+            history.max_len,
+            history.within,
+            history.session_gap,
+            columns[INSTANT],
+            history.delay or 0,
         )
         events = {
             "item": columns["item"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +18,13 @@ from features.contract import Contract
 from features.encoder import Encoder
 from features.errors import named
 from features.feature_set import Sampling
+from features.instants import Instants
 from features.log import (
     CONTEXT,
     EVENT,
     GIVEN,
     HISTORY,
+    INSTANT,
     ITEM,
     LABEL,
     LABELS,
@@ -49,7 +51,8 @@ class Stream:
     """Reads the log as often as it is asked to; each pass gives the same rows in the same chunks.
 
     Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32, NaN where unknown), `time` (µs),
-    three bools, `_split` of a split by files, and in a full pass all that the contract declares, encoded. The bools:
+    `_instant` (µs: as of when the row knows the past), three bools, `_split` of a split by files, and in a full pass
+    all that the contract declares, encoded. The bools:
 
         _event    may stand in histories
         _row      trains, validates or tests in this build; false before `since` and for events of other tables
@@ -60,16 +63,18 @@ class Stream:
         log: the checked log.
         encoder: fitted.
         since: rows before this time (µs) are no rows of this build: they count and stand in histories.
+        instants: of requests that took their time.
     """
 
     contract: Contract
     log: Log
     encoder: Encoder
     since: int | None = None
+    instants: Instants = field(default_factory=Instants)
 
     def narrow(self) -> Iterator[Arrays]:
         """User, item, time and label alone, with what each row is and, of a split by files, its file."""
-        frame = self.log.frame.select(*KEYS, EVENT, *self._file)
+        frame = self.log.frame.select(list(dict.fromkeys((*KEYS, EVENT, *self._file, *self.instants.reads))))
         yield from self._passes(frame, lambda chunk: {})
 
     def full(self) -> Iterator[Arrays]:
@@ -92,13 +97,14 @@ class Stream:
         spec = self.contract.interactions.negatives
         if spec is None:
             return None
+        names = list(dict.fromkeys((USER, ITEM, TIME, *self.instants.reads)))
         kept = [
-            (self._users(chunk), self._items(chunk), chunk[TIME].to_numpy())
-            for chunk in chunks(self.log.frame.select(USER, ITEM, TIME), self.log.rows)
+            (self._users(chunk), self._items(chunk), chunk[TIME].to_numpy(), self.instants.of(chunk))
+            for chunk in chunks(self.log.frame.select(names), self.log.rows)
         ]
-        user_R, item_R, time_R = (np.concatenate(column) for column in zip(*kept, strict=True))
+        user_R, item_R, time_R, instant_R = (np.concatenate(column) for column in zip(*kept, strict=True))
         hashes = id_hashes(self.encoder.users), id_hashes(self.encoder.items)
-        return draw_negatives(user_R, item_R, time_R, spec, *hashes)
+        return draw_negatives(user_R, item_R, time_R, spec, *hashes, instant_R)
 
     @property
     def sampling(self) -> Sampling | None:
@@ -136,6 +142,7 @@ class Stream:
                 "item": self._items(chunk),
                 "label": np.zeros(chunk.height, np.float32),
                 "time": chunk[TIME].to_numpy(),
+                INSTANT: chunk[TIME].to_numpy(),
                 EVENT: np.ones(chunk.height, bool),
                 ROW: np.zeros(chunk.height, bool),
                 LOGGED: np.zeros(chunk.height, bool),
@@ -156,6 +163,7 @@ class Stream:
             "item": self._items(chunk),
             "label": chunk[LABEL].to_numpy(),
             "time": chunk[TIME].to_numpy(),
+            INSTANT: self.instants.of(chunk),
             EVENT: chunk[EVENT].to_numpy(),
             **{name: chunk[name].to_numpy() for name in self._file},
         }

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from features.contract import Contract, load_contract
+from features.contract_log import History
 from features.errors import ConfigError
 from features.settings import load_yaml, merge, parse_overrides, validate
 from tests.features.raw import CONTENT
@@ -88,6 +90,24 @@ def test_what_is_refused(over: Any, words: str) -> None:
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"split: valid: .*; unknown key 'nam'"):
         contract({"nam": 1, "split": {"valid": 2}})
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ({"delay": "1h", "within": "60m"}, "history.delay: must be shorter than history.within"),
+        ({"delay": "2h", "session_gap": "90m"}, "history.delay: must be shorter than history.session_gap"),
+        ({"delay": "5"}, "'5' is no duration"),
+    ],
+)
+def test_delays_that_cannot_be(history: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        contract({"history": history})
+
+
+def test_a_given_history_has_no_delay() -> None:
+    with pytest.raises(ValidationError, match=r"a given history is taken as it is; remove history\.delay"):
+        History.model_validate({"given": {"column": "past"}, "delay": "5m"})
 
 
 CATEGORY = {"type": "categorical"}

@@ -168,3 +168,11 @@ def test_the_online_state_takes_no_unknown_label_into_a_rate() -> None:
         state.update(3, 10, 1)
         state.update(3, 20, float("nan"))
     assert rate.value(3, 30) == 0.5 and count.value(3, 30) == 2
+
+
+def test_rows_of_one_request_ask_at_its_instant_and_count_at_their_own() -> None:
+    key, time, label = np.array([3, 3, 3, 3]), np.array([10, 20, 21, 22]), np.array([1.0, 1.0, 0.0, 0.0])
+    instant = np.array([10, 20, 20, 22])
+    count = Counter(of="item", value="count")
+    # The third row belongs to the request that began at 20; the fourth sees it at its own time, 21.
+    assert running(key, time, label, count, 0.5, instant_R=instant).tolist() == [0, 1, 1, 3]

@@ -122,8 +122,11 @@ def test_days_that_other_code_built_are_built_again(tmp_path: Path, monkeypatch:
         {"history": {"within": "3d"}},
         {"history": {"repeats": "consecutive", "session_gap": "12h"}},
         {"history": {"repeats": "first"}},
+        {"history": {"delay": "30h"}},
+        {"history": {"delay": "5h", "within": "3d", "repeats": "consecutive"}},
+        {"interactions": {"request": "rating"}},
     ],
-    ids=["plain", "within", "session", "first"],
+    ids=["plain", "within", "session", "first", "delay beyond a day", "delay and age", "requests"],
 )
 def test_added_day_by_day_equals_built_at_once(tmp_path: Path, over: Any) -> None:
     write_days(tmp_path, range(10))

@@ -125,6 +125,63 @@ def test_age_and_session_equal_the_literal_definition(
     assert found == literal_limited(rows, max_len, within, gap)
 
 
+def test_rows_of_one_request_know_what_its_first_row_knew() -> None:
+    #         user time instant   events before the instant
+    rows = [
+        (7, 10, 10),  # event 0   none
+        (7, 20, 20),  # event 1   0
+        (7, 21, 20),  # event 2   0: the request began at 20
+        (7, 22, 22),  # event 3   0 1 2: of another request, which sees events at their own times
+        (7, 23, 20),  # event 4   0
+        (9, 21, 5),  #  event 5   none: another user
+    ]
+    user, time, instant = (np.array(column) for column in zip(*rows, strict=True))
+    end, length = history_spans(user, time, np.ones(6, bool), 9, instant_R=instant)
+    assert end.tolist() == [0, 1, 1, 3, 1, 5]
+    assert length.tolist() == [0, 1, 1, 3, 1, 0]
+
+
+def test_a_delay_by_hand() -> None:
+    time = np.array([0, 10, 14, 15, 20])
+    user, is_event = np.full(5, 3), np.array([True, True, False, False, True])
+    # Delay 5: what is strictly before time - 5. The event at 10 is not seen at 15, but at 20.
+    end, length = history_spans(user, time, is_event, 9, delay=5)
+    assert (end.tolist(), length.tolist()) == ([0, 1, 1, 1, 2], [0, 1, 1, 1, 2])
+    # At most one: the newest that is visible, not the newest.
+    end, length = history_spans(user, time, is_event, 1, delay=5)
+    assert (end.tolist(), length.tolist()) == ([0, 1, 1, 1, 2], [0, 1, 1, 1, 1])
+
+
+@given(
+    st.lists(st.tuples(row, st.integers(0, 3)), min_size=1, max_size=40).map(lambda rows: sorted(rows)),
+    st.integers(1, 6),
+    st.integers(0, 3),
+    st.none() | st.integers(4, 6),
+    st.none() | st.integers(4, 5),
+)
+def test_instants_and_delay_equal_the_literal_definition(
+    rows: list[tuple[tuple[int, int, bool], int]], max_len: int, delay: int, within: int | None, gap: int | None
+) -> None:
+    """A row looks from its instant, at most 3 before its time; it sees what was more than the delay before that."""
+    user, time, is_event = (np.array(column) for column in zip(*(r for r, _ in rows), strict=True))
+    instant = time - np.array([early for _, early in rows])
+    events = [(u, t) for (u, t, event), _ in rows if event]
+    wanted = []
+    for u, now in zip(user, instant, strict=True):
+        seen = [place for place, (other, at) in enumerate(events) if other == u and at < now - delay]
+        kept: list[int] = []
+        newest = now
+        for place in reversed(seen):
+            if gap is not None and newest - events[place][1] > gap:
+                break
+            newest = events[place][1]
+            if within is None or now - newest <= within:
+                kept.insert(0, place)
+        wanted.append(kept[-max_len:])
+    end, length = history_spans(user, time, is_event.astype(bool), max_len, within, gap, instant, delay)
+    assert [list(range(e - n, e)) for e, n in zip(end.tolist(), length.tolist(), strict=True)] == wanted
+
+
 def test_repeats_by_hand() -> None:
     user = np.array([1, 1, 1, 1, 1, 2])
     item = np.array([5, 5, 6, 5, 5, 5])

@@ -297,6 +297,18 @@ def test_sessions_and_repeats(tmp_path: Path) -> None:
     assert [row["history"] for row in rows_of(found)] == [[], [5], [5], [], [5], []]
 
 
+def test_events_become_known_after_the_delay(tmp_path: Path) -> None:
+    table = pl.DataFrame({"user": [1] * 5, "item": [5, 6, 7, 8, 9], "time": [0, 60, 300, 301, 3_600]})
+    table = table.with_columns(label=pl.col("item") % 2)
+    pl.DataFrame({"user": [1, 1], "item": [3, 4], "time": [-60, 0]}).write_parquet(tmp_path / "past.parquet")
+    past = {"path": "past.parquet", "user": "user", "item": "item", "time": "time"}
+    history = {"delay": "5m", "max_len": 3, "tables": [past]}
+    found = built(tmp_path, table, {"label": "label"}, history=history, split={"valid": 0.2, "test": 0.2},
+                  checks={"earliest": "1969-12-31"})  # fmt: skip
+    # At 300 only what was before 0; at 301 before 1, so the event of 0 and that of the table too; at 3,600 the newest.
+    assert [row["history"] for row in rows_of(found)] == [[], [], [3], [3, 5, 4], [6, 7, 8]]
+
+
 def test_further_labels_stay_with_their_rows(tmp_path: Path) -> None:
     table = takings().with_columns(like=(pl.col("item") % 3 == 0))
     found = built(tmp_path, table, {"label": "item > 120", "labels": {"like": "like", "long": "item > 150"}})

@@ -84,3 +84,18 @@ def test_seen_items_may_be_drawn_when_asked_for():
     drawn = drawn_items(user, item, time, Negatives(per_positive=1, exclude="none"))
     assert drawn[:, 0].tolist()[0] == NONE and drawn[1, 0] == 2 and drawn[2, 0] in (2, 3)
     assert (drawn_items(user, item, time, Negatives(per_positive=1)) == NONE).all()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.how)
+def test_a_positive_draws_from_what_was_there_when_its_request_began(spec):
+    # Items 2 to 9 are taken by others, one each hour; then user 99 takes 20 at hour 8, in a request of hour 3.
+    item, time = np.array([2, 3, 4, 5, 6, 7, 8, 9, 20]), np.arange(9) * HOUR
+    user = np.r_[np.arange(2, 10), 99]
+    hashes = np.arange(100).astype(np.uint64), np.arange(21).astype(np.uint64)
+    instant = np.r_[time[:-1], 3 * HOUR]
+    drawn = draw_negatives(user, item, time, spec, *hashes, instant_R=instant).items_RK[-1]
+    there = {3, 4} if spec.how == "in_window" else {2, 3, 4}
+    assert {*drawn.tolist()} - {NONE} == there
+    assert {*drawn_items(user, item, time, spec)[-1].tolist()} - {NONE} <= set(
+        range(7 if spec.how == "in_window" else 2, 10)
+    )

@@ -1,0 +1,89 @@
+"""When each request began: its rows are ranked at once, so all of them know what its earliest row knew.
+
+Shapes: R rows of a chunk, Q requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.buckets import Arrays, by_bucket
+from features.contract import Contract
+from features.log import DAY, REQUEST, SPLIT, TIME, USER, Log, chunks
+
+
+@dataclass(frozen=True)
+class Instants:
+    """The requests whose rows have more than one time, and the earliest of these times.
+
+    A request is a user and a request id; in a log of several files, those of one file; in a log that is split by days,
+    those of one UTC day, since days are built apart. Two requests share a number with a chance of 1 in 20,000 for 40
+    million requests.
+
+    Args:
+        columns: of the log that tell requests apart; empty where none are declared.
+        number_Q: of each such request, uint64, ascending.
+        first_Q: its earliest time, µs.
+    """
+
+    columns: tuple[pl.Expr, ...] = ()
+    number_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    first_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @classmethod
+    def find(cls, contract: Contract, log: Log, buckets: int, scratch: Path) -> Instants:
+        """Look at every row of the log once, in memory that holds one bucket of rows, and the requests that are found.
+
+        Args:
+            contract: whether requests and times are declared, and the split.
+            log: the checked log.
+            buckets: how many pieces the rows are compared in.
+            scratch: for files; must not exist.
+        """
+        if contract.interactions.request is None or contract.interactions.time is None:
+            return cls()
+        apart = {"days": (pl.col(TIME) // DAY,), "files": (pl.col(SPLIT),)}.get(contract.split.by, ())
+        empty = cls((pl.col(USER), pl.col(REQUEST), *apart))
+        found = [_several_times(bucket) for bucket in by_bucket(empty.numbered(log), "number", buckets, scratch)]
+        number_Q, first_Q = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(number_Q)
+        return cls(empty.columns, number_Q[order], first_Q[order])
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns of the log that `of` needs beside the time."""
+        return tuple(dict.fromkeys(name for column in self.columns for name in column.meta.root_names()))
+
+    def of(self, chunk: pl.DataFrame) -> np.ndarray:
+        """The time as of which each row of a chunk knows the past: its own, or its request's earliest. int64 [R]."""
+        time_R: np.ndarray = chunk[TIME].to_numpy()
+        if not len(self.number_Q):
+            return time_R
+        number_R = self._numbers(chunk)
+        place_R = np.minimum(np.searchsorted(self.number_Q, number_R), len(self.number_Q) - 1)
+        return np.where(self.number_Q[place_R] == number_R, self.first_Q[place_R], time_R)
+
+    def numbered(self, log: Log) -> Iterator[Arrays]:
+        """`number` and `time` of the rows that have a request id, chunk by chunk."""
+        for chunk in chunks(log.frame.select(list(dict.fromkeys((TIME, *self.reads)))), log.rows):
+            known = chunk.filter(pl.col(REQUEST).is_not_null())
+            yield {"number": self._numbers(known), "time": known[TIME].to_numpy()}
+
+    def _numbers(self, chunk: pl.DataFrame) -> np.ndarray:
+        return chunk.select(column.alias(str(i)) for i, column in enumerate(self.columns)).hash_rows(seed=1).to_numpy()
+
+
+def _several_times(bucket: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Number and earliest time of each request of a bucket that has several times."""
+    number_R, time_R = np.asarray(bucket["number"]), np.asarray(bucket["time"])
+    order = np.lexsort((time_R, number_R))
+    number_R, time_R = number_R[order], time_R[order]
+    begins = np.flatnonzero(np.r_[True, number_R[1:] != number_R[:-1]]) if len(order) else np.empty(0, np.int64)
+    ends = np.r_[begins[1:], len(order)][: len(begins)] - 1
+    several = time_R[begins] != time_R[ends]
+    return number_R[begins][several], time_R[begins][several]
