@@ -51,6 +51,7 @@ def raw_contract(root: Path) -> Contract:
                 "time": "time",
                 "label": "clicked",
                 "labels": {"like": "load > 3", "stay": "load > 5"},
+                "allow_label_features": ["load"],
                 "context": {
                     "device": {"type": "categorical", "default": "phone"},
                     "load": {"type": "numeric", "transform": "log1p"},

@@ -22,7 +22,7 @@ from ctr.export import ExportResult, export_bundle
 from ctr.golden import golden_cases
 from ctr.models.click_model import ClickModel
 from ctr.parity import random_cases
-from ctr.ranker import Ranker, load_serve_config
+from ctr.ranker import Ranker, load_serve_config, open_session
 from features.columns_category import CategoricalEncoder
 from features.columns_number import NumericEncoder
 from features.encoder import Encoder
@@ -415,3 +415,23 @@ def test_encoding_otherwise_online_than_offline_is_not_exported(
     monkeypatch.setattr(kind, method, lambda self, value: encode(self, value) + 1)
     with pytest.raises(DataError, match=f"golden request 'logged': {where} encodes to .* but the feature set holds"):
         golden_cases(model, feature_set, Encoder.load(feature_set.path))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_not_served(ranker: Ranker, exported: ExportResult, wrong: float) -> None:
+    class Session:
+        """As the real one, but the second candidate's score is wrong."""
+
+        def __init__(self, real: ort.InferenceSession) -> None:
+            self.get_inputs, self.get_outputs, self._real = real.get_inputs, real.get_outputs, real
+
+        def run(self, *arguments: Any) -> list[np.ndarray]:
+            scores = self._real.run(*arguments)
+            scores[0][1] = wrong
+            return scores
+
+    session = Session(open_session(exported.path / RANKER))
+    served = Ranker(ranker.bundle, ranker.encoder, session, Limits())
+    with pytest.raises(NumericalError, match="run-1: 1 of 15 scores are not finite") as caught:
+        served.rank(REQUEST)
+    assert caught.value.exit_code == 5
