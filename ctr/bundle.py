@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ctr.agreement import TOLERANCE
 from features.atomic import flush, flush_tree
 from features.errors import ConfigError, DataError
 from features.feature_set import FileEntry, SplitName, Window, sha256_of
@@ -27,10 +28,6 @@ GOLDEN = "golden.json"
 MODEL_CARD = "MODEL_CARD.md"
 # Outputs of the ranker graph: the click's probability, and score_<task> of further labels.
 SCORE = "score"
-
-# Largest difference allowed between two computations of one probability. Summation order differs between
-# torch, ONNX Runtime and batch shapes, so scores are never promised to the last bit.
-TOLERANCE = 1e-5
 
 T = TypeVar("T", bound=Settings)
 
@@ -82,7 +79,12 @@ class GoldenCase(Settings):
 
 
 class Golden(Settings):
-    """`golden.json`: replayed at every load, so that a server with other arithmetic never goes live."""
+    """`golden.json`: replayed at every load, so that a server with other arithmetic never goes live.
+
+    Args:
+        tolerance: largest `ctr.agreement.logit_difference` from the recorded scores that the replay allows.
+        cases: raw requests with their scores.
+    """
 
     tolerance: float = TOLERANCE
     cases: list[GoldenCase]

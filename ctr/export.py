@@ -69,12 +69,14 @@ class ExportResult:
     Args:
         path: where it lies.
         max_abs_difference: largest |ONNX - torch| of a probability over the parity requests.
+        max_logit_difference: the same in logits (`ctr.agreement.logit_difference`), which decides.
         seconds: of folding, exporting and proving.
         bytes: of all its files.
     """
 
     path: Path
     max_abs_difference: float
+    max_logit_difference: float
     seconds: float
     bytes: int
 
@@ -107,7 +109,7 @@ def export_bundle(
     Raises:
         ConfigError: `out` exists and is not a bundle.
         DataError: the encoder changed since the feature set was built, or encodes a request to something else.
-        NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5.
+        NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5 in logits.
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
@@ -137,11 +139,12 @@ def export_bundle(
         sealed = seal(folder, facts)
         ranker = Ranker.load(folder)
         cases = itertools.chain(grid_cases(schema), random_cases(schema, RANDOM_REQUESTS))
-        difference = check_parity(model, feature_set.users, ranker.scores, cases)
+        parity = check_parity(model, feature_set.users, ranker.scores, cases)
         check_item_parity(folder, feature_set)
     return ExportResult(
         path=out,
-        max_abs_difference=difference,
+        max_abs_difference=parity.probability,
+        max_logit_difference=parity.logit,
         seconds=time.perf_counter() - started,
         bytes=sum(entry.bytes for entry in sealed.files.values()),
     )

@@ -97,7 +97,7 @@ class RequestGraph(nn.Module):
         if self.crosses is not None:
             logits_NH = logits_NH + self.crosses(context, *codes)
         pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
-        return tuple(torch.sigmoid(calibrate(logit_N)) for calibrate, logit_N in pairs)
+        return tuple(_probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
 
     def _past(
         self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
@@ -285,6 +285,14 @@ def item_table(model: ClickModel) -> Tensor:
     device = next(model.parameters()).device
     rows = torch.arange(model.schema.items, device=device)
     return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
+
+
+def _probability(logit_N: Tensor) -> Tensor:
+    """`1 / (1 + exp(-logit))`, as three operations: ONNX Runtime's own sigmoid is right to 1e-7, not to seven digits.
+
+    At a click probability of 3e-5 that is a quarter of a percent.
+    """
+    return torch.reciprocal(1 + torch.exp(-logit_N))
 
 
 def _batch_norm_as_scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

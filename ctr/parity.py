@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctr.agreement import TOLERANCE, logit_difference
 from ctr.batch import Batch
-from ctr.bundle import ITEM_TABLE, ITEMS, TOLERANCE
+from ctr.bundle import ITEM_TABLE, ITEMS
 from ctr.models.click_model import ClickModel
 from ctr.ranker import open_session
 from features.encoder import EncodedRequest
@@ -95,8 +96,21 @@ def expected(model: ClickModel, case: Case) -> np.ndarray:
     return score_NH.numpy()
 
 
-def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> float:
-    """Largest absolute difference of a probability over all candidates of all cases.
+@dataclass(frozen=True)
+class Parity:
+    """How far the graph and the model were apart at most, over all candidates of all cases.
+
+    Args:
+        logit: by `ctr.agreement.logit_difference`, which decides.
+        probability: absolute.
+    """
+
+    logit: float
+    probability: float
+
+
+def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> Parity:
+    """Compare the exported graph with the trained model on each case.
 
     Args:
         model: the trained model, its tables attached.
@@ -105,24 +119,27 @@ def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Scor
         cases: what to compare them on.
 
     Raises:
-        NumericalError: it exceeds 1e-5, or is not a number.
+        NumericalError: their logits differ by more than `TOLERANCE`, a score is not a number, or there are no cases.
     """
-    worst = 0.0
+    worst: Parity | None = None
     with _one_thread():
         for case in cases:
             wanted_NH = expected(model, case)
             got_NH = score(case.encoded(model.schema, users))
             if got_NH.shape != wanted_NH.shape:
                 raise NumericalError(f"parity: scores {wanted_NH.shape} of the model, but {got_NH.shape} of the graph.")
-            difference = float(np.abs(got_NH - wanted_NH).max())
+            logit, probability = logit_difference(got_NH, wanted_NH), float(np.abs(got_NH - wanted_NH).max())
             # Written so that NaN fails too.
-            if not difference <= TOLERANCE:
+            if not logit <= TOLERANCE:
                 raise NumericalError(
-                    f"parity: the exported graph and the trained model differ by {difference:.2e} "
+                    f"parity: the exported graph and the trained model differ by {logit:.2e} in logits "
                     f"(at most {TOLERANCE} is allowed) on a request of {len(case.history_item)} history "
                     f"items and {len(wanted_NH)} candidates, user row {case.user}. The bundle is not published."
                 )
-            worst = max(worst, difference)
+            before = worst or Parity(0.0, 0.0)
+            worst = Parity(max(before.logit, logit), max(before.probability, probability))
+    if worst is None:
+        raise NumericalError("parity: no request was compared, so nothing is proved. The bundle is not published.")
     return worst
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from pydantic import Field, PositiveInt
 
-from ctr.bundle import RANKER, SCORE, TOLERANCE, Bundle, open_bundle
+from ctr.agreement import logit_difference
+from ctr.bundle import RANKER, SCORE, Bundle, open_bundle
 from features.encoder import EncodedRequest, Encoder
 from features.errors import ConfigError, NumericalError
 from features.request import Limits, Request, parse_request
@@ -171,22 +172,24 @@ class Ranker:
         return scores_NH
 
     def replay(self) -> float:
-        """Score the golden requests; the largest difference to their recorded scores.
+        """Score the golden requests; the largest `logit_difference` from their recorded scores.
 
         Raises:
-            NumericalError: it exceeds the bundle's tolerance.
+            NumericalError: it exceeds the tolerance that `golden.json` states.
         """
         worst = 0.0
-        for case in self.bundle.golden().cases:
+        golden = self.bundle.golden()
+        for case in golden.cases:
             # A server's own limits may be tighter than a golden request is long.
             request = parse_request(case.request, self.encoder.contract, Limits())
             scores_NH = self.scores(self.encoder.encode_request(request))
             wanted_NH = np.stack([case.scores, *(case.tasks[name] for name in self.tasks)], axis=-1)
-            difference = float(np.abs(scores_NH - wanted_NH).max())
-            if not difference <= TOLERANCE:
+            difference = logit_difference(scores_NH, wanted_NH)
+            # Written so that NaN fails too.
+            if not difference <= golden.tolerance:
                 raise NumericalError(
-                    f"{self.bundle.path}: golden request {case.name!r} scores {difference:.2e} away from "
-                    f"what the trained model gave (at most {TOLERANCE} is allowed). Compare the package "
+                    f"{self.bundle.path}: golden request {case.name!r} scores {difference:.2e} in logits away from "
+                    f"what the trained model gave (at most {golden.tolerance} is allowed). Compare the package "
                     "versions in MANIFEST.json with the ones installed here."
                 )
             worst = max(worst, difference)

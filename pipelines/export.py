@@ -38,7 +38,8 @@ def export_model(
     golden = json.loads((out / "golden.json").read_text(encoding="utf-8"))
     write_text(out.parent / "request.json", json.dumps(golden["cases"][0]["request"], indent=2, ensure_ascii=False))
     console.print(
-        f"bundle {result.path}: {result.bytes / 2**20:.1f} MiB, largest |ONNX - torch| {result.max_abs_difference:.1e}"
+        f"bundle {result.path}: {result.bytes / 2**20:.1f} MiB, largest |ONNX - torch| "
+        f"{result.max_abs_difference:.1e}, {result.max_logit_difference:.1e} in logits"
     )
     return result
 
@@ -58,5 +59,6 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
         "bundle": str(result.path),
         "bytes": result.bytes,
         "max_abs_difference": result.max_abs_difference,
+        "max_logit_difference": result.max_logit_difference,
         "seconds": result.seconds,
     }

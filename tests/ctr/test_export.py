@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ctr.agreement import TOLERANCE
 from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.config import ModelConfig
 from ctr.export import check_shapes, export_item_graph, export_request_graph
 from ctr.fold import ItemGraph, RequestGraph
 from ctr.golden import chosen_rows
 from ctr.models.click_model import ClickModel
-from ctr.parity import Case, check_item_parity, check_parity, grid_cases, random_cases
+from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
 from ctr.ranker import graph_inputs, open_session
 from features.encoder import EncodedRequest
 from features.errors import NumericalError
@@ -115,7 +117,7 @@ def test_without_history_there_is_no_history_input(toy: FeatureSet, tmp_path: Pa
     export_request_graph(RequestGraph(model), model.schema, tmp_path / RANKER)
     assert not [name for name in shapes_of(tmp_path / RANKER) if name.startswith("history")]
     cases = random_cases(model.schema, 5)
-    assert check_parity(model, toy.users, scorer(tmp_path / RANKER), cases) < 1e-5
+    assert check_parity(model, toy.users, scorer(tmp_path / RANKER), cases).logit < 1e-5
 
 
 class FrozenCandidates(nn.Module):
@@ -203,7 +205,7 @@ def test_the_graph_scores_as_the_model_on_edge_cases(model: ClickModel, toy: Fea
     assert {len(case.history_item) for case in cases} >= {0, 1, model.schema.history_max_len}
     assert {len(case.candidate_item) for case in cases} >= {1, 2, 7, 100}
     assert any((case.history_item == UNKNOWN).all() and len(case.history_item) for case in cases)
-    assert check_parity(model, toy.users, score, cases) < 1e-5
+    assert check_parity(model, toy.users, score, cases).logit < 1e-5
 
 
 @pytest.mark.parametrize("rate", [np.nan, 0.0, 1.0])
@@ -219,14 +221,14 @@ def test_the_graph_scores_as_the_model_where_numbers_are_missing(
         history_events={"label": np.full(history, 2), "residual": np.full(history, np.nan, np.float32)},
         candidate={"item_rate": np.float32([rate])},
     )
-    assert check_parity(model, toy.users, score, [case]) < 1e-5
+    assert check_parity(model, toy.users, score, [case]).logit < 1e-5
     other = replace(case, candidate={"item_rate": np.float32([0.5])}).encoded(model.schema, toy.users)
     assert abs(score(other) - score(case.encoded(model.schema, toy.users))).max() > 1e-4
 
 
 def test_the_graph_scores_as_the_model_on_200_random_requests(model: ClickModel, toy: FeatureSet, score: Score) -> None:
     cases = list(random_cases(model.schema, 200))
-    assert check_parity(model, toy.users, score, cases) < 1e-5
+    assert check_parity(model, toy.users, score, cases).logit < 1e-5
     # The scores must differ for parity to mean anything.
     scores = [score(case.encoded(model.schema, toy.users)) for case in cases]
     assert np.concatenate(scores).std() > 0.01
@@ -247,14 +249,44 @@ def test_a_history_of_no_elements_scores_as_one_of_padding(
     np.testing.assert_allclose(got, score(encoded), atol=1e-6)
 
 
-def test_lost_parity_is_an_error(model: ClickModel, toy: FeatureSet, score: Score) -> None:
-    def off(encoded: EncodedRequest) -> np.ndarray:
-        return score(encoded) + np.float32(2e-5)
+def off_by(tolerances: float, score: Score) -> Score:
+    """Scores whose logits are so many tolerances away."""
 
+    def off(encoded: EncodedRequest) -> np.ndarray:
+        got = score(encoded).astype(np.float64)
+        logit = np.log(got) - np.log1p(-got)
+        return (1 / (1 + np.exp(-logit - tolerances * TOLERANCE * np.maximum(1, np.abs(logit))))).astype(np.float32)
+
+    return off
+
+
+def test_scores_within_the_tolerance_agree(model: ClickModel, toy: FeatureSet, score: Score) -> None:
+    found = check_parity(model, toy.users, off_by(0.8, score), random_cases(model.schema, 3))
+    assert found.logit == pytest.approx(0.8 * TOLERANCE, rel=0.25)
+    assert 0 < found.probability <= found.logit
+
+
+def test_a_parity_of_no_requests_proves_nothing(model: ClickModel, toy: FeatureSet, score: Score) -> None:
+    with pytest.raises(NumericalError, match="parity: no request was compared"):
+        check_parity(model, toy.users, score, iter(()))
+
+
+def test_rare_clicks_keep_their_digits_in_the_graph(toy: FeatureSet, tmp_path: Path) -> None:
+    """At a probability of 1e-6 seven digits are left, of which a sigmoid that is right to 1e-7 has none."""
+    model = random_model(toy, ModelConfig(use_history=False, embedding_dim=4))
+    model.calibrator.shift += -14.0
+    export_request_graph(RequestGraph(model), model.schema, tmp_path / RANKER)
+    (case,) = random_cases(model.schema, 1)
+    wanted = expected(model, case)
+    assert wanted.max() < 1e-3
+    np.testing.assert_allclose(scorer(tmp_path / RANKER)(case.encoded(model.schema, toy.users)), wanted, rtol=1e-4)
+
+
+def test_lost_parity_is_an_error(model: ClickModel, toy: FeatureSet, score: Score) -> None:
     def no_number(encoded: EncodedRequest) -> np.ndarray:
         return score(encoded) * np.float32("nan")
 
-    for wrong in (off, no_number):
+    for wrong in (off_by(1.2, score), no_number):
         with pytest.raises(NumericalError, match="is not published") as caught:
             check_parity(model, toy.users, wrong, random_cases(model.schema, 1))
         assert caught.value.exit_code == 5
@@ -264,11 +296,14 @@ def test_new_items_get_the_row_the_table_would_hold(folder: Path, toy: FeatureSe
     assert check_item_parity(folder, toy) < 1e-6
 
 
-def test_a_wrong_item_row_is_an_error(folder: Path, toy: FeatureSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("off", "published"), [(0.8, True), (1.2, False)])
+def test_a_wrong_item_row_is_an_error(
+    folder: Path, toy: FeatureSet, tmp_path: Path, off: float, published: bool
+) -> None:
     (tmp_path / ITEMS).write_bytes((folder / ITEMS).read_bytes())
     table = np.fromfile(folder / ITEM_TABLE, np.float32)
-    (table + np.float32(1e-3)).tofile(tmp_path / ITEM_TABLE)
-    with pytest.raises(NumericalError, match="item row"):
+    (table + np.float32(off * TOLERANCE)).tofile(tmp_path / ITEM_TABLE)
+    with nullcontext() if published else pytest.raises(NumericalError, match="item row"):
         check_item_parity(tmp_path, toy)
 
 

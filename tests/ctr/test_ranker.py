@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
+import ctr.export
+from ctr.agreement import TOLERANCE
 from ctr.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, open_bundle, seal
 from ctr.config import ModelConfig
 from ctr.export import ExportResult, export_bundle
@@ -85,7 +91,8 @@ def scores(ranker: Ranker, **changes: Any) -> dict[Any, float]:
 
 def test_the_export_says_what_it_made(exported: ExportResult) -> None:
     assert exported.path.name == "first"
-    assert exported.max_abs_difference < 1e-5
+    assert 0 < exported.max_abs_difference < 1e-5
+    assert 0 < exported.max_logit_difference <= 1e-5
     on_disk = sum(path.stat().st_size for path in exported.path.rglob("*") if path.is_file())
     assert exported.bytes == on_disk - (exported.path / MANIFEST).stat().st_size
     assert exported.seconds > 0
@@ -307,12 +314,9 @@ def test_each_task_has_a_score_of_its_own(ranker: Ranker) -> None:
 
 def test_a_changed_golden_score_of_a_task_is_refused(copy: Path) -> None:
     golden = json.loads((copy / GOLDEN).read_text())
-    golden["cases"][0]["tasks"]["stay"][0] += 2.5e-5
-    (copy / GOLDEN).write_text(json.dumps(golden))
-    manifest = json.loads((copy / MANIFEST).read_text())
-    seal(copy, Facts(**{name: manifest[name] for name in Facts.model_fields}))
-    with pytest.raises(NumericalError, match="golden request 'logged' scores 2"):
-        Ranker.load(copy)
+    golden["cases"][0]["tasks"]["stay"][0] = moved(golden["cases"][0]["tasks"]["stay"][0], 1.2)
+    with pytest.raises(NumericalError, match="golden request 'logged' scores 1"):
+        Ranker.load(with_golden(copy, golden))
 
 
 def test_limits_can_be_tightened_and_golden_requests_still_replay(exported: ExportResult) -> None:
@@ -343,15 +347,43 @@ def test_a_flipped_bit_in_the_item_table_is_refused_where_onnx_runtime_alone_tak
         Ranker.load(copy)
 
 
-def test_other_scores_than_recorded_are_refused(copy: Path) -> None:
-    golden = json.loads((copy / GOLDEN).read_text())
-    golden["cases"][1]["scores"][0] += 2.5e-5
+def moved(score: float, by: float) -> float:
+    """The probability whose logit is further from this one's by so many tolerances."""
+    logit = math.log(score / (1 - score))
+    return 1 / (1 + math.exp(-(logit + by * TOLERANCE * max(1, abs(logit)))))
+
+
+def with_golden(copy: Path, golden: dict[str, Any]) -> Path:
+    """The bundle sealed again with these golden requests."""
     (copy / GOLDEN).write_text(json.dumps(golden))
     manifest = json.loads((copy / MANIFEST).read_text())
     seal(copy, Facts(**{name: manifest[name] for name in Facts.model_fields}))
-    with pytest.raises(NumericalError, match=r"golden request 'logged 1, history of .*' scores 2.*e-05 away") as caught:
-        Ranker.load(copy)
+    return copy
+
+
+def test_other_scores_than_recorded_are_refused(copy: Path) -> None:
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["cases"][1]["scores"][0] = moved(golden["cases"][1]["scores"][0], 1.2)
+    with pytest.raises(NumericalError, match=r"golden request 'logged 1, history of .*' scores 1.*e-05 in") as caught:
+        Ranker.load(with_golden(copy, golden))
     assert caught.value.exit_code == 5
+
+
+def test_scores_within_the_tolerance_are_taken(copy: Path) -> None:
+    golden = json.loads((copy / GOLDEN).read_text())
+    for case in golden["cases"]:
+        case["scores"] = [moved(score, 0.8) for score in case["scores"]]
+    assert Ranker.load(with_golden(copy, golden)).replay() == pytest.approx(0.8 * TOLERANCE, rel=0.2)
+
+
+@pytest.mark.parametrize(("tolerance", "loads"), [(1.3 * TOLERANCE, True), (0.7 * TOLERANCE, False)])
+def test_the_bundles_own_tolerance_decides(copy: Path, tolerance: float, loads: bool) -> None:
+    golden = json.loads((copy / GOLDEN).read_text())
+    assert golden["tolerance"] == TOLERANCE
+    golden["tolerance"] = tolerance
+    golden["cases"][0]["scores"][0] = moved(golden["cases"][0]["scores"][0], 1.0)
+    with nullcontext() if loads else pytest.raises(NumericalError, match=f"at most {tolerance} is allowed"):
+        Ranker.load(with_golden(copy, golden))
 
 
 def test_a_bundle_works_wherever_it_is_moved(ranker: Ranker, copy: Path, tmp_path: Path) -> None:
@@ -389,6 +421,56 @@ def test_a_failed_export_leaves_the_published_bundle(
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
+def with_a_wrong_weight(path: Path) -> None:
+    """Scale one matrix of a saved graph."""
+    graph = onnx.load(path, load_external_data=False)
+    matrices = [one for one in graph.graph.initializer if len(one.dims) == 2 and not one.external_data]
+    weight = numpy_helper.to_array(matrices[0])
+    matrices[0].CopyFrom(numpy_helper.from_array(weight * np.float32(1.01), matrices[0].name))
+    path.write_bytes(graph.SerializeToString())
+
+
+def exported_with_a_wrong_weight(graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this export function of `ctr.export` write a graph that is not the model."""
+    write = getattr(ctr.export, graph)
+
+    def wrong(model: Any, schema: Any, path: Path) -> Any:
+        shapes = write(model, schema, path)
+        with_a_wrong_weight(path)
+        return shapes
+
+    monkeypatch.setattr(ctr.export, graph, wrong)
+
+
+def test_a_graph_that_is_not_the_model_fails_its_golden_requests(
+    model: ClickModel, feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported_with_a_wrong_weight("export_request_graph", monkeypatch)
+    with pytest.raises(NumericalError, match="golden request 'logged' scores"):
+        export(model, feature_set, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_is_not_the_model_fails_parity(
+    model: ClickModel, feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Golden requests are few: without their replay the parity requests must find it."""
+    exported_with_a_wrong_weight("export_request_graph", monkeypatch)
+    monkeypatch.setattr(Ranker, "replay", lambda _: 0.0)
+    with pytest.raises(NumericalError, match="parity: the exported graph and the trained model differ by"):
+        export(model, feature_set, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_item_graph_that_is_not_the_model_is_not_published(
+    model: ClickModel, feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported_with_a_wrong_weight("export_item_graph", monkeypatch)
+    with pytest.raises(NumericalError, match=r"parity: items\.onnx gives item row"):
+        export(model, feature_set, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_encoder_that_changed_since_the_build_is_not_exported(
     model: ClickModel, feature_set: FeatureSet, tmp_path: Path
 ) -> None:
@@ -401,18 +483,24 @@ def test_an_encoder_that_changed_since_the_build_is_not_exported(
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "where"),
+    ("kind", "method", "off", "where"),
     [
-        (NumericEncoder, "encode_one", r"context\.load"),
-        (CategoricalEncoder, "encode_one", r"context\.device"),
-        (NumericEncoder, "encode", r"candidate\.item_rate"),
+        (NumericEncoder, "encode_one", 1e-3, r"context\.load"),
+        (CategoricalEncoder, "encode_one", 1, r"context\.device"),
+        (NumericEncoder, "encode", np.float32(1e-3), r"candidate\.item_rate"),
     ],
 )
 def test_encoding_otherwise_online_than_offline_is_not_exported(
-    model: ClickModel, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, where: str
+    model: ClickModel,
+    feature_set: FeatureSet,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type,
+    method: str,
+    off: float,
+    where: str,
 ) -> None:
     encode = getattr(kind, method)
-    monkeypatch.setattr(kind, method, lambda self, value: encode(self, value) + 1)
+    monkeypatch.setattr(kind, method, lambda self, value: encode(self, value) + off)
     with pytest.raises(DataError, match=f"golden request 'logged': {where} encodes to .* but the feature set holds"):
         golden_cases(model, feature_set, Encoder.load(feature_set.path))
 
