@@ -28,7 +28,7 @@ def read_table(contract: Contract, table: Table, which: str, as_of: str | None =
         as_of: last day (UTC) that is read; later versions are left out.
 
     Raises:
-        DataError: missing file or column, null or duplicate ids, a `valid_from` that is none.
+        DataError: missing file or column, no row, null or duplicate ids, a `valid_from` that is none.
     """
     path = contract.resolve(table.path)
     raw = scan(path, table.format)
@@ -42,6 +42,11 @@ def read_table(contract: Contract, table: Table, which: str, as_of: str | None =
         content = raw.select(pl.col(table.id), **columns).collect()
     if len(find_files(path)) > 1:
         content = content.unique(maintain_order=True)
+    if not content.height:
+        raise DataError(
+            f"{path}: the {which} table is empty (0 rows). Check the export that wrote it, or take `{which}s` out of "
+            "the contract."
+        )
     with named(path):
         ids = canonical(content[table.id])
     if ids.null_count():

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from features.buckets import Arrays
-from features.checks.rules import ROW, Violation, day_of
+from features.checks.rules import ROW, Violation, day_of, numbered
 from features.contract import Contract
 from features.contract_log import Policy
 from features.log import DAY, ITEM, TIME, USER
@@ -184,17 +184,15 @@ def bots(frame: pl.LazyFrame, contract: Contract, users: pl.DataFrame) -> Iterat
 
 def _numbered(frame: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
     """Number, user, item and time of the chosen rows."""
-    return frame.select(USER, ITEM, TIME).with_row_index(ROW).filter(chosen)
+    return numbered(frame.select(USER, ITEM, TIME)).filter(chosen)
 
 
 def _numbers(rows: pl.LazyFrame, policy: Policy) -> tuple[int, np.ndarray]:
     """How many rows there are, and their numbers: all where they are put aside, else the first alone."""
     if policy == "quarantine":
-        places = rows.select(pl.col(ROW).cast(pl.Int64)).collect(engine="streaming")[ROW].sort().to_numpy()
+        places = rows.select(ROW).collect(engine="streaming")[ROW].sort().to_numpy()
         return len(places), places
-    count, first = (
-        rows.select(pl.len(), pl.col(ROW).cast(pl.Int64).min().alias("first")).collect(engine="streaming").row(0)
-    )
+    count, first = rows.select(pl.len(), pl.col(ROW).min().alias("first")).collect(engine="streaming").row(0)
     return count, np.array([first])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from features.checks.rules import ROW, Violation
+from features.checks.rules import ROW, Violation, numbered
 from features.contract import Contract
 from features.errors import DataError
 from features.log import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
@@ -54,7 +54,7 @@ def put_aside(
             f"checks.max_quarantine {contract.checks.max_quarantine:g} allows. They lie in {kept}; nothing was "
             "published. Correct the export, or raise the limit."
         )
-    stay = frame.with_row_index(ROW).join(reasons.lazy().select(ROW), on=ROW, how="anti", maintain_order="left")
+    stay = numbered(frame).join(reasons.lazy().select(ROW), on=ROW, how="anti", maintain_order="left")
     return stay.drop(ROW), reasons.height
 
 
@@ -70,7 +70,7 @@ def rows_as_read(contract: Contract, path: str, rows: int) -> pl.LazyFrame | Non
 def _reasons(violations: Iterable[Violation]) -> pl.DataFrame:
     """One line a row: its number and all its reasons."""
     long = pl.concat(
-        pl.DataFrame({ROW: one.places_N}, schema={ROW: pl.UInt32}).with_columns(
+        pl.DataFrame({ROW: one.places_N}, schema={ROW: pl.Int64}).with_columns(
             pl.lit(f"{one.check}: {one.column}").alias("reason")
         )
         for one in violations
@@ -84,8 +84,7 @@ def _write(frame: pl.LazyFrame, path: str, contract: Contract, reasons: pl.DataF
         raw = _renamed(frame, contract)
     own = {name: f"log.{name}" for name in raw.collect_schema().names() if name in ("reason", "row", ROW)}
     told = (
-        raw.rename(own)
-        .with_row_index(ROW)
+        numbered(raw.rename(own))
         .join(reasons.lazy(), on=ROW, how="inner", maintain_order="left")
         .select("reason", pl.col(ROW).alias("row"), pl.exclude("reason", ROW))
     )

@@ -96,12 +96,13 @@ class RowRules:
 
     def add(self, chunk: pl.DataFrame, first: int) -> None:
         """Look at the next rows, whose first has the number `first`."""
-        _, failed = self._schema.filter(chunk.with_row_index(ROW, offset=first))
+        numbers = pl.int_range(first, first + chunk.height, dtype=pl.Int64)
+        _, failed = self._schema.filter(chunk.with_columns(numbers.alias(ROW)))
         if not len(failed):
             return
         details = failed.details()
         for name in failed.counts():
-            places = details.filter(pl.col(name) == "invalid")[ROW].to_numpy().astype(np.int64)
+            places = details.filter(pl.col(name) == "invalid")[ROW].to_numpy()
             self._first.setdefault(name, int(places.min()))
             self._count[name] += len(places)
             if self._rules[name].policy == "quarantine":
@@ -124,6 +125,15 @@ class RowRules:
                 np.concatenate([np.empty(0, np.int64), *self._places[name]]),
                 rule.key,
             )
+
+
+def numbered(frame: pl.LazyFrame, first: int = 0) -> pl.LazyFrame:
+    """The frame with the number of each row, int64, in column `ROW`; it streams.
+
+    Not `with_row_index`, whose numbers end at 2^32.
+    """
+    ones = frame.with_columns(pl.lit(1, pl.Int64).alias(ROW))
+    return ones.with_columns(pl.col(ROW).cum_sum() + (first - 1))
 
 
 def _as_rule(valid: pl.Expr) -> Any:

@@ -105,6 +105,8 @@ def _array(path: str) -> np.ndarray:
 
 
 def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
+    if not len(vectors):
+        return np.empty((0, 0), np.float32)
     if not isinstance(vectors.dtype, pl.List | pl.Array) or not vectors.dtype.inner.is_numeric():
         raise DataError(f"{path}: column {vectors.name!r} holds {vectors.dtype}, expected lists of numbers.")
     if vectors.null_count():
@@ -114,7 +116,7 @@ def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
         )
     if isinstance(vectors.dtype, pl.List):
         widths = vectors.list.len()
-        usual = int(widths.mode()[0]) if len(widths) else 0
+        usual = int(widths.mode()[0])
         wrong = (widths != usual).to_numpy()
         if wrong.any():
             first = int(np.argmax(wrong))
@@ -122,8 +124,6 @@ def _matrix(path: str, ids: pl.Series, vectors: pl.Series) -> np.ndarray:
                 f"{path}: column {vectors.name!r}: {int(wrong.sum())} of {len(widths)} vectors have another width than "
                 f"{usual}, e.g. {widths[first]} for id {ids[first]!r}. Write all vectors with one encoder."
             )
-    if not len(vectors):
-        return np.empty((0, 0), np.float32)
     flat = vectors.explode(empty_as_null=False).cast(pl.Float32)
     return flat.fill_null(float("nan")).to_numpy().reshape(len(vectors), -1)
 

@@ -58,6 +58,15 @@ def untrained(tables: Tables) -> None:
     tables["log"] = tables["log"].with_columns(item_id=pl.col("item_id").clip(102))
 
 
+def no_rows(table: str) -> Change:
+    """The table with its columns and no row."""
+
+    def change(tables: Tables) -> None:
+        tables[table] = tables[table][:0]
+
+    return change
+
+
 def pieces(tables: Tables) -> None:
     tables["log"] = tables["log"][:0]
 
@@ -124,6 +133,13 @@ BAD_DATA: list[tuple[str, Change | None, dict[str, Any], list[str]]] = [
     ("one instant", put("log", time=pl.lit(START)), {}, ["training window is empty", f"{ROWS} rows", "split.valid"]),
     ("nobody to validate on", put("log", user_id=pl.lit(1)), {"split": {"by": "user"}},
      ["valid window", "split.valid"]),
+    ("empty item table", no_rows("items"), {},
+     ["items.parquet: the item table is empty (0 rows)", "or take `items` out"]),
+    ("empty user table", no_rows("users"), {},
+     ["users.parquet: the user table is empty (0 rows)", "or take `users` out"]),
+    ("empty vectors", no_rows("text"), {}, ["text.parquet: holds no vectors", "Take the set out"]),
+    ("empty vectors without a type", lambda t: t.update(text=t["text"][:0].cast({"vector": pl.Null})), {},
+     ["text.parquet: holds no vectors"]),
     ("duplicate item", twice("items"), {}, ["items.parquet: item id 'item_id': 1 ids", "e.g. 101", "Keep one"]),
     ("null item in table", put("items", item_id=None), {}, ["items.parquet: item id 'item_id': 1 of 12 rows are null"]),
     ("duplicate user", twice("users"), {}, ["users.parquet: user id 'user_id': 1 ids", "in 9 rows, e.g. 1"]),

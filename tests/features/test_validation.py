@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 import features.checks.group_rules
 import features.log
 from features.build import build_feature_set
+from features.checks import quarantine
 from features.checks.group_rules import EventKeys, IdCounts
 from features.checks.quarantine import QUARANTINE
+from features.checks.rules import ROW, RowRules, Violation, numbered, row_rules
 from features.checks.validation import Checked, Finding, check_log
 from features.contract import Contract
 from features.errors import ConfigError, DataError
@@ -289,6 +291,38 @@ def test_strangers_to_the_tables(tmp_path: Path, chunked: None) -> None:
     assert (user.check, user.rows, user.example) == ("unknown_user", 6, "3 in row 2")
     assert (item.check, item.rows, item.example) == ("unknown_item", 4, "15 in row 4")
     assert "1 users that users.parquet does not list" in user.message
+
+
+BEYOND = 2**33  # rows before the log's first: numbers of 32 bits end at 2^32
+
+
+def test_rules_number_rows_beyond_32_bits(tmp_path: Path) -> None:
+    contract = contract_of(tmp_path, clean(4), {"null": "quarantine"})
+    opened = open_log(contract)
+    rules = RowRules(row_rules(opened.frame.collect_schema(), contract, NOW))
+    chunk = opened.frame.collect().with_columns(pl.when(pl.int_range(4) == 2).then(None).otherwise(ITEM).alias(ITEM))
+    rules.add(chunk, first=BEYOND)
+    (found,) = rules.violations()
+    assert (found.first, found.places_N.tolist()) == (BEYOND + 2, [BEYOND + 2])
+
+
+@pytest.mark.parametrize("engine", ["streaming", "in-memory"])
+def test_rows_of_a_frame_are_numbered_beyond_32_bits(engine: Any) -> None:
+    frame = pl.concat([pl.LazyFrame({"a": range(7)}), pl.LazyFrame({"a": range(7, 10)})])
+    found = numbered(frame, BEYOND).filter(pl.col("a") % 4 == 0).collect(engine=engine)
+    assert found[ROW].to_list() == [BEYOND, BEYOND + 4, BEYOND + 8]
+
+
+def test_rows_beyond_32_bits_are_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = contract_of(tmp_path, clean(5))
+    one = Violation("bot", "quarantine", "u", "", "", "", 2, BEYOND + 1, np.array([BEYOND + 1, BEYOND + 3]))
+    monkeypatch.setattr(quarantine, "numbered", lambda frame: numbered(frame, BEYOND))
+    (tmp_path / "staging").mkdir()
+    opened = open_log(contract)
+    stay, gone = quarantine.put_aside(opened.frame, opened.path, contract, [one], 5, tmp_path / "staging")
+    written = pl.read_parquet(tmp_path / "staging" / QUARANTINE)
+    assert gone == 2 and [time % 10 for time in (stay.collect()[TIME] // SECOND - START).to_list()] == [0, 2, 4]
+    assert written.select("row", "note").rows() == [(BEYOND + 1, 1), (BEYOND + 3, 3)]
 
 
 def test_columns_that_say_nothing_are_told_of(tmp_path: Path) -> None:
