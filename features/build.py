@@ -36,9 +36,10 @@ from features.fit import Fitted, Tables, fit
 from features.instants import Instants
 from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, open_log
 from features.parts import sorted_part, windows_of, write_part
+from features.pointer import point_at
 from features.profile.write import write_profile
 from features.progress import progress
-from features.publish import build_lock, find_version, point_at, publish, source_key, staged
+from features.publish import build_lock, find_version, publish, source_key, staged
 from features.revision import code_hash, revision
 from features.split import Splitter, fit_split
 from features.stream import Stream
@@ -62,7 +63,7 @@ class BuildResult:
 
 
 def build_feature_set(
-    contract: Contract, out: Path, as_of: str | None = None, window: int | None = None
+    contract: Contract, out: Path, as_of: str | None = None, window: int | None = None, wait: float = 0.0
 ) -> BuildResult:
     """Build the feature set of a contract below `out/<name>/`, or find the one built from the same input.
 
@@ -72,21 +73,26 @@ def build_feature_set(
         as_of: last day (UTC) that is read, and the date in the version's name; default the day of the newest row.
         window: hold the rows of so many days alone, each day in parts of its own; a day that an earlier version has,
             from the same input, is taken from there.
+        wait: seconds to wait for another process that builds the same contract. One that is built already is found
+            without waiting.
 
     Raises:
         ConfigError: `as_of` is no date, a window without a split by days, or a context default of another type than
             its column.
         DataError: the data breaks its contract, or changes while it is read; nothing is left behind.
-        LockError: another process builds the same contract.
+        LockError: another process builds the same contract, still after `wait`.
     """
     started = time.monotonic()
     _check_date(as_of)
     folder = out / contract.name
-    with build_lock(folder), looked_at_once(folder / HASHES) as look:
+    with looked_at_once(folder / HASHES):
+        found = _reused(folder, source_key(contract, as_of, window))
+    if found is not None:
+        return BuildResult(found, reused=True, seconds=time.monotonic() - started)
+    with build_lock(folder, wait), looked_at_once(folder / HASHES) as look:
+        # Whoever held the lock may have built it meanwhile.
         source = source_key(contract, as_of, window)
-        found = find_version(folder, source)
-        if found is not None:
-            point_at(folder, found.manifest.version)
+        if (found := _reused(folder, source)) is not None:
             return BuildResult(found, reused=True, seconds=time.monotonic() - started)
         plan = make_plan(contract, folder, as_of, window) if window else None
         with staged(folder) as staging:
@@ -94,6 +100,14 @@ def build_feature_set(
             look.refuse_changes()
             built = publish(staging, folder, name)
     return BuildResult(built, reused=False, seconds=time.monotonic() - started)
+
+
+def _reused(folder: Path, source: str) -> FeatureSet | None:
+    """The version built from the same source, `CURRENT` pointed at it; None where there is none."""
+    found = find_version(folder, source)
+    if found is not None:
+        point_at(folder, found.manifest.version)
+    return found
 
 
 class Build:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from features.arrow import to_arrow, to_numpy
 from features.contract import Contract
 from features.errors import DataError, require_format
+from features.pointer import follow
 from features.schema import Schema
 from features.settings import Settings
 from features.vectors.store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
@@ -130,9 +131,7 @@ class FeatureSet:
         Raises:
             DataError: no manifest there, or one of another format.
         """
-        pointer = path / "CURRENT"
-        if pointer.is_file():
-            path = path / pointer.read_text(encoding="utf-8").strip()
+        path = follow(path)
         try:
             content = (path / MANIFEST).read_bytes()
             require_format(path / MANIFEST, content, FORMAT)

@@ -6,34 +6,42 @@ import fcntl
 import hashlib
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from features.atomic import flush, flush_tree, write_text
+from features.atomic import flush, flush_tree
 from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
 from features.files import content_hash, find_files
+from features.pointer import point_at
 from features.revision import code_hash
 
 STAGING = ".building-"
 REPLACED = ".replaced-"
+SECONDS_BETWEEN_TRIES = 0.2
 
 
 @contextmanager
-def build_lock(folder: Path) -> Iterator[None]:
+def build_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Hold a contract's folder for one builder, and clear what a killed one left behind.
 
+    Args:
+        folder: of the contract's versions.
+        wait: seconds to wait for another process that builds here; it is said on stderr that we do.
+
     Raises:
-        LockError: another process builds here.
+        LockError: another process builds here, still after `wait`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockError(f"{folder}: another process builds this feature set. Wait for it to end.") from None
+        if not _lock(file) and not (wait > 0 and _lock_within(wait, file, folder)):
+            waited = f" after {wait:,g} s" if wait else ""
+            raise LockError(f"{folder}: another process builds this feature set{waited}. Wait for it to end.")
         for stale in folder.glob(f"{STAGING}*"):
             shutil.rmtree(stale, ignore_errors=True)
         for aside in folder.glob(f"{REPLACED}*"):
@@ -44,6 +52,24 @@ def build_lock(folder: Path) -> Iterator[None]:
             else:
                 aside.rename(target)
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_within(wait: float, file: IO[str], folder: Path) -> bool:
+    print(f"{folder}: another process builds this feature set; waiting up to {wait:,g} s", file=sys.stderr, flush=True)
+    until = time.monotonic() + wait
+    while time.monotonic() < until:
+        time.sleep(min(SECONDS_BETWEEN_TRIES, wait))
+        if _lock(file):
+            return True
+    return False
 
 
 @contextmanager
@@ -72,11 +98,6 @@ def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
     point_at(folder, version)
     shutil.rmtree(aside, ignore_errors=True)
     return FeatureSet.open(target)
-
-
-def point_at(folder: Path, version: str) -> None:
-    """Let `CURRENT` name this version, in one step."""
-    write_text(folder / "CURRENT", version)
 
 
 def find_version(folder: Path, source: str) -> FeatureSet | None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from features.errors import DataError, require_format
 from features.feature_set import SplitName
+from features.pointer import follow
 from features.profile.tally import Bins, Tally
 from features.settings import Settings
 
@@ -99,9 +100,7 @@ def load_profile(path: Path) -> Profile:
     Raises:
         DataError: there is none, or it is of another format.
     """
-    pointer = path / "CURRENT"
-    if pointer.is_file():
-        path = path / pointer.read_text(encoding="utf-8").strip()
+    path = follow(path)
     file = path / PROFILE if path.is_dir() else path
     try:
         content = file.read_bytes()

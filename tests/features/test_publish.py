@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import polars as pl
@@ -135,6 +136,47 @@ def test_one_builder_at_a_time(tmp_path: Path) -> None:
         build_feature_set(contract, tmp_path / "out")
     assert caught.value.exit_code == 7 and versions(tmp_path / "out") == []
     assert not build_feature_set(contract, tmp_path / "out").reused  # the lock went with its holder
+
+
+def test_what_is_built_already_is_found_without_the_lock(tmp_path: Path) -> None:
+    contract = raw_log(tmp_path / "raw")
+    first = build_feature_set(contract, tmp_path / "out").feature_set
+    with publish.build_lock(tmp_path / "out" / "raw"):
+        again = build_feature_set(contract, tmp_path / "out")
+    assert again.reused and again.feature_set.path == first.path
+
+
+def test_a_second_builder_waits_and_takes_what_the_first_one_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract, folder = raw_log(tmp_path / "raw"), tmp_path / "out" / "raw"
+    built_elsewhere = build_feature_set(contract, tmp_path / "elsewhere").feature_set.path
+    holds = Event()
+
+    def first() -> None:
+        with publish.build_lock(folder):
+            holds.set()
+            while "waiting up to" not in said[0]:
+                said[0] += capsys.readouterr().err
+            shutil.copytree(built_elsewhere, folder / built_elsewhere.name)
+
+    said = [""]
+    builder = Thread(target=first)
+    builder.start()
+    holds.wait()
+    found = build_feature_set(contract, tmp_path / "out", wait=60.0)
+    builder.join()
+    assert found.reused and found.feature_set.path == folder / built_elsewhere.name
+    assert f"{folder}: another process builds this feature set; waiting up to 60 s" in said[0]
+
+
+def test_a_second_builder_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
+    contract = raw_log(tmp_path / "raw")
+    with (
+        publish.build_lock(tmp_path / "out" / "raw"),
+        pytest.raises(LockError, match=r"another process builds this feature set after 0\.3 s"),
+    ):
+        build_feature_set(contract, tmp_path / "out", wait=0.3)
 
 
 def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:

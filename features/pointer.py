@@ -1,0 +1,39 @@
+"""Pointers: a small text file beside versions (feature sets, bundles) that holds the name of one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from features.atomic import write_text
+from features.errors import DataError
+
+CURRENT = "CURRENT"  # the version in use
+NEWEST = "NEWEST"  # of bundles: the newest one exported, whether or not the gate let it pass
+POINTERS = (CURRENT, NEWEST)
+
+
+def point_at(folder: Path, version: str, pointer: str = CURRENT) -> Path:
+    """Let a pointer of `folder` name this version, in one step; returns the pointer's path."""
+    write_text(folder / pointer, version)
+    return folder / pointer
+
+
+def follow(path: Path) -> Path:
+    """The version folder that a path means: itself, what a pointer file names, or a folder's `CURRENT` version.
+
+    A path that does not exist is returned as it is.
+
+    Raises:
+        DataError: the pointer names no folder beside it.
+    """
+    pointer = path / CURRENT if path.is_dir() else path
+    if pointer.name not in POINTERS or not pointer.is_file():
+        return path
+    name = pointer.read_text(encoding="utf-8").strip()
+    version = pointer.parent / name
+    if not name or Path(name).name != name or not version.is_dir():
+        raise DataError(
+            f"{pointer}: names {name!r}, and there is no such folder beside it. Name the folder itself, or write the "
+            "name of one that is there into the file."
+        )
+    return version

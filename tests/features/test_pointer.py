@@ -1,0 +1,55 @@
+"""Pointers: what a path means where versions lie side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import DataError
+from features.pointer import CURRENT, NEWEST, follow, point_at
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> Path:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def test_a_pointer_is_followed_by_its_own_path_and_by_its_folder(versions: Path) -> None:
+    assert point_at(versions, "first") == versions / CURRENT
+    point_at(versions, "second", NEWEST)
+    assert follow(versions) == versions / "first" == follow(versions / CURRENT)
+    assert follow(versions / NEWEST) == versions / "second"
+    assert (versions / CURRENT).read_text() == "first"
+
+
+def test_a_version_and_what_is_not_there_mean_themselves(versions: Path) -> None:
+    assert follow(versions) == versions
+    assert follow(versions / "first") == versions / "first"
+    assert follow(versions / CURRENT) == versions / CURRENT
+    (versions / "first" / "MANIFEST.json").write_text("first")
+    assert follow(versions / "first" / "MANIFEST.json") == versions / "first" / "MANIFEST.json"
+
+
+@pytest.mark.parametrize("name", ["gone", "../first", "", "."])
+def test_a_pointer_to_nothing_beside_it_is_refused(versions: Path, name: str) -> None:
+    point_at(versions, name)
+    with pytest.raises(DataError, match=r"CURRENT: names .*no such folder beside it"):
+        follow(versions)
+
+
+def test_a_flip_is_one_rename(versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads meanwhile finds the old name or the new one."""
+    point_at(versions, "first")
+    seen = []
+    replace = Path.replace
+
+    def watched(source: Path, target: Path) -> Path:
+        seen.append((source.read_text(), follow(versions).name))
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    point_at(versions, "second")
+    assert seen == [("second", "first")] and follow(versions).name == "second"
