@@ -77,13 +77,18 @@ def train_peer(feature_set: Path, model: str, seed: int, folder: Path, **changes
     if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != asked:
         done.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        python = environment((folder / "venv").absolute())
+        python = environment(environment_of(folder))
         if not (data / "feature_map.json").is_file():
             write_data(opened, data)
         _train(python, arguments | {"folder": str(data.resolve()), "out": str(out.resolve())})
         done.write_text(json.dumps(asked, indent=1), encoding="utf-8")
     scores = {split: np.load(out / f"{split}.npy", allow_pickle=False) for split in ("valid", "test")}
     return PeerScores(scores, json.loads((out / "facts.json").read_text(encoding="utf-8")))
+
+
+def environment_of(folder: Path) -> Path:
+    """Where the environment of peers that work in a folder lies."""
+    return (folder / "venv").absolute()
 
 
 def _train(python: Path, arguments: dict[str, Any]) -> None:

@@ -14,9 +14,8 @@ from rich.table import Table
 
 from features.atomic import write_text
 from features.errors import ConfigError
+from pipelines.checkout import checkout
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 FEWEST_ROWS = 1_000
 
 
@@ -34,17 +33,11 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
     Raises:
         ConfigError: not run from a checkout; `out` or `work` cannot be written; no memory for such a size.
     """
-    if not (ROOT / "benchmarks" / f"bench_{name}.py").is_file():
-        raise ConfigError(
-            f"{ROOT / 'benchmarks'}: no benchmark {name!r}. Benchmarks are part of a checkout, not of the installed "
-            "package: clone the project, run `make setup`, then `quadrank bench`."
-        )
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    root = checkout(f"bench_{name}", f"quadrank bench {name}")
     from benchmarks.machine import describe
     from ctr.plots import save_png
 
-    out = out or RESULTS / name
+    out = out or root / "benchmarks" / "results" / name
     for folder in (out, *([work] if work else [])):
         _make(folder)
     with tempfile.TemporaryDirectory(prefix="quadrank-bench-", dir=work) as scratch:

@@ -25,10 +25,11 @@ from features.feature_set import FeatureSet, SplitName
 from pipelines.build import build, describe
 from pipelines.evaluate import Scored, scored
 from pipelines.latency import rank_latency
-from pipelines.peers import peer_scores
+from pipelines.peers import peer_scores, require_peers
+from pipelines.revision import git_revision, source_hash
 from pipelines.study import Control, Plan, Study, plan
 from pipelines.trials import Trial, require_same_rows, run_trials
-from pipelines.workspace import Workspace, git_revision
+from pipelines.workspace import Workspace
 
 CONTROLS: dict[Control, Callable[[FeatureSet, SplitName], np.ndarray]] = {
     "popularity": popularity_scores,
@@ -73,6 +74,7 @@ def run_study(
     Raises:
         QuadRankError: a file of the study cannot be used, a variant's rows differ, or a trial failed.
     """
+    require_peers(study.peers, workspace.root / "comparisons" / study.name)
     plans = plan(study, train_defaults, root)
     feature_sets = []
     for one in plans:
@@ -83,7 +85,7 @@ def run_study(
     first = feature_sets[0]
     split = first.judged_by
     folder = workspace.root / "comparisons" / study.name
-    trials = run_trials(plans, feature_sets, study.seeds, folder, workers)
+    trials = run_trials(plans, feature_sets, study.seeds, folder, workers, say=console.print)
     facts = {p.name: _facts(p, trials[p.name], fs) for p, fs in zip(plans, feature_sets, strict=True)}
     scores = {p.name: np.stack([trial.scores[split] for trial in trials[p.name]]) for p in plans}
     for name in study.controls:
@@ -97,9 +99,16 @@ def run_study(
     reference = study.reference or plans[0].name
     console.print(study_table(f"{study.name}, {split} window, {study.seeds} seeds", judged, reference))
     payload = _payload(study, judged, reference, first, split, scores, optimum)
+    payload |= {"source_hash": source_hash(), "trained_at": trained_at(trials)}
+    console.print(f"trained at git {', '.join(payload['trained_at'])}, sources {payload['source_hash']}")
     _record(payload, judged, reference, folder, study, plans, workspace)
     console.print(f"written to {folder}/summary.json and forest.png")
     return payload
+
+
+def trained_at(trials: Mapping[str, Sequence[Trial]]) -> list[str]:
+    """The commits that the trials of a study were trained at; the sources of each were the same."""
+    return sorted({trial.git_revision for found in trials.values() for trial in found})
 
 
 def judge(

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from features.feature_set import FeatureSet, SplitName
+from pipelines.checkout import checkout
 from pipelines.study import Peer
 
+MODULE = "fuxictr_rows"  # of benchmarks
 MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2"}
+
+
+def require_peers(peers: Sequence[Peer], folder: Path) -> None:
+    """Make the environment of a study's peers, where it has any: what fails fails before anything is trained.
+
+    Raises:
+        ConfigError: this is no checkout, or the environment cannot be made.
+    """
+    if not peers:
+        return
+    checkout(MODULE, f"peers {', '.join(peers)}")
+    from benchmarks.fuxictr_peer import environment
+    from benchmarks.fuxictr_rows import environment_of
+
+    environment(environment_of(_work(folder)))
 
 
 def peer_scores(
@@ -17,12 +35,24 @@ def peer_scores(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Probabilities [seeds, rows] of a peer trained on the same rows, and its rows a second and parameters.
 
+    Args:
+        peer: which one.
+        feature_set: whose rows it is trained on.
+        split: whose rows it scores.
+        seeds: 1 to this number.
+        folder: of the study.
+
     Raises:
-        ConfigError: its environment cannot be made.
+        ConfigError: this is no checkout, or the environment cannot be made.
     """
-    # From the source tree: benchmarks are no part of the installed package.
+    checkout(MODULE, f"peer {peer}")
     from benchmarks.fuxictr_rows import train_peer
 
-    found = [train_peer(feature_set.path, MODELS[peer], seed, folder / "fuxictr") for seed in range(1, seeds + 1)]
+    found = [train_peer(feature_set.path, MODELS[peer], seed, _work(folder)) for seed in range(1, seeds + 1)]
     facts = {name: float(np.median([one.facts[name] for one in found])) for name in ("rows_per_second", "parameters")}
     return np.stack([one.scores[split] for one in found]), facts
+
+
+def _work(folder: Path) -> Path:
+    """Where peers keep their environment, files and scores."""
+    return folder / "fuxictr"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -21,11 +22,12 @@ import torch
 from ctr.config import Preset
 from ctr.tables import FrozenTables, frozen_tables
 from features.atomic import replace_file, write_text
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet, SplitName
 from features.progress import progress, silent
 from pipelines.evaluate import score_split
 from pipelines.fitting import fit_and_calibrate, new_model
+from pipelines.revision import git_revision, source_hash
 from pipelines.study import Plan
 
 TRIAL = "trial.json"
@@ -43,13 +45,14 @@ class Task:
     shuffle_vectors: bool
     folder: Path
     threads: int
+    code: str  # hash of the sources that it was planned by
 
     @property
     def key(self) -> str:
-        """What the result depends on; a finished trial of another key is trained again."""
+        """What the result depends on, the code included; a finished trial of another key is trained again."""
         manifest = FeatureSet.open(self.feature_set).manifest
         files = {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith((".arrow", ".npy"))}
-        content = [self.preset.model_dump(mode="json"), self.seed, self.shuffle_vectors, files]
+        content = [self.preset.model_dump(mode="json"), self.seed, self.shuffle_vectors, files, self.code]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -61,15 +64,23 @@ class Trial:
         scores: probabilities by split, float32 [rows].
         facts: parameters, rows_per_second, seconds, epochs, calibration.
         folder: where it lies.
+        git_revision: commit that it was trained at. Trials of one study may have several, where commits between them
+            left every source file as it was.
     """
 
     scores: dict[str, np.ndarray]
     facts: dict[str, Any]
     folder: Path
+    git_revision: str
 
 
 def run_trials(
-    plans: Sequence[Plan], feature_sets: Sequence[FeatureSet], seeds: int, folder: Path, workers: int
+    plans: Sequence[Plan],
+    feature_sets: Sequence[FeatureSet],
+    seeds: int,
+    folder: Path,
+    workers: int,
+    say: Callable[[str], None],
 ) -> dict[str, list[Trial]]:
     """Train what is not there yet, and read all of it; trials by variant, by seed.
 
@@ -79,6 +90,7 @@ def run_trials(
         seeds: 1 to this number.
         folder: of the study.
         workers: processes at a time; they share the cores.
+        say: tells people what is trained again, and why.
 
     Raises:
         QuadRankError: a trial failed; the others that were finished stay.
@@ -86,6 +98,8 @@ def run_trials(
     threads = max(1, (os.cpu_count() or 1) // workers)
     pairs = list(zip(plans, feature_sets, strict=True))
     tasks = [_task(p, fs, seed, folder, threads) for seed in range(1, seeds + 1) for p, fs in pairs]
+    for revision, trials in other_code(tasks).items():
+        say(f"{trials} trials were trained by other code (git {revision}): they are trained again")
     waiting = [task for task in tasks if not _finished(task)]
     with (
         progress("trials", len(tasks), "trials", len(tasks) - len(waiting)) as bar,
@@ -107,7 +121,17 @@ def run_trials(
 
 
 def train_one(task: Task) -> None:
-    """Train one variant with one seed and write its scores; in a worker process."""
+    """Train one variant with one seed and write its scores; in a worker process.
+
+    Raises:
+        ConfigError: the code changed since the study was planned.
+        QuadRankError: as `fit_and_calibrate`.
+    """
+    if source_hash() != task.code:
+        raise ConfigError(
+            f"{task.folder}: the code changed while the study ran: its trials would not be comparable. Run the study "
+            "again: trials of the code as it is now are kept."
+        )
     torch.set_num_threads(task.threads)
     feature_set = FeatureSet.open(task.feature_set)
     tables = frozen_tables(feature_set)
@@ -130,7 +154,8 @@ def train_one(task: Task) -> None:
         "valid_ece_before": calibrated.before["ece"],
         "valid_ece_after": calibrated.after["ece"],
     }
-    write_text(task.folder / TRIAL, json.dumps({"key": task.key, "facts": facts}, indent=2))
+    record = {"key": task.key, "git_revision": git_revision(), "source_hash": task.code, "facts": facts}
+    write_text(task.folder / TRIAL, json.dumps(record, indent=2))
 
 
 def shuffled(tables: FrozenTables, seed: int, codes: Sequence[str] = ()) -> FrozenTables:
@@ -187,7 +212,19 @@ def _task(one: Plan, feature_set: FeatureSet, seed: int, folder: Path, threads: 
         shuffle_vectors=one.shuffle_vectors,
         folder=(folder / one.name / f"seed-{seed}").resolve(),
         threads=threads,
+        code=source_hash(),
     )
+
+
+def other_code(tasks: Sequence[Task]) -> dict[str, int]:
+    """Finished trials that other code trained: how many, by the commit it stood at."""
+    found: Counter[str] = Counter()
+    for task in tasks:
+        if (task.folder / TRIAL).is_file():
+            record = json.loads((task.folder / TRIAL).read_text(encoding="utf-8"))
+            if record.get("source_hash") != task.code:
+                found[record.get("git_revision", "unknown")] += 1
+    return dict(found)
 
 
 def _finished(task: Task) -> bool:
@@ -198,7 +235,7 @@ def _finished(task: Task) -> bool:
 def _read(task: Task) -> Trial:
     record = json.loads((task.folder / TRIAL).read_text(encoding="utf-8"))
     scores = {str(one): np.load(task.folder / f"scores-{one}.npy", allow_pickle=False) for one in SPLITS}
-    return Trial(scores, record["facts"], task.folder)
+    return Trial(scores, record["facts"], task.folder, record["git_revision"])
 
 
 def _save(path: Path, scores: np.ndarray) -> None:

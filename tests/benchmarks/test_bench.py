@@ -21,7 +21,7 @@ from benchmarks.report import Report, size_name
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from features.simulator.simulate import simulate
-from pipelines import bench
+from pipelines import bench, checkout
 from pipelines.cli import main
 
 MAX_LEN = 8  # short, so that histories are cut
@@ -242,8 +242,8 @@ class TestTheCommand:
             bench.parse_sizes(text)
 
     def test_outside_a_checkout(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(bench, "ROOT", tmp_path)
-        with pytest.raises(ConfigError, match=r"no benchmark 'features'.*clone the project"):
+        monkeypatch.setattr(checkout, "ROOT", tmp_path)
+        with pytest.raises(ConfigError, match=r"quadrank bench features: needs .*clone the project"):
             bench.run_bench("features", None, None, None)
 
     def test_a_folder_that_cannot_be_written(self, tmp_path):
