@@ -68,8 +68,8 @@ tune: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter
 export: .venv/.ready  ## the newest run's checkpoint -> bundle (RUN=id for another)
 	@$(QUADRANK) export --run $(or $(RUN),latest)
 
-promote: .venv/.ready  ## gate a bundle, then move the champion alias (BUNDLE=folder)
-	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/CURRENT)
+promote: .venv/.ready  ## gate the newest bundle, then make it champion and CURRENT (BUNDLE=folder)
+	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/NEWEST)
 
 report: .venv/.ready  ## one HTML page of the newest run (RUN=id for another)
 	@$(QUADRANK) report --run $(or $(RUN),latest)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from ctr.agreement import TOLERANCE
 from features.atomic import flush, flush_tree
 from features.errors import ConfigError, DataError
 from features.feature_set import FileEntry, SplitName, Window, sha256_of
+from features.pointer import CURRENT, NEWEST, follow
 from features.settings import Settings
 
 FORMAT = 1
@@ -26,8 +30,12 @@ ITEM_TABLE = "item_table.bin"
 ITEMS = "items.onnx"
 GOLDEN = "golden.json"
 MODEL_CARD = "MODEL_CARD.md"
+REQUEST = "request.json"
 # Outputs of the ranker graph: the click's probability, and score_<task> of further labels.
 SCORE = "score"
+
+# Folders that are being filled; what a killed export leaves is found by it.
+STAGING = ".exporting-"
 
 T = TypeVar("T", bound=Settings)
 
@@ -100,7 +108,8 @@ class Bundle:
         items.onnx                      encoded item columns and vectors -> rows of the item table
         encoder.json vocabularies/*     raw ids and columns -> what the graphs read
         users.arrow counters/*.arrow    user columns, and counters as the log ended, where a request gives none
-        golden.json MODEL_CARD.md MANIFEST.json
+        golden.json request.json        requests with their scores; the first of them alone, as an example
+        MODEL_CARD.md MANIFEST.json
     """
 
     path: Path
@@ -116,11 +125,20 @@ def open_bundle(path: Path) -> Bundle:
 
     ONNX Runtime loads a table with a flipped bit without a word, so this is the only guard there is.
 
+    Args:
+        path: the bundle, a pointer to it (`bundles/<name>/CURRENT`), or the folder of that pointer.
+
     Raises:
-        DataError: not a bundle, another format, or a file that is missing, changed or not in the manifest.
+        DataError: not a bundle, another format, a file that is missing, changed or not in the manifest, or a
+            pointer to nothing.
     """
-    # A CURRENT link may be flipped while we read: stay with the folder it named first.
-    path = path.resolve()
+    # A pointer may be flipped while we read: stay with the folder it named first.
+    path = follow(path).resolve()
+    if path.name == CURRENT and not path.exists():
+        raise DataError(
+            f"{path}: no bundle of this name has passed the gate yet. {NEWEST} beside it names the newest one "
+            "exported; `quadrank promote` puts it to the gate."
+        )
     manifest = _read_manifest(path)
     present = _files_below(path)
     for name, entry in manifest.files.items():
@@ -145,27 +163,38 @@ def open_bundle(path: Path) -> Bundle:
 def publish(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out` and move it to `out` when the block ends without an error.
 
-    Fill it, `seal` it and check it inside the block: whatever fails there removes the folder and leaves
-    an older bundle at `out` as it was.
+    Fill it, `seal` it and check it inside the block: whatever fails there removes the folder. A bundle is always
+    a new folder: one that exists is never replaced, so that no reader ever finds half of two bundles.
 
     Raises:
-        ConfigError: `out` exists and is not a bundle; nothing that is not ours is ever replaced.
+        ConfigError: `out` exists and is not an empty folder.
         DataError: the block ended without `seal`.
     """
     out = out.parent.resolve() / out.name
-    _refuse_foreign(out)
+    refuse_taken(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    staging = out.parent / f".{out.name}-{token}"
-    staging.mkdir()
-    try:
+    with _staged(out) as staging:
         yield staging
         _read_manifest(staging)
         flush_tree(staging)
-        _refuse_foreign(out)
-        _swap(staging, out, out.parent / f".{out.name}-{token}-old")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        refuse_taken(out)
+        try:
+            staging.rename(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            refuse_taken(out)  # another export took it between the check and the rename
+            raise
+        flush(out.parent)
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise ConfigError where a path exists and is not an empty folder."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise ConfigError(
+            f"{out}: exists, and nothing is ever written over. Name a new folder with --out, or remove this one "
+            "yourself."
+        )
 
 
 def seal(folder: Path, facts: Facts) -> BundleManifest:
@@ -213,30 +242,40 @@ def _files_below(folder: Path) -> set[str]:
     return {path.as_posix() for path in paths if path.as_posix() != MANIFEST}
 
 
-def _refuse_foreign(out: Path) -> None:
-    if not out.exists() and not out.is_symlink():
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, locked while it is filled; those that killed exports left there are removed."""
+    for stale in out.parent.glob(f"{STAGING}*"):
+        with _locked(stale) as dead:
+            if dead:
+                shutil.rmtree(stale, ignore_errors=True)
+    while True:
+        staging = out.parent / f"{STAGING}{out.name}-{secrets.token_hex(4)}"
+        staging.mkdir()
+        with _locked(staging) as ours:
+            if not ours or not staging.exists():
+                continue  # another export took it for a dead one before it was locked
+            try:
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+            return
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder around the block, and say whether we do; the kernel frees it with its process."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
         return
     try:
-        if out.is_symlink():
-            raise DataError("a link")
-        _read_manifest(out)
-    except DataError:
-        raise ConfigError(
-            f"{out}: exists and is not a bundle of this version, so it is left alone. "
-            "Choose another folder, or remove this one yourself."
-        ) from None
-
-
-def _swap(staging: Path, out: Path, aside: Path) -> None:
-    """Two renames where a bundle is replaced; a failure of the second puts the old bundle back."""
-    if not out.exists():
-        staging.rename(out)
-    else:
-        out.rename(aside)
         try:
-            staging.rename(out)
-        except OSError:
-            aside.rename(out)
-            raise
-        shutil.rmtree(aside)
-    flush(out.parent)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

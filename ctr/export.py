@@ -6,6 +6,7 @@ Shapes: H history items of one request, N candidates, D item width.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import platform
@@ -34,6 +35,7 @@ from ctr.bundle import (
     ITEMS,
     MODEL_CARD,
     RANKER,
+    REQUEST,
     Facts,
     Golden,
     publish,
@@ -92,14 +94,14 @@ def export_bundle(
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
 ) -> ExportResult:
-    """Fold a trained model, export it and publish the bundle at `out`, or leave `out` as it was.
+    """Fold a trained model, export it and publish the bundle at `out`, or leave nothing there.
 
     Published only after a `Ranker` loaded it as a server would, scored the golden requests from raw ids,
     and agreed with the torch model on a grid of edge cases and 200 random requests.
 
     Args:
         model: trained, with the tables of `feature_set` attached.
-        out: a new folder, or an older bundle to replace.
+        out: a new folder; an empty one may be there.
         model_version: names the model in every answer, e.g. the training run's id.
         architecture: `ModelConfig.architecture`.
         metrics: by split, then by metric.
@@ -107,7 +109,7 @@ def export_bundle(
         git_revision: of the code that trained it.
 
     Raises:
-        ConfigError: `out` exists and is not a bundle.
+        ConfigError: `out` exists and is not empty.
         DataError: the encoder changed since the feature set was built, or encodes a request to something else.
         NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5 in logits.
     """
@@ -118,6 +120,8 @@ def export_bundle(
         encoder = _write_encoder(feature_set, folder)
         golden = Golden(cases=golden_cases(model, feature_set, encoder))
         write_json(folder / GOLDEN, golden)
+        example = json.dumps(golden.cases[0].request, indent=2, ensure_ascii=False)
+        (folder / REQUEST).write_text(example + "\n", encoding="utf-8")
         inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         facts = Facts(

@@ -6,32 +6,27 @@ from pathlib import Path
 
 from features.build import BuildResult, build_feature_set
 from features.contract import Contract
-from features.errors import ConfigError
+from pipelines.source import Source
 from pipelines.workspace import Workspace
 
 
-def build(contract: Contract, workspace: Workspace, as_of: str | None = None, window: int | None = None) -> BuildResult:
-    """Build (or reuse) the feature set of a contract below the workspace.
+def build(source: Source | Contract, workspace: Workspace, wait: float = 0.0) -> BuildResult:
+    """Build (or reuse) a feature set below the workspace.
 
     Args:
-        contract: what to read and how.
+        source: of its rows; a contract alone stands for its whole log.
         workspace: where feature sets lie.
-        as_of: last day that is read.
-        window: days whose rows it holds; default all.
+        wait: seconds to wait for another process that builds a feature set of this contract.
+
+    Raises:
+        LockError: another process still builds, after `wait`.
+        QuadRankError: as `build_feature_set`.
     """
+    if isinstance(source, Contract):
+        source = Source(source)
     out = workspace.feature_sets
     out.mkdir(parents=True, exist_ok=True)
-    return build_feature_set(contract, out, as_of=as_of, window=window)
-
-
-def parse_window(text: str | None) -> int | None:
-    """Days of `14d`. Raises ConfigError for anything else."""
-    if text is None:
-        return None
-    days = text.removesuffix("d")
-    if not text.endswith("d") or not days.isdecimal() or not int(days):
-        raise ConfigError(f"--window {text}: not a number of days. Write it as 14d.")
-    return int(days)
+    return build_feature_set(source.contract, out, as_of=source.as_of, window=source.window, wait=wait)
 
 
 def describe(result: BuildResult) -> str:

@@ -16,6 +16,7 @@ from pipelines.bench_cli import bench_app
 from pipelines.options import (
     DEFAULT_MODEL,
     DEFAULT_TRAIN,
+    AsOfOption,
     BundleOption,
     DataOption,
     ModelOption,
@@ -23,6 +24,7 @@ from pipelines.options import (
     RunOption,
     SetOption,
     TrainOption,
+    WindowOption,
     WorkOption,
     overrides_of,
     settings_of,
@@ -46,8 +48,15 @@ ServeSetOption = Annotated[
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Thresholds; repeatable.")
 ]
-AsOfOption = Annotated[str | None, typer.Option("--as-of", help="Date in the version's name; default: newest event.")]
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
+# Commands that go on where Ctrl-C stopped them, and how.
+RESUMED_BY = {
+    "train": "The same command with `--resume latest` goes on from the last evaluation",
+    "run": "`quadrank train --resume latest` with the same options goes on from the last evaluation",
+    "tune": "The same command goes on: trials that ended are kept",
+    "compare": "The same command goes on: trainings that ended are kept",
+    "ablate": "The same command goes on: trainings that ended are kept",
+}
 
 
 @app.command()
@@ -69,19 +78,17 @@ def simulate(
 def features(
     data: DataOption,
     as_of: AsOfOption = None,
-    window: Annotated[
-        str | None, typer.Option("--window", help="Rows of so many days alone, e.g. 14d; unchanged days are reused.")
-    ] = None,
+    window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Raw tables -> feature set."""
-    from pipelines.build import build, describe, parse_window
+    from pipelines.build import build, describe
 
-    contract, _ = settings_of(data, assignments, root)
-    result = build(contract, Workspace(work), as_of, parse_window(window))
+    source, _ = settings_of(data, assignments, root, as_of, window)
+    result = build(source, Workspace(work))
     console(as_json).print(describe(result))
     finish(
         {
@@ -100,6 +107,8 @@ def features(
 def inspect_embeddings(
     data: DataOption,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
@@ -108,8 +117,8 @@ def inspect_embeddings(
     """Which vector sets deserve to be used, before training."""
     from pipelines.inspect_embeddings import inspect_embeddings as inspect
 
-    contract, _ = settings_of(data, assignments, root)
-    finish(inspect(contract, Workspace(work), out, console(as_json)), as_json)
+    source, _ = settings_of(data, assignments, root, as_of, window)
+    finish(inspect(source, Workspace(work), out, console(as_json)), as_json)
 
 
 @app.command()
@@ -117,18 +126,32 @@ def train(
     data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
-    resume: Annotated[str | None, typer.Option("--resume", help="Run id to go on with, or `latest`.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", help="Id of an unfinished run to go on with, or `latest`: the newest of them."),
+    ] = None,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """One tracked training run, evaluated on test."""
+    from ctr.config import load_preset
+    from pipelines.build import build, describe
     from pipelines.train import Job
 
     started = time.monotonic()
-    contract, overrides = settings_of(data, assignments, root)
-    job = Job.open(contract, model, train_defaults, overrides, Workspace(work), console(as_json), resume=resume)
+    source, overrides = settings_of(data, assignments, root, as_of, window)
+    preset = load_preset(model, train_defaults, overrides)
+    workspace, people = Workspace(work), console(as_json)
+    result = build(source, workspace)
+    people.print(describe(result))
+    if resume is None:
+        job = Job.start(preset, result.feature_set, workspace, people)
+    else:
+        job = Job.resume(resume, preset, result.feature_set, workspace, people)
     with job.tracked():
         summary = job.train_and_evaluate()
     finish(summary.closed(started), as_json)
@@ -139,17 +162,21 @@ def run(
     data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The whole job: features to promoted bundle."""
+    from ctr.config import load_preset
     from pipelines.run import run_job
 
     started = time.monotonic()
-    contract, overrides = settings_of(data, assignments, root)
-    summary = run_job(contract, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    source, overrides = settings_of(data, assignments, root, as_of, window)
+    preset = load_preset(model, train_defaults, overrides)
+    summary = run_job(source, data, preset, Workspace(work), console(as_json))
     finish(summary.closed(started), as_json)
     raise typer.Exit(summary.exit_code)
 
@@ -184,6 +211,8 @@ def tune(
     space: Annotated[Path, typer.Option("--space", help="Search space.")] = Path("conf/tune.yaml"),
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
@@ -195,10 +224,10 @@ def tune(
     """
     from pipelines.tune import run_study
 
-    contract, overrides = settings_of(data, assignments, root)
+    source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace = Workspace(work)
     payload = run_study(
-        contract, model, train_defaults, overrides, space, study, storage, trials, workspace, console(as_json)
+        source, model, train_defaults, overrides, space, study, storage, trials, workspace, console(as_json)
     )
     finish(payload, as_json)
 
@@ -206,7 +235,9 @@ def tune(
 @app.command()
 def export(
     run_id: RunOption = "latest",
-    out: Annotated[Path | None, typer.Option("--out", help="Bundle folder; default bundles/<name>/<run id>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder of the bundle; default bundles/<name>/<run id>.")
+    ] = None,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -220,7 +251,10 @@ def export(
 @app.command()
 def rank(
     bundle: BundleOption,
-    request: Annotated[Path, typer.Option("--request", help="JSON file: user, history, candidates, context.")],
+    request: Annotated[
+        Path | None,
+        typer.Option("--request", help="JSON file: user, history, candidates, context; default: the bundle's example."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
     top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
     serve: Annotated[Path, typer.Option("--serve", help="Threads and limits of a request.")] = Path("conf/serve.yaml"),
@@ -241,9 +275,9 @@ def promote(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Gate a bundle, then make it the champion.
+    """Gate a bundle, then make it the champion and CURRENT.
 
-    Exit 6 when the gate refuses; the champion is kept.
+    Exit 6 when the gate refuses; both are kept.
     """
     from pipelines.promote import promote_bundle
 
@@ -297,10 +331,11 @@ app.registered_commands += proof_app.registered_commands
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; turn every explained error into its message and exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), "--json" in arguments))
+    name = arguments[0] if arguments else ""
+    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), name, "--json" in arguments))
 
 
-def _guarded(command: Callable[[], Any], as_json: bool) -> int:
+def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
     try:
         code = command()
     except QuadRankError as error:
@@ -315,8 +350,7 @@ def _guarded(command: Callable[[], Any], as_json: bool) -> int:
         show()
         return int(getattr(error, "exit_code", 2))
     if code == INTERRUPTED:
-        advice = "stopped. `quadrank train --resume latest` goes on from the last look at the validation rows"
-        return _failed(advice, INTERRUPTED, as_json)
+        return _failed(f"stopped. {RESUMED_BY.get(name, '')}".strip(), INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 

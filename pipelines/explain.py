@@ -36,7 +36,7 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     Raises:
         ConfigError: no such run or file, or a malformed request, or one that replaces user columns.
     """
-    model, feature_set = load_run(run_id, workspace)
+    run_dir, model, feature_set = load_run(run_id, workspace)
     encoder = Encoder.load(feature_set.path)
     request = _read(path, encoder)
     case = _case(request, encoder)
@@ -45,7 +45,6 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     payload = [told(one, history, encoder, feature_set) for one in found]
     for one in payload:
         _print(one, console)
-    run_dir = workspace.run(run_id)
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, "explained": payload}
 
 

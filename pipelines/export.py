@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ctr.bundle import refuse_taken
 from ctr.export import ExportResult, export_bundle
 from ctr.models.click_model import ClickModel
-from features.atomic import write_text
 from features.feature_set import FeatureSet
+from features.pointer import NEWEST, point_at
 from pipelines.load_run import load_run
-from pipelines.workspace import Workspace
+from pipelines.workspace import CONFIG, METRICS, Workspace
 
 
 def export_model(
-    model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path, console: Console
+    model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path | None, workspace: Workspace, console: Console
 ) -> ExportResult:
-    """Fold, export, prove parity and publish; writes an example request beside the bundle."""
-    record = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    """Fold, export, prove parity and publish a run's model.
+
+    Args:
+        model: with the run's weights.
+        feature_set: it was trained on.
+        run_dir: of an evaluated run.
+        out: a new folder; default `bundles/<name>/<run id>` of the workspace, or `<run id>-2` and so on where the
+            run was exported before. The `NEWEST` pointer there then names it.
+        workspace: where bundles lie.
+        console: where people read.
+
+    Raises:
+        ConfigError: `out` exists and is not empty.
+    """
+    record = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
+    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
     of_tasks = {
         f"{split}: {name}": values for split, tasks in record["tasks"].items() for name, values in tasks.items()
     }
+    bundles = workspace.bundles(feature_set.contract.name)
     result = export_bundle(
         model,
         feature_set,
-        out,
+        out or _free(bundles, run_dir.name),
         model_version=run_dir.name,
         architecture=config["preset"]["model"]["architecture"],
         metrics=record["metrics"] | of_tasks,
         controls=record["controls"],
         git_revision=config["git_revision"],
     )
-    golden = json.loads((out / "golden.json").read_text(encoding="utf-8"))
-    write_text(out.parent / "request.json", json.dumps(golden["cases"][0]["request"], indent=2, ensure_ascii=False))
+    if result.path.parent.resolve() == bundles.resolve():
+        point_at(bundles, result.path.name, NEWEST)
     console.print(
         f"bundle {result.path}: {result.bytes / 2**20:.1f} MiB, largest |ONNX - torch| "
         f"{result.max_abs_difference:.1e}, {result.max_logit_difference:.1e} in logits"
@@ -48,12 +64,12 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
     """Export a finished run again, from its folder alone.
 
     Raises:
-        ConfigError: no such run, or its feature set is gone.
+        ConfigError: no such run, its feature set is gone, or `out` exists and is not empty.
     """
-    run_dir = workspace.run(run_id)
-    model, feature_set = load_run(run_id, workspace)
-    target = out or workspace.bundles(feature_set.contract.name) / run_dir.name
-    result = export_model(model, feature_set, run_dir, target, console)
+    if out is not None:
+        refuse_taken(out)
+    run_dir, model, feature_set = load_run(run_id, workspace)
+    result = export_model(model, feature_set, run_dir, out, workspace, console)
     return {
         "run_id": run_dir.name,
         "bundle": str(result.path),
@@ -62,3 +78,9 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
         "max_logit_difference": result.max_logit_difference,
         "seconds": result.seconds,
     }
+
+
+def _free(folder: Path, name: str) -> Path:
+    """`folder/name`, or with the first number after it under which nothing is there."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(folder / one for one in names if not (folder / one).exists())

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from ctr.plots import BLUE, GREEN, GREY, ORANGE, save_png
 from features.atomic import write_text
-from features.contract import Contract
 from features.encoder import Encoder
 from features.errors import ConfigError
 from features.vectors.advice import advise, times_random
@@ -25,16 +24,18 @@ from features.vectors.embeddings import read_vectors
 from features.vectors.inspection import Inspection, SetReport, inspect
 from features.vectors.next_clicks import Interval
 from pipelines.build import build
+from pipelines.source import Source
 from pipelines.workspace import Workspace
 
 TITLE_WIDTH = 105  # characters of the title's size in the width of the figure
 
 
-def inspect_embeddings(contract: Contract, workspace: Workspace, out: Path | None, console: Console) -> dict[str, Any]:
+def inspect_embeddings(source: Source, workspace: Workspace, out: Path | None, console: Console) -> dict[str, Any]:
     """Inspect every vector set of a contract; writes `inspection.json` and `inspection.png`, returns the JSON summary.
 
     Args:
-        contract: whose clicks and item columns vectors are held against; its feature set is built or reused.
+        source: contract and days whose clicks and item columns vectors are held against; its feature set is built
+            or reused.
         workspace: where feature sets lie.
         out: folder of the results; default `inspections/<name>/` of the workspace.
         console: where people read.
@@ -43,9 +44,10 @@ def inspect_embeddings(contract: Contract, workspace: Workspace, out: Path | Non
         ConfigError: the contract has no vectors.
         DataError: as `read_vectors` and `inspect`.
     """
+    contract = source.contract
     if not contract.embeddings:
         raise ConfigError(f"{contract.name}: has no `embeddings` to inspect. Declare a vector set in the contract.")
-    feature_set = build(contract, workspace).feature_set
+    feature_set = build(source, workspace).feature_set
     items = Encoder.load(feature_set.path).items
     found = inspect(feature_set, [read_vectors(name, contract, items) for name in contract.embeddings])
     advice = advise(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors.torch import load_file
 
@@ -14,11 +15,25 @@ from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from features.settings import validate
 from pipelines.fitting import new_model
-from pipelines.workspace import Workspace
+from pipelines.workspace import CONFIG, Workspace, feature_set_of
 
 
-def load_run(run_id: str, workspace: Workspace) -> tuple[ClickModel, FeatureSet]:
-    """The model in evaluation mode, its tables attached, and its feature set.
+class LoadedRun(NamedTuple):
+    """A finished run.
+
+    Args:
+        folder: where it lies; its name is the run id.
+        model: in evaluation mode, its tables attached.
+        feature_set: it was trained on.
+    """
+
+    folder: Path
+    model: ClickModel
+    feature_set: FeatureSet
+
+
+def load_run(run_id: str, workspace: Workspace) -> LoadedRun:
+    """Read a finished run. `latest` is resolved here, once: take the folder from what is returned.
 
     Args:
         run_id: or `latest`.
@@ -29,9 +44,9 @@ def load_run(run_id: str, workspace: Workspace) -> tuple[ClickModel, FeatureSet]
         DataError: its feature set is gone.
     """
     run_dir = workspace.run(run_id)
-    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    preset = validate(Preset, config["preset"], str(run_dir / "config.json"))
-    feature_set = FeatureSet.open(Path(config["feature_set"]))
+    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    preset = validate(Preset, config["preset"], str(run_dir / CONFIG))
+    feature_set = FeatureSet.open(feature_set_of(run_dir, workspace))
     if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
         raise ConfigError(f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on.")
     model = new_model(preset.model, feature_set, preset.train.seed)
@@ -42,4 +57,4 @@ def load_run(run_id: str, workspace: Workspace) -> tuple[ClickModel, FeatureSet]
         raise ConfigError(
             f"{run_dir / MODEL}: weights of another version of the model ({reason}) Train again."
         ) from None
-    return model.eval(), feature_set
+    return LoadedRun(run_dir, model.eval(), feature_set)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from features.contract import Contract, load_contract
+from features.contract import load_contract
 from features.errors import ConfigError
 from features.settings import parse_overrides, unknown_key
+from pipelines.source import Source, parse_window
 
 DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
@@ -21,8 +22,16 @@ SetOption = Annotated[
 ]
 RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
 WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
-BundleOption = Annotated[Path, typer.Option("--bundle", help="Bundle folder.")]
-RunOption = Annotated[str, typer.Option("--run", help="Run id, or `latest`.")]
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", help="Bundle folder, or a pointer: bundles/NAME/CURRENT or bundles/NAME/NEWEST.")
+]
+RunOption = Annotated[str, typer.Option("--run", help="Run id, or `latest`: the newest finished run, no trial.")]
+AsOfOption = Annotated[
+    str | None, typer.Option("--as-of", help="Last day that is read, e.g. 2026-01-31; default: the newest event's.")
+]
+WindowOption = Annotated[
+    str | None, typer.Option("--window", help="Rows of so many days alone, e.g. 14d; unchanged days are reused.")
+]
 
 DEFAULT_MODEL = Path("conf/model/qin.yaml")
 DEFAULT_TRAIN = Path("conf/train.yaml")
@@ -38,8 +47,10 @@ def overrides_of(assignments: list[str] | None, sections: Sequence[str]) -> dict
     return overrides
 
 
-def settings_of(data: Path, assignments: list[str] | None, root: str | None) -> tuple[Contract, dict[str, Any]]:
-    """The contract with its own `--set` values on top, and those of the other sections."""
+def settings_of(
+    data: Path, assignments: list[str] | None, root: str | None, as_of: str | None, window: str | None
+) -> tuple[Source, dict[str, Any]]:
+    """The contract with its own `--set` values on top and the days that are read of it; values of other sections."""
     overrides = overrides_of(assignments, SECTIONS)
     contract = load_contract(data, overrides.pop("data", None), root)
-    return contract, overrides
+    return Source(contract, as_of, parse_window(window)), overrides

@@ -1,16 +1,18 @@
-"""Stage 6: the gate between a new bundle and the `champion` alias that servers follow."""
+"""Stage 6: the gate between a new bundle and what servers follow: the `champion` alias and `CURRENT`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ctr.bundle import Bundle, open_bundle
+from ctr.bundle import Bundle, BundleManifest, open_bundle
 from ctr.ranker import Ranker
 from ctr.tracking import Tracker
 from features.errors import GateError
+from features.pointer import point_at
 from pipelines.workspace import Workspace
 
 ALIAS = "champion"
@@ -20,39 +22,68 @@ CALIBRATION_RANGE = (0.8, 1.25)
 def gate(path: Path, tracker: Tracker) -> Bundle:
     """Decide whether a bundle may serve; returns it verified.
 
-    It must load and replay its golden requests; have a calibration ratio on the test window within
-    `CALIBRATION_RANGE`; beat the popularity control's AUC; and not be worse than the champion beyond
-    its own 95 % interval, where the champion was measured on the same feature set.
+    It must load, replay its golden requests, and give no reason against it (`reasons_against`).
 
     Raises:
         GateError: every reason at once, with the numbers.
     """
-    Ranker.load(path)
     bundle = open_bundle(path)
+    Ranker.load(bundle.path)
     manifest = bundle.manifest
-    (split, metrics), controls = next(iter(manifest.metrics.items())), manifest.controls
-    reasons = []
-    low, high = CALIBRATION_RANGE
-    if not low <= metrics["calibration_ratio"] <= high:
-        reasons.append(f"calibration ratio {metrics['calibration_ratio']:.3f} is outside {low} to {high}")
-    if metrics["auc"] <= controls["popularity"]["auc"]:
-        reasons.append(
-            f"{split} AUC {metrics['auc']:.4f} is not above popularity's {controls['popularity']['auc']:.4f}"
-        )
     champion = tracker.version_tags(f"quadrank-{manifest.name}", ALIAS)
-    if champion.get("feature_set") == manifest.feature_set:
-        best = float(champion[f"{split}_auc"])
-        if metrics["auc_high"] < best:
-            measured = f"{metrics['auc']:.4f} (at most {metrics['auc_high']:.4f})"
-            reasons.append(f"{split} AUC {measured} is below the champion's {best:.4f}")
-    if reasons:
+    if reasons := reasons_against(manifest, champion):
         raise GateError("; ".join(reasons))
     return bundle
 
 
-def move_alias(name: str, version: str, tracker: Tracker) -> None:
-    """Let `models:/<name>@champion` name this version."""
+def reasons_against(manifest: BundleManifest, champion: Mapping[str, str]) -> list[str]:
+    """Why a bundle must not serve; empty where it may.
+
+    Its calibration ratio on the test window must lie within `CALIBRATION_RANGE` (both ends allowed); its AUC be above
+    the popularity control's; and the upper end of its AUC's 95 % interval not below the champion's AUC, where the
+    champion was measured on the same feature set. A number that is NaN does not pass.
+
+    Args:
+        manifest: of the bundle.
+        champion: tags of the champion's version; empty where there is none.
+    """
+    split, metrics = next(iter(manifest.metrics.items()))
+    popularity = manifest.controls["popularity"]["auc"]
+    reasons = []
+    low, high = CALIBRATION_RANGE
+    if not low <= metrics["calibration_ratio"] <= high:
+        reasons.append(f"calibration ratio {metrics['calibration_ratio']:.3f} is outside {low} to {high}")
+    if not metrics["auc"] > popularity:
+        reasons.append(f"{split} AUC {metrics['auc']:.4f} is not above popularity's {popularity:.4f}")
+    if champion.get("feature_set") == manifest.feature_set:
+        best = float(champion[f"{split}_auc"])
+        if not metrics["auc_high"] >= best:
+            measured = f"{metrics['auc']:.4f} (at most {metrics['auc_high']:.4f})"
+            reasons.append(f"{split} AUC {measured} is below the champion's {best:.4f}")
+    return reasons
+
+
+def make_champion(bundle: Bundle, version: str, tracker: Tracker, workspace: Workspace) -> list[str]:
+    """Let `models:/quadrank-<name>@champion` name this version, then the workspace's `CURRENT` the bundle.
+
+    Args:
+        bundle: one that passed the gate.
+        version: of the registered model.
+        tracker: of the registry.
+        workspace: whose `bundles/<name>/CURRENT` is flipped, where the bundle lies there.
+
+    Returns:
+        What was done, a sentence each.
+    """
+    name = f"quadrank-{bundle.manifest.name}"
     tracker.set_alias(name, ALIAS, version)
+    done = [f"models:/{name}@{ALIAS} is now version {version} ({bundle.manifest.model_version})"]
+    bundles = workspace.bundles(bundle.manifest.name)
+    if bundle.path.parent == bundles.resolve():
+        done.append(f"{point_at(bundles, bundle.path.name)} is now {bundle.path.name}")
+    else:
+        done.append(f"{bundles / 'CURRENT'} stays as it is: the bundle lies elsewhere")
+    return done
 
 
 def promote_bundle(path: Path, workspace: Workspace, console: Console) -> dict[str, Any]:
@@ -69,6 +100,13 @@ def promote_bundle(path: Path, workspace: Workspace, console: Console) -> dict[s
             params={},
         ):
             version = tracker.register(bundle.path, name)
-    move_alias(name, version, tracker)
-    console.print(f"models:/{name}@{ALIAS} is now version {version} ({bundle.manifest.model_version})")
-    return {"status": "done", "exit_code": 0, "name": name, "version": version, "alias": ALIAS}
+    for done in make_champion(bundle, version, tracker, workspace):
+        console.print(done)
+    return {
+        "status": "done",
+        "exit_code": 0,
+        "name": name,
+        "version": version,
+        "alias": ALIAS,
+        "bundle": str(bundle.path),
+    }

@@ -9,25 +9,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ctr.bundle import MODEL_CARD, REQUEST
 from ctr.ranker import Ranker, ServeConfig
 from features.errors import ConfigError
 
 
 def rank_file(
-    bundle: Path, request: Path, config: ServeConfig, strict: bool, top: int | None, console: Console
+    path: Path, request: Path | None, config: ServeConfig, strict: bool, top: int | None, console: Console
 ) -> dict[str, Any]:
     """Rank the candidates of a JSON request; prints them best first and returns the JSON form.
+
+    Args:
+        path: the bundle, or a pointer to it.
+        request: the file; default the bundle's own example, `request.json` in it.
+        config: threads and limits.
+        strict: whether an unknown id is an error.
+        top: how many of the best are returned; default all.
+        console: where to print.
 
     Raises:
         ConfigError: the file is missing, no JSON, or not a legal request of this bundle.
     """
+    ranker = Ranker.load(path, config.threads, config.limits)
+    bundle = ranker.bundle.path
+    request = request or bundle / REQUEST
     try:
         content = json.loads(request.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{request}: no such file. {bundle / 'MODEL_CARD.md'} shows a request.") from None
+        raise ConfigError(f"{request}: no such file. {bundle / MODEL_CARD} shows a request.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{request}: not valid JSON: {error}") from None
-    result = Ranker.load(bundle, config.threads, config.limits).rank(content, strict=strict, top=top)
+    result = ranker.rank(content, strict=strict, top=top)
     table = Table(title=f"{len(result.ranked)} candidates, model {result.model_version}", title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column("item")

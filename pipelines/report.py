@@ -39,9 +39,8 @@ def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
         DataError: its feature set is gone.
     """
     started = time.monotonic()
-    run_dir = workspace.run(run_id)
+    run_dir, model, feature_set = load_run(run_id, workspace)
     record = RunRecord.read(run_dir)
-    model, feature_set = load_run(run_id, workspace)
     split = feature_set.judged_by
     judged = score_split(model, feature_set, split)
     importances = permutation_importance(model, feature_set, split)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ctr.checkpoint import MODEL
-from features.errors import ConfigError
 from pipelines.summary import Metrics
+from pipelines.workspace import CONFIG, METRICS
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,9 @@ class RunRecord:
 
     @classmethod
     def read(cls, run_dir: Path) -> RunRecord:
-        """Read a run folder.
-
-        Raises:
-            ConfigError: the run was never evaluated.
-        """
-        judged = run_dir / "metrics.json"
-        if not judged.is_file():
-            raise ConfigError(
-                f"{judged}: not there: the run ended before its evaluation. Finish it with "
-                f"`quadrank train --resume {run_dir.name}`."
-            )
-        record = json.loads(judged.read_text(encoding="utf-8"))
-        config = run_dir / "config.json"
+        """Read the folder of a run that was evaluated."""
+        record = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
+        config = run_dir / CONFIG
         lines = (run_dir / "curve.jsonl").read_text(encoding="utf-8").splitlines()
         return cls(
             config=json.loads(config.read_text(encoding="utf-8")),

@@ -27,8 +27,7 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     Raises:
         ConfigError: no such run, or its feature set has no vectors.
     """
-    run_dir = workspace.run(run_id)
-    model, feature_set = load_run(run_id, workspace)
+    run_dir, model, feature_set = load_run(run_id, workspace)
     if not feature_set.schema.vectors:
         raise ConfigError(f"{feature_set.path}: no vector sets, so there is nothing to stress.")
     found = stress_model(model, feature_set, feature_set.judged_by, config)

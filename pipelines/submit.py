@@ -38,8 +38,7 @@ def submit_run(run_id: str, out: Path | None, column: str, workspace: Workspace,
         DataError: the test file has no or repeated IDs, or its rows are not those of the feature set.
         NumericalError: a prediction is not finite.
     """
-    model, feature_set = load_run(run_id, workspace)
-    run_dir = workspace.run(run_id)
+    run_dir, model, feature_set = load_run(run_id, workspace)
     contract = feature_set.contract
     if feature_set.manifest.windows["test"].labelled or contract.split.by != "files":
         raise ConfigError(

@@ -9,23 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from ctr.config import Preset, load_preset
+from ctr.checkpoint import RECORD
+from ctr.config import Preset
 from ctr.models.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, FitResult, predict_tasks
 from features.atomic import write_text
 from features.contract import Contract
+from features.errors import ConfigError
 from features.feature_set import FeatureSet
-from pipelines.build import build, describe
 from pipelines.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.revision import git_revision, source_hash
 from pipelines.summary import Summary, print_results
-from pipelines.workspace import Workspace, git_revision
+from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock
 
 # The file in a run folder that names its MLflow run.
 TRACKED = "mlflow_run_id"
@@ -35,7 +36,6 @@ TRACKED = "mlflow_run_id"
 class Job:
     """One training run: what it trains on, with which settings, and where it is written down."""
 
-    contract: Contract
     preset: Preset
     feature_set: FeatureSet
     workspace: Workspace
@@ -45,46 +45,82 @@ class Job:
     tracker: Tracker = field(init=False)
     model: ClickModel = field(init=False)
 
+    @property
+    def contract(self) -> Contract:
+        """Of its data."""
+        return self.feature_set.contract
+
     @classmethod
-    def open(
-        cls,
-        contract: Contract,
-        model: Path,
-        train_defaults: Path,
-        overrides: dict[str, Any],
-        workspace: Workspace,
-        console: Console,
-        resume: str | None = None,
+    def start(
+        cls, preset: Preset, feature_set: FeatureSet, workspace: Workspace, console: Console, study: str | None = None
     ) -> Job:
-        """Build or reuse the feature set, and make (or with `resume` reopen) the run folder."""
-        preset = load_preset(model, train_defaults, overrides)
-        result = build(contract, workspace)
-        console.print(describe(result))
-        run_dir = workspace.interrupted_run(resume) if resume else workspace.new_run(contract.name)
-        job = cls(contract, preset, result.feature_set, workspace, console, run_dir, resumed=bool(resume))
-        if not resume:
-            job.write_config()
+        """A new run, or with `study` a new trial of that sweep, in a folder of its own."""
+        name = feature_set.contract.name
+        run_dir = workspace.new_trial(study, name) if study else workspace.new_run(name)
+        job = cls(preset, feature_set, workspace, console, run_dir)
+        job.write_config()
         return job
+
+    @classmethod
+    def resume(
+        cls, run_id: str, preset: Preset, feature_set: FeatureSet, workspace: Workspace, console: Console
+    ) -> Job:
+        """A run that was started and not finished, to go on in its folder.
+
+        Raises:
+            ConfigError: no such run, it is finished, or it was started on another contract.
+        """
+        run_dir = workspace.unfinished_run(run_id)
+        started = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+        if started["contract_fingerprint"] != feature_set.manifest.fingerprint:
+            raise ConfigError(
+                f"{run_dir}: started on another contract than {feature_set.contract.name!r} as it is now. Give --data "
+                "and --set as the run was started with, or name another run."
+            )
+        return cls(preset, feature_set, workspace, console, run_dir, resumed=True)
 
     def write_config(self) -> None:
         """Record everything the run needs to be understood or exported later."""
         manifest = self.feature_set.manifest
+        path = self.feature_set.path.resolve().relative_to(self.workspace.root.resolve())
         record = {
             "preset": self.preset.model_dump(mode="json"),
-            "feature_set": str(self.feature_set.path),
+            "feature_set": path.as_posix(),  # relative to the workspace, which may be moved or opened from elsewhere
             "contract_fingerprint": manifest.fingerprint,
             "git_revision": git_revision(),
+            "source_hash": source_hash(),
             "versions": {name: version(name) for name in ("torch", "polars", "onnxruntime", "numpy")},
             "python": platform.python_version(),
         }
-        write_text(self.run_dir / "config.json", json.dumps(record, indent=2))
+        write_text(self.run_dir / CONFIG, json.dumps(record, indent=2))
 
     @contextmanager
     def tracked(self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None) -> Iterator[Tracker]:
         """Hold the run's one MLflow run open around the block; a failure inside marks it FAILED.
 
         A resumed run goes on in the MLflow run that it began in.
+
+        Raises:
+            LockError: another process is training this run.
         """
+        with run_lock(self.run_dir):
+            if self.resumed:
+                self.workspace.unfinished_run(self.run_dir.name)  # another process may have finished it meanwhile
+                self._say_where_it_goes_on()
+            with self._tracked(parent_run_id, extra_tags or {}) as tracker:
+                yield tracker
+
+    def _say_where_it_goes_on(self) -> None:
+        if (self.run_dir / RECORD).is_file():
+            self.console.print(f"resuming {self.run_dir} from its last checkpoint")
+            return
+        self.console.print(
+            f"{self.run_dir}: has no checkpoint, since it was stopped before its first evaluation: it starts anew"
+        )
+        self.write_config()  # nothing of it was trained yet, with the settings it had or with any
+
+    @contextmanager
+    def _tracked(self, parent_run_id: str | None, extra_tags: dict[str, str]) -> Iterator[Tracker]:
         self.tracker = Tracker(self.workspace.root)
         record = self.run_dir / TRACKED
         if self.resumed and record.is_file():
@@ -97,7 +133,7 @@ class Job:
             "contract_fingerprint": manifest.fingerprint,
             "feature_set": manifest.version,
             "run_folder": str(self.run_dir),
-            **(extra_tags or {}),
+            **extra_tags,
         }
         with self.tracker.run(
             experiment=f"quadrank-{self.contract.name}",
@@ -172,7 +208,6 @@ class Job:
 
     def _record(self, summary: Summary, test: Scored) -> None:
         record = {"metrics": summary.metrics, "controls": summary.controls, "tasks": summary.tasks}
-        write_text(self.run_dir / "metrics.json", json.dumps(record, indent=2))
         split = self.feature_set.judged_by
         flat = {f"{split}.{key}": value for key, value in summary.metrics[split].items()}
         for task, metrics in summary.tasks[split].items():
@@ -183,7 +218,9 @@ class Job:
         self.tracker.log_figure(reliability_diagram(test.labels, test.scores), "calibration.png")
         bars = {self.preset.model.architecture: summary.metrics[split], **summary.controls}
         self.tracker.log_figure(control_bars(bars), "controls.png")
-        for name in ("config.json", "metrics.json", "curve.jsonl", CALIBRATION):
+        # Last of all: it says that the run is finished, and nothing reopens it from then on.
+        write_text(self.run_dir / METRICS, json.dumps(record, indent=2))
+        for name in (CONFIG, METRICS, "curve.jsonl", CALIBRATION):
             self.tracker.log_file(self.run_dir / name, "run")
 
 

@@ -1,4 +1,9 @@
-"""Stage 4: a hyperparameter sweep. Optuna chooses, every trial is a child run in MLflow."""
+"""Stage 4: a hyperparameter sweep. Optuna chooses, every trial is a child run in MLflow.
+
+runs/tune/<study>.journal      the study, which its workers share
+runs/tune/<study>/<run id>/    a trial
+runs/tune/<study>.best.yaml    the best trial's settings
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 import yaml
 from pydantic import Field, PositiveInt, model_validator
@@ -19,8 +25,12 @@ from features.contract import Contract
 from features.errors import ConfigError, QuadRankError
 from features.settings import Settings, load_yaml, merge, validate
 from pipelines.build import build, describe
+from pipelines.revision import git_revision
+from pipelines.source import Source
 from pipelines.train import Job
-from pipelines.workspace import Workspace, git_revision
+from pipelines.workspace import TUNE, Workspace
+
+LONGEST_WAIT = 3600.0  # seconds for another worker to build the feature set
 
 
 class Range(Settings):
@@ -49,14 +59,38 @@ class Range(Settings):
         return trial.suggest_float(name, float(self.low or 0), float(self.high or 0), log=self.log)
 
 
+Direction = Literal["maximize", "minimize"]
+DIRECTIONS: dict[str, Direction] = {"auc": "maximize", "gauc_by_samples": "maximize", "log_loss": "minimize"}
+
+
 class SearchSpace(Settings):
-    """`conf/tune.yaml`: what is searched, and what is better."""
+    """`conf/tune.yaml`: what is searched, and by which metric. What is better follows from the metric."""
 
     metric: Literal["auc", "log_loss", "gauc_by_samples"] = "auc"
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Direction | None = Field(None, description="may be stated, and must then be the metric's")
     seed: int = 1
     startup_trials: PositiveInt = 5
     space: dict[str, Range] = Field(min_length=1)
+
+    @property
+    def better(self) -> Direction:
+        """Whether a higher or a lower value of the metric is better."""
+        return DIRECTIONS[self.metric]
+
+    def sampler(self, trial: int) -> optuna.samplers.TPESampler:
+        """Of one trial, seeded by its number: workers of one study have trials of other numbers, so none repeats
+        another's draws, and a sweep of one worker draws the same trials each time."""
+        seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials)
+
+    @model_validator(mode="after")
+    def _direction_is_the_metrics(self) -> SearchSpace:
+        if self.direction not in (None, self.better):
+            raise ValueError(
+                f"direction: {self.direction} would seek the worst model by {self.metric}. Leave the key out: it is "
+                f"{self.better}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keys_are_settings(self) -> SearchSpace:
@@ -70,13 +104,13 @@ def open_storage(storage: str | None, study: str, workspace: Workspace) -> Any:
     """A database URL as it is; otherwise a journal file, which several workers may share."""
     if storage and "://" in storage:
         return storage
-    path = Path(storage) if storage else workspace.runs / "tune" / f"{study}.journal"
+    path = Path(storage) if storage else workspace.runs / TUNE / f"{study}.journal"
     path.parent.mkdir(parents=True, exist_ok=True)
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
 def run_study(
-    contract: Contract,
+    source: Source,
     model: Path,
     train_defaults: Path,
     overrides: dict[str, Any],
@@ -89,29 +123,41 @@ def run_study(
 ) -> dict[str, Any]:
     """Run `trials` trials of a study (new or joined); returns the JSON summary of the best.
 
+    The feature set is built once, before the first trial; where another worker builds it, this one waits.
+
     Raises:
         ConfigError: the space names a setting that does not exist, or no trial of the study finished.
+        LockError: another process still builds the feature set after `LONGEST_WAIT`.
     """
     search = validate(SearchSpace, load_yaml(space_path), str(space_path))
     # A wrong key must stop here, not in the middle of the night.
     probe = merge(overrides, _nested({name: _any_value(found) for name, found in search.space.items()}))
     load_preset(model, train_defaults, probe)
-    console.print(describe(build(contract, workspace)))
+    result = build(source, workspace, wait=LONGEST_WAIT)
+    console.print(describe(result))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=study_name,
-        storage=open_storage(storage, study_name, workspace),
-        direction=search.direction,
-        sampler=optuna.samplers.TPESampler(seed=search.seed + len(trial_states(study_name, storage, workspace))),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=1),
-        load_if_exists=True,
-    )
     started = time.monotonic()
-    parent = _parent_run(study, contract, workspace, search, model)
+    # One worker at a time: each must find the study, and its MLflow run, that the first one makes.
+    with workspace.lock(f"tune-{study_name}", wait=LONGEST_WAIT):
+        study = optuna.create_study(
+            study_name=study_name,
+            storage=open_storage(storage, study_name, workspace),
+            direction=search.better,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=1),
+            load_if_exists=True,
+        )
+        if study.direction.name.lower() != search.better:
+            raise ConfigError(
+                f"study {study_name!r}: was begun to {study.direction.name.lower()}, and {search.metric} is to be "
+                f"{search.better}d. Give the sweep another name with --study."
+            )
+        parent = _parent_run(study, source.contract, workspace, search, model)
 
     def objective(trial: optuna.Trial) -> float:
+        study.sampler = search.sampler(trial.number)
         chosen = {name: found.suggest(trial, name) for name, found in search.space.items()}
-        job = Job.open(contract, model, train_defaults, merge(overrides, _nested(chosen)), workspace, console)
+        preset = load_preset(model, train_defaults, merge(overrides, _nested(chosen)))
+        job = Job.start(preset, result.feature_set, workspace, console, study=study_name)
         trial.set_user_attr("run", job.run_dir.name)
         # The first look comes at another step for every batch size: prune by its place in the row of looks.
         looks = 0
@@ -125,26 +171,17 @@ def run_study(
 
         tags = {"study": study_name, "trial": str(trial.number)}
         with job.tracked(parent_run_id=parent, extra_tags=tags) as tracker:
-            result = job.fit(on_evaluation=report)
-            pruned = looks > 0 and result.stopped_by_callback
-            tracker.log_metrics({f"best.{key}": value for key, value in result.best.items()})
+            fitted = job.fit(on_evaluation=report)
+            pruned = fitted.stopped_by_callback
+            tracker.log_metrics({f"best.{key}": value for key, value in fitted.best.items()})
             tracker.set_tag("trial_state", "pruned" if pruned else "complete")
-        console.print(f"trial {trial.number}: {search.metric} {result.best[search.metric]:.4f} {chosen}")
+        console.print(f"trial {trial.number}: {search.metric} {fitted.best[search.metric]:.4f} {chosen}")
         if pruned:
             raise optuna.TrialPruned()
-        return result.best[search.metric]
+        return fitted.best[search.metric]
 
     study.optimize(objective, n_trials=trials, catch=(QuadRankError,))
     return _conclude(study, search, model, train_defaults, overrides, parent, workspace, console, started)
-
-
-def trial_states(study_name: str, storage: str | None, workspace: Workspace) -> list[Any]:
-    """Trials that the study already has; none when it is new."""
-    try:
-        study = optuna.load_study(study_name=study_name, storage=open_storage(storage, study_name, workspace))
-    except KeyError:
-        return []
-    return list(study.trials)
 
 
 def _parent_run(study: optuna.Study, contract: Contract, workspace: Workspace, search: SearchSpace, model: Path) -> str:
@@ -181,7 +218,7 @@ def _conclude(
         raise ConfigError(f"study {study.study_name!r}: no trial finished ({counts}); see the errors above.")
     best = study.best_trial
     preset = load_preset(model, train_defaults, merge(overrides, _nested(best.params)))
-    out = workspace.runs / "tune" / f"{study.study_name}.best.yaml"
+    out = workspace.runs / TUNE / f"{study.study_name}.best.yaml"
     head = (
         f"# Best trial ({best.number}) of sweep {study.study_name!r}: validation {search.metric} {best.value:.5f}.\n"
         f"# Train it: quadrank train --data … --model {out}\n"

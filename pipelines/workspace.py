@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import json
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from features.errors import ConfigError, LockError
+
+CONFIG = "config.json"  # written when a run begins
+METRICS = "metrics.json"  # written when it was trained, calibrated and evaluated
+TUNE = "tune"  # below runs/: sweeps, and a folder of trials each
+SECONDS_BETWEEN_TRIES = 0.2
 
 
 @dataclass(frozen=True)
@@ -28,79 +33,125 @@ class Workspace:
 
     @property
     def runs(self) -> Path:
-        """`<run id>/` training runs."""
+        """`<run id>/` training runs; `tune/<study>/<run id>/` the trials of sweeps."""
         return self.root / "runs"
 
     def bundles(self, name: str) -> Path:
-        """`<run id>/` bundles of one data contract, and the `CURRENT` link to the newest."""
+        """`<run id>/` bundles of one data contract, and two pointers.
+
+        `CURRENT` names the one that passed the gate last, `NEWEST` the one that was exported last.
+        """
         return self.root / "bundles" / name
 
     def new_run(self, name: str) -> Path:
-        """Make the folder of a new run: time, contract name and a random tail, so that names sort by time."""
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
-        path = self.runs / run_id
-        path.mkdir(parents=True)
-        return path
+        """Make the folder of a new run: time (UTC), contract name and a random tail, so that names sort by time."""
+        return _new_folder(self.runs, name)
+
+    def new_trial(self, study: str, name: str) -> Path:
+        """Make the folder of a new trial of a sweep."""
+        return _new_folder(self.runs / TUNE / study, name)
 
     def run(self, run_id: str) -> Path:
-        """The folder of a run; `latest` is the newest one that finished training.
+        """The folder of a run that was trained, calibrated and evaluated; `latest` is the newest of them.
 
         Raises:
-            ConfigError: no such run.
+            ConfigError: no such run; it was not evaluated; it is a trial of a sweep.
         """
-        return self._run_with("model.safetensors", run_id, "finished training")
-
-    def interrupted_run(self, run_id: str) -> Path:
-        """The folder of a run that left a checkpoint; `latest` is the newest of them.
-
-        Raises:
-            ConfigError: no such run.
-        """
-        return self._run_with("checkpoint.json", run_id, "left a checkpoint")
-
-    def _run_with(self, file: str, run_id: str, state: str) -> Path:
-        found = sorted(path.parent for path in self.runs.glob(f"*/{file}"))
-        if run_id == "latest" and found:
-            return found[-1]
-        if (self.runs / run_id / file).is_file():
+        if run_id != "latest" and (self.runs / run_id / METRICS).is_file():
             return self.runs / run_id
-        known = ", ".join(path.name for path in found[-5:]) or "none yet; start with `quadrank train`"
-        raise ConfigError(f"{self.runs / run_id}: no run of that name {state}. Runs that did: {known}.")
+        done = sorted(path.parent for path in self.runs.glob(f"*/{METRICS}"))
+        if run_id == "latest" and done:
+            return done[-1]
+        if study := self._study_of(run_id):
+            raise ConfigError(
+                f"{run_id}: a trial of the sweep {study!r}: trials are measured on validation rows alone, and are not "
+                f"evaluated. `quadrank train --data … --model {self.runs / TUNE / study}.best.yaml` trains the best "
+                "one's settings as a run."
+            )
+        if (self.runs / run_id / CONFIG).is_file():
+            raise ConfigError(
+                f"{self.runs / run_id}: ended before its evaluation. Finish it with `quadrank train --resume "
+                f"{run_id}` and the options that it was started with."
+            )
+        raise ConfigError(f"{self.runs / run_id}: no finished run of that name. {_known(done, 'Finished runs')}")
+
+    def unfinished_run(self, run_id: str) -> Path:
+        """The folder of a run that was started and not evaluated yet; `latest` is the newest of them.
+
+        Raises:
+            ConfigError: no such run, or it is finished.
+        """
+        if run_id != "latest" and (self.runs / run_id / METRICS).is_file():
+            raise ConfigError(
+                f"{self.runs / run_id}: finished already, and a finished run is never reopened. Leave out --resume to "
+                "train a new one."
+            )
+        found = [path.parent for path in self.runs.glob(f"*/{CONFIG}") if not (path.parent / METRICS).is_file()]
+        if run_id == "latest" and found:
+            return max(found)
+        if self.runs / run_id in found:
+            return self.runs / run_id
+        raise ConfigError(
+            f"{self.runs / run_id}: no unfinished run of that name. {_known(sorted(found), 'Unfinished runs')}"
+        )
+
+    def _study_of(self, run_id: str) -> str | None:
+        """The sweep that a trial belongs to, by its id or by its path below runs/."""
+        name = Path(run_id).name
+        found = next((self.runs / TUNE).glob(f"*/{name}/{CONFIG}"), None) if name and "*" not in name else None
+        return found.parent.parent.name if found else None
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold the workspace for one job on `name`. Raises LockError (exit 7) when another job holds it."""
+    def lock(self, name: str, wait: float = 0.0) -> Iterator[None]:
+        """Hold a name of the workspace for one job.
+
+        Args:
+            name: e.g. of a contract.
+            wait: seconds to wait for another job that holds it.
+
+        Raises:
+            LockError: another job holds it, still after `wait` (exit 7).
+        """
         folder = self.root / ".cache"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LockError(
-                    f"{folder / name}.lock: another job on {name!r} is running in this folder. Wait for it to end."
-                ) from None
+        with _held(folder / f"{name}.lock", f"another job on {name!r} is running in this folder", wait):
             yield
 
 
-def point_current_at(target: Path) -> Path:
-    """Flip the `CURRENT` link beside `target` to it in one step; returns the link."""
-    link = target.parent / "CURRENT"
-    fresh = target.parent / f".CURRENT-{secrets.token_hex(4)}"
-    fresh.symlink_to(target.name, target_is_directory=True)
-    os.replace(fresh, link)
-    return link
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for the process that trains in it. Raises LockError (exit 7) when another does."""
+    with _held(run_dir / ".lock", "another process is training this run"):
+        yield
 
 
-def git_revision() -> str:
-    """The commit the code stands at, `-dirty` when changed since; `unknown` outside a checkout."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
+@contextmanager
+def _held(path: Path, why_not: str, wait: float = 0.0) -> Iterator[None]:
+    until = time.monotonic() + wait
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise LockError(f"{path}: {why_not}. Wait for it to end.") from None
+                time.sleep(SECONDS_BETWEEN_TRIES)
+        yield
+
+
+def feature_set_of(run_dir: Path, workspace: Workspace) -> Path:
+    """The feature set that a run was trained on, by its config."""
+    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    return workspace.root / str(config["feature_set"])
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = parent / f"{moment}-{name}-{secrets.token_hex(2)}"
+    path.mkdir(parents=True)
+    return path
+
+
+def _known(runs: list[Path], what: str) -> str:
+    return f"{what}: {', '.join(path.name for path in runs[-5:]) or 'none; start with `quadrank train`'}."

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ctr.bundle import MANIFEST, Facts, open_bundle, publish, seal
+from ctr.bundle import MANIFEST, STAGING, Facts, open_bundle, publish, seal
 from features.errors import ConfigError, DataError
 from features.feature_set import FileEntry, Window
+from features.pointer import NEWEST, point_at
 
 FACTS = Facts(
     name="toy",
@@ -109,8 +110,8 @@ def test_a_moved_bundle_and_one_behind_a_link_open(bundle: Path, tmp_path: Path)
     moved = tmp_path / "elsewhere" / "deep"
     moved.parent.mkdir()
     shutil.move(bundle, moved)
-    (tmp_path / "CURRENT").symlink_to(moved)
-    assert open_bundle(tmp_path / "CURRENT").path == moved.resolve()
+    (tmp_path / "link").symlink_to(moved)
+    assert open_bundle(tmp_path / "link").path == moved.resolve()
 
 
 def test_a_failure_midway_leaves_nothing(tmp_path: Path) -> None:
@@ -121,52 +122,66 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-def test_a_failure_midway_leaves_the_old_bundle_untouched(bundle: Path) -> None:
-    with pytest.raises(ZeroDivisionError), publish(bundle) as folder:
-        fill(folder, {"ranker.onnx": b"new"})
-        _ = 1 / 0
-    assert (open_bundle(bundle).path / "ranker.onnx").read_bytes() == b"graph"
-    assert names_in(bundle.parent) == ["bundle"]
-
-
 def test_an_unsealed_folder_is_never_published(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=MANIFEST), publish(tmp_path / "bundle") as folder:
         fill(folder)
     assert names_in(tmp_path) == []
 
 
-def test_a_bundle_is_replaced_whole(bundle: Path) -> None:
-    write(bundle, {"ranker.onnx": b"new"})
-    assert sorted(open_bundle(bundle).manifest.files) == ["ranker.onnx"]
-    assert names_in(bundle.parent) == ["bundle"]
+@pytest.mark.parametrize("there", ["bundle", "thesis", "file", "link"])
+def test_what_exists_is_never_written_over(tmp_path: Path, there: str) -> None:
+    bundle, out = write(tmp_path / "bundle"), tmp_path / there
+    if there == "thesis":
+        out.mkdir()
+        (out / "chapter.tex").write_text("years of work")
+    elif there == "file":
+        out.write_text("years of work")
+    elif there == "link":
+        out.symlink_to(bundle)
+    before = names_in(tmp_path)
+    with pytest.raises(ConfigError, match=f"{there}: exists, and nothing is ever written over. Name a new folder"):
+        write(out, {"ranker.onnx": b"new"})
+    assert names_in(tmp_path) == before
+    assert (open_bundle(bundle).path / "ranker.onnx").read_bytes() == b"graph"
 
 
-def test_a_failed_swap_puts_the_old_bundle_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    assert sorted(open_bundle(write(tmp_path / "bundle")).manifest.files) == sorted(CONTENT)
+
+
+def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one ends between the last check and the rename."""
     rename = Path.rename
 
-    def fails_on_the_new_one(source: Path, target: Path) -> Path:
-        if target == bundle and not source.name.endswith("-old"):
-            raise OSError("disk full")
+    def overtaken(source: Path, target: Path) -> Path:
+        target.mkdir()
+        (target / "ranker.onnx").write_bytes(b"other")
         return rename(source, target)
 
-    monkeypatch.setattr(Path, "rename", fails_on_the_new_one)
-    with pytest.raises(OSError, match="disk full"):
-        write(bundle, {"ranker.onnx": b"new"})
-    assert (open_bundle(bundle).path / "ranker.onnx").read_bytes() == b"graph"
-    assert names_in(bundle.parent) == ["bundle"]
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with pytest.raises(ConfigError, match="bundle: exists"):
+        write(tmp_path / "bundle")
+    assert names_in(tmp_path) == ["bundle"] and (tmp_path / "bundle/ranker.onnx").read_bytes() == b"other"
 
 
-def test_a_folder_that_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/chapter.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="thesis: exists and is not a bundle"):
-        write(tmp_path / "thesis")
-    assert (tmp_path / "thesis/chapter.tex").read_text() == "years of work"
+def test_what_killed_exports_left_is_removed_and_what_runs_is_kept(tmp_path: Path) -> None:
+    killed = tmp_path / f"{STAGING}old-0123abcd"
+    fill(killed)
+    with publish(tmp_path / "running") as folder:
+        fill(folder)
+        write(tmp_path / "bundle")
+        assert not killed.exists() and folder.is_dir()
+        seal(folder, FACTS)
+    assert names_in(tmp_path) == ["bundle", "running"]
 
 
-def test_a_link_is_never_replaced_by_a_folder(bundle: Path) -> None:
-    link = bundle.parent / "CURRENT"
-    link.symlink_to(bundle)
-    with pytest.raises(ConfigError, match="CURRENT: exists"):
-        write(link)
-    assert link.is_symlink()
+def test_a_bundle_is_opened_through_its_pointers(tmp_path: Path) -> None:
+    for version in ("first", "second"):
+        write(tmp_path / version, {"ranker.onnx": version.encode()})
+    with pytest.raises(DataError, match=r"CURRENT: no bundle of this name has passed the gate yet\. NEWEST"):
+        open_bundle(tmp_path / "CURRENT")
+    point_at(tmp_path, "first")
+    point_at(tmp_path, "second", NEWEST)
+    assert open_bundle(tmp_path / "CURRENT").path == tmp_path.resolve() / "first" == open_bundle(tmp_path).path
+    assert open_bundle(tmp_path / "NEWEST").path == tmp_path.resolve() / "second"

@@ -170,7 +170,8 @@ def test_report_shows_the_inside_of_the_model(shell, work):
 
 
 def test_explain_names_past_items_and_fields(shell, work):
-    request = work / "bundles" / "simulated" / "request.json"
+    (bundle,) = (work / "bundles" / "simulated").glob("*/")
+    request = bundle / "request.json"
     code, found = shell("explain", "--work", work, "--request", request, "--top", "2")
     assert code == 0, shell.error
     first, second = found["explained"]
@@ -179,6 +180,6 @@ def test_explain_names_past_items_and_fields(shell, work):
     assert {one["item"] for one in first["past"]} <= set(history) and first["past"]
     assert "text vector" in first["contributions"] or "history" in first["contributions"]
     # The torch model of the run says what its bundle serves.
-    bundle = work / "bundles" / "simulated" / found["run_id"]
+    assert bundle.name == found["run_id"]
     code, ranked = shell("rank", "--bundle", bundle, "--request", request)
     assert ranked["ranked"][0]["score"] == pytest.approx(first["score"], abs=1e-5)

@@ -257,6 +257,7 @@ def test_the_page_is_kept_with_the_tracked_run(finished, monkeypatch):
 def test_a_run_without_evaluation_is_refused(finished, tmp_path):
     run = tmp_path / "runs" / "half"
     run.mkdir(parents=True)
-    (run / "model.safetensors").touch()
-    with pytest.raises(ConfigError, match="before its evaluation"):
+    for name in ("config.json", "model.safetensors"):
+        (run / name).touch()
+    with pytest.raises(ConfigError, match=r"before its evaluation.*quadrank train --resume half"):
         report_run("half", None, Workspace(tmp_path), Console(quiet=True))

@@ -10,6 +10,7 @@ import pytest
 
 from ctr.metrics import auc
 from ctr.ranker import Ranker
+from ctr.tracking import Tracker
 from ctr.trainer import predict_tasks
 from pipelines.evaluate import task_labels, task_metrics
 from pipelines.load_run import load_run
@@ -33,8 +34,21 @@ def raw(work):
 def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path, work: Path, monkeypatch) -> None:
     data = ["--data", "conf/data/simulated.yaml", "--root", raw, "--work", work]
     code, result = shell("run", *data, *SMALL, "--model", "conf/model/qin_tasks.yaml")
-    assert code in (0, 6)  # so small a log may lose to popularity, and the gate then keeps it from going live
-    model, feature_set = load_run(result["run_id"], Workspace(work))
+    # One epoch of so few rows loses to popularity, so the gate keeps it from going live.
+    assert (code, result["status"], result["exit_code"]) == (6, "gate refused", 6)
+    assert "is not above popularity's" in shell.error
+    bundles = work / "bundles" / "simulated"
+    assert not (bundles / "CURRENT").exists() and (bundles / "NEWEST").read_text() == result["run_id"]
+    assert Path(result["bundle"]) == bundles / result["run_id"]
+    tracker = Tracker(work)
+    assert tracker.get_alias("quadrank-simulated", "champion") is None
+    assert tracker.find_version("quadrank-simulated", result["run_id"]) == "1"
+    refused, found = shell("promote", "--bundle", bundles / "NEWEST", "--work", work)
+    assert refused == 6 and "is not above popularity's" in found["error"]
+    assert not (bundles / "CURRENT").exists() and tracker.get_alias("quadrank-simulated", "champion") is None
+    code, found = shell("rank", "--bundle", bundles / "CURRENT")
+    assert code == 4 and "NEWEST" in found["error"]
+    _, model, feature_set = load_run(result["run_id"], Workspace(work))
     scores = predict_tasks(model, feature_set, "test")
     assert tuple(scores) == TASKS
     for name in TASKS:
@@ -51,7 +65,7 @@ def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path,
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "| model, test: like |" in card and '"tasks": {"like": ' in card
 
-    code, ranked = shell("rank", "--bundle", bundle, "--request", bundle.parent / "request.json")
+    code, ranked = shell("rank", "--bundle", bundle, "--request", bundle / "request.json")
     assert code == 0 and set(ranked["ranked"][0]["tasks"]) == set(TASKS) and "long_view" in shell.error
     assert Ranker.load(bundle).tasks == TASKS
     golden = json.loads((bundle / "golden.json").read_text())["cases"]
