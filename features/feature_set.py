@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +102,14 @@ class Manifest(Settings):
     source: str
 
 
+@dataclass(frozen=True)
+class Verified:
+    """How many files, and bytes in all, were compared with their sha256."""
+
+    files: int
+    bytes: int
+
+
 class FeatureSet:
     """A published feature set, opened for reading. Columns are numpy views on memory-mapped files.
 
@@ -160,12 +169,16 @@ class FeatureSet:
         """The split that a finished model is measured on: test, or valid where the test rows have no labels."""
         return "test" if self.manifest.windows["test"].labelled else "valid"
 
-    def verify(self) -> None:
+    def verify(self) -> Verified:
         """Compare every file with its recorded sha256. Raises DataError naming the first that differs."""
-        for name, entry in self.manifest.files.items():
-            path = self.path / name
-            if not path.is_file() or sha256_of(path) != entry.sha256:
-                raise DataError(f"{path}: missing or changed since it was built. Build the feature set again.")
+        files = self.manifest.files
+        broken = [self.path / name for name, entry in files.items() if not _is_as_recorded(self.path / name, entry)]
+        if broken:
+            raise DataError(
+                f"{broken[0]}: missing or changed since it was built ({len(broken)} of {len(files)} files are). Delete "
+                f"{self.path} and build it again."
+            )
+        return Verified(len(files), sum(entry.bytes for entry in files.values()))
 
     def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
         """The row columns of a split, one dict a part."""
@@ -237,6 +250,10 @@ class FeatureSet:
 
     def _versions(self, name: str, latest: dict[str, np.ndarray]) -> Versions | None:
         return Versions(latest, self._table(name)) if (self.path / name).is_file() else None
+
+
+def _is_as_recorded(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
 
 
 def read_arrow(path: Path) -> dict[str, np.ndarray]:

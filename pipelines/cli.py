@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +80,9 @@ def features(
     data: DataOption,
     as_of: AsOfOption = None,
     window: WindowOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every file of it with its hash; exit 4 where one differs.")
+    ] = False,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
@@ -90,6 +94,11 @@ def features(
     source, _ = settings_of(data, assignments, root, as_of, window)
     result = build(source, Workspace(work))
     console(as_json).print(describe(result))
+    compared = {}
+    if verify:
+        verified = result.feature_set.verify()
+        console(as_json).print(f"verified {verified.files} files, {verified.bytes:,} bytes: all as they were built")
+        compared = {"verified": asdict(verified)}
     finish(
         {
             "status": "reused" if result.reused else "done",
@@ -98,6 +107,7 @@ def features(
             "rows": {name: found.rows for name, found in result.feature_set.manifest.windows.items()},
             "findings": list(result.feature_set.manifest.findings),
             "seconds": result.seconds,
+            **compared,
         },
         as_json,
     )
