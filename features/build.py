@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from features.buckets import by_bucket
+from features.checks.history_tables import checked_events
 from features.checks.validation import Checked, Finding, check_log
 from features.contract import Contract
 from features.counter_pass import Counted, Scales, count
@@ -34,7 +35,7 @@ from features.feature_set import (
 from features.files import looked_at_once
 from features.fit import Fitted, Tables, fit
 from features.instants import Instants
-from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, earlier_events, open_log
+from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, open_log
 from features.parts import sorted_part, windows_of, write_part
 from features.pointer import point_at
 from features.profile.write import write_profile
@@ -190,8 +191,14 @@ class Build:
         Returns:
             The log, rows that hold the training window, and what the checks found.
         """
-        whole = open_log(self.contract, self.as_of)
-        plan, earlier = self.plan, earlier_events(self.contract, self.as_of)
+        earlier, found = checked_events(self.contract, self.as_of)
+        log, fitted_on, findings = self._checked_log(earlier, tables)
+        return log, fitted_on, (*findings, *found)
+
+    def _checked_log(
+        self, earlier: tuple[pl.LazyFrame, ...], tables: Tables
+    ) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
+        whole, plan = open_log(self.contract, self.as_of), self.plan
         if plan is None or not (plan.carries and plan.new):
             checked = self._check(whole, tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), checked.frame, checked.findings

@@ -20,6 +20,7 @@ from features.vocabulary import canonical
 
 USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_event", "_split"
 WEIGHT, REQUEST, GIVEN = "_weight", "_request", "_given"
+RAW_TIME = "_raw_time"  # of an event of another table
 INSTANT = "_instant"  # as of when a row knows the past
 CONTEXT, HISTORY, LABELS = "_context.", "_history.", "_labels."
 # The years 1 and 9999, which calendars stop at, in µs since 1970.
@@ -92,16 +93,15 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
     return Unchecked(frame, path, unlabelled)
 
 
-def earlier_events(contract: Contract, as_of: str | None = None) -> tuple[pl.LazyFrame, ...]:
-    """The events of `history.tables` under the log's fixed names, one frame a table.
+def event_tables(contract: Contract) -> tuple[pl.LazyFrame, ...]:
+    """The events of `history.tables` under the log's fixed names, one frame a table, not looked at yet.
+
+    Beside the time stands `_raw_time`, as the table has it.
 
     Raises:
         DataError: missing file or column, lists of unequal length, a column that holds no times.
     """
-    frames = (_earlier(contract, table) for table in contract.history.tables)
-    if as_of is None:
-        return tuple(frames)
-    return tuple(frame.filter(pl.col(TIME) < end_of(as_of)) for frame in frames)
+    return tuple(_events_of(contract, table) for table in contract.history.tables)
 
 
 def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str, text_format: str | None = None) -> pl.Expr:
@@ -308,7 +308,7 @@ def _given(raw: pl.LazyFrame, path: str, spec: Given) -> pl.Expr:
     return column
 
 
-def _earlier(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
+def _events_of(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
     path = contract.resolve(table.path)
     raw = scan(path, table.format)
     require_columns(raw, path, [table.user, table.item, table.time])
@@ -320,11 +320,12 @@ def _earlier(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
             *(text for text in table.columns.values() if isinstance(schema.get(text), pl.List)),
         ]
         _equal_lengths(raw, path, lists)
-        raw = raw.explode(list(dict.fromkeys(lists)))
+        raw = raw.explode(list(dict.fromkeys(lists)), keep_nulls=False)
     columns: dict[str, pl.Expr] = {
         USER: pl.col(table.user),
         ITEM: pl.col(table.item),
         TIME: microseconds(raw, path, table.time, table.time_unit),
+        RAW_TIME: pl.col(table.time),
     }
     for name, spec in contract.history.columns.items():
         if isinstance(spec, Gap | Residual):
@@ -332,14 +333,15 @@ def _earlier(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
         text = table.columns.get(name)
         known: pl.Expr = expression(raw, path, f"history.tables.columns.{name}", text) if text else pl.lit(None)
         columns[HISTORY + name] = known
-    return raw.select(**columns).drop_nulls([USER, ITEM, TIME])
+    return raw.select(**columns)
 
 
 def _equal_lengths(raw: pl.LazyFrame, path: str, lists: list[str]) -> None:
     first, *others = lists
     if not others:
         return
-    unequal = pl.any_horizontal(*(pl.col(first).list.len() != pl.col(name).list.len() for name in others))
+    lengths = {name: pl.col(name).list.len().fill_null(0) for name in lists}
+    unequal = pl.any_horizontal(*(lengths[first] != lengths[name] for name in others))
     with readable(path):
         count: Any = raw.select(unequal.sum()).collect(engine="streaming").item()
     if count:
