@@ -37,11 +37,11 @@ class Versions:
         self.size = len(next(iter(latest.values())))
         self._latest = latest
         self._columns = {name: values for name, values in versions.items() if name not in (ROW, VALID_FROM)}
-        self._has_versions_I = np.zeros(self.size, bool)
-        self._has_versions_I[self.row_V] = True
+        # Versions of row i are those from place i of this to place i + 1.
+        self._start_I = np.searchsorted(self.row_V, np.arange(self.size + 1)).astype(np.int32)
+        self._most = int(np.diff(self._start_I).max(initial=0))
         self._instant_U = np.unique(self.valid_from_V)
-        # One ascending key of row and instant: a single search finds the version of any row at any time.
-        self._key_V = self._keys(self.row_V, self.valid_from_V)
+        self._begins_V = self._begun(self.valid_from_V)
 
     @cached_property
     def stacked(self) -> dict[str, np.ndarray]:
@@ -60,15 +60,22 @@ class Versions:
         Returns:
             int32, in the shape of `rows`.
         """
-        place = np.searchsorted(self._key_V, self._keys(rows, time), side="right") - 1
-        has_begun = (place >= 0) & (self.row_V[place] == rows)
-        found = np.where(has_begun, self.size + place, UNKNOWN)
-        return np.where(self._has_versions_I[rows], found, rows).astype(np.int32)
+        begun = self._begun(time)
+        first, end = self._start_I.take(rows), self._start_I.take(rows + 1)
+        place = first.copy()  # after the last version that has begun
+        # All searches at once, by halving steps within each row's own versions: numpy's search in one table of all
+        # versions takes two to six times as long.
+        for step in (1 << bit for bit in reversed(range(self._most.bit_length()))):
+            ahead = place + np.int32(step)
+            has_begun = ahead <= end
+            has_begun &= self._begins_V.take(ahead - 1, mode="clip") <= begun
+            place += has_begun * np.int32(step)
+        found = np.where(place > first, self.size + place - 1, UNKNOWN)
+        return np.where(end > first, found, rows).astype(np.int32)
 
-    def _keys(self, rows: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Row, then how many of all instants have come by the time, as one int64."""
-        come = np.searchsorted(self._instant_U, time, side="right")
-        return rows.astype(np.int64) * (len(self._instant_U) + 1) + come
+    def _begun(self, time: np.ndarray) -> np.ndarray:
+        """How many of all distinct instants have come by these times: small numbers that compare as the times do."""
+        return np.searchsorted(self._instant_U, time, side="right").astype(np.int32)
 
 
 def columns_as_of(

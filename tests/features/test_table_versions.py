@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.build import build_feature_set
 from features.contract import Contract
@@ -326,3 +328,21 @@ def test_the_profile_counts_rows_before_the_first_version_as_missing(tmp_path):
     early = sum(row["time"] < CHANGE * SECOND for row in rows)
     assert 0 < early < len(rows)
     assert load_profile(built.path / PROFILE).splits["train"].columns["item.genre"].missing == early
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 6), st.integers(0, 12)), unique=True, max_size=30),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(-1, 14)), min_size=1, max_size=20),
+)
+def test_find_equals_a_plain_search(versions, asked):
+    versions = sorted(versions)
+    row = np.array([row for row, _ in versions], np.int32)
+    table = {ROW: row, VALID_FROM: np.array([time for _, time in versions], np.int64), "a": np.arange(len(row))}
+    known = Versions({"a": np.zeros(8, np.int64)}, table)
+    wanted = []
+    for item, time in asked:
+        mine = [place for place, (row_, _) in enumerate(versions) if row_ == item]
+        begun = [place for place in mine if versions[place][1] <= time]
+        wanted.append(8 + begun[-1] if begun else 1 if mine else item)
+    rows, times = np.array(asked).T
+    assert known.find(rows, times).tolist() == wanted
