@@ -20,6 +20,7 @@ from ctr.tables import TableBuffers, frozen_tables
 from features.errors import ConfigError
 from features.feature_set import FeatureSet, SplitName
 from features.schema import FIRST_VALUE, Field
+from features.versions import instants_of
 
 MOST_TREES, LEARNING_RATE, LEAVES, L2 = 500, 0.05, 15, 1.0
 PATIENCE = 30  # trees without improvement
@@ -100,9 +101,9 @@ def _features(feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]
         for start in range(0, len(rows["item"]), ROWS_PER_CHUNK):
             chunk = {name: values[start : start + ROWS_PER_CHUNK] for name, values in rows.items()}
             own = _table((*schema.context, *schema.candidate), chunk)
-            user = _table(schema.user[1:], feature_set.users_as_of(chunk["user"], chunk["time"]))
+            user = _table(schema.user[1:], feature_set.users_as_of(chunk["user"], instants_of(chunk)))
             if versions is not None:
-                chunk["item"] = versions.number(chunk["item"], chunk["time"])
+                chunk["item"] = versions.number(chunk["item"], instants_of(chunk))
             past = _past(chunk, events["item"], said, units, codes, numbers, schema.history_max_len, versions)
             yield np.concatenate([own, item_table[chunk["item"]], user, past], axis=1)
 
@@ -124,7 +125,7 @@ def _past(
     place_RS = np.where(mask_RS, end_R[:, None] + np.arange(-max_len, 0), 0)
     item_RS = np.where(mask_RS, item_RS, 0)
     if versions is not None:
-        item_RS = versions.number(item_RS, rows["time"][:, None])
+        item_RS = versions.number(item_RS, instants_of(rows)[:, None])
     said_RSV = said_EV[place_RS] if len(said_EV) else np.zeros((*item_RS.shape, said_EV.shape[1]), np.float32)
     weights: list[np.ndarray] = [
         mask_RS.astype(np.float32),

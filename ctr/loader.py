@@ -22,7 +22,7 @@ from ctr.order import EpochOrder
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
 from features.schema import LABEL_PREFIX, PADDING, UNKNOWN
-from features.versions import Versions
+from features.versions import Versions, instants_of
 
 BATCHES_AHEAD = 3
 
@@ -35,7 +35,7 @@ class Loader:
     A row stores only where its history ends; its items are copied from the flat events when its batch is
     made. The order of an epoch follows from (seed, epoch) alone (`ctr.order`), so that a resumed run sees the batches
     the interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
-    Where tables have versions, all of a row (its target, each event's item, its user) reads those of the row's time.
+    Where tables have versions, all of a row (its target, each event's item, its user) reads those of the row's instant.
 
     Args:
         feature_set: what to read; nothing of it is copied into memory beyond one batch.
@@ -130,15 +130,16 @@ class Loader:
 
         target_B, history_BS = gather("item"), gather_events("item")
         if self._items is not None:
-            time_B = gather("time")
-            target_B, history_BS = self._items.number(target_B, time_B), self._items.number(history_BS, time_B[:, None])
+            instant_B = self._instants(spans)
+            target_B = self._items.number(target_B, instant_B)
+            history_BS = self._items.number(history_BS, instant_B[:, None])
         items_U, place = items.find(target_B, history_BS)
         target_B, history_BS = place.take(target_B), place.take(history_BS)
         item_versions_U = None
         if self._items is not None:
             items_U, item_versions_U = self._items.pairs(items_U)
         user_B = gather("user")
-        user_versions_B = None if self._users is None else self._users.find(user_B, gather("time"))
+        user_versions_B = None if self._users is None else self._users.find(user_B, self._instants(spans))
         weighted = "weight" in self._rows[0]
         return Batch(
             items_U=torch.from_numpy(items_U),
@@ -154,6 +155,10 @@ class Loader:
             item_versions_U=None if item_versions_U is None else torch.from_numpy(item_versions_U),
             user_versions_B=None if user_versions_B is None else torch.from_numpy(user_versions_B),
         )
+
+    def _instants(self, spans: list[tuple[int, slice, np.ndarray]]) -> np.ndarray:
+        """As of when the rows of a batch read items and users, µs."""
+        return np.concatenate([instants_of(self._rows[part]).take(rows) for part, _, rows in spans])
 
     def _require_columns(self, feature_set: FeatureSet, split: SplitName) -> None:
         columns = [field.name for field in (*self.schema.context, *self.schema.candidate)]

@@ -15,6 +15,7 @@ from ctr.slices import popularity_tiers, training_counts
 from features.errors import ConfigError, DataError, NumericalError
 from features.feature_set import FeatureSet, SplitName
 from features.schema import FIRST_VALUE, PADDING
+from features.versions import instants_of
 
 TAIL = 2  # of `popularity_tiers`
 DRAWS = 10  # of lists by lot
@@ -105,9 +106,8 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
         DataError: the split has no rows, or another number of them than there are scores.
         NumericalError: a score is not a probability.
     """
-    item_N, time_N, label_N = (
-        np.concatenate([part[name] for part in feature_set.rows(split)]) for name in ("item", "time", "label")
-    )
+    item_N, label_N = (np.concatenate([part[name] for part in feature_set.rows(split)]) for name in ("item", "label"))
+    instant_N = np.concatenate([instants_of(part) for part in feature_set.rows(split)])
     score_N = np.asarray(scores, np.float64)
     _require_probabilities(score_N, len(item_N), split)
     groups_N = groups_of(feature_set, split)
@@ -133,7 +133,7 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
         new_share=new,
         calibration=_ratio(score_N[listed_N].sum(), label_N[listed_N].sum(dtype=np.float64)),
         by_value=tuple(
-            _by_value(feature_set, item_N[listed_N], time_N[listed_N], label_N[listed_N], score_N[listed_N])
+            _by_value(feature_set, item_N[listed_N], instant_N[listed_N], label_N[listed_N], score_N[listed_N])
         ),
     )
 
@@ -201,10 +201,10 @@ def _ratio(predicted: float, observed: float) -> float | None:
 
 
 def _by_value(
-    feature_set: FeatureSet, item_L: np.ndarray, time_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
+    feature_set: FeatureSet, item_L: np.ndarray, instant_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
 ) -> Iterator[ValueCalibration]:
-    """Columns in schema order without the id, their values (as of the row's time) in rising order."""
-    known = feature_set.items_as_of(item_L, time_L)
+    """Columns in schema order without the id, their values (as of the row's instant) in rising order."""
+    known = feature_set.items_as_of(item_L, instant_L)
     for field in feature_set.schema.item[1:]:
         if field.kind == "numeric" or field.size - FIRST_VALUE > MOST_VALUES:
             continue

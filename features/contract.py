@@ -161,6 +161,11 @@ class Contract(Settings):
         return self.users.id if self.users else self.interactions.user
 
     @property
+    def has_versions(self) -> bool:
+        """Whether a row reads items or users as of an instant: a table has `valid_from`."""
+        return any(table is not None and table.valid_from is not None for table in (self.items, self.users))
+
+    @property
     def context_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of itself: the log's context columns, and counters of users."""
         counters = {name: one.column for name, one in self.counters.items() if one.of == "user"}

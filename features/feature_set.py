@@ -115,7 +115,7 @@ class FeatureSet:
 
     Layout (`part` runs over user buckets; a part's history ends count into the same part's events):
 
-        rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] context…
+        rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] [_instant] context…
                                                    history_end history_len
         events/part-00000.arrow                    item time event columns…, by user and time
         items.arrow users.arrow                    encoded columns; row i is item (user) row i, its latest version
@@ -209,11 +209,11 @@ class FeatureSet:
         return self._versions(USER_VERSIONS, self.users)
 
     def items_as_of(self, rows: np.ndarray, time: np.ndarray) -> dict[str, np.ndarray]:
-        """Item columns of these item rows, as they were at these times (µs)."""
+        """Item columns of these item rows, as they were at these times (µs, `instants_of` its rows)."""
         return columns_as_of(self.items, self.item_versions, rows, time)
 
     def users_as_of(self, rows: np.ndarray, time: np.ndarray) -> dict[str, np.ndarray]:
-        """User columns of these user rows, as they were at these times (µs)."""
+        """User columns of these user rows, as they were at these times (µs, `instants_of` its rows)."""
         return columns_as_of(self.users, self.user_versions, rows, time)
 
     def vectors(self, name: str) -> np.ndarray:

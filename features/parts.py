@@ -79,6 +79,8 @@ def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder:
         if name not in MARKS and not name.startswith((HISTORY, COUNTER))
     }
     rows = kept | {"history_end": end_R, "history_len": length_R}
+    if contract.has_versions and contract.interactions.request is not None:
+        rows[INSTANT] = columns[INSTANT]
     if not is_row.all():
         rows, split = {name: values[is_row] for name, values in rows.items()}, split[is_row]
     return Part(rows, events, event_user, split)

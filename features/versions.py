@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from features.log import INSTANT
 from features.schema import UNKNOWN
 
 ITEM_VERSIONS, USER_VERSIONS = "item_versions.arrow", "user_versions.arrow"
@@ -76,6 +77,11 @@ class Versions:
     def _begun(self, time: np.ndarray) -> np.ndarray:
         """How many of all distinct instants have come by these times: small numbers that compare as the times do."""
         return np.searchsorted(self._instant_U, time, side="right").astype(np.int32)
+
+
+def instants_of(rows: Columns) -> np.ndarray:
+    """As of when the rows of a part read items and users, µs: the request's earliest time where rows carry it."""
+    return rows.get(INSTANT, rows["time"])
 
 
 def columns_as_of(

@@ -24,6 +24,7 @@ from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
 from features.schema import LABEL_PREFIX
+from features.versions import instants_of
 from pipelines.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace
 
@@ -149,7 +150,8 @@ def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) 
     with progress(f"scoring {split} through ONNX", total=total, unit="rows") as bar:
         for rows, events in parts:
             scores = np.empty((len(rows["item"]), 1 + len(then.ranker.tasks)), np.float32)
-            users = feature_set.users_as_of(rows["user"], rows["time"])
+            instant_R = instants_of(rows)
+            users = feature_set.users_as_of(rows["user"], instant_R)
             for i in range(len(scores)):
                 past = slice(rows["history_end"][i] - rows["history_len"][i], rows["history_end"][i])
                 request = EncodedRequest(
@@ -162,6 +164,6 @@ def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) 
                     unknown_history=0,
                     unknown_candidates=(),
                 )
-                scores[i] = then.scores(request, rows["time"][i])[0]
+                scores[i] = then.scores(request, instant_R[i])[0]
                 bar.advance(1)
             yield scores

@@ -19,10 +19,11 @@ from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
 from features.profile.file import PROFILE, load_profile
 from features.settings import validate
-from features.versions import ROW, VALID_FROM, Versions, columns_as_of
+from features.versions import ROW, VALID_FROM, Versions, columns_as_of, instants_of
 from tests.features.raw import ROWS, START, Tables, decoded_rows, in_order, raw_log
 
 MINUTE = 60
+NEW = 7  # an id below all others that comes late
 LAST = START + (ROWS // 3 - 1) * MINUTE
 CHANGE = START + 10 * MINUTE  # within the training window of 28 minutes
 SECOND = 1_000_000
@@ -100,6 +101,34 @@ def test_an_item_is_unknown_before_its_first_version_begins(tmp_path):
     assert (found["genre"].tolist(), found["tags"].tolist()) == ([1], [[1, 0]])
     assert np.isnan(found["price"]).all()
     assert found["item_id"] == built.items["item_id"][row] > 1
+
+
+def test_rows_of_one_request_read_what_its_first_row_read(tmp_path):
+    """Rows 29 and 30, a minute apart, are one request: at `CHANGE` the second still reads the old price of 101."""
+
+    def one_request(tables: Tables) -> None:
+        changing(tables)
+        place = pl.int_range(pl.len())
+        both = place.is_in([29, 30])
+        tables["log"] = tables["log"].with_columns(
+            user_id=pl.when(both).then(3).otherwise("user_id"),
+            item_id=pl.when(both).then(101).otherwise("item_id"),
+            request=pl.when(both).then(29).otherwise(place),
+        )
+
+    over = VERSIONED | {"interactions": {"request": "request"}}
+    built = build_feature_set(raw_log(tmp_path / "raw", one_request, over), tmp_path / "out").feature_set
+    encoder, seen = Encoder.load(built.path), {}
+    for rows in built.rows("train"):
+        genre = built.items_as_of(rows["item"], instants_of(rows))["genre"]
+        seen |= {
+            (int(request), int(time) // SECOND): encoder.item["genre"].raw_value(one)
+            for request, time, item, one in zip(rows["request"], rows["time"], rows["item"], genre, strict=True)
+            if encoder.items.value(item) == 101
+        }
+    after = {key: value for key, value in seen.items() if key[1] >= CHANGE and key[0] != 29}
+    assert (seen[29, CHANGE - MINUTE], seen[29, CHANGE]) == ("drama", "drama")
+    assert set(after.values()) == {"thriller"}
 
 
 def test_versions_are_found_for_any_shape_of_rows():
@@ -190,14 +219,21 @@ def test_as_of_leaves_out_versions_that_begin_after_the_day(tmp_path):
 
 
 def spread_over_days(tables: Tables) -> None:
-    """Four instants a day for ten days; item 101 changes on the fifth, and 102 is first told of on the seventh."""
+    """Four instants a day for ten days; 101 changes on the fifth, 102 is first told of on the seventh, `NEW` late."""
     changing(tables)
     hours = 6 * 60 * MINUTE
-    tables["log"] = tables["log"].with_columns(time=START + (pl.col("time") - START) // MINUTE * hours)
+    log = tables["log"].with_columns(time=START + (pl.col("time") - START) // MINUTE * hours)
+    tables["log"] = log.with_columns(
+        item_id=pl.when(pl.col("time") >= START + 33 * hours).then(NEW).otherwise("item_id")
+    )
     since = pl.when(pl.col("since") == CHANGE).then(START + 16 * hours).otherwise("since")
     tables["users"] = tables["users"].with_columns(since=since)
     late = pl.when(pl.col("item_id") == 102).then(START + 26 * hours).otherwise(since)
-    tables["items"] = tables["items"].with_columns(since=late)
+    items = tables["items"].with_columns(since=late)
+    new = items.filter(pl.col("item_id") == 103).with_columns(item_id=pl.lit(NEW, pl.Int64))
+    starts = zip((33, 35), ("comedy", "noir"), strict=True)
+    versions = [new.with_columns(since=pl.lit(START + n * hours, pl.Int64), genre=pl.lit(genre)) for n, genre in starts]
+    tables["items"] = pl.concat([items, *versions])
 
 
 def test_days_added_one_by_one_read_the_versions_that_a_build_at_once_reads(tmp_path):
@@ -209,7 +245,10 @@ def test_days_added_one_by_one_read_the_versions_that_a_build_at_once_reads(tmp_
         step = build_feature_set(contract, tmp_path / "out", as_of=day, window=7).feature_set
     whole = build_feature_set(contract, tmp_path / "other", as_of=days[-1], window=7).feature_set
     assert in_order(read_as_of(step)) == in_order(read_as_of(whole))
-    assert {row["genre"] for row in read_as_of(whole) if row["item"] == 101} == {"drama", "thriller"}
+    genres = {item: {row["genre"] for row in read_as_of(whole) if row["item"] == item} for item in (101, NEW)}
+    assert genres == {101: {"drama", "thriller"}, NEW: {"comedy", "noir"}}
+    # Its id is the first of all, and came after the catalogue of the days before: its versions follow its row.
+    assert Encoder.load(step.path).items.index(NEW) > Encoder.load(step.path).items.index(112)
 
 
 def read_as_of(built: FeatureSet) -> list[dict[str, Any]]:
