@@ -146,6 +146,7 @@ class Build:
         self._vectors(fitted, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, buckets, self.staging / SCRATCH / "requests")
+        findings = (*findings, *instants.findings(self.contract))
         self.clock.lap("requests")
         stream = Stream(self.contract, log, encoder, self._since(), instants)
         counted = count(stream, splitter, buckets, self.staging / SCRATCH, self._scales())

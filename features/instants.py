@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from features.buckets import Arrays, by_bucket
+from features.checks.validation import Finding
 from features.contract import Contract
 from features.log import DAY, REQUEST, SPLIT, TIME, USER, Log, chunks
+
+LONG = 3_600_000_000  # µs; a request that lasts longer is reported
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,16 @@ class Instants:
     million requests.
 
     Args:
-        columns: of the log that tell requests apart; empty where none are declared.
+        columns: of the log that tell requests apart; empty where there are no such requests.
         number_Q: of each such request, uint64, ascending.
         first_Q: its earliest time, µs.
+        lasts_Q: µs until its latest.
     """
 
     columns: tuple[pl.Expr, ...] = ()
     number_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     first_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    lasts_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def find(cls, contract: Contract, log: Log, buckets: int, scratch: Path) -> Instants:
@@ -50,9 +56,11 @@ class Instants:
         apart = {"days": (pl.col(TIME) // DAY,), "files": (pl.col(SPLIT),)}.get(contract.split.by, ())
         empty = cls((pl.col(USER), pl.col(REQUEST), *apart))
         found = [_several_times(bucket) for bucket in by_bucket(empty.numbered(log), "number", buckets, scratch)]
-        number_Q, first_Q = (np.concatenate(column) for column in zip(*found, strict=True))
+        number_Q, first_Q, lasts_Q = (np.concatenate(column) for column in zip(*found, strict=True))
+        if not len(number_Q):
+            return cls()
         order = np.argsort(number_Q)
-        return cls(empty.columns, number_Q[order], first_Q[order])
+        return cls(empty.columns, number_Q[order], first_Q[order], lasts_Q[order])
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -68,6 +76,20 @@ class Instants:
         place_R = np.minimum(np.searchsorted(self.number_Q, number_R), len(self.number_Q) - 1)
         return np.where(self.number_Q[place_R] == number_R, self.first_Q[place_R], time_R)
 
+    def findings(self, contract: Contract) -> tuple[Finding, ...]:
+        """A warning where requests last so long that they are hardly ranked at once."""
+        long = int((self.lasts_Q > LONG).sum())
+        if not long:
+            return ()
+        name = str(contract.interactions.request)
+        longest = str(timedelta(seconds=int(self.lasts_Q.max()) // 1_000_000))
+        message = (
+            f"column {name!r}: {long} requests last longer than an hour, the longest {longest}. All rows of one know "
+            "no more than its first. A session is no request: leave interactions.request out then; "
+            "history.session_gap tells sessions."
+        )
+        return (Finding("request", "warn", name, long, len(self.lasts_Q), longest, message),)
+
     def numbered(self, log: Log) -> Iterator[Arrays]:
         """`number` and `time` of the rows that have a request id, chunk by chunk."""
         for chunk in chunks(log.frame.select(list(dict.fromkeys((TIME, *self.reads)))), log.rows):
@@ -78,12 +100,13 @@ class Instants:
         return chunk.select(column.alias(str(i)) for i, column in enumerate(self.columns)).hash_rows(seed=1).to_numpy()
 
 
-def _several_times(bucket: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Number and earliest time of each request of a bucket that has several times."""
+def _several_times(bucket: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number, earliest time and duration of each request of a bucket that has several times."""
     number_R, time_R = np.asarray(bucket["number"]), np.asarray(bucket["time"])
     order = np.lexsort((time_R, number_R))
     number_R, time_R = number_R[order], time_R[order]
     begins = np.flatnonzero(np.r_[True, number_R[1:] != number_R[:-1]]) if len(order) else np.empty(0, np.int64)
     ends = np.r_[begins[1:], len(order)][: len(begins)] - 1
-    several = time_R[begins] != time_R[ends]
-    return number_R[begins][several], time_R[begins][several]
+    lasts = time_R[ends] - time_R[begins]
+    several = lasts > 0
+    return number_R[begins][several], time_R[begins][several], lasts[several]

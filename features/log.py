@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -82,9 +82,9 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
         valid, test = contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))
         labelled = [(_raw(contract, one), one) for one in (path, valid)]
         parts = [_under_fixed_names(raw, one, contract) for raw, one in labelled]
-        raw, unknown = _test_file(contract, test, labelled[0][0])
-        parts.append(_under_fixed_names(raw, test, contract, unknown))
-        unlabelled = LABEL in unknown
+        raw, lacking = _test_file(contract, test, labelled[0][0])
+        parts.append(_under_fixed_names(raw, test, contract, lacking))
+        unlabelled = LABEL in lacking.labels
         numbered = [part.with_columns(pl.lit(number, pl.Int8).alias(SPLIT)) for number, part in enumerate(parts)]
         frame = pl.concat(numbered, how="vertical_relaxed")
     if as_of is not None:
@@ -161,11 +161,24 @@ def _raw(contract: Contract, path: str) -> pl.LazyFrame:
     return exploded(raw, path, log.candidates, log.item)
 
 
-def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.LazyFrame, frozenset[str]]:
-    """The test file, and which labels are unknown in it, by their fixed names.
+@dataclass(frozen=True)
+class _Lacking:
+    """What a test file without labels has not.
+
+    Args:
+        labels: unknown ones, by their fixed names.
+        columns: of the log that such labels are made of, with their types.
+    """
+
+    labels: frozenset[str] = frozenset()
+    columns: Mapping[str, pl.DataType] = field(default_factory=dict)
+
+
+def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.LazyFrame, _Lacking]:
+    """The test file, and what it has not of its labels.
 
     A label is unknown where the file lacks a column that the training file has and the label is made of, or where it
-    does not say what was clicked. Such columns are null in all of the file's rows.
+    does not say what was clicked.
     """
     log = contract.interactions
     raw, clicks, unknown = scan(path, log.format), True, set()
@@ -189,16 +202,17 @@ def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.L
         if missing or (not clicks and roots.intersection(CLICKED_NAMES)):
             unknown.add(key)
         lacking |= missing
-    return raw.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking.items()), frozenset(unknown)
+    return raw, _Lacking(frozenset(unknown), lacking)
 
 
 def _under_fixed_names(
-    raw: pl.LazyFrame, path: str, contract: Contract, unknown: frozenset[str] = frozenset()
+    raw: pl.LazyFrame, path: str, contract: Contract, lacking: _Lacking | None = None
 ) -> pl.LazyFrame:
-    """Select what the contract declares; labels that are `unknown`, by their fixed names, are null."""
+    """Select what the contract declares; labels that are lacking are null."""
+    lacking = lacking or _Lacking()
     log = contract.interactions
     require_columns(raw, path, [name for name in (log.user, log.item, log.time, log.weight, log.request) if name])
-    labelled = _Labelled(raw, path, contract, unknown)
+    labelled = _Labelled(raw, path, contract, lacking)
     events = pl.lit(True)
     if contract.history.events != "all":
         events = labelled.expression("history.events", contract.history.events).fill_null(False)
@@ -219,7 +233,7 @@ def _under_fixed_names(
         },
         **{
             LABELS + name: pl.lit(None, pl.Int8)
-            if LABELS + name in unknown
+            if LABELS + name in lacking.labels
             else labelled.expression(f"interactions.labels.{name}", text)
             for name, text in log.labels.items()
         },
@@ -236,17 +250,17 @@ def _under_fixed_names(
 class _Labelled:
     """The raw columns and the computed label, which has the name `_label`, and `label` where no raw column has it.
 
-    Whether a candidate was clicked is `clicked` likewise.
+    Whether a candidate was clicked is `clicked` likewise. Columns that only unknown labels are made of are null.
 
     Args:
         raw, path, contract: of the log, or of one of its files.
-        unknown: labels that are null here.
+        lacking: of a test file without labels.
 
     Raises:
         DataError: the label's expression cannot be computed, or a column is called `_label`.
     """
 
-    def __init__(self, raw: pl.LazyFrame, path: str, contract: Contract, unknown: frozenset[str]) -> None:
+    def __init__(self, raw: pl.LazyFrame, path: str, contract: Contract, lacking: _Lacking) -> None:
         log, names = contract.interactions, raw.collect_schema().names()
         self._path = path
         self._label = log.label
@@ -255,10 +269,10 @@ class _Labelled:
         aliases = LABEL_NAMES if log.candidates is None else (*LABEL_NAMES, *CLICKED_NAMES)
         # What the log has under a name of the label is not the label, unless the contract says so.
         self._ambiguous = {name for name in aliases if name in names and name not in (log.label, CLICKED)}
-        frame = raw
+        frame = raw.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking.columns.items())
         if log.candidates is not None:
             frame = frame.with_columns(pl.col(CLICKED).alias(name) for name in CLICKED_NAMES if name not in names)
-        if LABEL in unknown:
+        if LABEL in lacking.labels:
             label: pl.Expr = pl.lit(None, pl.Int8)
         elif log.label is not None:
             label = expression(frame, path, "interactions.label", log.label)

@@ -81,6 +81,12 @@ def test_a_further_label_may_be_lacking_alone(tmp_path: Path) -> None:
     assert column(found, "test", "label") == [(12, 0.0), (13, 0.0), (11, 1.0), (12, 0.0)]
 
 
+def test_a_feature_may_not_be_lacking_even_if_the_label_is_made_of_it(tmp_path: Path) -> None:
+    log = {"label": "stars >= 4", "allow_label_features": ["stars"], "context": {"stars": {"type": "numeric"}}}
+    with pytest.raises(DataError, match=r"test.parquet: no column 'stars'"):
+        built(tmp_path, three_files("stars"), log, split=BY_FILES)
+
+
 def test_only_the_test_file_may_be_unlabelled(tmp_path: Path) -> None:
     files = three_files() | {"valid": LOG[4:5].drop("liked")}
     with pytest.raises(DataError, match=r"valid.parquet: no column 'liked'"):

@@ -89,6 +89,20 @@ def test_a_request_sees_the_past_of_its_first_row(
     assert [row["at"] for row in mine] == [0, 10, 12, 20, 30, 40]
 
 
+def test_a_request_that_lasts_is_reported(tmp_path: Path) -> None:
+    hours = LOG.with_columns(pl.col("time") * 360)
+    write(tmp_path, hours)
+    found = build_feature_set(contract(tmp_path), tmp_path / "out").feature_set
+    # User 1's request b, from 3,600 to 7,200 seconds; that of user 2 has one row.
+    assert [one for one in found.manifest.findings if "request" in one] == []
+    write(tmp_path, hours.with_columns(pl.col("time") + pl.col("time") // 7_200))
+    found = build_feature_set(contract(tmp_path), tmp_path / "out").feature_set
+    assert [one for one in found.manifest.findings if "request" in one] == [
+        "column 'request': 1 requests last longer than an hour, the longest 1:00:01. All rows of one know no more than "
+        "its first. A session is no request: leave interactions.request out then; history.session_gap tells sessions."
+    ]
+
+
 def test_counters_are_as_of_the_request(tmp_path: Path) -> None:
     write(tmp_path, LOG)
     found = build_feature_set(contract(tmp_path), tmp_path / "out").feature_set
