@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -31,7 +32,7 @@ from features.settings import Settings
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"
 CURVE = "curve.jsonl"
-FORMAT = 2
+FORMAT: Literal[3] = 3
 
 # JSON has no NaN: it is written as null.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -100,12 +101,18 @@ class Identity(Settings):
     contract_fingerprint: str
     data_fingerprint: str
     batch_size: int
+    accumulate: int
     seed: int
+    metric: str
     table_optimizer: str
 
     @classmethod
     def of(cls, model: nn.Module, feature_set: FeatureSet, config: TrainConfig) -> Identity:
-        """Of one run. Training settings that do not decide which rows a batch holds may change on resume."""
+        """Of one run.
+
+        Settings that decide which rows a step sees, what a step's number means, or which weights are the best so far
+        must stay; others, such as the learning rate, may change on resume.
+        """
         manifest = feature_set.manifest
         tables = {n: entry.sha256 for n, entry in manifest.files.items() if n.endswith((".arrow", ".npy"))}
         return cls(
@@ -113,14 +120,17 @@ class Identity(Settings):
             contract_fingerprint=manifest.fingerprint,
             data_fingerprint=hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest(),
             batch_size=config.batch_size,
+            accumulate=config.accumulate,
             seed=config.seed,
+            metric=config.metric,
             table_optimizer=config.table_optimizer,
         )
 
 
 class _Record(Settings):
-    format: int
+    format: Literal[3]
     identity: Identity
+    threads: int
     tensors: str
     sha256: str
     state: TrainState
@@ -157,6 +167,7 @@ class CheckpointStore:
         record = _Record(
             format=FORMAT,
             identity=self.identity,
+            threads=torch.get_num_threads(),
             tensors=name,
             sha256=sha256_of(self.folder / name),
             state=state,
@@ -174,8 +185,12 @@ class CheckpointStore:
             Where the run stood, or None if it had not yet saved a checkpoint.
 
         Raises:
-            ConfigError: the checkpoint is of another model, contract, feature set, batch size or seed.
+            ConfigError: the checkpoint is of another `Identity`.
             DataError: it is damaged.
+
+        Warns:
+            UserWarning: it was written with another number of threads. The run goes on, but sums over rows round
+                otherwise: its weights differ in their last digits from those of an uninterrupted run.
         """
         path = self.folder / RECORD
         if not path.is_file():
@@ -193,6 +208,13 @@ class CheckpointStore:
             raise DataError(
                 f"{tensors}: missing or changed since the checkpoint was written (sha256 differs). "
                 "Train again into a new folder, without --resume."
+            )
+        if record.threads != (threads := torch.get_num_threads()):
+            warnings.warn(
+                f"{path}: the run had {record.threads} threads, now it has {threads}. It goes on, but sums round "
+                "otherwise: the weights will differ in their last digits from those of an uninterrupted run. For "
+                f"the same weights bit by bit, set OMP_NUM_THREADS={record.threads} and resume again.",
+                stacklevel=2,
             )
         _unpack(load_file(tensors), model, take_step)
         return record.state
@@ -250,4 +272,5 @@ def _unpack(packed: dict[str, Tensor], model: nn.Module, take_step: TrainStep) -
 def _flat(identity: Identity) -> dict[str, Any]:
     content = identity.model_dump()
     model = content.pop("model")
+    del model["architecture"]  # a label: it changes nothing
     return {f"model.{key}": value for key, value in model.items()} | content

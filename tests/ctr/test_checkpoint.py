@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,12 +194,40 @@ def test_a_damaged_record_is_refused(saved, feature_set):
         open_store(folder, feature_set, model).load(model, take_step)
 
 
-@pytest.mark.parametrize("changed", [{"batch_size": 32}, {"seed": 2}])
+@pytest.mark.parametrize("changed", [{"batch_size": 32}, {"seed": 2}, {"accumulate": 2}, {"metric": "auc"}])
 def test_other_batches_are_refused(saved, feature_set, changed):
     folder, model, take_step = saved
     store = open_store(folder, feature_set, model, CONFIG.model_copy(update=changed))
     with pytest.raises(ConfigError, match=f"the checkpoint has {next(iter(changed))}"):
         store.load(model, take_step)
+
+
+def test_a_label_may_change(saved, feature_set):
+    folder, model, take_step = saved
+    model.config = model.config.model_copy(update={"architecture": "another_name"})
+    assert open_store(folder, feature_set, model).load(model, take_step).step == 2
+
+
+def test_another_number_of_threads_is_said_with_the_way_out(saved, feature_set, monkeypatch):
+    folder, model, take_step = saved
+    threads = torch.get_num_threads()
+    store = open_store(folder, feature_set, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.load(model, take_step)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 3)
+    with pytest.warns(
+        UserWarning, match=rf"had {threads} threads, now it has {threads + 3}.*OMP_NUM_THREADS={threads} "
+    ):
+        assert store.load(model, take_step).step == 2
+
+
+def test_a_checkpoint_of_another_format_is_refused(saved, feature_set):
+    folder, model, take_step = saved
+    record = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 2}))
+    with pytest.raises(DataError, match="not a checkpoint of format 3"):
+        open_store(folder, feature_set, model).load(model, take_step)
 
 
 def test_another_model_is_refused_and_left_untouched(saved, feature_set):
