@@ -6,16 +6,18 @@ computed with it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
@@ -28,8 +30,27 @@ _INT32, _INT64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointe
 _ROUND, _ONE, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
 _INFINITY, _ABSOLUTE, _NAN = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF), np.uint16(0x7FC0)
 
-# NaN and infinity must pass through: the guard of training waits for them.
-kernel = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+
+def kernel_salt(source: bytes, bounds_checked: bool) -> str:
+    """What names the machine code of kernels beside their own files: the text of this one, and how it is compiled."""
+    return hashlib.sha256(source + bytes([bounds_checked])).hexdigest()[:12]
+
+
+_SALT = kernel_salt(Path(__file__).read_bytes(), bool(config.BOUNDSCHECK))  # type: ignore[attr-defined]
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of a module, once for each machine: the code is kept on disk.
+
+    numba keeps machine code by the name and the file of a function, and would go on running it after a helper of this
+    module changed. The salt in its name keeps such code apart. A kernel calls kernels of its own file, and this module.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{_SALT}"
+    # NaN and infinity must pass through: the guard of training waits for them.
+    compiled: Callable[..., Any] = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})(
+        function
+    )
+    return compiled
 
 
 def widen(source: Any, target: Any) -> None:
