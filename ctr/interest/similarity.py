@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.schema import FIRST_VALUE, Schema
+from features.errors import ConfigError
+from features.schema import FIRST_VALUE, Field, Schema
 
 # Wider than that, a unit vector costs more than comparing index by index.
 MOST_TAGS = 64
+# Indices that a number of single precision tells apart.
+MOST_INDICES = 2**24
 
 
 class SimilaritySpaces(nn.Module):
@@ -26,6 +29,9 @@ class SimilaritySpaces(nn.Module):
 
     Args:
         schema: the fields of the feature set.
+
+    Raises:
+        ConfigError: a column of more than 2^24 values.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -34,6 +40,10 @@ class SimilaritySpaces(nn.Module):
         self._tags = [(i, f.size) for i, f in fields if f.kind == "tags" and FIRST_VALUE < f.size <= MOST_TAGS]
         small = [i for i, _ in self._tags]
         self._codes = [i for i, f in fields[1:] if f.kind != "numeric" and f.size > FIRST_VALUE and i not in small]
+        for i in self._codes:
+            require_exact_as_float(
+                schema.item[i], "leave out model.match_features, evidence_heads, similarity_bias and retrieve"
+            )
         columns = [*small, *self._codes]
         self.names = (*(one.name for one in schema.vectors), *(schema.item[i].name for i in columns))
         self.cosines = len(self.names) - len(self._codes)
@@ -50,6 +60,22 @@ class SimilaritySpaces(nn.Module):
             units.append(F.normalize(has_UW.to(dtype), dim=-1))
         codes = [columns[place].to(dtype) for place in self._codes]
         return units + [code if code.ndim == 2 else code.unsqueeze(-1) for code in codes]
+
+
+def require_exact_as_float(field: Field, otherwise: str) -> None:
+    """Raise ConfigError where single precision does not tell a column's indices apart.
+
+    Args:
+        field: an item column whose indices stand in the item table as numbers.
+        otherwise: the settings that need none of it.
+    """
+    if field.size > MOST_INDICES:
+        raise ConfigError(
+            f"item column {field.name!r}: {field.size:,} values, but the item table holds its indices in single "
+            f"precision, which tells {MOST_INDICES:,} apart: neighbouring values would count as the same. Give the "
+            "column fewer values in the data contract (`buckets` of a hashed one, `min_count` of others), or "
+            f"{otherwise}."
+        )
 
 
 def overlap(target_RT: Tensor, event_HST: Tensor) -> Tensor:

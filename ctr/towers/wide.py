@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctr.interest.similarity import require_exact_as_float
 from features.schema import Field
 
 
@@ -24,6 +25,9 @@ class WideCrosses(nn.Module):
         items: item fields, the id first; it is not crossed.
         most_cells: pairs of columns with more pairs of values are left to the tower.
         heads: H, logits a row.
+
+    Raises:
+        ConfigError: an item column of more than 2^24 values.
     """
 
     def __init__(self, context: Sequence[Field], items: Sequence[Field], most_cells: int, heads: int) -> None:
@@ -31,6 +35,8 @@ class WideCrosses(nn.Module):
         sides = [(c, one) for c, one in enumerate(context) if one.kind == "categorical"]
         crossed = [(i, one) for i, one in enumerate(items) if i and one.kind == "categorical"]
         pairs = [(c, i, f, g) for c, f in sides for i, g in crossed if f.size * g.size <= most_cells]
+        for _, _, _, crossed_item in pairs:
+            require_exact_as_float(crossed_item, "lower model.cross_cells")
         self.columns = sorted({i for _, i, _, _ in pairs})
         self.pairs = [(c, self.columns.index(i), g.size) for c, i, _, g in pairs]
         self.tables = nn.ModuleList(nn.Embedding(f.size * g.size, heads) for _, _, f, g in pairs)

@@ -16,6 +16,7 @@ from ctr.interest.readers import make_attention
 from ctr.interest.similarity import SimilaritySpaces, hats
 from ctr.interest.softmax import SoftmaxTargetAttention
 from ctr.interest.sparse import SparseTargetAttention
+from features.errors import ConfigError
 from features.schema import Field, Schema, VectorSet
 from tests.ctr.small_world import category
 
@@ -225,3 +226,23 @@ def test_a_request_reads_the_past_as_a_batch_does(attention: str):
 def test_without_history_nothing_is_read():
     assert make_attention(ModelConfig(use_history=False), 3, 2, 1, 9) is None
     assert make_attention(ModelConfig(attention="none"), 3, 2, 1, 9) is None
+
+
+@pytest.mark.parametrize(("size", "exact"), [(2**24, True), (2**24 + 1, False)])
+def test_a_column_of_more_values_than_single_precision_tells_apart_is_refused(size: int, exact: bool):
+    schema = Schema(
+        items=5,
+        users=2,
+        item=(category("id", 9), category("brand", size)),
+        user=(category("user", 3),),
+        history_max_len=4,
+    )
+    if exact:
+        assert SimilaritySpaces(schema).names == ("brand",)
+        # The largest index, and the one before it.
+        assert torch.tensor(size - 1).float() != torch.tensor(size - 2).float()
+    else:
+        with pytest.raises(
+            ConfigError, match=r"item column 'brand': 16,777,217 values.*`buckets`.*model\.match_features"
+        ):
+            SimilaritySpaces(schema)
