@@ -27,8 +27,9 @@ class Explanation:
     Args:
         item: its row.
         score: the calibrated probability.
-        past: place in the request's history (0 is the oldest that is read) and weight, heaviest first. Weights are of
-            the sparse attention, divided by their sum; without one, of the evidence heads.
+        past: place in the request's history (0 is the oldest that is read) and weight, heaviest first, the sign left
+            out; events of weight 0 are not in it. Weights are of the attention; without one, of the evidence heads.
+            Their absolute values sum to 1. Those of DIN are negative where an event speaks against the candidate.
         contributions: by field, how much lower the logit is when the model is not told it.
     """
 
@@ -69,7 +70,7 @@ def explain(model: ClickModel, tables: FrozenTables, case: Case) -> list[Explana
             Explanation(
                 item=int(row),
                 score=float(torch.sigmoid(logit_N[n])),
-                past=sorted((one for one in past if one[1] > 0), key=lambda one: -one[1]),
+                past=sorted((one for one in past if one[1]), key=lambda one: -abs(one[1])),
                 contributions={name: float(change_N[n]) for name, change_N in hidden.items()},
             )
         )
@@ -79,10 +80,12 @@ def explain(model: ClickModel, tables: FrozenTables, case: Case) -> list[Explana
 def _weights(model: ClickModel, batch: Batch) -> Tensor:
     """What the history's events weigh for each candidate, [N, S]; zeros for a model that reads none or weighs all."""
     past: Past = model.past(batch)
+    if model.retrieve:
+        past.keep_nearest(model.retrieve)
     for reader in (model.attention, model.evidence):
         if (weigh := getattr(reader, "weights", None)) is not None:
-            weights_NS: Tensor = torch.relu(weigh(past))
-            return weights_NS / weights_NS.sum(dim=1, keepdim=True).clamp_min(1e-12)
+            weights_NS: Tensor = weigh(past)
+            return weights_NS / weights_NS.abs().sum(dim=1, keepdim=True).clamp_min(1e-12)
     return torch.zeros(len(batch), batch.history_BS.shape[1])
 
 

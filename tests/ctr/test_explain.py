@@ -62,3 +62,30 @@ def test_an_empty_history_speaks_for_nothing():
     model = small_world.model(torch.float32).eval()
     (one,) = explain(model, small_world.tables(), case([], [5]))
     assert one.past == [] and one.contributions["history"] == 0
+
+
+def test_only_the_events_that_the_model_reads_are_shown():
+    model = small_world.model(torch.float32, retrieve=2, attention="din").eval()
+    request = case([4, 9, 7, 12, 3], [5])
+    past = model.past(request.batch(model.schema.history_max_len))
+    past.keep_nearest(2)
+    read = {place - 1 for place in past.mask[0].nonzero().flatten().tolist()}
+    assert len(read) == 2
+    (one,) = explain(model, small_world.tables(), request)
+    assert {place for place, _ in one.past} == read
+
+
+def test_events_that_speak_against_a_candidate_have_negative_weights():
+    model = small_world.model(torch.float32, attention="din").eval()
+    request = case([4, 9, 7], [5])
+    with torch.no_grad():
+        model.attention.score.weight.copy_(model.attention.score.weight.abs())
+        model.attention.score.bias.fill_(0)
+        weights = model.attention.weights(model.past(request.batch(model.schema.history_max_len)))[0, -3:]
+        # Half way between the least and the middle one: one event against, two for.
+        model.attention.score.bias.sub_(weights.sort().values[:2].mean())
+    (one,) = explain(model, small_world.tables(), request)
+    assert sorted(weight > 0 for _, weight in one.past) == [False, True, True]
+    assert sum(abs(weight) for _, weight in one.past) == pytest.approx(1)
+    sizes = [abs(weight) for _, weight in one.past]
+    assert sizes == sorted(sizes, reverse=True)
