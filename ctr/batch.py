@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from features.errors import DataError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -50,7 +52,7 @@ class Batch:
         return len(self.target_B)
 
     def validate(self) -> None:
-        """Check shapes and index ranges. Raises ValueError naming the field that is wrong."""
+        """Check shapes and index ranges. Raises DataError naming the field that is wrong."""
         rows = len(self)
         one_a_row = {
             "user_B": self.user_B,
@@ -63,20 +65,20 @@ class Batch:
         }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
-                raise ValueError(f"{name}: expected shape ({rows},), got {tuple(values.shape)}")
+                raise DataError(f"{name}: expected shape ({rows},), got {tuple(values.shape)}")
         for name, values in self.events.items():
             if values.shape != self.history_BS.shape:
-                raise ValueError(f"{name}: expected the shape of history_BS, got {tuple(values.shape)}")
+                raise DataError(f"{name}: expected the shape of history_BS, got {tuple(values.shape)}")
         if self.items_U[0] != 0:
-            raise ValueError("items_U: the first distinct item must be the padding item 0")
+            raise DataError("items_U: the first distinct item must be the padding item 0")
         if self.item_versions_U is not None and self.item_versions_U.shape != self.items_U.shape:
-            raise ValueError(
+            raise DataError(
                 f"item_versions_U: expected the shape of items_U, {tuple(self.items_U.shape)}, got "
                 f"{tuple(self.item_versions_U.shape)}"
             )
         for name, values in {"target_B": self.target_B, "history_BS": self.history_BS}.items():
             if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < len(self.items_U)):
-                raise ValueError(f"{name}: indices outside the {len(self.items_U)} distinct items")
+                raise DataError(f"{name}: indices outside the {len(self.items_U)} distinct items")
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -42,7 +42,7 @@ class ModelConfig(Settings):
     cross_cells: NonNegativeInt = Field(
         0, description="a weight for each pair of a context and an item value, of column pairs with at most so many"
     )
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, le=0.99, description="chance that training drops a value")
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
 
@@ -78,7 +78,9 @@ class TrainConfig(Settings):
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"
     embedding_l2: NonNegativeFloat = Field(1e-6, description="L2 on embedding tables and vector projections")
-    clip_norm: PositiveFloat = Field(10.0, description="largest gradient norm; larger ones are scaled down")
+    clip_norm: PositiveFloat = Field(
+        10.0, description="largest gradient norm, L2 left out; larger ones are scaled down"
+    )
     evaluations_per_epoch: PositiveInt = Field(4, description="looks at the validation rows in each epoch")
     patience: NonNegativeInt = Field(4, description="looks without improvement before stopping; 0 never stops early")
     metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")

@@ -13,6 +13,19 @@ from ctr.batch import Batch
 from ctr.loader import prefetch
 
 
+def validated(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The same batches, the first of an epoch checked: a kernel would read foreign memory at a wrong index.
+
+    Raises:
+        DataError: shapes or indices of the first batch do not fit.
+    """
+    with closing(batches):
+        for number, batch in enumerate(batches):
+            if number == 0:
+                batch.validate()
+            yield batch
+
+
 def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """The same batches on `device`.
 
@@ -24,14 +37,14 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch
             yield batch.to(device)
         return
     stream = torch.cuda.Stream(device)
-    ahead: Batch | None = None
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
     with closing(prefetch(batch.map(Tensor.pin_memory) for batch in batches)) as pinned:
         for batch in pinned:
             ready, ahead = ahead, _copied(batch, device, stream)
             if ready is not None:
-                yield _usable(ready, stream)
+                yield _usable(*ready)
     if ahead is not None:
-        yield _usable(ahead, stream)
+        yield _usable(*ahead)
 
 
 def windows(batches: Iterable[Batch], size: int) -> Generator[tuple[Batch, ...], None, None]:
@@ -41,15 +54,16 @@ def windows(batches: Iterable[Batch], size: int) -> Generator[tuple[Batch, ...],
         yield window
 
 
-def _copied(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
+def _copied(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+    """The batch on the device, and what says that its own copy is done."""
     with torch.cuda.stream(stream):
-        return batch.to(device)
+        return batch.to(device), stream.record_event()
 
 
-def _usable(batch: Batch, stream: torch.cuda.Stream) -> Batch:
-    """Let the computing stream wait for the copy, and tell the allocator that it reads it."""
+def _usable(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """Let the computing stream wait for this copy alone, not for the next one's, and tell the allocator of it."""
     current = torch.cuda.current_stream()
-    current.wait_stream(stream)
+    current.wait_event(copied)
 
     def read_by_current(tensor: Tensor) -> Tensor:
         tensor.record_stream(current)

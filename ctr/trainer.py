@@ -17,7 +17,7 @@ from torch import nn
 from ctr.batch import Batch
 from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.config import TrainConfig
-from ctr.feed import on_device, windows
+from ctr.feed import on_device, validated, windows
 from ctr.loader import Loader
 from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.models.click_model import ClickModel
@@ -90,7 +90,8 @@ def fit(
     Raises:
         ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
             without `resume`, a run in `run_dir`.
-        DataError: a damaged checkpoint, or validation rows that do not define `config.metric`.
+        DataError: a damaged checkpoint, a feature set whose rows do not fit its tables, or validation rows that do
+            not define `config.metric`.
         NumericalError: loss, gradient or score is not finite; what was saved before stays as it is.
     """
     started = time.monotonic()
@@ -198,7 +199,7 @@ def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) 
     found: dict[str, list[np.ndarray]] = {name: [] for name in model.config.tasks}
     if not found:
         return {}
-    with torch.inference_mode(), closing(on_device(loader.epoch(0), device)) as batches:
+    with torch.inference_mode(), closing(on_device(validated(loader.epoch(0)), device)) as batches:
         for batch in batches:
             for name, logit_B in model.outputs(batch).tasks.items():
                 found[name].append(torch.sigmoid(logit_B).cpu().numpy())
@@ -248,7 +249,7 @@ def _windows_left(
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         if config.renew_tables and state.epoch > 0 and state.batch == 0:
             take_step.renew_tables()
-        with closing(on_device(train.epoch(state.epoch, state.batch), device)) as batches:
+        with closing(on_device(validated(train.epoch(state.epoch, state.batch)), device)) as batches:
             yield from windows(batches, config.accumulate)
         state.epoch, state.batch = state.epoch + 1, 0
 
@@ -268,7 +269,7 @@ def _score(model: nn.Module, loader: Loader, device: torch.device) -> np.ndarray
     model.eval()
     scores = torch.empty(loader.rows, device=device)
     start = 0
-    with closing(on_device(loader.epoch(0), device)) as batches:
+    with closing(on_device(validated(loader.epoch(0)), device)) as batches:
         for batch in batches:
             scores[start : start + len(batch)] = torch.sigmoid(model(batch))
             start += len(batch)

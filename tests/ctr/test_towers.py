@@ -129,3 +129,21 @@ def test_wide_crosses_by_hand():
     # One context before all candidates of a request.
     torch.testing.assert_close(wide([load[:1], age[:1], town[:1]], codes)[0], torch.tensor([5.0, 6.0]))
     assert WideCrosses(context, items, most_cells=11, heads=1).width == 0
+
+
+def test_a_crossed_column_of_more_values_than_single_precision_tells_apart_is_refused():
+    with pytest.raises(ConfigError, match=r"item column 'brand': 16,777,217 values.*lower model\.cross_cells"):
+        WideCrosses([category("age", 3)], [category("id", 9), category("brand", 2**24 + 1)], 2**30, 1)
+
+
+def test_the_most_dropout_that_is_allowed_leaves_numbers():
+    tower = make_tower(ModelConfig(dropout=0.99, rows=1, layers=1), [8]).train()
+    z = torch.randn(64, 8, requires_grad=True)
+    tower(z).sum().backward()
+    assert torch.isfinite(z.grad).all() and z.grad.any()
+
+
+def test_more_dropout_is_refused():
+    """In steps of 1/65536 a chance of 0.999999 is 1: everything would be dropped and divided by nothing."""
+    with pytest.raises(ValueError, match=r"less than or equal to 0\.99"):
+        ModelConfig(dropout=0.999999)

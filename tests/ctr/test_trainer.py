@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import ModelConfig, TrainConfig
+from ctr.loader import Loader
 from ctr.metrics import auc
 from ctr.models import build_model
+from ctr.models.click_model import ClickModel
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
 from ctr.tables import frozen_tables
 from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
@@ -107,6 +111,51 @@ def test_a_run_resumes_to_the_bit_in_every_way_of_training(feature_set, tmp_path
     assert numbers(result.curve) == numbers(expected.curve)
     plain = train(tiny_model(feature_set), feature_set, tmp_path / "plain")
     assert numbers(plain.curve) != numbers(expected.curve)
+
+
+QIN_PLUS = {
+    "attention": "none",
+    "evidence_heads": 3,
+    "match_features": True,
+    "vector_gate": True,
+    "cross_cells": 400,
+    "embedding_dim": 4,
+    "vector_dim": 4,
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("settings", [QIN_PLUS, {"attention": "transformer", "attention_dim": 8, "embedding_dim": 4}])
+def test_readers_of_the_history_resume_to_the_bit(feature_set, tmp_path, settings, precision):
+    def new(seed: int) -> ClickModel:
+        torch.manual_seed(seed)
+        model = build_model(ModelConfig(**settings), feature_set.schema)
+        model.attach(frozen_tables(feature_set))
+        return model
+
+    changed = {"precision": precision, "epochs": 1, "table_optimizer": "lazy_adam"}
+    whole, restarted = new(1), new(2)
+    train(whole, feature_set, tmp_path / "whole", **changed)
+    with pytest.raises(Killed):
+        train(new(1), feature_set, tmp_path / "broken", on_evaluation=killed_at(2), **changed)
+    train(restarted, feature_set, tmp_path / "broken", resume=True, **changed)
+    assert same(whole, restarted)
+
+
+@pytest.mark.parametrize("does", ["fit", "predict"])
+def test_rows_that_do_not_fit_are_refused_before_a_kernel_reads_them(feature_set, tmp_path, monkeypatch, does):
+    epoch = Loader.epoch
+
+    def damaged(*args: Any) -> Generator[Batch, None, None]:
+        for batch in epoch(*args):
+            yield replace(batch, history_BS=batch.history_BS + len(batch.items_U))
+
+    monkeypatch.setattr(Loader, "epoch", damaged)
+    with pytest.raises(DataError, match="history_BS: indices outside"):
+        if does == "fit":
+            train(tiny_model(feature_set), feature_set, tmp_path)
+        else:
+            predict(tiny_model(feature_set), feature_set, "test")
 
 
 def test_accumulation_keeps_the_last_window_of_an_epoch(feature_set, tmp_path):
