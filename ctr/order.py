@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.errors import ConfigError
+
 # A permutation of so many rows takes 64 MB; smaller sets are shuffled as a whole.
 WINDOW_ROWS = 2**23
 
@@ -23,7 +25,8 @@ class EpochOrder:
     whatever the number of rows. The order follows from (seed, epoch) alone.
 
     With several processes, each global batch of `processes · batch_size` rows is cut evenly: together the processes
-    see the global order, each row once, and all make the same number of batches.
+    see the global order, each row once, and all make the same number of batches. A last rest of fewer rows than there
+    are processes joins the batch before it, so that no process has an empty one.
 
     Args:
         part_rows: rows of each stored part.
@@ -35,6 +38,9 @@ class EpochOrder:
         process: which of the processes this is, from 0.
         processes: how many there are.
         window_rows: fewest rows that are permuted together.
+
+    Raises:
+        ConfigError: fewer rows than processes.
     """
 
     part_rows: Sequence[int]
@@ -47,10 +53,17 @@ class EpochOrder:
     processes: int = 1
     window_rows: int = WINDOW_ROWS
 
+    def __post_init__(self) -> None:
+        rows = sum(self.part_rows)
+        if 0 < rows < self.processes:
+            raise ConfigError(
+                f"{rows:,} rows cannot be shared among {self.processes:,} processes. Start at most {rows:,}."
+            )
+
     def __len__(self) -> int:
         """Batches of the epoch."""
         whole, rest = divmod(sum(self.part_rows), self._global_batch)
-        return whole + (rest > 0 and not self.drop_last)
+        return whole + (rest >= self.processes and not self.drop_last)
 
     def batches(self, start: int = 0) -> Iterator[np.ndarray]:
         """Row numbers of each batch from number `start` on, int64 [B]; none is made of those before."""
@@ -59,16 +72,18 @@ class EpochOrder:
         for rows in self._windows(start * self._global_batch):
             ahead.append(rows)
             waiting += len(rows)
-            if waiting < self._global_batch:
+            # The last batch waits for a rest that may join it.
+            whole = min(waiting // self._global_batch, left - 1)
+            if whole <= 0:
                 continue
             joined = np.concatenate(ahead) if len(ahead) > 1 else ahead[0]
-            whole = waiting // self._global_batch
             for batch in np.split(joined[: whole * self._global_batch], whole):
                 yield self._share(batch)
             left -= whole
-            ahead, waiting = [joined[whole * self._global_batch :]], waiting % self._global_batch
+            ahead, waiting = [joined[whole * self._global_batch :]], waiting - whole * self._global_batch
         if left > 0:
-            yield self._share(np.concatenate(ahead))
+            last = np.concatenate(ahead)
+            yield self._share(last[: self._global_batch] if self.drop_last else last)
 
     @property
     def _global_batch(self) -> int:

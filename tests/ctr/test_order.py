@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ctr.order import EpochOrder
+from features.errors import ConfigError
 
 PARTS = (5, 0, 7, 1, 9, 3)  # 25 rows
 
@@ -92,3 +93,27 @@ def test_processes_share_the_global_order_exactly(processes: int, window_rows: i
     for of_batch in zip(*sizes, strict=True):
         assert max(of_batch) - min(of_batch) <= 1
     assert all(a >= b for of_process in sizes for a, b in pairwise(of_process))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("parts", [(25,), PARTS, (12, 12, 1)])
+def test_a_rest_of_fewer_rows_than_processes_joins_the_batch_before(parts: tuple[int, ...], shuffle: bool):
+    """25 rows, 3 processes of 4 rows: a rest of one row, which two of them would lack."""
+    shared = [
+        EpochOrder(parts, 4, shuffle=shuffle, process=process, processes=3, window_rows=5) for process in range(3)
+    ]
+    assert [len(order) for order in shared] == [2, 2, 2]
+    batches = [rows(order) for order in shared]
+    assert [[len(batch) for batch in of_process] for of_process in batches] == [[4, 4], [4, 4], [4, 5]]
+    assert sorted(chain(*(chain(*of_process) for of_process in batches))) == list(range(25))
+    assert [rows(order, 1) for order in shared] == [of_process[1:] for of_process in batches]
+
+
+def test_a_rest_is_left_out_where_asked_for():
+    dropping = EpochOrder((25,), 4, drop_last=True, process=2, processes=3)
+    assert len(dropping) == 2 and rows(dropping) == [[8, 9, 10, 11], [20, 21, 22, 23]]
+
+
+def test_fewer_rows_than_processes_are_refused():
+    with pytest.raises(ConfigError, match=r"2 rows cannot be shared among 3 processes\. Start at most 2"):
+        EpochOrder((1, 1), 4, processes=3)
