@@ -111,8 +111,8 @@ class VectorEncoder(nn.Module):
             projected = projected + bound * change / torch.sqrt(1 + change.square().sum(dim=-1, keepdim=True))
         if self.norm is not None:
             projected = self.norm(projected)
-        if self.training and self.always_there:
-            return projected  # of zeros, where an item still lacks one, it is zeros too
+        if self.training and self.always_there and self.norm is None:
+            return projected  # of zeros, where an item still lacks one, it is zeros too; a norm would add its bias
         if self.training and self.hide:
             present = present & (torch.rand(present.shape, device=present.device) >= self.hide)
         return torch.where(present.unsqueeze(-1), projected, self.missing)

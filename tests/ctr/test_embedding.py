@@ -141,3 +141,14 @@ def test_neighbours_are_the_mean_of_their_id_embeddings():
     # They share the table: what is learned of an item is learned of those that it is near to.
     encoder.train()(columns, [], [])[:, 4:].sum().backward()
     assert ids.grad is not None and ids.grad.sum(dim=1).nonzero().flatten().tolist() == [4, 5]
+
+
+def test_an_item_that_a_complete_set_lacks_is_zeros_behind_a_norm_too():
+    """The norm of zeros is its bias: training would see another item than evaluation and serving do."""
+    encoder = VectorEncoder(VectorSet(name="text", width=3, complete=True), 4, norm=True)
+    with torch.no_grad():
+        encoder.norm.bias.fill_(0.5)
+    vectors, present = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), torch.tensor([False, True])
+    trained = encoder.train()(vectors, present, torch.tensor([1, 2]))
+    assert trained[0].tolist() == [0.0] * 4
+    torch.testing.assert_close(trained, encoder.eval()(vectors, present, torch.tensor([1, 2])))
