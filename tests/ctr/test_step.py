@@ -193,3 +193,15 @@ def test_a_foreign_state_is_refused():
     saved = TrainStep(Plain(), TrainConfig(table_optimizer="lazy_adam"), CPU).state()
     with pytest.raises(ConfigError, match="rowwise_adagrad"):
         TrainStep(Plain(), TrainConfig(table_optimizer="rowwise_adagrad"), CPU).load_state(saved)
+
+
+@pytest.mark.parametrize("embedding_l2", [0.0, 100.0])
+def test_clipping_bounds_the_gradient_of_the_loss_without_its_l2(embedding_l2: float):
+    model = Plain()
+    TrainStep(model, TrainConfig(embedding_l2=embedding_l2, clip_norm=1e-3), CPU)([random_batch(50, 1)], 0.0, 0)
+    clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    free = Plain()
+    TrainStep(free, TrainConfig(clip_norm=1e9), CPU)([random_batch(50, 1)], 0.0, 0)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in free.parameters()])
+    assert gradient.norm() > 1e-3
+    torch.testing.assert_close(clipped, gradient * (1e-3 / gradient.norm()), rtol=1e-3, atol=1e-9)
