@@ -1,0 +1,120 @@
+"""A finished run read back: resolved once, from any folder, on its own contract alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import save_file
+
+from ctr.config import ModelConfig, Preset, TrainConfig
+from features.errors import ConfigError
+from features.feature_set import FeatureSet
+from pipelines import explain, export, report, stress, submit
+from pipelines.load_run import LoadedRun, load_run
+from pipelines.train import Job
+from pipelines.workspace import Workspace
+from tests.toy import toy_feature_set
+from tests.trained import random_model
+
+PRESET = Preset(
+    model=ModelConfig(embedding_dim=4, vector_dim=4, attention_dim=4, attention="mean", tower="linear"),
+    train=TrainConfig(),
+)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """With a feature set and one finished run."""
+    workspace = Workspace(tmp_path / "work")
+    finished(workspace, toy_feature_set(workspace.feature_sets / "toy" / "v1", rows=200, users=20))
+    return workspace
+
+
+def finished(workspace: Workspace, feature_set: FeatureSet) -> Path:
+    job = Job.start(PRESET, feature_set, workspace, Console(quiet=True))
+    save_file(random_model(feature_set, PRESET.model).state_dict(), job.run_dir / "model.safetensors")
+    (job.run_dir / "metrics.json").write_text("{}")
+    return job.run_dir
+
+
+def test_a_run_is_read_from_any_folder_and_after_the_workspace_moved(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    workspace.root.rename(moved)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    found = load_run("latest", Workspace(Path("../moved")))
+    assert found.feature_set.path.resolve() == moved / "feature_sets" / "toy" / "v1"
+    assert found.folder.resolve().parent == moved / "runs" and not found.model.training
+
+
+def test_another_contract_under_the_same_version_is_refused(workspace: Workspace) -> None:
+    run = workspace.run("latest")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"contract_fingerprint": "f" * 64}))
+    with pytest.raises(ConfigError, match=f"v1: built from another contract than run {run.name} was trained on"):
+        load_run(run.name, workspace)
+
+
+def test_a_run_of_another_contract_is_not_resumed(workspace: Workspace) -> None:
+    run = workspace.run("latest")
+    (run / "metrics.json").unlink()
+    feature_set = load_unfinished(workspace)
+    job = Job.resume("latest", PRESET, feature_set, workspace, Console(quiet=True))
+    assert (job.run_dir, job.resumed) == (run, True)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"contract_fingerprint": "f" * 64}))
+    with pytest.raises(ConfigError, match="started on another contract than 'toy' as it is now"):
+        Job.resume("latest", PRESET, feature_set, workspace, Console(quiet=True))
+
+
+def load_unfinished(workspace: Workspace) -> FeatureSet:
+    return FeatureSet.open(workspace.feature_sets / "toy" / "v1")
+
+
+class Stop(Exception):  # noqa: N818  # no error: the command has shown what it uses
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "used", "call"),
+    [
+        (export, "export_model", lambda work: export.export_run("latest", None, work, Console(quiet=True))),
+        (report, "RunRecord", lambda work: report.report_run("latest", None, work, Console(quiet=True))),
+    ],
+    ids=["export", "report"],
+)
+def test_a_run_that_ends_meanwhile_is_not_mixed_in(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, module: Any, used: str, call: Any
+) -> None:
+    """Another job finishes right after `latest` was resolved: weights and folder stay those of one run."""
+    first = workspace.run("latest")
+    shown: list[Path] = []
+
+    def overtaken(run_id: str, work: Workspace) -> LoadedRun:
+        found = load_run(run_id, work)
+        later = work.runs / "29990101T000000Z-toy-ffff"
+        shutil.copytree(found.folder, later)
+        assert work.run("latest") == later
+        return found
+
+    def stop(*arguments: Any) -> None:
+        shown.extend(one for one in arguments if isinstance(one, Path))
+        raise Stop
+
+    monkeypatch.setattr(module, "load_run", overtaken)
+    monkeypatch.setattr(module, used, stop if used == "export_model" else type("Record", (), {"read": stop}))
+    with pytest.raises(Stop):
+        call(workspace)
+    assert shown == [first]
+
+
+@pytest.mark.parametrize("module", [explain, export, report, stress, submit])
+def test_commands_leave_it_to_load_run_to_resolve_latest(module: Any) -> None:
+    assert "workspace.run(" not in Path(module.__file__).read_text()

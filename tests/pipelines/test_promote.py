@@ -1,0 +1,134 @@
+"""The gate: each rule just inside and just outside, with numbers made by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctr.bundle import Bundle, BundleManifest, publish, seal
+from features.errors import GateError
+from features.pointer import follow, point_at
+from pipelines import promote
+from pipelines.promote import gate, make_champion, reasons_against
+from pipelines.workspace import Workspace
+from tests.ctr.test_bundle import FACTS, fill
+
+METRICS = {"auc": 0.70, "auc_low": 0.68, "auc_high": 0.72, "calibration_ratio": 1.0}
+POPULARITY = 0.65
+
+
+def manifest(metrics: dict[str, float], popularity: float = POPULARITY) -> BundleManifest:
+    facts = FACTS.model_copy(update={"metrics": {"test": metrics}, "controls": {"popularity": {"auc": popularity}}})
+    return BundleManifest(format=1, files={}, **dict(facts))
+
+
+def champion(test_auc: float, feature_set: str = FACTS.feature_set) -> dict[str, str]:
+    """Tags of a registered version, which MLflow keeps as text."""
+    return {"feature_set": feature_set, "test_auc": str(test_auc)}
+
+
+class Registry:
+    """The part of a tracker that the gate asks."""
+
+    def __init__(self, tags: dict[str, str]) -> None:
+        self.tags = tags
+        self.aliases: list[tuple[str, str, str]] = []
+
+    def version_tags(self, name: str, alias: str) -> dict[str, str]:
+        assert (name, alias) == ("quadrank-toy", "champion")
+        return self.tags
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.aliases.append((name, alias, version))
+
+
+@pytest.mark.parametrize(
+    ("changed", "tags"),
+    [
+        ({}, {}),
+        ({"calibration_ratio": 0.8}, {}),
+        ({"calibration_ratio": 1.25}, {}),
+        ({"auc": 0.6501}, {}),
+        ({}, champion(0.70)),
+        ({}, champion(0.72)),  # not below what the interval reaches
+        ({}, champion(0.90, feature_set="2025-12-31-ffffffff")),  # measured on other rows
+    ],
+)
+def test_just_inside(changed: dict[str, float], tags: dict[str, str]) -> None:
+    assert reasons_against(manifest(METRICS | changed), tags) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "tags", "reason"),
+    [
+        ({"calibration_ratio": 0.799}, {}, "calibration ratio 0.799 is outside 0.8 to 1.25"),
+        ({"calibration_ratio": 1.251}, {}, "calibration ratio 1.251 is outside 0.8 to 1.25"),
+        ({"calibration_ratio": math.nan}, {}, "calibration ratio nan is outside 0.8 to 1.25"),
+        ({"auc": 0.65}, {}, "test AUC 0.6500 is not above popularity's 0.6500"),
+        ({"auc": 0.6499}, {}, "test AUC 0.6499 is not above popularity's 0.6500"),
+        ({"auc": math.nan}, {}, "test AUC nan is not above popularity's 0.6500"),
+        ({}, champion(0.7201), "test AUC 0.7000 (at most 0.7200) is below the champion's 0.7201"),
+        ({"auc_high": math.nan}, champion(0.60), "test AUC 0.7000 (at most nan) is below the champion's 0.6000"),
+    ],
+)
+def test_just_outside(changed: dict[str, float], tags: dict[str, str], reason: str) -> None:
+    assert reasons_against(manifest(METRICS | changed), tags) == [reason]
+
+
+def test_a_control_that_is_no_number_lets_nothing_pass() -> None:
+    assert reasons_against(manifest(METRICS, popularity=math.nan), {}) == [
+        "test AUC 0.7000 is not above popularity's nan"
+    ]
+
+
+def test_the_gate_names_every_reason_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = manifest({"auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "calibration_ratio": 2.0})
+    bundle = Bundle(Path("bundle"), bad)
+    loaded: list[Path] = []
+    monkeypatch.setattr(promote, "open_bundle", lambda path: bundle)
+    monkeypatch.setattr(promote.Ranker, "load", loaded.append)
+    registry: Any = Registry(champion(0.9))
+    with pytest.raises(GateError, match=r"calibration ratio.*; test AUC.*popularity.*; test AUC.*champion") as refused:
+        gate(Path("CURRENT"), registry)
+    assert refused.value.exit_code == 6
+    assert loaded == [Path("bundle")]  # what was opened is what is tried out, whatever the pointer names by then
+    assert registry.aliases == []
+
+
+def test_the_gate_asks_for_the_champion_and_returns_what_it_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(Path("bundle"), manifest(METRICS))
+    monkeypatch.setattr(promote, "open_bundle", lambda path: bundle)
+    monkeypatch.setattr(promote.Ranker, "load", lambda path: None)
+    inside: Any = Registry(champion(0.72))
+    assert gate(Path("CURRENT"), inside) is bundle
+    outside: Any = Registry(champion(0.73))
+    with pytest.raises(GateError, match=r"champion's 0\.7300"):
+        gate(Path("CURRENT"), outside)
+
+
+def test_the_alias_moves_before_current(tmp_path: Path) -> None:
+    """A registry that fails leaves both as they were."""
+    workspace = Workspace(tmp_path)
+    bundles = workspace.bundles("toy")
+    for name in ("old", "new"):
+        with publish(bundles / name) as folder:
+            fill(folder)
+            seal(folder, FACTS)
+    point_at(bundles, "old")
+    bundle = Bundle((bundles / "new").resolve(), manifest(METRICS))
+
+    class Down(Registry):
+        def set_alias(self, name: str, alias: str, version: str) -> None:
+            raise ConnectionError("registry")
+
+    down: Any = Down({})
+    with pytest.raises(ConnectionError):
+        make_champion(bundle, "3", down, workspace)
+    assert follow(bundles).name == "old"
+    up: Any = Registry({})
+    said = make_champion(bundle, "3", up, workspace)
+    assert up.aliases == [("quadrank-toy", "champion", "3")]
+    assert follow(bundles).name == "new" and said[1] == f"{bundles / 'CURRENT'} is now new"
