@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import polars as pl
 
 from features.columns import ColumnEncoder
 from features.columns_category import CategoricalEncoder, TagsEncoder
 from features.columns_number import BucketsEncoder, NumericEncoder
 from features.columns_time import PARTS, DatePartEncoder
-from features.schema import FIRST_VALUE, Field
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,40 @@ class Scale:
             return np.expm1(scaled)
 
 
+class Names(Protocol):
+    """Texts by number, made when they are asked for: of millions only some are."""
+
+    def __getitem__(self, number: int, /) -> str:
+        """The text of value `number`, from 0."""
+
+
+@dataclass(frozen=True)
+class TextOfValues:
+    """Names of a vocabulary's values."""
+
+    values: pl.Series
+
+    def __getitem__(self, number: int, /) -> str:
+        """The text of value `number`, from 0."""
+        return str(self.values[number])
+
+
+@dataclass(frozen=True)
+class TextOfNumbers:
+    """Names of the whole numbers from `first` on."""
+
+    first: int
+
+    def __getitem__(self, number: int, /) -> str:
+        """The text of value `number`, from 0."""
+        return str(self.first + number)
+
+
 @dataclass(frozen=True)
 class Codes:
     """A column of indices: the text of the value with index 2, 3, …"""
 
-    names: Sequence[str]
+    names: Names
 
 
 @dataclass(frozen=True)
@@ -57,7 +87,7 @@ class Buckets:
 Reader = Scale | Codes | Buckets
 
 
-def reader_of(encoder: ColumnEncoder | None, field: Field) -> Reader | None:
+def reader_of(encoder: ColumnEncoder | None) -> Reader | None:
     """How to read a column back, by what its encoder learned.
 
     None where there is no encoder: indices such as semantic codes mean nothing outside their feature set.
@@ -69,7 +99,7 @@ def reader_of(encoder: ColumnEncoder | None, field: Field) -> Reader | None:
     if isinstance(encoder, BucketsEncoder):
         return Buckets(encoder.edges.tolist())
     if isinstance(encoder, CategoricalEncoder | TagsEncoder):
-        return Codes([str(value) for value in encoder.vocabulary.values.to_list()])
+        return Codes(TextOfValues(encoder.vocabulary.values))
     # Nothing was learned: a part of a date or a hash has the same index in every feature set.
     first = PARTS[encoder.part][1] if isinstance(encoder, DatePartEncoder) else 0
-    return Codes([str(first + index) for index in range(field.size - FIRST_VALUE)])
+    return Codes(TextOfNumbers(first))

@@ -25,7 +25,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from features.schema import FIRST_VALUE, PADDING, UNKNOWN
+from features.profile.raw_values import Names
+from features.schema import FIRST_VALUE, UNKNOWN
 from features.settings import Settings
 
 GROUPS = 16  # users of one group share the remainder of their row
@@ -104,35 +105,38 @@ def count(bin_R: np.ndarray, period_R: np.ndarray, user_R: np.ndarray, periods: 
     return Tally(periods=_tuples(counts_PGK.sum(axis=1)), groups=_tuples(counts_PGK.sum(axis=0)))
 
 
-def value_bins(names: Sequence[str], counts_V: np.ndarray) -> tuple[Values, np.ndarray]:
+def value_bins(names: Names, index_D: np.ndarray, counts_D: np.ndarray) -> tuple[Values, np.ndarray]:
     """Bins for a column of indices.
 
     Args:
         names: text of the values with index 2, 3, …
-        counts_V: how often each index occurs, [2 + values].
+        index_D: the distinct indices that occur, ascending.
+        counts_D: how often each does.
 
     Returns:
-        The bins, and the bin of each index, int16 [2 + values]: padding is skipped, 1 is missing.
+        The bins, and the bin of each of these indices, int16 [D]: padding is skipped, 1 is missing.
     """
-    counts = counts_V[FIRST_VALUE:]
-    listed = most_frequent(names, counts, LISTED)
-    others = np.setdiff1d(np.flatnonzero(counts), listed).tolist()
-    bins = Values(names=tuple(names[i] for i in listed), rest=REST if others else 0)
-    bin_V = np.full(len(counts_V), SKIPPED, np.int16)
-    bin_V[UNKNOWN] = bins.size - 1
-    bin_V[FIRST_VALUE + np.array(listed, np.int64)] = np.arange(len(listed))
-    for i in others:
-        bin_V[FIRST_VALUE + i] = len(listed) + rest_bin(names[i])
-    bin_V[PADDING] = SKIPPED
-    return bins, bin_V
+    is_value = index_D >= FIRST_VALUE
+    place_N = index_D[is_value] - FIRST_VALUE
+    listed = most_frequent(names, place_N, counts_D[is_value], LISTED)
+    is_listed = np.zeros(len(place_N), bool)
+    is_listed[listed] = True
+    bins = Values(names=tuple(names[int(place_N[n])] for n in listed), rest=0 if is_listed.all() else REST)
+    bin_N = np.empty(len(place_N), np.int16)
+    bin_N[listed] = np.arange(len(listed))
+    for n in np.flatnonzero(~is_listed).tolist():
+        bin_N[n] = len(listed) + rest_bin(names[int(place_N[n])])
+    bin_D = np.where(index_D == UNKNOWN, bins.size - 1, SKIPPED).astype(np.int16)
+    bin_D[is_value] = bin_N
+    return bins, bin_D
 
 
-def most_frequent(names: Sequence[str], counts: np.ndarray, most: int) -> list[int]:
-    """Places of the `most` largest counts above 0, the largest first, ties by name whatever the order they came in."""
-    seen = np.flatnonzero(counts)
-    if len(seen) > most:
-        seen = seen[counts[seen] >= np.partition(counts[seen], -most)[-most]]
-    return heapq.nsmallest(most, seen.tolist(), key=lambda i: (-counts[i], names[i]))
+def most_frequent(names: Names, place_N: np.ndarray, counts_N: np.ndarray, most: int) -> list[int]:
+    """Which of these values (N distinct places in `names`) occur most: the largest count first, ties by name."""
+    chosen = np.arange(len(counts_N))
+    if len(chosen) > most:
+        chosen = chosen[counts_N >= np.partition(counts_N, -most)[-most]]
+    return heapq.nsmallest(most, chosen.tolist(), key=lambda n: (-counts_N[n], names[int(place_N[n])]))
 
 
 def rest_bin(name: str) -> int:

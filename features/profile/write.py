@@ -38,7 +38,7 @@ from features.profile.tally import (
     most_frequent,
     value_bins,
 )
-from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
+from features.schema import FIRST_VALUE, Field
 from features.versions import ITEM_VERSIONS, USER_VERSIONS, Versions
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -141,7 +141,7 @@ def _columns(encoder: Encoder, tables: dict[str, Rows], versions: Mapping[str, V
     user_id = encoder.schema.user[0]
     for section, learned in sections.items():
         for field in getattr(encoder.schema, section):
-            reader = reader_of(learned.get(field.name), field)
+            reader = reader_of(learned.get(field.name))
             table, at = tables[section][field.name] if section in tables else None, section
             if section in versions and field.name in versions[section].stacked:
                 table, at = versions[section].stacked[field.name], f"{section}_version"
@@ -179,8 +179,7 @@ def _binned(column: _Column, values: dict[SplitName, np.ndarray], samples: Sampl
         bins = grid = grid_of(np.concatenate(list(raw.values())))
         binned = {name: grid_bin(grid, one) for name, one in raw.items()}
     else:
-        bins, bin_V = _code_bins(column, values)
-        binned = {name: bin_V[one] for name, one in values.items()}
+        bins, binned = _code_bins(column, values)
     if column.section != "event":
         return bins, binned
     for name, sample in samples.items():
@@ -190,17 +189,17 @@ def _binned(column: _Column, values: dict[SplitName, np.ndarray], samples: Sampl
     return bins, binned
 
 
-def _code_bins(column: _Column, values: dict[SplitName, np.ndarray]) -> tuple[Bins, np.ndarray]:
-    """Bins of a column of indices, and the bin of each index, int16 [size]."""
+def _code_bins(column: _Column, values: dict[SplitName, np.ndarray]) -> tuple[Bins, Binned]:
+    """Bins of a column of indices, and the bin of each sampled value, in memory that its size does not matter to."""
     if isinstance(column.reader, Buckets):
-        return edge_bins(column.reader.edges)
-    size = column.field.size
+        edges, bin_V = edge_bins(column.reader.edges)
+        return edges, {name: bin_V[one] for name, one in values.items()}
     if not column.named or not isinstance(column.reader, Codes):
-        bin_V = np.zeros(size, np.int16)
-        bin_V[[PADDING, UNKNOWN]] = SKIPPED, 1
-        return Values(names=("known",)), bin_V
-    counts = sum(np.bincount(one.reshape(-1), minlength=size) for one in values.values())
-    return value_bins(column.reader.names, np.asarray(counts))
+        bin_of = np.array([SKIPPED, 1, 0], np.int16)  # padding, unknown, any value
+        return Values(names=("known",)), {name: bin_of[np.minimum(one, FIRST_VALUE)] for name, one in values.items()}
+    index_D, counts_D = np.unique(np.concatenate([one.reshape(-1) for one in values.values()]), return_counts=True)
+    bins, bin_D = value_bins(column.reader.names, index_D, counts_D)
+    return bins, {name: bin_D[np.searchsorted(index_D, one)] for name, one in values.items()}
 
 
 def _marks(samples: Samples, present: dict[str, np.ndarray]) -> Iterator[tuple[str, Bins, Binned]]:
@@ -234,13 +233,17 @@ def _column_profile(column: _Column, values: np.ndarray, counts: SplitCounts) ->
         raw = column.reader.raw(values)
         raw = raw[np.isfinite(raw)]
         return ColumnProfile(**common, numbers=_numbers(raw) if len(raw) else None)
-    size = column.field.size
-    counts_V = np.bincount(values.reshape(-1), minlength=size)[FIRST_VALUE:]
-    if column.reader is None or not counts_V.any():
-        return ColumnProfile(**common, vocabulary=size - FIRST_VALUE)
+    vocabulary = column.field.size - FIRST_VALUE
+    index_D, counts_D = np.unique(values, return_counts=True)
+    place_N, counts_N = index_D[index_D >= FIRST_VALUE] - FIRST_VALUE, counts_D[index_D >= FIRST_VALUE]
+    if column.reader is None or not len(place_N):
+        return ColumnProfile(**common, vocabulary=vocabulary)
     names = column.reader.names
-    top = {names[i]: rounded(counts_V[i] / counts_V.sum(), 4) for i in most_frequent(names, counts_V, SHOWN)}
-    return ColumnProfile(**common, vocabulary=size - FIRST_VALUE, top=top)
+    top = {
+        names[int(place_N[n])]: rounded(counts_N[n] / counts_N.sum(), 4)
+        for n in most_frequent(names, place_N, counts_N, SHOWN)
+    }
+    return ColumnProfile(**common, vocabulary=vocabulary, top=top)
 
 
 def _numbers(raw_R: np.ndarray) -> Numbers:
