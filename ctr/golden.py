@@ -16,6 +16,8 @@ import numpy as np
 from ctr.bundle import GoldenCase
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case, as_input, expected
+from features.columns import Columns
+from features.columns_category import HashedEncoder
 from features.encoder import EncodedRequest, Encoder
 from features.errors import DataError
 from features.feature_set import FeatureSet
@@ -80,6 +82,20 @@ def _candidate_entries(case: Case, encoder: Encoder) -> list[Any]:
     return [{"item": item, **{name: of[place] for name, of in numbers.items()}} for place, item in enumerate(items)]
 
 
+def replayable(case: Case, encoder: Encoder) -> Case:
+    """The case with another index where no raw value of a hashed column is known: a hash cannot be undone."""
+
+    def known(values: dict[str, np.ndarray], columns: Columns) -> dict[str, np.ndarray]:
+        hashed = {name: one for name, one in columns.items() if isinstance(one, HashedEncoder)}
+        return values | {name: one.with_examples(values[name]) for name, one in hashed.items()}
+
+    return replace(
+        case,
+        context=known(case.context, encoder.context),
+        history_events=known(case.history_events, encoder.event),
+    )
+
+
 def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> Case:
     """What one row of a split knew, asked for these candidates."""
     rows, events = feature_set.rows("test")[row.part], feature_set.events("test")[row.part]
@@ -113,7 +129,8 @@ def _requests(
     feature_set: FeatureSet, encoder: Encoder, draw: np.random.Generator
 ) -> Iterator[tuple[str, RawRequest, Case]]:
     example, *others = [
-        logged_case(feature_set, row, _candidates(feature_set, row, draw)) for row in chosen_rows(feature_set)
+        replayable(logged_case(feature_set, row, _candidates(feature_set, row, draw)), encoder)
+        for row in chosen_rows(feature_set)
     ]
     yield "logged", raw_request(example, encoder), example
     for number, case in enumerate(others, start=1):

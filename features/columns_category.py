@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +12,11 @@ import polars as pl
 from features.columns import ColumnEncoder
 from features.contract_columns import Categorical, Hashed, Tags
 from features.errors import ConfigError, DataError
+from features.sampling import mixed
 from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
 from features.vocabulary import Vocabulary, canonical
+
+MOST_EXAMPLES = 10_000  # values of a hashed column that are kept
 
 
 class CategoricalEncoder(ColumnEncoder):
@@ -74,14 +76,22 @@ class HashedEncoder(ColumnEncoder):
     index = 2 + (the first 8 bytes of sha256 of the value's UTF-8 text, as a big-endian whole number) modulo `buckets`.
     The text of a whole number is its decimal digits, that of a boolean `true` or `false`. Missing is 1. As 2^64 is so
     much more than `buckets`, the first of them get no measurable share more than the last.
+
+    A hash cannot be undone, so some values that were encoded are kept: the requests that prove a bundle are written
+    with them.
+
+    Args:
+        buckets: how many.
+        examples: values to keep, as `examples` gives them.
     """
 
     kind = "hashed"
 
-    def __init__(self, buckets: int) -> None:
+    def __init__(self, buckets: int, examples: Sequence[str] = ()) -> None:
         self.buckets = buckets
         self._examples: dict[int, str] = {}
-        self._numbers = itertools.count()
+        self._bound = np.uint64(2**64 - 1)  # no index whose hash is greater keeps an example
+        self._note(examples)
 
     @classmethod
     def fit(cls, raw: pl.Series, spec: Hashed, times: pl.Series | None = None) -> Self:
@@ -98,50 +108,86 @@ class HashedEncoder(ColumnEncoder):
         distinct = keys.unique().drop_nulls()
         if not len(distinct):
             return np.full(len(raw), UNKNOWN, np.int32)
-        index = pl.Series([self._index(value) for value in distinct.to_list()], dtype=pl.Int32)
+        index = pl.Series(self._note([self._text(value) for value in distinct.to_list()]), dtype=pl.Int32)
         return keys.replace_strict(distinct, index, default=UNKNOWN, return_dtype=pl.Int32).to_numpy()
 
     def encode_one(self, value: Any) -> np.ndarray:
         """One value, int64 [1]."""
-        return np.array([UNKNOWN if value is None else self._index(value)], np.int64)
+        return np.array([UNKNOWN if value is None else self._index(self._text(value))], np.int64)
 
     def raw_value(self, encoded: Any) -> Any:
-        """The smallest whole number that falls into the bucket, as text."""
-        if encoded < FIRST_VALUE:
-            return None
-        # What an earlier search came across is not searched for again: a bucket is found after `buckets` numbers or so.
-        while encoded not in self._examples:
-            text = str(next(self._numbers))
-            self._examples.setdefault(self._index(text), text)
-        return self._examples[encoded]
+        """A value of the index as text, among the examples; None for an index that none of them has."""
+        return self._examples.get(int(encoded))
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """Values that `encode` met, one an index, of `MOST_EXAMPLES` indices at most.
+
+        Which ones does not depend on the order in which they were met.
+        """
+        kept = sorted(self._examples, key=_chance)[:MOST_EXAMPLES]
+        return tuple(self._examples[index] for index in sorted(kept))
+
+    def with_examples(self, index_R: np.ndarray) -> np.ndarray:
+        """The indices, where one of a value without an example gives way to the next one that has: unknown if none."""
+        kept = np.array(sorted(self._examples) or [UNKNOWN], index_R.dtype)
+        place_R = np.minimum(np.searchsorted(kept, index_R), len(kept) - 1)
+        return np.where(index_R < FIRST_VALUE, index_R, kept[place_R])
 
     def blank(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
 
     def check(self, where: str, value: Any) -> None:
-        """Refuse numbers that a build refuses: fractions, and what 64 bits do not hold."""
-        if isinstance(value, int | float) and not (-(2**63) <= value < 2**63 and value == int(value)):
+        """Refuse numbers that a build refuses: fractions, what 64 bits do not hold, and floats that are not exact."""
+        if not isinstance(value, int | float):
+            return
+        bits = 53 if isinstance(value, float) else 63
+        least = 1 - 2**53 if isinstance(value, float) else -(2**63)
+        if not (least <= value < 2**bits and value == int(value)):
             raise ConfigError(
-                f"{where}: {value!r} cannot be hashed: values are text or whole numbers below 2^63. Send it as text."
+                f"{where}: {value!r} cannot be hashed: values are text or whole numbers below 2^{bits}. Send it as "
+                "text."
             )
 
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
-        """How many buckets."""
-        return {"buckets": self.buckets}
+        """How many buckets, and the examples."""
+        return {"buckets": self.buckets, "examples": keep(Vocabulary(pl.Series(self.examples, dtype=pl.String)))}
 
     @classmethod
     def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
         """Read what `to_json` wrote."""
-        return cls(learned["buckets"])
+        # A bundle of an earlier version has no examples.
+        stored = learned.get("examples")
+        return cls(learned["buckets"], find(stored).values.to_list() if stored else ())
 
-    def _index(self, value: Any) -> int:
+    def _note(self, texts: Sequence[str]) -> list[int]:
+        """The index of each text; those that are to be kept become examples."""
+        indices = [self._index(text) for text in texts]
+        chance = mixed(np.uint64(0), np.array(indices, np.int64))
+        for place in np.flatnonzero(chance <= self._bound).tolist():
+            index, text = indices[place], texts[place]
+            self._examples[index] = min(text, self._examples.get(index, text))
+        if len(self._examples) > 2 * MOST_EXAMPLES:
+            kept = sorted(self._examples, key=_chance)[:MOST_EXAMPLES]
+            self._examples = {index: self._examples[index] for index in kept}
+            self._bound = np.uint64(_chance(kept[-1]))
+        return indices
+
+    @staticmethod
+    def _text(value: Any) -> str:
         if isinstance(value, float):
             value = int(value)
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def _index(self, text: str) -> int:
         # JSON can write half a surrogate pair, which no column of a log holds and UTF-8 has no bytes for.
         digest = hashlib.sha256(text.encode(errors="replace")).digest()
         return FIRST_VALUE + int.from_bytes(digest[:8], "big") % self.buckets
+
+
+def _chance(index: int) -> int:
+    return int(mixed(np.uint64(0), np.uint64(index)))
 
 
 class TagsEncoder(ColumnEncoder):

@@ -102,6 +102,8 @@ def _tags(row: int, encoder: Encoder, feature_set: FeatureSet) -> set[str]:
             found |= {f"{field.name} {index - FIRST_VALUE}"} if index >= FIRST_VALUE else set()
             continue
         value = encoder.item[field.name].raw_value(index)
+        if value is None and field.kind == "categorical" and index >= FIRST_VALUE:
+            value = f"{field.name} {index - FIRST_VALUE}"  # of a hash, without an example
         values = value if isinstance(value, list) else [value]
         found |= {str(one) for one in values if one is not None}
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features import columns_category
 from features.columns import fit_column
 from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.contract_columns import Categorical, Hashed, Tags
+from features.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize(
@@ -55,15 +57,57 @@ def test_buckets_are_filled_evenly() -> None:
     assert count[:2].tolist() == [0, 0] and np.abs(count[2:] - 1000).max() < 5 * 31
 
 
-def test_a_raw_value_is_found_for_every_bucket() -> None:
-    encoder = HashedEncoder(50)
-    values = [encoder.raw_value(index) for index in range(2, 52)]
-    assert [int(encoder.encode_one(value)[0]) for value in values] == list(range(2, 52))
-    first: dict[int, str] = {}
-    for number in range(2000):
-        bucket = int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") % 50
-        first.setdefault(bucket + 2, str(number))
-    assert values == [first[index] for index in range(2, 52)]
+def read_back(encoder: HashedEncoder) -> HashedEncoder:
+    """As the next process reads it."""
+    stored: dict[str, Vocabulary] = {}
+
+    def keep(vocabulary: Vocabulary) -> str:
+        stored["examples"] = vocabulary
+        return "examples"
+
+    return HashedEncoder.from_json(json.loads(json.dumps(encoder.to_json(keep))), stored.__getitem__)
+
+
+def test_a_raw_value_is_one_that_was_seen() -> None:
+    encoder = HashedEncoder(50_000_000)
+    index = encoder.encode(pl.Series("c", ["phone", None, 17, "é"], strict=False, dtype=pl.String))
+    assert [read_back(encoder).raw_value(one) for one in index] == ["phone", None, "17", "é"]
+
+
+def test_a_bucket_that_was_not_seen_has_no_raw_value() -> None:
+    """A search for one that falls into it would take as many hashes as there are buckets."""
+    assert HashedEncoder(50_000_000).raw_value(7) is None
+
+
+def test_of_values_that_share_a_bucket_the_least_is_the_example() -> None:
+    encoder = HashedEncoder(1)
+    for chunk in (["m"], ["z", "b"], ["x"]):
+        encoder.encode(pl.Series("c", chunk))
+    assert encoder.raw_value(2) == "b"
+
+
+@given(st.integers(1, 60), st.randoms(use_true_random=False))
+def test_which_examples_are_kept_does_not_depend_on_the_chunks(rows: int, random: Any) -> None:
+    values = [f"v{i}" for i in range(100)]
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns_category, "MOST_EXAMPLES", 9)
+        for size in (100, rows):
+            encoder = HashedEncoder(1_000_000)
+            for start in range(0, 100, size):
+                encoder.encode(pl.Series("c", values[start : start + size]))
+            random.shuffle(values)
+            kept.append(read_back(encoder).examples)
+    assert kept[0] == kept[1] and len(kept[0]) == 9
+
+
+def test_indices_without_an_example_give_way_to_one_that_has() -> None:
+    encoder = HashedEncoder(1_000_003)
+    # "a" 441832, "17" 506815, "é" 257779: see above.
+    encoder.encode(pl.Series("c", ["a", "17", "é"]))
+    found = encoder.with_examples(np.array([441_832, 441_833, 900_000, 5, 1, 0]))
+    assert found.tolist() == [441_832, 506_815, 506_815, 257_779, 1, 0]
+    assert HashedEncoder(1_000_003).with_examples(np.array([441_832, 1])).tolist() == [1, 1]
 
 
 def test_tags_by_hand() -> None:
