@@ -34,6 +34,7 @@ HIDDEN = (".", "_")  # first characters of what other programs write beside thei
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive, Spark and polars write a missing value into a folder's name
 # How stores call what a file's new content changes: object stores an etag, others a time.
 VERSION_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime")
+MOST_OTHERS = 10_000  # hashes that are kept of files that were not asked for
 COARSE_CLOCK = 2_000_000_000  # ns: file systems keep times in steps of up to two seconds
 PARTITION = re.compile(r"([A-Za-z_]\w*)=(.*)")
 
@@ -129,8 +130,9 @@ def looked_at_once(notes: Path) -> Iterator[Look]:
         yield look
     finally:
         _LOOK.reset(token)
-        # Of files that no build reads any more nothing is kept.
-        noted = {name: look.known[name] for name in map(_full_name, look.states) if name in look.known}
+        used = {name: look.known[name] for name in map(_full_name, look.states) if name in look.known}
+        others = [name for name in look.known if name not in used][-MOST_OTHERS:]
+        noted = {name: look.known[name] for name in others} | used
         if noted != before:
             write_text(notes, json.dumps(noted, indent=0, ensure_ascii=False))
 

@@ -102,7 +102,8 @@ def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
 
 def find_version(folder: Path, source: str) -> FeatureSet | None:
     """The newest published version built from the same source, if there is one."""
-    for path in sorted(folder.glob("*/MANIFEST.json"), reverse=True):
+    # Hidden folders are being built, or set aside.
+    for path in sorted(folder.glob("[!.]*/MANIFEST.json"), reverse=True):
         try:
             found = FeatureSet.open(path.parent)
         except DataError:

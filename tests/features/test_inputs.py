@@ -122,6 +122,33 @@ def test_a_file_that_was_just_written_is_hashed_again(tmp_path: Path, hashed: li
     assert {Path(name).name for name in remembered} == {"0.parquet", "items.parquet", "text.parquet", "users.parquet"}
 
 
+def test_a_build_that_fails_forgets_no_hash(tmp_path: Path, hashed: list[str]) -> None:
+    contract = two_days(tmp_path)
+    build_feature_set(contract, tmp_path / "out")
+    mistaken = raw_log(tmp_path, None, {"interactions": {"path": "logs/*.parquet"}})
+    with pytest.raises(DataError, match="logs"):
+        build_feature_set(mistaken, tmp_path / "out")
+    hashed.clear()
+    files._content_hash.cache_clear()
+    build_feature_set(contract, tmp_path / "out")
+    assert "0.parquet" not in hashed and "1.parquet" not in hashed
+
+
+def test_notes_of_files_that_are_read_no_more_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_OTHERS", 2)
+    for day in range(5):
+        file = tmp_path / f"{day}.csv"
+        file.write_text(f"user\n{day}\n")
+        os.utime(file, (OLD, OLD))
+        with files.looked_at_once(tmp_path / "notes.json"):
+            files.content_hash(file)
+    assert [Path(name).name for name in json.loads((tmp_path / "notes.json").read_text())] == [
+        "2.csv",
+        "3.csv",
+        "4.csv",
+    ]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}'])
 def test_broken_notes_are_written_anew(tmp_path: Path, hashed: list[str], content: str) -> None:
     contract = two_days(tmp_path)

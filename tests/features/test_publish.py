@@ -187,6 +187,13 @@ def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
     assert versions(tmp_path / "out") == [built.path.name]
 
 
+def test_what_is_not_published_yet_is_not_found(tmp_path: Path) -> None:
+    """Another process has written its manifest and flushes its files; its folder is about to get another name."""
+    built = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    built.path.rename(built.path.with_name(f"{publish.STAGING}dead"))
+    assert publish.find_version(tmp_path / "out" / "raw", built.manifest.source) is None
+
+
 def test_a_version_whose_manifest_is_broken_is_built_again(tmp_path: Path) -> None:
     first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
     (first.path / MANIFEST).write_text("{")
