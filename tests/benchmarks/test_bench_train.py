@@ -56,8 +56,10 @@ def test_training_beside_the_literal_equations(tmp_path: Path):
     assert all(len(result["all_rows_per_s"]) == 2 and result["rows_per_s"] > 0 for result in report.results)
     # Folded, each of two layers of width 32 has one row of 32 x 32 + 32 less.
     assert by_name["ours_fp32"]["parameters"] - by_name["ours_bf16_folded"]["parameters"] == 2 * (32 * 32 + 32)
-    # Same data, same start, same mathematics but for noise.
-    assert by_name["ours_fp32"]["loss"] == pytest.approx(by_name["literal"]["loss"], abs=0.3)
+    # That both compute the same is shown by test_literal, from equal weights; here each starts from its own.
+    losses = {name: result["loss"] for name, result in by_name.items()}
+    # The same start and the same rows in another precision, and in another form of the same product.
+    assert losses["ours_bf16"] == pytest.approx(losses["ours_fp32"], abs=0.01)
     speeds = by_name["ours_fp32"]["rows_per_s"] / by_name["literal"]["rows_per_s"]
     assert report.ratios["ours_fp32_over_literal"] == pytest.approx(speeds, abs=0.01)
 

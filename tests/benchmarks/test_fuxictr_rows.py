@@ -1,8 +1,9 @@
-"""What FuxiCTR is given, row by row; FuxiCTR itself is not installed here."""
+"""What FuxiCTR is given, row by row; FuxiCTR itself runs where QUADRANK_FUXICTR names a folder for it."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import fuxictr_rows
+from benchmarks.fuxictr_peer import environment
 from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
 from features.build import build_feature_set
 from features.contract import load_contract
@@ -72,6 +74,23 @@ def test_the_map_names_every_column(written):
         pq.read_table(out / "items.parquet").column_names
     )
     assert columns - names == {"label"} and names <= columns
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("QUADRANK_FUXICTR" not in os.environ, reason="QUADRANK_FUXICTR names no folder for FuxiCTR")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("model", ["DIN", "DCNv2"])
+def test_fuxictr_itself_trains_and_scores_every_row(written, tmp_path, monkeypatch, model):
+    """Installs FuxiCTR into that folder, once (a package index must be reachable), and trains an epoch."""
+    folder = Path(os.environ["QUADRANK_FUXICTR"]).absolute()
+    monkeypatch.setattr(fuxictr_rows, "environment", lambda _: environment(folder))
+    feature_set, _ = written
+    found = train_peer(feature_set.path, model, 1, tmp_path, epochs=1, batch_size=256)
+    for split in ("valid", "test"):
+        scores = found.scores[split]
+        assert len(scores) == sum(len(part["label"]) for part in feature_set.rows(split))
+        assert 0 < scores.min() < scores.max() < 1
+    assert found.facts["parameters"] > 10_000 and found.facts["rows_per_second"] > 0
 
 
 @pytest.fixture

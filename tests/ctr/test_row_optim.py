@@ -12,7 +12,8 @@ from ctr.row_optim import RowOptimizer, RowOptimizerKind
 from ctr.row_table import RowTable
 from features.errors import ConfigError
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+DEVICES = ["cpu", pytest.param("cuda", marks=WITH_CUDA)]
 KINDS: list[RowOptimizerKind] = ["lazy_adam", "rowwise_adagrad"]
 RATE = 0.1
 

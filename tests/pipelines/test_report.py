@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -19,6 +21,7 @@ from ctr.importance import Importance
 from ctr.metrics import Interval
 from ctr.plots_report import importance_bars, roc_curve, score_histogram, slice_forest
 from ctr.slices import SliceResult
+from ctr.tracking import Tracker
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from pipelines import report
@@ -225,33 +228,22 @@ def test_a_run_becomes_one_page(finished, tmp_path, monkeypatch):
     assert str(out) in console.export_text()
 
 
-def test_the_page_is_kept_with_the_tracked_run(finished, monkeypatch):
-    kept = []
-
-    class Recorder:
-        def __init__(self, root: Path) -> None:
-            kept.append(root)
-
-        def resume(self, run_id: str):
-            kept.append(run_id)
-            return self
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            kept.append("closed")
-
-        def log_file(self, path: Path, folder: str) -> None:
-            kept.append((path, folder))
-
-    monkeypatch.setattr(report, "Tracker", Recorder)
+def test_the_page_is_kept_with_the_tracked_run(finished, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(report, "model_sections", lambda *_: [])
-    run = finished.run("latest")
-    (run / "mlflow_run_id").write_text("f00d\n")
-    report_run(run.name, None, finished, Console(quiet=True))
-    assert kept == [finished.root, "f00d", (run / "report.html", "report"), "closed"]
-    (run / "mlflow_run_id").unlink()
+    root = tmp_path / "work"
+    shutil.copytree(finished.root, root)
+    tracker = Tracker(root)
+    with tracker.run("quadrank-shop", "first", {}, {}):
+        run_id = tracker.run_id
+    run = Workspace(root).run("latest")
+    (run / "mlflow_run_id").write_text(f"{run_id}\n")
+    report_run(run.name, None, Workspace(root), Console(quiet=True))
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    assert [one.path for one in client.list_artifacts(run_id, "report")] == ["report/report.html"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    stored = Path(client.download_artifacts(run_id, "report/report.html", str(tmp_path)))
+    assert stored.read_bytes() == (run / "report.html").read_bytes()
 
 
 def test_a_run_without_evaluation_is_refused(finished, tmp_path):
