@@ -36,6 +36,7 @@ class Table(Settings):
     columns: dict[str, Column] = {}
     valid_from: str | None = Field(None, description="time column: when a row begins to hold, for columns that change")
     time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of a whole-number `valid_from`")
+    time_format: str | None = Field(None, description="of a text `valid_from`, e.g. `%Y-%m-%d %H:%M:%S`")
 
     @model_validator(mode="after")
     def _something_can_change(self) -> Table:

@@ -16,12 +16,13 @@ from features.versions import VALID_FROM
 def valid_from(raw: pl.LazyFrame, path: str, table: Table, which: str) -> pl.Expr:
     """When a row begins to hold, µs since 1970. Raises DataError for a column that holds no times."""
     dtype = raw.collect_schema()[str(table.valid_from)]
-    if not dtype.is_integer() and dtype != pl.Date and not isinstance(dtype, pl.Datetime):
+    is_time = dtype.is_integer() or dtype == pl.Date or isinstance(dtype, pl.Datetime)
+    if not is_time and not (dtype == pl.String and table.time_format):
         raise DataError(
-            f"{path}: {which}s.valid_from: column {table.valid_from!r} holds {dtype}, expected timestamps, dates, or "
-            f"whole numbers in {which}s.time_unit. Write it as one of these."
+            f"{path}: {which}s.valid_from: column {table.valid_from!r} holds {dtype}, expected timestamps, dates, whole "
+            f"numbers in {which}s.time_unit, or text in {which}s.time_format. Write or declare it as one of these."
         )
-    return microseconds(raw, path, str(table.valid_from), table.time_unit)
+    return microseconds(raw, path, str(table.valid_from), table.time_unit, table.time_format)
 
 
 def versions_of(content: pl.DataFrame, path: str, table: Table, which: str, as_of: str | None) -> pl.DataFrame:
@@ -44,8 +45,8 @@ def versions_of(content: pl.DataFrame, path: str, table: Table, which: str, as_o
     if starts.null_count():
         one = content.filter(starts.is_null())[table.id][0]
         raise DataError(
-            f"{where}: {starts.null_count()} of {len(starts)} rows are null, e.g. of {which} {one!r}. Write when each "
-            "row began to hold; an early date where it always did."
+            f"{where}: {starts.null_count()} of {len(starts)} rows are null (or do not parse in {which}s.time_format), "
+            f"e.g. of {which} {one!r}. Write when each row began to hold; an early date where it always did."
         )
     twice = content.filter(pl.struct(table.id, VALID_FROM).is_duplicated())
     if twice.height:

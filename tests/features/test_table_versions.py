@@ -263,10 +263,16 @@ def read_as_of(built: FeatureSet) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (pl.when(pl.col("item_id") == 104).then(None).otherwise("since"), "1 of 13 rows are null, e.g. of item 104"),
+        (
+            pl.when(pl.col("item_id") == 104).then(None).otherwise("since"),
+            "1 of 13 rows are null (or do not parse in items.time_format), e.g. of item 104",
+        ),
         (pl.col("since") * 0, "2 of 13 rows share item and instant with another, e.g. item 101 at 1970-01-01 00:00:00"),
         (pl.col("since") * 1000, "read in 's' ends beyond the year 9999"),
-        (pl.col("since").cast(pl.String), "holds String, expected timestamps, dates, or whole numbers"),
+        (
+            pl.col("since").cast(pl.String),
+            "holds String, expected timestamps, dates, whole numbers in items.time_unit, or text",
+        ),
     ],
     ids=["null", "twice", "unit", "text"],
 )
@@ -304,6 +310,18 @@ def test_dates_and_timestamps_begin_at_their_instant(tmp_path):
     contract = raw_log(tmp_path / "raw", dated, VERSIONED)
     built = build_feature_set(contract, tmp_path / "out").feature_set
     assert [item_at(built, 101, time)["genre"] for time in (CHANGE - 1, CHANGE)] == ["drama", "thriller"]
+
+
+def test_text_begins_at_the_instant_that_its_format_reads(tmp_path):
+    def written(tables: Tables) -> None:
+        changing(tables)
+        texts = {0: "01/01/1900 00:00", CHANGE: datetime.fromtimestamp(CHANGE, UTC).strftime("%d/%m/%Y %H:%M")}
+        tables["items"] = tables["items"].with_columns(pl.col("since").replace_strict(texts))
+
+    over = VERSIONED | {"items": {"valid_from": "since", "time_format": "%d/%m/%Y %H:%M"}}
+    built = build_feature_set(raw_log(tmp_path / "raw", written, over), tmp_path / "out").feature_set
+    minute = CHANGE // MINUTE * MINUTE
+    assert [item_at(built, 101, time)["genre"] for time in (minute - 1, minute)] == ["drama", "thriller"]
 
 
 @pytest.mark.parametrize(
