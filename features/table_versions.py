@@ -19,8 +19,8 @@ def valid_from(raw: pl.LazyFrame, path: str, table: Table, which: str) -> pl.Exp
     is_time = dtype.is_integer() or dtype == pl.Date or isinstance(dtype, pl.Datetime)
     if not is_time and not (dtype == pl.String and table.time_format):
         raise DataError(
-            f"{path}: {which}s.valid_from: column {table.valid_from!r} holds {dtype}, expected timestamps, dates, whole "
-            f"numbers in {which}s.time_unit, or text in {which}s.time_format. Write or declare it as one of these."
+            f"{path}: {which}s.valid_from: column {table.valid_from!r} holds {dtype}, expected timestamps, dates, "
+            f"whole numbers in {which}s.time_unit, or text in {which}s.time_format. Write it as one of these."
         )
     return microseconds(raw, path, str(table.valid_from), table.time_unit, table.time_format)
 

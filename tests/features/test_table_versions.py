@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract import Contract, Table
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
 from features.profile.file import PROFILE, load_profile
 from features.settings import validate
+from features.table_versions import versions_of, visible
 from features.versions import ROW, VALID_FROM, Versions, columns_as_of, instants_of
 from tests.features.raw import ROWS, START, Tables, decoded_rows, in_order, raw_log
 
@@ -199,6 +200,20 @@ def test_a_version_replaced_before_training_teaches_no_encoder(tmp_path):
     contract = raw_log(tmp_path / "raw", old, {"items": {"valid_from": "since"}})
     built = build_feature_set(contract, tmp_path / "out").feature_set
     assert "silent" not in Encoder.load(built.path).item["genre"].vocabulary.values.to_list()  # type: ignore[attr-defined]
+
+
+def test_visible_versions_hold_at_some_instant_from_first_to_last():
+    starts = {1: [1, 4, 9], 2: [9, 10]}
+    table = pl.DataFrame([(i, time) for i, times in starts.items() for time in times], ["id", VALID_FROM], orient="row")
+    # From 4 to 9: the first version of 1 was replaced at 4 itself, and the second of 2 comes too late.
+    assert visible(table, "id", 4, 9).rows() == [(1, 4), (1, 9), (2, 9)]
+
+
+def test_the_first_version_of_an_id_stays_though_the_id_before_ended_with_the_same():
+    table = Table(path="t.csv", id="id", valid_from="t", columns={"a": {"type": "numeric"}})
+    content = pl.DataFrame({"id": [2, 1, 1, 2], VALID_FROM: [5, 9, 1, 6], "a": [7, 7, 3, 7]})
+    found = versions_of(content, "t.csv", table, "item", None)
+    assert found.rows() == [(1, 1, 3), (1, 9, 7), (2, 5, 7)]
 
 
 def test_as_of_leaves_out_versions_that_begin_after_the_day(tmp_path):
