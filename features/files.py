@@ -166,7 +166,8 @@ def state_of(file: str) -> Hashable:
             system, path = _system(file)
             marks = _marks(system.info(path))
             return marks or cast(Hashable, system.ukey(path))
-    state = Path(file).stat()
+    with _reachable(file):
+        state = Path(file).stat()
     return state.st_size, state.st_mtime_ns
 
 

@@ -95,6 +95,16 @@ def test_a_file_that_changes_meanwhile_stops_the_build(tmp_path: Path, monkeypat
     assert not (tmp_path / "out/raw/CURRENT").exists()
 
 
+def test_a_file_that_is_deleted_meanwhile_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("user\n1\n")
+    with files.looked_at_once(tmp_path / "notes.json") as look:
+        files.content_hash(file)
+        file.unlink()
+        with pytest.raises(DataError, match=r"a\.csv: cannot be read: .*Check that it is there"):
+            look.refuse_changes()
+
+
 def test_a_file_is_hashed_once_for_all_builds(tmp_path: Path, hashed: list[str]) -> None:
     contract = two_days(tmp_path)
     build_feature_set(contract, tmp_path / "out")
