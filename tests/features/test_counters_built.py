@@ -151,14 +151,13 @@ def test_a_scale_is_fitted_on_rows_of_every_slot_of_a_page(monkeypatch: pytest.M
     """Pages of six rows, and one training row in six is taken: not the same slot of every page."""
     monkeypatch.setattr(counter_pass, "MOST_FITTED", 2_000)
     rows = 12_600
-    # Every 21st row is of an earlier table, and so no row of the build.
-    chunk = {"time": np.arange(rows), ROW: np.arange(rows) % 21 > 0}
+    # Every 21st page lies before the window.
+    chunk = {"time": np.arange(rows), ROW: np.arange(rows) // 6 % 21 > 0}
     stream: Any = SimpleNamespace(narrow=lambda: [chunk], encoder=SimpleNamespace(users=None))
     places = _training_places(stream, Splitter(pl.lit(True), rows, rows, "time"))
     assert len(places) == 2_000 and len(set(places.tolist())) == 2_000
     assert chunk[ROW][places].all()
-    slots = np.bincount((places - places // 21 - 1) % 6)
-    assert slots.min() > 250
+    assert np.bincount(places % 6, minlength=6).min() > 250
 
 
 def test_labels_of_later_windows_reach_no_training_row(tmp_path: Path) -> None:
