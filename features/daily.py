@@ -20,6 +20,7 @@ from features.contract_log import History
 from features.errors import ConfigError, DataError
 from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
 from features.files import content_hash, find_files
+from features.fit import Tables
 from features.log import DAY, EVENT, HISTORY, INSTANT, TIME, open_log
 from features.parts import CARRIED, Part, window_of
 from features.revision import code_hash
@@ -114,7 +115,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     if min(file.first for file in files) > last:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
-    keys = {day: _key(contract, files, day) for day in days}
+    beside = _beside_the_log(contract, last)
+    keys = {day: _key(contract, files, day, beside) for day in days}
     prior, kept, carries = None, 0, False
     for version in versions:
         agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
@@ -284,8 +286,23 @@ def _days_of(contract: Contract, path: str) -> tuple[date, date] | None:
     return None if first is None else (_day(first), _day(last))
 
 
-def _key(contract: Contract, files: tuple[LogFile, ...], day: date) -> str:
-    """What the rows of a day depend on: the contract, and every file with a row up to that day.
+def _beside_the_log(contract: Contract, as_of: date) -> str:
+    """What the rows of every day depend on beside the log: the contract, history tables, ids that keep a row in."""
+    digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()}".encode())
+    for table in contract.history.tables:
+        for path in find_files(contract.resolve(table.path)):
+            digest.update(content_hash(path).encode())
+    policies = contract.checks.unknown_item, contract.checks.unknown_user
+    if "quarantine" in policies:
+        known = Tables.read(contract, as_of.isoformat()).ids(contract)
+        for ids, policy in zip(known, policies, strict=True):
+            if ids is not None and policy == "quarantine":
+                digest.update(repr(ids.sort().to_list()).encode())
+    return digest.hexdigest()
+
+
+def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str) -> str:
+    """What the rows of a day depend on: every file of the log with a row up to that day, and what lies `beside` it.
 
     Histories with a greatest age depend on no file that is older; counters and negatives do, and so do events of which
     the one before them decides something: what is kept (`repeats`) or the pause between the two.
@@ -295,14 +312,11 @@ def _key(contract: Contract, files: tuple[LogFile, ...], day: date) -> str:
     looks_back = history.repeats != "keep" or any(isinstance(column, Gap) for column in history.columns.values())
     if history.within and not (looks_back or contract.counters or contract.interactions.negatives):
         oldest = day - timedelta(days=-(-history.within // DAY))
-    digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()}".encode())
+    digest = hashlib.sha256(beside.encode())
     # In the log's order, which decides among rows of one instant; a file that is there twice counts twice.
     for file in files:
         if file.first <= day and file.last >= oldest:
             digest.update(file.sha256.encode())
-    for table in history.tables:
-        for path in find_files(contract.resolve(table.path)):
-            digest.update(content_hash(path).encode())
     return digest.hexdigest()
 
 

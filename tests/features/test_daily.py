@@ -395,3 +395,14 @@ def test_co_clicks_are_the_newest_of_a_log_sorted_by_user(monkeypatch: pytest.Mo
     clicks = build_module._clicks(encoder, pl.LazyFrame(log))
     pairs = zip(clicks.user_C.tolist(), clicks.item_C.tolist(), strict=True)
     assert sorted(pairs) == [(2, 5), (2, 7), (3, 9)]
+
+
+def test_a_row_is_let_in_by_the_item_table_of_today(tmp_path: Path) -> None:
+    write_days(tmp_path, range(9))
+    pl.read_parquet(tmp_path / "items.parquet").filter(pl.col("item") != 110).write_parquet(tmp_path / "items.parquet")
+    declared = without_device(tmp_path, {"checks": {"unknown_item": "quarantine", "max_quarantine": 0.5}})
+    before = build(declared, 8)
+    write_days(tmp_path, range(9))
+    after = build(declared, 8)
+    assert after.manifest.windows["train"].rows > before.manifest.windows["train"].rows
+    assert_equal(after, build(declared, 8, out="other"))

@@ -1,0 +1,147 @@
+"""Whatever the contract says and whatever happens between builds: added day by day equals built at once.
+
+By design these differ, and are compared by what they mean instead:
+
+- rows of catalogues and indices of vocabularies: by raw values. A kept day has a value as unknown that was so when it
+  was encoded, and a vocabulary keeps values that have left the window; so one side may be unknown, but the day must be
+  kept, or the value old. What was hashed from the same raw column is compared exactly.
+- the scale of numbers: by the number before scaling. Edges of quantiles (`load_decile`): each index must be the one
+  that the feature set's own edges give to the raw number.
+- the mean that rates are drawn towards is that of the first of the kept builds: one constant here.
+- transforms learned from vectors stay those of the kept build: compared are sets that learn nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+
+from features import counter_pass
+from features.build import build_feature_set
+from features.contract import Contract
+from features.errors import ConfigError, DataError
+from features.feature_set import FeatureSet
+from features.settings import validate
+from tests.features.compared_builds import assert_same
+from tests.features.drawn_builds import FIRST, Case, RawFiles, cases
+
+ANY = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": "DAILY_EXAMPLES" not in os.environ}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_mean() -> Iterator[None]:
+    """The mean that rates are drawn towards, the same in both builds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counter_pass, "label_mean", lambda *args: 0.4)
+        yield
+
+
+@settings(max_examples=30, **ANY)
+@given(cases())
+def test_added_day_by_day_equals_built_at_once(case: Case) -> None:
+    compare(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=int(os.environ.get("DAILY_EXAMPLES", "300")), **ANY)
+@given(cases())
+def test_added_day_by_day_equals_built_at_once_300_times(case: Case) -> None:
+    compare(case)
+
+
+def compare(case: Case) -> None:
+    """Run the steps, and build at once what the last one built."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        contract = contract_of(case, folder)
+        if contract is None:
+            event("the contract is refused")
+            return
+        files = RawFiles(folder / "raw", case)
+        before: FeatureSet | None = None
+        touched = 0
+        inodes: set[int] = set()
+        for what, how in case.steps:
+            if what != "build":
+                files.step(what, how)
+                touched = min(touched, changed_from(case, what, how))
+                continue
+            built = build(contract, folder / "daily", *how)
+            if isinstance(built, FeatureSet):
+                if before is not None:
+                    inodes |= inodes_of(before)
+                    assert_kept(before, built, touched, inodes)
+                before, touched = built, 10**6
+        at_once = build(contract, folder / "whole", *how)
+        if not isinstance(built, FeatureSet) or not isinstance(at_once, FeatureSet):
+            event("no build: " + " ".join(str(built).split()[-8:]))
+            assert isinstance(built, Exception) and isinstance(at_once, Exception), (built, at_once)
+            return
+        event("days kept" if inodes & inodes_of(built) else "no day kept")
+        assert_same(built, at_once, inodes)
+
+
+def contract_of(case: Case, folder: Path) -> Contract | None:
+    """None where the contract is refused."""
+    try:
+        return validate(Contract, case.content | {"root": str(folder / "raw")}, "drawn.yaml")
+    except ConfigError:
+        return None
+
+
+def build(contract: Contract, out: Path, as_of: int | None, window: int) -> FeatureSet | DataError:
+    """A feature set, or why there is none: a window without rows, say."""
+    day = None if as_of is None else (FIRST + timedelta(days=as_of)).isoformat()
+    try:
+        return build_feature_set(contract, out, as_of=day, window=window).feature_set
+    except DataError as error:
+        return error
+
+
+def changed_from(case: Case, what: str, how: Any) -> int:
+    """The first day whose input a step may have changed, as a number."""
+    if what in ("late", "rewrite", "copy"):
+        return int(how)
+    asks_tables = {case.content["checks"].get(name) for name in ("unknown_item", "unknown_user")}
+    if what == "items":
+        return 0 if "quarantine" in asks_tables else 10**6
+    return int(how) - 1 - (what == "gap")
+
+
+def assert_kept(before: FeatureSet, after: FeatureSet, touched: int, inodes: set[int]) -> None:
+    """The window's first days that the build before has, and whose input no step touched, are files of earlier builds.
+
+    Not always of the one before: another may have more of the window's days.
+    """
+    days = {part.day for part in before.manifest.parts}
+    for part in sorted(after.manifest.parts, key=lambda part: str(part.day)):
+        number = (np.datetime64(part.day) - np.datetime64(FIRST)).astype(int)
+        if part.day not in days or number >= touched:
+            return
+        assert {(after.path / name).stat().st_ino for name in (part.rows, part.events)} <= inodes
+
+
+def inodes_of(built: FeatureSet) -> set[int]:
+    """Of the files of rows and events."""
+    return {(built.path / name).stat().st_ino for part in built.manifest.parts for name in (part.rows, part.events)}
+
+
+def test_most_contracts_are_taken(tmp_path: Path) -> None:
+    """Refused ones are left out of the property: they must stay few."""
+    refused = []
+
+    @settings(max_examples=150, database=None, **ANY)
+    @given(cases())
+    def count(case: Case) -> None:
+        refused.append(contract_of(case, tmp_path) is None)
+
+    count()
+    assert np.mean(refused) < 0.2
