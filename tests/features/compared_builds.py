@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,25 @@ import numpy as np
 from features.columns import ColumnEncoder
 from features.columns_category import CategoricalEncoder, TagsEncoder
 from features.columns_number import BucketsEncoder, NumericEncoder
+from features.daily import carries_on
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet
-from features.schema import FIRST_VALUE, LABEL_PREFIX, UNKNOWN
+from features.schema import FIRST_VALUE, LABEL_PREFIX
 from features.vocabulary import Vocabulary
 
 EXACT = ("time", "label", "weight", "request")
+# A full vocabulary takes in no new value (`max_size`), so that what it holds depends on the way there.
+FULL = "device_often"
 LEARNED = ("load_decile",)  # edges are quantiles: compared with the raw number that another column has
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Known tags of one row, among those of the vocabulary: it keeps ones that have left the window."""
+
+    names: frozenset[Any]
+    vocabulary: frozenset[Any]
 
 
 class Unknown:
@@ -34,12 +46,14 @@ def assert_same(daily: FeatureSet, whole: FeatureSet, kept_inodes: set[int]) -> 
     """Rows, tables, counters and windows agree; days whose files are among `kept_inodes` may know fewer values."""
     ours, theirs = Meaning(daily), Meaning(whole)
     left, right = ours.rows(kept_inodes), theirs.rows(set())
+    carried = carries_on(daily.contract)
     assert [key(row) for row in left] == [key(row) for row in right]
     for one, other in zip(left, right, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
             if name != "kept":
-                agree(value, other[name], f"{name} of {key(one)}", may_forget=one["kept"])
+                may_forget = one["kept"] or name == FULL or (carried and name.startswith("history."))
+                agree(value, other[name], f"{name} of {key(one)}", may_forget)
     assert daily.manifest.windows == whole.manifest.windows
     assert daily.manifest.sampling == whole.manifest.sampling
     assert_same_tables(ours, theirs)
@@ -53,7 +67,9 @@ def key(row: Row) -> tuple[Any, ...]:
 
 def agree(one: Any, other: Any, where: str, may_forget: bool) -> None:
     """Lists entry by entry, broken numbers to float32's precision; unknown agrees with a value by design."""
-    if isinstance(one, list | tuple):
+    if isinstance(one, Tags):
+        assert one.names & other.vocabulary == other.names & one.vocabulary, (where, one.names, other.names)
+    elif isinstance(one, list | tuple):
         assert len(one) == len(other), (where, one, other)
         for left, right in zip(one, other, strict=True):
             agree(left, right, where, may_forget)
@@ -150,24 +166,20 @@ def check_quantiles(encoder: ColumnEncoder, load: list[Any], index: np.ndarray) 
         assert encoder.encode_one(value)[0] == one or np.min(np.abs(encoder.edges - value)) < 1e-6
 
 
-def ids(catalogue: Vocabulary, rows: np.ndarray) -> list[Any]:
-    """Raw ids of catalogue rows."""
-    return [catalogue.value(one) if one >= FIRST_VALUE else NOTHING for one in rows.tolist()]
+def ids(vocabulary: Vocabulary, index: np.ndarray) -> list[Any]:
+    """Raw values of indices."""
+    return [vocabulary.value(one) if one >= FIRST_VALUE else NOTHING for one in index.tolist()]
 
 
 def raw(encoder: ColumnEncoder, values: np.ndarray) -> list[Any]:
     """Values before encoding: names (lists of them for tags), numbers, indices that nothing was learned for."""
     if isinstance(encoder, TagsEncoder):
-        return [[name_of(encoder, one) for one in row] for row in values.tolist()]
+        names, every = encoder.vocabulary, frozenset(encoder.vocabulary.values.to_list())
+        return [
+            Tags(frozenset(names.value(one) for one in row if one >= FIRST_VALUE), every) for row in values.tolist()
+        ]
     if isinstance(encoder, CategoricalEncoder):
-        return [name_of(encoder, one) for one in values.tolist()]
+        return ids(encoder.vocabulary, values)
     if isinstance(encoder, NumericEncoder):
         return [encoder.raw_value(one) for one in values]
     return values.tolist()
-
-
-def name_of(encoder: CategoricalEncoder | TagsEncoder, index: int) -> Any:
-    """Padding of tags stays 0."""
-    if index < FIRST_VALUE:
-        return NOTHING if index == UNKNOWN else index
-    return encoder.raw_value(index) if isinstance(encoder, CategoricalEncoder) else encoder.vocabulary.value(index)

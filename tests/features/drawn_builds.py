@@ -37,7 +37,7 @@ EVENT: dict[str, Content] = {
 }
 ITEM_COLUMNS: dict[str, Content] = {
     "genre": {"type": "categorical"},
-    "tags": {"type": "tags", "max_len": 2},
+    "tags": {"type": "tags", "max_len": 3},
     "price": {"type": "numeric"},
     "price_bin": {"type": "buckets", "source": "price", "edges": [3, 6]},
 }
@@ -144,6 +144,8 @@ def _history(draw: st.DrawFn, shape: str) -> Content:
     if draw(st.booleans()):
         found["session_gap"] = draw(st.sampled_from(["6h", "1d"]))
     if draw(st.booleans()):
+        found["delay"] = draw(st.sampled_from(["1s", "2h", "5h"]))
+    if draw(st.booleans()):
         found["events"] = "label == 1" if shape == "impressions" else "load < 0.7"
     if not draw(st.integers(0, 3)):
         columns = {name: name for name in found["columns"] if name in ("load", "device")}
@@ -178,7 +180,7 @@ def _checks(draw: st.DrawFn) -> Content:
     found |= {name: draw(policy) for name in names}
     found["null"] = draw(st.sampled_from(["error", "quarantine"]))
     found["ranges"] = {"load": [0, 0.9]}
-    found["max_rows_per_user"] = draw(st.sampled_from([3, 5_000]))
+    found["max_rows_per_user"] = draw(st.sampled_from([4, 5_000]))
     return found
 
 
@@ -212,7 +214,7 @@ def _steps(draw: st.DrawFn, least: int) -> tuple[tuple[str, Any], ...]:
         what = draw(st.sampled_from(usual))
         last = None
         if what in ("day", "missing"):
-            there = min(there + 1 + (what == "missing"), DAYS)
+            there = min(there + (1 if what == "day" else 4), DAYS)
             steps.append(("days" if what == "day" else "gap", there))
         elif what in ("late", "rewrite", "copy"):
             steps.append((what, draw(st.integers(0, there - 1))))
@@ -286,7 +288,7 @@ class RawFiles:
                 if not (self.folder / f"log/day-{one:02d}.parquet").exists() and one not in self._missing:
                     self.day(one)
         elif what == "gap":
-            self._missing.add(number - 2)
+            self._missing.add(number - 4)
             self.step("days", number)
         elif what == "late":
             self.day(number, "late", salt=1, rows=2)
