@@ -488,9 +488,9 @@ def test_an_encoder_that_changed_since_the_build_is_not_exported(
 @pytest.mark.parametrize(
     ("kind", "method", "off", "where"),
     [
-        (NumericEncoder, "encode_one", 1e-3, r"context\.load"),
+        (NumericEncoder, "encode_one", 1e-4, r"context\.load"),
         (CategoricalEncoder, "encode_one", 1, r"context\.device"),
-        (NumericEncoder, "encode", np.float32(1e-3), r"candidate\.item_rate"),
+        (NumericEncoder, "encode", np.float32(1e-4), r"candidate\.item_rate"),
     ],
 )
 def test_encoding_otherwise_online_than_offline_is_not_exported(
