@@ -54,6 +54,7 @@ def test_no_rows() -> None:
     empty = np.empty(0, np.int64)
     end, length = history_spans(empty, empty, empty.astype(bool), 3)
     assert len(end) == len(length) == 0
+    assert (end.dtype, length.dtype) == (np.int64, np.int32)
 
 
 row = st.tuples(st.integers(2, 5), st.integers(0, 6), st.booleans())
@@ -182,11 +183,51 @@ def test_instants_and_delay_equal_the_literal_definition(
     assert [list(range(e - n, e)) for e, n in zip(end.tolist(), length.tolist(), strict=True)] == wanted
 
 
+def test_a_session_by_hand() -> None:
+    #         user time           of events of the last 5 without a pause above 2
+    rows = [
+        (1, 0, True),  #  event 0  none before it
+        (1, 3, True),  #  event 1  none: a pause of 3
+        (1, 5, True),  #  event 2  1
+        (1, 7, False),  #          1 2
+        (1, 9, False),  #          none: the last event is 4 ago
+        (2, 8, True),  #  event 3  none: the events before are another user's
+        (2, 9, True),  #  event 4  3
+        (2, 11, True),  # event 5  3 4
+        (2, 13, True),  # event 6  3 4 5
+        (2, 14, False),  #         4 5 6: event 3 is older than 5
+    ]
+    user, time, is_event = (np.array(column) for column in zip(*rows, strict=True))
+    end, length = history_spans(user, time, is_event, 10, within=5, session_gap=2)
+    assert end.tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 6, 7]
+    assert length.tolist() == [0, 0, 1, 2, 0, 0, 1, 2, 3, 3]
+    # Without an age, the session alone: the last row sees event 3 too.
+    assert history_spans(user, time, is_event, 10, session_gap=2)[1].tolist() == [0, 0, 1, 2, 0, 0, 1, 2, 3, 4]
+    # Without a session, the age alone: the third row sees event 0, which is just 5 old.
+    assert history_spans(user, time, is_event, 10, within=5)[1].tolist() == [0, 1, 2, 2, 1, 0, 1, 2, 3, 3]
+
+
+def test_events_too_old_and_not_yet_known_leave_an_empty_history() -> None:
+    """Known 3 after they happen and read for 2: nothing is both, and no length is below zero."""
+    user, time, is_event = np.array([1, 1, 1]), np.array([0, 7, 10]), np.array([True, True, False])
+    end, length = history_spans(user, time, is_event, 10, within=2, delay=3)
+    # At 10 the event of 0 is known and too old, and that of 7 is too old and not known yet.
+    assert (end.tolist(), length.tolist()) == ([0, 1, 1], [0, 0, 0])
+
+
+def test_rows_without_any_event_have_no_session() -> None:
+    user, time = np.array([1, 1]), np.array([0, 1])
+    end, length = history_spans(user, time, np.zeros(2, bool), 10, within=5, session_gap=2)
+    assert end.tolist() == length.tolist() == [0, 0]
+
+
 def test_repeats_by_hand() -> None:
     user = np.array([1, 1, 1, 1, 1, 2])
     item = np.array([5, 5, 6, 5, 5, 5])
     event = np.array([True, True, True, False, True, True])
-    kept = {how: without_repeats(user, item, event, how).tolist() for how in ("keep", "consecutive", "first")}
+    found = {how: without_repeats(user, item, event, how) for how in ("keep", "consecutive", "first")}
+    assert {flags.dtype for flags in found.values()} == {np.dtype(bool)}
+    kept = {how: flags.tolist() for how, flags in found.items()}
     assert kept["keep"] == event.tolist()
     assert kept["consecutive"] == [True, False, True, False, True, True]
     assert kept["first"] == [True, False, True, False, False, True]

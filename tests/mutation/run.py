@@ -154,17 +154,20 @@ def _prepare(work: Path, module: str, spec: dict[str, Any]) -> None:
     work.mkdir(parents=True)
     for name in (*SOURCES, *COPIED, "tests"):
         (work / name).symlink_to(Path(name).resolve())
-    deselected = [f"--deselect={test}" for test in spec.get("deselect", [])]
+    tests = [str(path) for pattern in spec["tests"] for path in sorted(Path().glob(pattern))]
+    if not tests:
+        raise RuntimeError(f"{module}: none of its test files is there: {', '.join(spec['tests'])}")
+    tests = list(dict.fromkeys(tests))
     settings = {
         "source_paths": list(SOURCES),
         "only_mutate": [module],
         "also_copy": list(COPIED),
-        "pytest_add_cli_args_test_selection": [*spec["tests"], *deselected],
+        "pytest_add_cli_args_test_selection": tests,
         "pytest_add_cli_args": [
             *("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "tests.mutation.plugin"),
             "--hypothesis-profile=mutants",
             *("-m", "not slow"),
-            *("-o", f"mutant_files={' '.join(spec['tests'])}"),
+            *("-o", f"mutant_files={' '.join(tests)}"),
         ],
         # torch and polars have threads, which a forked child lacks: fork from a server that has only imported them.
         "process_isolation": "forkserver",
@@ -213,10 +216,10 @@ def _modules() -> tuple[dict[str, dict[str, Any]], int]:
 
 def main() -> int:
     """Run one module or all, print the table; 1 where a module could not be run."""
-    modules, sample = _modules()
+    modules, usual = _modules()
     parser = argparse.ArgumentParser(description="mutation scores of the modules where layers meet")
     parser.add_argument("--module", choices=list(modules), help="one module instead of all")
-    parser.add_argument("--sample", type=int, default=sample, help=f"most mutants of a module (default {sample})")
+    parser.add_argument("--sample", type=int, help=f"most mutants of a module (instead of those in {TABLE.name})")
     arguments = parser.parse_args()
     chosen = [arguments.module] if arguments.module else list(modules)
     cores = os.cpu_count() or 1
@@ -226,8 +229,9 @@ def main() -> int:
         nonlocal failed
         try:
             # With several modules each takes a core: what mutmut does before the first mutant uses one alone.
-            score = run_module(module, modules[module], arguments.sample, cores if len(chosen) == 1 else 1)
-        except (RuntimeError, OSError) as error:
+            sample = arguments.sample or modules[module].get("sample", usual)
+            score = run_module(module, modules[module], sample, cores if len(chosen) == 1 else 1)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             failed += 1
             print(f"{error}", file=sys.stderr, flush=True)
             return
