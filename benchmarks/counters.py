@@ -43,7 +43,7 @@ def main() -> None:
     model.fit(counters[rows["train"]], label_R[rows["train"]])
     for name in ("valid", "test"):
         scores = model.predict_proba(counters[rows[name]])[:, 1]
-        interval = auc_interval(label_R[rows[name]], scores)
+        interval = auc_interval(label_R[rows[name]], scores, clusters=user_R[rows[name]])
         print(f"{name}: AUC {auc(label_R[rows[name]], scores):.4f} ({interval.low:.4f} to {interval.high:.4f})")
 
 

@@ -1,6 +1,7 @@
 """Calibration: a rising function of the logit, fitted on validation rows, that ends the model and its graph.
 
-Fitted in double precision, applied in the model's own. Rows keep their order, so AUC does not change.
+Fitted in double precision, applied in the model's own. Rows keep their order, so AUC does not change. What is deployed
+is fitted on all validation rows; what a calibration is worth is judged on rows that did not fit it (`cross_fitted`).
 
 Shapes: N rows, K bends.
 """
@@ -16,7 +17,7 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
-from ctr.metrics import ece, log_loss
+from ctr.metrics import equal_mass_bins, likelihoods
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
 BENDS = 25
@@ -81,11 +82,13 @@ class Calibrator(nn.Module):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibration did to the rows it was fitted on; other rows are the proof.
+    """What a calibration does to the validation rows.
 
     Args:
         method: how it was fitted.
-        before, after: log loss and ECE.
+        before: log loss, and ECE of 1,000 rows or more.
+        after: the same of `cross_fitted` scores: each row calibrated by other users' rows. Empty where there are too
+            few rows to do that.
     """
 
     method: Method
@@ -94,27 +97,81 @@ class Calibrated:
 
 
 def calibrate(
-    calibrator: Calibrator, method: Method, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    calibrator: Calibrator,
+    method: Method,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    users: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> Calibrated:
-    """Fit a curve to validation rows and set it.
+    """Fit a curve to all validation rows and set it; tell what it is worth by rows that did not fit it.
 
     Args:
         calibrator: the model's.
         method: how.
         scores: probabilities of the model with its calibrator at the identity, [N].
         labels: 0 or 1, [N].
+        users: of rows, [N].
         weights: of rows, [N].
     """
-    inside_N = np.clip(np.asarray(scores, np.float64), SUREST, 1 - SUREST)
-    logits_N = np.log(inside_N / (1 - inside_N))
-    curve = fit_curve(method, logits_N, labels, weights)
-    calibrator.set(curve)
-    after_N = 1 / (1 + np.exp(-curve(logits_N)))
-    before, after = (
-        {"log_loss": log_loss(labels, one, weights), "ece": ece(labels, one, weights=weights)}
-        for one in (inside_N, after_N)
-    )
-    return Calibrated(method, before, after)
+    calibrator.set(fit_curve(method, logits_of(scores), labels, weights))
+    other = cross_fitted(method, scores, labels, users, weights)
+    after = {} if other is None else likelihoods(labels, other, weights)
+    return Calibrated(method, likelihoods(labels, scores, weights), after)
+
+
+def recalibrated(
+    method: Method,
+    fit_scores: np.ndarray,
+    fit_labels: np.ndarray,
+    fit_weights: np.ndarray | None,
+    scores: np.ndarray,
+) -> np.ndarray:
+    """Probabilities [N] of scores [N], by the curve that fits other rows of the same ranker, [M]."""
+    return _probabilities(fit_curve(method, logits_of(fit_scores), fit_labels, fit_weights), scores)
+
+
+def cross_fitted(
+    method: Method, scores: np.ndarray, labels: np.ndarray, users: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Probabilities [N], those of each half of the users by the curve of the other half.
+
+    Users are whole in a half, as their rows share their luck. None where there is one user, or a half of one class.
+
+    Args:
+        method: how.
+        scores: probabilities, [N].
+        labels: 0 or 1, [N].
+        users: of rows, [N].
+        weights: of rows, [N].
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    first_N = _first_half(users)
+    found = np.empty(len(labels))
+    for judged_N in (first_N, ~first_N):
+        fit_N = ~judged_N
+        if len(np.unique(labels[fit_N & (weights > 0)])) < 2:
+            return None
+        found[judged_N] = recalibrated(method, scores[fit_N], labels[fit_N], weights[fit_N], scores[judged_N])
+    return found
+
+
+def logits_of(scores: np.ndarray) -> np.ndarray:
+    """Logits of probabilities, which are kept `SUREST` away from 0 and 1, float64."""
+    inside = np.clip(np.asarray(scores, np.float64), SUREST, 1 - SUREST)
+    return np.log(inside / (1 - inside))
+
+
+def _probabilities(curve: Curve, scores: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-curve(logits_of(scores)))))
+
+
+def _first_half(users: np.ndarray) -> np.ndarray:
+    """Rows of half of the users, which are drawn at random, the same at every call; bool [N]."""
+    names, of_N = np.unique(users, return_inverse=True)
+    first_U = np.zeros(len(names), bool)
+    first_U[np.random.default_rng(0).permutation(len(names))[: len(names) // 2]] = True
+    return np.asarray(first_U[of_N])
 
 
 def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Curve:
@@ -124,7 +181,7 @@ def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: n
         platt        f = a l + b               (Platt 1999): and too high or too low overall
         isotonic     a rising polyline         (Zadrozny and Elkan 2002): wrong by level; wants thousands of rows
 
-    The polyline runs through isotonic regression's value at the centre of up to 25 bins of equal rows, in logits.
+    The polyline runs through isotonic regression's value at the centre of up to 25 bins of equal weight, in logits.
 
     Args:
         method: which.
@@ -162,11 +219,14 @@ def _line(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, with_shif
 
 def _polyline(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Curve:
     fitted = IsotonicRegression(out_of_bounds="clip").fit(logits, labels, weights)
-    order = np.argsort(logits, kind="stable")
-    bins = np.array_split(order, min(BENDS, max(2, len(order) // 20)))
-    at = np.array([logits[rows].mean() for rows in bins])
-    rate = np.array([fitted.predict(logits[rows]).mean() for rows in bins]).clip(MOST_CERTAIN, 1 - MOST_CERTAIN)
-    at, first = np.unique(at, return_index=True)
+    bins = min(BENDS, max(2, len(logits) // 20))
+    bin_N = equal_mass_bins(logits, weights, bins)
+    mass_K, at_K, rate_K = (
+        np.bincount(bin_N, weights * values, bins) for values in (1.0, logits, fitted.predict(logits))
+    )
+    filled = mass_K > 0
+    at, first = np.unique(at_K[filled] / mass_K[filled], return_index=True)
+    rate = (rate_K[filled] / mass_K[filled]).clip(MOST_CERTAIN, 1 - MOST_CERTAIN)
     if len(at) < 2:
         return _line(logits, labels, weights, with_shift=True)
     wanted = np.log(rate / (1 - rate))[first]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ctr.columns import column, row_weights, training_rate
 from features.encoder import Encoder
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
@@ -14,26 +15,25 @@ from features.log import microseconds
 from features.schema import UNKNOWN
 from features.sources import require_columns, scan
 
-# Training rows at the base rate that every item starts with, so that one lucky click is no popularity.
+# Rows of weight 1 at the base rate that every item starts with, so that one lucky click is no popularity.
 PRIOR_ROWS = 20
 
 
 def popularity_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
     """The item's mean label in training, smoothed towards the base rate: (clicks + 20 rate) / (rows + 20).
 
-    Knows nothing of the user, and gives an item without training rows the base rate.
+    Clicks and rows are sums of row weights, the rate is their share. Knows nothing of the user, and gives an item
+    without training rows the base rate.
 
     Returns:
         float64 [rows of the split], in row order.
     """
-    train = feature_set.rows("train")
     items = feature_set.schema.items
-    item_N = np.concatenate([part["item"] for part in train])
-    label_N = np.concatenate([part["label"] for part in train])
-    rows_I = np.bincount(item_N, minlength=items)
-    clicks_I = np.bincount(item_N, weights=label_N, minlength=items)
-    rate_I = (clicks_I + PRIOR_ROWS * label_N.mean(dtype=np.float64)) / (rows_I + PRIOR_ROWS)
-    return rate_I[np.concatenate([part["item"] for part in feature_set.rows(split)])]
+    item_N, weight_N = column(feature_set, "train", "item"), row_weights(feature_set, "train")
+    rows_I = np.bincount(item_N, weights=weight_N, minlength=items)
+    clicks_I = np.bincount(item_N, weights=weight_N * column(feature_set, "train", "label"), minlength=items)
+    rate_I = (clicks_I + PRIOR_ROWS * training_rate(feature_set)) / (rows_I + PRIOR_ROWS)
+    return rate_I[column(feature_set, split, "item")]
 
 
 def optimum_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:

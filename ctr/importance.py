@@ -62,8 +62,8 @@ def permutation_importance(
     presence with them.
 
     A drop says what *this* model would miss, not what the input holds: of two inputs that say the same, each may be
-    missed little. An input the model does not read has a drop of exactly 0. The interval is of rows, by a paired
-    bootstrap; it does not hold the luck of the one shuffle, which is small but for tables of few items.
+    missed little. An input the model does not read has a drop of exactly 0. The interval is of users, by a
+    paired bootstrap; it does not hold the luck of the one shuffle, which is small but for tables of few items.
 
     Args:
         model: trained, the feature set's tables attached, as they are again at the end; in evaluation mode afterwards.
@@ -78,12 +78,17 @@ def permutation_importance(
     model.eval()
     tables = frozen_tables(feature_set)
     batches = _sample(feature_set, split, seed)
-    labels = np.concatenate([batch.label_B.numpy() for batch in batches])
+    labels, weights, users = (
+        np.concatenate([values.numpy() for values in found])
+        for found in zip(*((batch.label_B, batch.weight_B, batch.user_B) for batch in batches), strict=True)
+    )
     whole = _logits(model, batches)
     found = []
 
     def measure(side: str, name: str, shuffled: np.ndarray) -> None:
-        found.append(Importance(side, name, paired_difference(labels, whole, shuffled, seed=seed)))
+        found.append(
+            Importance(side, name, paired_difference(labels, whole, shuffled, weights, clusters=users, seed=seed))
+        )
         bar.advance(1)
 
     of_rows, of_tables = list(_row_inputs(feature_set)), list(_table_inputs(feature_set))

@@ -1,21 +1,24 @@
-"""What a score is worth: ranking, likelihood and calibration metrics, with bootstrap intervals.
+"""What a score is worth: ranking, likelihood and calibration metrics, with bootstrap intervals over users.
 
-Shapes: N rows, G groups, T distinct scores, K bins. Everywhere labels are 0 or 1, one score a row.
+Everywhere labels are 0 or 1, one score a row, and a row of weight 2 counts as the row twice.
+
+Shapes: N rows, G groups, T distinct scores, K bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 
+from ctr.resampling import Clusters
 from features.errors import DataError, NumericalError
 
 RESAMPLES = 300
 BINS = 20
+# Twenty bins of few rows are as far from their rates as chance makes them: on 200 calibrated rows ECE is near 0.1.
+FEWEST_ROWS_OF_ECE = 1000
 # Probabilities are read as at least this far from 0 and 1: the float32 resolution next to 1.
 PROBABILITY_MARGIN = 1e-7
 
@@ -46,26 +49,32 @@ class Reliability:
 
 
 class RankedRows:
-    """Rows sorted by score once, so that AUC under any row weights costs O(N) afterwards."""
+    """Rows sorted by score once, so that AUC under any row weights costs O(N) afterwards.
+
+    The weight of the negatives below a positive, ties counted half, is the mean of two running sums over sorted
+    negatives: up to those of less than its score, and up to those of its score. Not for several threads at once, as
+    the sums are written into one buffer.
+    """
 
     def __init__(self, labels: np.ndarray, scores: np.ndarray) -> None:
-        self._order_N = np.argsort(scores, kind="stable")
-        sorted_N = scores[self._order_N]
-        self._positive_N = labels[self._order_N] > 0
-        self._starts_T = np.flatnonzero(np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]]))
+        order_N = np.argsort(scores, kind="stable")
+        positive_N = labels[order_N] > 0
+        self._positives, self._negatives = order_N[positive_N], order_N[~positive_N]
+        of_negatives, of_positives = scores[self._negatives], scores[self._positives]
+        self._below = np.searchsorted(of_negatives, of_positives, side="left")
+        self._up_to = np.searchsorted(of_negatives, of_positives, side="right")
+        self._sums = np.zeros(len(self._negatives) + 1)
 
     def auc(self, weights: np.ndarray) -> float:
         """Weighted share of (positive, negative) pairs in the right order, ties counted half.
 
         NaN where the weights leave only one class.
         """
-        weights_N = weights[self._order_N]
-        positive_N = np.where(self._positive_N, weights_N, 0.0)
-        positive_T = np.add.reduceat(positive_N, self._starts_T)
-        negative_T = np.add.reduceat(weights_N - positive_N, self._starts_T)
-        below_T = np.cumsum(negative_T) - negative_T / 2
-        pairs = positive_T.sum() * negative_T.sum()
-        return float(positive_T @ below_T / pairs) if pairs > 0 else float("nan")
+        of_positives = weights.take(self._positives)
+        np.cumsum(weights.take(self._negatives), out=self._sums[1:])
+        pairs = of_positives.sum() * self._sums[-1]
+        wins = of_positives @ self._sums.take(self._below) + of_positives @ self._sums.take(self._up_to)
+        return float(wins / (2 * pairs)) if pairs > 0 else float("nan")
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -85,49 +94,62 @@ def auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = Non
     return RankedRows(labels, scores).auc(weights)
 
 
-def gauc_by_samples(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+def gauc_by_samples(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Mean AUC of the groups (users or requests), weighted by their rows, as FuxiCTR defines GAUC.
 
     Groups with one class have no AUC and are left out; NaN where no group has both.
     """
-    auc_G, rows_G, _ = group_aucs(labels, scores, groups)
-    return _mean(auc_G, rows_G)
+    auc_G, mass_G, _ = group_aucs(labels, scores, groups, weights)
+    return _mean(auc_G, mass_G)
 
 
-def gauc_by_positives(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
+def gauc_by_positives(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Mean AUC of the groups, weighted by their positive rows, as RecBole defines GAUC."""
-    auc_G, _, positives_G = group_aucs(labels, scores, groups)
+    auc_G, _, positives_G = group_aucs(labels, scores, groups, weights)
     return _mean(auc_G, positives_G)
 
 
-def gauc_unweighted(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """Plain mean AUC of the groups, as TorchEasyRec defines GAUC."""
-    auc_G, _, _ = group_aucs(labels, scores, groups)
+def gauc_unweighted(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Plain mean AUC of the groups, as TorchEasyRec defines GAUC; row weights count within a group alone."""
+    auc_G, _, _ = group_aucs(labels, scores, groups, weights)
     return _mean(auc_G, np.ones_like(auc_G))
 
 
-def group_aucs(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """AUC, rows and positive rows of every group with both classes; float64 [G] each, in order of appearance.
+def group_aucs(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AUC, weight and weight of the positives of every group with both classes, float64 [G] each.
 
-    By the rank-sum identity AUC = (R - P(P + 1)/2) / (P (N - P)), R the positives' sum of average ranks.
+    Groups come in order of appearance. Without row weights the weight of a group is its number of rows.
 
     Raises:
         DataError: lengths differ, or a label is not 0 or 1.
         NumericalError: a score is not finite.
     """
-    labels, scores, _ = _checked(labels, scores, None)
+    labels, scores, weights = _checked(labels, scores, weights)
     _require_length("groups", groups, labels)
-    positives, rows = pl.col("label").sum(), pl.len().cast(pl.Float64)
-    rank_sum = (pl.col("score").rank("average") * pl.col("label")).sum()
-    table = (
-        pl.DataFrame({"group": np.asarray(groups), "label": labels, "score": scores})
-        .group_by("group", maintain_order=True)
-        .agg(rows=rows, positives=positives, rank_sum=rank_sum)
-        .filter((pl.col("positives") > 0) & (pl.col("positives") < pl.col("rows")))
-    )
-    rows_G, positives_G, rank_sum_G = (table[name].to_numpy() for name in ("rows", "positives", "rank_sum"))
-    wins_G = rank_sum_G - positives_G * (positives_G + 1) / 2
-    return wins_G / (positives_G * (rows_G - positives_G)), rows_G, positives_G
+    _, first_G, group_N = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    order_N = np.lexsort((scores, group_N))
+    sorted_N, group_N = scores[order_N], group_N[order_N]
+    starts_T = _starts(group_N, sorted_N)
+    positive_N = (labels * weights)[order_N]
+    positive_T = np.add.reduceat(positive_N, starts_T)
+    negative_T = np.add.reduceat(weights[order_N] - positive_N, starts_T)
+    group_T = group_N[starts_T]
+    starts_G = _starts(group_T)
+    positive_G, negative_G = np.add.reduceat(positive_T, starts_G), np.add.reduceat(negative_T, starts_G)
+    of_groups_before_G = np.cumsum(negative_G) - negative_G
+    below_T = np.cumsum(negative_T) - negative_T / 2 - of_groups_before_G[group_T]
+    wins_G = np.add.reduceat(positive_T * below_T, starts_G)
+    appearance_G = np.argsort(first_G)
+    found = appearance_G[(positive_G[appearance_G] > 0) & (negative_G[appearance_G] > 0)]
+    return wins_G[found] / (positive_G * negative_G)[found], (positive_G + negative_G)[found], positive_G[found]
 
 
 def log_loss(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -180,21 +202,35 @@ def calibration_ratio(labels: np.ndarray, scores: np.ndarray, weights: np.ndarra
     return float(scores @ weights / observed)
 
 
+def equal_mass_bins(values: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
+    """Bin of each row, int64 [N] from 0: bins of equal weight in rising order of the values.
+
+    A row with weight w and weight m of smaller values falls into bin floor(bins (m + w / 2) / total). Equal values
+    count as one row of their weight together, hence share a bin, so that row order never matters.
+    """
+    order_N = np.argsort(values, kind="stable")
+    starts_T = _starts(values[order_N])
+    mass_T = np.add.reduceat(weights[order_N], starts_T)
+    centre_T = np.cumsum(mass_T) - mass_T / 2
+    bin_T = np.minimum(np.floor(bins * centre_T / mass_T.sum()).astype(np.int64), bins - 1)
+    bin_N = np.empty(len(values), np.int64)
+    bin_N[order_N] = np.repeat(bin_T, np.diff(starts_T, append=len(values)))
+    return bin_N
+
+
 def reliability(
     labels: np.ndarray, scores: np.ndarray, bins: int = BINS, weights: np.ndarray | None = None
 ) -> Reliability:
-    """Mean score and mean label in bins of equal mass, lowest scores first.
+    """Mean score and mean label in `equal_mass_bins`, lowest scores first.
 
-    A row of average rank r (1 to N) falls into bin floor(bins (r - 1/2) / N). Without ties the bins differ
-    by at most one row; equal scores share a rank, hence a bin, so that row order never matters.
+    Without weights and ties the bins differ by at most one row.
 
     Raises:
         DataError: lengths differ, a label is not 0 or 1.
         NumericalError: a score is not a probability.
     """
     labels, scores, weights = _checked_probabilities(labels, scores, weights)
-    rank_N = pl.Series(scores).rank("average").to_numpy()
-    bin_N = np.floor(bins * (rank_N - 0.5) / len(scores)).astype(np.int64)
+    bin_N = equal_mass_bins(scores, weights, bins)
     mass_K = np.bincount(bin_N, weights, bins)
     filled = mass_K > 0
     total_K = mass_K[filled]
@@ -207,9 +243,20 @@ def reliability(
 
 
 def ece(labels: np.ndarray, scores: np.ndarray, bins: int = BINS, weights: np.ndarray | None = None) -> float:
-    """Expected calibration error: mean |mean score - mean label| over `reliability`'s bins, by their mass."""
+    """Expected calibration error: mean |mean score - mean label| over `reliability`'s bins, by their mass.
+
+    Chance alone makes it positive, by about 0.4 / sqrt(rows of a bin) at a rate of one half: see `likelihoods`.
+    """
     table = reliability(labels, scores, bins, weights)
     return float(table.share @ np.abs(table.score - table.label))
+
+
+def likelihoods(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    """`log_loss`, and `ece` where there are at least 1,000 rows: that of fewer is chance for the most part."""
+    found = {"log_loss": log_loss(labels, scores, weights)}
+    if len(labels) >= FEWEST_ROWS_OF_ECE:
+        found["ece"] = ece(labels, scores, weights=weights)
+    return found
 
 
 def auc_interval(
@@ -217,23 +264,30 @@ def auc_interval(
     scores: np.ndarray,
     weights: np.ndarray | None = None,
     *,
-    clusters: np.ndarray | None = None,
+    clusters: np.ndarray,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """AUC with its 95 % percentile bootstrap interval.
+    """AUC with its 95 % percentile bootstrap interval: how much other users of the kind would have changed it.
 
-    Rows are drawn with replacement: how much another test window of the same users would differ. Pass
-    `clusters` (say, users) to draw whole clusters instead: how much other users would differ, which is
-    wider where a user has many rows. Sorted once; each resample is O(N) on drawn row counts.
+    Sorted once; each resample is O(N) on drawn row counts.
+
+    Args:
+        labels: 0 or 1, [N].
+        scores: any finite numbers that rank, [N].
+        weights: row weights, [N]; none means ones.
+        clusters: user of each row, [N]; users are drawn with all of their rows. One value a row draws rows.
+        resamples: how many.
+        seed: of the draws.
 
     Raises:
         DataError: as `auc`.
     """
     labels, scores, weights = _checked(labels, scores, weights)
+    _require_length("clusters", clusters, labels)
     _require_both_classes(labels, weights)
     ranked = RankedRows(labels, scores)
-    drawn = [ranked.auc(counts_N * weights) for counts_N in _row_counts(len(labels), clusters, resamples, seed)]
+    drawn = [ranked.auc(times_N * weights) for times_N in Clusters(clusters).by_row(resamples, seed)]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Interval(ranked.auc(weights), float(low), float(high))
 
@@ -242,24 +296,24 @@ def paired_difference(
     labels: np.ndarray,
     scores_a: np.ndarray,
     scores_b: np.ndarray,
+    weights: np.ndarray | None = None,
     *,
-    clusters: np.ndarray | None = None,
+    clusters: np.ndarray,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """AUC of a minus AUC of b with its 95 % interval, both scored on the same resamples.
+    """AUC of a minus AUC of b with its 95 % interval, both scored on the same resamples of users.
 
-    Two rankers err on the same rows, so this is far narrower than the difference of two intervals. An
-    interval that excludes 0 is a difference these rows can resolve.
-
-    Raises:
-        DataError: as `auc`.
+    Two rankers err on the same rows, so this is far narrower than the difference of two intervals. An interval that
+    excludes 0 is a difference that these users can resolve. Arguments and errors as `auc_interval`.
     """
-    labels, scores_a, weights = _checked(labels, scores_a, None)
-    labels, scores_b, _ = _checked(labels, scores_b, None)
+    labels, scores_a, weights = _checked(labels, scores_a, weights)
+    labels, scores_b, _ = _checked(labels, scores_b, weights)
+    _require_length("clusters", clusters, labels)
     _require_both_classes(labels, weights)
     a, b = RankedRows(labels, scores_a), RankedRows(labels, scores_b)
-    drawn = [a.auc(n) - b.auc(n) for n in _row_counts(len(labels), clusters, resamples, seed)]
+    weighed = (times_N * weights for times_N in Clusters(clusters).by_row(resamples, seed))
+    drawn = [a.auc(weights_N) - b.auc(weights_N) for weights_N in weighed]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Interval(a.auc(weights) - b.auc(weights), float(low), float(high))
 
@@ -278,51 +332,43 @@ def evaluate(
     Args:
         labels: 0 or 1, [N].
         scores: probabilities, [N].
-        groups: user or request of each row, [N], for GAUC.
+        groups: user of each row, [N]: for GAUC, and drawn whole by the bootstrap.
         base_rate: training positive rate, for the normalized entropy.
-        weights: row weights, [N]; GAUC does not use them.
-        intervals: also bootstrap `auc_low` and `auc_high` over rows (1 s a 100,000 rows).
+        weights: row weights, [N].
+        intervals: also bootstrap `auc_low` and `auc_high` over users (1 s a 100,000 rows).
         seed: of the bootstrap.
 
     Returns:
         `auc`, `auc_low`, `auc_high`, `gauc_by_samples`, `gauc_by_positives`, `gauc_unweighted`, `log_loss`,
-        `normalized_entropy`, `calibration_ratio`, `ece`. The GAUCs are left out where no group has both
-        classes: then they do not exist.
+        `normalized_entropy`, `calibration_ratio`, `ece`. What does not exist is left out: the GAUCs where no group has
+        both classes, the interval of a single user, the ECE of fewer than 1,000 rows.
 
     Raises:
         DataError: lengths differ, a label is not 0 or 1, or all labels are the same.
         NumericalError: a score is not a probability.
     """
     labels, scores, weights = _checked_probabilities(labels, scores, weights)
-    if intervals:
-        found = auc_interval(labels, scores, weights, seed=seed)
-        result = {"auc": found.value, "auc_low": found.low, "auc_high": found.high}
-    else:
-        result = {"auc": auc(labels, scores, weights)}
-    auc_G, rows_G, positives_G = group_aucs(labels, scores, groups)
+    _require_length("groups", groups, labels)
+    result = {"auc": auc(labels, scores, weights)}
+    if intervals and len(np.unique(groups)) > 1:
+        found = auc_interval(labels, scores, weights, clusters=groups, seed=seed)
+        result |= {"auc_low": found.low, "auc_high": found.high}
+    auc_G, mass_G, positives_G = group_aucs(labels, scores, groups, weights)
     if len(auc_G):
-        result["gauc_by_samples"] = _mean(auc_G, rows_G)
+        result["gauc_by_samples"] = _mean(auc_G, mass_G)
         result["gauc_by_positives"] = _mean(auc_G, positives_G)
         result["gauc_unweighted"] = _mean(auc_G, np.ones_like(auc_G))
-    result["log_loss"] = log_loss(labels, scores, weights)
+    likely = likelihoods(labels, scores, weights)
+    result["log_loss"] = likely.pop("log_loss")
     result["normalized_entropy"] = normalized_entropy(labels, scores, base_rate, weights)
     result["calibration_ratio"] = calibration_ratio(labels, scores, weights)
-    result["ece"] = ece(labels, scores, weights=weights)
-    return result
+    return result | likely
 
 
-def _row_counts(rows: int, clusters: np.ndarray | None, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, float64 [N], once a resample."""
-    generator = np.random.default_rng(seed)
-    if clusters is None:
-        units, unit_N = rows, None
-    else:
-        _require_length("clusters", clusters, np.empty(rows))
-        names, unit_N = np.unique(clusters, return_inverse=True)
-        units = len(names)
-    for _ in range(resamples):
-        drawn_U = np.bincount(generator.integers(0, units, units), minlength=units).astype(np.float64)
-        yield drawn_U if unit_N is None else drawn_U[unit_N]
+def _starts(*sorted_columns: np.ndarray) -> np.ndarray:
+    """Where a new value begins in any of some columns that are sorted together, int64 [T]."""
+    changes = [column[1:] != column[:-1] for column in sorted_columns]
+    return np.flatnonzero(np.concatenate([[True], np.logical_or.reduce(changes)]))
 
 
 def _mean(values_G: np.ndarray, weights_G: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ctr.metrics import ece, reliability
+from ctr.metrics import FEWEST_ROWS_OF_ECE, ece, reliability
 
 # Colours of Okabe and Ito: told apart by colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
@@ -42,16 +42,17 @@ def learning_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def reliability_diagram(labels: np.ndarray, scores: np.ndarray) -> Figure:
+def reliability_diagram(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Figure:
     """Predicted against observed click rate in bins of equal mass, above a histogram of the scores.
 
     Args:
         labels: 0 or 1, [N].
         scores: probabilities, [N].
+        weights: row weights, [N]; none means ones.
     """
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    table = reliability(labels, scores)
+    table = reliability(labels, scores, weights=weights)
     # Binomial error of a bin's mean label; a bin of 0 or all positives still gets a bar.
     shrunk = (table.label * table.count + 2) / (table.count + 4)
     error = 1.96 * np.sqrt(shrunk * (1 - shrunk) / (table.count + 4))
@@ -68,8 +69,9 @@ def reliability_diagram(labels: np.ndarray, scores: np.ndarray) -> Figure:
         linewidth=1,
         label="bins, 95 % interval",
     )
+    measured = f" (ECE {ece(labels, scores, weights=weights):.4f})" if len(labels) >= FEWEST_ROWS_OF_ECE else ""
     axes.set(
-        title=f"On the dashed line, predictions come true (ECE {ece(labels, scores):.4f})",
+        title=f"On the dashed line, predictions come true{measured}",
         ylabel="observed positive rate",
         xlim=(0, limit),
         ylim=(0, limit),

@@ -17,27 +17,29 @@ from sklearn.metrics import roc_curve as roc_points
 from ctr.importance import Importance
 from ctr.metrics import Interval, auc
 from ctr.plots import BLUE, GREY, ORANGE
+from ctr.significance import resolved
 
 ROW_INCHES = 0.27
 
 
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> Figure:
+def roc_curve(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Figure:
     """Positives found against negatives shown on the way down the ranking.
 
     Args:
         labels: 0 or 1, [N].
         scores: probabilities, [N].
+        weights: row weights, [N]; none means ones.
     """
     figure = Figure(figsize=(5, 4.8), layout="constrained")
     axes = figure.subplots()
-    false_T, true_T, _ = roc_points(labels, scores)
+    false_T, true_T, _ = roc_points(labels, scores, sample_weight=weights)
     # Rows by the million would be a megabyte of curve; a thousandth of the axis is less than the line is wide.
     share = np.linspace(0, 1, 1001)
     axes.fill_between(share, np.interp(share, false_T, true_T), share, color=BLUE, alpha=0.08, linewidth=0)
     axes.plot(share, np.interp(share, false_T, true_T), color=BLUE, linewidth=1.8, label="model")
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="chance")
     axes.set(
-        title=f"AUC {auc(labels, scores):.4f}",
+        title=f"AUC {auc(labels, scores, weights):.4f}",
         xlabel="share of negatives ranked above the threshold",
         ylabel="share of positives ranked above it",
         xlim=(0, 1),
@@ -109,15 +111,16 @@ def slice_forest(slices: Mapping[str, Mapping[str, Interval]], whole: float) -> 
 
 
 def importance_bars(importances: Sequence[Importance]) -> Figure:
-    """The AUC lost without each input, with its interval; grey where the interval holds 0.
+    """The AUC lost without each input, with its interval; grey where all of them may be chance (Holm).
 
     Args:
         importances: in the order of the plot, top first.
     """
     figure = Figure(figsize=(7.6, 0.9 + ROW_INCHES * len(importances)), layout="constrained")
     axes = figure.subplots()
+    more_than_chance = resolved([one.drop for one in importances])
     for place, one in enumerate(importances):
-        colour = BLUE if one.drop.low > 0 or one.drop.high < 0 else GREY
+        colour = BLUE if more_than_chance[place] else GREY
         axes.barh(place, one.drop.value, color=colour, alpha=0.35, height=0.66)
         _whisker(axes, place, one.drop, colour)
     axes.axvline(0, color="black", linewidth=1)

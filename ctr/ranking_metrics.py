@@ -1,6 +1,6 @@
 """Metrics of ranked lists, one list a request: AUC, MRR and nDCG as the MIND benchmark defines them, with intervals.
 
-Shapes: N rows, G groups that have both classes.
+Shapes: N rows, G groups that have both classes, U users.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ctr.metrics import group_aucs
+from ctr.resampling import Clusters
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
 
@@ -31,8 +32,16 @@ def groups_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
     return np.concatenate([part["user"] for part in feature_set.rows(split)]) if requests is None else requests
 
 
-def ranking_metrics(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean over groups, unweighted, with the 95 % interval that other groups of the kind would have given.
+def ranking_metrics(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    clusters: np.ndarray,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Mean over groups with the 95 % percentile interval that other users of the kind would have given.
 
         group_auc   chance that a clicked row outranks one that was not
         mrr         Σ (label / rank) / Σ label
@@ -45,44 +54,60 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, 
         labels: 0 or 1, [N].
         scores: any finite numbers that rank, [N].
         groups: request or user of each row, [N].
+        weights: row weights, [N]; none means ones. A list weighs the mean weight of its rows; inside a list each row
+            is one place, whatever it weighs.
+        clusters: user of each row, [N]; the bootstrap draws users with all of their lists. A list belongs to the user
+            of its first row.
         seed: of the bootstrap.
 
     Returns:
-        `group_auc`, `mrr`, `ndcg_5`, `ndcg_10`, each with `_low` and `_high`; and `groups`, how many there are.
+        `group_auc`, `mrr`, `ndcg_5`, `ndcg_10`, each with `_low` and `_high`, left out where there is but one user; and
+        `groups`, how many there are.
 
     Raises:
-        DataError: no group has both classes.
+        DataError: no group has both classes, or all that have weigh 0.
         NumericalError: a score is not finite.
     """
     auc_G, *_ = group_aucs(labels, scores, groups)
     if not len(auc_G):
         raise DataError(f"none of the {len(np.unique(groups)):,} groups has both labels: there is no list to judge.")
-    table = _ranked(labels, scores, groups)
+    table = _ranked(labels, scores, groups, np.ones(len(labels)) if weights is None else weights, clusters)
+    weight_G, user_G = table["weight"].to_numpy(), Clusters(table["cluster"].to_numpy())
+    if not weight_G.sum() > 0:
+        raise DataError(f"weights: the {len(auc_G):,} groups that have both labels weigh 0: there is no list to judge.")
     by_group = {"group_auc": auc_G} | {name: table[name].to_numpy() for name in ("mrr", *(f"ndcg_{k}" for k in CUTS))}
-    values_GM = np.stack(list(by_group.values()), axis=1)
-    generator = np.random.default_rng(seed)
-    groups_drawn = (generator.integers(0, len(values_GM), len(values_GM)) for _ in range(RESAMPLES))
-    # How often each was drawn, times its values: five times faster than gathering them.
-    drawn = np.stack([np.bincount(one, minlength=len(values_GM)) @ values_GM for one in groups_drawn]) / len(values_GM)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    result: dict[str, float] = {"groups": float(len(values_GM))}
-    for place, name in enumerate(by_group):
-        result |= {
-            name: float(values_GM[:, place].mean()),
-            f"{name}_low": float(low[place]),
-            f"{name}_high": float(high[place]),
-        }
+    # The last column is the weight itself: sums over drawn users, divided by it, are the means of a resample.
+    weighed_GM = np.stack([*by_group.values(), np.ones_like(auc_G)], axis=1) * weight_G[:, None]
+    total_M = weighed_GM.sum(axis=0)
+    result: dict[str, float] = {"groups": float(len(auc_G))}
+    result |= {name: float(total_M[place] / total_M[-1]) for place, name in enumerate(by_group)}
+    if user_G.count > 1:
+        sums_UM = user_G.sums(weighed_GM)
+        drawn_BM = np.stack([times_U @ sums_UM for times_U in user_G.by_user(RESAMPLES, seed)])
+        low, high = np.nanpercentile(drawn_BM[:, :-1] / drawn_BM[:, -1:], [2.5, 97.5], axis=0)
+        for place, name in enumerate(by_group):
+            result |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
     return result
 
 
-def _ranked(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> pl.DataFrame:
-    """One row a group with both classes: mrr and ndcg."""
+def _ranked(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray, clusters: np.ndarray
+) -> pl.DataFrame:
+    """One row a group with both classes: mrr and ndcg, its weight and its user."""
     rank = pl.col("rank").cast(pl.Float64)
     ideal = pl.col("ideal").cast(pl.Float64)
     label = pl.col("label")
     gains = {f"gain_{k}": pl.when(rank <= k).then(1 / (rank + 1).log(2)).otherwise(0.0) for k in CUTS}
     best = {f"best_{k}": pl.when(ideal <= k).then(label / (ideal + 1).log(2)).otherwise(0.0) for k in CUTS}
-    frame = pl.DataFrame({"group": np.asarray(groups), "label": np.asarray(labels, np.float64), "score": scores})
+    frame = pl.DataFrame(
+        {
+            "group": np.asarray(groups),
+            "label": np.asarray(labels, np.float64),
+            "score": scores,
+            "weight": np.asarray(weights, np.float64),
+            "cluster": np.asarray(clusters),
+        }
+    )
     in_group = frame.filter(
         (pl.col("label").sum().over("group") > 0) & (pl.col("label").sum().over("group") < pl.len().over("group"))
     )
@@ -94,6 +119,8 @@ def _ranked(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> pl.Da
     names = ["gain_mrr", *gains]
     shared = placed.with_columns(pl.col(name).mean().over("group", "score") for name in names)
     return shared.group_by("group", maintain_order=True).agg(
+        weight=pl.col("weight").mean(),
+        cluster=pl.col("cluster").first(),
         mrr=(pl.col("gain_mrr") * label).sum() / label.sum(),
         **{f"ndcg_{k}": (pl.col(f"gain_{k}") * label).sum() / pl.col(f"best_{k}").sum() for k in CUTS},
     )

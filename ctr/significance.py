@@ -1,81 +1,168 @@
 """Which of several rankers is better, when each was trained with several seeds and all were judged on the same rows.
 
-Shapes: N rows, S seeds, B resamples.
+Two kinds of luck are in a mean AUC: which users the rows are of, and how each training went. The first is measured by
+drawing users again with all of their rows, the second by the spread over seeds:
+
+    variance = Var_b(mean_s AUC_sb) + s² / S,    s² = Σ_s (AUC_s - mean)² / (S - 1)
+
+Drawing S seeds again instead would give (S - 1) / S of the second term: half of it for two seeds. The interval is
+Student's, with Welch and Satterthwaite's degrees of freedom of the two terms (U - 1 and S - 1), as a spread known from
+two seeds is hardly known. One seed tells nothing of its kind of luck: the interval then holds users alone.
+
+Shapes: N rows, S seeds, B resamples, U users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
 from ctr.metrics import Interval, RankedRows
+from ctr.resampling import Clusters
 from features.errors import DataError
 
 RESAMPLES = 500
+LEVEL = 0.05
+
+
+class Difference(NamedTuple):
+    """Of two mean AUCs.
+
+    Args:
+        value, low, high: the difference and its 95 % interval, of this comparison alone.
+        p: two-sided p-value of no difference, of this comparison alone; see `holm`.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
 
 
 @dataclass(frozen=True)
 class SeededAuc:
-    """Mean AUC over seeds, with what it was in resamples of rows and seeds.
+    """Mean AUC over seeds, with what it was in resamples of users.
 
     Args:
         by_seed: AUC of each seed on all rows, float64 [S].
-        drawn: mean AUC of each resample, float64 [B]; the b-th of all rankers is of the same rows.
+        drawn: mean AUC over seeds of each resample, float64 [B]; the b-th of all rankers is of the same users.
+        users: U.
     """
 
     by_seed: np.ndarray
     drawn: np.ndarray
+    users: int
 
     def interval(self) -> Interval:
-        """Mean AUC and its 95 % percentile interval: other rows, and other seeds."""
-        return _interval(float(self.by_seed.mean()), self.drawn)
+        """Mean AUC and its 95 % interval: other users, and (from two seeds on) other trainings."""
+        value = float(self.by_seed.mean())
+        error, degrees = _error([(_variance(self.drawn), self.users - 1), self._of_seeds()])
+        reach = float(student.ppf(1 - LEVEL / 2, degrees)) * error
+        return Interval(value, value - reach, value + reach)
 
-    def minus(self, other: SeededAuc) -> Interval:
-        """Difference of mean AUCs and its 95 % interval, paired by rows; one that excludes 0 is resolved."""
-        return _interval(float(self.by_seed.mean() - other.by_seed.mean()), self.drawn - other.drawn)
+    def minus(self, other: SeededAuc) -> Difference:
+        """Difference of mean AUCs, paired by users: what is hard for both cancels."""
+        value = float(self.by_seed.mean() - other.by_seed.mean())
+        of_users = (_variance(self.drawn - other.drawn), self.users - 1)
+        error, degrees = _error([of_users, self._of_seeds(), other._of_seeds()])
+        reach = float(student.ppf(1 - LEVEL / 2, degrees)) * error
+        p = 2 * float(student.sf(abs(value) / error, degrees)) if error > 0 else float(value == 0)
+        return Difference(value, value - reach, value + reach, p)
+
+    def _of_seeds(self) -> tuple[float, int]:
+        """Variance of the mean by the luck of training, and its degrees of freedom."""
+        seeds = len(self.by_seed)
+        return (_variance(self.by_seed) / seeds, seeds - 1) if seeds > 1 else (0.0, 1)
 
 
 def seeded_aucs(
-    labels: np.ndarray, scores: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+    labels: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    weights: np.ndarray | None = None,
+    *,
+    clusters: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, SeededAuc]:
-    """Bootstrap rankers together: each resample draws rows once for all of them, and seeds for each by itself.
-
-    So an interval holds both what other rows and what another training would have given; rows, which are hard or easy
-    for all, cancel in a difference.
+    """Bootstrap rankers together: each resample draws users, with all of their rows, once for all of them.
 
     Args:
         labels: 0 or 1, [N].
         scores: by ranker, [S, N]; a ranker without randomness has one row.
+        weights: row weights, [N]; none means ones.
+        clusters: user of each row, [N].
         resamples: B.
         seed: of the bootstrap.
 
     Raises:
-        DataError: a ranker has another number of rows, or all labels are the same.
+        DataError: a ranker has another number of rows, all labels are the same, or all rows are of one user.
     """
     labels = np.asarray(labels, np.float64)
-    if labels.min() == labels.max():
-        raise DataError(f"AUC needs both classes, but all {len(labels)} labels are {labels[0]:.0f}.")
+    weights = np.ones_like(labels) if weights is None else np.asarray(weights, np.float64)
+    counted = labels[weights > 0]
+    if not len(counted) or counted.min() == counted.max():
+        raise DataError(f"AUC needs both classes, but all {len(counted)} labels are {labels[0]:.0f}.")
     for name, scores_SN in scores.items():
         if scores_SN.ndim != 2 or scores_SN.shape[1] != len(labels):
             raise DataError(f"scores of {name}: shape {scores_SN.shape}, but there are {len(labels)} labels.")
-    generator = np.random.default_rng(seed)
+    users = Clusters(clusters)
+    if users.count < 2:
+        raise DataError(f"all {len(labels)} rows are of one user: what other users would give is unknown.")
     ranked = {name: [RankedRows(labels, one) for one in scores_SN] for name, scores_SN in scores.items()}
-    ones = np.ones(len(labels))
     drawn: dict[str, list[float]] = {name: [] for name in scores}
-    for _ in range(resamples):
-        counts = np.bincount(generator.integers(0, len(labels), len(labels)), minlength=len(labels)).astype(np.float64)
+    for times_N in users.by_row(resamples, seed):
+        weighed_N = times_N * weights
         for name, seeds in ranked.items():
-            chosen = np.bincount(generator.integers(0, len(seeds), len(seeds)), minlength=len(seeds))
-            found = sum(often * one.auc(counts) for often, one in zip(chosen, seeds, strict=True) if often)
-            drawn[name].append(float(found / len(seeds)))
+            drawn[name].append(float(np.mean([one.auc(weighed_N) for one in seeds])))
     return {
-        name: SeededAuc(np.array([one.auc(ones) for one in seeds]), np.array(drawn[name]))
+        name: SeededAuc(np.array([one.auc(weights) for one in seeds]), np.array(drawn[name]), users.count)
         for name, seeds in ranked.items()
     }
 
 
-def _interval(value: float, drawn: np.ndarray) -> Interval:
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values adjusted for their number, so that all of them together call chance a difference 5 % of the time.
+
+    The k-th smallest of m times (m - k + 1), never less than a smaller one's, at most 1 (Holm 1979). It asks nothing of
+    how the comparisons depend on each other.
+
+    Args:
+        p_values: of each comparison of one table, by name.
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda one: p_values[one])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def resolved(differences: Sequence[Interval]) -> list[bool]:
+    """Which differences of one table are more than chance, all of them considered (Holm).
+
+    Args:
+        differences: each with its 95 % interval, whose width is 3.92 standard errors.
+    """
+    p_values = {}
+    for place, (value, low, high) in enumerate(differences):
+        error = (high - low) / (2 * float(normal.ppf(1 - LEVEL / 2)))
+        p_values[str(place)] = 2 * float(normal.sf(abs(value) / error)) if error > 0 else float(value == 0)
+    return [p < LEVEL for p in holm(p_values).values()]
+
+
+def _error(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a sum of estimated variances, each with its degrees of freedom."""
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0, 1.0
+    return total**0.5, total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+
+
+def _variance(values: np.ndarray) -> float:
+    """Of the values that exist: a resample of one class has no AUC."""
+    return float(np.nanvar(values, ddof=1))

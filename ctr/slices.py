@@ -1,16 +1,17 @@
 """Slices: the rows of a split by what is known of item, user and history, and how well each is ranked.
 
-Shapes: N rows of the split, I items.
+Shapes: N rows of the split, I items, U users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ctr.metrics import auc_interval, calibration_ratio, ece, log_loss
+from ctr.columns import column, row_weights
+from ctr.metrics import auc, auc_interval, calibration_ratio, likelihoods
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.schema import UNKNOWN
 
@@ -18,7 +19,7 @@ RESAMPLES = 200
 FEWEST_ROWS = 50  # of a slice with an AUC
 HEAD_SHARE, TORSO_SHARE = 0.5, 0.9  # of training clicks
 LENGTHS = (1, 5, 20, 50, 100)
-USER_AGES = ((1, "first day"), (7, "2 to 7 days"), (30, "8 to 30 days"))
+KNOWN_FOR = ((1, "first day"), (7, "2 to 7 days"), (30, "8 to 30 days"))
 MOST_DAYS = 14
 DAY = 86_400_000_000  # µs
 
@@ -44,9 +45,9 @@ class SliceResult:
 
     Args:
         dimension, name: of the slice.
-        rows, positives: how many.
-        metrics: `log_loss`, `calibration_ratio`, `ece`; and `auc`, `auc_low`, `auc_high` where it has both classes and
-            at least 50 rows. `calibration_ratio` needs a positive.
+        rows, positives: how many, whatever they weigh.
+        metrics: `log_loss`; `calibration_ratio` where it has a positive; `ece` where it has 1,000 rows; `auc` where it
+            has both classes and 50 rows; its interval `auc_low`, `auc_high` where these are of two users or more.
     """
 
     dimension: str
@@ -59,15 +60,15 @@ class SliceResult:
 def slices(feature_set: FeatureSet, split: SplitName) -> list[Slice]:
     """The slices of a split that have rows.
 
-    new items          by training: no row; rows but no click; clicked
-    item popularity    head: the most clicked items, which hold half of the training clicks; torso: the next, to 90 %
-    history length     events that a row may read
-    <set> vector       whether the target has one
-    user               whether a training row knows them
-    user age           time since the user's first row in the feature set
-    day                UTC days, at most 14 spans
+    new items             by training: no row; rows but no click; clicked
+    item popularity       head: the most clicked items, which hold half of the training clicks; torso: the next, to 90 %
+    history length        events that a row may read
+    <set> vector          whether the target has one
+    user                  whether a training row knows them
+    user in feature set   time since the user's first row in it; of a window of 14 days, nobody is known for longer
+    day                   UTC days, at most 14 spans
     """
-    rows = {name: _column(feature_set, split, name) for name in ("item", "user", "time", "history_len")}
+    rows = {name: column(feature_set, split, name) for name in ("item", "user", "time", "history_len")}
     found = [
         *_by_item(feature_set, rows["item"]),
         *_by_length(rows["history_len"], feature_set.schema.history_max_len),
@@ -79,7 +80,7 @@ def slices(feature_set: FeatureSet, split: SplitName) -> list[Slice]:
 
 
 def slice_metrics(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> list[SliceResult]:
-    """Metrics of all rows (dimension `all`), then of each slice.
+    """Weighted metrics of all rows (dimension `all`), then of each slice; intervals draw users.
 
     Args:
         feature_set: whose rows were scored.
@@ -89,21 +90,31 @@ def slice_metrics(feature_set: FeatureSet, split: SplitName, scores: np.ndarray)
     Raises:
         NumericalError: a score is not a probability.
     """
-    labels_N = _column(feature_set, split, "label").astype(np.float64)
-    everything = Slice("all", "all rows", np.ones(len(labels_N), bool))
-    return [_judged(one, labels_N, scores) for one in (everything, *slices(feature_set, split))]
+    columns = (
+        column(feature_set, split, "label").astype(np.float64),
+        scores,
+        row_weights(feature_set, split),
+        column(feature_set, split, "user"),
+    )
+    everything = Slice("all", "all rows", np.ones(len(scores), bool))
+    return [
+        _judged(one, *(values[one.rows_N] for values in columns)) for one in (everything, *slices(feature_set, split))
+    ]
 
 
-def _judged(one: Slice, labels_N: np.ndarray, scores_N: np.ndarray) -> SliceResult:
-    labels, scores = labels_N[one.rows_N], scores_N[one.rows_N]
-    positives = int(labels.sum())
-    metrics = {"log_loss": log_loss(labels, scores), "ece": ece(labels, scores)}
-    if positives:
-        metrics["calibration_ratio"] = calibration_ratio(labels, scores)
-    if len(labels) >= FEWEST_ROWS and 0 < positives < len(labels):
-        found = auc_interval(labels, scores, resamples=RESAMPLES)
-        metrics |= {"auc": found.value, "auc_low": found.low, "auc_high": found.high}
-    return SliceResult(one.dimension, one.name, len(labels), positives, metrics)
+def _judged(one: Slice, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, users: np.ndarray) -> SliceResult:
+    rows, positives = len(labels), int(labels.sum())
+    # A row that weighs nothing is no evidence of its class.
+    counted = labels[weights > 0]
+    metrics = likelihoods(labels, scores, weights) if len(counted) else {}
+    if counted.any():
+        metrics["calibration_ratio"] = calibration_ratio(labels, scores, weights)
+    if rows >= FEWEST_ROWS and 0 < counted.sum() < len(counted):
+        metrics["auc"] = auc(labels, scores, weights)
+        if len(np.unique(users)) > 1:
+            found = auc_interval(labels, scores, weights, clusters=users, resamples=RESAMPLES)
+            metrics |= {"auc_low": found.low, "auc_high": found.high}
+    return SliceResult(one.dimension, one.name, rows, positives, metrics)
 
 
 def _by_item(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
@@ -117,11 +128,11 @@ def _by_item(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
 
 
 def training_counts(feature_set: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows, int64 [I], and clicks, float64 [I], of each catalogue row; none of the unknown item."""
+    """Weight of the training rows and of the clicks of each catalogue row, float64 [I]; 0 of the unknown item."""
     items = feature_set.schema.items
-    shown = _column(feature_set, "train", "item")
-    rows_I = np.bincount(shown, minlength=items)
-    clicks_I = np.bincount(shown, weights=_column(feature_set, "train", "label"), minlength=items)
+    shown, weight_N = column(feature_set, "train", "item"), row_weights(feature_set, "train")
+    rows_I = np.bincount(shown, weights=weight_N, minlength=items)
+    clicks_I = np.bincount(shown, weights=weight_N * column(feature_set, "train", "label"), minlength=items)
     rows_I[UNKNOWN] = clicks_I[UNKNOWN] = 0  # the rows of all unknown items together
     return rows_I, clicks_I
 
@@ -160,15 +171,15 @@ def _by_user(feature_set: FeatureSet, user_N: np.ndarray, time_N: np.ndarray) ->
     yield Slice("user", "new", ~known_N)
     first_U = np.full(feature_set.schema.users, np.iinfo(np.int64).max)
     for split in SPLITS:
-        np.minimum.at(first_U, _column(feature_set, split, "user"), _column(feature_set, split, "time"))
+        np.minimum.at(first_U, column(feature_set, split, "user"), column(feature_set, split, "time"))
     age_N = (time_N - first_U[user_N]) / DAY
     if not age_N.any():
         return  # a log without times
     before = 0.0
-    for days, name in USER_AGES:
-        yield Slice("user age", name, (age_N >= before) & (age_N < days))
+    for days, name in KNOWN_FOR:
+        yield Slice("user in feature set", name, (age_N >= before) & (age_N < days))
         before = days
-    yield Slice("user age", "more than 30 days", age_N >= before)
+    yield Slice("user in feature set", "more than 30 days", age_N >= before)
 
 
 def _by_day(time_N: np.ndarray) -> Iterator[Slice]:
@@ -182,8 +193,3 @@ def _by_day(time_N: np.ndarray) -> Iterator[Slice]:
         first = np.datetime64(int(day_N.min()) + span * width, "D")
         last = min(first + width - 1, np.datetime64(int(day_N.max()), "D"))
         yield Slice("day", str(first) if first == last else f"{first} to {last}", span_N == span)
-
-
-def _column(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:
-    parts: Sequence[dict[str, np.ndarray]] = feature_set.rows(split)
-    return np.concatenate([part[name] for part in parts])

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from ctr.columns import column, row_weights
 from ctr.metrics import Interval, auc, log_loss, paired_difference
 from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables, frozen_tables
@@ -133,7 +134,8 @@ def stress_model(
         DataError: all rows of the split have the same label.
     """
     tables = in_float32(frozen_tables(feature_set))
-    labels_N = _column(feature_set, split, "label")
+    labels_N, users_N = column(feature_set, split, "label"), column(feature_set, split, "user")
+    weights_N = row_weights(feature_set, split)
     whole_N = predict(model, feature_set, split)
     names = [one.name for one in feature_set.schema.vectors]
     groups = {name: [name] for name in names} | ({"all": names} if len(names) > 1 else {})
@@ -151,9 +153,11 @@ def stress_model(
                         kind=kind,
                         level=level,
                         order=order,
-                        auc=auc(labels_N, scores_N),
-                        log_loss=log_loss(labels_N, scores_N),
-                        loss=paired_difference(labels_N, whole_N, scores_N, seed=config.seed),
+                        auc=auc(labels_N, scores_N, weights_N),
+                        log_loss=log_loss(labels_N, scores_N, weights_N),
+                        loss=paired_difference(
+                            labels_N, whole_N, scores_N, weights_N, clusters=users_N, seed=config.seed
+                        ),
                         moved=float(np.abs(whole_N - scores_N).mean()),
                     )
                 )
@@ -161,7 +165,9 @@ def stress_model(
     finally:
         model.attach(frozen_tables(feature_set))
     ignored = [name for name in names if is_ignored([one for one in stresses if one.sets == name], config)]
-    return StressResult(split, auc(labels_N, whole_N), log_loss(labels_N, whole_N), stresses, ignored)
+    return StressResult(
+        split, auc(labels_N, whole_N, weights_N), log_loss(labels_N, whole_N, weights_N), stresses, ignored
+    )
 
 
 def plan(config: StressConfig) -> Iterator[tuple[Kind, float, Order]]:
@@ -254,12 +260,12 @@ def item_orders(feature_set: FeatureSet, seed: int) -> dict[str, np.ndarray]:
     items = feature_set.schema.items
     real_I = np.arange(FIRST_VALUE, items)
     shuffled_I = np.random.default_rng(seed).permutation(real_I)
-    rows_I = np.bincount(_column(feature_set, "train", "item"), minlength=items)[shuffled_I]
+    rows_I = np.bincount(column(feature_set, "train", "item"), minlength=items)[shuffled_I]
     never = np.iinfo(np.int64).max
     first_I = np.full(items, never)
     splits: tuple[SplitName, ...] = ("train", "valid", "test")
     for split in splits:
-        np.minimum.at(first_I, _column(feature_set, split, "item"), _column(feature_set, split, "time"))
+        np.minimum.at(first_I, column(feature_set, split, "item"), column(feature_set, split, "time"))
     came_I = shuffled_I[first_I[shuffled_I] < never]
     # Ties stand in random order: a stable sort of what is shuffled.
     return {
@@ -286,7 +292,3 @@ def _with_noise(vectors_IW: Tensor, level: float, generator: torch.Generator) ->
 def _rounded(vectors_IW: Tensor) -> Tensor:
     step_I1 = vectors_IW.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
     return torch.round(vectors_IW / step_I1) * step_I1
-
-
-def _column(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:
-    return np.concatenate([part[name] for part in feature_set.rows(split)])

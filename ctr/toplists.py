@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctr.columns import column, row_weights
 from ctr.ranking_metrics import groups_of
 from ctr.slices import popularity_tiers, training_counts
 from features.errors import ConfigError, DataError, NumericalError
@@ -46,7 +47,7 @@ class ValueCalibration:
         field: the item column.
         value: its encoded value; 1 is unknown or missing.
         rows, positives: how many are listed, and of those clicked. A row with several tags counts in each.
-        ratio: sum of scores / positives; above 1 promises too many. None where nothing was clicked.
+        ratio: weighted sum of scores / of labels; above 1 promises too many. None where nothing was clicked.
     """
 
     field: str
@@ -73,7 +74,7 @@ class TopLists:
             has one row more than were seen, so that a new one has a share.
         tail_share: share of items beyond those that hold 90 % of the training clicks.
         new_share: share of items without a training row.
-        calibration: sum of scores / sum of labels of the listed rows. The best scored rows are also the luckiest, so it
+        calibration: weighted sum of scores / of labels of the listed rows. The best scored rows are the luckiest, so it
             is often above that of all rows. None where none of them was clicked.
         by_value: the same by value of each item column of at most 32 values.
     """
@@ -106,9 +107,9 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
         DataError: the split has no rows, or another number of them than there are scores.
         NumericalError: a score is not a probability.
     """
-    item_N, label_N = (np.concatenate([part[name] for part in feature_set.rows(split)]) for name in ("item", "label"))
+    item_N, label_N = (column(feature_set, split, name) for name in ("item", "label"))
     instant_N = np.concatenate([instants_of(part) for part in feature_set.rows(split)])
-    score_N = np.asarray(scores, np.float64)
+    score_N, weight_N = np.asarray(scores, np.float64), row_weights(feature_set, split)
     _require_probabilities(score_N, len(item_N), split)
     groups_N = groups_of(feature_set, split)
     listed_N = best_rows(score_N, groups_N, k)
@@ -131,9 +132,9 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
         novelty=novelty,
         tail_share=tail,
         new_share=new,
-        calibration=_ratio(score_N[listed_N].sum(), label_N[listed_N].sum(dtype=np.float64)),
+        calibration=_ratio(score_N[listed_N] @ weight_N[listed_N], label_N[listed_N] @ weight_N[listed_N]),
         by_value=tuple(
-            _by_value(feature_set, item_N[listed_N], instant_N[listed_N], label_N[listed_N], score_N[listed_N])
+            _by_value(feature_set, *(one[listed_N] for one in (item_N, instant_N, label_N, score_N, weight_N)))
         ),
     )
 
@@ -201,7 +202,12 @@ def _ratio(predicted: float, observed: float) -> float | None:
 
 
 def _by_value(
-    feature_set: FeatureSet, item_L: np.ndarray, instant_L: np.ndarray, label_L: np.ndarray, score_L: np.ndarray
+    feature_set: FeatureSet,
+    item_L: np.ndarray,
+    instant_L: np.ndarray,
+    label_L: np.ndarray,
+    score_L: np.ndarray,
+    weight_L: np.ndarray,
 ) -> Iterator[ValueCalibration]:
     """Columns in schema order without the id, their values (as of the row's instant) in rising order."""
     known = feature_set.items_as_of(item_L, instant_L)
@@ -211,11 +217,12 @@ def _by_value(
         value_LV = known[field.name].reshape(len(item_L), -1)
         values, each = value_LV.ravel(), value_LV.shape[1]
         rows = np.bincount(values, minlength=field.size)
-        clicks = np.bincount(values, weights=np.repeat(label_L, each), minlength=field.size)
-        predicted = np.bincount(values, weights=np.repeat(score_L, each), minlength=field.size)
+        clicks = np.bincount(values, weights=np.repeat(label_L > 0, each), minlength=field.size)
+        observed = np.bincount(values, weights=np.repeat(weight_L * label_L, each), minlength=field.size)
+        predicted = np.bincount(values, weights=np.repeat(weight_L * score_L, each), minlength=field.size)
         for value in np.flatnonzero(rows):
             if value != PADDING:
-                ratio = _ratio(predicted[value], clicks[value])
+                ratio = _ratio(predicted[value], observed[value])
                 yield ValueCalibration(field.name, int(value), int(rows[value]), int(clicks[value]), ratio)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ctr.batch import Batch
 from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.columns import row_weights
 from ctr.config import TrainConfig
 from ctr.feed import on_device, validated, windows
 from ctr.loader import Loader
@@ -98,6 +99,7 @@ def fit(
     device = _device(config.device)
     train = _training_rows(feature_set, config)
     valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
+    weights = row_weights(feature_set, "valid")
     if config.metric == "gauc_by_samples":
         _require_ranked_users(valid)
     torch.manual_seed(config.seed)
@@ -138,7 +140,7 @@ def fit(
                 epoch=state.step / steps_an_epoch,
                 train_loss=loss_sum.item() / (state.step - last_look),
                 learning_rate=rate,
-                **_validation_metrics(model, valid, device),
+                **_validation_metrics(model, valid, weights, device),
             )
             if state.record(look, config.metric):
                 store.save_best(state, model)
@@ -254,13 +256,14 @@ def _windows_left(
         state.epoch, state.batch = state.epoch + 1, 0
 
 
-def _validation_metrics(model: nn.Module, valid: Loader, device: torch.device) -> dict[str, float]:
+def _validation_metrics(model: nn.Module, valid: Loader, weights: np.ndarray, device: torch.device) -> dict[str, float]:
+    """What early stopping watches: rows count by their weight, as they do in the loss."""
     scores = _score(model, valid, device)
     model.train()
     return {
-        "auc": auc(valid.labels, scores),
-        "log_loss": log_loss(valid.labels, scores),
-        "gauc_by_samples": gauc_by_samples(valid.labels, scores, valid.column("user")),
+        "auc": auc(valid.labels, scores, weights),
+        "log_loss": log_loss(valid.labels, scores, weights),
+        "gauc_by_samples": gauc_by_samples(valid.labels, scores, valid.column("user"), weights),
     }
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from ctr.calibration import Method, cross_fitted, recalibrated
+from ctr.columns import column, row_weights, training_rate
 from ctr.controls import optimum_scores, popularity_scores
 from ctr.metrics import evaluate
 from ctr.parity import as_input
@@ -31,31 +33,44 @@ from pipelines.workspace import Workspace
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one split's rows, with what the metrics need beside them."""
+    """Scores of one split's rows, with what the metrics need beside them; arrays are [N].
+
+    Args:
+        labels: 0 or 1.
+        scores: probabilities.
+        groups: user of each row: the groups of GAUC, and what intervals draw again.
+        base_rate: share of positives in training, by row weights.
+        weights: of the rows; ones where the log has none.
+        requests: of each row, where the log names them.
+    """
 
     labels: np.ndarray
     scores: np.ndarray
     groups: np.ndarray
     base_rate: float
+    weights: np.ndarray
     requests: np.ndarray | None = None
 
-    def metrics(self) -> Metrics:
-        """Every metric, with a 95 % bootstrap interval on AUC; those of ranked lists where rows name requests."""
-        found = evaluate(self.labels, self.scores, self.groups, self.base_rate)
+    def metrics(self, intervals: bool = True) -> Metrics:
+        """Every metric; those of ranked lists where rows name requests. Intervals are 95 %, of users drawn again.
+
+        Args:
+            intervals: also that of AUC.
+        """
+        found = evaluate(self.labels, self.scores, self.groups, self.base_rate, self.weights, intervals)
         if self.requests is not None:
-            found |= ranking_metrics(self.labels, self.scores, self.requests)
+            found |= ranking_metrics(self.labels, self.scores, self.requests, self.weights, clusters=self.groups)
         return found
 
 
 def scored(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> Scored:
     """Join scores in row order of `split` with its labels; users are the groups of GAUC."""
-    parts = feature_set.rows(split)
-    train = feature_set.manifest.windows["train"]
     return Scored(
-        labels=np.concatenate([part["label"] for part in parts]),
+        labels=column(feature_set, split, "label"),
         scores=scores,
-        groups=np.concatenate([part["user"] for part in parts]),
-        base_rate=train.positives / train.rows,
+        groups=column(feature_set, split, "user"),
+        base_rate=training_rate(feature_set),
+        weights=row_weights(feature_set, split),
         requests=requests_of(feature_set, split),
     )
 
@@ -67,35 +82,52 @@ def score_split(model: torch.nn.Module, feature_set: FeatureSet, split: SplitNam
 
 def task_labels(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:
     """A further label of a split's rows, float32, NaN where unknown."""
-    return np.concatenate([part[LABEL_PREFIX + name] for part in feature_set.rows(split)])
+    return column(feature_set, split, LABEL_PREFIX + name)
 
 
 def task_metrics(feature_set: FeatureSet, split: SplitName, scores: Mapping[str, np.ndarray]) -> dict[str, Metrics]:
-    """Metrics of each further label that a model predicts, over the rows whose label is known.
+    """Weighted metrics of each further label that a model predicts, over the rows whose label is known.
 
     Args:
         scores: probabilities by label, [rows of the split].
     """
     found = {}
-    train = {name: task_labels(feature_set, "train", name) for name in scores}
-    users = np.concatenate([part["user"] for part in feature_set.rows(split)])
+    train_weights, weights = row_weights(feature_set, "train"), row_weights(feature_set, split)
+    users = column(feature_set, split, "user")
     for name, predicted in scores.items():
         labels = task_labels(feature_set, split, name)
         known = ~np.isnan(labels)
         if len(np.unique(labels[known])) < 2:
             continue  # nothing to rank
-        base_rate = float(np.nanmean(train[name]))
-        found[name] = evaluate(labels[known], predicted[known], users[known], base_rate)
+        train = task_labels(feature_set, "train", name).astype(np.float64)
+        base_rate = float(np.average(train[~np.isnan(train)], weights=train_weights[~np.isnan(train)]))
+        found[name] = evaluate(labels[known], predicted[known], users[known], base_rate, weights[known])
     return found
 
 
-def controls(feature_set: FeatureSet, split: SplitName) -> dict[str, Metrics]:
-    """Popularity always; the optimum where the log is simulated and its truth lies beside it."""
-    result = {"popularity": scored(feature_set, split, popularity_scores(feature_set, split)).metrics()}
+def controls(feature_set: FeatureSet, split: SplitName, calibration: Method = "platt") -> dict[str, Metrics]:
+    """Popularity always; the optimum where the log is simulated and its truth lies beside it.
+
+    Args:
+        feature_set: whose rows are scored.
+        split: which of them.
+        calibration: of popularity, on validation rows as the model beside it; the optimum needs none.
+    """
+    result = {"popularity": scored(feature_set, split, _popularity(feature_set, split, calibration)).metrics()}
     optimum = optimum_scores(feature_set, split)
     if optimum is not None:
         result["optimum"] = scored(feature_set, split, optimum).metrics()
     return result
+
+
+def _popularity(feature_set: FeatureSet, split: SplitName, calibration: Method) -> np.ndarray:
+    """Calibrated by the validation rows; where these are judged, each user by those of other users, if there are."""
+    scores, valid = popularity_scores(feature_set, split), popularity_scores(feature_set, "valid")
+    labels, weights = column(feature_set, "valid", "label"), row_weights(feature_set, "valid")
+    if split != "valid":
+        return recalibrated(calibration, valid, labels, weights, scores)
+    apart = cross_fitted(calibration, valid, labels, column(feature_set, "valid", "user"), weights)
+    return scores if apart is None else apart
 
 
 def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: Console) -> Summary:

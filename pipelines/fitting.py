@@ -13,6 +13,7 @@ import torch
 
 from ctr.calibration import Calibrated, Curve, calibrate
 from ctr.checkpoint import MODEL, save_tensors
+from ctr.columns import column, row_weights
 from ctr.config import ModelConfig, TrainConfig
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
@@ -61,7 +62,9 @@ def fit_and_calibrate(
     result = fit(model, feature_set, config, folder, on_evaluation=on_evaluation, resume=resume, progress=progress)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
     valid = score_split(model, feature_set, "valid")
-    calibrated = calibrate(model.calibrator, config.calibration, valid.scores, valid.labels)
+    calibrated = calibrate(
+        model.calibrator, config.calibration, valid.scores, valid.labels, valid.groups, valid.weights
+    )
     _calibrate_tasks(model, feature_set, config)
     save_tensors(folder / MODEL, model.state_dict())
     write_text(folder / CALIBRATION, json.dumps(asdict(calibrated), indent=2))
@@ -73,8 +76,9 @@ def _calibrate_tasks(model: ClickModel, feature_set: FeatureSet, config: TrainCo
     calibrators = model.calibrators()
     for name in model.config.tasks:
         calibrators[name].set(Curve())
+    users, weights = column(feature_set, "valid", "user"), row_weights(feature_set, "valid")
     for name, scores in predict_tasks(model, feature_set, "valid").items():
         labels = task_labels(feature_set, "valid", name)
         known = ~np.isnan(labels)
         if len(np.unique(labels[known])) == 2:
-            calibrate(calibrators[name], config.calibration, scores[known], labels[known])
+            calibrate(calibrators[name], config.calibration, scores[known], labels[known], users[known], weights[known])

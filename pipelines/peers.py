@@ -31,14 +31,14 @@ def require_peers(peers: Sequence[Peer], folder: Path) -> None:
 
 
 def peer_scores(
-    peer: Peer, feature_set: FeatureSet, split: SplitName, seeds: int, folder: Path
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Probabilities [seeds, rows] of a peer trained on the same rows, and its rows a second and parameters.
+    peer: Peer, feature_set: FeatureSet, splits: Sequence[SplitName], seeds: int, folder: Path
+) -> tuple[dict[SplitName, np.ndarray], dict[str, float]]:
+    """Probabilities by split [seeds, rows] of a peer trained on the same rows, and its rows a second and parameters.
 
     Args:
         peer: which one.
         feature_set: whose rows it is trained on.
-        split: whose rows it scores.
+        splits: whose rows it scores.
         seeds: 1 to this number.
         folder: of the study.
 
@@ -50,7 +50,7 @@ def peer_scores(
 
     found = [train_peer(feature_set.path, MODELS[peer], seed, _work(folder)) for seed in range(1, seeds + 1)]
     facts = {name: float(np.median([one.facts[name] for one in found])) for name in ("rows_per_second", "parameters")}
-    return np.stack([one.scores[split] for one in found]), facts
+    return {split: np.stack([one.scores[split] for one in found]) for split in splits}, facts
 
 
 def _work(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -39,8 +39,8 @@ def compare(
 ) -> None:
     """Several models on the same rows, with intervals.
 
-    Trains what is missing, so a stopped comparison goes on where it was. Differences are paired by rows; a star marks
-    one whose 95 % interval excludes 0.
+    Trains what is missing, so a stopped comparison goes on where it was. Differences are paired by users; a star marks
+    one that is more than chance, all differences of the table considered (Holm).
     """
     from features.errors import ConfigError
     from pipelines.compare import run_study
@@ -63,15 +63,21 @@ def ablate(
     train_defaults: TrainOption = DEFAULT_TRAIN,
     root: RootOption = None,
     work: WorkOption = Path(),
+    split: Annotated[
+        Literal["valid", "test"], typer.Option("--split", help="Rows to judge on; valid: test stays unseen.")
+    ] = "valid",
     assignments: StudySetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each part of a model and of the data is worth."""
+    """What each part of a model and of the data is worth, on validation rows.
+
+    Whoever chooses parts by the test rows has no test rows left: judge on them what is chosen already.
+    """
     from pipelines.compare import run_study
     from pipelines.study import load_study
 
     found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
-    finish(run_study(found, train_defaults, root, Workspace(work), workers, console(as_json)), as_json)
+    finish(run_study(found, train_defaults, root, Workspace(work), workers, console(as_json), split), as_json)
 
 
 @proof_app.command()

@@ -36,14 +36,17 @@ def _calibration(run_dir: Path) -> Section | None:
         return None
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows = [
-        [name, f"{record[moment]['log_loss']:.4f}", f"{record[moment]['ece']:.4f}"]
-        for moment, name in (("before", "as trained"), ("after", "calibrated"))
+        [name, *(f"{record[moment][key]:.4f}" if key in record[moment] else "" for key in ("log_loss", "ece"))]
+        for moment, name in (("before", "as trained"), ("after", "calibrated by other users' rows"))
     ]
     return Section(
         "Calibration before and after",
-        f"What {record['method']} calibration did to the validation rows it was fitted on.",
+        f"What {record['method']} calibration does to validation rows that did not fit it.",
         table(["scores", "log loss", "ECE"], rows)
-        + remark("The reliability diagram above shows the test rows, after it."),
+        + remark(
+            "For this table each half of the users is calibrated by the other half; the model's own curve is fitted "
+            "on all of them. The reliability diagram above shows the test rows, after it."
+        ),
     )
 
 

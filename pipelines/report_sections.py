@@ -9,7 +9,7 @@ import numpy as np
 
 from ctr.controls import optimal_lift_share
 from ctr.importance import MOST_ROWS, Importance
-from ctr.metrics import Interval, calibration_ratio, ece
+from ctr.metrics import FEWEST_ROWS_OF_ECE, Interval, calibration_ratio, likelihoods
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.plots_report import described, importance_bars, roc_curve, score_histogram, slice_forest
 from ctr.slices import FEWEST_ROWS, SliceResult
@@ -77,7 +77,8 @@ def metrics_and_controls(record: RunRecord, split: str) -> Section:
         "Does the model beat what costs less?",
         table(["ranker", "AUC", "95 % interval", *(RANKER_METRICS[key] for key in shown)], rows)
         + remark(
-            "AUC: the chance that a positive outranks a negative; GAUC: the same within a user. Log loss: nats a row; "
+            "AUC: the chance that a positive outranks a negative, its interval draws users again with all of their "
+            "rows; GAUC: the same within a user. Log loss: nats a row; "
             "normalized entropy below 1 beats always saying the training rate. Calibration: predicted over observed "
             "positives, 1 is right. ECE: mean distance between promised and observed rates, 0 is right. "
             + " ".join(text for name, text in CONTROLS.items() if name in record.controls)
@@ -120,7 +121,7 @@ def ranking(judged: Scored) -> Section:
         "How well does it rank, and what is at the top?",
         beside(
             plot(
-                roc_curve(judged.labels, judged.scores),
+                roc_curve(judged.labels, judged.scores, judged.weights),
                 "roc",
                 "The further the curve bends to the upper left, the fewer negatives stand above the positives; its "
                 "area is the AUC.",
@@ -133,19 +134,20 @@ def ranking(judged: Scored) -> Section:
 
 def calibration(judged: Scored) -> Section:
     """The reliability diagram with its summary."""
+    labels, scores, weights = judged.labels, judged.scores, judged.weights
     rates = {
-        "Mean predicted": f"{judged.scores.mean():.4f}",
-        "Observed": f"{judged.labels.mean():.4f}",
+        "Mean predicted": f"{np.average(scores, weights=weights):.4f}",
+        "Observed": f"{np.average(labels, weights=weights):.4f}",
         "In training": f"{judged.base_rate:.4f}",
-        "Predicted / observed": f"{calibration_ratio(judged.labels, judged.scores):.4f}",
-        "ECE": f"{ece(judged.labels, judged.scores):.4f}",
+        "Predicted / observed": f"{calibration_ratio(labels, scores, weights):.4f}",
+        "ECE": _number(likelihoods(labels, scores, weights).get("ece")) or f"needs {FEWEST_ROWS_OF_ECE:,} rows",
     }
     return Section(
         "Reliability",
         "Do its probabilities come true?",
         beside(
             plot(
-                reliability_diagram(judged.labels, judged.scores),
+                reliability_diagram(judged.labels, judged.scores, judged.weights),
                 "reliability",
                 "Each point is a twentieth of the rows: below the dashed line the model promised too much, above it "
                 "too little; the histogram says where the rows are.",
@@ -179,7 +181,7 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
     for one in found:
         by_dimension.setdefault("" if one.dimension == "all" else one.dimension, []).append(one)
     ranked = {
-        dimension: {one.name: _interval(one.metrics) for one in group if "auc" in one.metrics}
+        dimension: {one.name: _interval(one.metrics) for one in group if "auc_low" in one.metrics}
         for dimension, group in by_dimension.items()
     }
     # All rows are the plot's dashed line.
@@ -216,8 +218,9 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
             rows,
         )
         + remark(
-            f"A slice of fewer than {FEWEST_ROWS} rows, or of one class, has no AUC. Calibration: predicted over "
-            "observed positives."
+            f"Intervals draw users again, with all of their rows; each is of one slice alone. A slice of fewer than "
+            f"{FEWEST_ROWS} rows, or of one class, has no AUC, one of fewer than {FEWEST_ROWS_OF_ECE:,} rows no ECE. "
+            "Calibration: predicted over observed positives."
         ),
     )
 
@@ -231,8 +234,8 @@ def importance(found: Sequence[Importance]) -> Section:
         plot(
             importance_bars(found),
             "importance",
-            "How much AUC is lost when one input is shuffled and all else stays: blue is more than luck, grey may be "
-            "nothing.",
+            "How much AUC is lost when one input is shuffled and all else stays: blue is more than chance, all inputs "
+            "considered (Holm), grey may be nothing.",
         )
         + folded("The same as a table", table(["input", "AUC lost", "95 % interval"], rows))
         + remark(
@@ -258,10 +261,10 @@ def settings(config: Mapping[str, Any]) -> Section:
 def _headline(metrics: Metrics, controls: Mapping[str, Metrics]) -> list[tuple[str, str, str]]:
     names = {"auc": "AUC", "gauc_by_samples": "GAUC", "log_loss": "Log loss", "calibration_ratio": "Calibration"}
     asides = {
-        "auc": f"{metrics['auc_low']:.4f} – {metrics['auc_high']:.4f}",
+        "auc": _auc_cells(metrics)[1],
         "gauc_by_samples": "AUC within a user",
         "log_loss": f"normalized {metrics['normalized_entropy']:.4f}",
-        "calibration_ratio": f"1 is right; ECE {metrics['ece']:.4f}",
+        "calibration_ratio": "1 is right" + (f"; ECE {metrics['ece']:.4f}" if "ece" in metrics else ""),
     }
     shown = [(names[key], f"{metrics[key]:.4f}", asides[key]) for key in names if key in metrics]
     if "optimum" in controls:

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from ctr.plots import save_png
 from ctr.plots_stress import stress_plot
+from ctr.significance import LEVEL, resolved
 from ctr.stress import StressConfig, StressResult, stress_model
 from ctr.tracking import Tracker
 from features.atomic import write_text
 from features.errors import ConfigError
-from pipelines.compare import signed
+from pipelines.judging import signed
 from pipelines.load_run import load_run
 from pipelines.train import TRACKED
 from pipelines.workspace import Workspace
@@ -46,19 +47,24 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
 
 
 def _table(title: str, found: StressResult) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table.caption = (
+        "Intervals: 95 %, by drawing users again with all of their rows; each of one loss alone. "
+        f"*: p < {LEVEL} after Holm's correction for the {len(found.stresses)} stresses of this table."
+    )
     table.add_column("stress")
     for column in ("AUC", "loss of AUC", "log loss", "scores moved by"):
         table.add_column(column, justify="right")
     table.add_row("no stress", f"{found.auc:.4f}", "", f"{found.log_loss:.4f}", "")
     before = ""
-    for one in found.stresses:
+    stars = resolved([one.loss for one in found.stresses])
+    for one, star in zip(found.stresses, stars, strict=True):
         if one.sets != before:
             table.add_section()
         before = one.sets
         sets = "all sets" if one.sets == "all" else one.sets
         table.add_row(
-            f"{sets}: {one.label}", f"{one.auc:.4f}", signed(one.loss), f"{one.log_loss:.4f}", f"{one.moved:.4f}"
+            f"{sets}: {one.label}", f"{one.auc:.4f}", signed(one.loss, star), f"{one.log_loss:.4f}", f"{one.moved:.4f}"
         )
     return table
 

@@ -18,6 +18,8 @@ from ctr.toplists import TopLists
 
 Metrics = dict[str, float]
 
+DRAWN = "Intervals draw users again with all of their rows; each is of one number alone, and of one training."
+
 _COLUMNS = {
     "auc": "AUC",
     "interval": "95 % interval",
@@ -67,7 +69,7 @@ def peak_mib() -> float:
 def results_table(title: str, rows: dict[str, Metrics]) -> Table:
     """A table of rankers (rows) by metric (columns); what a ranker has no value for stays empty."""
     shown = [key for key in _COLUMNS if key == "interval" or any(key in metrics for metrics in rows.values())]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
     table.add_column("ranker")
     for key in shown:
         table.add_column(_COLUMNS[key], justify="right")
@@ -78,7 +80,7 @@ def results_table(title: str, rows: dict[str, Metrics]) -> Table:
 
 def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
     """Slices (rows) with what they hold and how well they are ranked."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
     table.add_column("slice")
     for column in ("rows", "positive", "AUC", "95 % interval", "log loss", "calibration", "ECE"):
         table.add_column(column, justify="right")

@@ -182,7 +182,7 @@ class Job:
         }
         summary.controls = {
             "target_only": self._target_only().metrics(),
-            **controls(self.feature_set, split),
+            **controls(self.feature_set, split, self.preset.train.calibration),
         }
         self._record(summary, test)
         print_results(
@@ -215,7 +215,7 @@ class Job:
         for control, metrics in summary.controls.items():
             flat |= {f"control.{control}.{key}": value for key, value in metrics.items()}
         self.tracker.log_metrics(flat)
-        self.tracker.log_figure(reliability_diagram(test.labels, test.scores), "calibration.png")
+        self.tracker.log_figure(reliability_diagram(test.labels, test.scores, test.weights), "calibration.png")
         bars = {self.preset.model.architecture: summary.metrics[split], **summary.controls}
         self.tracker.log_figure(control_bars(bars), "controls.png")
         # Last of all: it says that the run is finished, and nothing reopens it from then on.

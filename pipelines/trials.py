@@ -151,8 +151,11 @@ def train_one(task: Task) -> None:
         "seconds": result.seconds,
         "epochs": result.epochs_run,
         "threads": task.threads,
-        "valid_ece_before": calibrated.before["ece"],
-        "valid_ece_after": calibrated.after["ece"],
+        **{
+            f"valid_ece_{moment}": found["ece"]
+            for moment, found in (("before", calibrated.before), ("after", calibrated.after))
+            if "ece" in found
+        },
     }
     record = {"key": task.key, "git_revision": git_revision(), "source_hash": task.code, "facts": facts}
     write_text(task.folder / TRIAL, json.dumps(record, indent=2))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.calibration import BENDS, Calibrator, Curve, calibrate, fit_curve
-from ctr.metrics import auc, ece
+from ctr.calibration import BENDS, Calibrator, Curve, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
+from ctr.metrics import auc, ece, log_loss
 
 
 def drawn(rows: int = 40_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -80,18 +80,64 @@ def test_what_ranks_backwards_is_nearly_silenced_and_not_turned_around(method: s
     assert (np.diff(curve(np.sort(-logits))) > 0).all()
 
 
-@pytest.mark.parametrize("method", ["temperature", "platt"])
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
 def test_a_weight_of_two_is_the_row_twice(method: str):
-    logits, labels = drawn(500)
-    weights = 1.0 + (np.arange(500) % 3 == 0)
+    logits, labels = drawn(600)
+    weights = 1.0 + (np.arange(600) % 3 == 0)
     twice = np.concatenate([logits, logits[::3]]), np.concatenate([labels, labels[::3]])
     one, other = fit_curve(method, logits, labels, weights), fit_curve(method, *twice)
-    assert (one.slope, one.shift) == (pytest.approx(other.slope, abs=1e-4), pytest.approx(other.shift, abs=1e-4))
+    found = np.linspace(-4, 3, 50)
+    np.testing.assert_allclose(one(found), other(found), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_heavy_positives_raise_the_curve(method: str):
+    logits, labels = drawn(600)
+    found = np.linspace(-4, 3, 50)
+    light, heavy = (fit_curve(method, logits, labels, 1 + more * labels)(found) for more in (0, 20))
+    # The odds of a positive of weight 21 are 21 times as high.
+    np.testing.assert_allclose(np.median(heavy - light), np.log(21), atol=0.7)
 
 
 def test_the_report_tells_before_and_after():
     logits, labels = drawn()
     calibrator = Calibrator()
-    found = calibrate(calibrator, "temperature", probability(2 * logits), labels)
+    found = calibrate(calibrator, "temperature", probability(2 * logits), labels, np.arange(40_000) % 500)
     assert found.before["ece"] > 5 * found.after["ece"] and found.after["log_loss"] < found.before["log_loss"]
     assert calibrator.slope.item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_the_report_is_of_rows_that_did_not_fit():
+    # Nothing can be learned: what isotonic finds on 400 rows is chance, and costs on others.
+    draw = np.random.default_rng(3)
+    scores, labels, users = draw.random(400), (draw.random(400) < 0.5).astype(float), np.arange(400) % 40
+    calibrator = Calibrator()
+    found = calibrate(calibrator, "isotonic", scores, labels, users)
+    curve = fit_curve("isotonic", logits_of(scores), labels)
+    in_sample = log_loss(labels, probability(curve(logits_of(scores))))
+    assert in_sample < found.after["log_loss"]
+    # What is deployed is the curve of all rows.
+    expected = curve(np.linspace(-2, 2, 9))
+    np.testing.assert_allclose(calibrator(torch.linspace(-2, 2, 9)).numpy(), expected, atol=1e-5)
+    assert "ece" not in found.after and "ece" not in found.before, "of 400 rows it is chance"
+
+
+def test_each_half_of_the_users_is_calibrated_by_the_other():
+    logits, labels = drawn(2000)
+    scores, users = probability(2 * logits + 1), np.arange(2000) % 50
+    found = cross_fitted("platt", scores, labels, users)
+    assert found is not None
+    # A user whose labels are turned around changes the curve of the other half, never of the user's own.
+    turned = cross_fitted("platt", scores, np.where(users == 7, 1 - labels, labels), users)
+    changed = {user for user in range(50) if not np.allclose(found[users == user], turned[users == user], atol=1e-9)}
+    assert 7 not in changed and len(changed) == 25
+    apart = np.isin(users, list(changed))
+    by_hand = recalibrated("platt", scores[~apart], labels[~apart], None, scores[apart])
+    np.testing.assert_allclose(found[apart], by_hand)
+
+
+def test_what_cannot_be_halved_is_not_judged():
+    scores, labels = np.array([0.2, 0.7, 0.4, 0.6]), np.array([0.0, 1, 0, 1])
+    assert cross_fitted("platt", scores, labels, np.zeros(4)) is None
+    assert cross_fitted("platt", scores, labels, labels) is None
+    assert calibrate(Calibrator(), "platt", scores, labels, np.zeros(4)).after == {}

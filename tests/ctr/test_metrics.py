@@ -102,6 +102,15 @@ def test_gauc_equals_a_loop_over_groups():
     assert gauc_unweighted(labels, scores, users) == pytest.approx(areas.mean())
 
 
+def test_gauc_with_weights_by_hand():
+    # User 7: positives .9 (weight 2) and .2 (1), negative .5 (3): 6 of 9 pair weights. User 9: 1, weights 4 and 1.
+    labels, scores = np.array([1, 1, 0, 1, 0]), np.array([0.9, 0.2, 0.5, 0.8, 0.1])
+    users, weights = np.array([7, 7, 7, 9, 9]), np.array([2, 1, 3, 4, 1])
+    assert gauc_by_samples(labels, scores, users, weights) == pytest.approx((6 * 6 / 9 + 5 * 1) / 11)
+    assert gauc_by_positives(labels, scores, users, weights) == pytest.approx((3 * 6 / 9 + 4 * 1) / 7)
+    assert gauc_unweighted(labels, scores, users, weights) == pytest.approx((6 / 9 + 1) / 2)
+
+
 def test_normalized_entropy_by_hand():
     labels = np.array([1, 0, 0, 0])
     # Always saying the training rate is worth 1 when the test rate is the same.
@@ -160,7 +169,7 @@ def test_the_interval_covers_the_true_auc_about_as_often_as_it_says():
     hits, widths = 0, []
     for trial in range(300):
         labels = np.repeat([0, 1], 150)
-        found = auc_interval(labels, draw.normal(size=300) + labels, seed=trial)
+        found = auc_interval(labels, draw.normal(size=300) + labels, clusters=np.arange(300), seed=trial)
         hits += found.low <= 0.76025 <= found.high
         widths.append(found.high - found.low)
         assert found.low < found.value < found.high
@@ -174,7 +183,8 @@ def test_drawing_clusters_is_wider_where_rows_of_a_user_agree():
     # Every user's ten rows are copies: a hundred independent observations, not a thousand.
     labels, scores = rows(100, seed=5)
     labels, scores, users = np.repeat(labels, 10), np.repeat(scores, 10), np.repeat(np.arange(100), 10)
-    by_row, by_user = auc_interval(labels, scores), auc_interval(labels, scores, clusters=users)
+    by_row = auc_interval(labels, scores, clusters=np.arange(1000))
+    by_user = auc_interval(labels, scores, clusters=users)
     assert by_user.value == by_row.value
     assert (by_user.high - by_user.low) / (by_row.high - by_row.low) == pytest.approx(np.sqrt(10), rel=0.25)
 
@@ -182,47 +192,69 @@ def test_drawing_clusters_is_wider_where_rows_of_a_user_agree():
 def test_the_paired_interval_resolves_what_two_intervals_cannot():
     labels, scores = rows(5000, seed=6)
     worse = scores + np.random.default_rng(7).normal(0, 0.03, 5000)
-    alone, other = auc_interval(labels, scores), auc_interval(labels, worse)
-    found = paired_difference(labels, scores, worse)
+    apart = np.arange(5000)
+    alone, other = (auc_interval(labels, one, clusters=apart) for one in (scores, worse))
+    found = paired_difference(labels, scores, worse, clusters=apart)
     assert found.value == pytest.approx(alone.value - other.value)
     assert found.low > 0
     assert alone.low < other.high
-    assert paired_difference(labels, scores, scores * 2) == (0.0, 0.0, 0.0)
+    assert paired_difference(labels, scores, scores * 2, clusters=apart) == (0.0, 0.0, 0.0)
 
 
 def test_the_bootstrap_is_seeded():
     labels, scores = rows(2_000)
-    first = auc_interval(labels, scores, seed=1)
-    assert first == auc_interval(labels, scores, seed=1)
-    assert first != auc_interval(labels, scores, seed=2)
+    users = np.random.default_rng(3).integers(0, 200, 2_000)
+    first = auc_interval(labels, scores, clusters=users, seed=1)
+    assert first == auc_interval(labels, scores, clusters=users, seed=1)
+    assert first != auc_interval(labels, scores, clusters=users, seed=2)
 
 
-def test_evaluate_gathers_the_metrics():
+def test_the_paired_interval_draws_users():
+    # Each user's ten rows are copies: of the hundred users, not of the thousand rows, there is luck.
+    labels, scores = rows(100, seed=6)
+    worse = scores + np.random.default_rng(7).normal(0, 0.1, 100)
+    labels, scores, worse = (np.repeat(one, 10) for one in (labels, scores, worse))
+    by_row, by_user = (
+        paired_difference(labels, scores, worse, clusters=clusters)
+        for clusters in (np.arange(1000), np.repeat(np.arange(100), 10))
+    )
+    assert (by_user.high - by_user.low) / (by_row.high - by_row.low) == pytest.approx(np.sqrt(10), rel=0.25)
+
+
+def test_evaluate_gives_what_the_single_functions_give():
     labels, scores = rows(2000)
     users = np.random.default_rng(8).integers(0, 100, 2000)
     weights = np.random.default_rng(9).random(2000)
-    found = evaluate(labels, scores.astype(np.float32), users, 0.25, weights)
-    assert list(found) == [
-        "auc",
-        "auc_low",
-        "auc_high",
-        "gauc_by_samples",
-        "gauc_by_positives",
-        "gauc_unweighted",
-        "log_loss",
-        "normalized_entropy",
-        "calibration_ratio",
-        "ece",
-    ]
-    assert all(type(value) is float for value in found.values())
-    assert found["auc"] == pytest.approx(auc(labels, scores, weights), abs=1e-6)
-    assert found["auc_low"] < found["auc"] < found["auc_high"]
-    assert found["gauc_by_positives"] == pytest.approx(gauc_by_positives(labels, scores, users), abs=1e-6)
-    assert found["ece"] == pytest.approx(ece(labels, scores, weights=weights), abs=1e-6)
-    short = evaluate(labels, scores, users, 0.25, intervals=False)
-    assert set(found) - set(short) == {"auc_low", "auc_high"}
-    # One row a user: there is no GAUC, and none is made up.
-    assert not [name for name in evaluate(labels, scores, np.arange(2000), 0.25) if "gauc" in name]
+    # Not the rows' rate of about a quarter.
+    found = evaluate(labels, scores, users, 0.1, weights, seed=4)
+    interval = auc_interval(labels, scores, weights, clusters=users, seed=4)
+    expected = {
+        "auc": auc(labels, scores, weights),
+        "auc_low": interval.low,
+        "auc_high": interval.high,
+        "gauc_by_samples": gauc_by_samples(labels, scores, users, weights),
+        "gauc_by_positives": gauc_by_positives(labels, scores, users, weights),
+        "gauc_unweighted": gauc_unweighted(labels, scores, users, weights),
+        "log_loss": log_loss(labels, scores, weights),
+        "normalized_entropy": normalized_entropy(labels, scores, 0.1, weights),
+        "calibration_ratio": calibration_ratio(labels, scores, weights),
+        "ece": ece(labels, scores, weights=weights),
+    }
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert len(set(expected.values())) == 10, "two of them are equal, so that they could be exchanged"
+    assert list(found) == list(expected) and all(type(value) is float for value in found.values())
+
+
+def test_evaluate_leaves_out_what_does_not_exist():
+    labels, scores = rows(2000)
+    users = np.random.default_rng(8).integers(0, 100, 2000)
+    everything = set(evaluate(labels, scores, users, 0.25))
+    assert everything - set(evaluate(labels, scores, users, 0.25, intervals=False)) == {"auc_low", "auc_high"}
+    # One row a user: there is no GAUC. One user: no other users are known. 999 rows: ECE would be chance.
+    gaucs = {"gauc_by_samples", "gauc_by_positives", "gauc_unweighted"}
+    assert everything - set(evaluate(labels, scores, np.arange(2000), 0.25)) == gaucs
+    assert everything - set(evaluate(labels, scores, np.zeros(2000), 0.25)) == {"auc_low", "auc_high"}
+    assert everything - set(evaluate(labels[:999], scores[:999], users[:999], 0.25)) == {"ece"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.toy import toy_feature_set
 
 def test_one_list_by_hand():
     # Ranks: 0.9 (no), 0.8 (yes), 0.5 (no), 0.4 (yes).
-    found = ranking_metrics(np.array([1, 0, 1, 0]), np.array([0.8, 0.9, 0.4, 0.5]), np.zeros(4))
+    found = ranking_metrics(np.array([1, 0, 1, 0]), np.array([0.8, 0.9, 0.4, 0.5]), np.zeros(4), clusters=np.arange(4))
     assert found["group_auc"] == pytest.approx(1 / 4)
     assert found["mrr"] == pytest.approx((1 / 2 + 1 / 4) / 2)
     best = 1 + 1 / math.log2(3)
@@ -24,13 +24,13 @@ def test_one_list_by_hand():
 def test_a_cut_stops_counting():
     labels = np.zeros(8)
     labels[6] = 1
-    found = ranking_metrics(labels, -np.arange(8.0), np.zeros(8))
+    found = ranking_metrics(labels, -np.arange(8.0), np.zeros(8), clusters=np.zeros(8))
     assert (found["ndcg_5"], found["ndcg_10"]) == (0, pytest.approx(1 / math.log2(8)))
 
 
 def test_ties_share_their_places_whatever_the_order():
     for labels in ([1, 0, 0], [0, 0, 1]):
-        found = ranking_metrics(np.array(labels), np.array([0.5, 0.5, 0.5]), np.zeros(3))
+        found = ranking_metrics(np.array(labels), np.array([0.5, 0.5, 0.5]), np.zeros(3), clusters=np.zeros(3))
         assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
         assert found["group_auc"] == 0.5
 
@@ -38,11 +38,42 @@ def test_ties_share_their_places_whatever_the_order():
 def test_groups_are_averaged_and_one_class_is_left_out():
     labels = np.array([1, 0, 0, 1, 1, 1])
     scores = np.array([0.9, 0.1, 0.9, 0.1, 0.5, 0.6])
-    found = ranking_metrics(labels, scores, np.array([7, 7, 8, 8, 9, 9]))
+    found = ranking_metrics(labels, scores, np.array([7, 7, 8, 8, 9, 9]), clusters=np.array([1, 1, 2, 2, 2, 2]))
     assert (found["groups"], found["group_auc"], found["mrr"]) == (2, 0.5, 0.75)
     assert found["mrr_low"] == 0.5 and found["mrr_high"] == 1.0
     with pytest.raises(DataError, match="both labels"):
-        ranking_metrics(np.ones(3), np.zeros(3), np.arange(3))
+        ranking_metrics(np.ones(3), np.zeros(3), np.arange(3), clusters=np.arange(3))
+
+
+def test_a_list_weighs_the_mean_of_its_rows():
+    labels, scores, groups = np.array([1, 0, 0, 1]), np.array([0.9, 0.1, 0.9, 0.1]), np.array([7, 7, 8, 8])
+    found = ranking_metrics(labels, scores, groups, np.array([2, 4, 1, 1]), clusters=groups)
+    # AUC 1 of weight 3, AUC 0 of weight 1; MRR 1 and 1/2.
+    assert (found["group_auc"], found["mrr"]) == (0.75, pytest.approx((3 * 1 + 1 / 2) / 4))
+    # The first list three times.
+    rows, lists = [0, 1] * 3 + [2, 3], np.repeat(np.arange(4), 2)
+    repeated = ranking_metrics(labels[rows], scores[rows], lists, clusters=lists)
+    assert repeated["ndcg_5"] == pytest.approx(found["ndcg_5"])
+    with pytest.raises(DataError, match="weigh 0"):
+        ranking_metrics(labels, scores, groups, np.array([0, 0, 0, 0]), clusters=groups)
+
+
+def test_lists_of_one_user_are_drawn_together():
+    # 40 users with 25 lists each, all alike: of 40 users, not of 1,000 lists, there is luck.
+    draw = np.random.default_rng(0)
+    right = np.repeat(draw.random(40) < 0.5, 25)
+    labels = np.tile([1, 0], 1000)
+    scores = np.stack([right, ~right], axis=1).ravel().astype(float)
+    lists, users = np.repeat(np.arange(1000), 2), np.repeat(np.arange(40), 50)
+    by_list, by_user = (ranking_metrics(labels, scores, lists, clusters=one) for one in (lists, users))
+    assert by_user["mrr"] == by_list["mrr"]
+    widths = [found["mrr_high"] - found["mrr_low"] for found in (by_list, by_user)]
+    assert widths[1] / widths[0] == pytest.approx(5, rel=0.25)
+
+
+def test_one_user_has_no_interval():
+    found = ranking_metrics(np.array([1, 0]), np.array([0.9, 0.1]), np.zeros(2), clusters=np.zeros(2))
+    assert set(found) == {"groups", "group_auc", "mrr", "ndcg_5", "ndcg_10"}
 
 
 def test_a_log_without_requests_has_no_lists(tmp_path):

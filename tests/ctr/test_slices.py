@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctr.slices import popularity_tiers, slice_metrics, slices, training_counts
+from ctr.metrics import auc_interval
+from ctr.slices import RESAMPLES, popularity_tiers, slice_metrics, slices, training_counts
 from tests.toy import toy_feature_set
 
 
@@ -27,10 +28,12 @@ def test_popularity_tiers_by_hand():
 def test_training_counts_are_those_of_the_rows_and_leave_out_the_unknown_item(feature_set):
     rows_I, clicks_I = training_counts(feature_set)
     item, label = column(feature_set, "train", "item"), column(feature_set, "train", "label")
-    assert (rows_I[7], clicks_I[7]) == ((item == 7).sum(), label[item == 7].sum())
-    assert rows_I.sum() == len(item)
+    weight = column(feature_set, "train", "weight")
+    assert (rows_I[7], clicks_I[7]) == (weight[item == 7].sum(), (weight * label)[item == 7].sum())
+    assert rows_I.sum() == weight.sum()
     unknown = SimpleNamespace(
-        schema=feature_set.schema, rows=lambda _: [{"item": np.array([1, 1, 4]), "label": np.ones(3)}]
+        schema=feature_set.schema,
+        rows=lambda _: [{"item": np.array([1, 1, 4]), "label": np.ones(3)}],
     )
     assert training_counts(unknown)[0].sum() == training_counts(unknown)[1].sum() == 1
 
@@ -47,7 +50,7 @@ def test_each_dimension_parts_the_rows(feature_set):
         "text vector",
         "image vector",
         "user",
-        "user age",
+        "user in feature set",
         "day",
     }
     assert set(by_dimension) == expected
@@ -75,7 +78,7 @@ def test_lengths_and_ages(feature_set):
         name: np.concatenate([column(feature_set, split, name) for split in ("train", "valid", "test")])
         for name in ("user", "time")
     }
-    row = int(np.flatnonzero(found["user age", "8 to 30 days"])[0])
+    row = int(np.flatnonzero(found["user in feature set", "8 to 30 days"])[0])
     of_user = everyone["user"] == column(feature_set, "test", "user")[row]
     days = (column(feature_set, "test", "time")[row] - everyone["time"][of_user].min()) / 86_400e6
     assert 7 <= days < 30
@@ -89,3 +92,14 @@ def test_metrics_of_a_slice_are_those_of_its_rows(feature_set):
     assert everything.metrics["auc_low"] < everything.metrics["auc"] < everything.metrics["auc_high"]
     small = [one for one in others if one.rows < 50]
     assert small and all("auc" not in one.metrics and "log_loss" in one.metrics for one in small)
+    assert all("ece" not in one.metrics for one in (everything, *others)), "of 200 rows it is chance"
+
+
+def test_intervals_of_slices_draw_users(feature_set):
+    labels, users = column(feature_set, "test", "label"), column(feature_set, "test", "user")
+    scores = np.clip(0.25 + 0.5 * labels + 0.3 * np.random.default_rng(0).normal(size=len(labels)), 0.01, 0.99)
+    weights = column(feature_set, "test", "weight").astype(np.float64)
+    (everything, *_) = slice_metrics(feature_set, "test", scores)
+    expected = auc_interval(labels, scores, weights, clusters=users, resamples=RESAMPLES)
+    assert (everything.metrics["auc"], everything.metrics["auc_low"]) == (expected.value, expected.low)
+    assert everything.metrics["auc_high"] == expected.high

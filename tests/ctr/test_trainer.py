@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctr.batch import Batch
+from ctr.columns import row_weights
 from ctr.config import ModelConfig, TrainConfig
 from ctr.loader import Loader
 from ctr.metrics import auc
@@ -200,7 +201,7 @@ def test_the_model_ends_with_the_weights_of_the_best_look(feature_set, tmp_path)
     assert result.best == best.metrics()
     scores = predict(model, feature_set, "valid")
     labels = np.concatenate([part["label"] for part in feature_set.rows("valid")])
-    assert auc(labels, scores) == pytest.approx(best.auc, abs=1e-9)
+    assert auc(labels, scores, row_weights(feature_set, "valid")) == pytest.approx(best.auc, abs=1e-9)
     saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) == set(model.state_dict())
     assert torch.equal(saved["item.weight"], model.item.weight)
@@ -414,7 +415,7 @@ def test_qin_learns_the_toy_world(tmp_path):
     torch.manual_seed(1)
     model = build_model(ModelConfig(embedding_dim=8, attention_dim=16), feature_set.schema)
     model.attach(frozen_tables(feature_set))
-    config = TrainConfig(batch_size=128, epochs=6, learning_rate=3e-3, metric="auc", device="cpu")
+    config = TrainConfig(batch_size=128, epochs=6, learning_rate=3e-3, metric="auc", device="cpu", patience=0)
     result = fit(model, feature_set, config, tmp_path / "run", progress=silent)
     assert result.best["auc"] > 0.6
     test = np.concatenate([part["label"] for part in feature_set.rows("test")])

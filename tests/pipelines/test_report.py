@@ -133,7 +133,7 @@ def test_the_top_of_the_ranking():
     labels = (np.arange(100) % 4 == 0).astype(np.float32)
     labels[:10] = [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
     # 8 of the first 10 rows are positive, and of the other 90 the 22 from row 12 on in fours: 30 in all.
-    text = ranking(Scored(labels, scores, np.zeros(100), 0.3)).html
+    text = ranking(Scored(labels, scores, np.zeros(100), 0.3, np.ones(100))).html
     assert "<td>10%</td><td>80.0%</td><td>2.67</td><td>26.7%</td>" in text
     assert "<td>1%</td><td>100.0%</td><td>3.33</td><td>3.3%</td>" in text
 
