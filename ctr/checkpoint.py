@@ -39,7 +39,11 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 
 
 class Evaluation(Settings):
-    """One look at the validation rows. A metric that these rows do not define is NaN."""
+    """One look at the validation rows. A metric that these rows do not define is NaN.
+
+    `train_loss` is what training minimises, `train_click_loss` the log loss of the click in it: of the training rows
+    since the look before, comparable with `log_loss`.
+    """
 
     step: int
     epoch: float
@@ -47,6 +51,7 @@ class Evaluation(Settings):
     log_loss: Number
     gauc_by_samples: Number
     train_loss: Number
+    train_click_loss: Number
     learning_rate: Number
 
     def metrics(self) -> dict[str, float]:

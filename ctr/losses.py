@@ -122,6 +122,15 @@ def training_loss(passes: Sequence[Outputs], batch: Batch, config: TrainConfig) 
     return loss
 
 
+def click_loss(passes: Sequence[Outputs], batch: Batch) -> Tensor:
+    """The part of `training_loss` that is comparable with a log loss of other rows: of the click, labels as they are.
+
+    Without gradient; the mean over passes. Training's dropout is in it.
+    """
+    losses = [weighted_log_loss(one.click_B.detach().float(), batch.label_B, batch.weight_B) for one in passes]
+    return torch.stack(losses).mean()
+
+
 def _loss_of_a_pass(outputs: Outputs, batch: Batch, config: TrainConfig) -> Tensor:
     click_B, weight_B = outputs.click_B.float(), batch.weight_B
     target_B = batch.label_B * (1 - 2 * config.label_smoothing) + config.label_smoothing

@@ -21,16 +21,17 @@ def learning_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
     """Validation AUC and log loss over training steps, the best look of each marked.
 
     Args:
-        curve: one mapping a look, with `step`, `auc`, `log_loss` and, if known, `train_loss`.
+        curve: one mapping a look, with `step`, `auc`, `log_loss` and, if known, `train_click_loss`. (What
+            training minimises may hold other terms, which no validation loss has.)
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     auc_axes, loss_axes = figure.subplots(1, 2)
     steps = [look["step"] for look in curve]
     _line(auc_axes, steps, [look["auc"] for look in curve], "validation", BLUE, np.argmax)
     _line(loss_axes, steps, [look["log_loss"] for look in curve], "validation", BLUE, np.argmin)
-    trained = [look for look in curve if "train_loss" in look]
+    trained = [look for look in curve if "train_click_loss" in look]
     if trained:
-        points = [look["train_loss"] for look in trained]
+        points = [look["train_click_loss"] for look in trained]
         loss_axes.plot([look["step"] for look in trained], points, "--", color=GREY, label="training")
     auc_axes.set(title="Ranking: higher is better", ylabel="AUC")
     loss_axes.set(title="Likelihood: lower is better", ylabel="log loss (nats a row)")

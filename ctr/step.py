@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.losses import Outputs, training_loss
+from ctr.losses import Outputs, click_loss, training_loss
 from ctr.memory import keep_freed_memory
 from ctr.optim import FiniteGuard, make_optimizer
 from ctr.row_optim import RowOptimizer
@@ -33,6 +33,9 @@ class TrainStep:
         config: precision, optimizers, L2, clipping.
         device: where the model is.
 
+    Attributes:
+        click_loss: log loss of the click in the last step, without the other terms of its loss; a scalar on the device.
+
     Raises:
         ConfigError: `compile` on a CPU.
     """
@@ -49,6 +52,7 @@ class TrainStep:
         forward: Callable[[Batch], Outputs] = model.outputs  # type: ignore[assignment]
         self._forward = torch.compile(forward, dynamic=True) if config.compile else forward
         self._device = device
+        self.click_loss = torch.zeros((), device=device)
         self._tables = {name: table for name, table in model.named_modules() if isinstance(table, RowTable)}
         self._rows: RowOptimizer | None = None
         if config.table_optimizer != "adam":
@@ -79,14 +83,17 @@ class TrainStep:
             self._rows.zero_grad()
         weights = [batch.weight_B.sum() for batch in batches]
         total = torch.stack(weights).sum().clamp_min(torch.finfo(torch.float32).tiny)
-        loss = torch.zeros((), device=self._device)
+        loss, of_click = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         for batch, weight in zip(batches, weights, strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 passes = [self._forward(batch) for _ in range(2 if self.config.self_ensemble else 1)]
             part = training_loss(passes, batch, self.config)
-            part = part if len(batches) == 1 else part * (weight / total)
+            share = 1.0 if len(batches) == 1 else weight / total
+            part = part * share
             part.backward()
             loss += part.detach()
+            of_click += click_loss(passes, batch) * share
+        self.click_loss = of_click
         self._guard.watch(step, loss, self._clip())
         self._dense.step()
         if self._rows is not None:

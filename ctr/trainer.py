@@ -116,7 +116,7 @@ def fit(
     steps = config.epochs * steps_an_epoch
     done = state.epoch * train.rows + state.batch * config.batch_size
     rows, seconds_looking, stopped_by_callback = 0, 0.0, False
-    loss_sum, last_look = torch.zeros((), device=device), state.step
+    loss_sum, click_loss_sum, last_look = torch.zeros((), device=device), torch.zeros((), device=device), state.step
     model.train()
     with (
         progress("training", config.epochs * train.rows, "rows", done) as bar,
@@ -125,6 +125,7 @@ def fit(
         for window in steps_left:
             rate = learning_rate(config, state.step, steps, state.halvings)
             loss_sum += take_step(window, rate, state.step)
+            click_loss_sum += take_step.click_loss
             taken = sum(len(batch) for batch in window)
             state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
             bar.advance(taken)
@@ -139,6 +140,7 @@ def fit(
                 step=state.step,
                 epoch=state.step / steps_an_epoch,
                 train_loss=loss_sum.item() / (state.step - last_look),
+                train_click_loss=click_loss_sum.item() / (state.step - last_look),
                 learning_rate=rate,
                 **_validation_metrics(model, valid, weights, device),
             )
@@ -146,6 +148,7 @@ def fit(
                 store.save_best(state, model)
             store.save(state, model, take_step)
             loss_sum.zero_()
+            click_loss_sum.zero_()
             last_look = state.step
             seconds_looking += time.monotonic() - look_started
             bar.advance(0, note=f"epoch {look.epoch:.2f}, {config.metric} {look.metrics()[config.metric]:.4f}")

@@ -227,5 +227,9 @@ class Job:
 def _curve_point(evaluation: Evaluation) -> dict[str, float]:
     """An evaluation's numbers, named by the rows they come from."""
     values = evaluation.metrics()
-    training = {"train.loss": values.pop("train_loss"), "train.learning_rate": values.pop("learning_rate")}
+    training = {
+        "train.loss": values.pop("train_loss"),
+        "train.click_loss": values.pop("train_click_loss"),
+        "train.learning_rate": values.pop("learning_rate"),
+    }
     return training | {f"valid.{name}": value for name, value in values.items()}

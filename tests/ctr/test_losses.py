@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.losses import Outputs, alignment_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
+from ctr.losses import Outputs, alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
 
 NAN = float("nan")
 
@@ -75,6 +75,18 @@ def test_tasks_are_weighed_beside_the_click():
     outputs = Outputs(torch.zeros(2), {"like": torch.tensor([math.log(3), 9.0]), "long": torch.zeros(2)})
     loss = training_loss([outputs], batch, TrainConfig(task_weights={"like": 0.5}))
     assert loss.item() == pytest.approx(math.log(2) + 0.5 * math.log(4 / 3) + math.log(2))
+
+
+def test_the_click_loss_has_no_other_terms():
+    batch = labelled([1.0, 0.0], like=[1.0, NAN])
+    first = Outputs(torch.zeros(2), {"like": torch.tensor([math.log(3), 9.0])})
+    second = Outputs(torch.tensor([math.log(3), 0.0]), {"like": torch.zeros(2)})
+    config = TrainConfig(label_smoothing=0.1, pairwise=1.0, self_ensemble=8.0)
+    # The mean over both passes of the mean over both rows: ln 2, and that of ln 4/3 and ln 2.
+    expected = (math.log(2) + (math.log(4 / 3) + math.log(2)) / 2) / 2
+    found = click_loss([first, second], batch)
+    assert found.item() == pytest.approx(expected) and not found.requires_grad
+    assert training_loss([first, second], batch, config).item() > expected + 0.5
 
 
 def test_alignment_by_hand():

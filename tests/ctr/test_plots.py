@@ -28,8 +28,10 @@ def test_the_learning_curve_marks_the_best_look():
     assert texts(auc_axes)[1] == "best 0.7000 at 20"
     assert texts(loss_axes)[1] == "best 0.5000 at 20"
     assert "training" not in texts(loss_axes)
-    trained = learning_curve([{**look, "train_loss": 0.4} for look in CURVE])
+    trained = learning_curve([{**look, "train_click_loss": 0.4, "train_loss": 9.0} for look in CURVE])
     assert "training" in texts(trained.axes[1])
+    # The loss with other terms is not on the axis of the validation loss.
+    np.testing.assert_array_equal(trained.axes[1].lines[-1].get_ydata(), [0.4] * 3)
 
 
 def test_the_reliability_diagram_shows_bins_and_every_row():

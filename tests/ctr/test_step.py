@@ -75,6 +75,16 @@ def test_a_window_of_batches_is_one_step_on_all_their_rows(table_optimizer: str)
         torch.testing.assert_close(weights(apart)[name], tensor, msg=name)
 
 
+def test_the_click_loss_of_a_window_is_that_of_its_rows():
+    batches = [random_batch(7, 1), random_batch(30, 2)]
+    plain, smooth = (TrainStep(Plain(), TrainConfig(label_smoothing=one), CPU) for one in (0.0, 0.2))
+    loss = plain(batches, 0.1, 0)
+    torch.testing.assert_close(plain.click_loss, loss)
+    other = smooth([joined(*batches)], 0.1, 0)
+    torch.testing.assert_close(smooth.click_loss, loss)
+    assert not torch.isclose(other, loss)
+
+
 def test_by_row_only_the_rows_of_the_batch_move():
     model = Plain()
     before = weights(model)

@@ -216,7 +216,14 @@ def test_looks_are_spread_over_the_epoch_and_written_down(feature_set, tmp_path)
     assert result.curve == seen and result.epochs_run == 2
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [Evaluation(**line) for line in lines] == seen
-    assert set(seen[0].metrics()) == {"auc", "log_loss", "gauc_by_samples", "train_loss", "learning_rate"}
+    assert set(seen[0].metrics()) == {
+        "auc",
+        "log_loss",
+        "gauc_by_samples",
+        "train_loss",
+        "train_click_loss",
+        "learning_rate",
+    }
     # The mean over steps, not their sum; and it falls.
     assert 0.4 < seen[0].train_loss < 1.2 and seen[-1].train_loss < seen[0].train_loss
 

@@ -1,0 +1,123 @@
+"""A bundle evaluated beside its torch model: drawn negatives are undone, row weights count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from ctr.calibration import recalibrated
+from ctr.columns import column, row_weights, training_rate
+from ctr.config import ModelConfig, TrainConfig
+from ctr.controls import popularity_scores
+from ctr.export import export_bundle
+from ctr.metrics import auc, log_loss
+from ctr.ranker import Ranker
+from ctr.ranker_as_of import ranker_as_of
+from ctr.trainer import predict
+from features.build import build_feature_set
+from features.contract import Contract
+from features.feature_set import FeatureSet
+from features.progress import silent
+from pipelines.evaluate import _served_scores, controls, evaluate_bundle, score_split
+from pipelines.fitting import fit_and_calibrate, new_model
+from pipelines.workspace import Workspace
+
+ITEMS, ROWS = 40, 1500
+
+
+def contract(raw: Path) -> Contract:
+    return Contract.model_validate(
+        {
+            "name": "takes",
+            "root": str(raw),
+            "interactions": {
+                "path": "log.parquet",
+                "user": "user",
+                "item": "item",
+                "time": "time",
+                "weight": "importance",
+                "negatives": {"per_positive": 3, "how": "uniform", "seed": 1},
+            },
+            "checks": {"earliest": "1970-01-01"},
+            "history": {"max_len": 4},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A log of positives, a tenth of whose items are taken most; a small model of it and its bundle."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "raw").mkdir()
+    draw = np.random.default_rng(0)
+    often = np.where(np.arange(ITEMS) < ITEMS // 10, 6.0, 1.0)
+    pl.DataFrame(
+        {
+            "user": draw.integers(300, size=ROWS),
+            "item": draw.choice(ITEMS, size=ROWS, p=often / often.sum()),
+            "time": np.sort(draw.integers(10**6, size=ROWS)),
+            "importance": draw.choice([1.0, 4.0], size=ROWS),
+        }
+    ).write_parquet(folder / "raw" / "log.parquet")
+    workspace = Workspace(folder)
+    feature_set = build_feature_set(contract(folder / "raw"), workspace.feature_sets).feature_set
+    model = new_model(ModelConfig(attention="mean", tower="linear", embedding_dim=4), feature_set, 1)
+    config = TrainConfig(epochs=3, batch_size=256, evaluations_per_epoch=1, learning_rate=0.05, device="cpu")
+    fit_and_calibrate(model, feature_set, config, folder / "run", progress=silent)
+    judged = score_split(model, feature_set, "test")
+    export_bundle(
+        model,
+        feature_set,
+        folder / "bundle",
+        model_version="run",
+        architecture="linear",
+        metrics={"test": judged.metrics()},
+        controls={},
+        git_revision="none",
+    )
+    return feature_set, model, folder / "bundle", workspace
+
+
+def test_the_metrics_of_the_bundle_are_those_of_the_model(trained):
+    feature_set, model, bundle, workspace = trained
+    found = evaluate_bundle(bundle, "test", workspace, Console(quiet=True)).metrics["test"]
+    assert found == pytest.approx(score_split(model, feature_set, "test").metrics(), abs=1e-4)
+    # Without undoing the sampling, the graph's probabilities would be some ten times too low.
+    assert found["calibration_ratio"] == pytest.approx(1, abs=0.4)
+    labels, weights = column(feature_set, "test", "label"), row_weights(feature_set, "test")
+    scores = predict(model, feature_set, "test")
+    assert found["auc"] == pytest.approx(auc(labels, scores, weights), abs=1e-4)
+    assert abs(found["log_loss"] - log_loss(labels, scores)) > 1e-3, "rows count by their weight"
+
+
+def test_what_is_served_is_the_rate_of_the_whole_log(trained):
+    feature_set, _, bundle, _ = trained
+    sampling = feature_set.manifest.sampling
+    assert sampling is not None and sampling.rate is not None and sampling.rate < 0.2
+    with ranker_as_of(Ranker.load(bundle), feature_set) as then:
+        served = np.concatenate(list(_served_scores(then, feature_set, "test")))[:, 0]
+    labels, weights = column(feature_set, "test", "label"), row_weights(feature_set, "test")
+    # Each drawn negative stands for 1 / rate of the log as it happened.
+    stands_for = weights * np.where(labels > 0, 1.0, 1 / sampling.rate)
+    rate = np.average(labels, weights=stands_for)
+    assert np.average(served, weights=stands_for) == pytest.approx(rate, rel=0.4)
+    assert training_rate(feature_set) > 5 * rate
+
+
+def test_popularity_is_calibrated_as_the_model_beside_it(trained):
+    feature_set: FeatureSet = trained[0]
+    labels, weights = column(feature_set, "valid", "label"), row_weights(feature_set, "valid")
+    raw, valid = (popularity_scores(feature_set, split) for split in ("test", "valid"))
+    expected = recalibrated("platt", valid, labels, weights, raw)
+    of_test = column(feature_set, "test", "label"), row_weights(feature_set, "test")
+    found = {method: controls(feature_set, "test", method)["popularity"] for method in ("platt", "none")}
+    assert found["platt"]["log_loss"] == pytest.approx(log_loss(of_test[0], expected, of_test[1]))
+    assert found["none"]["log_loss"] == pytest.approx(log_loss(of_test[0], raw, of_test[1]))
+    assert found["platt"]["auc"] == pytest.approx(found["none"]["auc"])
+    # On the rows that fit it, each user is calibrated by other users.
+    in_sample = log_loss(labels, recalibrated("platt", valid, labels, weights, valid), weights)
+    assert controls(feature_set, "valid")["popularity"]["log_loss"] > in_sample
