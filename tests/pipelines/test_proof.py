@@ -8,7 +8,10 @@ import pytest
 import torch
 import yaml
 
+from ctr.metrics import auc
+from ctr.plots_study import forest
 from ctr.tables import FrozenTables
+from features.feature_set import FeatureSet
 from features.pointer import follow
 from pipelines.cli import main
 from pipelines.study import Study, plan
@@ -92,6 +95,22 @@ def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
     record = json.loads((folder / "lr" / "seed-1" / "trial.json").read_text())
     assert again["trained_at"] == [record["git_revision"]] and again["source_hash"] == record["source_hash"]
     assert f"trained at git {record['git_revision']}" in shell.error
+
+
+def test_an_ablation_is_judged_on_validation_rows_unless_told_otherwise(shell, work, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "pipelines.compare.forest", lambda rankers, label, marked: drawn.append(label) or forest(rankers, label, marked)
+    )
+    for options, split in (([], "valid"), (["--split", "test"], "test")):
+        code, found = shell("ablate", "--study", study(work), *where(work), *options)
+        assert code == 0, shell.error
+        assert found["split"] == split and drawn.pop() == f"{split} AUC" and f"tiny, {split} window" in shell.error
+        lr = next(one for one in found["results"] if one["name"] == "lr")
+        parts = FeatureSet.open(Path(found["feature_set"])).rows(split)
+        labels = np.concatenate([part["label"] for part in parts])
+        scores = np.load(work / "comparisons" / "tiny" / "lr" / "seed-1" / f"scores-{split}.npy")
+        assert lr["auc_by_seed"][0] == pytest.approx(auc(labels, scores), abs=1e-5)
 
 
 @pytest.mark.parametrize(
