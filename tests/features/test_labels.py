@@ -151,6 +151,16 @@ def test_test_files_of_which_only_some_have_clicks_are_an_error(tmp_path: Path) 
         built(tmp_path, files, {"candidates": candidates}, split=split)
 
 
+def test_what_is_made_of_a_click_is_as_unknown_as_the_click(tmp_path: Path) -> None:
+    files = {"log": IMPRESSIONS[:2], "valid": IMPRESSIONS[2:3], "test": IMPRESSIONS[3:].drop("taken")}
+    shown = {"candidates": {"column": "shown", "clicked": "taken"}}
+    log = shown | {"label": "CASE WHEN clicked = 1 THEN 1 ELSE 0 END", "labels": {"early": "clicked = 1 AND time < 15"}}
+    found = built(tmp_path, files, log, split=BY_FILES)
+    assert nan(column(found, "test", "label")) == nan(column(found, "test", "label.early")) == [True] * 3
+    assert column(found, "train", "label") == [("N1", 0.0), ("N2", 1.0), ("N1", 1.0)]
+    assert column(found, "train", "label.early") == [("N1", 0.0), ("N2", 1.0), ("N1", 0.0)]
+
+
 def test_a_test_file_with_some_flags_is_broken(tmp_path: Path) -> None:
     files = {"log": IMPRESSIONS[:2], "valid": IMPRESSIONS[2:3]}
     files["test"] = IMPRESSIONS[3:].with_columns(text=pl.Series(["N1 N2-1", "N2-0"]))
@@ -192,6 +202,18 @@ def test_a_column_called_label_that_no_expression_uses_is_no_trouble(tmp_path: P
 def test_a_column_called_label_is_ambiguous_where_it_is_used(tmp_path: Path, history: Any, where: str) -> None:
     with pytest.raises(DataError, match=rf"log.parquet: {where} reads 'label'.*Write `_label` for the computed label"):
         built(tmp_path, {"log": OWN}, {"label": "liked"}, history=history, split=SHARES)
+
+
+@pytest.mark.parametrize("condition", ["label = 1", "_label = 1"])
+def test_a_column_called_label_that_is_the_label_is_no_ambiguity(tmp_path: Path, condition: str) -> None:
+    log = LOG.rename({"liked": "label"})
+    found = built(tmp_path, {"log": log}, {"label": "label"}, history={"events": condition}, split=SHARES)
+    assert column(found, "valid", "history_len")[-1] == (13, 3)
+
+
+def test_a_column_with_the_name_of_the_computed_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"log.parquet: column '_label' has the name of the computed label"):
+        built(tmp_path, {"log": OWN.rename({"label": "_label"})}, {"label": "liked"}, split=SHARES)
 
 
 def test_the_computed_label_has_a_name_of_its_own(tmp_path: Path) -> None:

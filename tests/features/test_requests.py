@@ -64,7 +64,7 @@ LOG = pl.DataFrame(
         "time": [0, 10, 11, 12, 12, 20, 30, 40],
         "label": [0, 1, 0, 1, 0, 1, 0, 1],
         # User 1 sees 12, then 11 and 13 on one page; user 2's request has the same number by chance.
-        "request": ["a", "b", "b", "b", "c", "b", None, "d"],
+        "request": ["a", "b", "b", "b", "c", "b", None, None],
     }
 )
 HISTORIES = {0: [], 10: [11], 12: [11], 20: [11], 30: [11, 12, 11, 13], 40: [11, 12, 11, 13, 11]}
