@@ -144,7 +144,9 @@ def _history(draw: st.DrawFn, shape: str) -> Content:
     if draw(st.booleans()):
         found["session_gap"] = draw(st.sampled_from(["6h", "1d"]))
     if draw(st.booleans()):
-        found["delay"] = draw(st.sampled_from(["1s", "2h", "5h"]))
+        # One that hides more than a day is refused beside a shorter age or session.
+        limited = "within" in found or "session_gap" in found
+        found["delay"] = draw(st.sampled_from(["1s", "2h", "5h"] if limited else ["1s", "5h", "30h"]))
     if draw(st.booleans()):
         found["events"] = "label == 1" if shape == "impressions" else "load < 0.7"
     if not draw(st.integers(0, 3)):
@@ -265,7 +267,8 @@ class RawFiles:
                 "past": [self._ids(rng.integers(100, 112, length)) for length in rng.integers(0, 4, count)],
             }
         )
-        table = table.with_columns(request=pl.col("time") // (SECONDS_A_DAY // 3))
+        # Requests of eight hours; some go on over midnight.
+        table = table.with_columns(request=(pl.col("time") + SECONDS_A_DAY // 6) // (SECONDS_A_DAY // 3))
         table = pl.concat([table, table.head(2)])  # legal duplicates
         if self.case.content["checks"].get("null") == "quarantine" and number % 2:
             table = table.with_columns(user=pl.when(pl.int_range(pl.len()) != 3).then("user"))
