@@ -147,3 +147,16 @@ def test_more_dropout_is_refused():
     """In steps of 1/65536 a chance of 0.999999 is 1: everything would be dropped and divided by nothing."""
     with pytest.raises(ValueError, match=r"less than or equal to 0\.99"):
         ModelConfig(dropout=0.999999)
+
+
+def test_pairs_keep_their_digits_in_half_precision():
+    """100 · 0.5 as the difference of the squares of 100.5 and 100, of which half precision holds three digits."""
+    tower = FactorizedNetwork([1, 1], 1, [2], 0.0).eval()
+    tower.norm = torch.nn.Identity()
+    with torch.no_grad():
+        for parameter in (*tower.linear.parameters(), *tower.logit.parameters()):
+            parameter.zero_()
+        for factor in tower.factors:
+            factor.weight.fill_(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert tower(torch.tensor([[100.0, 0.5]])).item() == 50
