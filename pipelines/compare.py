@@ -66,8 +66,8 @@ def run_study(
         QuadRankError: a file of the study cannot be used, a variant's rows differ, the split has no labels, or a trial
             failed.
     """
-    require_peers(study.peers, workspace.root / "comparisons" / study.name)
     plans = plan(study, train_defaults, root)
+    require_peers(study.peers, plans[0].contract, workspace.root / "comparisons" / study.name)
     feature_sets = []
     for one in plans:
         result = build(one.contract, workspace)

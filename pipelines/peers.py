@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from features.contract import Contract
+from features.errors import ConfigError
 from features.feature_set import FeatureSet, SplitName
 from pipelines.checkout import checkout
 from pipelines.study import Peer
@@ -15,14 +17,24 @@ MODULE = "fuxictr_rows"  # of benchmarks
 MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2"}
 
 
-def require_peers(peers: Sequence[Peer], folder: Path) -> None:
+def require_peers(peers: Sequence[Peer], contract: Contract, folder: Path) -> None:
     """Make the environment of a study's peers, where it has any: what fails fails before anything is trained.
 
+    Args:
+        peers: of the study.
+        contract: of the data that they are trained on.
+        folder: of the study.
+
     Raises:
-        ConfigError: this is no checkout, or the environment cannot be made.
+        ConfigError: this is no checkout, the environment cannot be made, or a table has versions.
     """
     if not peers:
         return
+    if contract.has_versions:
+        raise ConfigError(
+            f"peers {', '.join(peers)}: {contract.name} has tables with `valid_from`, and FuxiCTR's loader takes "
+            "one row an item and user. Take the peers out of the study, or `valid_from` out of its data."
+        )
     checkout(MODULE, f"peers {', '.join(peers)}")
     from benchmarks.fuxictr_peer import environment
     from benchmarks.fuxictr_rows import environment_of

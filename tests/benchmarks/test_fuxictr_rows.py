@@ -17,8 +17,12 @@ from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
 from features.build import build_feature_set
 from features.contract import load_contract
 from features.encoder import Encoder
+from features.errors import ConfigError
+from features.feature_set import FeatureSet, write_arrow
 from features.simulator.simulate import simulate
+from features.versions import ITEM_VERSIONS, ROW, VALID_FROM
 from tests.pipelines.test_commands import ROOT
+from tests.toy import toy_feature_set
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +144,12 @@ def test_a_failed_training_leaves_no_scores_behind(written, trained, tmp_path, m
     # The scores of the first one lie there still, and pass for nothing.
     train_peer(feature_set.path, "DIN", 1, tmp_path)
     assert len(trained) == 2
+
+
+def test_items_that_change_are_refused(tmp_path):
+    toy_feature_set(tmp_path / "toy", rows=100, users=10, items=10)
+    version = {ROW: np.array([2], np.int32), VALID_FROM: np.array([0]), "price": np.array([1], np.float32)}
+    write_arrow(tmp_path / "toy" / ITEM_VERSIONS, version)
+    with pytest.raises(ConfigError, match="has `valid_from`"):
+        write_data(FeatureSet.open(tmp_path / "toy"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import fuxictr_peer
+from features.contract import load_contract
 from features.errors import ConfigError
 from pipelines import checkout as checkout_module
 from pipelines import compare
@@ -21,6 +22,7 @@ from tests.pipelines.test_commands import ROOT
 STUDY = Study.model_validate(
     {"name": "tiny", "data": str(ROOT / "conf/data/simulated.yaml"), "variants": {"lr": {}}, "peers": ["fuxictr_din"]}
 )
+CONTRACT = load_contract(ROOT / "conf/data/simulated.yaml")
 
 
 def test_a_console_script_finds_the_benchmarks(tmp_path: Path) -> None:
@@ -43,8 +45,15 @@ def test_a_console_script_finds_the_benchmarks(tmp_path: Path) -> None:
 def test_outside_a_checkout_a_study_with_peers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkout_module, "ROOT", tmp_path)
     with pytest.raises(ConfigError, match=r"peers fuxictr_din: needs .*fuxictr_rows\.py.*clone the project"):
-        require_peers(STUDY.peers, tmp_path)
-    require_peers((), tmp_path)
+        require_peers(STUDY.peers, CONTRACT, tmp_path)
+    require_peers((), CONTRACT, tmp_path)
+
+
+def test_tables_that_change_are_no_data_for_peers(tmp_path: Path) -> None:
+    assert CONTRACT.items is not None
+    changing = CONTRACT.model_copy(update={"items": CONTRACT.items.model_copy(update={"valid_from": "since"})})
+    with pytest.raises(ConfigError, match=r"peers fuxictr_din: simulated has tables with `valid_from`"):
+        require_peers(STUDY.peers, changing, tmp_path)
 
 
 def test_an_environment_that_cannot_be_made_stops_a_study_before_it_trains(
