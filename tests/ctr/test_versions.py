@@ -21,7 +21,7 @@ from ctr.tables import frozen_tables
 from features.feature_set import FeatureSet, write_arrow
 from features.schema import FIRST_VALUE, UNKNOWN
 from features.versions import ITEM_VERSIONS, ROW, USER_VERSIONS, VALID_FROM, Versions
-from tests.toy import DAYS, GENRES, HOUR_US, HOURS, TAGS_LEN, toy_feature_set
+from tests.toy import DAYS, GENRES, HOUR_US, HOURS, SEGMENTS, TAGS, TAGS_LEN, toy_feature_set
 from tests.trained import random_model
 
 HALF = DAYS * 12 * HOUR_US  # the middle of the toy's log, on a full hour: rows lie before, at and after it
@@ -127,7 +127,7 @@ def test_without_versions_a_batch_names_none(tmp_path):
 
 
 def model_on(feature_set: FeatureSet) -> ClickModel:
-    return random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4, layers=1, rows=2))
+    return random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4, layers=1, rows=2, cross_cells=64))
 
 
 def test_a_model_sees_an_item_as_it_was(feature_set):
@@ -205,6 +205,16 @@ def test_boosting_reads_target_and_user_as_of_the_rows_time(feature_set):
     genre = made[:, own : own + GENRES]
     assert (genre == (items["genre"][:, None] == np.arange(FIRST_VALUE, FIRST_VALUE + GENRES))).all()
     assert (items["genre"] != feature_set.items["genre"][loader.column("item")]).any()
+    segment = made[:, own + GENRES + TAGS + 1 :][:, :SEGMENTS]
+    users = feature_set.users_as_of(loader.column("user"), loader.column("time"))
+    assert (segment == (users["segment"][:, None] == np.arange(FIRST_VALUE, FIRST_VALUE + SEGMENTS))).all()
+    # The last feature: how far the price lies from the mean of the past, missing ones counted as 0.
+    (batch,) = loader.epoch(0)
+    assert feature_set.item_versions is not None and batch.item_versions_U is not None
+    price_U = feature_set.item_versions.stacked["price"][batch.item_versions_U.numpy()]
+    past_BS = np.where(batch.history_BS.numpy() > 0, np.nan_to_num(price_U[batch.history_BS.numpy()]), 0)
+    distance = items["price"] - past_BS.sum(axis=1) / np.maximum(loader.column("history_len"), 1)
+    np.testing.assert_allclose(made[:, -1], distance, rtol=1e-5, atol=1e-5)
 
 
 def test_boosting_reads_events_as_of_the_rows_time():
