@@ -25,11 +25,13 @@ class Drawn:
 
     Args:
         items_RK: item rows, int32 [R, K], `NONE` (-1) where none was found.
-        possible: over all positives, how many items (uniform) or takings they were drawn from.
+        possible_R: how many items (uniform) or takings each positive's were drawn from, int64 [R].
+        time_R: times of the positives (µs), int64 [R].
     """
 
     items_RK: np.ndarray
-    possible: int
+    possible_R: np.ndarray
+    time_R: np.ndarray
 
 
 def draw_negatives(
@@ -88,7 +90,7 @@ def draw_negatives(
                 legal &= ~seen.by(user_R[open_R], drawn, time_R[open_R])
             result_RK[open_R[legal], k] = drawn[legal]
             open_R = open_R[~legal]
-    return Drawn(result_RK, int((high_R - low_R).sum()))
+    return Drawn(result_RK, high_R - low_R, time_R)
 
 
 def _by_first_time(

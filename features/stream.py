@@ -22,6 +22,7 @@ from features.instants import Instants
 from features.log import (
     CONTEXT,
     EVENT,
+    FIRST_TIME,
     GIVEN,
     HISTORY,
     INSTANT,
@@ -83,7 +84,7 @@ class Stream:
 
     def most_rows(self) -> int:
         """Rows of a pass: those of the log, drawn ones, and earlier events, also those of users that nobody knows."""
-        drawn = self.sampling.drawn if self.sampling else 0
+        drawn = 0 if self._negatives is None else int((self._negatives.items_RK != NONE).sum())
         earlier = sum(events.select(pl.len()).collect(engine="streaming").item() for events in self.log.earlier)
         return self.log.rows + drawn + int(earlier)
 
@@ -106,16 +107,16 @@ class Stream:
         hashes = id_hashes(self.encoder.users), id_hashes(self.encoder.items)
         return draw_negatives(user_R, item_R, time_R, spec, *hashes, instant_R)
 
-    @property
-    def sampling(self) -> Sampling | None:
-        """What was drawn, None without `negatives`."""
+    def sampling(self, first_time: int = FIRST_TIME) -> Sampling | None:
+        """What was drawn for positives from `first_time` (µs) on, None without `negatives`."""
         if self._negatives is None:
             return None
-        drawn = int((self._negatives.items_RK != NONE).sum())
-        rows = len(self._negatives.items_RK)
+        chosen_R = self._negatives.time_R >= first_time
+        drawn = int((self._negatives.items_RK[chosen_R] != NONE).sum())
+        rows = max(int(chosen_R.sum()), 1)
         rate = None
         if self.contract.interactions.negatives and self.contract.interactions.negatives.how == "uniform":
-            rate = drawn / max(self._negatives.possible, 1)
+            rate = drawn / max(int(self._negatives.possible_R[chosen_R].sum()), 1)
         return Sampling(drawn=drawn, per_positive=drawn / rows, rate=rate)
 
     def _passes(self, frame: pl.LazyFrame, declared: Callable[[pl.DataFrame], Arrays]) -> Iterator[Arrays]:

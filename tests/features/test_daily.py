@@ -406,3 +406,20 @@ def test_a_row_is_let_in_by_the_item_table_of_today(tmp_path: Path) -> None:
     after = build(declared, 8)
     assert after.manifest.windows["train"].rows > before.manifest.windows["train"].rows
     assert_equal(after, build(declared, 8, out="other"))
+
+
+def test_a_sampling_rate_is_that_of_the_window(tmp_path: Path) -> None:
+    """Uniform negatives are drawn from ever more items: rows before the window would raise the rate."""
+    write_days(tmp_path, range(9))
+    content = without_device(tmp_path).model_dump(exclude_unset=True)
+    content["interactions"] |= {"label": None, "negatives": {"per_positive": 2, "exclude": "none"}}
+    built = build(Contract.model_validate(content), 8, window=3)
+    sampling = built.manifest.sampling
+    assert sampling is not None and sampling.rate is not None
+    drawn = sum(window.rows - window.positives for window in built.manifest.windows.values())
+    positives = sum(window.positives for window in built.manifest.windows.values())
+    assert (sampling.drawn, sampling.per_positive) == (drawn, drawn / positives)
+    log = pl.concat(day_of_log(number) for number in range(9))
+    taken = log.group_by("item").agg(pl.col("time").min())["time"].sort()
+    in_window = log.filter(pl.col("time") >= (datetime(2026, 3, 7, tzinfo=UTC).timestamp()))["time"]
+    assert sampling.rate == pytest.approx(drawn / taken.search_sorted(in_window, side="left").sum())
