@@ -110,11 +110,13 @@ def contract_of(case: Case, folder: Path) -> Contract | None:
 
 
 def build(contract: Contract, out: Path, as_of: int | None, window: int) -> FeatureSet | DataError:
-    """A feature set, or why there is none: a window without rows, say."""
+    """A feature set; or the error, if it is that a window has no rows."""
     day = None if as_of is None else (FIRST + timedelta(days=as_of)).isoformat()
     try:
         return build_feature_set(contract, out, as_of=day, window=window).feature_set
     except DataError as error:
+        if "window has no rows" not in str(error):
+            raise
         return error
 
 
