@@ -41,7 +41,7 @@ ITEM_COLUMNS: dict[str, Content] = {
     "price": {"type": "numeric"},
     "price_bin": {"type": "buckets", "source": "price", "edges": [3, 6]},
 }
-BATCHES = st.sampled_from(["rated", "rated", "positives", "impressions"])
+SHAPES = st.sampled_from(["rated", "rated", "positives", "impressions"])
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A contract over all options, a log, and what happens to it. The last step is a build."""
-    shape = draw(BATCHES)
+    # Such a contract alone carries events on from one build to the next.
+    plain = not draw(st.integers(0, 2))
+    shape = draw(st.sampled_from(["rated", "impressions"]) if plain else SHAPES)
     content: Content = {
         "name": "drawn",
         "interactions": draw(_interactions(shape)),
@@ -75,6 +77,11 @@ def cases(draw: st.DrawFn) -> Case:
         "checks": draw(_checks()),
         "split": {"by": "days", "valid": 1, "test": draw(st.integers(1, 2))},
     }
+    if plain:
+        content["counters"] = {}
+        content["history"] = draw(_history(shape).filter(lambda one: "given" not in one)) | {"tables": []}
+        if content["history"].get("repeats") == "first":
+            content["history"]["repeats"] = "consecutive"
     residuals = [name for name, one in content["counters"].items() if (one["of"], one["value"]) == ("item", "rate")]
     if "given" in content["history"]:
         content["counters"] = {}
@@ -258,7 +265,7 @@ class RawFiles:
                 "item": self._ids(rng.integers(100, 100 + ITEMS + number // 2, count)),
                 "time": start_of(number) + rng.integers(0, 12, count) * (SECONDS_A_DAY // 12),
                 "rating": pl.Series(rng.integers(1, 6, count), dtype=pl.Int64),
-                "device": rng.choice(["phone", "desk", f"watch{number // 3}"], count),
+                "device": rng.choice(["phone", "desk", f"watch{number // 3}", f"glass{salt}"], count),
                 "load": rng.random(count).round(2),
                 "dwell": pl.Series(
                     [None if one == 0 else one for one in rng.integers(0, 9, count).tolist()], dtype=pl.Int64
