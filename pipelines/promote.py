@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,25 +42,25 @@ def reasons_against(manifest: BundleManifest, champion: Mapping[str, str]) -> li
 
     Its calibration ratio on the test window must lie within `CALIBRATION_RANGE` (both ends allowed); its AUC be above
     the popularity control's; and the upper end of its AUC's 95 % interval not below the champion's AUC, where the
-    champion was measured on the same feature set. A number that is NaN does not pass.
+    champion was measured on the same feature set. A number that is NaN, or was not measured, does not pass.
 
     Args:
         manifest: of the bundle.
         champion: tags of the champion's version; empty where there is none.
     """
     split, metrics = next(iter(manifest.metrics.items()))
-    popularity = manifest.controls["popularity"]["auc"]
+    ratio, auc, auc_high = (metrics.get(name, math.nan) for name in ("calibration_ratio", "auc", "auc_high"))
+    popularity = manifest.controls["popularity"].get("auc", math.nan)
     reasons = []
     low, high = CALIBRATION_RANGE
-    if not low <= metrics["calibration_ratio"] <= high:
-        reasons.append(f"calibration ratio {metrics['calibration_ratio']:.3f} is outside {low} to {high}")
-    if not metrics["auc"] > popularity:
-        reasons.append(f"{split} AUC {metrics['auc']:.4f} is not above popularity's {popularity:.4f}")
+    if not low <= ratio <= high:
+        reasons.append(f"calibration ratio {ratio:.3f} is outside {low} to {high}")
+    if not auc > popularity:
+        reasons.append(f"{split} AUC {auc:.4f} is not above popularity's {popularity:.4f}")
     if champion.get("feature_set") == manifest.feature_set:
-        best = float(champion[f"{split}_auc"])
-        if not metrics["auc_high"] >= best:
-            measured = f"{metrics['auc']:.4f} (at most {metrics['auc_high']:.4f})"
-            reasons.append(f"{split} AUC {measured} is below the champion's {best:.4f}")
+        best = float(champion.get(f"{split}_auc", math.nan))
+        if not auc_high >= best:
+            reasons.append(f"{split} AUC {auc:.4f} (at most {auc_high:.4f}) is below the champion's {best:.4f}")
     return reasons
 
 

@@ -78,6 +78,18 @@ def test_just_outside(changed: dict[str, float], tags: dict[str, str], reason: s
     assert reasons_against(manifest(METRICS | changed), tags) == [reason]
 
 
+def test_what_was_not_measured_lets_nothing_pass() -> None:
+    assert reasons_against(manifest({}), champion(0.60)) == [
+        "calibration ratio nan is outside 0.8 to 1.25",
+        "test AUC nan is not above popularity's 0.6500",
+        "test AUC nan (at most nan) is below the champion's 0.6000",
+    ]
+    unmeasured = {"feature_set": FACTS.feature_set}
+    assert reasons_against(manifest(METRICS), unmeasured) == [
+        "test AUC 0.7000 (at most 0.7200) is below the champion's nan"
+    ]
+
+
 def test_a_control_that_is_no_number_lets_nothing_pass() -> None:
     assert reasons_against(manifest(METRICS, popularity=math.nan), {}) == [
         "test AUC 0.7000 is not above popularity's nan"
