@@ -381,5 +381,5 @@ def test_a_feature_set_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_current_that_names_a_missing_version_is_explained(tmp_path: Path) -> None:
     (tmp_path / "CURRENT").write_text("2026-01-31-aaaaaaaa")
-    with pytest.raises(DataError, match=r"2026-01-31-aaaaaaaa: no MANIFEST\.json: not a feature set"):
+    with pytest.raises(DataError, match=r"CURRENT: names '2026-01-31-aaaaaaaa', and there is no such folder"):
         FeatureSet.open(tmp_path)

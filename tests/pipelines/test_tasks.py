@@ -74,7 +74,8 @@ def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path,
     # Rows whose label is unknown are left out of the metrics.
     labels = task_labels(feature_set, "test", "like")
     half = np.arange(len(labels)) < len(labels) // 2
-    monkeypatch.setattr("pipelines.evaluate.task_labels", lambda *_: np.where(half, labels, np.nan).astype(np.float32))
+    known = {"test": np.where(half, labels, np.nan), "train": task_labels(feature_set, "train", "like")}
+    monkeypatch.setattr("pipelines.evaluate.task_labels", lambda _, split, name: known[split].astype(np.float32))
     found = task_metrics(feature_set, "test", {"like": scores["like"]})["like"]["auc"]
     assert found == pytest.approx(auc(labels[half], scores["like"][half]))
     assert found != result["tasks"]["test"]["like"]["auc"]
