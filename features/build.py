@@ -36,7 +36,7 @@ from features.files import looked_at_once
 from features.fit import Fitted, Tables, fit
 from features.instants import Instants
 from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, open_log
-from features.parts import sorted_part, windows_of, write_part
+from features.parts import sorted_part, windows_of, without_rows, write_part
 from features.pointer import point_at
 from features.profile.write import write_profile
 from features.progress import progress
@@ -137,6 +137,8 @@ class Build:
         self.clock.lap("check the log")
         splitter = self._splitter(log)
         train = fitted_on.filter(splitter.is_train)
+        if self.plan and not train.head(1).collect(engine="streaming").height:
+            raise without_rows(log.path, "train")
         fitted = self._fit(log, tables, train)
         encoder = fitted.encoder
         write_arrow(self.staging / USERS, encoder.user_table)

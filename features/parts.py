@@ -113,15 +113,18 @@ def window_of(rows: dict[str, np.ndarray]) -> Window | None:
     )
 
 
+def without_rows(path: str, name: SplitName) -> DataError:
+    """That a split of the log at `path` is empty."""
+    return DataError(f"{path}: the {name} window has no rows. Change split.valid and split.test, or bring more data.")
+
+
 def windows_of(parts: list[PartEntry], path: str) -> dict[SplitName, Window]:
     """The window of each split over its parts. Raises DataError, naming the log at `path`, for a split without rows."""
     windows: dict[SplitName, Window] = {}
     for name in SPLITS:
         found = [part.window for part in parts if part.split == name and part.window is not None]
         if not found:
-            raise DataError(
-                f"{path}: the {name} window has no rows. Change split.valid and split.test, or bring more data."
-            )
+            raise without_rows(path, name)
         windows[name] = Window(
             rows=sum(window.rows for window in found),
             positives=sum(window.positives for window in found),

@@ -423,3 +423,12 @@ def test_a_sampling_rate_is_that_of_the_window(tmp_path: Path) -> None:
     taken = log.group_by("item").agg(pl.col("time").min())["time"].sort()
     in_window = log.filter(pl.col("time") >= (datetime(2026, 3, 7, tzinfo=UTC).timestamp()))["time"]
     assert sampling.rate == pytest.approx(drawn / taken.search_sorted(in_window, side="left").sum())
+
+
+def test_a_window_whose_training_days_are_missing_is_refused_as_such(tmp_path: Path) -> None:
+    """Before anything is fitted: counters have no mean label, and vectors no items."""
+    write_days(tmp_path, range(9))
+    for number in range(4, 7):
+        (tmp_path / f"log/day-{number:02d}.parquet").unlink()
+    with pytest.raises(DataError, match="the train window has no rows"):
+        build(without_device(tmp_path, COUNTED), 8, window=5)
