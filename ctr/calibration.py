@@ -181,7 +181,8 @@ def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: n
         platt        f = a l + b               (Platt 1999): and too high or too low overall
         isotonic     a rising polyline         (Zadrozny and Elkan 2002): wrong by level; wants thousands of rows
 
-    The polyline runs through isotonic regression's value at the centre of up to 25 bins of equal weight, in logits.
+    The polyline takes its slopes from isotonic regression's values at the centres of up to 25 bins of equal weight, in
+    logits; its level is the one that predicts as many positives as there are.
 
     Args:
         method: which.

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.calibration import BENDS, Calibrator, Curve, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
+from ctr.calibration import (
+    BENDS,
+    SUREST,
+    Calibrator,
+    Curve,
+    calibrate,
+    cross_fitted,
+    fit_curve,
+    logits_of,
+    recalibrated,
+)
 from ctr.metrics import auc, ece, log_loss
 
 
@@ -141,3 +151,38 @@ def test_what_cannot_be_halved_is_not_judged():
     assert cross_fitted("platt", scores, labels, np.zeros(4)) is None
     assert cross_fitted("platt", scores, labels, labels) is None
     assert calibrate(Calibrator(), "platt", scores, labels, np.zeros(4)).after == {}
+
+
+def test_certain_scores_have_finite_logits():
+    surest = np.log((1 - SUREST) / SUREST)
+    np.testing.assert_allclose(logits_of(np.array([0.0, 0.5, 1.0])), [-surest, 0, surest], rtol=1e-6)
+    # Computed in double precision, whatever the scores are kept in.
+    score = np.float32(0.1)
+    assert logits_of(np.array([score])) == pytest.approx(np.log(float(score) / (1 - float(score))), rel=1e-12)
+
+
+def test_labels_without_any_doubt_give_a_finite_curve():
+    logits = np.linspace(-3, 3, 400)
+    calibrated = fit_curve("isotonic", logits, (logits > 0).astype(float))(logits)
+    assert np.isfinite(calibrated).all() and (np.diff(calibrated) > 0).all()
+
+
+def test_one_score_for_all_becomes_the_rate():
+    curve = fit_curve("isotonic", np.zeros(100), np.arange(100) < 30)
+    assert probability(curve(np.zeros(1)))[0] == pytest.approx(0.3, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_what_is_reported_of_a_weight_of_two_is_of_the_row_twice(method: str):
+    logits, labels = drawn(4_000)
+    users = np.arange(len(labels)) // 10
+    weights = np.where(labels == 1, 2.0, 1.0)
+    twice = np.repeat(np.arange(len(labels)), weights.astype(int))
+    scores = probability(2 * logits)
+    weighted = calibrate(Calibrator(), method, scores, labels, users, weights)
+    repeated = calibrate(Calibrator(), method, scores[twice], labels[twice], users[twice])
+    assert weighted.before["log_loss"] == pytest.approx(repeated.before["log_loss"])
+    assert weighted.after["log_loss"] == pytest.approx(repeated.after["log_loss"], abs=1e-4)
+    # Rows of weight one would be calibrated to another rate altogether.
+    unweighted = calibrate(Calibrator(), method, scores, labels, users)
+    assert abs(unweighted.after["log_loss"] - repeated.after["log_loss"]) > 0.01

@@ -12,6 +12,7 @@ import pytest
 
 from features import publish
 from features.build import build_feature_set
+from features.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import MANIFEST, FeatureSet
 from features.revision import code_hash, revision
@@ -192,6 +193,37 @@ def test_what_is_not_published_yet_is_not_found(tmp_path: Path) -> None:
     built = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
     built.path.rename(built.path.with_name(f"{publish.STAGING}dead"))
     assert publish.find_version(tmp_path / "out" / "raw", built.manifest.source) is None
+
+
+def test_the_newest_sound_version_of_a_source_is_found(tmp_path: Path) -> None:
+    built = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    folder, source = built.path.parent, built.manifest.source
+    shutil.copytree(built.path, folder / "2100-01-01-aaaaaaaa")
+    newest = publish.find_version(folder, source)
+    assert newest is not None and newest.path.name == "2100-01-01-aaaaaaaa"
+    (newest.path / MANIFEST).write_text("{}")
+    sound = publish.find_version(folder, source)
+    assert sound is not None and sound.path == built.path
+    assert publish.find_version(folder, "another source") is None
+
+
+def test_every_file_that_a_contract_names_is_read(tmp_path: Path) -> None:
+    names = ["train.csv", "valid.csv", "test.csv", "past.csv", "items.csv", "users.csv", "vectors.npy", "ids.npy"]
+    for name in names:
+        (tmp_path / name).touch()
+    contract = Contract.model_validate(
+        {
+            "name": "files",
+            "root": str(tmp_path),
+            "interactions": {"path": "train.csv", "user": "user", "item": "item", "time": "time", "label": "label"},
+            "history": {"tables": [{"path": "past.csv", "user": "user", "item": "item", "time": "time"}]},
+            "items": {"path": "items.csv", "id": "item"},
+            "users": {"path": "users.csv", "id": "user"},
+            "embeddings": {"text": {"path": "vectors.npy", "ids": "ids.npy"}},
+            "split": {"by": "files", "valid": "valid.csv", "test": "test.csv"},
+        }
+    )
+    assert publish.source_files(contract) == [str(tmp_path / name) for name in names]
 
 
 def test_a_version_whose_manifest_is_broken_is_built_again(tmp_path: Path) -> None:
