@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,16 @@ def test_logged_rows_become_requests_that_encode_to_what_is_stored(built: Featur
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
         assert encoded.context["query"].tolist() == stored.context["query"].tolist()
         assert encoded.history_events["query"].tolist() == stored.history_events["query"].tolist()
+
+
+def test_the_longest_history_is_found_in_the_part_that_holds_it() -> None:
+    class TwoParts:
+        def rows(self, split: str) -> list[dict[str, np.ndarray]]:
+            assert split == "test"
+            return [{"history_len": np.array([1, 0, 2])}, {"history_len": np.array([400, 3])}]
+
+    longest = chosen_rows(cast(FeatureSet, TwoParts()))[-1]
+    assert (longest.part, longest.index) == (1, 0)
 
 
 def test_an_index_without_an_example_gives_way_in_request_and_case_alike(built: FeatureSet) -> None:

@@ -209,6 +209,15 @@ def test_the_bootstrap_is_seeded():
     assert first != auc_interval(labels, scores, clusters=users, seed=2)
 
 
+def test_an_interval_of_weighted_rows_is_that_of_repeated_rows():
+    labels, scores = rows(300, seed=4)
+    users, weights = np.arange(300) // 3, np.where(labels == 1, 1, 3)
+    twice = np.repeat(np.arange(300), weights)
+    weighted = auc_interval(labels, scores, weights.astype(float), clusters=users)
+    repeated = auc_interval(labels[twice], scores[twice], clusters=users[twice])
+    assert weighted == pytest.approx(repeated)
+
+
 def test_the_paired_interval_draws_users():
     # Each user's ten rows are copies: of the hundred users, not of the thousand rows, there is luck.
     labels, scores = rows(100, seed=6)

@@ -18,7 +18,7 @@ from features.contract import Contract
 from features.daily import Carry
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet
+from features.feature_set import MANIFEST, FeatureSet
 from features.log import EVENT
 from features.settings import merge, validate
 from features.stream import LOGGED, ROW
@@ -322,6 +322,15 @@ def test_a_day_is_taken_from_whichever_version_has_it(tmp_path: Path) -> None:
     assert (len(kept_files(whole, back)), (back.path / "carry").exists()) == (6, False)
     day_of_log(77).with_columns(pl.col("time") - 70 * 86_400).write_parquet(tmp_path / "log/day-07.parquet")
     assert_equal(build(declared, 7, window=4), build(declared, 7, out="other", window=4))
+
+
+def test_a_broken_version_hides_no_older_one(tmp_path: Path) -> None:
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path)
+    whole, newest = build(declared, 8), build(declared, 8, window=5)
+    (newest.path / MANIFEST).write_text("{}")
+    after = build(declared, 9)
+    assert len(kept_files(whole, after)) == 12
 
 
 def test_rows_put_aside_teach_no_vocabulary(tmp_path: Path) -> None:
