@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ctr.bundle import MANIFEST, STAGING, Facts, open_bundle, publish, seal
+from ctr.bundle import (
+    GOLDEN,
+    MANIFEST,
+    STAGING,
+    Facts,
+    Golden,
+    GoldenCase,
+    open_bundle,
+    publish,
+    seal,
+    write_json,
+)
 from features.errors import ConfigError, DataError
 from features.feature_set import FileEntry, Window
 from features.pointer import NEWEST, point_at
@@ -103,6 +114,26 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, bundle: Path) -> None:
         open_bundle(bundle)
     (bundle / MANIFEST).write_text(json.dumps({"format": 1}))
     with pytest.raises(DataError, match="name: Field required"):
+        open_bundle(bundle)
+
+
+def test_golden_requests_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    golden = Golden(tolerance=2e-5, cases=[GoldenCase(name="one", request={"user": "Zoë"}, scores=[0.25, 0.5])])
+    with publish(tmp_path / "bundle") as folder:
+        write_json(folder / GOLDEN, golden)
+        seal(folder, FACTS)
+    assert open_bundle(tmp_path / "bundle").golden() == golden
+    assert "Zoë" in (tmp_path / "bundle" / GOLDEN).read_text(encoding="utf-8")
+
+
+def test_a_malformed_file_is_named_with_the_place_in_it(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["windows"]["train"]["rows"] = "many"
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"MANIFEST\.json: not a MANIFEST\.json of format 1: windows\.train\.rows: "):
+        open_bundle(bundle)
+    (bundle / MANIFEST).write_text("no JSON")
+    with pytest.raises(DataError, match=r"of format 1: the file: "):
         open_bundle(bundle)
 
 

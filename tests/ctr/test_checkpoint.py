@@ -203,6 +203,30 @@ def test_other_batches_are_refused(saved, feature_set, changed):
         store.load(model, take_step)
 
 
+def test_another_table_is_other_data_and_another_order_of_files_is_not(feature_set):
+    def identity(changed: dict[str, str], backwards: bool = False) -> str:
+        files = feature_set.manifest.files
+        names = sorted(files, reverse=backwards)
+        entries = {
+            name: files[name].model_copy(update={"sha256": changed.get(name, files[name].sha256)}) for name in names
+        }
+        other = FeatureSet(feature_set.path, feature_set.manifest.model_copy(update={"files": entries}))
+        return Identity.of(tiny_model(feature_set), other, CONFIG).data_fingerprint
+
+    table = next(name for name in feature_set.manifest.files if name.startswith("rows/train/"))
+    assert identity({}) == identity({}, backwards=True)
+    assert identity({table: "0" * 64}) != identity({})
+
+
+def test_every_evaluation_has_a_line_in_the_curve(saved, feature_set):
+    folder, model, take_step = saved
+    state = TrainState(step=4, epoch=0, batch=4, halvings=0)
+    for step in (2, 4):
+        state.record(look(step=step), "auc")
+    open_store(folder, feature_set, model).save(state, model, take_step)
+    assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [2, 4]
+
+
 def test_a_label_may_change(saved, feature_set):
     folder, model, take_step = saved
     model.config = model.config.model_copy(update={"architecture": "another_name"})
