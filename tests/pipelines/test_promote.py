@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ctr.bundle import Bundle, BundleManifest, publish, seal
 from features.errors import GateError
 from features.pointer import follow, point_at
 from pipelines import promote
-from pipelines.promote import gate, make_champion, reasons_against
+from pipelines.promote import gate, make_champion, promote_bundle, reasons_against
 from pipelines.workspace import Workspace
 from tests.ctr.test_bundle import FACTS, fill
 
@@ -91,6 +94,8 @@ def test_what_was_not_measured_lets_nothing_pass() -> None:
 
 
 def test_a_control_that_is_no_number_lets_nothing_pass() -> None:
+    unmeasured = manifest(METRICS).model_copy(update={"controls": {"popularity": {}}})
+    assert reasons_against(unmeasured, {}) == ["test AUC 0.7000 is not above popularity's nan"]
     assert reasons_against(manifest(METRICS, popularity=math.nan), {}) == [
         "test AUC 0.7000 is not above popularity's nan"
     ]
@@ -144,3 +149,59 @@ def test_the_alias_moves_before_current(tmp_path: Path) -> None:
     said = make_champion(bundle, "3", up, workspace)
     assert up.aliases == [("quadrank-toy", "champion", "3")]
     assert follow(bundles).name == "new" and said[1] == f"{bundles / 'CURRENT'} is now new"
+
+
+class Store(Registry):
+    """Registered versions in memory; one is registered inside a run alone."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__({})
+        self.root = root
+        self.known: dict[tuple[str, str], str] = {}
+        self.runs: list[dict[str, Any]] = []
+        self.running = False
+
+    def find_version(self, name: str, model_version: str) -> str | None:
+        return self.known.get((name, model_version))
+
+    @contextmanager
+    def run(self, **described: Any) -> Iterator[None]:
+        self.runs.append(described)
+        self.running = True
+        yield
+        self.running = False
+
+    def register(self, path: Path, name: str) -> str:
+        assert self.running and path.is_dir()
+        version = str(len(self.known) + 1)
+        self.known[name, "run-1"] = version
+        return version
+
+
+def test_a_bundle_is_registered_once_and_promoted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(tmp_path)
+    path = workspace.bundles("toy") / "run-1"
+    facts = FACTS.model_copy(update={"metrics": {"test": METRICS}, "controls": {"popularity": {"auc": POPULARITY}}})
+    with publish(path) as folder:
+        fill(folder)
+        seal(folder, facts)
+    store = Store(tmp_path)
+    monkeypatch.setattr(promote, "Tracker", lambda root: store if root == tmp_path else None)
+    monkeypatch.setattr(promote.Ranker, "load", lambda path: None)
+    console = Console(record=True, width=200)
+    first, again = (promote_bundle(path, workspace, console) for _ in range(2))
+    described = {"experiment": "quadrank-toy", "run_name": "promote run-1", "tags": {"stage": "promote"}, "params": {}}
+    assert store.runs == [described]
+    expected = {"status": "done", "exit_code": 0, "name": "quadrank-toy", "version": "1", "alias": "champion"}
+    assert first == again == expected | {"bundle": str(path)}
+    assert store.aliases == [("quadrank-toy", "champion", "1")] * 2
+    assert follow(workspace.bundles("toy")) == path
+    assert "models:/quadrank-toy@champion is now version 1 (run-1)" in console.export_text()
+
+
+def test_a_bundle_of_another_place_leaves_current(tmp_path: Path) -> None:
+    registry: Any = Registry({})
+    done = make_champion(Bundle(tmp_path / "elsewhere", manifest(METRICS)), "3", registry, Workspace(tmp_path / "work"))
+    assert registry.aliases == [("quadrank-toy", "champion", "3")]
+    current = tmp_path / "work/bundles/toy/CURRENT"
+    assert done[-1] == f"{current} stays as it is: the bundle lies elsewhere" and not current.exists()
