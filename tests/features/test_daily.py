@@ -15,6 +15,7 @@ from features import build as build_module
 from features import counter_pass
 from features.build import build_feature_set
 from features.contract import Contract
+from features.daily import carries_on
 from features.daily import Carry
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
@@ -322,6 +323,23 @@ def test_a_day_is_taken_from_whichever_version_has_it(tmp_path: Path) -> None:
     assert (len(kept_files(whole, back)), (back.path / "carry").exists()) == (6, False)
     day_of_log(77).with_columns(pl.col("time") - 70 * 86_400).write_parquet(tmp_path / "log/day-07.parquet")
     assert_equal(build(declared, 7, window=4), build(declared, 7, out="other", window=4))
+
+
+@pytest.mark.parametrize(
+    ("over", "carries"),
+    [
+        ({}, True),
+        ({"history": {"within": "3d", "repeats": "consecutive"}}, True),
+        ({"history": {"repeats": "first"}}, False),
+        ({"counters": {"seen": {"of": "item", "value": "count"}}}, False),
+        ({"history": {"tables": [{"path": "past.parquet", "user": "u", "item": "i", "time": "t"}]}}, False),
+    ],
+    ids=["plain", "consecutive", "first", "counters", "tables"],
+)
+def test_events_are_carried_on_where_the_newest_are_all_that_is_needed(
+    tmp_path: Path, over: Any, carries: bool
+) -> None:
+    assert carries_on(contract(tmp_path, over)) is carries
 
 
 def test_a_broken_version_hides_no_older_one(tmp_path: Path) -> None:
