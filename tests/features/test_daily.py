@@ -15,8 +15,7 @@ from features import build as build_module
 from features import counter_pass
 from features.build import build_feature_set
 from features.contract import Contract
-from features.daily import carries_on
-from features.daily import Carry
+from features.daily import Carry, carries_on
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import MANIFEST, FeatureSet
