@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctr.calibration import Curve
+from ctr.calibration import Calibrator, Curve, fit_curve, logits_of
+from ctr.columns import row_weights
 from ctr.config import ModelConfig, TrainConfig
-from features.feature_set import FeatureSet
+from features.errors import ConfigError
+from features.feature_set import FeatureSet, Sampling
 from features.progress import silent
+from pipelines import fitting
 from pipelines.evaluate import score_split
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
 from tests.toy import toy_feature_set
@@ -63,3 +67,84 @@ def test_a_finished_training_that_is_resumed_is_calibrated_once(feature_set: Fea
     scores = score_split(model, feature_set, "valid").scores
     model.calibrator.set(Curve())
     assert np.abs(scores - score_split(model, feature_set, "valid").scores).max() > 1e-3
+
+
+def test_evaluations_and_progress_are_told(feature_set: FeatureSet, tmp_path: Path) -> None:
+    steps, bars = [], []
+
+    def bar(*settings: Any, **named: Any) -> Any:
+        bars.append(settings)
+        return silent(*settings, **named)
+
+    model = new_model(MODEL, feature_set, TRAIN.seed)
+    fit_and_calibrate(model, feature_set, TRAIN, tmp_path, lambda found: steps.append(found.step), progress=bar)
+    assert len(steps) == 2 and steps[1] == 2 * steps[0]
+    assert bars
+
+
+class Tasks:
+    """A model of two further labels, of which only the calibrators are asked."""
+
+    config = ModelConfig(tasks=("like", "share"))
+
+    def __init__(self) -> None:
+        self.by_name = {name: Calibrator() for name in self.config.tasks}
+        for calibrator in self.by_name.values():
+            calibrator.set(Curve(slope=3.0))  # of a training that was resumed
+
+    def calibrators(self) -> dict[str, Calibrator]:
+        return self.by_name
+
+
+def test_tasks_are_calibrated_on_validation_rows_whose_label_is_known(
+    feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = feature_set.manifest.windows["valid"].rows
+    draw = np.random.default_rng(0)
+    scores = draw.uniform(0.05, 0.6, rows)
+    likes = np.where(np.arange(rows) % 4 == 0, np.nan, draw.random(rows) < scores / 2)
+    labels = {"like": likes, "share": np.zeros(rows)}
+    asked: list[tuple[object, str]] = []
+
+    def predict_tasks(model: object, of: object, split: str) -> dict[str, np.ndarray]:
+        asked.append((of, split))
+        return {"like": scores, "share": scores}
+
+    def task_labels(of: object, split: str, name: str) -> np.ndarray:
+        asked.append((of, split))
+        return labels[name]
+
+    monkeypatch.setattr(fitting, "predict_tasks", predict_tasks)
+    monkeypatch.setattr(fitting, "task_labels", task_labels)
+    model: Any = Tasks()
+    fitting._calibrate_tasks(model, feature_set, TRAIN)
+    assert asked == [(feature_set, "valid")] * 3
+    known = ~np.isnan(likes)
+    expected = fit_curve("platt", logits_of(scores[known]), likes[known], row_weights(feature_set, "valid")[known])
+    like, share = model.by_name["like"], model.by_name["share"]
+    assert (like.slope.item(), like.shift.item()) == pytest.approx((expected.slope, expected.shift), rel=1e-4)
+    assert expected.shift < -0.3
+    # Nobody shared anything: nothing to fit, and nothing is left of an earlier curve.
+    assert (share.slope.item(), share.shift.item()) == (1.0, 0.0)
+
+
+def test_tasks_beside_negatives_of_known_rate_are_refused(
+    feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TrainedError(Exception):
+        pass
+
+    def fit(*settings: Any, **named: Any) -> None:
+        raise TrainedError
+
+    def drawn(rate: float | None) -> FeatureSet:
+        sampling = Sampling(drawn=10, per_positive=1.0, rate=rate)
+        return FeatureSet(feature_set.path, feature_set.manifest.model_copy(update={"sampling": sampling}))
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    model: Any = Tasks()
+    with pytest.raises(ConfigError, match=r"model\.tasks: like, share cannot be learned beside drawn negatives"):
+        fit_and_calibrate(model, drawn(0.1), TRAIN, tmp_path, progress=silent)
+    for feature_set_without_rate in (drawn(None), feature_set):
+        with pytest.raises(TrainedError):
+            fit_and_calibrate(model, feature_set_without_rate, TRAIN, tmp_path, progress=silent)
