@@ -43,16 +43,22 @@ def revision_of(package: Path) -> str:
         released = version("quadrank")
     except PackageNotFoundError:
         released = "not installed"
-    if not (package.parent / ".git").exists():
-        return released
+    commit = commit_of(package.parent)
+    return released if commit is None else f"{released} (git {commit})"
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit that a checkout stands at, `-dirty` when changed since; None where the folder is none."""
+    if not (checkout / ".git").exists():
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=package,
+            cwd=checkout,
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return released
-    return f"{released} (git {described.stdout.strip()})"
+        return None
+    return described.stdout.strip()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from functools import cache
 from pathlib import Path
 
-from features.revision import hash_of
+from features.revision import commit_of, hash_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("features", "ctr", "pipelines")
@@ -15,17 +14,7 @@ PACKAGES = ("features", "ctr", "pipelines")
 
 def git_revision() -> str:
     """The commit the code stands at, `-dirty` when changed since; `unknown` outside a checkout."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
+    return commit_of(ROOT) or "unknown"
 
 
 @cache
