@@ -160,6 +160,13 @@ def test_a_scale_is_fitted_on_rows_of_every_slot_of_a_page(monkeypatch: pytest.M
     assert np.bincount(places % 6, minlength=6).min() > 250
 
 
+def test_a_scale_is_fitted_on_all_rows_where_they_are_few() -> None:
+    chunk = {"time": np.arange(50), ROW: np.arange(50) != 7}
+    stream: Any = SimpleNamespace(narrow=lambda: [chunk], encoder=SimpleNamespace(users=None))
+    places = _training_places(stream, Splitter(pl.lit(True), 40, 45, "time"))
+    assert places.tolist() == [place for place in range(40) if place != 7]
+
+
 def test_labels_of_later_windows_reach_no_training_row(tmp_path: Path) -> None:
     simulate(tmp_path, rows=2_400, users=80, items=120, seed=1)
     contract = load_contract(SIMULATED, OVER, root=str(tmp_path))

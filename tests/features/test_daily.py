@@ -325,6 +325,31 @@ def test_a_day_is_taken_from_whichever_version_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "over", [{}, {"counters": {"seen": {"of": "user", "value": "count"}}}], ids=["plain", "counters"]
+)
+def test_added_day_by_day_equals_built_at_once_in_several_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: Any
+) -> None:
+    """Each day has a file a bucket; a later version has the buckets of the one whose days it keeps."""
+    monkeypatch.setattr(build_module, "ROWS_A_BUCKET", 150)
+    write_days(tmp_path, range(10))
+    declared = without_device(tmp_path, over)
+    for number in (8, 9):
+        last = build(declared, number)
+    at_once = build(declared, 9, out="other")
+    assert last.manifest.buckets > 2 and len(last.manifest.parts) == 7 * last.manifest.buckets
+    assert_equal(last, at_once)
+    if not over:
+        return
+    # What a server reads: what each user had seen when the log ended, whichever bucket counted it.
+    snapshot = Encoder.load(last.path)
+    assert snapshot.snapshot is not None
+    users = pl.concat(day_of_log(number) for number in range(10))["user"].value_counts()
+    counted = snapshot.snapshot.users["seen"][snapshot.users.encode(users["user"])]
+    assert counted.tolist() == users["count"].to_list()
+
+
+@pytest.mark.parametrize(
     ("over", "carries"),
     [
         ({}, True),
