@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from features.build import build_feature_set
 from features.encoder import Encoder
 from features.feature_set import FeatureSet
 from features.request import parse_request
+from features.schema import UNKNOWN
 from tests.features.raw import ROWS, Tables, raw_log
 
 BUCKETS = 50_000_000
@@ -40,6 +42,13 @@ def test_logged_rows_become_requests_that_encode_to_what_is_stored(built: Featur
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
         assert encoded.context["query"].tolist() == stored.context["query"].tolist()
         assert encoded.history_events["query"].tolist() == stored.history_events["query"].tolist()
+
+
+def test_nobody_in_particular_asks_without_a_user(built: FeatureSet) -> None:
+    encoder = Encoder.load(built.path)
+    known = logged_case(built, chosen_rows(built)[0], np.array([2]))
+    assert raw_request(known, encoder)["user"] == encoder.users.value(known.user)
+    assert raw_request(replace(known, user=UNKNOWN), encoder)["user"] is None
 
 
 def test_the_longest_history_is_found_in_the_part_that_holds_it() -> None:
