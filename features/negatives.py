@@ -25,7 +25,7 @@ class Drawn:
 
     Args:
         items_RK: item rows, int32 [R, K], `NONE` (-1) where none was found.
-        possible_R: how many items (uniform) or takings each positive's were drawn from, int64 [R].
+        possible_R: how many items (uniform) or positives each positive's were drawn from, int64 [R].
         time_R: times of the positives (µs), int64 [R].
     """
 

@@ -234,7 +234,7 @@ def test_as_of_leaves_out_versions_that_begin_after_the_day(tmp_path):
 
 
 def spread_over_days(tables: Tables) -> None:
-    """Four instants a day for ten days; 101 changes on the fifth, 102 is first told of on the seventh, `NEW` late."""
+    """Four instants a day for ten days; 101 changes on the fifth, 102 first appears on the seventh, `NEW` late."""
     changing(tables)
     hours = 6 * 60 * MINUTE
     log = tables["log"].with_columns(time=START + (pl.col("time") - START) // MINUTE * hours)
