@@ -1,4 +1,4 @@
-"""What `pip install quadrank` brings: every sub-package, the shipped settings, and nothing of the checkout beside them."""
+"""What `pip install quadrank` brings: every sub-package, the shipped settings, nothing of the checkout beside them."""
 
 import os
 import subprocess
