@@ -22,7 +22,7 @@ PRESET := conf/model/$(MODEL).yaml
 SPREAD := --dist loadfile --no-loadscope-reorder
 OPTIONS = $(foreach s,$(SET),--set $(s)) $(if $(ROOT),--root $(ROOT))
 
-.PHONY: help setup simulate features train test test-slow mutants tune export promote report mmctr bench lint format lock wheel clean
+.PHONY: help setup simulate features train test test-slow mutants tune export promote report mmctr bench lint format lock docs wheel clean
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -99,8 +99,12 @@ lock: .venv/.ready  ## resolve requirements.lock again from pyproject.toml
 	    --fork-strategy fewest --generate-hashes --quiet --override .venv/without-torch.txt --no-emit-package torch \
 	    --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
 
+docs: .venv/.ready  ## the pages of docs/ as a site in .site/; a broken link fails
+	@$(BIN)/mkdocs build --quiet
+	@echo "open .site/index.html"
+
 wheel: .venv/.ready  ## the installable package, dist/quadrank-*.whl
 	@$(BIN)/python -m hatchling build --target wheel
 
 clean:  ## remove what the commands wrote (raw data in data/ other than the simulated log stays)
-	rm -rf feature_sets runs bundles inspections benchmarks/results data/simulated mlartifacts mlflow.db* .mutants .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf feature_sets runs bundles inspections benchmarks/results data/simulated mlartifacts mlflow.db* .mutants .mypy_cache .ruff_cache .pytest_cache .site build dist *.egg-info
