@@ -6,7 +6,6 @@ Shapes: B rows, E width of a user's two embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,23 +13,9 @@ from torch.nn import functional as F
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
+from ctr.outputs import Outputs
 
 TEMPERATURE = 0.1  # of the cosines that tell users apart
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """One forward pass.
-
-    Args:
-        click_B: logits.
-        tasks: logits [B] of further labels, by name.
-        users: with `align_users`, what a row's past says in content and in ids, [B, E] each.
-    """
-
-    click_B: Tensor
-    tasks: dict[str, Tensor] = field(default_factory=dict)
-    users: tuple[Tensor, Tensor] | None = None
 
 
 def weighted_log_loss(logit_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.losses import Outputs, click_loss, training_loss
+from ctr.losses import click_loss, training_loss
 from ctr.memory import keep_freed_memory
 from ctr.optim import FiniteGuard, make_optimizer
+from ctr.outputs import Outputs
 from ctr.row_optim import RowOptimizer
 from ctr.row_table import RowTable
 from features.errors import ConfigError

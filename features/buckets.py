@@ -11,9 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.arrow import to_arrow, to_numpy
-
-Column = Any  # a numpy array [rows]; lists of different lengths as a pa.LargeListArray (64-bit offsets)
-Arrays = dict[str, Column]
+from features.chunk import Arrays, Column
 
 
 def by_bucket(

@@ -16,6 +16,7 @@ import polars as pl
 from features.buckets import by_bucket
 from features.checks.history_tables import checked_events
 from features.checks.validation import Checked, Finding, check_log
+from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract import Contract
 from features.counter_pass import Counted, Scales, count
 from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
@@ -35,7 +36,7 @@ from features.feature_set import (
 from features.files import looked_at_once
 from features.fit import Fitted, Tables, fit
 from features.instants import Instants
-from features.log import ITEM, LABEL, LAST_TIME, TIME, USER, Log, Unchecked, open_log
+from features.log import Log, Unchecked, open_log
 from features.parts import sorted_part, windows_of, without_rows, write_part
 from features.pointer import point_at
 from features.profile.write import write_profile

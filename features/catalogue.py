@@ -9,10 +9,11 @@ from features.columns_category import CategoricalEncoder
 from features.contract import Contract, Table
 from features.errors import DataError, named
 from features.files import find_files
+from features.keys import canonical
 from features.sources import expression, readable, require_columns, scan
 from features.table_versions import refuse_wrong_unit, valid_from, versions_of
 from features.versions import VALID_FROM
-from features.vocabulary import Vocabulary, canonical
+from features.vocabulary import Vocabulary
 
 
 def read_table(contract: Contract, table: Table, which: str, as_of: str | None = None) -> pl.DataFrame:

@@ -12,9 +12,10 @@ import polars as pl
 from features.columns import ColumnEncoder
 from features.contract_columns import Categorical, Hashed, Tags
 from features.errors import ConfigError, DataError
+from features.keys import canonical
 from features.sampling import mixed
 from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
-from features.vocabulary import Vocabulary, canonical
+from features.vocabulary import Vocabulary
 
 MOST_EXAMPLES = 10_000  # values of a hashed column that are kept
 

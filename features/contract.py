@@ -14,13 +14,14 @@ from features.contract_labels import label_features
 from features.contract_log import Checks, Counter, Format, History, Interactions, Split
 from features.contract_vectors import Embedding, Vectors
 from features.errors import ConfigError
-from features.schema import LABEL_PREFIX
 from features.settings import Settings, load_yaml, merge, validate
 
 # Names that the feature set itself uses for row and event columns.
 RESERVED_COLUMNS = frozenset(
     {"user", "item", "label", "time", "weight", "request", "history_end", "history_len", "present"}
 )
+# Row columns of further targets: label.<name>.
+LABEL_PREFIX = "label."
 RESERVED_PREFIXES = ("_", LABEL_PREFIX)
 
 

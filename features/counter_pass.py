@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.buckets import Arrays, by_bucket
+from features.buckets import by_bucket
+from features.chunk import COUNTER, INSTANT, LABEL, LOGGED, ROW, Arrays
 from features.columns import Columns
 from features.columns_number import NumericEncoder
 from features.counters import final, running
 from features.encoder import Snapshot, fields
-from features.log import INSTANT, LABEL
-from features.parts import COUNTER
 from features.sampling import drawn
 from features.split import Splitter
-from features.stream import LOGGED, ROW, Stream
+from features.stream import Stream
 
 PLACE = "_place"  # of a row in the stream
 MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, drawn evenly over the log

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from features.buckets import Arrays
+from features.chunk import CARRIED, DAY, EVENT, HISTORY, INSTANT, LOGGED, ROW, TIME, Arrays
 from features.contract import Contract
 from features.contract_columns import Gap
 from features.contract_log import History
@@ -21,10 +21,9 @@ from features.errors import ConfigError, DataError
 from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
 from features.files import content_hash, find_files
 from features.fit import Tables
-from features.log import DAY, EVENT, HISTORY, INSTANT, TIME, open_log
-from features.parts import CARRIED, Part, window_of
+from features.log import open_log
+from features.parts import Part, window_of
 from features.revision import code_hash
-from features.stream import LOGGED, ROW
 
 EPOCH = date(1970, 1, 1)
 KEYS = {"user": pl.Int32, "item": pl.Int32, "time": pl.Int64}  # of an event, with how it is stored

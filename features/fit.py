@@ -8,17 +8,18 @@ import numpy as np
 import polars as pl
 
 from features.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
+from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER
 from features.columns import ColumnEncoder, Columns, encode_value, fit_column
 from features.contract import Contract
 from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
 from features.encoder import Encoder, encode_table, encode_versions, fields
 from features.errors import DataError, named
-from features.log import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER, Log, chunks, value_counts
+from features.keys import canonical
+from features.log import Log, chunks, value_counts
 from features.sampling import drawn
 from features.schema import UNKNOWN, Schema
 from features.table_versions import latest, visible
 from features.versions import ITEM_VERSIONS, USER_VERSIONS
-from features.vocabulary import canonical
 
 MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, drawn evenly over it
 

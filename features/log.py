@@ -9,24 +9,33 @@ from typing import Any
 
 import polars as pl
 
+from features.chunk import (
+    CONTEXT,
+    EVENT,
+    FIRST_TIME,
+    GIVEN,
+    HISTORY,
+    ITEM,
+    LABEL,
+    LABELS,
+    LAST_TIME,
+    RAW_TIME,
+    REQUEST,
+    SPLIT,
+    TIME,
+    USER,
+    WEIGHT,
+)
 from features.contract import Contract
 from features.contract_columns import Gap, Residual
 from features.contract_labels import CLICKED_NAMES, LABEL_NAMES, columns_read
 from features.contract_log import Given, HistoryTable
 from features.errors import DataError, named
 from features.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
+from features.keys import canonical
 from features.sources import expression, readable, refuse_not_common, require_columns, scan
-from features.vocabulary import canonical
 
-USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_event", "_split"
-WEIGHT, REQUEST, GIVEN = "_weight", "_request", "_given"
-RAW_TIME = "_raw_time"  # of an event of another table
-INSTANT = "_instant"  # as of when a row knows the past
-CONTEXT, HISTORY, LABELS = "_context.", "_history.", "_labels."
-# The years 1 and 9999, which calendars stop at, in µs since 1970.
-FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_800_000_000
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-DAY = 86_400_000_000
 ROWS_A_CHUNK = 500_000
 
 

@@ -10,18 +10,15 @@ import polars as pl
 import pyarrow as pa
 
 from features.arrow import to_numpy
-from features.buckets import Arrays, taken
+from features.buckets import taken
+from features.chunk import CARRIED, COUNTER, EVENT, GIVEN, HISTORY, INSTANT, LOGGED, ROW, SPLIT, Arrays
 from features.contract import Contract
 from features.encoder import Encoder
 from features.errors import DataError
 from features.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
 from features.history import gap_seconds, history_spans, without_repeats
-from features.log import EVENT, GIVEN, HISTORY, INSTANT, SPLIT
 from features.split import Splitter
-from features.stream import LOGGED, ROW
 
-COUNTER = "_counter."  # raw value of an item counter at a row
-CARRIED = "_carried"  # an event that an earlier build had made
 MARKS = (INSTANT, EVENT, ROW, LOGGED, SPLIT, CARRIED)
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
-import polars as pl
-
-from features.schema import FIRST_VALUE
-from features.vocabulary import Vocabulary
 
 
 def mixed(state: np.ndarray | np.uint64, value: np.ndarray | np.uint64) -> np.ndarray:
@@ -41,18 +35,3 @@ def drawn(first: int, rows: int, one_in: int, seed: int = 1) -> np.ndarray:
     chosen = (mixed(mixed(np.uint64(seed), np.uint64(0)), group) % np.uint64(one_in)).astype(np.int64)
     places = group * one_in + chosen - first
     return places[(places >= 0) & (places < rows)]
-
-
-def id_hashes(ids: Vocabulary) -> np.ndarray:
-    """64 bits of each id of a catalogue, whatever row it has there, uint64 [size]; 0 for padding and unknown.
-
-    Whole numbers are mixed; of text it is the first 8 bytes of its sha256.
-    """
-    if ids.whole_numbers:
-        hashed = mixed(np.uint64(0), ids.values.to_numpy())
-    else:
-        texts = ids.values.cast(pl.String).to_list()
-        hashed = np.array(
-            [int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") for one in texts], np.uint64
-        )
-    return np.concatenate([np.zeros(FIRST_VALUE, np.uint64), hashed])

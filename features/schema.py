@@ -9,8 +9,6 @@ from features.settings import Settings
 PADDING = 0
 UNKNOWN = 1
 FIRST_VALUE = 2
-# Row columns of further targets: label.<name>.
-LABEL_PREFIX = "label."
 
 
 class Field(Settings):

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from features.chunk import DAY, SPLIT, TIME, USER
 from features.contract import Contract
 from features.errors import DataError
-from features.log import DAY, SPLIT, TIME, USER, Log, chunks, distinct
+from features.log import Log, chunks, distinct
 from features.schema import FIRST_VALUE
 from features.vocabulary import Vocabulary
 

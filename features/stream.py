@@ -12,14 +12,8 @@ import polars as pl
 import pyarrow as pa
 
 from features.arrow import to_arrow
-from features.buckets import Arrays, Column, taken
-from features.columns import ColumnEncoder
-from features.contract import Contract
-from features.encoder import Encoder
-from features.errors import named
-from features.feature_set import Sampling
-from features.instants import Instants
-from features.log import (
+from features.buckets import taken
+from features.chunk import (
     CONTEXT,
     EVENT,
     FIRST_TIME,
@@ -29,21 +23,28 @@ from features.log import (
     ITEM,
     LABEL,
     LABELS,
+    LOGGED,
     REQUEST,
+    ROW,
     SPLIT,
     TIME,
     USER,
     WEIGHT,
-    Log,
-    chunks,
+    Arrays,
+    Column,
 )
+from features.columns import ColumnEncoder
+from features.contract import LABEL_PREFIX, Contract
+from features.encoder import Encoder
+from features.errors import named
+from features.feature_set import Sampling
+from features.instants import Instants
+from features.keys import canonical
+from features.log import Log, chunks
 from features.negatives import NONE, Drawn, draw_negatives
-from features.sampling import id_hashes
-from features.schema import LABEL_PREFIX, UNKNOWN
-from features.vocabulary import canonical
+from features.schema import UNKNOWN
+from features.vocabulary import id_hashes
 
-# Of this build: it trains, validates or tests. Of the log: it was recorded, so counters count it and its label is one.
-ROW, LOGGED = "_row", "_logged"
 KEYS = (USER, ITEM, TIME, LABEL)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from features.log import INSTANT
+from features.chunk import INSTANT
 from features.schema import UNKNOWN
 
 ITEM_VERSIONS, USER_VERSIONS = "item_versions.arrow", "user_versions.arrow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
+from features.keys import canonical
+from features.sampling import mixed
 from features.schema import FIRST_VALUE, UNKNOWN
 
 DENSE = 16  # whole numbers spread over so many times their count are still looked up in a table
@@ -153,32 +156,16 @@ def _frequent(raw: pl.Series, min_count: int, times: pl.Series | None) -> pl.Ser
     return counts.filter(pl.col("times") >= min_count).sort(["times", "value"], descending=[True, False])["value"]
 
 
-def canonical(raw: pl.Series) -> pl.Series:
-    """The column as Int64 or String keys. Whole floats (a csv with blanks) are integers.
+def id_hashes(ids: Vocabulary) -> np.ndarray:
+    """64 bits of each id of a catalogue, whatever row it has there, uint64 [size]; 0 for padding and unknown.
 
-    Raises:
-        DataError: fractional numbers, floats too large to be exact (2^53; of 32 bits 2^24), integers that 64 bits do
-            not hold, or a type that names nothing (lists, dates).
+    Whole numbers are mixed; of text it is the first 8 bytes of its sha256.
     """
-    dtype = raw.dtype
-    if dtype == pl.String or dtype == pl.Null:
-        return raw
-    if dtype in (pl.Categorical, pl.Enum, pl.Boolean):
-        return raw.cast(pl.String)
-    if dtype in (pl.Int64, pl.Int32, pl.Int16, pl.Int8, pl.UInt32, pl.UInt16, pl.UInt8):
-        return raw.cast(pl.Int64)
-    if dtype.is_integer() or dtype.is_float():
-        keys = raw.cast(pl.Int64, strict=False)
-        bits = 63 if dtype.is_integer() else 24 if dtype == pl.Float32 else 53
-        is_key = keys.is_not_null()
-        if dtype.is_float():
-            # From there on a float is the nearest of several whole numbers, and may have been another one.
-            is_key &= (raw == raw.floor()) & (raw.abs() < 2.0**bits)
-        broken = raw.filter(raw.is_not_null() & ~is_key)
-        if broken.len():
-            raise DataError(
-                f"column {raw.name!r}: {broken.len()} values, e.g. {broken[0]}, are not whole numbers below 2^{bits} "
-                "and cannot be ids or categories. Declare the column `numeric`, round it, or write it as text."
-            )
-        return keys
-    raise DataError(f"column {raw.name!r}: type {dtype} cannot be ids or categories. Use integers or text.")
+    if ids.whole_numbers:
+        hashed = mixed(np.uint64(0), ids.values.to_numpy())
+    else:
+        texts = ids.values.cast(pl.String).to_list()
+        hashed = np.array(
+            [int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") for one in texts], np.uint64
+        )
+    return np.concatenate([np.zeros(FIRST_VALUE, np.uint64), hashed])

@@ -21,11 +21,11 @@ from ctr.ranking_metrics import ranking_metrics, requests_of
 from ctr.slices import slice_metrics
 from ctr.toplists import top_lists
 from ctr.trainer import predict
+from features.contract import LABEL_PREFIX
 from features.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
-from features.schema import LABEL_PREFIX
 from features.versions import instants_of
 from pipelines.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace

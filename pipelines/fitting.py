@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctr.calibration import Calibrated, Curve, calibrate
+from ctr.calibration import Calibrated, calibrate
+from ctr.calibrator import Curve
 from ctr.checkpoint import MODEL, save_tensors
 from ctr.columns import column, row_weights
 from ctr.config import ModelConfig, TrainConfig

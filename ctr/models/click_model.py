@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.batch import Batch
-from ctr.calibration import Calibrator
+from ctr.calibrator import Calibrator
 from ctr.config import ModelConfig
 from ctr.embedding import FieldEncoder, ItemEncoder
 from ctr.interest.alignment import UserAlignment
@@ -21,7 +21,7 @@ from ctr.interest.match import MatchFeatures
 from ctr.interest.past import BatchPast, Past
 from ctr.interest.readers import Reader, make_attention
 from ctr.interest.similarity import SimilaritySpaces
-from ctr.losses import Outputs
+from ctr.outputs import Outputs
 from ctr.tables import FrozenTables, TableBuffers
 from ctr.towers import make_tower
 from ctr.towers.wide import WideCrosses

@@ -11,10 +11,11 @@ import polars as pl
 
 from features.checks.rules import day_of, plausible
 from features.checks.validation import Finding
+from features.chunk import FIRST_TIME, ITEM, LAST_TIME, RAW_TIME, TIME, USER
 from features.contract import Contract
 from features.contract_log import HistoryTable, Policy
 from features.errors import DataError
-from features.log import FIRST_TIME, ITEM, LAST_TIME, MICROSECONDS, RAW_TIME, TIME, USER, end_of, event_tables
+from features.log import MICROSECONDS, end_of, event_tables
 from features.sources import readable
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from features.checks.rules import ROW, Violation, numbered
+from features.chunk import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
 from features.contract import Contract
 from features.errors import DataError
-from features.log import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
 from features.sources import scan
 
 QUARANTINE = "quarantine.parquet"

@@ -11,11 +11,11 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 
+from features.chunk import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, SPLIT, TIME, USER, WEIGHT
 from features.contract import Contract
 from features.contract_columns import Buckets, Gap, Numeric, Residual
 from features.contract_log import Policy
 from features.errors import ConfigError, DataError
-from features.log import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, SPLIT, TIME, USER, WEIGHT
 from features.settings import unknown_key
 
 ROW = "_row"

@@ -10,31 +10,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.buckets import Arrays, by_bucket
+from features.buckets import by_bucket
 from features.checks.examples import with_example
 from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
 from features.checks.quarantine import QUARANTINE, put_aside
 from features.checks.rules import RowRules, Violation, label_name, row_rules
+from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Arrays
 from features.contract import Contract
 from features.contract_log import Format, Policy
 from features.errors import DataError, named
-from features.log import (
-    CONTEXT,
-    EVENT,
-    GIVEN,
-    HISTORY,
-    ITEM,
-    LABEL,
-    LABELS,
-    REQUEST,
-    TIME,
-    USER,
-    WEIGHT,
-    Unchecked,
-    chunks,
-)
+from features.keys import canonical
+from features.log import Unchecked, chunks
 from features.sources import readable, scan
-from features.vocabulary import canonical
 
 KEY_BUCKETS = 32
 SCRATCH = ".scratch-checks"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -12,36 +11,10 @@ from features.contract import Contract
 from features.contract_vectors import Embedding
 from features.errors import DataError, named
 from features.files import find_files, is_url, read_bytes
-from features.schema import FIRST_VALUE, UNKNOWN
+from features.schema import UNKNOWN
 from features.sources import read
+from features.vectors.store import ItemVectors
 from features.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class ItemVectors:
-    """One vector set on the rows of the catalogue (I items, W dimensions).
-
-    Args:
-        name: of the set.
-        vectors_IW: float32 [items, width], zeros where there is nothing.
-        present_I: bool [items], items that have a vector of their own.
-        filled_I: bool [items], items that borrowed one from their neighbours.
-    """
-
-    name: str
-    vectors_IW: np.ndarray
-    present_I: np.ndarray
-    filled_I: np.ndarray
-
-    @property
-    def width(self) -> int:
-        """Dimensions of a vector."""
-        return int(self.vectors_IW.shape[1])
-
-    @property
-    def coverage(self) -> float:
-        """Share of catalogue items that have a vector of their own."""
-        return float(self.present_I[FIRST_VALUE:].mean())
 
 
 def read_vectors(name: str, contract: Contract, items: Vocabulary) -> ItemVectors:

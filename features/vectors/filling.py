@@ -9,8 +9,8 @@ import numpy as np
 from features.contract_vectors import Embedding, Neighbourly
 from features.schema import FIRST_VALUE, PADDING
 from features.vectors.coclicks import CoClicks
-from features.vectors.embeddings import ItemVectors
 from features.vectors.neighbours import Score, best, coclicks_to, cosine_to
+from features.vectors.store import ItemVectors
 from features.vectors.transforms import blocks, mean_of
 
 BY_CLICKS = "clicks"

@@ -15,7 +15,6 @@ from features.contract import Contract
 from features.errors import DataError
 from features.feature_set import FeatureSet
 from features.schema import FIRST_VALUE
-from features.vectors.embeddings import ItemVectors
 from features.vectors.fitted import to_unit
 from features.vectors.neighbours import best
 from features.vectors.next_clicks import (
@@ -31,6 +30,7 @@ from features.vectors.next_clicks import (
 )
 from features.vectors.probe import probe
 from features.vectors.semantic_ids import column_names
+from features.vectors.store import ItemVectors
 from features.vectors.transforms import blocks, mean_of
 
 SAMPLED = 20_000  # items that lengths, variance and tags are read from

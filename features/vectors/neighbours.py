@@ -14,8 +14,8 @@ from features.contract_vectors import Neighbours
 from features.errors import ConfigError
 from features.schema import FIRST_VALUE, PADDING
 from features.vectors.coclicks import CoClicks
-from features.vectors.embeddings import ItemVectors
 from features.vectors.fitted import to_unit
+from features.vectors.store import ItemVectors
 
 SCORES_A_BLOCK = 1 << 23
 

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from features.errors import DataError
-from features.vectors.embeddings import ItemVectors
+from features.schema import FIRST_VALUE
 
 EMBEDDINGS = "embeddings"
 NEIGHBOURS = "neighbours"
 LARGEST_INT8 = 127
 Dtype = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """One vector set on the rows of the catalogue (I items, W dimensions).
+
+    Args:
+        name: of the set.
+        vectors_IW: float32 [items, width], zeros where there is nothing.
+        present_I: bool [items], items that have a vector of their own.
+        filled_I: bool [items], items that borrowed one from their neighbours.
+    """
+
+    name: str
+    vectors_IW: np.ndarray
+    present_I: np.ndarray
+    filled_I: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+        return int(self.vectors_IW.shape[1])
+
+    @property
+    def coverage(self) -> float:
+        """Share of catalogue items that have a vector of their own."""
+        return float(self.present_I[FIRST_VALUE:].mean())
 
 
 def write_vectors(folder: Path, one: ItemVectors, dtype: Dtype) -> None:

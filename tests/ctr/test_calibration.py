@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.calibration import (
-    BENDS,
-    SUREST,
-    Calibrator,
-    Curve,
-    calibrate,
-    cross_fitted,
-    fit_curve,
-    logits_of,
-    recalibrated,
-)
+from ctr.calibration import SUREST, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
+from ctr.calibrator import BENDS, Calibrator, Curve
 from ctr.metrics import auc, ece, log_loss
 
 

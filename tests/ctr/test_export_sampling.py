@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.calibration import Curve
+from ctr.calibrator import Curve
 from ctr.export import _for_serving
 from ctr.parity import expected, grid_cases
 from features.feature_set import Sampling

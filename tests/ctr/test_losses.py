@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.losses import Outputs, alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
+from ctr.losses import alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
+from ctr.outputs import Outputs
 
 NAN = float("nan")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ctr.batch import Batch
 from ctr.config import TrainConfig
 from ctr.feed import on_device, windows
-from ctr.losses import Outputs
+from ctr.outputs import Outputs
 from ctr.row_table import RowTable
 from ctr.step import SMALL_TABLE_ROWS, TrainStep
 from features.errors import ConfigError, NumericalError

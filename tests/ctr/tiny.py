@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ctr.batch import Batch
 from ctr.config import ModelConfig
-from ctr.losses import Outputs
+from ctr.outputs import Outputs
 from ctr.row_table import RowTable
 from ctr.tables import FrozenTables, frozen_tables
 from features.feature_set import FeatureSet

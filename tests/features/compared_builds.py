@@ -11,10 +11,11 @@ import numpy as np
 from features.columns import ColumnEncoder
 from features.columns_category import CategoricalEncoder, TagsEncoder
 from features.columns_number import BucketsEncoder, NumericEncoder
+from features.contract import LABEL_PREFIX
 from features.daily import carries_on
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet
-from features.schema import FIRST_VALUE, LABEL_PREFIX
+from features.schema import FIRST_VALUE
 from features.vocabulary import Vocabulary
 
 EXACT = ("time", "label", "weight", "request")

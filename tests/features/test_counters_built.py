@@ -14,6 +14,7 @@ import pytest
 
 from features import counter_pass
 from features.build import build_feature_set
+from features.chunk import ROW
 from features.contract import Contract, load_contract
 from features.counter_pass import _training_places
 from features.counters import CounterState
@@ -22,7 +23,6 @@ from features.feature_set import SPLITS, FeatureSet
 from features.request import parse_request
 from features.simulator.simulate import simulate
 from features.split import Splitter
-from features.stream import ROW
 
 SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {

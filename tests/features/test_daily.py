@@ -14,14 +14,13 @@ import pytest
 from features import build as build_module
 from features import counter_pass
 from features.build import build_feature_set
+from features.chunk import EVENT, LOGGED, ROW
 from features.contract import Contract
 from features.daily import Carry, carries_on
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import MANIFEST, FeatureSet
-from features.log import EVENT
 from features.settings import merge, validate
-from features.stream import LOGGED, ROW
 from features.vocabulary import Vocabulary
 from tests.features.decoded import assert_same_rows, decoded
 

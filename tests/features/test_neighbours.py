@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from features.contract_vectors import Neighbours
 from features.vectors import neighbours as module
 from features.vectors.coclicks import Clicks, CoClicks
-from features.vectors.embeddings import ItemVectors
 from features.vectors.neighbours import best, nearest_neighbours
+from features.vectors.store import ItemVectors
 
 
 def set_of(vectors: Any, present: Any = None) -> ItemVectors:

@@ -15,8 +15,7 @@ from hypothesis.extra.numpy import arrays
 from features.errors import DataError
 from features.feature_set import FeatureSet, Manifest
 from features.schema import Schema, VectorSet
-from features.vectors.embeddings import ItemVectors
-from features.vectors.store import Dtype, decoded, read_stored, write_vectors
+from features.vectors.store import Dtype, ItemVectors, decoded, read_stored, write_vectors
 
 
 def one_set(vectors: Any) -> ItemVectors:

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from ctr.calibration import Curve, cross_fitted, fit_curve, logits_of
+from ctr.calibration import cross_fitted, fit_curve, logits_of
+from ctr.calibrator import Curve
 from ctr.columns import column, row_weights
 from ctr.config import ModelConfig, TrainConfig
 from ctr.metrics import log_loss

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctr.calibration import Calibrator, Curve, fit_curve, logits_of
+from ctr.calibration import fit_curve, logits_of
+from ctr.calibrator import Calibrator, Curve
 from ctr.columns import row_weights
 from ctr.config import ModelConfig, TrainConfig
 from features.errors import ConfigError
