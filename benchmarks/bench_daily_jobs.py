@@ -10,7 +10,7 @@ import polars as pl
 from benchmarks.bench_features import MOST_ITEMS
 from benchmarks.bench_features_jobs import CONTRACT
 from features.build import build_feature_set
-from features.contract import load_contract
+from features.contract.contract import load_contract
 from features.feature_set import FeatureSet
 from features.simulator.simulate import simulate
 

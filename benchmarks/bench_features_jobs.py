@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.measured import ROOT
 from features.build import build_feature_set
-from features.contract import load_contract
+from features.contract.contract import load_contract
 
 CONTRACT = ROOT / "benchmarks" / "feature_build.yaml"
 MAX_LEN = 64  # of histories, as in the published experiments of the model

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from ctr.agreement import TOLERANCE
 from features.atomic import flush, flush_tree
+from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
 from features.feature_set import FileEntry, SplitName, Window, sha256_of
 from features.pointer import CURRENT, NEWEST, follow
-from features.settings import Settings
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"

@@ -25,9 +25,9 @@ from ctr.config import ModelConfig, TrainConfig
 from ctr.optim import LOOKS_BEFORE_HALVING
 from ctr.step import TrainStep
 from features.atomic import replace_file, write_text
+from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet, sha256_of
-from features.settings import Settings
 
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"

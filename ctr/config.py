@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from features.settings import Settings, load_yaml, merge, validate
+from features.contract.settings import Settings, load_yaml, merge, validate
 
 
 class ModelConfig(Settings):

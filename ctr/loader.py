@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ctr.batch import Batch
 from ctr.order import EpochOrder
-from features.contract import LABEL_PREFIX
+from features.contract.contract import LABEL_PREFIX
 from features.errors import DataError
 from features.feature_set import FeatureSet, SplitName
 from features.schema import PADDING, UNKNOWN

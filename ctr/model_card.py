@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ctr.bundle import Facts, GoldenCase
-from features.contract import Contract
-from features.contract_columns import ColumnSpec
+from features.contract.columns import ColumnSpec
+from features.contract.contract import Contract
 from features.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.

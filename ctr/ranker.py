@@ -13,11 +13,11 @@ from pydantic import Field, PositiveInt
 
 from ctr.agreement import logit_difference
 from ctr.bundle import RANKER, SCORE, Bundle, open_bundle
+from features.contract.settings import Settings, load_yaml, merge, validate
 from features.encoder import EncodedRequest, Encoder
 from features.errors import ConfigError, NumericalError
 from features.request import Limits, Request, parse_request
 from features.schema import UNKNOWN
-from features.settings import Settings, load_yaml, merge, validate
 
 NAMED = 5  # ids named in one message
 

@@ -17,7 +17,7 @@ from features.buckets import by_bucket
 from features.checks.history_tables import checked_events
 from features.checks.validation import Checked, Finding, check_log
 from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.counter_pass import Counted, Scales, count
 from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.encoder import USERS, Encoder

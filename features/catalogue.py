@@ -6,7 +6,7 @@ import polars as pl
 
 from features.columns import Columns, fit_column
 from features.columns_category import CategoricalEncoder
-from features.contract import Contract, Table
+from features.contract.contract import Contract, Table
 from features.errors import DataError, named
 from features.files import find_files
 from features.keys import canonical

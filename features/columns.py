@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import polars as pl
 
-from features.contract_columns import ColumnSpec
+from features.contract.columns import ColumnSpec
 from features.errors import named
 from features.schema import Field
 from features.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from features.columns import ColumnEncoder
-from features.contract_columns import Categorical, Hashed, Tags
+from features.contract.columns import Categorical, Hashed, Tags
 from features.errors import ConfigError, DataError
 from features.keys import canonical
 from features.sampling import mixed

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from features.columns import ColumnEncoder
-from features.contract_columns import Buckets, Numeric, Residual
+from features.contract.columns import Buckets, Numeric, Residual
 from features.errors import DataError
 from features.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ import polars as pl
 
 from features.columns import ColumnEncoder
 from features.columns_number import BucketsEncoder
-from features.contract_columns import DatePart, Gap
+from features.contract.columns import DatePart, Gap
 from features.errors import ConfigError, DataError
 from features.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vocabulary import Vocabulary

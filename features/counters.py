@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from features.contract_log import Counter
+from features.contract.log import Counter
 
 PERIODS = {"event": 1, "hour": 3_600_000_000, "day": 86_400_000_000}  # µs
 

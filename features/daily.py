@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 
 from features.chunk import CARRIED, DAY, EVENT, HISTORY, INSTANT, LOGGED, ROW, TIME, Arrays
-from features.contract import Contract
-from features.contract_columns import Gap
-from features.contract_log import History
+from features.contract.columns import Gap
+from features.contract.contract import Contract
+from features.contract.log import History
 from features.errors import ConfigError, DataError
 from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
 from features.files import content_hash, find_files

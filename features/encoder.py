@@ -13,12 +13,12 @@ import polars as pl
 
 from features.columns import ColumnEncoder, Columns, encode_value, encoder_kinds
 from features.columns_category import check_kind
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.errors import DataError
 from features.feature_set import read_arrow, write_arrow
 from features.request import Request
 from features.schema import UNKNOWN, Field, Schema
-from features.settings import validate
 from features.versions import ROW, VALID_FROM
 from features.vocabulary import Vocabulary
 

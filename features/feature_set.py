@@ -14,11 +14,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from features.arrow import to_arrow, to_numpy
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import Settings
 from features.errors import DataError, require_format
 from features.pointer import follow
 from features.schema import Schema
-from features.settings import Settings
 from features.vectors.store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
 from features.versions import ITEM_VERSIONS, USER_VERSIONS, Versions, columns_as_of
 

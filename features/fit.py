@@ -10,8 +10,8 @@ import polars as pl
 from features.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER
 from features.columns import ColumnEncoder, Columns, encode_value, fit_column
-from features.contract import Contract
-from features.contract_columns import EventColumn, Gap, Residual, ScalarColumn
+from features.contract.columns import EventColumn, Gap, Residual, ScalarColumn
+from features.contract.contract import Contract
 from features.encoder import Encoder, encode_table, encode_versions, fields
 from features.errors import DataError, named
 from features.keys import canonical

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from features.contract_log import Candidates
+from features.contract.log import Candidates
 from features.errors import DataError
 from features.sources import readable, refuse_not_common, require_columns
 

@@ -16,7 +16,7 @@ import polars as pl
 from features.buckets import by_bucket
 from features.checks.validation import Finding
 from features.chunk import DAY, REQUEST, SPLIT, TIME, USER, Arrays
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.log import Log, chunks
 
 LONG = 3_600_000_000  # µs; a request that lasts longer is reported

@@ -26,10 +26,10 @@ from features.chunk import (
     USER,
     WEIGHT,
 )
-from features.contract import Contract
-from features.contract_columns import Gap, Residual
-from features.contract_labels import CLICKED_NAMES, LABEL_NAMES, columns_read
-from features.contract_log import Given, HistoryTable
+from features.contract.columns import Gap, Residual
+from features.contract.contract import Contract
+from features.contract.labels import CLICKED_NAMES, LABEL_NAMES, columns_read
+from features.contract.log import Given, HistoryTable
 from features.errors import DataError, named
 from features.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
 from features.keys import canonical

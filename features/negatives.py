@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.contract_log import Negatives
+from features.contract.log import Negatives
 from features.sampling import mixed
 
 NONE = -1  # in the result: no negative could be drawn

@@ -12,7 +12,7 @@ import pyarrow as pa
 from features.arrow import to_numpy
 from features.buckets import taken
 from features.chunk import CARRIED, COUNTER, EVENT, GIVEN, HISTORY, INSTANT, LOGGED, ROW, SPLIT, Arrays
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.encoder import Encoder
 from features.errors import DataError
 from features.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow

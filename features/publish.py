@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from features.atomic import flush, flush_tree
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import FORMAT, FeatureSet
 from features.files import content_hash, find_files

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from features.contract_log import Format
+from features.contract.log import Format
 from features.errors import DataError
 from features.files import is_url, read_bytes, state_of
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from features.contract import Contract
-from features.contract_columns import ColumnSpec
+from features.contract.columns import ColumnSpec
+from features.contract.contract import Contract
+from features.contract.settings import Settings, unknown_key
 from features.errors import ConfigError
-from features.settings import Settings, unknown_key
 
 LARGEST = sys.float_info.max  # JSON has whole numbers beyond it
 KEYS = ("user", "user_columns", "context", "history", "candidates")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from features.settings import Settings
+from features.contract.settings import Settings
 
 PADDING = 0
 UNKNOWN = 1

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import polars as pl
 
-from features.contract_log import Format
+from features.contract.log import Format
+from features.contract.settings import unknown_key
 from features.errors import DataError
 from features.files import SUFFIXES, find_files, is_url, kind_of, partition_of
 from features.readers import TEXT, Types, advice, open_files, schema_of
-from features.settings import unknown_key
 
 TEXTS = (pl.String, pl.Categorical, pl.Enum)
 SIGNED = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64(), 128: pl.Int128()}

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from features.chunk import DAY, SPLIT, TIME, USER
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError
 from features.log import Log, chunks, distinct
 from features.schema import FIRST_VALUE

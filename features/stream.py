@@ -34,7 +34,7 @@ from features.chunk import (
     Column,
 )
 from features.columns import ColumnEncoder
-from features.contract import LABEL_PREFIX, Contract
+from features.contract.contract import LABEL_PREFIX, Contract
 from features.encoder import Encoder
 from features.errors import named
 from features.feature_set import Sampling

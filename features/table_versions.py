@@ -8,7 +8,7 @@ import polars as pl
 
 from features.checks.rules import EPOCH
 from features.chunk import LAST_TIME
-from features.contract import Table
+from features.contract.contract import Table
 from features.errors import DataError
 from features.log import MICROSECONDS, end_of, microseconds
 from features.versions import VALID_FROM

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from features.contract.settings import parse_overrides
 from features.errors import ConfigError
-from features.settings import parse_overrides
 from pipelines.bench import parse_sizes, run_bench
 from pipelines.terminal import JsonOption, console, finish
 

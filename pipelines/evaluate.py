@@ -21,7 +21,7 @@ from ctr.ranking_metrics import ranking_metrics, requests_of
 from ctr.slices import slice_metrics
 from ctr.toplists import top_lists
 from ctr.trainer import predict
-from features.contract import LABEL_PREFIX
+from features.contract.contract import LABEL_PREFIX
 from features.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.feature_set import SPLITS, FeatureSet, SplitName

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from ctr.checkpoint import MODEL
 from ctr.config import Preset
 from ctr.models.click_model import ClickModel
+from features.contract.settings import validate
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
-from features.settings import validate
 from pipelines.fitting import new_model
 from pipelines.workspace import CONFIG, Workspace, feature_set_of
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from features.contract import load_contract
+from features.contract.contract import load_contract
+from features.contract.settings import parse_overrides, unknown_key
 from features.errors import ConfigError
-from features.settings import parse_overrides, unknown_key
 from pipelines.source import Source, parse_window
 
 DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.feature_set import FeatureSet, SplitName
 from pipelines.checkout import checkout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import ConfigError
 
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from ctr.config import Preset, load_preset
-from features.contract import Contract, load_contract
+from features.contract.contract import Contract, load_contract
+from features.contract.settings import Settings, load_yaml, merge, validate
 from features.errors import ConfigError
-from features.settings import Settings, load_yaml, merge, validate
 
 Control = Literal["popularity", "counters", "boosting"]
 Peer = Literal["fuxictr_din", "fuxictr_dcnv2"]

@@ -19,7 +19,7 @@ from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, FitResult, predict_tasks
 from features.atomic import write_text
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.feature_set import FeatureSet
 from pipelines.evaluate import Scored, controls, score_split, task_metrics

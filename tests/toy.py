@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.counters import running
 from features.feature_set import (
     FORMAT,

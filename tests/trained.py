@@ -13,7 +13,7 @@ from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.feature_set import FeatureSet
 
 HISTORY_LEN = 6

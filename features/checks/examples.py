@@ -11,7 +11,7 @@ import polars as pl
 from features.checks.quarantine import rows_as_read
 from features.checks.rules import EPOCH, Violation, plausible
 from features.chunk import FIRST_TIME, ITEM, LABEL, LAST_TIME, TIME, USER
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.log import MICROSECONDS, microseconds
 from features.sources import scan
 

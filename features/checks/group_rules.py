@@ -9,8 +9,8 @@ import polars as pl
 
 from features.checks.rules import ROW, Violation, day_of, numbered
 from features.chunk import DAY, ITEM, TIME, USER, Arrays
-from features.contract import Contract
-from features.contract_log import Policy
+from features.contract.contract import Contract
+from features.contract.log import Policy
 from features.keys import canonical
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).

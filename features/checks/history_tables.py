@@ -12,8 +12,8 @@ import polars as pl
 from features.checks.rules import day_of, plausible
 from features.checks.validation import Finding
 from features.chunk import FIRST_TIME, ITEM, LAST_TIME, RAW_TIME, TIME, USER
-from features.contract import Contract
-from features.contract_log import HistoryTable, Policy
+from features.contract.contract import Contract
+from features.contract.log import HistoryTable, Policy
 from features.errors import DataError
 from features.log import MICROSECONDS, end_of, event_tables
 from features.sources import readable

@@ -9,7 +9,7 @@ import polars as pl
 
 from features.checks.rules import ROW, Violation, numbered
 from features.chunk import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError
 from features.sources import scan
 

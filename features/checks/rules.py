@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 
 from features.chunk import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, SPLIT, TIME, USER, WEIGHT
-from features.contract import Contract
-from features.contract_columns import Buckets, Gap, Numeric, Residual
-from features.contract_log import Policy
+from features.contract.columns import Buckets, Gap, Numeric, Residual
+from features.contract.contract import Contract
+from features.contract.log import Policy
+from features.contract.settings import unknown_key
 from features.errors import ConfigError, DataError
-from features.settings import unknown_key
 
 ROW = "_row"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -16,8 +16,8 @@ from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies,
 from features.checks.quarantine import QUARANTINE, put_aside
 from features.checks.rules import RowRules, Violation, label_name, row_rules
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Arrays
-from features.contract import Contract
-from features.contract_log import Format, Policy
+from features.contract.contract import Contract
+from features.contract.log import Format, Policy
 from features.errors import DataError, named
 from features.keys import canonical
 from features.log import Unchecked, chunks

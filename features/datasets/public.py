@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from features.contract.settings import unknown_key
 from features.errors import ConfigError
-from features.settings import unknown_key
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from datetime import date, timedelta
 import numpy as np
 from pydantic import Field, PositiveFloat
 
+from features.contract.settings import Settings
 from features.drift.bins import Common
 from features.drift.measures import Measured, measure_column, measure_items
 from features.drift.noise import Counts
 from features.errors import ConfigError
 from features.feature_set import SPLITS, SplitName
 from features.profile.file import Profile
-from features.settings import Settings
 
 
 class DriftSettings(Settings):

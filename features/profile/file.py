@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from features.contract.settings import Settings
 from features.errors import DataError, require_format
 from features.feature_set import SplitName
 from features.pointer import follow
 from features.profile.tally import Bins, Tally
-from features.settings import Settings
 
 PROFILE = "profile.json"
 FORMAT = 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from features.contract import Contract
-from features.contract_vectors import Neighbourly
+from features.contract.contract import Contract
+from features.contract.vectors import Neighbourly
 from features.errors import ConfigError
 from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
 from features.vectors.coclicks import Clicks, CoClicks

@@ -7,8 +7,8 @@ import io
 import numpy as np
 import polars as pl
 
-from features.contract import Contract
-from features.contract_vectors import Embedding
+from features.contract.contract import Contract
+from features.contract.vectors import Embedding
 from features.errors import DataError, named
 from features.files import find_files, is_url, read_bytes
 from features.schema import UNKNOWN

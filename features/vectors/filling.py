@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from features.contract_vectors import Embedding, Neighbourly
+from features.contract.vectors import Embedding, Neighbourly
 from features.schema import FIRST_VALUE, PADDING
 from features.vectors.coclicks import CoClicks
 from features.vectors.neighbours import Score, best, coclicks_to, cosine_to

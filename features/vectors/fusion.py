@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from features.contract_vectors import Fusion
+from features.contract.vectors import Fusion
 from features.errors import DataError
 from features.vectors.fitted import FusedTransform, Projection
 from features.vectors.store import ItemVectors

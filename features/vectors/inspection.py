@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError
 from features.feature_set import FeatureSet
 from features.schema import FIRST_VALUE

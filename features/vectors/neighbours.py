@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from features.contract_vectors import Neighbours
+from features.contract.vectors import Neighbours
 from features.errors import ConfigError
 from features.schema import FIRST_VALUE, PADDING
 from features.vectors.coclicks import CoClicks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError
 from features.schema import Schema
 from features.vectors.fitted import FusedTransform, SetTransform

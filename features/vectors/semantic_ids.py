@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.contract_vectors import SemanticIds
+from features.contract.vectors import SemanticIds
 from features.errors import DataError, require_format
 from features.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vectors.fitted import BLOCK

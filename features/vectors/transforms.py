@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from features.contract_vectors import Embedding, Truncation
+from features.contract.vectors import Embedding, Truncation
 from features.errors import DataError
 from features.vectors.fitted import BLOCK, Projection, SetTransform
 from features.vectors.store import ItemVectors

@@ -15,7 +15,7 @@ from benchmarks import fuxictr_rows
 from benchmarks.fuxictr_peer import environment
 from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
 from features.build import build_feature_set
-from features.contract import load_contract
+from features.contract.contract import load_contract
 from features.encoder import Encoder
 from features.errors import ConfigError
 from features.feature_set import FeatureSet, write_arrow

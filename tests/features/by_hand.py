@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from features.columns import fit_column
-from features.contract_columns import Categorical, Column, Numeric, Tags
+from features.contract.columns import Categorical, Column, Numeric, Tags
 from features.encoder import encode_table
 from features.feature_set import SPLITS, PartEntry, write_arrow
 from features.parts import window_of

@@ -11,7 +11,7 @@ import numpy as np
 from features.columns import ColumnEncoder
 from features.columns_category import CategoricalEncoder, TagsEncoder
 from features.columns_number import BucketsEncoder, NumericEncoder
-from features.contract import LABEL_PREFIX
+from features.contract.contract import LABEL_PREFIX
 from features.daily import carries_on
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet

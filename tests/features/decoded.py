@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from features.columns import ColumnEncoder
-from features.contract import LABEL_PREFIX
+from features.contract.contract import LABEL_PREFIX
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet
 from features.schema import FIRST_VALUE

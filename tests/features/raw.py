@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import merge, validate
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet
-from features.settings import merge, validate
 
 Tables = dict[str, pl.DataFrame]
 ROWS, USERS, ITEMS, WIDTH = 120, 8, 12, 4

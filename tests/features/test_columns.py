@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.columns import ColumnEncoder, encode_value, encoder_kinds, fit_column
-from features.contract_columns import (
+from features.contract.columns import (
     Buckets,
     Categorical,
     ColumnSpec,

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet
 from features.request import parse_request

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features import columns_category
 from features.columns import fit_column
 from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
-from features.contract_columns import Categorical, Hashed, Tags
+from features.contract.columns import Categorical, Hashed, Tags
 from features.vocabulary import Vocabulary
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.columns import fit_column
 from features.columns_number import BucketsEncoder, NumericEncoder
 from features.columns_time import GapEncoder
-from features.contract_columns import Buckets, Gap, Numeric, Residual
+from features.contract.columns import Buckets, Gap, Numeric, Residual
 
 
 def test_numeric_by_hand() -> None:

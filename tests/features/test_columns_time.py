@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.columns_time import PARTS, DatePartEncoder
-from features.contract_columns import DatePart
+from features.contract.columns import DatePart
 
 EPOCH = datetime(1970, 1, 1)
 LITERAL = {

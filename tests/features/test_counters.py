@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.contract_log import Counter
+from features.contract.log import Counter
 from features.counters import CounterState, final, running
 
 HOUR = 3_600_000_000

@@ -15,7 +15,7 @@ import pytest
 from features import counter_pass
 from features.build import build_feature_set
 from features.chunk import ROW
-from features.contract import Contract, load_contract
+from features.contract.contract import Contract, load_contract
 from features.counter_pass import _training_places
 from features.counters import CounterState
 from features.encoder import EncodedRequest, Encoder

@@ -15,12 +15,12 @@ from features import build as build_module
 from features import counter_pass
 from features.build import build_feature_set
 from features.chunk import EVENT, LOGGED, ROW
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import merge, validate
 from features.daily import Carry, carries_on
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import MANIFEST, FeatureSet
-from features.settings import merge, validate
 from features.vocabulary import Vocabulary
 from tests.features.decoded import assert_same_rows, decoded
 

@@ -29,10 +29,10 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 
 from features import counter_pass
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
-from features.settings import validate
 from tests.features.compared_builds import assert_same
 from tests.features.drawn_builds import FIRST, Case, RawFiles, cases
 

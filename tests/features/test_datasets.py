@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.contract import Contract, load_contract
+from features.contract.contract import Contract, load_contract
 from features.datasets.public import DATASETS
 from features.encoder import Encoder
 from features.errors import DataError

@@ -12,7 +12,7 @@ import pytest
 from features.build import build_feature_set
 from features.columns_category import TagsEncoder
 from features.columns_number import NumericEncoder
-from features.contract import Contract, load_contract
+from features.contract.contract import Contract, load_contract
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.errors import DataError
 from features.feature_set import FeatureSet
-from features.settings import validate
 from tests.features.raw import decoded_rows
 
 START = 1_700_000_000

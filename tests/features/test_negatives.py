@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.contract_log import Negatives
+from features.contract.log import Negatives
 from features.negatives import NONE, draw_negatives
 
 HOUR = 3_600_000_000

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.contract_vectors import Neighbours
+from features.contract.vectors import Neighbours
 from features.vectors import neighbours as module
 from features.vectors.coclicks import Clicks, CoClicks
 from features.vectors.neighbours import best, nearest_neighbours

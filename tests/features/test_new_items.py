@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import merge, validate
 from features.errors import DataError
 from features.feature_set import FeatureSet
-from features.settings import merge, validate
 from features.vectors.new_items import encode_vectors
 from tests.features.raw import CONTENT, ITEMS, raw_log
 

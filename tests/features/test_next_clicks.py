@@ -10,7 +10,7 @@ import pytest
 
 import features.vectors.next_clicks as next_clicks
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.feature_set import FeatureSet
 from features.schema import FIRST_VALUE
 from features.vectors.inspection import _duplicates

@@ -18,8 +18,8 @@ from features.columns import ColumnEncoder, encoder_kinds
 from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.columns_number import BucketsEncoder, NumericEncoder
 from features.columns_time import DatePartEncoder, GapEncoder
-from features.contract_columns import Buckets as BucketsSpec
-from features.contract_columns import DatePart, Hashed
+from features.contract.columns import Buckets as BucketsSpec
+from features.contract.columns import DatePart, Hashed
 from features.drift.compare import compare
 from features.errors import DataError
 from features.profile import rows as profile_rows

@@ -12,7 +12,7 @@ import pytest
 
 from features import publish
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError, LockError
 from features.feature_set import MANIFEST, FeatureSet
 from features.revision import code_hash, revision

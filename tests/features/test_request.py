@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import merge, validate
 from features.errors import ConfigError
 from features.request import Limits, Request, parse_request
-from features.settings import merge, validate
 from tests.features.raw import CONTENT
 
 MORE = {

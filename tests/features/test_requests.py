@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.encoder import Encoder
 from features.feature_set import SPLITS, FeatureSet
-from features.settings import validate
 
 DAY = 86_400
 FIRST = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())

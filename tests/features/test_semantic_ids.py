@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from features.contract_vectors import SemanticIds
+from features.contract.vectors import SemanticIds
 from features.errors import DataError
 from features.schema import Field
 from features.vectors.semantic_ids import SemanticCoder, column_names

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from features.contract import load_contract
+from features.contract.contract import load_contract
 from features.errors import ConfigError
 from features.simulator import simulate as simulator
 from features.simulator import traffic as simulator_traffic

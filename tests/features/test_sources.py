@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from features.contract_log import Format
+from features.contract.log import Format
 from features.errors import ConfigError, DataError
 from features.files import content_hash, find_files
 from features.sources import expression, read, require_columns, scan

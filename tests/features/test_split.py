@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import DataError
 from features.feature_set import SPLITS, FeatureSet
 from features.log import Log

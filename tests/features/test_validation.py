@@ -22,10 +22,10 @@ from features.checks.quarantine import QUARANTINE
 from features.checks.rules import ROW, RowRules, Violation, numbered, row_rules
 from features.checks.validation import Checked, Finding, check_log
 from features.chunk import ITEM, LABEL, TIME, USER
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.errors import ConfigError, DataError
 from features.log import open_log
-from features.settings import validate
 
 SECOND, DAY = 1_000_000, 86_400_000_000
 START = 1_700_000_000

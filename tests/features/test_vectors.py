@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.schema import Field, VectorSet
 from features.vectors.build import build_vectors, needs_clicks

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.vectors.build import VectorResult, build_vectors
 from features.vectors.coclicks import Clicks
 from features.vectors.store import EMBEDDINGS, decoded, read_stored

@@ -19,7 +19,7 @@ from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
 from ctr.trainer import predict
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.feature_set import FeatureSet
 from features.progress import silent
 from pipelines.evaluate import _served_scores, controls, evaluate_bundle, score_split

@@ -15,7 +15,7 @@ from ctr.export import export_bundle
 from ctr.metrics import auc, evaluate, log_loss
 from ctr.trainer import predict, predict_tasks
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
 from features.feature_set import FeatureSet
 from features.progress import silent
 from pipelines.evaluate import controls, evaluate_bundle, score_split, task_labels, task_metrics

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import fuxictr_peer
-from features.contract import load_contract
+from features.contract.contract import load_contract
 from features.errors import ConfigError
 from pipelines import checkout as checkout_module
 from pipelines import compare

@@ -11,8 +11,8 @@ import optuna
 import pytest
 from rich.console import Console
 
+from features.contract.settings import validate
 from features.errors import ConfigError
-from features.settings import validate
 from features.simulator.simulate import simulate
 from pipelines import tune
 from pipelines.options import settings_of

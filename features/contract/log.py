@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from features.contract_columns import Categorical, Duration, EventColumn, Numeric, ScalarColumn
-from features.settings import Settings
+from features.contract.columns import Categorical, Duration, EventColumn, Numeric, ScalarColumn
+from features.contract.settings import Settings
 
 Policy = Literal["error", "quarantine", "warn"]
 Strict = Literal["error", "quarantine"]  # of rows that nothing can be learned from

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from features.contract_columns import ColumnSpec
-from features.contract_log import Interactions
+from features.contract.columns import ColumnSpec
+from features.contract.log import Interactions
 
 # Names of the computed label in expressions over the log; of a candidate, whether it was clicked.
 LABEL_NAMES = ("label", "_label")

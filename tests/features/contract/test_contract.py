@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from features.contract import Contract, load_contract
-from features.contract_log import History
+from features.contract.contract import Contract, load_contract
+from features.contract.log import History
+from features.contract.settings import load_yaml, merge, parse_overrides, validate
 from features.errors import ConfigError
-from features.settings import load_yaml, merge, parse_overrides, validate
 from tests.features.raw import CONTENT
 
 CONF = Path(__file__).parents[2] / "conf" / "data"

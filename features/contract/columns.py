@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, PositiveInt, model_validator
 
-from features.settings import Settings
+from features.contract.settings import Settings
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

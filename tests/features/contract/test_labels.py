@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.contract import Contract
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.feature_set import FeatureSet
-from features.settings import validate
 
 BY_FILES = {"by": "files", "valid": "valid.parquet", "test": "test.parquet"}
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from features.contract_columns import Column, ColumnSpec, Residual
-from features.contract_labels import label_features
-from features.contract_log import Checks, Counter, Format, History, Interactions, Split
-from features.contract_vectors import Embedding, Vectors
+from features.contract.columns import Column, ColumnSpec, Residual
+from features.contract.labels import label_features
+from features.contract.log import Checks, Counter, Format, History, Interactions, Split
+from features.contract.settings import Settings, load_yaml, merge, validate
+from features.contract.vectors import Embedding, Vectors
 from features.errors import ConfigError
-from features.settings import Settings, load_yaml, merge, validate
 
 # Names that the feature set itself uses for row and event columns.
 RESERVED_COLUMNS = frozenset(

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, PositiveInt, field_validator
 
-from features.contract_log import Format
-from features.settings import Settings
+from features.contract.log import Format
+from features.contract.settings import Settings
 
 
 class Pca(Settings):
