@@ -22,8 +22,8 @@ def train(feature_set: str, model: dict[str, Any], training: dict[str, Any], see
     from ctr.models import build_model
     from ctr.tables import frozen_tables
     from ctr.trainer import fit, predict
-    from features.feature_set import FeatureSet
     from features.progress import silent
+    from features.store.feature_set import FeatureSet
 
     data = FeatureSet.open(Path(feature_set))
     overrides = {"model": model, "train": {**training, "seed": seed, "device": "cpu"}}

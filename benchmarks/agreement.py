@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from features.encoder import Encoder
-from features.feature_set import SPLITS, FeatureSet, SplitName
-from features.schema import FIRST_VALUE
+from features.store.feature_set import SPLITS, FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE
 
 MOST_ROWS = 20_000  # compared of each split, evenly spread
 

@@ -11,8 +11,8 @@ from benchmarks.bench_features import MOST_ITEMS
 from benchmarks.bench_features_jobs import CONTRACT
 from features.build import build_feature_set
 from features.contract.contract import load_contract
-from features.feature_set import FeatureSet
 from features.simulator.simulate import simulate
+from features.store.feature_set import FeatureSet
 
 
 def simulate_days(out: str, rows: int, users: int) -> list[str]:

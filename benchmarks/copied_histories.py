@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.feature_set import FeatureSet, read_arrow
+from features.store.feature_set import FeatureSet, read_arrow
 
 ROWS_A_BATCH = 50_000
 POINTERS = ("history_end", "history_len")

@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ctr.metrics import auc, auc_interval
-from features.feature_set import SPLITS, FeatureSet
 from features.history import history_spans
+from features.store.feature_set import SPLITS, FeatureSet
 
 
 def running(key_R: np.ndarray, time_R: np.ndarray, label_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

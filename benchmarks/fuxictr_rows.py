@@ -29,8 +29,8 @@ from sklearn.decomposition import PCA
 from benchmarks.fuxictr_peer import HERE, environment
 from features.encoder import Encoder
 from features.errors import ConfigError
-from features.feature_set import SPLITS, FeatureSet, SplitName
-from features.schema import UNKNOWN, Field
+from features.store.feature_set import SPLITS, FeatureSet, SplitName
+from features.store.schema import UNKNOWN, Field
 
 SCRIPT = HERE / "train_rows.py"
 DATASET = "rows"

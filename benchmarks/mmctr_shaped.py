@@ -18,7 +18,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 TAGS, MOST_TAGS = 11_739, 5  # tags 1..TAGS, with 0 the challenge's vocabulary of 11,740
 LEVELS = 10

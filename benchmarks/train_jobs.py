@@ -21,7 +21,7 @@ from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.step import TrainStep
 from ctr.tables import frozen_tables
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 
 def train(

@@ -27,7 +27,7 @@ class Batch:
         context: context columns, int32 or float32 [B], by field name.
         candidate: numbers of the target as of the row's time, float32 [B], by field name.
         item_versions_U: int32, where the columns of `items_U` stand that change with time: rows of the stacked table
-            (`features.versions`). None: as the table has them now, which is what a server reads. An item is in
+            (`features.store.versions`). None: as the table has them now, which is what a server reads. An item is in
             `items_U` once for each of its versions.
         user_versions_B: the same for `user_B`.
         label_B: float32, 0 or 1.

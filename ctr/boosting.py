@@ -19,9 +19,9 @@ from ctr.interest.similarity import SimilaritySpaces, overlap
 from ctr.loader import ItemVersions, newest_before
 from ctr.tables import TableBuffers, frozen_tables
 from features.errors import ConfigError
-from features.feature_set import FeatureSet, SplitName
-from features.schema import FIRST_VALUE, Field
-from features.versions import instants_of
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE, Field
+from features.store.versions import instants_of
 
 MOST_TREES, LEARNING_RATE, LEAVES, L2 = 500, 0.05, 15, 1.0
 PATIENCE = 30  # trees without improvement

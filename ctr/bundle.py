@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ctr.agreement import TOLERANCE
-from features.atomic import flush, flush_tree
 from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
-from features.feature_set import FileEntry, SplitName, Window, sha256_of
-from features.pointer import CURRENT, NEWEST, follow
+from features.store.atomic import flush, flush_tree
+from features.store.feature_set import FileEntry, SplitName, Window, sha256_of
+from features.store.pointer import CURRENT, NEWEST, follow
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ctr.config import ModelConfig, TrainConfig
 from ctr.optim import LOOKS_BEFORE_HALVING
 from ctr.step import TrainStep
-from features.atomic import replace_file, write_text
 from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet, sha256_of
+from features.store.atomic import replace_file, write_text
+from features.store.feature_set import FeatureSet, sha256_of
 
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"

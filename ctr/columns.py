@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.feature_set import FeatureSet, SplitName
+from features.store.feature_set import FeatureSet, SplitName
 
 
 def column(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndarray:

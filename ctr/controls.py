@@ -10,10 +10,10 @@ import polars as pl
 from ctr.columns import column, row_weights, training_rate
 from features.encoder import Encoder
 from features.errors import DataError
-from features.feature_set import FeatureSet, SplitName
 from features.log import microseconds
-from features.schema import UNKNOWN
 from features.sources import require_columns, scan
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.schema import UNKNOWN
 
 # Rows of weight 1 at the base rate that every item starts with, so that one lucky click is no popularity.
 PRIOR_ROWS = 20

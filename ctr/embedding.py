@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ctr.config import ModelConfig
 from ctr.row_bags import RowBags
 from ctr.row_table import INITIAL_STD, RowTable
-from features.schema import PADDING, Field, VectorSet
+from features.store.schema import PADDING, Field, VectorSet
 
 
 class FieldEncoder(nn.Module):

@@ -17,7 +17,7 @@ from ctr.interest.past import Past
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case
 from ctr.tables import FrozenTables
-from features.schema import PADDING, UNKNOWN, Field
+from features.store.schema import PADDING, UNKNOWN, Field
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
 from features.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
-from features.feature_set import FeatureSet, Sampling, sha256_of
-from features.schema import Field, Schema
+from features.store.feature_set import FeatureSet, Sampling, sha256_of
+from features.store.schema import Field, Schema
 from features.vectors.fitted import TRANSFORMS
 
 OPSET = 20

@@ -23,7 +23,7 @@ from ctr.interest.similarity import hats
 from ctr.interest.sparse import SparseTargetAttention
 from ctr.models.click_model import ClickModel
 from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
-from features.schema import PADDING
+from features.store.schema import PADDING
 
 M = TypeVar("M", bound=nn.Module)
 ITEMS_PER_CHUNK = 65_536

@@ -20,9 +20,9 @@ from features.columns import Columns
 from features.columns_category import HashedEncoder
 from features.encoder import EncodedRequest, Encoder
 from features.errors import DataError
-from features.feature_set import FeatureSet
 from features.request import parse_request
-from features.schema import FIRST_VALUE, UNKNOWN
+from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.vocabulary import Vocabulary
 
 CANDIDATES = 6

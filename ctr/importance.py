@@ -20,10 +20,10 @@ from ctr.loader import Loader
 from ctr.metrics import Interval, paired_difference
 from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables, frozen_tables
-from features.feature_set import FeatureSet, SplitName
 from features.progress import Progress
 from features.progress import progress as show_progress
-from features.schema import FIRST_VALUE, PADDING
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE, PADDING
 
 MOST_ROWS = 20_000
 BATCH_ROWS = 5_000

@@ -21,9 +21,9 @@ from ctr.batch import Batch
 from ctr.order import EpochOrder
 from features.contract.contract import LABEL_PREFIX
 from features.errors import DataError
-from features.feature_set import FeatureSet, SplitName
-from features.schema import PADDING, UNKNOWN
-from features.versions import Versions, instants_of
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.schema import PADDING, UNKNOWN
+from features.store.versions import Versions, instants_of
 
 BATCHES_AHEAD = 3
 

@@ -10,7 +10,7 @@ from typing import Any
 from ctr.bundle import Facts, GoldenCase
 from features.contract.columns import ColumnSpec
 from features.contract.contract import Contract
-from features.schema import Schema
+from features.store.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.
 METRICS = (

@@ -21,8 +21,8 @@ from ctr.models.click_model import ClickModel
 from ctr.ranker import open_session
 from features.encoder import EncodedRequest
 from features.errors import NumericalError
-from features.feature_set import FeatureSet
-from features.schema import UNKNOWN, Field, Schema
+from features.store.feature_set import FeatureSet
+from features.store.schema import UNKNOWN, Field, Schema
 
 CANDIDATE_COUNTS = (1, 2, 7, 100)
 ITEMS_COMPARED = 1000

@@ -17,7 +17,7 @@ from features.contract.settings import Settings, load_yaml, merge, validate
 from features.encoder import EncodedRequest, Encoder
 from features.errors import ConfigError, NumericalError
 from features.request import Limits, Request, parse_request
-from features.schema import UNKNOWN
+from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message
 

@@ -22,7 +22,7 @@ from ctr.loader import ItemVersions
 from ctr.parity import item_inputs
 from ctr.ranker import Ranker, open_session
 from features.encoder import EncodedRequest
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 ITEMS_PER_CHUNK = 16_384
 

@@ -11,7 +11,7 @@ import polars as pl
 from ctr.metrics import group_aucs
 from ctr.resampling import Clusters
 from features.errors import DataError
-from features.feature_set import FeatureSet, SplitName
+from features.store.feature_set import FeatureSet, SplitName
 
 CUTS = (5, 10)
 RESAMPLES = 1000

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.schema import PADDING
+from features.store.schema import PADDING
 
 # Wide enough that products of two embeddings survive BatchNorm's eps of 1e-5 in the first quadratic layer
 # (FuxiCTR's 1e-4 does not), small enough that an id seen never or once adds little noise.

@@ -12,8 +12,8 @@ import numpy as np
 
 from ctr.columns import column, row_weights
 from ctr.metrics import auc, auc_interval, calibration_ratio, likelihoods
-from features.feature_set import SPLITS, FeatureSet, SplitName
-from features.schema import UNKNOWN
+from features.store.feature_set import SPLITS, FeatureSet, SplitName
+from features.store.schema import UNKNOWN
 
 RESAMPLES = 200
 FEWEST_ROWS = 50  # of a slice with an AUC

@@ -21,10 +21,10 @@ from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import predict
 from features.contract.settings import Settings, load_yaml, merge, validate
-from features.feature_set import FeatureSet, SplitName
 from features.progress import Progress
 from features.progress import progress as show_progress
-from features.schema import FIRST_VALUE
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE
 
 Kind = Literal["remove", "swap", "noise", "stale", "int8"]
 ChosenOrder = Literal["random", "popular_first", "rare_first"]

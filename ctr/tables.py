@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from features.errors import DataError
-from features.feature_set import FeatureSet
-from features.schema import Field, Schema
+from features.store.feature_set import FeatureSet
+from features.store.schema import Field, Schema
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FrozenTables:
     Args:
         items: item columns by field name; int32 [items], int32 [items, max_len] for tags, float32 [items].
             A column that changes goes on behind them: [items + item_versions], the stacked table of
-            `features.versions`.
+            `features.store.versions`.
         users: user columns, in the same form, [users] or [users + user_versions].
         vectors: one [items, width] per vector set as it is stored, float32, float16 or int8; zeros where an item
             has none.

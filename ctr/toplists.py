@@ -14,9 +14,9 @@ from ctr.columns import column, row_weights
 from ctr.ranking_metrics import groups_of
 from ctr.slices import popularity_tiers, training_counts
 from features.errors import ConfigError, DataError, NumericalError
-from features.feature_set import FeatureSet, SplitName
-from features.schema import FIRST_VALUE, PADDING
-from features.versions import instants_of
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE, PADDING
+from features.store.versions import instants_of
 
 TAIL = 2  # of `popularity_tiers`
 DRAWS = 10  # of lists by lot

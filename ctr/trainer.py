@@ -25,9 +25,9 @@ from ctr.models.click_model import ClickModel
 from ctr.optim import learning_rate
 from ctr.step import TrainStep
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet, SplitName
 from features.progress import Progress
 from features.progress import progress as show_progress
+from features.store.feature_set import FeatureSet, SplitName
 
 __all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict", "predict_tasks"]
 

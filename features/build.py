@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.buckets import by_bucket
 from features.checks.history_tables import checked_events
 from features.checks.validation import Checked, Finding, check_log
 from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
@@ -22,7 +21,17 @@ from features.counter_pass import Counted, Scales, count
 from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.encoder import USERS, Encoder
 from features.errors import ConfigError
-from features.feature_set import (
+from features.files import looked_at_once
+from features.fit import Fitted, Tables, fit
+from features.instants import Instants
+from features.log import Log, Unchecked, open_log
+from features.parts import sorted_part, windows_of, without_rows, write_part
+from features.profile.write import write_profile
+from features.progress import progress
+from features.publish import build_lock, find_version, publish, source_key, staged
+from features.revision import code_hash, revision
+from features.split import Splitter, fit_split
+from features.store.feature_set import (
     FORMAT,
     MANIFEST,
     Code,
@@ -33,17 +42,8 @@ from features.feature_set import (
     sha256_of,
     write_arrow,
 )
-from features.files import looked_at_once
-from features.fit import Fitted, Tables, fit
-from features.instants import Instants
-from features.log import Log, Unchecked, open_log
-from features.parts import sorted_part, windows_of, without_rows, write_part
-from features.pointer import point_at
-from features.profile.write import write_profile
-from features.progress import progress
-from features.publish import build_lock, find_version, publish, source_key, staged
-from features.revision import code_hash, revision
-from features.split import Splitter, fit_split
+from features.store.pointer import point_at
+from features.store.shuffle import by_bucket
 from features.stream import Stream
 from features.vectors.build import build_vectors, needs_clicks
 from features.vectors.coclicks import Clicks

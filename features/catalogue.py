@@ -11,8 +11,8 @@ from features.errors import DataError, named
 from features.files import find_files
 from features.keys import canonical
 from features.sources import expression, readable, require_columns, scan
+from features.store.versions import VALID_FROM
 from features.table_versions import refuse_wrong_unit, valid_from, versions_of
-from features.versions import VALID_FROM
 from features.vocabulary import Vocabulary
 
 

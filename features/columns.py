@@ -11,7 +11,7 @@ import polars as pl
 
 from features.contract.columns import ColumnSpec
 from features.errors import named
-from features.schema import Field
+from features.store.schema import Field
 from features.vocabulary import Vocabulary
 
 

@@ -14,7 +14,7 @@ from features.contract.columns import Categorical, Hashed, Tags
 from features.errors import ConfigError, DataError
 from features.keys import canonical
 from features.sampling import mixed
-from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
+from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
 from features.vocabulary import Vocabulary
 
 MOST_EXAMPLES = 10_000  # values of a hashed column that are kept

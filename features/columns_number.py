@@ -12,7 +12,7 @@ import polars as pl
 from features.columns import ColumnEncoder
 from features.contract.columns import Buckets, Numeric, Residual
 from features.errors import DataError
-from features.schema import FIRST_VALUE, UNKNOWN, Field
+from features.store.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vocabulary import Vocabulary
 
 

@@ -13,7 +13,7 @@ from features.columns import ColumnEncoder
 from features.columns_number import BucketsEncoder
 from features.contract.columns import DatePart, Gap
 from features.errors import ConfigError, DataError
-from features.schema import FIRST_VALUE, UNKNOWN, Field
+from features.store.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vocabulary import Vocabulary
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.buckets import by_bucket
 from features.chunk import COUNTER, INSTANT, LABEL, LOGGED, ROW, Arrays
 from features.columns import Columns
 from features.columns_number import NumericEncoder
@@ -17,6 +16,7 @@ from features.counters import final, running
 from features.encoder import Snapshot, fields
 from features.sampling import drawn
 from features.split import Splitter
+from features.store.shuffle import by_bucket
 from features.stream import Stream
 
 PLACE = "_place"  # of a row in the stream

@@ -18,12 +18,21 @@ from features.contract.columns import Gap
 from features.contract.contract import Contract
 from features.contract.log import History
 from features.errors import ConfigError, DataError
-from features.feature_set import FORMAT, MANIFEST, FeatureSet, FileEntry, PartEntry, SplitName, read_arrow, write_arrow
 from features.files import content_hash, find_files
 from features.fit import Tables
 from features.log import open_log
 from features.parts import Part, window_of
 from features.revision import code_hash
+from features.store.feature_set import (
+    FORMAT,
+    MANIFEST,
+    FeatureSet,
+    FileEntry,
+    PartEntry,
+    SplitName,
+    read_arrow,
+    write_arrow,
+)
 
 EPOCH = date(1970, 1, 1)
 KEYS = {"user": pl.Int32, "item": pl.Int32, "time": pl.Int64}  # of an event, with how it is stored

@@ -16,10 +16,10 @@ from features.columns_category import check_kind
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import DataError
-from features.feature_set import read_arrow, write_arrow
 from features.request import Request
-from features.schema import UNKNOWN, Field, Schema
-from features.versions import ROW, VALID_FROM
+from features.store.feature_set import read_arrow, write_arrow
+from features.store.schema import UNKNOWN, Field, Schema
+from features.store.versions import ROW, VALID_FROM
 from features.vocabulary import Vocabulary
 
 ENCODER = "encoder.json"

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import unquote
 
-from features.atomic import write_text
 from features.errors import ConfigError, DataError
+from features.store.atomic import write_text
 
 SUFFIXES = {
     ".parquet": "parquet",

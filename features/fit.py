@@ -17,9 +17,9 @@ from features.errors import DataError, named
 from features.keys import canonical
 from features.log import Log, chunks, value_counts
 from features.sampling import drawn
-from features.schema import UNKNOWN, Schema
+from features.store.schema import UNKNOWN, Schema
+from features.store.versions import ITEM_VERSIONS, USER_VERSIONS
 from features.table_versions import latest, visible
-from features.versions import ITEM_VERSIONS, USER_VERSIONS
 
 MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, drawn evenly over it
 

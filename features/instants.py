@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.buckets import by_bucket
 from features.checks.validation import Finding
 from features.chunk import DAY, REQUEST, SPLIT, TIME, USER, Arrays
 from features.contract.contract import Contract
 from features.log import Log, chunks
+from features.store.shuffle import by_bucket
 
 LONG = 3_600_000_000  # µs; a request that lasts longer is reported
 

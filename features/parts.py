@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from features.arrow import to_numpy
-from features.buckets import taken
 from features.chunk import CARRIED, COUNTER, EVENT, GIVEN, HISTORY, INSTANT, LOGGED, ROW, SPLIT, Arrays
 from features.contract.contract import Contract
 from features.encoder import Encoder
 from features.errors import DataError
-from features.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
 from features.history import gap_seconds, history_spans, without_repeats
 from features.split import Splitter
+from features.store.arrow import to_numpy
+from features.store.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
+from features.store.shuffle import taken
 
 MARKS = (INSTANT, EVENT, ROW, LOGGED, SPLIT, CARRIED)
 

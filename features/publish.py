@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from features.atomic import flush, flush_tree
 from features.contract.contract import Contract
 from features.errors import DataError, LockError
-from features.feature_set import FORMAT, FeatureSet
 from features.files import content_hash, find_files
-from features.pointer import point_at
 from features.revision import code_hash
+from features.store.atomic import flush, flush_tree
+from features.store.feature_set import FORMAT, FeatureSet
+from features.store.pointer import point_at
 
 STAGING = ".building-"
 REPLACED = ".replaced-"

@@ -13,7 +13,7 @@ from features.chunk import DAY, SPLIT, TIME, USER
 from features.contract.contract import Contract
 from features.errors import DataError
 from features.log import Log, chunks, distinct
-from features.schema import FIRST_VALUE
+from features.store.schema import FIRST_VALUE
 from features.vocabulary import Vocabulary
 
 BINS = 1 << 16

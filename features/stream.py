@@ -11,8 +11,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from features.arrow import to_arrow
-from features.buckets import taken
 from features.chunk import (
     CONTEXT,
     EVENT,
@@ -37,12 +35,14 @@ from features.columns import ColumnEncoder
 from features.contract.contract import LABEL_PREFIX, Contract
 from features.encoder import Encoder
 from features.errors import named
-from features.feature_set import Sampling
 from features.instants import Instants
 from features.keys import canonical
 from features.log import Log, chunks
 from features.negatives import NONE, Drawn, draw_negatives
-from features.schema import UNKNOWN
+from features.store.arrow import to_arrow
+from features.store.feature_set import Sampling
+from features.store.schema import UNKNOWN
+from features.store.shuffle import taken
 from features.vocabulary import id_hashes
 
 KEYS = (USER, ITEM, TIME, LABEL)

@@ -11,7 +11,7 @@ from features.chunk import LAST_TIME
 from features.contract.contract import Table
 from features.errors import DataError
 from features.log import MICROSECONDS, end_of, microseconds
-from features.versions import VALID_FROM
+from features.store.versions import VALID_FROM
 
 
 def valid_from(raw: pl.LazyFrame, path: str, table: Table, which: str) -> pl.Expr:

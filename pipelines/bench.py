@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from features.atomic import write_text
 from features.errors import ConfigError
+from features.store.atomic import write_text
 from pipelines.checkout import checkout
 
 FEWEST_ROWS = 1_000

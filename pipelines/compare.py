@@ -16,9 +16,9 @@ from ctr.metrics import auc
 from ctr.plots_study import forest
 from ctr.slices import FEWEST_ROWS, Slice, slices
 from ctr.tracking import Tracker
-from features.atomic import write_text
 from features.errors import ConfigError
-from features.feature_set import FeatureSet, SplitName
+from features.store.atomic import write_text
+from features.store.feature_set import FeatureSet, SplitName
 from pipelines.build import build, describe
 from pipelines.evaluate import Scored, scored
 from pipelines.judging import ALIKE, Judged, RankerScores, conventions, judge, study_table

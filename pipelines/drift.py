@@ -11,8 +11,8 @@ from rich.table import Table
 from features.contract.settings import validate
 from features.drift.compare import Change, ColumnDrift, Drift, DriftSettings, Part, compare
 from features.errors import ConfigError
-from features.feature_set import SPLITS
 from features.profile.file import load_profile
+from features.store.feature_set import SPLITS
 
 DRIFT = 3  # done, and drift was found
 PANELS = 6

@@ -24,9 +24,9 @@ from ctr.trainer import predict
 from features.contract.contract import LABEL_PREFIX
 from features.encoder import EncodedRequest
 from features.errors import ConfigError
-from features.feature_set import SPLITS, FeatureSet, SplitName
 from features.progress import progress
-from features.versions import instants_of
+from features.store.feature_set import SPLITS, FeatureSet, SplitName
+from features.store.versions import instants_of
 from pipelines.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace
 

@@ -14,9 +14,9 @@ from ctr.parity import Case
 from ctr.tables import frozen_tables
 from features.encoder import Encoder
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
 from features.request import Request, parse_request
-from features.schema import FIRST_VALUE, UNKNOWN
+from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE, UNKNOWN
 from pipelines.load_run import load_run
 from pipelines.workspace import Workspace
 

@@ -20,10 +20,10 @@ from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import Evaluation, FitResult, fit, predict_tasks
-from features.atomic import write_text
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
 from features.progress import progress as show_progress
+from features.store.atomic import write_text
+from features.store.feature_set import FeatureSet
 from pipelines.evaluate import score_split, task_labels
 
 CALIBRATION = "calibration.json"

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.plots import BLUE, GREEN, GREY, ORANGE, save_png
-from features.atomic import write_text
 from features.encoder import Encoder
 from features.errors import ConfigError
+from features.store.atomic import write_text
 from features.vectors.advice import advise, times_random
 from features.vectors.embeddings import read_vectors
 from features.vectors.inspection import Inspection, SetReport, inspect

@@ -13,7 +13,7 @@ from ctr.calibration import Method, cross_fitted, recalibrated
 from ctr.columns import column, row_weights
 from ctr.metrics import Interval
 from ctr.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
-from features.feature_set import FeatureSet, SplitName
+from features.store.feature_set import FeatureSet, SplitName
 from pipelines.evaluate import Scored, scored
 from pipelines.summary import Metrics
 

@@ -16,7 +16,7 @@ from ctr.export import export_request_graph
 from ctr.fold import RequestGraph
 from ctr.parity import Case, random_cases
 from ctr.ranker import graph_inputs, open_session
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from pipelines.fitting import new_model
 
 CANDIDATES, REQUESTS, WARMUP = 100, 60, 10

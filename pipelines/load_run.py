@@ -13,7 +13,7 @@ from ctr.config import Preset
 from ctr.models.click_model import ClickModel
 from features.contract.settings import validate
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from pipelines.fitting import new_model
 from pipelines.workspace import CONFIG, Workspace, feature_set_of
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from features.contract.contract import Contract
 from features.errors import ConfigError
-from features.feature_set import FeatureSet, SplitName
+from features.store.feature_set import FeatureSet, SplitName
 from pipelines.checkout import checkout
 from pipelines.study import Peer
 

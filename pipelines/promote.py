@@ -13,7 +13,7 @@ from ctr.bundle import Bundle, BundleManifest, open_bundle
 from ctr.ranker import Ranker
 from ctr.tracking import Tracker
 from features.errors import GateError
-from features.pointer import point_at
+from features.store.pointer import point_at
 from pipelines.workspace import Workspace
 
 ALIAS = "champion"

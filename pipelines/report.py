@@ -11,7 +11,7 @@ from rich.console import Console
 from ctr.importance import permutation_importance
 from ctr.slices import slice_metrics
 from ctr.tracking import Tracker
-from features.atomic import write_text
+from features.store.atomic import write_text
 from pipelines import report_sections as section
 from pipelines.evaluate import score_split
 from pipelines.load_run import load_run

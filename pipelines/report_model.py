@@ -13,8 +13,8 @@ from ctr.golden import LoggedRow, chosen_rows, logged_case
 from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
 from features.encoder import Encoder
-from features.feature_set import FeatureSet
-from features.schema import FIRST_VALUE
+from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE
 from pipelines.explain import told
 from pipelines.fitting import CALIBRATION
 from pipelines.report_page import Section

@@ -13,8 +13,8 @@ from ctr.metrics import FEWEST_ROWS_OF_ECE, Interval, calibration_ratio, likelih
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.plots_report import described, importance_bars, roc_curve, score_histogram, slice_forest
 from ctr.slices import FEWEST_ROWS, SliceResult
-from features.feature_set import FeatureSet, Window
-from features.schema import FIRST_VALUE
+from features.store.feature_set import FeatureSet, Window
+from features.store.schema import FIRST_VALUE
 from pipelines.evaluate import Scored
 from pipelines.report_page import Section
 from pipelines.report_parts import beside, facts, folded, grouped_table, plot, remark, table, tiles

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from features.atomic import write_text
 from features.progress import progress
 from features.simulator.simulate import simulate
+from features.store.atomic import write_text
 
 RECORD = "simulation.json"
 

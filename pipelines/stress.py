@@ -14,8 +14,8 @@ from ctr.plots_stress import stress_plot
 from ctr.significance import LEVEL, resolved
 from ctr.stress import StressConfig, StressResult, stress_model
 from ctr.tracking import Tracker
-from features.atomic import write_text
 from features.errors import ConfigError
+from features.store.atomic import write_text
 from pipelines.judging import signed
 from pipelines.load_run import load_run
 from pipelines.train import TRACKED

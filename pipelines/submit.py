@@ -11,10 +11,10 @@ import polars as pl
 from rich.console import Console
 
 from ctr.trainer import predict
-from features.atomic import replace_file
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
-from features.feature_set import FeatureSet
+from features.store.atomic import replace_file
+from features.store.feature_set import FeatureSet
 from pipelines.load_run import load_run
 from pipelines.workspace import Workspace
 

@@ -18,10 +18,10 @@ from ctr.models.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, FitResult, predict_tasks
-from features.atomic import write_text
 from features.contract.contract import Contract
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.atomic import write_text
+from features.store.feature_set import FeatureSet
 from pipelines.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.revision import git_revision, source_hash

@@ -21,10 +21,10 @@ import torch
 
 from ctr.config import Preset
 from ctr.tables import FrozenTables, frozen_tables
-from features.atomic import replace_file, write_text
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet, SplitName
 from features.progress import progress, silent
+from features.store.atomic import replace_file, write_text
+from features.store.feature_set import FeatureSet, SplitName
 from pipelines.evaluate import score_split
 from pipelines.fitting import fit_and_calibrate, new_model
 from pipelines.revision import git_revision, source_hash

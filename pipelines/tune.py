@@ -20,10 +20,10 @@ from rich.console import Console
 from ctr.config import load_preset
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, StopTraining
-from features.atomic import write_text
 from features.contract.contract import Contract
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.errors import ConfigError, QuadRankError
+from features.store.atomic import write_text
 from pipelines.build import build, describe
 from pipelines.revision import git_revision
 from pipelines.source import Source

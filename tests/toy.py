@@ -9,7 +9,7 @@ import numpy as np
 
 from features.contract.contract import Contract
 from features.counters import running
-from features.feature_set import (
+from features.store.feature_set import (
     FORMAT,
     MANIFEST,
     SPLITS,
@@ -22,7 +22,7 @@ from features.feature_set import (
     sha256_of,
     write_arrow,
 )
-from features.schema import FIRST_VALUE, UNKNOWN, Field, Schema, VectorSet
+from features.store.schema import FIRST_VALUE, UNKNOWN, Field, Schema, VectorSet
 
 GENRES, TAGS, SEGMENTS, HOURS = 4, 7, 4, 6
 TAGS_LEN, HISTORY_LEN = 3, 8

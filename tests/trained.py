@@ -14,7 +14,7 @@ from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 HISTORY_LEN = 6
 GENRES = ("drama", "comedy", "crime")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ctr.interest.match import MOST_DEVIATIONS
 from ctr.interest.past import Past
-from features.schema import PADDING, Field
+from features.store.schema import PADDING, Field
 
 # exp(15) events of weight 1: a kernel beyond it would only cost digits.
 LARGEST_LOG_WEIGHT = 15.0

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ctr.interest.similarity import overlap
 from ctr.row_bags import RowBags
-from features.schema import PADDING
+from features.store.schema import PADDING
 
 
 class Past(ABC):

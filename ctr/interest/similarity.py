@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.errors import ConfigError
-from features.schema import FIRST_VALUE, Field, Schema
+from features.store.schema import FIRST_VALUE, Field, Schema
 
 # Wider than that, a unit vector costs more than comparing index by index.
 MOST_TAGS = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctr.config import ModelConfig
 from ctr.models.click_model import ClickModel
-from features.schema import Schema
+from features.store.schema import Schema
 
 
 def build_model(config: ModelConfig, schema: Schema) -> ClickModel:

@@ -26,7 +26,7 @@ from ctr.tables import FrozenTables, TableBuffers
 from ctr.towers import make_tower
 from ctr.towers.wide import WideCrosses
 from features.errors import ConfigError
-from features.schema import PADDING, Schema
+from features.store.schema import PADDING, Schema
 
 
 class ClickModel(nn.Module):

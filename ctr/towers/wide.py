@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctr.interest.similarity import require_exact_as_float
-from features.schema import Field
+from features.store.schema import Field
 
 
 class WideCrosses(nn.Module):

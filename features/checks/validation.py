@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.buckets import by_bucket
 from features.checks.examples import with_example
 from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
 from features.checks.quarantine import QUARANTINE, put_aside
@@ -22,6 +21,7 @@ from features.errors import DataError, named
 from features.keys import canonical
 from features.log import Unchecked, chunks
 from features.sources import readable, scan
+from features.store.shuffle import by_bucket
 
 KEY_BUCKETS = 32
 SCRATCH = ".scratch-checks"

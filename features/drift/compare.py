@@ -19,8 +19,8 @@ from features.drift.bins import Common
 from features.drift.measures import Measured, measure_column, measure_items
 from features.drift.noise import Counts
 from features.errors import ConfigError
-from features.feature_set import SPLITS, SplitName
 from features.profile.file import Profile
+from features.store.feature_set import SPLITS, SplitName
 
 
 class DriftSettings(Settings):

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from features.contract.settings import Settings
 from features.errors import DataError, require_format
-from features.feature_set import SplitName
-from features.pointer import follow
 from features.profile.tally import Bins, Tally
+from features.store.feature_set import SplitName
+from features.store.pointer import follow
 
 PROFILE = "profile.json"
 FORMAT = 1

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from features.feature_set import SPLITS, PartEntry, SplitName, read_arrow
 from features.sampling import drawn
-from features.schema import UNKNOWN, Field, Schema
-from features.versions import Versions, instants_of
+from features.store.feature_set import SPLITS, PartEntry, SplitName, read_arrow
+from features.store.schema import UNKNOWN, Field, Schema
+from features.store.versions import Versions, instants_of
 
 SAMPLE = 500_000  # rows: a share of 1 % is known to 0.03 points with 95 % confidence
 DAY = 86_400_000_000  # µs

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from features.contract.settings import Settings
 from features.profile.raw_values import Names
-from features.schema import FIRST_VALUE, UNKNOWN
+from features.store.schema import FIRST_VALUE, UNKNOWN
 
 GROUPS = 16  # users of one group share the remainder of their row
 PERIODS = 64  # at most; more days than these are counted in runs of equal length

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from features.encoder import Encoder
-from features.feature_set import PartEntry, SplitName, read_arrow
 from features.profile.file import (
     FORMAT,
     PROFILE,
@@ -38,8 +37,9 @@ from features.profile.tally import (
     most_frequent,
     value_bins,
 )
-from features.schema import FIRST_VALUE, Field
-from features.versions import ITEM_VERSIONS, USER_VERSIONS, Versions
+from features.store.feature_set import PartEntry, SplitName, read_arrow
+from features.store.schema import FIRST_VALUE, Field
+from features.store.versions import ITEM_VERSIONS, USER_VERSIONS, Versions
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SHOWN = 10  # top values

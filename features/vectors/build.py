@@ -12,7 +12,8 @@ import numpy as np
 from features.contract.contract import Contract
 from features.contract.vectors import Neighbourly
 from features.errors import ConfigError
-from features.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
+from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
+from features.store.vector_files import EMBEDDINGS, NEIGHBOURS, Dtype, ItemVectors, write_vectors
 from features.vectors.coclicks import Clicks, CoClicks
 from features.vectors.embeddings import read_vectors
 from features.vectors.filling import BY_CLICKS, fill_missing
@@ -20,7 +21,6 @@ from features.vectors.fitted import FusedTransform, SetTransform
 from features.vectors.fusion import fuse
 from features.vectors.neighbours import nearest_neighbours
 from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
-from features.vectors.store import EMBEDDINGS, NEIGHBOURS, Dtype, ItemVectors, write_vectors
 from features.vectors.transforms import transform
 from features.vocabulary import Vocabulary
 

@@ -11,9 +11,9 @@ from features.contract.contract import Contract
 from features.contract.vectors import Embedding
 from features.errors import DataError, named
 from features.files import find_files, is_url, read_bytes
-from features.schema import UNKNOWN
 from features.sources import read
-from features.vectors.store import ItemVectors
+from features.store.schema import UNKNOWN
+from features.store.vector_files import ItemVectors
 from features.vocabulary import Vocabulary
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from features.contract.vectors import Embedding, Neighbourly
-from features.schema import FIRST_VALUE, PADDING
+from features.store.schema import FIRST_VALUE, PADDING
+from features.store.vector_files import ItemVectors
 from features.vectors.coclicks import CoClicks
 from features.vectors.neighbours import Score, best, coclicks_to, cosine_to
-from features.vectors.store import ItemVectors
 from features.vectors.transforms import blocks, mean_of
 
 BY_CLICKS = "clicks"

@@ -13,8 +13,9 @@ import numpy as np
 
 from features.contract.contract import Contract
 from features.errors import DataError
-from features.feature_set import FeatureSet
-from features.schema import FIRST_VALUE
+from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE
+from features.store.vector_files import ItemVectors
 from features.vectors.fitted import to_unit
 from features.vectors.neighbours import best
 from features.vectors.next_clicks import (
@@ -30,7 +31,6 @@ from features.vectors.next_clicks import (
 )
 from features.vectors.probe import probe
 from features.vectors.semantic_ids import column_names
-from features.vectors.store import ItemVectors
 from features.vectors.transforms import blocks, mean_of
 
 SAMPLED = 20_000  # items that lengths, variance and tags are read from

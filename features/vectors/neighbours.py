@@ -12,10 +12,10 @@ import numpy as np
 
 from features.contract.vectors import Neighbours
 from features.errors import ConfigError
-from features.schema import FIRST_VALUE, PADDING
+from features.store.schema import FIRST_VALUE, PADDING
+from features.store.vector_files import ItemVectors
 from features.vectors.coclicks import CoClicks
 from features.vectors.fitted import to_unit
-from features.vectors.store import ItemVectors
 
 SCORES_A_BLOCK = 1 << 23
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.schema import UNKNOWN
+from features.store.schema import UNKNOWN
 
 FEWEST_TAGGED = 20  # items of a tag: of fewer, those held out do not say how well it is told
 MOST_TAGS = 12  # the most frequent ones of a column are asked for

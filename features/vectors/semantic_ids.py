@@ -19,7 +19,7 @@ import numpy as np
 
 from features.contract.vectors import SemanticIds
 from features.errors import DataError, require_format
-from features.schema import FIRST_VALUE, UNKNOWN, Field
+from features.store.schema import FIRST_VALUE, UNKNOWN, Field
 from features.vectors.fitted import BLOCK
 from features.vectors.transforms import blocks
 

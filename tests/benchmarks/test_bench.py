@@ -19,8 +19,8 @@ from benchmarks.growth import growth
 from benchmarks.measured import ROOT, Measured, measure, medians
 from benchmarks.report import Report, size_name
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
 from features.simulator.simulate import simulate
+from features.store.feature_set import FeatureSet
 from pipelines import bench, checkout
 from pipelines.cli import main
 

@@ -18,9 +18,9 @@ from features.build import build_feature_set
 from features.contract.contract import load_contract
 from features.encoder import Encoder
 from features.errors import ConfigError
-from features.feature_set import FeatureSet, write_arrow
 from features.simulator.simulate import simulate
-from features.versions import ITEM_VERSIONS, ROW, VALID_FROM
+from features.store.feature_set import FeatureSet, write_arrow
+from features.store.versions import ITEM_VERSIONS, ROW, VALID_FROM
 from tests.pipelines.test_commands import ROOT
 from tests.toy import toy_feature_set
 

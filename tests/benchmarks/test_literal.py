@@ -18,7 +18,7 @@ from ctr.models import build_model
 from ctr.step import TrainStep
 from ctr.tables import frozen_tables
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 ROWS, USERS, ITEMS, MAX_LEN = 2_000, 40, 300, 8
 TRAINED = 1_600

@@ -14,7 +14,7 @@ from ctr.config import ModelConfig
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.tables import FrozenTables
-from features.schema import Field, Schema, VectorSet
+from features.store.schema import Field, Schema, VectorSet
 
 ITEMS, USERS = 30, 10
 

@@ -10,7 +10,7 @@ from ctr.boosting import _boosted, _past, _table, counters_control, tabular_cont
 from ctr.columns import row_weights
 from ctr.metrics import auc, log_loss
 from features.errors import ConfigError
-from features.schema import Field
+from features.store.schema import Field
 from tests.toy import CONTRACT, toy_feature_set
 
 

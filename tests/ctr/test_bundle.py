@@ -21,8 +21,8 @@ from ctr.bundle import (
     write_json,
 )
 from features.errors import ConfigError, DataError
-from features.feature_set import FileEntry, Window
-from features.pointer import NEWEST, point_at
+from features.store.feature_set import FileEntry, Window
+from features.store.pointer import NEWEST, point_at
 
 FACTS = Facts(
     name="toy",

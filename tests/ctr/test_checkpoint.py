@@ -18,7 +18,7 @@ from ctr.config import TrainConfig
 from ctr.loader import Loader
 from ctr.step import TrainStep
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from tests.ctr.tiny import TinyModel, tiny_model
 from tests.toy import toy_feature_set
 

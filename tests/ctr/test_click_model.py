@@ -9,7 +9,7 @@ import torch
 from ctr.config import ModelConfig, load_preset
 from ctr.models import build_model
 from features.errors import ConfigError, DataError
-from features.schema import Field, Schema, VectorSet
+from features.store.schema import Field, Schema, VectorSet
 from tests.ctr import literal, small_world
 from tests.ctr.small_world import SCHEMA, category, in_dtype, random_batch
 

@@ -14,7 +14,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoder import Encoder
 from features.errors import DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from tests.toy import toy_feature_set
 
 ROWS = 200

@@ -6,7 +6,7 @@ import torch
 
 from ctr.config import ModelConfig
 from ctr.embedding import FieldEncoder, ItemEncoder, VectorEncoder
-from features.schema import Field, VectorSet
+from features.store.schema import Field, VectorSet
 
 NAN = float("nan")
 

@@ -27,8 +27,8 @@ from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cas
 from ctr.ranker import graph_inputs, open_session
 from features.encoder import EncodedRequest
 from features.errors import NumericalError
-from features.feature_set import FeatureSet
-from features.schema import UNKNOWN, Schema
+from features.store.feature_set import FeatureSet
+from features.store.schema import UNKNOWN, Schema
 from tests.ctr import small_world
 from tests.toy import toy_feature_set
 from tests.trained import random_model

@@ -11,7 +11,7 @@ import torch
 from ctr.calibrator import Curve
 from ctr.export import _for_serving
 from ctr.parity import expected, grid_cases
-from features.feature_set import Sampling
+from features.store.feature_set import Sampling
 from tests.ctr import small_world
 
 # p / (p + (1 - p) / rate) at a rate of 0.1: 0.5 / (0.5 + 5), 0.9 / (0.9 + 1) and 0.01 / (0.01 + 9.9).

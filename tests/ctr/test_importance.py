@@ -18,8 +18,8 @@ from ctr.loader import Loader
 from ctr.metrics import Interval
 from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import predict
-from features.feature_set import FeatureSet, read_arrow, write_arrow
 from features.progress import silent
+from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set
 from tests.trained import random_model
 

@@ -17,7 +17,7 @@ from ctr.interest.similarity import SimilaritySpaces, hats
 from ctr.interest.softmax import SoftmaxTargetAttention
 from ctr.interest.sparse import SparseTargetAttention
 from features.errors import ConfigError
-from features.schema import Field, Schema, VectorSet
+from features.store.schema import Field, Schema, VectorSet
 from tests.ctr.small_world import category
 
 NAN = float("nan")

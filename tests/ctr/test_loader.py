@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ctr.batch import Batch
 from ctr.loader import DistinctItems, Loader, newest_before, prefetch
 from features.errors import DataError
-from features.feature_set import FeatureSet, read_arrow, write_arrow
+from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set
 
 ROW = ("user", "item", "label", "weight", "hour", "load", "item_rate")

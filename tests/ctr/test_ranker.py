@@ -33,8 +33,8 @@ from features.columns_category import CategoricalEncoder
 from features.columns_number import NumericEncoder
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
-from features.feature_set import FeatureSet
 from features.request import Limits
+from features.store.feature_set import FeatureSet
 from tests.trained import HISTORY_LEN, built_feature_set, random_model
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from ctr.metrics import auc, evaluate
 from ctr.slices import slice_metrics, training_counts
 from ctr.toplists import top_lists
 from ctr.trainer import _validation_metrics
-from features.feature_set import FeatureSet, read_arrow, write_arrow
 from features.progress import silent
+from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set
 
 

@@ -10,8 +10,8 @@ import torch
 
 from ctr.tables import FrozenTables, TableBuffers, frozen_tables
 from features.errors import DataError
-from features.feature_set import read_arrow, write_arrow
-from features.schema import Field, Schema, VectorSet
+from features.store.feature_set import read_arrow, write_arrow
+from features.store.schema import Field, Schema, VectorSet
 
 SCHEMA = Schema(
     items=3,

@@ -11,8 +11,8 @@ import pytest
 from ctr.controls import popularity_scores
 from ctr.toplists import Compared, ValueCalibration, best_rows, gini, top_lists
 from features.errors import ConfigError, DataError, NumericalError
-from features.schema import Field, Schema
-from features.versions import ROW, VALID_FROM, Versions, columns_as_of
+from features.store.schema import Field, Schema
+from features.store.versions import ROW, VALID_FROM, Versions, columns_as_of
 from tests.toy import toy_feature_set
 
 # Training: item 2 has 4 rows and 3 clicks, item 3 has 2 and 1, item 4 a row without a click, 5 and 6 nothing.

@@ -12,7 +12,7 @@ from ctr.towers.quadratic import QuadraticNetwork
 from ctr.towers.two_streams import TwoStreams
 from ctr.towers.wide import WideCrosses
 from features.errors import ConfigError
-from features.schema import Field
+from features.store.schema import Field
 from tests.ctr.small_world import category
 
 KINDS = ["quadratic", "linear", "mlp", "factorized", "cross", "two_streams"]

@@ -27,8 +27,8 @@ from ctr.optim import FiniteGuard, learning_rate, make_optimizer
 from ctr.tables import frozen_tables
 from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
 from features.errors import ConfigError, DataError, NumericalError
-from features.feature_set import FeatureSet, read_arrow, write_arrow
 from features.progress import silent
+from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.ctr.tiny import TinyModel, tiny_model
 from tests.toy import toy_feature_set
 

@@ -18,9 +18,9 @@ from ctr.loader import ItemVersions, Loader
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case, expected
 from ctr.tables import frozen_tables
-from features.feature_set import FeatureSet, write_arrow
-from features.schema import FIRST_VALUE, UNKNOWN
-from features.versions import ITEM_VERSIONS, ROW, USER_VERSIONS, VALID_FROM, Versions
+from features.store.feature_set import FeatureSet, write_arrow
+from features.store.schema import FIRST_VALUE, UNKNOWN
+from features.store.versions import ITEM_VERSIONS, ROW, USER_VERSIONS, VALID_FROM, Versions
 from tests.toy import DAYS, GENRES, HOUR_US, HOURS, SEGMENTS, TAGS, TAGS_LEN, toy_feature_set
 from tests.trained import random_model
 

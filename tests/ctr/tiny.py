@@ -10,7 +10,7 @@ from ctr.config import ModelConfig
 from ctr.outputs import Outputs
 from ctr.row_table import RowTable
 from ctr.tables import FrozenTables, frozen_tables
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 WIDTH = 8
 

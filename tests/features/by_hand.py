@@ -13,11 +13,11 @@ import polars as pl
 from features.columns import fit_column
 from features.contract.columns import Categorical, Column, Numeric, Tags
 from features.encoder import encode_table
-from features.feature_set import SPLITS, PartEntry, write_arrow
 from features.parts import window_of
 from features.profile.file import Profile
 from features.profile.write import write_profile
-from features.schema import Schema, VectorSet
+from features.store.feature_set import SPLITS, PartEntry, write_arrow
+from features.store.schema import Schema, VectorSet
 from features.vocabulary import Vocabulary
 
 Columns = Mapping[str, Column]

@@ -14,8 +14,8 @@ from features.columns_number import BucketsEncoder, NumericEncoder
 from features.contract.contract import LABEL_PREFIX
 from features.daily import carries_on
 from features.encoder import Encoder
-from features.feature_set import SPLITS, FeatureSet
-from features.schema import FIRST_VALUE
+from features.store.feature_set import SPLITS, FeatureSet
+from features.store.schema import FIRST_VALUE
 from features.vocabulary import Vocabulary
 
 EXACT = ("time", "label", "weight", "request")

@@ -9,8 +9,8 @@ import numpy as np
 from features.columns import ColumnEncoder
 from features.contract.contract import LABEL_PREFIX
 from features.encoder import Encoder
-from features.feature_set import SPLITS, FeatureSet
-from features.schema import FIRST_VALUE
+from features.store.feature_set import SPLITS, FeatureSet
+from features.store.schema import FIRST_VALUE
 
 FIXED = ("label", "weight", "request")
 

@@ -12,7 +12,7 @@ import polars as pl
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
 from features.encoder import Encoder
-from features.feature_set import SPLITS, FeatureSet
+from features.store.feature_set import SPLITS, FeatureSet
 
 Tables = dict[str, pl.DataFrame]
 ROWS, USERS, ITEMS, WIDTH = 120, 8, 12, 4

@@ -19,10 +19,10 @@ from features.contract.contract import Contract, load_contract
 from features.counter_pass import _training_places
 from features.counters import CounterState
 from features.encoder import EncodedRequest, Encoder
-from features.feature_set import SPLITS, FeatureSet
 from features.request import parse_request
 from features.simulator.simulate import simulate
 from features.split import Splitter
+from features.store.feature_set import SPLITS, FeatureSet
 
 SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {

@@ -20,7 +20,7 @@ from features.contract.settings import merge, validate
 from features.daily import Carry, carries_on
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
-from features.feature_set import MANIFEST, FeatureSet
+from features.store.feature_set import MANIFEST, FeatureSet
 from features.vocabulary import Vocabulary
 from tests.features.decoded import assert_same_rows, decoded
 

@@ -32,7 +32,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from tests.features.compared_builds import assert_same
 from tests.features.drawn_builds import FIRST, Case, RawFiles, cases
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from features.errors import DataError
-from features.schema import VectorSet
+from features.store.schema import VectorSet
 from features.vectors.build import VectorResult, build_vectors
 from features.vocabulary import Vocabulary
 from tests.features.vector_files import contract_of, write_set

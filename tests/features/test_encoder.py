@@ -15,9 +15,9 @@ from features.columns_number import NumericEncoder
 from features.contract.contract import Contract, load_contract
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet
 from features.request import Request, parse_request
 from features.simulator.simulate import simulate
+from features.store.feature_set import FeatureSet
 from features.vocabulary import Vocabulary
 from tests.features.raw import Tables, raw_log
 

@@ -12,7 +12,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from tests.features.raw import decoded_rows
 
 START = 1_700_000_000

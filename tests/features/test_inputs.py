@@ -19,7 +19,7 @@ from features import files
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from tests.features.raw import decoded_rows, in_order, make_tables, raw_log
 
 OLD = 1_600_000_000  # seconds since 1970: long before any build here

@@ -13,13 +13,13 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoder import Encoder
 from features.errors import DataError
-from features.feature_set import FeatureSet
-from features.schema import FIRST_VALUE
+from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE
+from features.store.vector_files import ItemVectors
 from features.vectors.advice import advise, is_useful
 from features.vectors.embeddings import read_vectors
 from features.vectors.inspection import Inspection, SetReport, inspect
 from features.vectors.next_clicks import interval, popular_hits, read_clicks, recall_hits
-from features.vectors.store import ItemVectors
 
 ITEMS, GROUPS, USERS, ROWS = 300, 15, 120, 6_000
 

@@ -14,7 +14,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import DataError
-from features.feature_set import SPLITS, FeatureSet
+from features.store.feature_set import SPLITS, FeatureSet
 from tests.features.decoded import decoded
 from tests.features.raw import decoded_rows
 

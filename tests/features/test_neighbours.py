@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.contract.vectors import Neighbours
+from features.store.vector_files import ItemVectors
 from features.vectors import neighbours as module
 from features.vectors.coclicks import Clicks, CoClicks
 from features.vectors.neighbours import best, nearest_neighbours
-from features.vectors.store import ItemVectors
 
 
 def set_of(vectors: Any, present: Any = None) -> ItemVectors:

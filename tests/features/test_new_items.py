@@ -13,7 +13,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
 from features.errors import DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from features.vectors.new_items import encode_vectors
 from tests.features.raw import CONTENT, ITEMS, raw_log
 

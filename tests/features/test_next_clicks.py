@@ -11,8 +11,8 @@ import pytest
 import features.vectors.next_clicks as next_clicks
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.feature_set import FeatureSet
-from features.schema import FIRST_VALUE
+from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE
 from features.vectors.inspection import _duplicates
 from features.vectors.next_clicks import interval, popular_hits, read_clicks, recall_hits
 from features.vectors.probe import auc, probe

@@ -14,8 +14,8 @@ from features import publish
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import DataError, LockError
-from features.feature_set import MANIFEST, FeatureSet
 from features.revision import code_hash, revision
+from features.store.feature_set import MANIFEST, FeatureSet
 from tests.features.raw import ROWS, Tables, raw_log
 
 

@@ -13,7 +13,7 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.encoder import Encoder
-from features.feature_set import SPLITS, FeatureSet
+from features.store.feature_set import SPLITS, FeatureSet
 
 DAY = 86_400
 FIRST = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 
 from features.contract.vectors import SemanticIds
 from features.errors import DataError
-from features.schema import Field
+from features.store.schema import Field
 from features.vectors.semantic_ids import SemanticCoder, column_names
 from tests.features.vector_files import VectorFiles
 

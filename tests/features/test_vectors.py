@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from features.contract.contract import Contract
 from features.errors import ConfigError
-from features.schema import Field, VectorSet
+from features.store.schema import Field, VectorSet
 from features.vectors.build import build_vectors, needs_clicks
 from features.vectors.coclicks import Clicks, CoClicks
 from tests.features.vector_files import VectorFiles, contract_of

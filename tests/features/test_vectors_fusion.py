@@ -12,7 +12,7 @@ from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
 from features.errors import DataError
-from features.schema import VectorSet
+from features.store.schema import VectorSet
 from features.vectors.fusion import CCA_RIDGE
 from tests.features.vector_files import VectorFiles
 

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from features.contract.contract import Contract
+from features.store.vector_files import EMBEDDINGS, decoded, read_stored
 from features.vectors.build import VectorResult, build_vectors
 from features.vectors.coclicks import Clicks
-from features.vectors.store import EMBEDDINGS, decoded, read_stored
 from features.vocabulary import Vocabulary
 
 LOG = {"path": "log.csv", "user": "u", "item": "i", "time": "t", "label": "y"}

@@ -20,8 +20,8 @@ from ctr.ranker_as_of import ranker_as_of
 from ctr.trainer import predict
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.feature_set import FeatureSet
 from features.progress import silent
+from features.store.feature_set import FeatureSet
 from pipelines.evaluate import _served_scores, controls, evaluate_bundle, score_split
 from pipelines.fitting import fit_and_calibrate, new_model
 from pipelines.workspace import Workspace

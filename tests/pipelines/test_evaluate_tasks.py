@@ -16,8 +16,8 @@ from ctr.metrics import auc, evaluate, log_loss
 from ctr.trainer import predict, predict_tasks
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.feature_set import FeatureSet
 from features.progress import silent
+from features.store.feature_set import FeatureSet
 from pipelines.evaluate import controls, evaluate_bundle, score_split, task_labels, task_metrics
 from pipelines.fitting import fit_and_calibrate, new_model
 from pipelines.workspace import Workspace

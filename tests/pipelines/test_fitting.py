@@ -16,8 +16,8 @@ from ctr.calibrator import Calibrator, Curve
 from ctr.columns import row_weights
 from ctr.config import ModelConfig, TrainConfig
 from features.errors import ConfigError
-from features.feature_set import FeatureSet, Sampling
 from features.progress import silent
+from features.store.feature_set import FeatureSet, Sampling
 from pipelines import fitting
 from pipelines.evaluate import score_split
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from pipelines import explain, export, report, stress, submit
 from pipelines.load_run import LoadedRun, load_run
 from pipelines.train import Job

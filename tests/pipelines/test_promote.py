@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ctr.bundle import Bundle, BundleManifest, publish, seal
 from features.errors import GateError
-from features.pointer import follow, point_at
+from features.store.pointer import follow, point_at
 from pipelines import promote
 from pipelines.promote import gate, make_champion, promote_bundle, reasons_against
 from pipelines.workspace import Workspace

@@ -11,8 +11,8 @@ import yaml
 from ctr.metrics import auc
 from ctr.plots_study import forest
 from ctr.tables import FrozenTables
-from features.feature_set import FeatureSet
-from features.pointer import follow
+from features.store.feature_set import FeatureSet
+from features.store.pointer import follow
 from pipelines.cli import main
 from pipelines.study import Study, plan
 from pipelines.trials import shuffled

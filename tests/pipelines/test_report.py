@@ -23,7 +23,7 @@ from ctr.plots_report import importance_bars, roc_curve, score_histogram, slice_
 from ctr.slices import SliceResult
 from ctr.tracking import Tracker
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from pipelines import report
 from pipelines.evaluate import Scored, controls, score_split
 from pipelines.report import report_run

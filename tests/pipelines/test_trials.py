@@ -11,7 +11,7 @@ import pytest
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from features.errors import ConfigError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from pipelines import trials
 from pipelines.compare import trained_at
 from pipelines.revision import hash_of_packages

@@ -14,7 +14,7 @@ from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.encoder import Encoder
 from features.errors import ConfigError, DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 
 BY_FILES = {"by": "files", "valid": "valid.parquet", "test": "test.parquet"}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.buckets import by_bucket
+from features.store.shuffle import by_bucket
 
 
 def test_lists_of_one_bucket_hold_more_than_32_bits_count(tmp_path: Path) -> None:

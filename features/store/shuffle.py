@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.arrow import to_arrow, to_numpy
 from features.chunk import Arrays, Column
+from features.store.arrow import to_arrow, to_numpy
 
 
 def by_bucket(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from features.errors import DataError
-from features.feature_set import FeatureSet, Manifest
-from features.schema import Schema, VectorSet
-from features.vectors.store import Dtype, ItemVectors, decoded, read_stored, write_vectors
+from features.store.feature_set import FeatureSet, Manifest
+from features.store.schema import Schema, VectorSet
+from features.store.vector_files import Dtype, ItemVectors, decoded, read_stored, write_vectors
 
 
 def one_set(vectors: Any) -> ItemVectors:

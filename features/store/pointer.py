@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.atomic import write_text
 from features.errors import DataError
+from features.store.atomic import write_text
 
 CURRENT = "CURRENT"  # the version in use
 NEWEST = "NEWEST"  # of bundles: the newest one exported, whether or not the gate let it pass

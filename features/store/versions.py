@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from features.chunk import INSTANT
-from features.schema import UNKNOWN
+from features.store.schema import UNKNOWN
 
 ITEM_VERSIONS, USER_VERSIONS = "item_versions.arrow", "user_versions.arrow"
 ROW, VALID_FROM = "_row", "_valid_from"

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from features.errors import DataError
-from features.schema import FIRST_VALUE
+from features.store.schema import FIRST_VALUE
 
 EMBEDDINGS = "embeddings"
 NEIGHBOURS = "neighbours"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import DataError
-from features.pointer import CURRENT, NEWEST, follow, point_at
+from features.store.pointer import CURRENT, NEWEST, follow, point_at
 
 
 @pytest.fixture

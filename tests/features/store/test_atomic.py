@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from features import publish
-from features.atomic import flush_tree, replace_file, write_text
+from features.store.atomic import flush_tree, replace_file, write_text
 from tests.disk import steps_of
 
 

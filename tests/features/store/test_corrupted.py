@@ -14,7 +14,7 @@ import pytest
 
 from features.build import build_feature_set
 from features.errors import DataError
-from features.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet
 from tests.features.raw import ROWS, START, Tables, raw_log
 
 FIRST = pl.int_range(pl.len()) == 0

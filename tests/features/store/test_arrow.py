@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.arrow import TYPES, to_arrow, to_numpy
+from features.store.arrow import TYPES, to_arrow, to_numpy
 
 
 @pytest.mark.parametrize("dtype", [*TYPES, np.dtype(bool)], ids=str)
@@ -38,7 +38,7 @@ def test_what_was_taken_comes_back() -> None:
 
 def test_no_pandas() -> None:
     code = (
-        "import sys, numpy as np; from features.arrow import to_arrow, to_numpy\n"
+        "import sys, numpy as np; from features.store.arrow import to_arrow, to_numpy\n"
         "for kind in (np.int32, np.float32, bool): to_numpy(to_arrow(np.ones(3, kind)))\n"
         "print('pandas' in sys.modules)"
     )

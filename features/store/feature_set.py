@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from features.arrow import to_arrow, to_numpy
 from features.contract.contract import Contract
 from features.contract.settings import Settings
 from features.errors import DataError, require_format
-from features.pointer import follow
-from features.schema import Schema
-from features.vectors.store import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
-from features.versions import ITEM_VERSIONS, USER_VERSIONS, Versions, columns_as_of
+from features.store.arrow import to_arrow, to_numpy
+from features.store.pointer import follow
+from features.store.schema import Schema
+from features.store.vector_files import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
+from features.store.versions import ITEM_VERSIONS, USER_VERSIONS, Versions, columns_as_of
 
 SplitName = Literal["train", "valid", "test"]
 
