@@ -8,9 +8,9 @@ from features.columns import Columns, fit_column
 from features.columns_category import CategoricalEncoder
 from features.contract.contract import Contract, Table
 from features.errors import DataError, named
-from features.files import find_files
-from features.keys import canonical
-from features.sources import expression, readable, require_columns, scan
+from features.sources.files import find_files
+from features.sources.keys import canonical
+from features.sources.tables import expression, readable, require_columns, scan
 from features.store.versions import VALID_FROM
 from features.table_versions import refuse_wrong_unit, valid_from, versions_of
 from features.vocabulary import Vocabulary

@@ -12,8 +12,8 @@ import polars as pl
 from features.columns import ColumnEncoder
 from features.contract.columns import Categorical, Hashed, Tags
 from features.errors import ConfigError, DataError
-from features.keys import canonical
 from features.sampling import mixed
+from features.sources.keys import canonical
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
 from features.vocabulary import Vocabulary
 

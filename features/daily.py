@@ -18,11 +18,11 @@ from features.contract.columns import Gap
 from features.contract.contract import Contract
 from features.contract.log import History
 from features.errors import ConfigError, DataError
-from features.files import content_hash, find_files
 from features.fit import Tables
-from features.log import open_log
 from features.parts import Part, window_of
 from features.revision import code_hash
+from features.sources.files import content_hash, find_files
+from features.sources.log import open_log
 from features.store.feature_set import (
     FORMAT,
     MANIFEST,

@@ -14,9 +14,9 @@ from features.contract.columns import EventColumn, Gap, Residual, ScalarColumn
 from features.contract.contract import Contract
 from features.encoder import Encoder, encode_table, encode_versions, fields
 from features.errors import DataError, named
-from features.keys import canonical
-from features.log import Log, chunks, value_counts
 from features.sampling import drawn
+from features.sources.keys import canonical
+from features.sources.log import Log, chunks, value_counts
 from features.store.schema import UNKNOWN, Schema
 from features.store.versions import ITEM_VERSIONS, USER_VERSIONS
 from features.table_versions import latest, visible

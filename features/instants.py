@@ -16,7 +16,7 @@ import polars as pl
 from features.checks.validation import Finding
 from features.chunk import DAY, REQUEST, SPLIT, TIME, USER, Arrays
 from features.contract.contract import Contract
-from features.log import Log, chunks
+from features.sources.log import Log, chunks
 from features.store.shuffle import by_bucket
 
 LONG = 3_600_000_000  # µs; a request that lasts longer is reported

@@ -15,8 +15,8 @@ from typing import IO
 
 from features.contract.contract import Contract
 from features.errors import DataError, LockError
-from features.files import content_hash, find_files
 from features.revision import code_hash
+from features.sources.files import content_hash, find_files
 from features.store.atomic import flush, flush_tree
 from features.store.feature_set import FORMAT, FeatureSet
 from features.store.pointer import point_at

@@ -12,7 +12,7 @@ import polars as pl
 from features.chunk import DAY, SPLIT, TIME, USER
 from features.contract.contract import Contract
 from features.errors import DataError
-from features.log import Log, chunks, distinct
+from features.sources.log import Log, chunks, distinct
 from features.store.schema import FIRST_VALUE
 from features.vocabulary import Vocabulary
 

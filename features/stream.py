@@ -36,9 +36,9 @@ from features.contract.contract import LABEL_PREFIX, Contract
 from features.encoder import Encoder
 from features.errors import named
 from features.instants import Instants
-from features.keys import canonical
-from features.log import Log, chunks
 from features.negatives import NONE, Drawn, draw_negatives
+from features.sources.keys import canonical
+from features.sources.log import Log, chunks
 from features.store.arrow import to_arrow
 from features.store.feature_set import Sampling
 from features.store.schema import UNKNOWN

@@ -10,7 +10,7 @@ from features.checks.rules import EPOCH
 from features.chunk import LAST_TIME
 from features.contract.contract import Table
 from features.errors import DataError
-from features.log import MICROSECONDS, end_of, microseconds
+from features.sources.log import MICROSECONDS, end_of, microseconds
 from features.store.versions import VALID_FROM
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
-from features.keys import canonical
 from features.sampling import mixed
+from features.sources.keys import canonical
 from features.store.schema import FIRST_VALUE, UNKNOWN
 
 DENSE = 16  # whole numbers spread over so many times their count are still looked up in a table

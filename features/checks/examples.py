@@ -12,8 +12,8 @@ from features.checks.quarantine import rows_as_read
 from features.checks.rules import EPOCH, Violation, plausible
 from features.chunk import FIRST_TIME, ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract.contract import Contract
-from features.log import MICROSECONDS, microseconds
-from features.sources import scan
+from features.sources.log import MICROSECONDS, microseconds
+from features.sources.tables import scan
 
 
 def with_example(

@@ -11,7 +11,7 @@ from features.checks.rules import ROW, Violation, day_of, numbered
 from features.chunk import DAY, ITEM, TIME, USER, Arrays
 from features.contract.contract import Contract
 from features.contract.log import Policy
-from features.keys import canonical
+from features.sources.keys import canonical
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

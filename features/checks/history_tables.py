@@ -15,8 +15,8 @@ from features.chunk import FIRST_TIME, ITEM, LAST_TIME, RAW_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.contract.log import HistoryTable, Policy
 from features.errors import DataError
-from features.log import MICROSECONDS, end_of, event_tables
-from features.sources import readable
+from features.sources.log import MICROSECONDS, end_of, event_tables
+from features.sources.tables import readable
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from features.checks.rules import ROW, Violation, numbered
 from features.chunk import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
 from features.contract.contract import Contract
 from features.errors import DataError
-from features.sources import scan
+from features.sources.tables import scan
 
 QUARANTINE = "quarantine.parquet"
 

@@ -18,9 +18,9 @@ from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, 
 from features.contract.contract import Contract
 from features.contract.log import Format, Policy
 from features.errors import DataError, named
-from features.keys import canonical
-from features.log import Unchecked, chunks
-from features.sources import readable, scan
+from features.sources.keys import canonical
+from features.sources.log import Unchecked, chunks
+from features.sources.tables import readable, scan
 from features.store.shuffle import by_bucket
 
 KEY_BUCKETS = 32

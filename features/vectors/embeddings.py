@@ -10,8 +10,8 @@ import polars as pl
 from features.contract.contract import Contract
 from features.contract.vectors import Embedding
 from features.errors import DataError, named
-from features.files import find_files, is_url, read_bytes
-from features.sources import read
+from features.sources.files import find_files, is_url, read_bytes
+from features.sources.tables import read
 from features.store.schema import UNKNOWN
 from features.store.vector_files import ItemVectors
 from features.vocabulary import Vocabulary

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from features import build as build_module
-from features import log
 from features.build import build_feature_set
 from features.encoder import Encoder
 from features.errors import DataError
+from features.sources.tables import log
 from features.store.feature_set import MANIFEST, SPLITS, FeatureSet
 from features.stream import request_keys
 from tests.features.raw import ROWS, START, Tables, decoded_rows, in_order, make_tables, raw_log, vectors_of

@@ -132,7 +132,7 @@ def test_neither_buckets_nor_chunks_change_a_counter(
 ) -> None:
     contract, whole = simulated
     monkeypatch.setattr("features.build.ROWS_A_BUCKET", 300)
-    monkeypatch.setattr("features.log.ROWS_A_CHUNK", 170)
+    monkeypatch.setattr("features.sources.log.ROWS_A_CHUNK", 170)
     divided = build_feature_set(contract, tmp_path).feature_set
     assert divided.manifest.buckets == 8
 

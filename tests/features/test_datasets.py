@@ -16,7 +16,7 @@ from features.contract.contract import Contract, load_contract
 from features.datasets.public import DATASETS
 from features.encoder import Encoder
 from features.errors import DataError
-from features.log import open_log
+from features.sources.log import open_log
 from features.store.feature_set import FeatureSet
 from tests.features.raw import decoded_rows
 from tests.miniatures import MINIATURES

@@ -8,10 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features import fit, log
+from features import fit
 from features.build import build_feature_set
 from features.encoder import Encoder
 from features.errors import DataError
+from features.sources.tables import log
 from tests.features.raw import ROWS, START, Tables, raw_log
 
 CLICKS = {"columns": {"seconds": {"type": "buckets", "count": 2}}, "events": "label == 1"}

@@ -79,7 +79,7 @@ def test_a_request_sees_the_past_of_its_first_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int | None
 ) -> None:
     if chunk:
-        monkeypatch.setattr("features.log.ROWS_A_CHUNK", chunk)
+        monkeypatch.setattr("features.sources.log.ROWS_A_CHUNK", chunk)
         monkeypatch.setattr("features.build.ROWS_A_BUCKET", chunk)
     write(tmp_path, LOG)
     found = build_feature_set(contract(tmp_path), tmp_path / "out").feature_set

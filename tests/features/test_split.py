@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import DataError
-from features.log import Log
+from features.sources.log import Log
 from features.split import Splitter, fit_split
 from features.store.feature_set import SPLITS, FeatureSet
 from features.vocabulary import Vocabulary

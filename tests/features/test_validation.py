@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import features.checks.group_rules
-import features.log
+import features.sources.log
 from features.build import build_feature_set
 from features.checks import quarantine
 from features.checks.group_rules import EventKeys, IdCounts
@@ -25,7 +25,7 @@ from features.chunk import ITEM, LABEL, TIME, USER
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import ConfigError, DataError
-from features.log import open_log
+from features.sources.log import open_log
 
 SECOND, DAY = 1_000_000, 86_400_000_000
 START = 1_700_000_000
@@ -76,7 +76,7 @@ def kept(checked: Checked) -> list[int]:
 
 @pytest.fixture(params=[7, 500_000], ids=["many chunks", "one chunk"])
 def chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features.log, "ROWS_A_CHUNK", request.param)
+    monkeypatch.setattr(features.sources.log, "ROWS_A_CHUNK", request.param)
 
 
 def put(column: str, values: dict[int, Any]) -> Callable[[pl.DataFrame], pl.DataFrame]:
@@ -212,7 +212,7 @@ def test_repeats_are_those_of_the_literal_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[int | None, ...]], text: bool
 ) -> None:
     """A row repeats if an earlier one has its user, item and time; a row with one of them missing never does."""
-    monkeypatch.setattr(features.log, "ROWS_A_CHUNK", 7)
+    monkeypatch.setattr(features.sources.log, "ROWS_A_CHUNK", 7)
     expected = [n for n, row in enumerate(rows) if None not in row and row in rows[:n]]
     log = pl.DataFrame(
         # The last row keeps the log from being put aside entirely.

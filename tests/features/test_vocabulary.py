@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from features.keys import canonical
+from features.sources.keys import canonical
 from features.vocabulary import Vocabulary
 
 whole = st.lists(st.none() | st.integers(-5, 20) | st.integers(-(2**63), 2**63 - 1), max_size=30)

@@ -14,8 +14,8 @@ import polars as pl
 from features.contract.log import Format
 from features.contract.settings import unknown_key
 from features.errors import DataError
-from features.files import SUFFIXES, find_files, is_url, kind_of, partition_of
-from features.readers import TEXT, Types, advice, open_files, schema_of
+from features.sources.files import SUFFIXES, find_files, is_url, kind_of, partition_of
+from features.sources.readers import TEXT, Types, advice, open_files, schema_of
 
 TEXTS = (pl.String, pl.Categorical, pl.Enum)
 SIGNED = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64(), 128: pl.Int128()}
@@ -42,7 +42,7 @@ def scan(path: str, format: Format | None = None) -> pl.LazyFrame:
     where another holds numbers.
 
     Args:
-        path: as `features.files.find_files` takes it.
+        path: as `features.sources.files.find_files` takes it.
         format: what the files' suffix does not say.
 
     Raises:

@@ -15,10 +15,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from features import build as build_module
-from features import files
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import DataError
+from features.sources.tables import files
 from features.store.feature_set import FeatureSet
 from tests.features.raw import decoded_rows, in_order, make_tables, raw_log
 

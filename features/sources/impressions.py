@@ -6,7 +6,7 @@ import polars as pl
 
 from features.contract.log import Candidates
 from features.errors import DataError
-from features.sources import readable, refuse_not_common, require_columns
+from features.sources.tables import readable, refuse_not_common, require_columns
 
 CLICKED = "_clicked"
 

@@ -31,9 +31,9 @@ from features.contract.contract import Contract
 from features.contract.labels import CLICKED_NAMES, LABEL_NAMES, columns_read
 from features.contract.log import Given, HistoryTable
 from features.errors import DataError, named
-from features.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
-from features.keys import canonical
-from features.sources import expression, readable, refuse_not_common, require_columns, scan
+from features.sources.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
+from features.sources.keys import canonical
+from features.sources.tables import expression, readable, refuse_not_common, require_columns, scan
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 ROWS_A_CHUNK = 500_000

@@ -14,7 +14,7 @@ import polars as pl
 
 from features.contract.log import Format
 from features.errors import DataError
-from features.files import is_url, read_bytes, state_of
+from features.sources.files import is_url, read_bytes, state_of
 
 TEXT = {"csv": ",", "tsv": "\t"}  # kinds of text files, and what separates their fields
 STAND_IN = "\x1f"  # "unit separator", in place of a separator of several characters: polars knows only single ones

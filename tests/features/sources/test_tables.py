@@ -19,8 +19,8 @@ from polars.testing import assert_frame_equal
 
 from features.contract.log import Format
 from features.errors import ConfigError, DataError
-from features.files import content_hash, find_files
-from features.sources import expression, read, require_columns, scan
+from features.sources.files import content_hash, find_files
+from features.sources.tables import expression, read, require_columns, scan
 
 TABLE = pl.DataFrame({"user": [3, 1, 2], "title": ["Misérables, Les", "b", "c"], "score": [1.5, 2.0, -1.0]})
 

@@ -1,0 +1,1 @@
+"""Raw files as one lazy log under fixed names."""
