@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from sklearn.decomposition import PCA
 
 from benchmarks.fuxictr_peer import HERE, environment
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from features.store.schema import UNKNOWN, Field

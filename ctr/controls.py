@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ctr.columns import column, row_weights, training_rate
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources.log import microseconds
 from features.sources.tables import require_columns, scan

@@ -48,7 +48,7 @@ from ctr.model_card import model_card
 from ctr.models.click_model import ClickModel
 from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
-from features.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
+from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
 from features.store.schema import Field, Schema

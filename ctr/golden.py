@@ -16,14 +16,14 @@ import numpy as np
 from ctr.bundle import GoldenCase
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case, as_input, expected
-from features.columns import Columns
-from features.columns_category import HashedEncoder
-from features.encoder import EncodedRequest, Encoder
+from features.encoding.base import Columns
+from features.encoding.category import HashedEncoder
+from features.encoding.encoder import EncodedRequest, Encoder
+from features.encoding.request import parse_request
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.request import parse_request
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
-from features.vocabulary import Vocabulary
 
 CANDIDATES = 6
 # The first request is what MODEL_CARD.md shows: one with a history that still fits on a screen.

@@ -19,7 +19,7 @@ from ctr.batch import Batch
 from ctr.bundle import ITEM_TABLE, ITEMS
 from ctr.models.click_model import ClickModel
 from ctr.ranker import open_session
-from features.encoder import EncodedRequest
+from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError
 from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN, Field, Schema

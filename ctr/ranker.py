@@ -14,9 +14,9 @@ from pydantic import Field, PositiveInt
 from ctr.agreement import logit_difference
 from ctr.bundle import RANKER, SCORE, Bundle, open_bundle
 from features.contract.settings import Settings, load_yaml, merge, validate
-from features.encoder import EncodedRequest, Encoder
+from features.encoding.encoder import EncodedRequest, Encoder
+from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError, NumericalError
-from features.request import Limits, Request, parse_request
 from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message

@@ -21,7 +21,7 @@ from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.loader import ItemVersions
 from ctr.parity import item_inputs
 from ctr.ranker import Ranker, open_session
-from features.encoder import EncodedRequest
+from features.encoding.encoder import EncodedRequest
 from features.store.feature_set import FeatureSet
 
 ITEMS_PER_CHUNK = 16_384

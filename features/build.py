@@ -19,7 +19,7 @@ from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.counter_pass import Counted, Scales, count
 from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
-from features.encoder import USERS, Encoder
+from features.encoding.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.fit import Fitted, Tables, fit
 from features.instants import Instants

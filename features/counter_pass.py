@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from features.chunk import COUNTER, INSTANT, LABEL, LOGGED, ROW, Arrays
-from features.columns import Columns
-from features.columns_number import NumericEncoder
 from features.counters import final, running
-from features.encoder import Snapshot, fields
+from features.encoding.base import Columns
+from features.encoding.encoder import Snapshot, fields
+from features.encoding.number import NumericEncoder
 from features.sampling import drawn
 from features.split import Splitter
 from features.store.shuffle import by_bucket

@@ -9,10 +9,10 @@ import polars as pl
 
 from features.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER
-from features.columns import ColumnEncoder, Columns, encode_value, fit_column
 from features.contract.columns import EventColumn, Gap, Residual, ScalarColumn
 from features.contract.contract import Contract
-from features.encoder import Encoder, encode_table, encode_versions, fields
+from features.encoding.base import ColumnEncoder, Columns, encode_value, fit_column
+from features.encoding.encoder import Encoder, encode_table, encode_versions, fields
 from features.errors import DataError, named
 from features.sampling import drawn
 from features.sources.keys import canonical

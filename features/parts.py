@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from features.chunk import CARRIED, COUNTER, EVENT, GIVEN, HISTORY, INSTANT, LOGGED, ROW, SPLIT, Arrays
 from features.contract.contract import Contract
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.history import gap_seconds, history_spans, without_repeats
 from features.split import Splitter

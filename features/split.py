@@ -11,10 +11,10 @@ import polars as pl
 
 from features.chunk import DAY, SPLIT, TIME, USER
 from features.contract.contract import Contract
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.sources.log import Log, chunks, distinct
 from features.store.schema import FIRST_VALUE
-from features.vocabulary import Vocabulary
 
 BINS = 1 << 16
 

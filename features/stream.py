@@ -31,9 +31,10 @@ from features.chunk import (
     Arrays,
     Column,
 )
-from features.columns import ColumnEncoder
 from features.contract.contract import LABEL_PREFIX, Contract
-from features.encoder import Encoder
+from features.encoding.base import ColumnEncoder
+from features.encoding.encoder import Encoder
+from features.encoding.vocabulary import id_hashes
 from features.errors import named
 from features.instants import Instants
 from features.negatives import NONE, Drawn, draw_negatives
@@ -43,7 +44,6 @@ from features.store.arrow import to_arrow
 from features.store.feature_set import Sampling
 from features.store.schema import UNKNOWN
 from features.store.shuffle import taken
-from features.vocabulary import id_hashes
 
 KEYS = (USER, ITEM, TIME, LABEL)
 

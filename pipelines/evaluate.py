@@ -22,7 +22,7 @@ from ctr.slices import slice_metrics
 from ctr.toplists import top_lists
 from ctr.trainer import predict
 from features.contract.contract import LABEL_PREFIX
-from features.encoder import EncodedRequest
+from features.encoding.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.progress import progress
 from features.store.feature_set import SPLITS, FeatureSet, SplitName

@@ -12,9 +12,9 @@ from rich.table import Table
 from ctr.explain import Explanation, explain
 from ctr.parity import Case
 from ctr.tables import frozen_tables
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
+from features.encoding.request import Request, parse_request
 from features.errors import ConfigError
-from features.request import Request, parse_request
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from pipelines.load_run import load_run

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.plots import BLUE, GREEN, GREY, ORANGE, save_png
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.vectors.advice import advise, times_random

@@ -12,7 +12,7 @@ from ctr.explain import explain
 from ctr.golden import LoggedRow, chosen_rows, logged_case
 from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 from pipelines.explain import told

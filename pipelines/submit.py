@@ -11,7 +11,7 @@ import polars as pl
 from rich.console import Console
 
 from ctr.trainer import predict
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.atomic import replace_file
 from features.store.feature_set import FeatureSet

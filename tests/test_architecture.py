@@ -56,7 +56,9 @@ def test_a_room_has_a_reason_and_stays_small(path):
     assert len(text.splitlines()) <= 450
 
 
-@pytest.mark.parametrize("module", ["ctr.ranker", "ctr.bundle", "features.encoder", "features.request"])
+@pytest.mark.parametrize(
+    "module", ["ctr.ranker", "ctr.bundle", "features.encoding.encoder", "features.encoding.request"]
+)
 def test_serving_loads_no_training_library(module):
     """A serving image has no torch; measured in a fresh interpreter, through every transitive import."""
     heavy = "{'torch', 'mlflow', 'optuna', 'sklearn', 'matplotlib', 'onnx', 'numba'}"

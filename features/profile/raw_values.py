@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from features.columns import ColumnEncoder
-from features.columns_category import CategoricalEncoder, TagsEncoder
-from features.columns_number import BucketsEncoder, NumericEncoder
-from features.columns_time import PARTS, DatePartEncoder
+from features.encoding.base import ColumnEncoder
+from features.encoding.category import CategoricalEncoder, TagsEncoder
+from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.time import PARTS, DatePartEncoder
 
 
 @dataclass(frozen=True)

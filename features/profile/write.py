@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.profile.file import (
     FORMAT,
     PROFILE,

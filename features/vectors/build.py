@@ -11,6 +11,7 @@ import numpy as np
 
 from features.contract.contract import Contract
 from features.contract.vectors import Neighbourly
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
 from features.store.vector_files import EMBEDDINGS, NEIGHBOURS, Dtype, ItemVectors, write_vectors
@@ -22,7 +23,6 @@ from features.vectors.fusion import fuse
 from features.vectors.neighbours import nearest_neighbours
 from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
 from features.vectors.transforms import transform
-from features.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import polars as pl
 
 from features.contract.contract import Contract
 from features.contract.vectors import Embedding
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError, named
 from features.sources.files import find_files, is_url, read_bytes
 from features.sources.tables import read
 from features.store.schema import UNKNOWN
 from features.store.vector_files import ItemVectors
-from features.vocabulary import Vocabulary
 
 
 def read_vectors(name: str, contract: Contract, items: Vocabulary) -> ItemVectors:

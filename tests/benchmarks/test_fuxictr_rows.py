@@ -16,7 +16,7 @@ from benchmarks.fuxictr_peer import environment
 from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
 from features.build import build_feature_set
 from features.contract.contract import load_contract
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet, write_arrow

@@ -12,7 +12,7 @@ import pytest
 from ctr.controls import PRIOR_ROWS, optimal_lift_share, optimum_scores, popularity_scores
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
 from tests.toy import toy_feature_set

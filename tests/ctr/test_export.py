@@ -25,7 +25,7 @@ from ctr.golden import chosen_rows
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
 from ctr.ranker import graph_inputs, open_session
-from features.encoder import EncodedRequest
+from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError
 from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN, Schema

@@ -12,8 +12,8 @@ import pytest
 
 from ctr.golden import chosen_rows, logged_case, raw_request, replayable
 from features.build import build_feature_set
-from features.encoder import Encoder
-from features.request import parse_request
+from features.encoding.encoder import Encoder
+from features.encoding.request import parse_request
 from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN
 from tests.features.raw import ROWS, Tables, raw_log

@@ -29,11 +29,11 @@ from ctr.golden import golden_cases
 from ctr.models.click_model import ClickModel
 from ctr.parity import random_cases
 from ctr.ranker import Ranker, load_serve_config, open_session
-from features.columns_category import CategoricalEncoder
-from features.columns_number import NumericEncoder
-from features.encoder import Encoder
+from features.encoding.category import CategoricalEncoder
+from features.encoding.encoder import Encoder
+from features.encoding.number import NumericEncoder
+from features.encoding.request import Limits
 from features.errors import ConfigError, DataError, NumericalError
-from features.request import Limits
 from features.store.feature_set import FeatureSet
 from tests.trained import HISTORY_LEN, built_feature_set, random_model
 

@@ -13,7 +13,7 @@ from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
 from ctr.trainer import predict
 from features.build import build_feature_set
-from features.request import parse_request
+from features.encoding.request import parse_request
 from features.store.feature_set import FeatureSet
 from pipelines.evaluate import _served_scores
 from tests.features.raw import START, Tables, raw_log

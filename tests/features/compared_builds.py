@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from features.columns import ColumnEncoder
-from features.columns_category import CategoricalEncoder, TagsEncoder
-from features.columns_number import BucketsEncoder, NumericEncoder
 from features.contract.contract import LABEL_PREFIX
 from features.daily import carries_on
-from features.encoder import Encoder
+from features.encoding.base import ColumnEncoder
+from features.encoding.category import CategoricalEncoder, TagsEncoder
+from features.encoding.encoder import Encoder
+from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.vocabulary import Vocabulary
 from features.store.feature_set import SPLITS, FeatureSet
 from features.store.schema import FIRST_VALUE
-from features.vocabulary import Vocabulary
 
 EXACT = ("time", "label", "weight", "request")
 # A full vocabulary takes in no new value (`max_size`), so that what it holds depends on the way there.

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from features.columns import ColumnEncoder
 from features.contract.contract import LABEL_PREFIX
-from features.encoder import Encoder
+from features.encoding.base import ColumnEncoder
+from features.encoding.encoder import Encoder
 from features.store.feature_set import SPLITS, FeatureSet
 from features.store.schema import FIRST_VALUE
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.store.feature_set import SPLITS, FeatureSet
 
 Tables = dict[str, pl.DataFrame]

@@ -14,7 +14,7 @@ import pytest
 
 from features import build as build_module
 from features.build import build_feature_set
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources.tables import log
 from features.store.feature_set import MANIFEST, SPLITS, FeatureSet

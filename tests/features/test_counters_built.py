@@ -18,8 +18,8 @@ from features.chunk import ROW
 from features.contract.contract import Contract, load_contract
 from features.counter_pass import _training_places
 from features.counters import CounterState
-from features.encoder import EncodedRequest, Encoder
-from features.request import parse_request
+from features.encoding.encoder import EncodedRequest, Encoder
+from features.encoding.request import parse_request
 from features.simulator.simulate import simulate
 from features.split import Splitter
 from features.store.feature_set import SPLITS, FeatureSet

@@ -18,10 +18,10 @@ from features.chunk import EVENT, LOGGED, ROW
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
 from features.daily import Carry, carries_on
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 from features.store.feature_set import MANIFEST, FeatureSet
-from features.vocabulary import Vocabulary
 from tests.features.decoded import assert_same_rows, decoded
 
 FIRST = date(2026, 3, 1)

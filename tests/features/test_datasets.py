@@ -14,7 +14,7 @@ import pytest
 from features.build import build_feature_set
 from features.contract.contract import Contract, load_contract
 from features.datasets.public import DATASETS
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources.log import open_log
 from features.store.feature_set import FeatureSet

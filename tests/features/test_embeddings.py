@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.store.schema import VectorSet
 from features.vectors.build import VectorResult, build_vectors
-from features.vocabulary import Vocabulary
 from tests.features.vector_files import contract_of, write_set
 
 ITEMS = Vocabulary(pl.Series([10, 20, 30, 40, 50]))

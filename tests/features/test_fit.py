@@ -10,7 +10,7 @@ import pytest
 
 from features import fit
 from features.build import build_feature_set
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources.tables import log
 from tests.features.raw import ROWS, START, Tables, raw_log

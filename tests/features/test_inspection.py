@@ -11,7 +11,7 @@ import pytest
 
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE

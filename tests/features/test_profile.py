@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.columns import ColumnEncoder, encoder_kinds
-from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
-from features.columns_number import BucketsEncoder, NumericEncoder
-from features.columns_time import DatePartEncoder, GapEncoder
 from features.contract.columns import Buckets as BucketsSpec
 from features.contract.columns import DatePart, Hashed
 from features.drift.compare import compare
+from features.encoding.base import ColumnEncoder, encoder_kinds
+from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
+from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.time import DatePartEncoder, GapEncoder
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.profile import rows as profile_rows
 from features.profile.file import load_profile
@@ -37,7 +38,6 @@ from features.profile.tally import (
     rest_bin,
     value_bins,
 )
-from features.vocabulary import Vocabulary
 from tests.features.by_hand import CATEGORY, LOG_COST, NUMBER, TAGS, profiled
 
 DAY = 86_400_000_000

@@ -12,7 +12,7 @@ import pytest
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.store.feature_set import SPLITS, FeatureSet
 
 DAY = 86_400

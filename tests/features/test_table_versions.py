@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from features.build import build_feature_set
 from features.contract.contract import Contract, Table
 from features.contract.settings import validate
-from features.encoder import Encoder
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.profile.file import PROFILE, load_profile
 from features.store.feature_set import FeatureSet

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from features.contract.contract import Contract
+from features.encoding.vocabulary import Vocabulary
 from features.store.vector_files import EMBEDDINGS, decoded, read_stored
 from features.vectors.build import VectorResult, build_vectors
 from features.vectors.coclicks import Clicks
-from features.vocabulary import Vocabulary
 
 LOG = {"path": "log.csv", "user": "u", "item": "i", "time": "t", "label": "y"}
 

@@ -341,7 +341,7 @@ def test_a_drawn_negative_is_negative_in_every_label(tmp_path: Path) -> None:
 
 
 def found_items(found: FeatureSet, rows: np.ndarray) -> list[int]:
-    from features.encoder import Encoder
+    from features.encoding.encoder import Encoder
 
     items = Encoder.load(found.path).items
     return [items.value(row) for row in rows]

@@ -10,15 +10,15 @@ import polars as pl
 import pytest
 
 from features.build import build_feature_set
-from features.columns_category import TagsEncoder
-from features.columns_number import NumericEncoder
 from features.contract.contract import Contract, load_contract
-from features.encoder import Encoder
+from features.encoding.category import TagsEncoder
+from features.encoding.encoder import Encoder
+from features.encoding.number import NumericEncoder
+from features.encoding.request import Request, parse_request
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
-from features.request import Request, parse_request
 from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet
-from features.vocabulary import Vocabulary
 from tests.features.raw import Tables, raw_log
 
 # Without counters, whose replay is tested in test_counters_built.

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import columns_category
-from features.columns import fit_column
-from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.contract.columns import Categorical, Hashed, Tags
-from features.vocabulary import Vocabulary
+from features.encoding import category as columns_category
+from features.encoding.base import fit_column
+from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
+from features.encoding.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.columns import ColumnEncoder, Columns, encode_value, encoder_kinds
-from features.columns_category import check_kind
 from features.contract.contract import Contract
 from features.contract.settings import validate
+from features.encoding.base import ColumnEncoder, Columns, encode_value, encoder_kinds
+from features.encoding.category import check_kind
+from features.encoding.request import Request
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.request import Request
 from features.store.feature_set import read_arrow, write_arrow
 from features.store.schema import UNKNOWN, Field, Schema
 from features.store.versions import ROW, VALID_FROM
-from features.vocabulary import Vocabulary
 
 ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"

@@ -9,12 +9,12 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from features.columns import ColumnEncoder
-from features.columns_number import BucketsEncoder
 from features.contract.columns import DatePart, Gap
+from features.encoding.base import ColumnEncoder
+from features.encoding.number import BucketsEncoder
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 from features.store.schema import FIRST_VALUE, UNKNOWN, Field
-from features.vocabulary import Vocabulary
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 # How many values a part has, and the first of them.

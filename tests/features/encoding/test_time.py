@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.columns_time import PARTS, DatePartEncoder
 from features.contract.columns import DatePart
+from features.encoding.time import PARTS, DatePartEncoder
 
 EPOCH = datetime(1970, 1, 1)
 LITERAL = {

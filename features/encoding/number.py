@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from features.columns import ColumnEncoder
 from features.contract.columns import Buckets, Numeric, Residual
+from features.encoding.base import ColumnEncoder
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.store.schema import FIRST_VALUE, UNKNOWN, Field
-from features.vocabulary import Vocabulary
 
 
 class NumericEncoder(ColumnEncoder):

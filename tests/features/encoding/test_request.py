@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
+from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError
-from features.request import Limits, Request, parse_request
 from tests.features.raw import CONTENT
 
 MORE = {

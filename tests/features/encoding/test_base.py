@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.columns import ColumnEncoder, encode_value, encoder_kinds, fit_column
 from features.contract.columns import (
     Buckets,
     Categorical,
@@ -25,8 +24,9 @@ from features.contract.columns import (
     Residual,
     Tags,
 )
+from features.encoding.base import ColumnEncoder, encode_value, encoder_kinds, fit_column
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
-from features.vocabulary import Vocabulary
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 WORD = st.text(max_size=4) | st.sampled_from(["a", "b", "é", "", "1", "true", "日本"])

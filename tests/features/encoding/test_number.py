@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.columns import fit_column
-from features.columns_number import BucketsEncoder, NumericEncoder
-from features.columns_time import GapEncoder
 from features.contract.columns import Buckets, Gap, Numeric, Residual
+from features.encoding.base import fit_column
+from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.time import GapEncoder
 
 
 def test_numeric_by_hand() -> None:

@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from features.columns import ColumnEncoder
 from features.contract.columns import Categorical, Hashed, Tags
+from features.encoding.base import ColumnEncoder
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 from features.sampling import mixed
 from features.sources.keys import canonical
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
-from features.vocabulary import Vocabulary
 
 MOST_EXAMPLES = 10_000  # values of a hashed column that are kept
 

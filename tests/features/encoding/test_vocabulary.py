@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.sources.keys import canonical
-from features.vocabulary import Vocabulary
 
 whole = st.lists(st.none() | st.integers(-5, 20) | st.integers(-(2**63), 2**63 - 1), max_size=30)
 text = st.lists(st.none() | st.text(max_size=4) | st.sampled_from(["a", "b", "é", "", "1"]), max_size=30)

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from features.contract.columns import ColumnSpec
+from features.encoding.vocabulary import Vocabulary
 from features.errors import named
 from features.store.schema import Field
-from features.vocabulary import Vocabulary
 
 
 class ColumnEncoder(ABC):
@@ -77,9 +77,9 @@ Columns = dict[str, ColumnEncoder]
 
 def encoder_kinds() -> dict[str, type[ColumnEncoder]]:
     """Every encoder by the `type` that a contract declares it with."""
-    from features.columns_category import CategoricalEncoder, HashedEncoder, TagsEncoder
-    from features.columns_number import BucketsEncoder, NumericEncoder
-    from features.columns_time import DatePartEncoder, GapEncoder
+    from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
+    from features.encoding.number import BucketsEncoder, NumericEncoder
+    from features.encoding.time import DatePartEncoder, GapEncoder
 
     return {
         "categorical": CategoricalEncoder,

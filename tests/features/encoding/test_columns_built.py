@@ -11,8 +11,8 @@ import pytest
 
 from features.build import build_feature_set
 from features.contract.contract import Contract
-from features.encoder import Encoder
-from features.request import parse_request
+from features.encoding.encoder import Encoder
+from features.encoding.request import parse_request
 from features.store.feature_set import SPLITS, FeatureSet
 from tests.features.raw import ROWS, Tables, raw_log
 
