@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
-from features.checks.validation import Checked, Finding, check_log
 from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.counter_pass import Counted, Scales, count

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.checks.validation import Finding
+from features.checks.check_log import Finding
 from features.chunk import DAY, REQUEST, SPLIT, TIME, USER, Arrays
 from features.contract.contract import Contract
 from features.sources.log import Log, chunks

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import polars as pl
 
-from features.checks.rules import EPOCH
+from features.checks.row_rules import EPOCH
 from features.chunk import LAST_TIME
 from features.contract.contract import Table
 from features.errors import DataError

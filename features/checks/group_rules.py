@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from features.checks.rules import ROW, Violation, day_of, numbered
+from features.checks.row_rules import ROW, Violation, day_of, numbered
 from features.chunk import DAY, ITEM, TIME, USER, Arrays
 from features.contract.contract import Contract
 from features.contract.log import Policy

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from features.checks.rules import day_of, plausible
-from features.checks.validation import Finding
+from features.checks.check_log import Finding
+from features.checks.row_rules import day_of, plausible
 from features.chunk import FIRST_TIME, ITEM, LAST_TIME, RAW_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.contract.log import HistoryTable, Policy

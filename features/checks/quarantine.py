@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from features.checks.rules import ROW, Violation, numbered
+from features.checks.row_rules import ROW, Violation, numbered
 from features.chunk import EVENT, ITEM, LABEL, REQUEST, SPLIT, TIME, USER, WEIGHT
 from features.contract.contract import Contract
 from features.errors import DataError

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from features.checks.quarantine import rows_as_read
-from features.checks.rules import EPOCH, Violation, plausible
+from features.checks.row_rules import EPOCH, Violation, plausible
 from features.chunk import FIRST_TIME, ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.sources.log import MICROSECONDS, microseconds

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.checks.examples import with_example
 from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
+from features.checks.messages import with_example
 from features.checks.quarantine import QUARANTINE, put_aside
-from features.checks.rules import RowRules, Violation, label_name, row_rules
+from features.checks.row_rules import RowRules, Violation, label_name, row_rules
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Arrays
 from features.contract.contract import Contract
 from features.contract.log import Format, Policy

@@ -17,10 +17,10 @@ import features.checks.group_rules
 import features.sources.log
 from features.build import build_feature_set
 from features.checks import quarantine
+from features.checks.check_log import Checked, Finding, check_log
 from features.checks.group_rules import EventKeys, IdCounts
 from features.checks.quarantine import QUARANTINE
-from features.checks.rules import ROW, RowRules, Violation, numbered, row_rules
-from features.checks.validation import Checked, Finding, check_log
+from features.checks.row_rules import ROW, RowRules, Violation, numbered, row_rules
 from features.chunk import ITEM, LABEL, TIME, USER
 from features.contract.contract import Contract
 from features.contract.settings import validate
