@@ -21,7 +21,8 @@ from features.counter_pass import Counted, Scales, count
 from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.encoding.encoder import USERS, Encoder
 from features.errors import ConfigError
-from features.fit import Fitted, Tables, fit
+from features.fitting.fit import Fitted, Tables, fit
+from features.fitting.split import Splitter, fit_split
 from features.instants import Instants
 from features.parts import sorted_part, windows_of, without_rows, write_part
 from features.profile.write import write_profile
@@ -30,7 +31,6 @@ from features.publish import build_lock, find_version, publish, source_key, stag
 from features.revision import code_hash, revision
 from features.sources.files import looked_at_once
 from features.sources.log import Log, Unchecked, open_log
-from features.split import Splitter, fit_split
 from features.store.feature_set import (
     FORMAT,
     MANIFEST,

@@ -14,8 +14,8 @@ from features.counters import final, running
 from features.encoding.base import Columns
 from features.encoding.encoder import Snapshot, fields
 from features.encoding.number import NumericEncoder
+from features.fitting.split import Splitter
 from features.sampling import drawn
-from features.split import Splitter
 from features.store.shuffle import by_bucket
 from features.stream import Stream
 

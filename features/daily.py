@@ -18,7 +18,7 @@ from features.contract.columns import Gap
 from features.contract.contract import Contract
 from features.contract.log import History
 from features.errors import ConfigError, DataError
-from features.fit import Tables
+from features.fitting.fit import Tables
 from features.parts import Part, window_of
 from features.revision import code_hash
 from features.sources.files import content_hash, find_files

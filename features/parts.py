@@ -13,8 +13,8 @@ from features.chunk import CARRIED, COUNTER, EVENT, GIVEN, HISTORY, INSTANT, LOG
 from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.errors import DataError
+from features.fitting.split import Splitter
 from features.history import gap_seconds, history_spans, without_repeats
-from features.split import Splitter
 from features.store.arrow import to_numpy
 from features.store.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
 from features.store.shuffle import taken

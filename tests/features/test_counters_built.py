@@ -20,8 +20,8 @@ from features.counter_pass import _training_places
 from features.counters import CounterState
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
+from features.fitting.split import Splitter
 from features.simulator.simulate import simulate
-from features.split import Splitter
 from features.store.feature_set import SPLITS, FeatureSet
 
 SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from features.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER
 from features.contract.columns import EventColumn, Gap, Residual, ScalarColumn
 from features.contract.contract import Contract
 from features.encoding.base import ColumnEncoder, Columns, encode_value, fit_column
 from features.encoding.encoder import Encoder, encode_table, encode_versions, fields
 from features.errors import DataError, named
+from features.fitting.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
+from features.fitting.table_versions import latest, visible
 from features.sampling import drawn
 from features.sources.keys import canonical
 from features.sources.log import Log, chunks, value_counts
 from features.store.schema import UNKNOWN, Schema
 from features.store.versions import ITEM_VERSIONS, USER_VERSIONS
-from features.table_versions import latest, visible
 
 MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, drawn evenly over it
 

@@ -9,11 +9,11 @@ from features.encoding.base import Columns, fit_column
 from features.encoding.category import CategoricalEncoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError, named
+from features.fitting.table_versions import refuse_wrong_unit, valid_from, versions_of
 from features.sources.files import find_files
 from features.sources.keys import canonical
 from features.sources.tables import expression, readable, require_columns, scan
 from features.store.versions import VALID_FROM
-from features.table_versions import refuse_wrong_unit, valid_from, versions_of
 
 
 def read_table(contract: Contract, table: Table, which: str, as_of: str | None = None) -> pl.DataFrame:

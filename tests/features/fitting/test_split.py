@@ -15,8 +15,8 @@ from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
+from features.fitting.split import Splitter, fit_split
 from features.sources.log import Log
-from features.split import Splitter, fit_split
 from features.store.feature_set import SPLITS, FeatureSet
 from tests.features.raw import Tables, decoded_rows, raw_log
 

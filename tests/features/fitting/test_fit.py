@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features import fit
 from features.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.errors import DataError
+from features.fitting import fit
 from features.sources.tables import log
 from tests.features.raw import ROWS, START, Tables, raw_log
 
