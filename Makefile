@@ -59,7 +59,7 @@ test: .venv/.ready  ## the whole test suite, offline
 test-slow: .venv/.ready  ## the longer proofs, marked slow
 	@$(BIN)/python -m pytest -n 2 $(SPREAD) -m slow
 
-mutants: .venv/.ready  ## mutation scores of the modules where layers meet, forty minutes (MODULE=features/history.py)
+mutants: .venv/.ready  ## mutation scores of the modules where layers meet, forty minutes (MODULE=features/point_in_time/history.py)
 	@$(BIN)/python -m tests.mutation.run $(if $(MODULE),--module $(MODULE)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 tune: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, STUDY=name), read in MLflow

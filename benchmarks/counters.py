@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ctr.metrics import auc, auc_interval
-from features.history import history_spans
+from features.point_in_time.history import history_spans
 from features.store.feature_set import SPLITS, FeatureSet
 
 

@@ -17,14 +17,15 @@ from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
 from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract.contract import Contract
-from features.counter_pass import Counted, Scales, count
 from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.encoding.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.fitting.fit import Fitted, Tables, fit
 from features.fitting.split import Splitter, fit_split
-from features.instants import Instants
 from features.parts import sorted_part, windows_of, without_rows, write_part
+from features.point_in_time.counter_pass import Counted, Scales, count
+from features.point_in_time.encoded_log import Stream
+from features.point_in_time.instants import Instants
 from features.profile.write import write_profile
 from features.progress import progress
 from features.publish import build_lock, find_version, publish, source_key, staged
@@ -44,7 +45,6 @@ from features.store.feature_set import (
 )
 from features.store.pointer import point_at
 from features.store.shuffle import by_bucket
-from features.stream import Stream
 from features.vectors.build import build_vectors, needs_clicks
 from features.vectors.coclicks import Clicks
 

@@ -14,7 +14,7 @@ from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.fitting.split import Splitter
-from features.history import gap_seconds, history_spans, without_repeats
+from features.point_in_time.history import gap_seconds, history_spans, without_repeats
 from features.store.arrow import to_numpy
 from features.store.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
 from features.store.shuffle import taken

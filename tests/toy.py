@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from features.contract.contract import Contract
-from features.counters import running
+from features.point_in_time.counters import running
 from features.store.feature_set import (
     FORMAT,
     MANIFEST,

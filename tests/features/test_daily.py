@@ -12,7 +12,6 @@ import polars as pl
 import pytest
 
 from features import build as build_module
-from features import counter_pass
 from features.build import build_feature_set
 from features.chunk import EVENT, LOGGED, ROW
 from features.contract.contract import Contract
@@ -21,6 +20,7 @@ from features.daily import Carry, carries_on
 from features.encoding.encoder import Encoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
+from features.point_in_time import counter_pass
 from features.store.feature_set import MANIFEST, FeatureSet
 from tests.features.decoded import assert_same_rows, decoded
 

@@ -27,11 +27,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 
-from features import counter_pass
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import ConfigError, DataError
+from features.point_in_time import counter_pass
 from features.store.feature_set import FeatureSet
 from tests.features.compared_builds import assert_same
 from tests.features.drawn_builds import FIRST, Case, RawFiles, cases

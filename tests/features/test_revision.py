@@ -48,7 +48,11 @@ def test_outside_a_checkout_the_revision_is_that_of_the_package(tmp_path: Path) 
 def test_in_a_checkout_the_revision_names_the_commit_and_changes(tmp_path: Path) -> None:
     package = copied(tmp_path)
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["add", "features/history.py"], [*identity, "commit", "-qm", "first"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "features/point_in_time/history.py"],
+        [*identity, "commit", "-qm", "first"],
+    ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     clean = revision_of(package)
     (package / "history.py").write_text("")

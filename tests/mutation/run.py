@@ -3,7 +3,7 @@
 Each module gets a folder below `.mutants/`: a copy of the project for mutmut, its log, and what survived. Writes
 `.mutants/scores.md` (a row a module) and `.mutants/<module>.diff` (each survivor). Run it from the project's root:
 
-    python -m tests.mutation.run [--module features/history.py] [--sample 60]
+    python -m tests.mutation.run [--module features/point_in_time/history.py] [--sample 60]
 """
 
 from __future__ import annotations

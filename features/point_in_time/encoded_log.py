@@ -36,8 +36,8 @@ from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.vocabulary import id_hashes
 from features.errors import named
-from features.instants import Instants
-from features.negatives import NONE, Drawn, draw_negatives
+from features.point_in_time.instants import Instants
+from features.point_in_time.negatives import NONE, Drawn, draw_negatives
 from features.sources.keys import canonical
 from features.sources.log import Log, chunks
 from features.store.arrow import to_arrow

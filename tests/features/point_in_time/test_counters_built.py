@@ -12,15 +12,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import counter_pass
 from features.build import build_feature_set
 from features.chunk import ROW
 from features.contract.contract import Contract, load_contract
-from features.counter_pass import _training_places
-from features.counters import CounterState
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
 from features.fitting.split import Splitter
+from features.point_in_time import counter_pass
+from features.point_in_time.counter_pass import _training_places
+from features.point_in_time.counters import CounterState
 from features.simulator.simulate import simulate
 from features.store.feature_set import SPLITS, FeatureSet
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.history import gap_seconds, history_spans, without_repeats
+from features.point_in_time.history import gap_seconds, history_spans, without_repeats
 
 
 def literal(rows: list[tuple[int, int, bool]], max_len: int) -> list[list[int]]:

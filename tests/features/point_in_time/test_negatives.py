@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.contract.log import Negatives
-from features.negatives import NONE, draw_negatives
+from features.point_in_time.negatives import NONE, draw_negatives
 
 HOUR = 3_600_000_000
 SPECS = [Negatives(per_positive=3, how=how, window="2h", seed=7) for how in ("uniform", "popularity", "in_window")]

@@ -1,0 +1,1 @@
+"""What a row may know at its own time: histories, counters, negatives, earlier requests."""
