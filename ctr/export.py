@@ -52,7 +52,7 @@ from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, En
 from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
 from features.store.schema import Field, Schema
-from features.vectors.fitted import TRANSFORMS
+from features.vectors.projections import TRANSFORMS
 
 OPSET = 20
 HISTORY = "history"

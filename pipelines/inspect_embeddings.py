@@ -19,10 +19,10 @@ from ctr.plots import BLUE, GREEN, GREY, ORANGE, save_png
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.atomic import write_text
-from features.vectors.advice import advise, times_random
-from features.vectors.embeddings import read_vectors
-from features.vectors.inspection import Inspection, SetReport, inspect
-from features.vectors.next_clicks import Interval
+from features.vectors.inspection.advice import advise, times_random
+from features.vectors.inspection.next_clicks import Interval
+from features.vectors.inspection.report import Inspection, SetReport, inspect
+from features.vectors.read import read_vectors
 from pipelines.build import build
 from pipelines.source import Source
 from pipelines.workspace import Workspace

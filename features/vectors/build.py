@@ -16,11 +16,11 @@ from features.errors import ConfigError
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
 from features.store.vector_files import EMBEDDINGS, NEIGHBOURS, Dtype, ItemVectors, write_vectors
 from features.vectors.coclicks import Clicks, CoClicks
-from features.vectors.embeddings import read_vectors
 from features.vectors.filling import BY_CLICKS, fill_missing
-from features.vectors.fitted import FusedTransform, SetTransform
 from features.vectors.fusion import fuse
 from features.vectors.neighbours import nearest_neighbours
+from features.vectors.projections import FusedTransform, SetTransform
+from features.vectors.read import read_vectors
 from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
 from features.vectors.transforms import transform
 

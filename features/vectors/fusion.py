@@ -14,7 +14,7 @@ import numpy as np
 from features.contract.vectors import Fusion
 from features.errors import DataError
 from features.store.vector_files import ItemVectors
-from features.vectors.fitted import FusedTransform, Projection
+from features.vectors.projections import FusedTransform, Projection
 from features.vectors.transforms import check_room, covariance, mean_of, principal_axes, with_sign
 
 CCA_RIDGE = 1e-3  # of a set's mean variance: what varies less counts for little, and a flat direction for nothing

@@ -15,7 +15,7 @@ from features.errors import ConfigError
 from features.store.schema import FIRST_VALUE, PADDING
 from features.store.vector_files import ItemVectors
 from features.vectors.coclicks import CoClicks
-from features.vectors.fitted import to_unit
+from features.vectors.projections import to_unit
 
 SCORES_A_BLOCK = 1 << 23
 

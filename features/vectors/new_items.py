@@ -10,7 +10,7 @@ import numpy as np
 from features.contract.contract import Contract
 from features.errors import DataError
 from features.store.schema import Schema
-from features.vectors.fitted import FusedTransform, SetTransform
+from features.vectors.projections import FusedTransform, SetTransform
 
 Encoded = dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -20,7 +20,7 @@ import numpy as np
 from features.contract.vectors import SemanticIds
 from features.errors import DataError, require_format
 from features.store.schema import FIRST_VALUE, UNKNOWN, Field
-from features.vectors.fitted import BLOCK
+from features.vectors.projections import BLOCK
 from features.vectors.transforms import blocks
 
 SEMANTIC_IDS = "semantic_ids"

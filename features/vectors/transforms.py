@@ -15,7 +15,7 @@ import numpy as np
 from features.contract.vectors import Embedding, Truncation
 from features.errors import DataError
 from features.store.vector_files import ItemVectors
-from features.vectors.fitted import BLOCK, Projection, SetTransform
+from features.vectors.projections import BLOCK, Projection, SetTransform
 
 LEAST_VARIANCE = 1e-6  # of a direction, relative to the strongest: float32 makes as much of none at all
 

@@ -16,10 +16,10 @@ from features.errors import DataError
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 from features.store.vector_files import ItemVectors
-from features.vectors.advice import advise, is_useful
-from features.vectors.embeddings import read_vectors
-from features.vectors.inspection import Inspection, SetReport, inspect
-from features.vectors.next_clicks import interval, popular_hits, read_clicks, recall_hits
+from features.vectors.inspection.advice import advise, is_useful
+from features.vectors.inspection.next_clicks import interval, popular_hits, read_clicks, recall_hits
+from features.vectors.inspection.report import Inspection, SetReport, inspect
+from features.vectors.read import read_vectors
 
 ITEMS, GROUPS, USERS, ROWS = 300, 15, 120, 6_000
 

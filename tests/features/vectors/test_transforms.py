@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.decomposition import PCA
 
 from features.errors import DataError
-from features.vectors.fitted import to_unit
+from features.vectors.projections import to_unit
 from features.vectors.transforms import covariance, mean_of, moments, principal_axes
 from tests.features.vector_files import VectorFiles
 

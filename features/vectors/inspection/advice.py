@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from features.vectors.inspection import Inspection, SetReport
-from features.vectors.next_clicks import NEAREST, Interval
+from features.vectors.inspection.next_clicks import NEAREST, Interval
+from features.vectors.inspection.report import Inspection, SetReport
 
 # A set earns its place when its 10 nearest hold what is clicked next twice as often as 10 random items, beyond the
 # interval: popular items lie near popular ones in most sets, which alone makes more than chance and which ids say too.

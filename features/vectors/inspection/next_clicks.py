@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.store.feature_set import FeatureSet
-from features.vectors.fitted import to_unit
+from features.vectors.projections import to_unit
 from features.vectors.transforms import blocks
 
 NEAREST = 10

@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-import features.vectors.next_clicks as next_clicks
+import features.vectors.inspection.next_clicks as next_clicks
 from features.build import build_feature_set
 from features.contract.contract import Contract
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
-from features.vectors.inspection import _duplicates
-from features.vectors.next_clicks import interval, popular_hits, read_clicks, recall_hits
-from features.vectors.probe import auc, probe
+from features.vectors.inspection.next_clicks import interval, popular_hits, read_clicks, recall_hits
+from features.vectors.inspection.report import _duplicates
+from features.vectors.inspection.tag_probe import auc, probe
 
 
 def as_they_are(vectors_IW: np.ndarray) -> np.ndarray:

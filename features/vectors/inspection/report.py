@@ -16,9 +16,7 @@ from features.errors import DataError
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 from features.store.vector_files import ItemVectors
-from features.vectors.fitted import to_unit
-from features.vectors.neighbours import best
-from features.vectors.next_clicks import (
+from features.vectors.inspection.next_clicks import (
     NEAREST,
     Interval,
     TrainingClicks,
@@ -29,7 +27,9 @@ from features.vectors.next_clicks import (
     recall_hits,
     scores,
 )
-from features.vectors.probe import probe
+from features.vectors.inspection.tag_probe import probe
+from features.vectors.neighbours import best
+from features.vectors.projections import to_unit
 from features.vectors.semantic_ids import column_names
 from features.vectors.transforms import blocks, mean_of
 

@@ -1,0 +1,1 @@
+"""What a vector set is worth before a model is trained on it."""
