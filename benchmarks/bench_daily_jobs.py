@@ -9,7 +9,7 @@ import polars as pl
 
 from benchmarks.bench_features import MOST_ITEMS
 from benchmarks.bench_features_jobs import CONTRACT
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import load_contract
 from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet

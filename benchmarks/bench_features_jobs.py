@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured import ROOT
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import load_contract
 
 CONTRACT = ROOT / "benchmarks" / "feature_build.yaml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.build import BuildResult, build_feature_set
+from features.build.build import BuildResult, build_feature_set
 from features.contract.contract import Contract
 from pipelines.source import Source
 from pipelines.workspace import Workspace

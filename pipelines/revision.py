@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from features.revision import commit_of, hash_of
+from features.build.revision import commit_of, hash_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("features", "ctr", "pipelines")

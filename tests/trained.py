@@ -12,7 +12,7 @@ from ctr.config import ModelConfig
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.tables import frozen_tables
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.store.feature_set import FeatureSet
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import fuxictr_rows
 from benchmarks.fuxictr_peer import environment
 from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import load_contract
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ctr.golden import chosen_rows, logged_case, raw_request, replayable
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.encoding.request import parse_request
 from features.store.feature_set import FeatureSet

@@ -12,7 +12,7 @@ from ctr.models.click_model import ClickModel
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
 from ctr.trainer import predict
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.encoding.request import parse_request
 from features.store.feature_set import FeatureSet
 from pipelines.evaluate import _served_scores

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features.build.parts import window_of
 from features.contract.columns import Categorical, Column, Numeric, Tags
 from features.encoding.base import fit_column
 from features.encoding.encoder import encode_table
 from features.encoding.vocabulary import Vocabulary
-from features.parts import window_of
 from features.profile.file import Profile
 from features.profile.write import write_profile
 from features.store.feature_set import SPLITS, PartEntry, write_arrow

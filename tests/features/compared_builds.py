@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from features.build.window import carries_on
 from features.contract.contract import LABEL_PREFIX
-from features.daily import carries_on
 from features.encoding.base import ColumnEncoder
 from features.encoding.category import CategoricalEncoder, TagsEncoder
 from features.encoding.encoder import Encoder

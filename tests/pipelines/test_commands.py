@@ -309,7 +309,7 @@ def test_only_what_can_be_resumed_is_said_to_be(shell, raw, work, monkeypatch, c
         raise KeyboardInterrupt
 
     for name in (
-        "features.build.build_feature_set",
+        "features.build.build.build_feature_set",
         "pipelines.build.build_feature_set",
         "pipelines.simulate.simulate",
     ):

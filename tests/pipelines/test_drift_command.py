@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from pipelines.cli import main
 from tests.features.raw import Tables, raw_log, vectors_of
 

@@ -18,7 +18,7 @@ from ctr.metrics import auc, log_loss
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
 from ctr.trainer import predict
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent
 from features.store.feature_set import FeatureSet

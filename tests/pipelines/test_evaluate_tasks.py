@@ -14,7 +14,7 @@ from ctr.controls import popularity_scores
 from ctr.export import export_bundle
 from ctr.metrics import auc, evaluate, log_loss
 from ctr.trainer import predict, predict_tasks
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent
 from features.store.feature_set import FeatureSet

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import features.checks.group_rules
 import features.sources.log
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.checks import quarantine
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.group_rules import EventKeys, IdCounts

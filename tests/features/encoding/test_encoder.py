@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract, load_contract
 from features.encoding.category import TagsEncoder
 from features.encoding.encoder import Encoder

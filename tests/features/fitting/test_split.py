@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract, Table
 from features.contract.settings import validate
 from features.encoding.encoder import Encoder

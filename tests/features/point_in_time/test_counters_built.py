@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.chunk import ROW
 from features.contract.contract import Contract, load_contract
 from features.encoding.encoder import EncodedRequest, Encoder
@@ -131,7 +131,7 @@ def test_neither_buckets_nor_chunks_change_a_counter(
     simulated: tuple[Contract, FeatureSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract, whole = simulated
-    monkeypatch.setattr("features.build.ROWS_A_BUCKET", 300)
+    monkeypatch.setattr("features.build.build.ROWS_A_BUCKET", 300)
     monkeypatch.setattr("features.sources.log.ROWS_A_CHUNK", 170)
     divided = build_feature_set(contract, tmp_path).feature_set
     assert divided.manifest.buckets == 8

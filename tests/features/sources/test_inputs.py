@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from features import build as build_module
-from features.build import build_feature_set
+from features.build.build import build as build_module
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import DataError
 from features.sources.tables import files

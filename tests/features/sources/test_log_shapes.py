@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.errors import DataError

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
 from tests.features.raw import ROWS, START, Tables, raw_log

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import features.vectors.inspection.next_clicks as next_clicks
-from features.build import build_feature_set
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE

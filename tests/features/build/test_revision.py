@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import features
-from features.revision import hash_of, revision_of
+from features.build.revision import hash_of, revision_of
 
 PACKAGE = Path(features.__file__).parent
 

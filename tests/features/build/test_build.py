@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import build as build_module
-from features.build import build_feature_set
+from features.build.build import build as build_module
+from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.point_in_time.encoded_log import request_keys

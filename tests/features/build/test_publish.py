@@ -10,11 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features import publish
-from features.build import build_feature_set
+from features.build.build import build_feature_set, publish
+from features.build.revision import code_hash, revision
 from features.contract.contract import Contract
 from features.errors import DataError, LockError
-from features.revision import code_hash, revision
 from features.store.feature_set import MANIFEST, FeatureSet
 from tests.features.raw import ROWS, Tables, raw_log
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from features.build.parts import Part, window_of
+from features.build.revision import code_hash
 from features.chunk import CARRIED, DAY, EVENT, HISTORY, INSTANT, LOGGED, ROW, TIME, Arrays
 from features.contract.columns import Gap
 from features.contract.contract import Contract
 from features.contract.log import History
 from features.errors import ConfigError, DataError
 from features.fitting.fit import Tables
-from features.parts import Part, window_of
-from features.revision import code_hash
 from features.sources.files import content_hash, find_files
 from features.sources.log import open_log
 from features.store.feature_set import (

@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import build as build_module
-from features.build import build_feature_set
+from features.build.build import build as build_module
+from features.build.build import build_feature_set
+from features.build.window import Carry, carries_on
 from features.chunk import EVENT, LOGGED, ROW
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
-from features.daily import Carry, carries_on
 from features.encoding.encoder import Encoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
@@ -110,7 +110,7 @@ def test_a_day_is_added_and_the_others_stay_as_they_are(tmp_path: Path) -> None:
 def test_days_that_other_code_built_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_days(tmp_path, range(10))
     before = build(contract(tmp_path), 8)
-    monkeypatch.setattr("features.daily.code_hash", lambda: "a mend")
+    monkeypatch.setattr("features.build.window.code_hash", lambda: "a mend")
     assert kept_files(before, build(contract(tmp_path), 9)) == set()
 
 

@@ -13,23 +13,23 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from features.build.parts import sorted_part, windows_of, without_rows, write_part
+from features.build.publish import build_lock, find_version, publish, source_key, staged
+from features.build.revision import code_hash, revision
+from features.build.window import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
 from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
 from features.contract.contract import Contract
-from features.daily import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
 from features.encoding.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.fitting.fit import Fitted, Tables, fit
 from features.fitting.split import Splitter, fit_split
-from features.parts import sorted_part, windows_of, without_rows, write_part
 from features.point_in_time.counter_pass import Counted, Scales, count
 from features.point_in_time.encoded_log import Stream
 from features.point_in_time.instants import Instants
 from features.profile.write import write_profile
 from features.progress import progress
-from features.publish import build_lock, find_version, publish, source_key, staged
-from features.revision import code_hash, revision
 from features.sources.files import looked_at_once
 from features.sources.log import Log, Unchecked, open_log
 from features.store.feature_set import (

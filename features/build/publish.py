@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from features.build.revision import code_hash
 from features.contract.contract import Contract
 from features.errors import DataError, LockError
-from features.revision import code_hash
 from features.sources.files import content_hash, find_files
 from features.store.atomic import flush, flush_tree
 from features.store.feature_set import FORMAT, FeatureSet

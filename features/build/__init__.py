@@ -1,0 +1,1 @@
+"""Raw tables to a published feature set in bounded memory, at once or day by day."""
