@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from features.contract.settings import validate
-from features.drift.compare import Change, ColumnDrift, Drift, DriftSettings, Part, compare
 from features.errors import ConfigError
-from features.profile.file import load_profile
+from features.monitor.drift.compare import Change, ColumnDrift, Drift, DriftSettings, Part, compare
+from features.monitor.profile.file import load_profile
 from features.store.feature_set import SPLITS
 
 DRIFT = 3  # done, and drift was found

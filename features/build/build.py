@@ -25,10 +25,10 @@ from features.encoding.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.fitting.fit import Fitted, Tables, fit
 from features.fitting.split import Splitter, fit_split
+from features.monitor.profile.write import write_profile
 from features.point_in_time.counter_pass import Counted, Scales, count
 from features.point_in_time.encoded_log import Stream
 from features.point_in_time.instants import Instants
-from features.profile.write import write_profile
 from features.progress import progress
 from features.sources.files import looked_at_once
 from features.sources.log import Log, Unchecked, open_log

@@ -15,8 +15,8 @@ from features.contract.columns import Categorical, Column, Numeric, Tags
 from features.encoding.base import fit_column
 from features.encoding.encoder import encode_table
 from features.encoding.vocabulary import Vocabulary
-from features.profile.file import Profile
-from features.profile.write import write_profile
+from features.monitor.profile.file import Profile
+from features.monitor.profile.write import write_profile
 from features.store.feature_set import SPLITS, PartEntry, write_arrow
 from features.store.schema import Schema, VectorSet
 

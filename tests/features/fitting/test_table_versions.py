@@ -18,7 +18,7 @@ from features.contract.settings import validate
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.fitting.table_versions import versions_of, visible
-from features.profile.file import PROFILE, load_profile
+from features.monitor.profile.file import PROFILE, load_profile
 from features.store.feature_set import FeatureSet
 from features.store.versions import ROW, VALID_FROM, Versions, columns_as_of, instants_of
 from tests.features.raw import ROWS, START, Tables, decoded_rows, in_order, raw_log

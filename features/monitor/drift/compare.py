@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from features.contract.settings import Settings
-from features.drift.bins import Common
-from features.drift.measures import Measured, measure_column, measure_items
-from features.drift.noise import Counts
 from features.errors import ConfigError
-from features.profile.file import Profile
+from features.monitor.drift.bins import Common
+from features.monitor.drift.measures import Measured, measure_column, measure_items
+from features.monitor.drift.noise import Counts
+from features.monitor.profile.file import Profile
 from features.store.feature_set import SPLITS, SplitName
 
 

@@ -16,17 +16,15 @@ from hypothesis import strategies as st
 
 from features.contract.columns import Buckets as BucketsSpec
 from features.contract.columns import DatePart, Hashed
-from features.drift.compare import compare
 from features.encoding.base import ColumnEncoder, encoder_kinds
 from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.encoding.number import BucketsEncoder, NumericEncoder
 from features.encoding.time import DatePartEncoder, GapEncoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.profile import rows as profile_rows
-from features.profile.file import load_profile
-from features.profile.raw_values import Buckets, Scale, reader_of
-from features.profile.tally import (
+from features.monitor.drift.compare import compare
+from features.monitor.profile import counts as profile_rows
+from features.monitor.profile.bins import (
     GRID_BINS,
     GROUPS,
     LISTED,
@@ -38,6 +36,8 @@ from features.profile.tally import (
     rest_bin,
     value_bins,
 )
+from features.monitor.profile.decode import Buckets, Scale, reader_of
+from features.monitor.profile.file import load_profile
 from tests.features.by_hand import CATEGORY, LOG_COST, NUMBER, TAGS, profiled
 
 DAY = 86_400_000_000

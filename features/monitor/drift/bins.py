@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.drift.noise import Counts
-from features.profile.tally import ORIGIN, REST, Bins, Edges, Grid, Values, rest_bin
+from features.monitor.drift.noise import Counts
+from features.monitor.profile.bins import ORIGIN, REST, Bins, Edges, Grid, Values, rest_bin
 
 MIN_SHARE = 0.01  # of both sides' mean: rarer values are judged together
 NUMBER_BINS = 10  # the deciles that PSI is used with

@@ -10,21 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from features.encoding.encoder import Encoder
-from features.profile.file import (
-    FORMAT,
-    PROFILE,
-    ColumnProfile,
-    Day,
-    Numbers,
-    Profile,
-    SplitProfile,
-    VectorCoverage,
-    rounded,
-    save_profile,
-)
-from features.profile.raw_values import Buckets, Codes, Reader, Scale, reader_of
-from features.profile.rows import LENGTHS, Rows, SplitCounts, count_rows, is_missing
-from features.profile.tally import (
+from features.monitor.profile.bins import (
     PERIODS,
     SKIPPED,
     Bins,
@@ -36,6 +22,20 @@ from features.profile.tally import (
     grid_of,
     most_frequent,
     value_bins,
+)
+from features.monitor.profile.counts import LENGTHS, Rows, SplitCounts, count_rows, is_missing
+from features.monitor.profile.decode import Buckets, Codes, Reader, Scale, reader_of
+from features.monitor.profile.file import (
+    FORMAT,
+    PROFILE,
+    ColumnProfile,
+    Day,
+    Numbers,
+    Profile,
+    SplitProfile,
+    VectorCoverage,
+    rounded,
+    save_profile,
 )
 from features.store.feature_set import PartEntry, SplitName, read_arrow
 from features.store.schema import FIRST_VALUE, Field

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from features.contract.settings import Settings
-from features.profile.raw_values import Names
+from features.monitor.profile.decode import Names
 from features.store.schema import FIRST_VALUE, UNKNOWN
 
 GROUPS = 16  # users of one group share the remainder of their row

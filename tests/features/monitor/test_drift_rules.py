@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.drift import compare as compare_module
-from features.drift.bins import Common
-from features.drift.compare import DriftSettings, _judged, compare
-from features.drift.measures import Comparison, Measured, _distribution
-from features.drift.noise import Counts
-from features.profile.tally import Values
+from features.monitor.drift import compare as compare_module
+from features.monitor.drift.bins import Common
+from features.monitor.drift.compare import DriftSettings, _judged, compare
+from features.monitor.drift.measures import Comparison, Measured, _distribution
+from features.monitor.drift.noise import Counts
+from features.monitor.profile.bins import Values
 
 LIMITS = DriftSettings(psi=0.1, false_alarms=0.004)
 

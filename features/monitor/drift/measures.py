@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.drift.bins import Common, in_common
-from features.drift.noise import Counts, noise
-from features.profile.tally import Bins
+from features.monitor.drift.bins import Common, in_common
+from features.monitor.drift.noise import Counts, noise
+from features.monitor.profile.bins import Bins
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from features.contract.settings import Settings
 from features.errors import DataError, require_format
-from features.profile.tally import Bins, Tally
+from features.monitor.profile.bins import Bins, Tally
 from features.store.feature_set import SplitName
 from features.store.pointer import follow
 

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.drift.bins import Common, in_common
-from features.drift.compare import Drift, DriftSettings, Part, compare
-from features.drift.measures import jensen_shannon, measure_column, psi
-from features.drift.noise import Counts, noise
 from features.errors import ConfigError
-from features.profile.file import Profile
-from features.profile.tally import GROUPS, Edges, Grid, Values, rest_bin
+from features.monitor.drift.bins import Common, in_common
+from features.monitor.drift.compare import Drift, DriftSettings, Part, compare
+from features.monitor.drift.measures import jensen_shannon, measure_column, psi
+from features.monitor.drift.noise import Counts, noise
+from features.monitor.profile.bins import GROUPS, Edges, Grid, Values, rest_bin
+from features.monitor.profile.file import Profile
 from features.simulator.simulate import simulate
 from tests.features.by_hand import CATEGORY, LOG_COST, NUMBER, TAGS, profiled
 
