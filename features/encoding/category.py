@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from features.contract.columns import Categorical, Hashed, Tags
+from features.draws import mixed
 from features.encoding.base import ColumnEncoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
-from features.sampling import mixed
 from features.sources.keys import canonical
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field
 

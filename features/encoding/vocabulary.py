@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features.draws import mixed
 from features.errors import DataError
-from features.sampling import mixed
 from features.sources.keys import canonical
 from features.store.schema import FIRST_VALUE, UNKNOWN
 

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 
 from features.chunk import COUNTER, INSTANT, LABEL, LOGGED, ROW, Arrays
+from features.draws import drawn
 from features.encoding.base import Columns
 from features.encoding.encoder import Snapshot, fields
 from features.encoding.number import NumericEncoder
 from features.fitting.split import Splitter
 from features.point_in_time.counters import final, running
 from features.point_in_time.encoded_log import Stream
-from features.sampling import drawn
 from features.store.shuffle import by_bucket
 
 PLACE = "_place"  # of a row in the stream

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.contract.log import Negatives
-from features.sampling import mixed
+from features.draws import mixed
 
 NONE = -1  # in the result: no negative could be drawn
 TRIES = 12  # draws for one place until a legal item is found

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.draws import drawn
 from features.encoding.vocabulary import Vocabulary, id_hashes
-from features.sampling import drawn
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 9), st.integers(0, 3))

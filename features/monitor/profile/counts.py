@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.sampling import drawn
+from features.draws import drawn
 from features.store.feature_set import SPLITS, PartEntry, SplitName, read_arrow
 from features.store.schema import UNKNOWN, Field, Schema
 from features.store.versions import Versions, instants_of
