@@ -27,7 +27,7 @@ from benchmarks.roofline import (
     product_seconds,
     products,
 )
-from ctr.batch import Batch
+from ctr.data.batch import Batch
 from ctr.models.click_model import ClickModel
 from ctr.row_table import RowTable
 

@@ -13,14 +13,14 @@ import torch
 
 from benchmarks.literal_jobs import DEFAULTS, PAPER, resident_mib
 from benchmarks.measured import STATUS, peak_mib
-from ctr.batch import Batch
 from ctr.config import Preset, load_preset
-from ctr.feed import on_device
-from ctr.loader import Loader
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import frozen_tables
+from ctr.data.loader import Loader
+from ctr.data.prefetch import on_device
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.step import TrainStep
-from ctr.tables import frozen_tables
 from features.store.feature_set import FeatureSet
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ctr.columns import column, row_weights
+from ctr.data.columns import column, row_weights
+from ctr.data.feature_tables import TableBuffers, frozen_tables
+from ctr.data.loader import ItemVersions, newest_before
 from ctr.interest.similarity import SimilaritySpaces, overlap
-from ctr.loader import ItemVersions, newest_before
-from ctr.tables import TableBuffers, frozen_tables
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE, Field

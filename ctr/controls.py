@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ctr.columns import column, row_weights, training_rate
+from ctr.data.columns import column, row_weights, training_rate
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources.log import microseconds

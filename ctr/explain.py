@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables
 from ctr.interest.past import Past
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case
-from ctr.tables import FrozenTables
 from features.store.schema import PADDING, UNKNOWN, Field
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
-from ctr.loader import Loader
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables, frozen_tables
+from ctr.data.loader import Loader
 from ctr.metrics import Interval, paired_difference
 from ctr.models.click_model import ClickModel
-from ctr.tables import FrozenTables, frozen_tables
 from features.progress import Progress
 from features.progress import progress as show_progress
 from features.store.feature_set import FeatureSet, SplitName

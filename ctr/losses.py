@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctr.batch import Batch
 from ctr.config import TrainConfig
+from ctr.data.batch import Batch
 from ctr.outputs import Outputs
 
 TEMPERATURE = 0.1  # of the cosines that tell users apart

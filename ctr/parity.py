@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ctr.agreement import TOLERANCE, logit_difference
-from ctr.batch import Batch
 from ctr.bundle import ITEM_TABLE, ITEMS
+from ctr.data.batch import Batch
 from ctr.models.click_model import ClickModel
 from ctr.ranker import open_session
 from features.encoding.encoder import EncodedRequest

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
-from ctr.loader import ItemVersions
+from ctr.data.loader import ItemVersions
 from ctr.parity import item_inputs
 from ctr.ranker import Ranker, open_session
 from features.encoding.encoder import EncodedRequest

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ctr.batch import Batch
 from ctr.config import TrainConfig
+from ctr.data.batch import Batch
 from ctr.losses import click_loss, training_loss
 from ctr.memory import keep_freed_memory
 from ctr.optim import FiniteGuard, make_optimizer

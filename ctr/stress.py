@@ -15,10 +15,10 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from ctr.columns import column, row_weights
+from ctr.data.columns import column, row_weights
+from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.metrics import Interval, auc, log_loss, paired_difference
 from ctr.models.click_model import ClickModel
-from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import predict
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.progress import Progress

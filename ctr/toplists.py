@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctr.columns import column, row_weights
+from ctr.data.columns import column, row_weights
 from ctr.ranking_metrics import groups_of
 from ctr.slices import popularity_tiers, training_counts
 from features.errors import ConfigError, DataError, NumericalError

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ctr.batch import Batch
 from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
-from ctr.columns import row_weights
 from ctr.config import TrainConfig
-from ctr.feed import on_device, validated, windows
-from ctr.loader import Loader
+from ctr.data.batch import Batch
+from ctr.data.columns import row_weights
+from ctr.data.loader import Loader
+from ctr.data.prefetch import on_device, validated, windows
 from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.models.click_model import ClickModel
 from ctr.optim import learning_rate

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from ctr.calibration import Method, cross_fitted, recalibrated
-from ctr.columns import column, row_weights, training_rate
 from ctr.controls import optimum_scores, popularity_scores
+from ctr.data.columns import column, row_weights, training_rate
 from ctr.metrics import evaluate
 from ctr.parity import as_input
 from ctr.ranker import Ranker

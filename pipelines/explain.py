@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ctr.data.feature_tables import frozen_tables
 from ctr.explain import Explanation, explain
 from ctr.parity import Case
-from ctr.tables import frozen_tables
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request
 from features.errors import ConfigError

@@ -14,11 +14,11 @@ import torch
 from ctr.calibration import Calibrated, calibrate
 from ctr.calibrator import Curve
 from ctr.checkpoint import MODEL, save_tensors
-from ctr.columns import column, row_weights
 from ctr.config import ModelConfig, TrainConfig
+from ctr.data.columns import column, row_weights
+from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
-from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import Evaluation, FitResult, fit, predict_tasks
 from features.errors import ConfigError
 from features.progress import progress as show_progress

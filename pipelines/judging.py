@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from ctr.calibration import Method, cross_fitted, recalibrated
-from ctr.columns import column, row_weights
+from ctr.data.columns import column, row_weights
 from ctr.metrics import Interval
 from ctr.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
 from features.store.feature_set import FeatureSet, SplitName

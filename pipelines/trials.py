@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ctr.config import Preset
-from ctr.tables import FrozenTables, frozen_tables
+from ctr.data.feature_tables import FrozenTables, frozen_tables
 from features.errors import ConfigError, DataError
 from features.progress import progress, silent
 from features.store.atomic import replace_file, write_text

@@ -9,9 +9,9 @@ import polars as pl
 import torch
 
 from ctr.config import ModelConfig
+from ctr.data.feature_tables import frozen_tables
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
-from ctr.tables import frozen_tables
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.store.feature_set import FeatureSet

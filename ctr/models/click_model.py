@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.batch import Batch
 from ctr.calibrator import Calibrator
 from ctr.config import ModelConfig
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables, TableBuffers
 from ctr.embedding import FieldEncoder, ItemEncoder
 from ctr.interest.alignment import UserAlignment
 from ctr.interest.evidence import EvidenceHeads
@@ -22,7 +23,6 @@ from ctr.interest.past import BatchPast, Past
 from ctr.interest.readers import Reader, make_attention
 from ctr.interest.similarity import SimilaritySpaces
 from ctr.outputs import Outputs
-from ctr.tables import FrozenTables, TableBuffers
 from ctr.towers import make_tower
 from ctr.towers.wide import WideCrosses
 from features.errors import ConfigError

@@ -13,10 +13,10 @@ from benchmarks import fuxictr_peer, literal_jobs, mmctr_shaped
 from benchmarks.literal_loader import RowDataset, item_tables, row_loader
 from benchmarks.literal_qin import LiteralAttention, LiteralQIN, LiteralQuadraticLayer, LiteralStep
 from ctr.config import load_preset
-from ctr.loader import Loader
+from ctr.data.feature_tables import frozen_tables
+from ctr.data.loader import Loader
 from ctr.models import build_model
 from ctr.step import TrainStep
-from ctr.tables import frozen_tables
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 

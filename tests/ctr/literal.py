@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctr.batch import Batch
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables
 from ctr.interest.sparse import SparseTargetAttention
 from ctr.models.click_model import ClickModel
-from ctr.tables import FrozenTables
 from ctr.towers.quadratic import QuadraticLayer
 
 

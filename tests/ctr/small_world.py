@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
 from ctr.config import ModelConfig
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
-from ctr.tables import FrozenTables
 from features.store.schema import Field, Schema, VectorSet
 
 ITEMS, USERS = 30, 10

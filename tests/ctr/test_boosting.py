@@ -7,7 +7,7 @@ import pytest
 
 from ctr import boosting
 from ctr.boosting import _boosted, _past, _table, counters_control, tabular_control
-from ctr.columns import row_weights
+from ctr.data.columns import row_weights
 from ctr.metrics import auc, log_loss
 from features.errors import ConfigError
 from features.store.schema import Field

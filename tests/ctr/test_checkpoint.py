@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import ctr.checkpoint
-from ctr.batch import Batch
 from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.config import TrainConfig
-from ctr.loader import Loader
+from ctr.data.batch import Batch
+from ctr.data.loader import Loader
 from ctr.step import TrainStep
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet

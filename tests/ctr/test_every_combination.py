@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
 from ctr.config import ModelConfig, TrainConfig
+from ctr.data.batch import Batch
 from ctr.interest.past import BatchPast
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel

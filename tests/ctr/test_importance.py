@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ctr import importance
-from ctr.batch import Batch
 from ctr.config import ModelConfig
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables, frozen_tables
+from ctr.data.loader import Loader
 from ctr.importance import Importance, permutation_importance
-from ctr.loader import Loader
 from ctr.metrics import Interval
-from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import predict
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
 from ctr.config import TrainConfig
+from ctr.data.batch import Batch
 from ctr.losses import alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
 from ctr.outputs import Outputs
 

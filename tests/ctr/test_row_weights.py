@@ -11,10 +11,10 @@ import torch
 
 from ctr.boosting import counters_control
 from ctr.calibration import cross_fitted
-from ctr.columns import column, row_weights, training_rate
 from ctr.controls import popularity_scores
+from ctr.data.columns import column, row_weights, training_rate
+from ctr.data.loader import Loader
 from ctr.importance import permutation_importance
-from ctr.loader import Loader
 from ctr.metrics import auc, evaluate
 from ctr.slices import slice_metrics, training_counts
 from ctr.toplists import top_lists

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctr.batch import Batch
 from ctr.config import TrainConfig
-from ctr.feed import on_device, windows
+from ctr.data.batch import Batch
+from ctr.data.prefetch import on_device, windows
 from ctr.outputs import Outputs
 from ctr.row_table import RowTable
 from ctr.step import SMALL_TABLE_ROWS, TrainStep

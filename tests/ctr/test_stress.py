@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ctr.config import ModelConfig, TrainConfig
+from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.metrics import Interval
 from ctr.models import build_model
 from ctr.plots import BLUE, GREY
@@ -21,7 +22,6 @@ from ctr.stress import (
     stress_model,
     stressed,
 )
-from ctr.tables import FrozenTables, frozen_tables
 from ctr.trainer import fit, predict
 from features.errors import ConfigError
 from features.progress import silent

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ctr.batch import Batch
-from ctr.columns import row_weights
 from ctr.config import ModelConfig, TrainConfig
-from ctr.loader import Loader
+from ctr.data.batch import Batch
+from ctr.data.columns import row_weights
+from ctr.data.feature_tables import frozen_tables
+from ctr.data.loader import Loader
 from ctr.metrics import auc
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
-from ctr.tables import frozen_tables
 from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
 from features.errors import ConfigError, DataError, NumericalError
 from features.progress import silent

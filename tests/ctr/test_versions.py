@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.batch import Batch
 from ctr.boosting import _features, _past
 from ctr.config import ModelConfig
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import frozen_tables
+from ctr.data.loader import ItemVersions, Loader
 from ctr.importance import permutation_importance
-from ctr.loader import ItemVersions, Loader
 from ctr.models.click_model import ClickModel
 from ctr.parity import Case, expected
-from ctr.tables import frozen_tables
 from features.store.feature_set import FeatureSet, write_arrow
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.store.versions import ITEM_VERSIONS, ROW, USER_VERSIONS, VALID_FROM, Versions

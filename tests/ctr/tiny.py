@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ctr.batch import Batch
 from ctr.config import ModelConfig
+from ctr.data.batch import Batch
+from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.outputs import Outputs
 from ctr.row_table import RowTable
-from ctr.tables import FrozenTables, frozen_tables
 from features.store.feature_set import FeatureSet
 
 WIDTH = 8

@@ -9,8 +9,8 @@ import pytest
 
 from ctr.calibration import cross_fitted, fit_curve, logits_of
 from ctr.calibrator import Curve
-from ctr.columns import column, row_weights
 from ctr.config import ModelConfig, TrainConfig
+from ctr.data.columns import column, row_weights
 from ctr.metrics import log_loss
 from ctr.trainer import predict
 from features.progress import silent

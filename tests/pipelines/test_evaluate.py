@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from ctr.calibration import recalibrated
-from ctr.columns import column, row_weights, training_rate
 from ctr.config import ModelConfig, TrainConfig
 from ctr.controls import popularity_scores
+from ctr.data.columns import column, row_weights, training_rate
 from ctr.export import export_bundle
 from ctr.metrics import auc, log_loss
 from ctr.ranker import Ranker

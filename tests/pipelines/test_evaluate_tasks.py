@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from ctr.calibration import cross_fitted
-from ctr.columns import column, row_weights
 from ctr.config import ModelConfig, TrainConfig
 from ctr.controls import popularity_scores
+from ctr.data.columns import column, row_weights
 from ctr.export import export_bundle
 from ctr.metrics import auc, evaluate, log_loss
 from ctr.trainer import predict, predict_tasks

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ctr.calibration import cross_fitted, recalibrated
-from ctr.columns import column, row_weights
+from ctr.data.columns import column, row_weights
 from ctr.metrics import log_loss
 from ctr.significance import holm, seeded_aucs
 from pipelines.judging import Judged, RankerScores, conventions, judge, study_table

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
+from ctr.data.feature_tables import FrozenTables
 from ctr.metrics import auc
 from ctr.plots_study import forest
-from ctr.tables import FrozenTables
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow
 from pipelines.cli import main

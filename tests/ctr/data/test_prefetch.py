@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
-from ctr.feed import on_device
+from ctr.data.batch import Batch
+from ctr.data.prefetch import on_device
 from tests.ctr import small_world
 
 

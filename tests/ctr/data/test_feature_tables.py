@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.tables import FrozenTables, TableBuffers, frozen_tables
+from ctr.data.feature_tables import FrozenTables, TableBuffers, frozen_tables
 from features.errors import DataError
 from features.store.feature_set import read_arrow, write_arrow
 from features.store.schema import Field, Schema, VectorSet

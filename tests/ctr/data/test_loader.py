@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctr.batch import Batch
-from ctr.loader import DistinctItems, Loader, newest_before, prefetch
+from ctr.data.batch import Batch
+from ctr.data.loader import DistinctItems, Loader, newest_before, prefetch
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set

@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from ctr.order import EpochOrder
+from ctr.data.epoch_sampler import EpochOrder
 from features.errors import ConfigError
 
 PARTS = (5, 0, 7, 1, 9, 3)  # 25 rows

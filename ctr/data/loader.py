@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ctr.batch import Batch
-from ctr.order import EpochOrder
+from ctr.data.batch import Batch
+from ctr.data.epoch_sampler import EpochOrder
 from features.contract.contract import LABEL_PREFIX
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, SplitName
@@ -34,7 +34,7 @@ class Loader:
     """The batches of one split, epoch by epoch.
 
     A row stores only where its history ends; its items are copied from the flat events when its batch is
-    made. The order of an epoch follows from (seed, epoch) alone (`ctr.order`), so that a resumed run sees the batches
+    made. The order of an epoch follows from (seed, epoch) alone (`ctr.data.epoch_sampler`), so that a resumed run sees the batches
     the interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
     Where tables have versions, all of a row (its target, each event's item, its user) reads those of the row's instant.
 

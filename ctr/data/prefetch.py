@@ -9,8 +9,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ctr.batch import Batch
-from ctr.loader import prefetch
+from ctr.data.batch import Batch
+from ctr.data.loader import prefetch
 
 
 def validated(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:

@@ -1,0 +1,1 @@
+"""Feature set to batches: shuffled epochs, ids-only batches, prefetching."""
