@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctr.config import ModelConfig
-from ctr.row_bags import RowBags
+from ctr.kernels.bag_products import RowBags
 from ctr.row_table import INITIAL_STD, RowTable
 from features.store.schema import PADDING, Field, VectorSet
 

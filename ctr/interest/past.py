@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.interest.similarity import overlap
-from ctr.row_bags import RowBags
+from ctr.kernels.bag_products import RowBags
 from features.store.schema import PADDING
 
 

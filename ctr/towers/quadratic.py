@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.kernels.quadratic_autograd import quadratic_step
 from ctr.towers.logits import exact_logits
-from ctr.towers.quadratic_step import quadratic_step
 from features.errors import ConfigError
 
 

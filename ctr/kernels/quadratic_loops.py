@@ -3,7 +3,7 @@
 Between two matrix products torch would run some twenty operations, each reading and writing a whole [B, X] tensor.
 A kernel here does all of them for one row while it is in the cache. Its loops are short and name few arrays each:
 those the compiler can prove apart, and vectorise. Half precision comes as its bits,
-uint16 (`ctr.compiled`).
+uint16 (`ctr.kernels.runtime`).
 
 Dropout is drawn where it is used: the number that decides about a value is a hash of a seed and its place (SplitMix64,
 Steele, Lea and Flood 2014), so the way back draws the same ones again and no mask is ever stored.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctr.compiled import kernel, narrow, widen
+from ctr.kernels.runtime import kernel, narrow, widen
 
 LANES = 4  # numbers of 16 bits in a draw
 BLOCK = 64  # rows whose sum may be in single precision

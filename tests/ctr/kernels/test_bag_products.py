@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctr.row_bags import RowBags
+from ctr.kernels.bag_products import RowBags
 
 TABLE = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, -1.0]])
 INDEX = torch.tensor([[0, 1, 2], [2, 2, 0]])

@@ -11,15 +11,15 @@ from pathlib import Path
 import numba.core.dispatcher
 import pytest
 
-import ctr.row_bags
-import ctr.towers.quadratic_kernels
-from ctr.compiled import kernel_salt
+import ctr.kernels.bag_products
+import ctr.kernels.quadratic_loops
+from ctr.kernels.runtime import kernel_salt
 
 ROOT = Path(__file__).parents[2]
 KERNEL = """
 import sys
 import numpy as np
-from ctr.compiled import kernel, widen
+from ctr.kernels.runtime import kernel, widen
 
 @kernel
 def copied(source, target):
@@ -40,7 +40,7 @@ def test_a_changed_helper_is_never_run_as_it_was(tmp_path: Path):
     """The file of the kernel stays as it is, and with it what numba itself looks at."""
     (tmp_path / "ctr").mkdir()
     (tmp_path / "ctr/__init__.py").touch()
-    helpers = Path(shutil.copy(ROOT / "ctr/compiled.py", tmp_path / "ctr"))
+    helpers = Path(shutil.copy(ROOT / "ctr/kernels/runtime.py", tmp_path / "ctr"))
     (tmp_path / "copied.py").write_text(KERNEL)
     assert run(tmp_path / "copied.py", tmp_path).stdout == "[1.0, 1.0]\n"
     kept = list((tmp_path / "__pycache__").glob("*.nbi"))
@@ -56,19 +56,19 @@ def test_code_with_checks_of_bounds_is_kept_apart():
     assert len(names) == 4
 
 
-@pytest.mark.parametrize("module", [ctr.row_bags, ctr.towers.quadratic_kernels])
+@pytest.mark.parametrize("module", [ctr.kernels.bag_products, ctr.kernels.quadratic_loops])
 def test_kernels_call_only_what_the_salt_and_their_own_file_know(module):
     kernels = [one for one in vars(module).values() if isinstance(one, numba.core.dispatcher.Dispatcher)]
     assert kernels
     for one in kernels:
         called = [one.py_func.__globals__.get(name) for name in one.py_func.__code__.co_names]
         homes = {getattr(other, "__module__", None) for other in called if callable(other)}
-        assert {home for home in homes if home and home.startswith("ctr")} <= {module.__name__, "ctr.compiled"}
+        assert {home for home in homes if home and home.startswith("ctr")} <= {module.__name__, "ctr.kernels.runtime"}
 
 
 OUTSIDE = """
 import torch
-from ctr.row_bags import RowBags
+from ctr.kernels.bag_products import RowBags
 RowBags(torch.eye(3), torch.tensor([[2, 3]])).dots(torch.ones(1, 3))
 """
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ctr.compiled import in_threads
-from ctr.towers import quadratic_kernels as kernels
+from ctr.kernels import quadratic_loops as kernels
+from ctr.kernels.runtime import in_threads
 
 # A drop probability is a multiple of 1/65536; what is kept is scaled by exactly that probability's inverse, so that
 # dropout stays unbiased.

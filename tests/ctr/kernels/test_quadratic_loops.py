@@ -7,9 +7,9 @@ import pytest
 import torch
 from numba import njit
 
-from ctr import compiled
-from ctr.towers import quadratic_kernels as kernels
-from ctr.towers.quadratic_step import dropped_levels, keep_scale
+from ctr.kernels import quadratic_loops as kernels
+from ctr.kernels import runtime as compiled
+from ctr.kernels.quadratic_autograd import dropped_levels, keep_scale
 
 
 @njit

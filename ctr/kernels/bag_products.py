@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ctr.compiled import in_threads, kernel, narrow, prefetch, widen
+from ctr.kernels.runtime import in_threads, kernel, narrow, prefetch, widen
 
 ROWS_AHEAD = 6  # that are asked for before they are read
 
