@@ -17,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import TableBuffers, frozen_tables
 from ctr.data.loader import ItemVersions, newest_before
-from ctr.interest.similarity import SimilaritySpaces, overlap
+from ctr.history.item_similarity import SimilaritySpaces, overlap
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE, Field

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.bundle import SCORE
-from ctr.interest.past import RequestPast
-from ctr.interest.similarity import hats
-from ctr.interest.sparse import SparseTargetAttention
+from ctr.history.item_similarity import hats
+from ctr.history.sparse_attention import SparseTargetAttention
+from ctr.history.target_history import RequestPast
 from ctr.models.click_model import ClickModel
 from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
 from features.store.schema import PADDING

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ctr.embedding import ItemEncoder
-from ctr.interest.past import Past
+from ctr.history.target_history import Past
 
 
 class UserAlignment(nn.Module):

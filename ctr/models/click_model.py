@@ -16,12 +16,12 @@ from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables, TableBuffers
 from ctr.embedding import FieldEncoder, ItemEncoder
-from ctr.interest.alignment import UserAlignment
-from ctr.interest.evidence import EvidenceHeads
-from ctr.interest.match import MatchFeatures
-from ctr.interest.past import BatchPast, Past
-from ctr.interest.readers import Reader, make_attention
-from ctr.interest.similarity import SimilaritySpaces
+from ctr.history.alignment import UserAlignment
+from ctr.history.item_similarity import SimilaritySpaces
+from ctr.history.kernel_attention import EvidenceHeads
+from ctr.history.readers import Reader, make_attention
+from ctr.history.similarity_features import MatchFeatures
+from ctr.history.target_history import BatchPast, Past
 from ctr.outputs import Outputs
 from ctr.towers import make_tower
 from ctr.towers.wide import WideCrosses

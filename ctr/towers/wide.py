@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctr.interest.similarity import require_exact_as_float
+from ctr.history.item_similarity import require_exact_as_float
 from features.store.schema import Field
 
 

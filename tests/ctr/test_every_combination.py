@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.batch import Batch
-from ctr.interest.past import BatchPast
+from ctr.history.target_history import BatchPast
 from ctr.models import build_model
 from ctr.models.click_model import ClickModel
 from ctr.step import TrainStep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ctr.interest.past import Past
+from ctr.history.target_history import Past
 
 
 class MeanPooling(nn.Module):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ctr.config import ModelConfig
-from ctr.interest.din import DinAttention
-from ctr.interest.evidence import EvidenceHeads
-from ctr.interest.match import MatchFeatures
-from ctr.interest.mean import MeanPooling
-from ctr.interest.softmax import SoftmaxTargetAttention
-from ctr.interest.sparse import SparseTargetAttention
-from ctr.interest.transformer import TargetTransformer
+from ctr.history.behavior_transformer import TargetTransformer
+from ctr.history.din_attention import DinAttention
+from ctr.history.kernel_attention import EvidenceHeads
+from ctr.history.mean_pooling import MeanPooling
+from ctr.history.similarity_features import MatchFeatures
+from ctr.history.softmax_attention import SoftmaxTargetAttention
+from ctr.history.sparse_attention import SparseTargetAttention
 
 Attention = SparseTargetAttention | SoftmaxTargetAttention | DinAttention | MeanPooling | TargetTransformer
 Reader = Attention | EvidenceHeads | MatchFeatures

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ctr.interest.past import Past
+from ctr.history.target_history import Past
 
 NOTHING = -1e9  # finite: the softmax of -inf alone is NaN
 

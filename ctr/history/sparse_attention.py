@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ctr.interest.past import Past
-from ctr.interest.similarity import hats
+from ctr.history.item_similarity import hats
+from ctr.history.target_history import Past
 
 
 class SparseTargetAttention(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.interest.similarity import overlap
+from ctr.history.item_similarity import overlap
 from ctr.kernels.bag_products import RowBags
 from features.store.schema import PADDING
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.interest.match import MOST_DEVIATIONS
-from ctr.interest.past import Past
+from ctr.history.similarity_features import MOST_DEVIATIONS
+from ctr.history.target_history import Past
 from features.store.schema import PADDING, Field
 
 # exp(15) events of weight 1: a kernel beyond it would only cost digits.

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctr.interest.past import BatchPast
-from ctr.interest.sparse import SparseTargetAttention
+from ctr.history.sparse_attention import SparseTargetAttention
+from ctr.history.target_history import BatchPast
 from tests.ctr import literal
 
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from ctr.config import ModelConfig
-from ctr.interest.din import DinAttention
-from ctr.interest.evidence import EvidenceHeads
-from ctr.interest.match import MatchFeatures
-from ctr.interest.mean import MeanPooling
-from ctr.interest.past import BatchPast, RequestPast
-from ctr.interest.readers import make_attention
-from ctr.interest.similarity import SimilaritySpaces, hats
-from ctr.interest.softmax import SoftmaxTargetAttention
-from ctr.interest.sparse import SparseTargetAttention
+from ctr.history.din_attention import DinAttention
+from ctr.history.item_similarity import SimilaritySpaces, hats
+from ctr.history.kernel_attention import EvidenceHeads
+from ctr.history.mean_pooling import MeanPooling
+from ctr.history.readers import make_attention
+from ctr.history.similarity_features import MatchFeatures
+from ctr.history.softmax_attention import SoftmaxTargetAttention
+from ctr.history.sparse_attention import SparseTargetAttention
+from ctr.history.target_history import BatchPast, RequestPast
 from features.errors import ConfigError
 from features.store.schema import Field, Schema, VectorSet
 from tests.ctr.small_world import category

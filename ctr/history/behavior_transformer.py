@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.interest.past import Past
-from ctr.interest.softmax import NOTHING
+from ctr.history.softmax_attention import NOTHING
+from ctr.history.target_history import Past
 
 HEADS, BLOCKS = 2, 1
 

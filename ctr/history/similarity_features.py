@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.interest.past import Past
-from ctr.interest.similarity import hats
+from ctr.history.item_similarity import hats
+from ctr.history.target_history import Past
 
 NEAREST = 3
 # Vectors that went wrong give cosines that training never saw, hundreds of its deviations away: such a number must not
