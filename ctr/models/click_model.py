@@ -24,7 +24,7 @@ from ctr.history.similarity_features import MatchFeatures
 from ctr.history.target_history import BatchPast, Past
 from ctr.outputs import Outputs
 from ctr.towers import make_tower
-from ctr.towers.wide import WideCrosses
+from ctr.towers.cross_tables import WideCrosses
 from features.errors import ConfigError
 from features.store.schema import PADDING, Schema
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from ctr.config import ModelConfig
-from ctr.towers.cross import CrossNetwork
-from ctr.towers.factorized import FactorizedNetwork
-from ctr.towers.linear import LinearTower
+from ctr.towers.dcnv2 import CrossNetwork
+from ctr.towers.deepfm import FactorizedNetwork
+from ctr.towers.finalmlp import TwoStreams
+from ctr.towers.logistic import LinearTower
 from ctr.towers.mid_quadratic import MidQuadraticNetwork
 from ctr.towers.mlp import MlpTower
 from ctr.towers.quadratic import QuadraticNetwork
-from ctr.towers.two_streams import TwoStreams
 
 
 def make_tower(config: ModelConfig, widths: Sequence[int]) -> nn.Module:

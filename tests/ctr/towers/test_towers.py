@@ -5,12 +5,12 @@ import torch
 
 from ctr.config import ModelConfig
 from ctr.towers import make_tower
-from ctr.towers.cross import CrossNetwork
-from ctr.towers.factorized import FactorizedNetwork
+from ctr.towers.cross_tables import WideCrosses
+from ctr.towers.dcnv2 import CrossNetwork
+from ctr.towers.deepfm import FactorizedNetwork
+from ctr.towers.finalmlp import TwoStreams
 from ctr.towers.mid_quadratic import MidQuadraticLayer
 from ctr.towers.quadratic import QuadraticNetwork
-from ctr.towers.two_streams import TwoStreams
-from ctr.towers.wide import WideCrosses
 from features.errors import ConfigError
 from features.store.schema import Field
 from tests.ctr.small_world import category
