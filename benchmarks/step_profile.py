@@ -28,8 +28,8 @@ from benchmarks.roofline import (
     products,
 )
 from ctr.data.batch import Batch
-from ctr.models.click_model import ClickModel
-from ctr.row_table import RowTable
+from ctr.model.click_model import ClickModel
+from ctr.model.sparse_embedding import RowTable
 
 WARMUP, STEPS = 4, 5
 PREFIX = "part: "

@@ -18,8 +18,8 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device
-from ctr.models import build_model
-from ctr.models.click_model import ClickModel
+from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from ctr.step import TrainStep
 from features.store.feature_set import FeatureSet
 

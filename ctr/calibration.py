@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
-from ctr.calibrator import BENDS, Calibrator, Curve
 from ctr.metrics import equal_mass_bins, likelihoods
+from ctr.model.calibrator import BENDS, Calibrator, Curve
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
 # Rows keep their order whatever the fit would like: isotonic regression makes steps, and what ranks backwards on the

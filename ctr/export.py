@@ -44,8 +44,8 @@ from ctr.bundle import (
 )
 from ctr.fold import ItemGraph, RequestGraph
 from ctr.golden import golden_cases
+from ctr.model.click_model import ClickModel
 from ctr.model_card import model_card
-from ctr.models.click_model import ClickModel
 from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
 from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder

@@ -21,7 +21,7 @@ from ctr.bundle import SCORE
 from ctr.history.item_similarity import hats
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.history.target_history import RequestPast
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
 from features.store.schema import PADDING
 

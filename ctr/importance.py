@@ -19,7 +19,7 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.data.loader import Loader
 from ctr.metrics import Interval, paired_difference
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from features.progress import Progress
 from features.progress import progress as show_progress
 from features.store.feature_set import FeatureSet, SplitName

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
-from ctr.outputs import Outputs
+from ctr.model.outputs import Outputs
 
 TEMPERATURE = 0.1  # of the cosines that tell users apart
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ctr.agreement import TOLERANCE, logit_difference
 from ctr.bundle import ITEM_TABLE, ITEMS
 from ctr.data.batch import Batch
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.ranker import open_session
 from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ctr.row_table import RowGradient, RowTable
+from ctr.model.sparse_embedding import RowGradient, RowTable
 from features.errors import ConfigError
 
 RowOptimizerKind = Literal["lazy_adam", "rowwise_adagrad"]

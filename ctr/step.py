@@ -11,10 +11,10 @@ from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.losses import click_loss, training_loss
 from ctr.memory import keep_freed_memory
+from ctr.model.outputs import Outputs
+from ctr.model.sparse_embedding import RowTable
 from ctr.optim import FiniteGuard, make_optimizer
-from ctr.outputs import Outputs
 from ctr.row_optim import RowOptimizer
-from ctr.row_table import RowTable
 from features.errors import ConfigError
 
 # A table as small as this is touched whole at nearly each step: moving it by row would only cost.

@@ -21,7 +21,7 @@ from ctr.data.columns import row_weights
 from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device, validated, windows
 from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.optim import learning_rate
 from ctr.step import TrainStep
 from features.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ctr.bundle import refuse_taken
 from ctr.export import ExportResult, export_bundle
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
 from pipelines.load_run import load_run

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ctr.calibration import Calibrated, calibrate
-from ctr.calibrator import Curve
 from ctr.checkpoint import MODEL, save_tensors
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
-from ctr.models import build_model
-from ctr.models.click_model import ClickModel
+from ctr.model import build_model
+from ctr.model.calibrator import Curve
+from ctr.model.click_model import ClickModel
 from ctr.trainer import Evaluation, FitResult, fit, predict_tasks
 from features.errors import ConfigError
 from features.progress import progress as show_progress

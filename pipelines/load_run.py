@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ctr.checkpoint import MODEL
 from ctr.config import Preset
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from features.contract.settings import validate
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet

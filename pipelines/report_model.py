@@ -11,7 +11,7 @@ import torch
 from ctr.data.feature_tables import frozen_tables
 from ctr.explain import explain
 from ctr.golden import LoggedRow, chosen_rows, logged_case
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE

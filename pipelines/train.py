@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ctr.checkpoint import RECORD
 from ctr.config import Preset
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tracking import Tracker
 from ctr.trainer import Evaluation, FitResult, predict_tasks

@@ -10,8 +10,8 @@ import torch
 
 from ctr.config import ModelConfig
 from ctr.data.feature_tables import frozen_tables
-from ctr.models import build_model
-from ctr.models.click_model import ClickModel
+from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.store.feature_set import FeatureSet

@@ -15,7 +15,7 @@ from benchmarks.literal_qin import LiteralAttention, LiteralQIN, LiteralQuadrati
 from ctr.config import load_preset
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
-from ctr.models import build_model
+from ctr.model import build_model
 from ctr.step import TrainStep
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
 from ctr.history.sparse_attention import SparseTargetAttention
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.towers.quadratic import QuadraticLayer
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
-from ctr.models import build_model
-from ctr.models.click_model import ClickModel
+from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from features.store.schema import Field, Schema, VectorSet
 
 ITEMS, USERS = 30, 10

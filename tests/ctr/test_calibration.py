@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ctr.calibration import SUREST, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
-from ctr.calibrator import BENDS, Calibrator, Curve
 from ctr.metrics import auc, ece, log_loss
+from ctr.model.calibrator import BENDS, Calibrator, Curve
 
 
 def drawn(rows: int = 40_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

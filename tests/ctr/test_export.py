@@ -22,7 +22,7 @@ from ctr.config import ModelConfig
 from ctr.export import check_shapes, export_item_graph, export_request_graph
 from ctr.fold import ItemGraph, RequestGraph
 from ctr.golden import chosen_rows
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
 from ctr.ranker import graph_inputs, open_session
 from features.encoding.encoder import EncodedRequest

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.calibrator import Curve
 from ctr.export import _for_serving
+from ctr.model.calibrator import Curve
 from ctr.parity import expected, grid_cases
 from features.store.feature_set import Sampling
 from tests.ctr import small_world

@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from ctr import fold
 from ctr.fold import ItemGraph, RequestGraph
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from tests.ctr import small_world
 from tests.ctr.small_world import ITEMS, SCHEMA, in_dtype
 

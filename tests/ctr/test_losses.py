@@ -11,7 +11,7 @@ from torch import Tensor
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.losses import alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
-from ctr.outputs import Outputs
+from ctr.model.outputs import Outputs
 
 NAN = float("nan")
 

@@ -26,7 +26,7 @@ from ctr.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, 
 from ctr.config import ModelConfig
 from ctr.export import ExportResult, export_bundle
 from ctr.golden import golden_cases
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.parity import random_cases
 from ctr.ranker import Ranker, load_serve_config, open_session
 from features.encoding.category import CategoricalEncoder

@@ -8,7 +8,7 @@ import pytest
 
 from ctr.config import ModelConfig
 from ctr.export import export_bundle
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
 from ctr.trainer import predict

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ctr import row_optim
+from ctr.model.sparse_embedding import RowTable
 from ctr.row_optim import RowOptimizer, RowOptimizerKind
-from ctr.row_table import RowTable
 from features.errors import ConfigError
 
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")

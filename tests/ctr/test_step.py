@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.data.prefetch import on_device, windows
-from ctr.outputs import Outputs
-from ctr.row_table import RowTable
+from ctr.model.outputs import Outputs
+from ctr.model.sparse_embedding import RowTable
 from ctr.step import SMALL_TABLE_ROWS, TrainStep
 from features.errors import ConfigError, NumericalError
 

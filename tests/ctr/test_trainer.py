@@ -22,8 +22,8 @@ from ctr.data.columns import row_weights
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.metrics import auc
-from ctr.models import build_model
-from ctr.models.click_model import ClickModel
+from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from ctr.optim import FiniteGuard, learning_rate, make_optimizer
 from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
 from features.errors import ConfigError, DataError, NumericalError

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables, frozen_tables
-from ctr.outputs import Outputs
-from ctr.row_table import RowTable
+from ctr.model.outputs import Outputs
+from ctr.model.sparse_embedding import RowTable
 from features.store.feature_set import FeatureSet
 
 WIDTH = 8

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ctr.calibration import cross_fitted, fit_curve, logits_of
-from ctr.calibrator import Curve
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.metrics import log_loss
+from ctr.model.calibrator import Curve
 from ctr.trainer import predict
 from features.progress import silent
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model

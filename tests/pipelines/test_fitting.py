@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from ctr.calibration import fit_curve, logits_of
-from ctr.calibrator import Calibrator, Curve
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import row_weights
+from ctr.model.calibrator import Calibrator, Curve
 from features.errors import ConfigError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, Sampling

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ctr.config import ModelConfig
-from ctr.embedding import FieldEncoder, ItemEncoder, VectorEncoder
+from ctr.model.encoders import FieldEncoder, ItemEncoder, VectorEncoder
 from features.store.schema import Field, VectorSet
 
 NAN = float("nan")

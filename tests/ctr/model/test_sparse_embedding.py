@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctr.row_table import INITIAL_STD, RowTable
+from ctr.model.sparse_embedding import INITIAL_STD, RowTable
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 INDEX_DTYPES = [torch.int32, torch.int64]

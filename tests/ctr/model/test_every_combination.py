@@ -13,8 +13,8 @@ from torch import Tensor
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.batch import Batch
 from ctr.history.target_history import BatchPast
-from ctr.models import build_model
-from ctr.models.click_model import ClickModel
+from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from ctr.step import TrainStep
 from tests.ctr import small_world
 

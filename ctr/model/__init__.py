@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctr.config import ModelConfig
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from features.store.schema import Schema
 
 

@@ -16,7 +16,7 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import ItemVersions, Loader
 from ctr.importance import permutation_importance
-from ctr.models.click_model import ClickModel
+from ctr.model.click_model import ClickModel
 from ctr.parity import Case, expected
 from features.store.feature_set import FeatureSet, write_arrow
 from features.store.schema import FIRST_VALUE, UNKNOWN

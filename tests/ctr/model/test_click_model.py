@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctr.config import ModelConfig, load_preset
-from ctr.models import build_model
+from ctr.model import build_model
 from features.errors import ConfigError, DataError
 from features.store.schema import Field, Schema, VectorSet
 from tests.ctr import literal, small_world

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ctr.embedding import ItemEncoder
 from ctr.history.target_history import Past
+from ctr.model.encoders import ItemEncoder
 
 
 class UserAlignment(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ctr.config import ModelConfig
 from ctr.kernels.bag_products import RowBags
-from ctr.row_table import INITIAL_STD, RowTable
+from ctr.model.sparse_embedding import INITIAL_STD, RowTable
 from features.store.schema import PADDING, Field, VectorSet
 
 
