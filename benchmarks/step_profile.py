@@ -72,7 +72,7 @@ def profile(feature_set: str, batch_size: int, preset: dict[str, Any], say: Call
 def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> dict[str, Any]:
     """The parts of a step of one way of training, `step_ms` measured without the profiler, and `least_ms`."""
     from benchmarks.train_jobs import batches, built
-    from ctr.step import TrainStep
+    from ctr.training.train_step import TrainStep
 
     settings, model, data = built(feature_set, batch_size, preset)
     device = next(model.parameters()).device

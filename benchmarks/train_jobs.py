@@ -20,7 +20,7 @@ from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device
 from ctr.model import build_model
 from ctr.model.click_model import ClickModel
-from ctr.step import TrainStep
+from ctr.training.train_step import TrainStep
 from features.store.feature_set import FeatureSet
 
 

@@ -19,7 +19,7 @@ from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.metrics import Interval, auc, log_loss, paired_difference
 from ctr.model.click_model import ClickModel
-from ctr.trainer import predict
+from ctr.training.loop import predict
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.progress import Progress
 from features.progress import progress as show_progress

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ctr.calibration import Method, cross_fitted, recalibrated
 from ctr.controls import optimum_scores, popularity_scores
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.metrics import evaluate
@@ -20,7 +19,8 @@ from ctr.ranker_as_of import RankerAsOf, ranker_as_of
 from ctr.ranking_metrics import ranking_metrics, requests_of
 from ctr.slices import slice_metrics
 from ctr.toplists import top_lists
-from ctr.trainer import predict
+from ctr.training.calibrate import Method, cross_fitted, recalibrated
+from ctr.training.loop import predict
 from features.contract.contract import LABEL_PREFIX
 from features.encoding.encoder import EncodedRequest
 from features.errors import ConfigError

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctr.calibration import Calibrated, calibrate
-from ctr.checkpoint import MODEL, save_tensors
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.model import build_model
 from ctr.model.calibrator import Curve
 from ctr.model.click_model import ClickModel
-from ctr.trainer import Evaluation, FitResult, fit, predict_tasks
+from ctr.training.calibrate import Calibrated, calibrate
+from ctr.training.checkpoint import MODEL, save_tensors
+from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks
 from features.errors import ConfigError
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
@@ -52,7 +52,7 @@ def fit_and_calibrate(
 
     Raises:
         ConfigError: further tasks on drawn negatives.
-        QuadRankError: as `ctr.trainer.fit`.
+        QuadRankError: as `ctr.training.loop.fit`.
     """
     sampling = feature_set.manifest.sampling
     if model.config.tasks and sampling is not None and sampling.rate is not None:

@@ -10,12 +10,12 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ctr.bundle import RANKER
-from ctr.checkpoint import MODEL
 from ctr.config import ModelConfig
 from ctr.export import export_request_graph
 from ctr.fold import RequestGraph
 from ctr.parity import Case, random_cases
 from ctr.ranker import graph_inputs, open_session
+from ctr.training.checkpoint import MODEL
 from features.store.feature_set import FeatureSet
 from pipelines.fitting import new_model
 

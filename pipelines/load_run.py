@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from safetensors.torch import load_file
 
-from ctr.checkpoint import MODEL
 from ctr.config import Preset
 from ctr.model.click_model import ClickModel
+from ctr.training.checkpoint import MODEL
 from features.contract.settings import validate
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctr.checkpoint import MODEL
+from ctr.training.checkpoint import MODEL
 from pipelines.summary import Metrics
 from pipelines.workspace import CONFIG, METRICS
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
-from ctr.trainer import predict
+from ctr.training.loop import predict
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.atomic import replace_file

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ctr.checkpoint import RECORD
 from ctr.config import Preset
 from ctr.model.click_model import ClickModel
 from ctr.plots import control_bars, learning_curve, reliability_diagram
 from ctr.tracking import Tracker
-from ctr.trainer import Evaluation, FitResult, predict_tasks
+from ctr.training.checkpoint import RECORD
+from ctr.training.loop import Evaluation, FitResult, predict_tasks
 from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.store.atomic import write_text

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ctr.config import load_preset
 from ctr.tracking import Tracker
-from ctr.trainer import Evaluation, StopTraining
+from ctr.training.loop import Evaluation, StopTraining
 from features.contract.contract import Contract
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.errors import ConfigError, QuadRankError

@@ -16,7 +16,7 @@ class UserAlignment(nn.Module):
 
         i = mean_s E_id[s],    c = A mean_s [P_1 v_1 ; P_2 v_2 ; …]
 
-    for `ctr.losses.alignment_loss`. Of use in training alone: it is no part of the graph.
+    for `ctr.training.losses.alignment_loss`. Of use in training alone: it is no part of the graph.
 
     Args:
         items: the item encoder, which has vectors.

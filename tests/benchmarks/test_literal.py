@@ -16,7 +16,7 @@ from ctr.config import load_preset
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.model import build_model
-from ctr.step import TrainStep
+from ctr.training.train_step import TrainStep
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 

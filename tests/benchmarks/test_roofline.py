@@ -15,7 +15,7 @@ from benchmarks import mmctr_shaped, step_profile
 from benchmarks.roofline import Product, Sizes, gathered_bytes, optimizer_bytes, products
 from benchmarks.step_profile import BACKWARD, part_milliseconds, sizes_of
 from benchmarks.train_jobs import batches, built
-from ctr.step import TrainStep
+from ctr.training.train_step import TrainStep
 
 MODEL = {"embedding_dim": 4, "vector_dim": 4, "attention_dim": 8, "layers": 2, "rows": 3}
 ROWS, USERS, ITEMS, MAX_LEN, BATCH = 3_000, 20, 300, 8, 64

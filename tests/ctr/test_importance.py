@@ -17,7 +17,7 @@ from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.data.loader import Loader
 from ctr.importance import Importance, permutation_importance
 from ctr.metrics import Interval
-from ctr.trainer import predict
+from ctr.training.loop import predict
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set

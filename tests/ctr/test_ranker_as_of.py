@@ -11,7 +11,7 @@ from ctr.export import export_bundle
 from ctr.model.click_model import ClickModel
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
-from ctr.trainer import predict
+from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.encoding.request import parse_request
 from features.store.feature_set import FeatureSet

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ctr.boosting import counters_control
-from ctr.calibration import cross_fitted
 from ctr.controls import popularity_scores
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.data.loader import Loader
@@ -18,7 +17,8 @@ from ctr.importance import permutation_importance
 from ctr.metrics import auc, evaluate
 from ctr.slices import slice_metrics, training_counts
 from ctr.toplists import top_lists
-from ctr.trainer import _validation_metrics
+from ctr.training.calibrate import cross_fitted
+from ctr.training.loop import _validation_metrics
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set

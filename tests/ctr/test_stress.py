@@ -22,7 +22,7 @@ from ctr.stress import (
     stress_model,
     stressed,
 )
-from ctr.trainer import fit, predict
+from ctr.training.loop import fit, predict
 from features.errors import ConfigError
 from features.progress import silent
 from tests.toy import toy_feature_set

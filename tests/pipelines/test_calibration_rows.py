@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from ctr.calibration import cross_fitted, fit_curve, logits_of
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.metrics import log_loss
 from ctr.model.calibrator import Curve
-from ctr.trainer import predict
+from ctr.training.calibrate import cross_fitted, fit_curve, logits_of
+from ctr.training.loop import predict
 from features.progress import silent
 from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
 from tests.toy import toy_feature_set

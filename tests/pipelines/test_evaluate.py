@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from ctr.calibration import recalibrated
 from ctr.config import ModelConfig, TrainConfig
 from ctr.controls import popularity_scores
 from ctr.data.columns import column, row_weights, training_rate
@@ -17,7 +16,8 @@ from ctr.export import export_bundle
 from ctr.metrics import auc, log_loss
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
-from ctr.trainer import predict
+from ctr.training.calibrate import recalibrated
+from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent

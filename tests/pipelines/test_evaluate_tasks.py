@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from ctr.calibration import cross_fitted
 from ctr.config import ModelConfig, TrainConfig
 from ctr.controls import popularity_scores
 from ctr.data.columns import column, row_weights
 from ctr.export import export_bundle
 from ctr.metrics import auc, evaluate, log_loss
-from ctr.trainer import predict, predict_tasks
+from ctr.training.calibrate import cross_fitted
+from ctr.training.loop import predict, predict_tasks
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctr.calibration import fit_curve, logits_of
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import row_weights
 from ctr.model.calibrator import Calibrator, Curve
+from ctr.training.calibrate import fit_curve, logits_of
 from features.errors import ConfigError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, Sampling

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ctr.calibration import cross_fitted, recalibrated
 from ctr.data.columns import column, row_weights
 from ctr.metrics import log_loss
 from ctr.significance import holm, seeded_aucs
+from ctr.training.calibrate import cross_fitted, recalibrated
 from pipelines.judging import Judged, RankerScores, conventions, judge, study_table
 from tests.toy import toy_feature_set
 

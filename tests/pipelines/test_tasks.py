@@ -11,7 +11,7 @@ import pytest
 from ctr.metrics import auc
 from ctr.ranker import Ranker
 from ctr.tracking import Tracker
-from ctr.trainer import predict_tasks
+from ctr.training.loop import predict_tasks
 from pipelines.evaluate import task_labels, task_metrics
 from pipelines.load_run import load_run
 from pipelines.workspace import Workspace

@@ -15,7 +15,7 @@ from ctr.data.batch import Batch
 from ctr.history.target_history import BatchPast
 from ctr.model import build_model
 from ctr.model.click_model import ClickModel
-from ctr.step import TrainStep
+from ctr.training.train_step import TrainStep
 from tests.ctr import small_world
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_all_pairs_are_tried():
 @pytest.fixture(autouse=True)
 def _tables_move_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of thirty items are large enough for the optimizers that move rows."""
-    monkeypatch.setattr("ctr.step.SMALL_TABLE_ROWS", 3)
+    monkeypatch.setattr("ctr.training.train_step.SMALL_TABLE_ROWS", 3)
 
 
 def new_model(reader: str, tower: str, tasks: str, seed: int = 1) -> ClickModel:

@@ -14,7 +14,7 @@ from ctr.data.batch import Batch
 from ctr.data.prefetch import on_device, windows
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
-from ctr.step import SMALL_TABLE_ROWS, TrainStep
+from ctr.training.train_step import SMALL_TABLE_ROWS, TrainStep
 from features.errors import ConfigError, NumericalError
 
 CPU = torch.device("cpu")

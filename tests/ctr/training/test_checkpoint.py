@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import ctr.checkpoint
-from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+import ctr.training.checkpoint
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.data.loader import Loader
-from ctr.step import TrainStep
+from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from tests.ctr.tiny import TinyModel, tiny_model
@@ -282,16 +282,16 @@ def test_a_new_run_does_not_start_on_top_of_another(saved, feature_set):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
-    ctr.checkpoint.save_tensors(path, {"w": torch.ones(2)})
+    ctr.training.checkpoint.save_tensors(path, {"w": torch.ones(2)})
 
     def full(tensors: object, fresh: Path) -> None:
         fresh.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(ctr.checkpoint, "save_file", full)
+    monkeypatch.setattr(ctr.training.checkpoint, "save_file", full)
     with pytest.raises(OSError, match="no space"):
-        ctr.checkpoint.save_tensors(path, {"w": torch.zeros(2)})
-    assert ctr.checkpoint.load_file(path)["w"].tolist() == [1.0, 1.0]
+        ctr.training.checkpoint.save_tensors(path, {"w": torch.zeros(2)})
+    assert ctr.training.checkpoint.load_file(path)["w"].tolist() == [1.0, 1.0]
 
 
 def test_record_counts_looks_since_the_best_and_halves_every_second_one():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.calibration import SUREST, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
 from ctr.metrics import auc, ece, log_loss
 from ctr.model.calibrator import BENDS, Calibrator, Curve
+from ctr.training.calibrate import SUREST, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
 
 
 def drawn(rows: int = 40_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
-from ctr.losses import click_loss, training_loss
-from ctr.memory import keep_freed_memory
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
-from ctr.optim import FiniteGuard, make_optimizer
-from ctr.row_optim import RowOptimizer
+from ctr.training.allocator import keep_freed_memory
+from ctr.training.losses import click_loss, training_loss
+from ctr.training.optimizer import FiniteGuard, make_optimizer
+from ctr.training.sparse_optimizer import RowOptimizer
 from features.errors import ConfigError
 
 # A table as small as this is touched whole at nearly each step: moving it by row would only cost.
@@ -27,7 +27,7 @@ class TrainStep:
 
     Weights, moments, losses and sums over rows are in single precision always; `precision: bf16` computes matrix
     products, and what is read and written once a history position, in half of it. Where `table_optimizer` is not
-    `adam`, embedding tables of more than 256 rows are moved by row (`ctr.row_optim`), all else by Adam.
+    `adam`, embedding tables of more than 256 rows are moved by row (`ctr.training.sparse_optimizer`), all else by Adam.
 
     Args:
         model: with tables attached and on `device`; `outputs(batch) -> Outputs`, `regularized_parameters()`.

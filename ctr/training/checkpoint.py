@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctr.config import ModelConfig, TrainConfig
-from ctr.optim import LOOKS_BEFORE_HALVING
-from ctr.step import TrainStep
+from ctr.training.optimizer import LOOKS_BEFORE_HALVING
+from ctr.training.train_step import TrainStep
 from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
 from features.store.atomic import replace_file, write_text

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
-from ctr.losses import alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
 from ctr.model.outputs import Outputs
+from ctr.training.losses import alignment_loss, click_loss, pairwise_loss, task_loss, training_loss, weighted_log_loss
 
 NAN = float("nan")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctr import row_optim
 from ctr.model.sparse_embedding import RowTable
-from ctr.row_optim import RowOptimizer, RowOptimizerKind
+from ctr.training import sparse_optimizer as row_optim
+from ctr.training.sparse_optimizer import RowOptimizer, RowOptimizerKind
 from features.errors import ConfigError
 
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")

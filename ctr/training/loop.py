@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ctr.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.data.columns import row_weights
@@ -22,8 +21,9 @@ from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device, validated, windows
 from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
-from ctr.optim import learning_rate
-from ctr.step import TrainStep
+from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.training.optimizer import learning_rate
+from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
 from features.progress import Progress
 from features.progress import progress as show_progress
@@ -83,7 +83,7 @@ def fit(
             `regularized_parameters()`. A lone last row of an epoch is left out: batch norm needs two.
         feature_set: where rows come from.
         config: settings.
-        run_dir: gets model.safetensors, curve.jsonl and the checkpoint (ctr/checkpoint.py).
+        run_dir: gets model.safetensors, curve.jsonl and the checkpoint (ctr/training/checkpoint.py).
         on_evaluation: called after each look, once it is saved; may raise StopTraining.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.

@@ -11,7 +11,7 @@ KEPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from ctr.memory import keep_freed_memory
+from ctr.training.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

@@ -24,8 +24,8 @@ from ctr.data.loader import Loader
 from ctr.metrics import auc
 from ctr.model import build_model
 from ctr.model.click_model import ClickModel
-from ctr.optim import FiniteGuard, learning_rate, make_optimizer
-from ctr.trainer import Evaluation, FitResult, StopTraining, fit, predict
+from ctr.training.loop import Evaluation, FitResult, StopTraining, fit, predict
+from ctr.training.optimizer import FiniteGuard, learning_rate, make_optimizer
 from features.errors import ConfigError, DataError, NumericalError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(feature_set, tmp_
 )
 @pytest.mark.parametrize("look", [1, 3])
 def test_a_run_resumes_to_the_bit_in_every_way_of_training(feature_set, tmp_path, look, changed, monkeypatch):
-    monkeypatch.setattr("ctr.step.SMALL_TABLE_ROWS", 0)
+    monkeypatch.setattr("ctr.training.train_step.SMALL_TABLE_ROWS", 0)
     whole, broken = tiny_model(feature_set), tiny_model(feature_set)
     expected = train(whole, feature_set, tmp_path / "whole", **changed)
     with pytest.raises(Killed):
