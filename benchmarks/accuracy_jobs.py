@@ -19,7 +19,7 @@ def train(feature_set: str, model: dict[str, Any], training: dict[str, Any], see
 
     from ctr.config import load_preset
     from ctr.data.feature_tables import frozen_tables
-    from ctr.metrics import auc, log_loss
+    from ctr.evaluation.metrics import auc, log_loss
     from ctr.model import build_model
     from ctr.training.loop import fit, predict
     from features.progress import silent

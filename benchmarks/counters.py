@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ctr.metrics import auc, auc_interval
+from ctr.evaluation.metrics import auc, auc_interval
 from features.point_in_time.history import history_spans
 from features.store.feature_set import SPLITS, FeatureSet
 

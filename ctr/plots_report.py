@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve as roc_points
 
+from ctr.evaluation.metrics import Interval, auc
+from ctr.evaluation.significance import resolved
 from ctr.importance import Importance
-from ctr.metrics import Interval, auc
 from ctr.plots import BLUE, GREY, ORANGE
-from ctr.significance import resolved
 
 ROW_INCHES = 0.27
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from ctr.evaluation.significance import resolved
 from ctr.plots import BLUE, GREY
-from ctr.significance import resolved
 from ctr.stress import StressResult
 
 ROW_INCHES = 0.27

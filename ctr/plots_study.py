@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from ctr.metrics import Interval
+from ctr.evaluation.metrics import Interval
 from ctr.plots import BLUE, GREY
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ctr.boosting import counters_control, tabular_control
-from ctr.controls import optimal_lift_share, optimum_scores, popularity_scores
-from ctr.metrics import auc
+from ctr.evaluation.baselines import optimal_lift_share, optimum_scores, popularity_scores
+from ctr.evaluation.boosting import counters_control, tabular_control
+from ctr.evaluation.metrics import auc
+from ctr.evaluation.slices import FEWEST_ROWS, Slice, slices
 from ctr.plots_study import forest
-from ctr.slices import FEWEST_ROWS, Slice, slices
 from ctr.tracking import Tracker
 from features.errors import ConfigError
 from features.store.atomic import write_text

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ctr.controls import optimum_scores, popularity_scores
 from ctr.data.columns import column, row_weights, training_rate
-from ctr.metrics import evaluate
+from ctr.evaluation.baselines import optimum_scores, popularity_scores
+from ctr.evaluation.catalog_coverage import top_lists
+from ctr.evaluation.metrics import evaluate
+from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
+from ctr.evaluation.slices import slice_metrics
 from ctr.parity import as_input
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import RankerAsOf, ranker_as_of
-from ctr.ranking_metrics import ranking_metrics, requests_of
-from ctr.slices import slice_metrics
-from ctr.toplists import top_lists
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
 from features.contract.contract import LABEL_PREFIX

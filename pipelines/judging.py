@@ -10,8 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from ctr.data.columns import column, row_weights
-from ctr.metrics import Interval
-from ctr.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
+from ctr.evaluation.metrics import Interval
+from ctr.evaluation.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.evaluate import Scored, scored

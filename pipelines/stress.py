@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ctr.evaluation.significance import LEVEL, resolved
 from ctr.plots import save_png
 from ctr.plots_stress import stress_plot
-from ctr.significance import LEVEL, resolved
 from ctr.stress import StressConfig, StressResult, stress_model
 from ctr.tracking import Tracker
 from features.errors import ConfigError

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.controls import optimal_lift_share
-from ctr.slices import SliceResult
-from ctr.toplists import TopLists
+from ctr.evaluation.baselines import optimal_lift_share
+from ctr.evaluation.catalog_coverage import TopLists
+from ctr.evaluation.slices import SliceResult
 
 Metrics = dict[str, float]
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
-from ctr.metrics import equal_mass_bins, likelihoods
+from ctr.evaluation.metrics import equal_mass_bins, likelihoods
 from ctr.model.calibrator import BENDS, Calibrator, Curve
 
 Method = Literal["none", "temperature", "platt", "isotonic"]

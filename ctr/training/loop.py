@@ -19,7 +19,7 @@ from ctr.data.batch import Batch
 from ctr.data.columns import row_weights
 from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device, validated, windows
-from ctr.metrics import auc, gauc_by_samples, group_aucs, log_loss
+from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.training.optimizer import learning_rate

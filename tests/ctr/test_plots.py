@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ctr.metrics import ece, reliability
+from ctr.evaluation.metrics import ece, reliability
 from ctr.plots import control_bars, learning_curve, reliability_diagram, save_png
 
 CURVE = [

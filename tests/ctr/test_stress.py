@@ -6,7 +6,7 @@ import torch
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.feature_tables import FrozenTables, frozen_tables
-from ctr.metrics import Interval
+from ctr.evaluation.metrics import Interval
 from ctr.model import build_model
 from ctr.plots import BLUE, GREY
 from ctr.plots_stress import stress_plot

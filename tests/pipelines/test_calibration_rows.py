@@ -9,7 +9,7 @@ import pytest
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
-from ctr.metrics import log_loss
+from ctr.evaluation.metrics import log_loss
 from ctr.model.calibrator import Curve
 from ctr.training.calibrate import cross_fitted, fit_curve, logits_of
 from ctr.training.loop import predict

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig, TrainConfig
-from ctr.controls import popularity_scores
 from ctr.data.columns import column, row_weights, training_rate
+from ctr.evaluation.baselines import popularity_scores
+from ctr.evaluation.metrics import auc, log_loss
 from ctr.export import export_bundle
-from ctr.metrics import auc, log_loss
 from ctr.ranker import Ranker
 from ctr.ranker_as_of import ranker_as_of
 from ctr.training.calibrate import recalibrated

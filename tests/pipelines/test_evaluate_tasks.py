@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig, TrainConfig
-from ctr.controls import popularity_scores
 from ctr.data.columns import column, row_weights
+from ctr.evaluation.baselines import popularity_scores
+from ctr.evaluation.metrics import auc, evaluate, log_loss
 from ctr.export import export_bundle
-from ctr.metrics import auc, evaluate, log_loss
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import predict, predict_tasks
 from features.build.build import build_feature_set

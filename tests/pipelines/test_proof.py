@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from ctr.data.feature_tables import FrozenTables
-from ctr.metrics import auc
+from ctr.evaluation.metrics import auc
 from ctr.plots_study import forest
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow

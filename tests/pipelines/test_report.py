@@ -17,10 +17,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
+from ctr.evaluation.metrics import Interval
+from ctr.evaluation.slices import SliceResult
 from ctr.importance import Importance
-from ctr.metrics import Interval
 from ctr.plots_report import importance_bars, roc_curve, score_histogram, slice_forest
-from ctr.slices import SliceResult
 from ctr.tracking import Tracker
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctr.metrics import auc
+from ctr.evaluation.metrics import auc
 from ctr.ranker import Ranker
 from ctr.tracking import Tracker
 from ctr.training.loop import predict_tasks

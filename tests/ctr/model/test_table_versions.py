@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.boosting import _features, _past
 from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import ItemVersions, Loader
+from ctr.evaluation.boosting import _features, _past
 from ctr.importance import permutation_importance
 from ctr.model.click_model import ClickModel
 from ctr.parity import Case, expected

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.metrics import auc, ece, log_loss
+from ctr.evaluation.metrics import auc, ece, log_loss
 from ctr.model.calibrator import BENDS, Calibrator, Curve
 from ctr.training.calibrate import SUREST, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
 

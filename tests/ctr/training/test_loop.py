@@ -21,7 +21,7 @@ from ctr.data.batch import Batch
 from ctr.data.columns import row_weights
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
-from ctr.metrics import auc
+from ctr.evaluation.metrics import auc
 from ctr.model import build_model
 from ctr.model.click_model import ClickModel
 from ctr.training.loop import Evaluation, FitResult, StopTraining, fit, predict

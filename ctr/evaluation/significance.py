@@ -22,8 +22,8 @@ import numpy as np
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-from ctr.metrics import Interval, RankedRows
-from ctr.resampling import Clusters
+from ctr.evaluation.metrics import Interval, RankedRows
+from ctr.evaluation.resampling import Clusters
 from features.errors import DataError
 
 RESAMPLES = 500

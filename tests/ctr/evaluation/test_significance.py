@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from ctr.metrics import Interval, auc
-from ctr.significance import SeededAuc, holm, resolved, seeded_aucs
+from ctr.evaluation.metrics import Interval, auc
+from ctr.evaluation.significance import SeededAuc, holm, resolved, seeded_aucs
 from features.errors import DataError
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctr.ranking_metrics import groups_of, ranking_metrics, requests_of
+from ctr.evaluation.ranking_metrics import groups_of, ranking_metrics, requests_of
 from features.errors import DataError
 from tests.toy import toy_feature_set
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctr.metrics import auc_interval
-from ctr.slices import RESAMPLES, popularity_tiers, slice_metrics, slices, training_counts
+from ctr.evaluation.metrics import auc_interval
+from ctr.evaluation.slices import RESAMPLES, popularity_tiers, slice_metrics, slices, training_counts
 from tests.toy import toy_feature_set
 
 

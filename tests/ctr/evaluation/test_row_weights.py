@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.boosting import counters_control
-from ctr.controls import popularity_scores
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.data.loader import Loader
+from ctr.evaluation.baselines import popularity_scores
+from ctr.evaluation.boosting import counters_control
+from ctr.evaluation.catalog_coverage import top_lists
+from ctr.evaluation.metrics import auc, evaluate
+from ctr.evaluation.slices import slice_metrics, training_counts
 from ctr.importance import permutation_importance
-from ctr.metrics import auc, evaluate
-from ctr.slices import slice_metrics, training_counts
-from ctr.toplists import top_lists
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import _validation_metrics
 from features.progress import silent

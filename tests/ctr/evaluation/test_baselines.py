@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr.controls import PRIOR_ROWS, optimal_lift_share, optimum_scores, popularity_scores
+from ctr.evaluation.baselines import PRIOR_ROWS, optimal_lift_share, optimum_scores, popularity_scores
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.encoder import Encoder

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from ctr import boosting
-from ctr.boosting import _boosted, _past, _table, counters_control, tabular_control
 from ctr.data.columns import row_weights
-from ctr.metrics import auc, log_loss
+from ctr.evaluation import boosting
+from ctr.evaluation.boosting import _boosted, _past, _table, counters_control, tabular_control
+from ctr.evaluation.metrics import auc, log_loss
 from features.errors import ConfigError
 from features.store.schema import Field
 from tests.toy import CONTRACT, toy_feature_set

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctr.controls import popularity_scores
-from ctr.toplists import Compared, ValueCalibration, best_rows, gini, top_lists
+from ctr.evaluation.baselines import popularity_scores
+from ctr.evaluation.catalog_coverage import Compared, ValueCalibration, best_rows, gini, top_lists
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.schema import Field, Schema
 from features.store.versions import ROW, VALID_FROM, Versions, columns_as_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctr.data.columns import column, row_weights
-from ctr.metrics import auc, auc_interval, calibration_ratio, likelihoods
+from ctr.evaluation.metrics import auc, auc_interval, calibration_ratio, likelihoods
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from features.store.schema import UNKNOWN
 

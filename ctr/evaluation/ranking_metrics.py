@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from ctr.metrics import group_aucs
-from ctr.resampling import Clusters
+from ctr.evaluation.metrics import group_aucs
+from ctr.evaluation.resampling import Clusters
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, SplitName
 

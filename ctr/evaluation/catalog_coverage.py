@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctr.data.columns import column, row_weights
-from ctr.ranking_metrics import groups_of
-from ctr.slices import popularity_tiers, training_counts
+from ctr.evaluation.ranking_metrics import groups_of
+from ctr.evaluation.slices import popularity_tiers, training_counts
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.feature_set import FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE, PADDING

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctr.resampling import Clusters
+from ctr.evaluation.resampling import Clusters
 from features.errors import DataError, NumericalError
 
 RESAMPLES = 300

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from ctr.metrics import (
+from ctr.evaluation.metrics import (
     auc,
     auc_interval,
     calibration_ratio,
