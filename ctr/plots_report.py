@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve as roc_points
 
+from ctr.diagnosis.permutation_importance import Importance
 from ctr.evaluation.metrics import Interval, auc
 from ctr.evaluation.significance import resolved
-from ctr.importance import Importance
 from ctr.plots import BLUE, GREY, ORANGE
 
 ROW_INCHES = 0.27

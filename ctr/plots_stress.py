@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from ctr.diagnosis.vector_stress import StressResult
 from ctr.evaluation.significance import resolved
 from ctr.plots import BLUE, GREY
-from ctr.stress import StressResult
 
 ROW_INCHES = 0.27
 # AUC. Losses below it are drawn to scale, larger ones by their logarithm: one collapse must not hide all others.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.data.feature_tables import frozen_tables
-from ctr.explain import Explanation, explain
+from ctr.diagnosis.explanation import Explanation, explain
 from ctr.parity import Case
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request

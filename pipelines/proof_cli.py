@@ -111,7 +111,7 @@ def stress(
 
     Tells which vector sets the model ignores.
     """
-    from ctr.stress import load_stress_config
+    from ctr.diagnosis.vector_stress import load_stress_config
     from pipelines.stress import stress_run
 
     found = load_stress_config(config, overrides_of(assignments, ("stress",)).get("stress", {}))

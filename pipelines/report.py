@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.slices import slice_metrics
-from ctr.importance import permutation_importance
 from ctr.tracking import Tracker
 from features.store.atomic import write_text
 from pipelines import report_sections as section

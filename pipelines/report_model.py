@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ctr.data.feature_tables import frozen_tables
-from ctr.explain import explain
+from ctr.diagnosis.explanation import explain
 from ctr.golden import LoggedRow, chosen_rows, logged_case
 from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder

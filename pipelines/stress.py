@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ctr.diagnosis.vector_stress import StressConfig, StressResult, stress_model
 from ctr.evaluation.significance import LEVEL, resolved
 from ctr.plots import save_png
 from ctr.plots_stress import stress_plot
-from ctr.stress import StressConfig, StressResult, stress_model
 from ctr.tracking import Tracker
 from features.errors import ConfigError
 from features.store.atomic import write_text

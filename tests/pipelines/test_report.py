@@ -17,9 +17,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
+from ctr.diagnosis.permutation_importance import Importance
 from ctr.evaluation.metrics import Interval
 from ctr.evaluation.slices import SliceResult
-from ctr.importance import Importance
 from ctr.plots_report import importance_bars, roc_curve, score_histogram, slice_forest
 from ctr.tracking import Tracker
 from features.errors import ConfigError

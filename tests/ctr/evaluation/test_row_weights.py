@@ -11,12 +11,12 @@ import torch
 
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.data.loader import Loader
+from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.baselines import popularity_scores
 from ctr.evaluation.boosting import counters_control
 from ctr.evaluation.catalog_coverage import top_lists
 from ctr.evaluation.metrics import auc, evaluate
 from ctr.evaluation.slices import slice_metrics, training_counts
-from ctr.importance import permutation_importance
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import _validation_metrics
 from features.progress import silent

@@ -14,8 +14,8 @@ from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import ItemVersions, Loader
+from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.boosting import _features, _past
-from ctr.importance import permutation_importance
 from ctr.model.click_model import ClickModel
 from ctr.parity import Case, expected
 from features.store.feature_set import FeatureSet, write_arrow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.explain import explain
+from ctr.diagnosis.explanation import explain
 from ctr.parity import Case, expected
 from tests.ctr import small_world
 

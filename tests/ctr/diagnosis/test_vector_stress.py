@@ -6,11 +6,7 @@ import torch
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.feature_tables import FrozenTables, frozen_tables
-from ctr.evaluation.metrics import Interval
-from ctr.model import build_model
-from ctr.plots import BLUE, GREY
-from ctr.plots_stress import stress_plot
-from ctr.stress import (
+from ctr.diagnosis.vector_stress import (
     StressConfig,
     Stressed,
     StressResult,
@@ -22,6 +18,10 @@ from ctr.stress import (
     stress_model,
     stressed,
 )
+from ctr.evaluation.metrics import Interval
+from ctr.model import build_model
+from ctr.plots import BLUE, GREY
+from ctr.plots_stress import stress_plot
 from ctr.training.loop import fit, predict
 from features.errors import ConfigError
 from features.progress import silent

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctr import importance
 from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.data.loader import Loader
+from ctr.diagnosis import permutation_importance as importance
+from ctr.diagnosis.permutation_importance import Importance, permutation_importance
 from ctr.evaluation.metrics import Interval
-from ctr.importance import Importance, permutation_importance
 from ctr.training.loop import predict
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
