@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ctr.data.feature_tables import frozen_tables
 from ctr.diagnosis.explanation import Explanation, explain
-from ctr.parity import Case
+from ctr.export.parity import Case
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request
 from features.errors import ConfigError

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from ctr.bundle import RANKER
 from ctr.config import ModelConfig
-from ctr.export import export_request_graph
-from ctr.fold import RequestGraph
-from ctr.parity import Case, random_cases
+from ctr.export.onnx_export import export_request_graph
+from ctr.export.parity import Case, random_cases
+from ctr.export.serving_graph import RequestGraph
 from ctr.ranker import graph_inputs, open_session
 from ctr.training.checkpoint import MODEL
 from features.store.feature_set import FeatureSet

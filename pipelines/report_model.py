@@ -10,7 +10,7 @@ import torch
 
 from ctr.data.feature_tables import frozen_tables
 from ctr.diagnosis.explanation import explain
-from ctr.golden import LoggedRow, chosen_rows, logged_case
+from ctr.export.golden_requests import LoggedRow, chosen_rows, logged_case
 from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet

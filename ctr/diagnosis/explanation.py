@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
+from ctr.export.parity import Case
 from ctr.history.target_history import Past
 from ctr.model.click_model import ClickModel
-from ctr.parity import Case
 from features.store.schema import PADDING, UNKNOWN, Field
 
 

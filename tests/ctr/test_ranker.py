@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-import ctr.export
+import ctr.export.onnx_export
 from ctr.agreement import TOLERANCE
 from ctr.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, open_bundle, seal
 from ctr.config import ModelConfig
-from ctr.export import ExportResult, export_bundle
-from ctr.golden import golden_cases
+from ctr.export.golden_requests import golden_cases
+from ctr.export.onnx_export import ExportResult, export_bundle
+from ctr.export.parity import random_cases
 from ctr.model.click_model import ClickModel
-from ctr.parity import random_cases
 from ctr.ranker import Ranker, load_serve_config, open_session
 from features.encoding.category import CategoricalEncoder
 from features.encoding.encoder import Encoder
@@ -418,7 +418,7 @@ def test_a_failed_export_leaves_nothing(
     def broken(*_: Any) -> float:
         raise NumericalError("parity: lost")
 
-    monkeypatch.setattr("ctr.export.check_parity", broken)
+    monkeypatch.setattr("ctr.export.onnx_export.check_parity", broken)
     with pytest.raises(NumericalError, match="lost"):
         export(model, feature_set, copy.parent / "second")
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
@@ -434,15 +434,15 @@ def with_a_wrong_weight(path: Path) -> None:
 
 
 def exported_with_a_wrong_weight(graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this export function of `ctr.export` write a graph that is not the model."""
-    write = getattr(ctr.export, graph)
+    """Let this export function of `ctr.export.onnx_export` write a graph that is not the model."""
+    write = getattr(ctr.export.onnx_export, graph)
 
     def wrong(model: Any, schema: Any, path: Path) -> Any:
         shapes = write(model, schema, path)
         with_a_wrong_weight(path)
         return shapes
 
-    monkeypatch.setattr(ctr.export, graph, wrong)
+    monkeypatch.setattr(ctr.export.onnx_export, graph, wrong)
 
 
 def test_a_graph_that_is_not_the_model_fails_its_golden_requests(

@@ -13,9 +13,9 @@ from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.evaluation.baselines import popularity_scores
 from ctr.evaluation.metrics import auc, log_loss
-from ctr.export import export_bundle
+from ctr.export.onnx_export import export_bundle
+from ctr.export.ranker_as_of import ranker_as_of
 from ctr.ranker import Ranker
-from ctr.ranker_as_of import ranker_as_of
 from ctr.training.calibrate import recalibrated
 from ctr.training.loop import predict
 from features.build.build import build_feature_set

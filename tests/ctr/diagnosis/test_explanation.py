@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ctr.diagnosis.explanation import explain
-from ctr.parity import Case, expected
+from ctr.export.parity import Case, expected
 from tests.ctr import small_world
 
 

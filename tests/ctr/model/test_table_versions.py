@@ -16,8 +16,8 @@ from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import ItemVersions, Loader
 from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.boosting import _features, _past
+from ctr.export.parity import Case, expected
 from ctr.model.click_model import ClickModel
-from ctr.parity import Case, expected
 from features.store.feature_set import FeatureSet, write_arrow
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.store.versions import ITEM_VERSIONS, ROW, USER_VERSIONS, VALID_FROM, Versions

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr.golden import chosen_rows, logged_case, raw_request, replayable
+from ctr.export.golden_requests import chosen_rows, logged_case, raw_request, replayable
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.encoding.request import parse_request

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ctr.bundle import GoldenCase
+from ctr.export.parity import Case, as_input, expected
 from ctr.model.click_model import ClickModel
-from ctr.parity import Case, as_input, expected
 from features.encoding.base import Columns
 from features.encoding.category import HashedEncoder
 from features.encoding.encoder import EncodedRequest, Encoder

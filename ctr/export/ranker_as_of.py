@@ -19,7 +19,7 @@ import onnx
 
 from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.data.loader import ItemVersions
-from ctr.parity import item_inputs
+from ctr.export.parity import item_inputs
 from ctr.ranker import Ranker, open_session
 from features.encoding.encoder import EncodedRequest
 from features.store.feature_set import FeatureSet

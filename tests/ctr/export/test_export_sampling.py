@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.export import _for_serving
+from ctr.export.onnx_export import _for_serving
+from ctr.export.parity import expected, grid_cases
 from ctr.model.calibrator import Curve
-from ctr.parity import expected, grid_cases
 from features.store.feature_set import Sampling
 from tests.ctr import small_world
 

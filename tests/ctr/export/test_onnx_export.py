@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ctr.agreement import TOLERANCE
 from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.config import ModelConfig
-from ctr.export import check_shapes, export_item_graph, export_request_graph
-from ctr.fold import ItemGraph, RequestGraph
-from ctr.golden import chosen_rows
+from ctr.export.golden_requests import chosen_rows
+from ctr.export.onnx_export import check_shapes, export_item_graph, export_request_graph
+from ctr.export.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
+from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
-from ctr.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
 from ctr.ranker import graph_inputs, open_session
 from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError

@@ -42,11 +42,11 @@ from ctr.bundle import (
     seal,
     write_json,
 )
-from ctr.fold import ItemGraph, RequestGraph
-from ctr.golden import golden_cases
+from ctr.export.golden_requests import golden_cases
+from ctr.export.model_card import model_card
+from ctr.export.parity import check_item_parity, check_parity, grid_cases, random_cases
+from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
-from ctr.model_card import model_card
-from ctr.parity import check_item_parity, check_parity, grid_cases, random_cases
 from ctr.ranker import Ranker
 from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.export import export_request_graph
-from ctr.fold import RequestGraph
-from ctr.parity import expected, grid_cases
+from ctr.export.onnx_export import export_request_graph
+from ctr.export.parity import expected, grid_cases
+from ctr.export.serving_graph import RequestGraph
 from ctr.ranker import graph_inputs, open_session
 from tests.ctr import small_world
 

@@ -1,0 +1,1 @@
+"""Trained model to a bundle of ONNX graphs, proven equal to torch."""
