@@ -1,1 +1,1 @@
-"""Feature set -> model -> bundle -> scores. `ctr.ranker` and `ctr.server` import no torch."""
+"""Feature set -> model -> bundle -> scores. `ctr.serving.ranker` and `ctr.server` import no torch."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctr.bundle import RANKER, BundleManifest, open_bundle
+from ctr.serving.bundle import RANKER, BundleManifest, open_bundle
 from features.errors import ConfigError
 
 if TYPE_CHECKING:

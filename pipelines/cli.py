@@ -272,7 +272,7 @@ def rank(
     as_json: JsonOption = False,
 ) -> None:
     """Score one request from raw ids."""
-    from ctr.ranker import load_serve_config
+    from ctr.serving.ranker import load_serve_config
     from pipelines.rank import rank_file
 
     config = load_serve_config(serve, overrides_of(assignments, ("serve",)).get("serve"))

@@ -18,7 +18,7 @@ from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
 from ctr.evaluation.slices import slice_metrics
 from ctr.export.parity import as_input
 from ctr.export.ranker_as_of import RankerAsOf, ranker_as_of
-from ctr.ranker import Ranker
+from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
 from features.contract.contract import LABEL_PREFIX

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ctr.bundle import refuse_taken
 from ctr.export.onnx_export import ExportResult, export_bundle
 from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import refuse_taken
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
 from pipelines.load_run import load_run

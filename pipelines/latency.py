@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from ctr.bundle import RANKER
 from ctr.config import ModelConfig
 from ctr.export.onnx_export import export_request_graph
 from ctr.export.parity import Case, random_cases
 from ctr.export.serving_graph import RequestGraph
-from ctr.ranker import graph_inputs, open_session
+from ctr.serving.bundle import RANKER
+from ctr.serving.ranker import graph_inputs, open_session
 from ctr.training.checkpoint import MODEL
 from features.store.feature_set import FeatureSet
 from pipelines.fitting import new_model

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ctr.bundle import Bundle, BundleManifest, open_bundle
-from ctr.ranker import Ranker
+from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
+from ctr.serving.ranker import Ranker
 from ctr.tracking import Tracker
 from features.errors import GateError
 from features.store.pointer import point_at

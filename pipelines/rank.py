@@ -1,4 +1,4 @@
-"""Score one request file with a bundle: the smallest use of `ctr.ranker`."""
+"""Score one request file with a bundle: the smallest use of `ctr.serving.ranker`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.bundle import MODEL_CARD, REQUEST
-from ctr.ranker import Ranker, ServeConfig
+from ctr.serving.bundle import MODEL_CARD, REQUEST
+from ctr.serving.ranker import Ranker, ServeConfig
 from features.errors import ConfigError
 
 

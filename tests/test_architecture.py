@@ -57,7 +57,7 @@ def test_a_room_has_a_reason_and_stays_small(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["ctr.ranker", "ctr.bundle", "features.encoding.encoder", "features.encoding.request"]
+    "module", ["ctr.serving.ranker", "ctr.serving.bundle", "features.encoding.encoder", "features.encoding.request"]
 )
 def test_serving_loads_no_training_library(module):
     """A serving image has no torch; measured in a fresh interpreter, through every transitive import."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ctr.bundle import GoldenCase
 from ctr.export.parity import Case, as_input, expected
 from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import GoldenCase
 from features.encoding.base import Columns
 from features.encoding.category import HashedEncoder
 from features.encoding.encoder import EncodedRequest, Encoder

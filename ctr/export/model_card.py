@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ctr.bundle import Facts, GoldenCase
+from ctr.serving.bundle import Facts, GoldenCase
 from features.contract.columns import ColumnSpec
 from features.contract.contract import Contract
 from features.store.schema import Schema
@@ -109,7 +109,7 @@ def _call(facts: Facts, example: GoldenCase) -> str:
     return (
         f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{_one_key_a_line(example.request)}\n"
         f"```\n\nanswers\n\n```json\n{_one_key_a_line(answer)}\n```\n\n"
-        'In Python: `Ranker.load(Path("bundle")).rank(request)` from `ctr.ranker`, which needs no torch.'
+        'In Python: `Ranker.load(Path("bundle")).rank(request)` from `ctr.serving.ranker`, which needs no torch.'
     )
 
 
@@ -122,8 +122,8 @@ def _limits(schema: Schema) -> str:
         "- The label is what the log recorded under the policy that was live then. A score is no measure "
         "of quality outside that policy, and clicks carry its position and exposure bias.",
         "- Negative ids must never reach the graph: ONNX Runtime reads row -1 as the last row without an "
-        "error. `ctr.ranker` refuses them.",
-        "- An empty history is one padding item 0 to the graph; `ctr.ranker` does this.",
+        "error. `ctr.serving.ranker` refuses them.",
+        "- An empty history is one padding item 0 to the graph; `ctr.serving.ranker` does this.",
     ]
     return "\n".join(lines)
 

@@ -29,7 +29,12 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ctr.bundle import (
+from ctr.export.golden_requests import golden_cases
+from ctr.export.model_card import model_card
+from ctr.export.parity import check_item_parity, check_parity, grid_cases, random_cases
+from ctr.export.serving_graph import ItemGraph, RequestGraph
+from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import (
     GOLDEN,
     ITEM_TABLE,
     ITEMS,
@@ -42,12 +47,7 @@ from ctr.bundle import (
     seal,
     write_json,
 )
-from ctr.export.golden_requests import golden_cases
-from ctr.export.model_card import model_card
-from ctr.export.parity import check_item_parity, check_parity, grid_cases, random_cases
-from ctr.export.serving_graph import ItemGraph, RequestGraph
-from ctr.model.click_model import ClickModel
-from ctr.ranker import Ranker
+from ctr.serving.ranker import Ranker
 from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
@@ -71,7 +71,7 @@ class ExportResult:
     Args:
         path: where it lies.
         max_abs_difference: largest |ONNX - torch| of a probability over the parity requests.
-        max_logit_difference: the same in logits (`ctr.agreement.logit_difference`), which decides.
+        max_logit_difference: the same in logits (`ctr.serving.agreement.logit_difference`), which decides.
         seconds: of folding, exporting and proving.
         bytes: of all its files.
     """

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctr.agreement import TOLERANCE, logit_difference
-from ctr.bundle import ITEM_TABLE, ITEMS
 from ctr.data.batch import Batch
 from ctr.model.click_model import ClickModel
-from ctr.ranker import open_session
+from ctr.serving.agreement import TOLERANCE, logit_difference
+from ctr.serving.bundle import ITEM_TABLE, ITEMS
+from ctr.serving.ranker import open_session
 from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError
 from features.store.feature_set import FeatureSet
@@ -101,7 +101,7 @@ class Parity:
     """How far the graph and the model were apart at most, over all candidates of all cases.
 
     Args:
-        logit: by `ctr.agreement.logit_difference`, which decides.
+        logit: by `ctr.serving.agreement.logit_difference`, which decides.
         probability: absolute.
     """
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.data.loader import ItemVersions
 from ctr.export.parity import item_inputs
-from ctr.ranker import Ranker, open_session
+from ctr.serving.bundle import ITEM_TABLE, ITEMS, RANKER
+from ctr.serving.ranker import Ranker, open_session
 from features.encoding.encoder import EncodedRequest
 from features.store.feature_set import FeatureSet
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.bundle import SCORE
 from ctr.history.item_similarity import hats
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.history.target_history import RequestPast
 from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import SCORE
 from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
 from features.store.schema import PADDING
 

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
 
-from ctr.bundle import ITEM_TABLE, RANKER, Facts, open_bundle, publish, seal
+from ctr.serving.bundle import ITEM_TABLE, RANKER, Facts, open_bundle, publish, seal
 from ctr.tracking import Tracker
 from features.errors import ConfigError, DataError
 

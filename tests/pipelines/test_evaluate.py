@@ -15,7 +15,7 @@ from ctr.evaluation.baselines import popularity_scores
 from ctr.evaluation.metrics import auc, log_loss
 from ctr.export.onnx_export import export_bundle
 from ctr.export.ranker_as_of import ranker_as_of
-from ctr.ranker import Ranker
+from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import recalibrated
 from ctr.training.loop import predict
 from features.build.build import build_feature_set

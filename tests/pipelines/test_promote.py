@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ctr.bundle import Bundle, BundleManifest, publish, seal
+from ctr.serving.bundle import Bundle, BundleManifest, publish, seal
 from features.errors import GateError
 from features.store.pointer import follow, point_at
 from pipelines import promote
 from pipelines.promote import gate, make_champion, promote_bundle, reasons_against
 from pipelines.workspace import Workspace
-from tests.ctr.test_bundle import FACTS, fill
+from tests.ctr.serving.test_bundle import FACTS, fill
 
 METRICS = {"auc": 0.70, "auc_low": 0.68, "auc_high": 0.72, "calibration_ratio": 1.0}
 POPULARITY = 0.65

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctr.evaluation.metrics import auc
-from ctr.ranker import Ranker
+from ctr.serving.ranker import Ranker
 from ctr.tracking import Tracker
 from ctr.training.loop import predict_tasks
 from pipelines.evaluate import task_labels, task_metrics

@@ -11,7 +11,7 @@ import torch
 from ctr.export.onnx_export import export_request_graph
 from ctr.export.parity import expected, grid_cases
 from ctr.export.serving_graph import RequestGraph
-from ctr.ranker import graph_inputs, open_session
+from ctr.serving.ranker import graph_inputs, open_session
 from tests.ctr import small_world
 
 PARTS: list[dict[str, Any]] = [

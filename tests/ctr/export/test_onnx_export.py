@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctr.agreement import TOLERANCE
-from ctr.bundle import ITEM_TABLE, ITEMS, RANKER
 from ctr.config import ModelConfig
 from ctr.export.golden_requests import chosen_rows
 from ctr.export.onnx_export import check_shapes, export_item_graph, export_request_graph
 from ctr.export.parity import Case, check_item_parity, check_parity, expected, grid_cases, random_cases
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
-from ctr.ranker import graph_inputs, open_session
+from ctr.serving.agreement import TOLERANCE
+from ctr.serving.bundle import ITEM_TABLE, ITEMS, RANKER
+from ctr.serving.ranker import graph_inputs, open_session
 from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError
 from features.store.feature_set import FeatureSet

@@ -10,7 +10,7 @@ from ctr.config import ModelConfig
 from ctr.export.onnx_export import export_bundle
 from ctr.export.ranker_as_of import ranker_as_of
 from ctr.model.click_model import ClickModel
-from ctr.ranker import Ranker
+from ctr.serving.ranker import Ranker
 from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.encoding.request import parse_request

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ctr.bundle import MANIFEST, publish, seal
-from tests.ctr.test_bundle import FACTS
+from ctr.serving.bundle import MANIFEST, publish, seal
+from tests.ctr.serving.test_bundle import FACTS
 from tests.disk import steps_of
 
 

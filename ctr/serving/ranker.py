@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from pydantic import Field, PositiveInt
 
-from ctr.agreement import logit_difference
-from ctr.bundle import RANKER, SCORE, Bundle, open_bundle
+from ctr.serving.agreement import logit_difference
+from ctr.serving.bundle import RANKER, SCORE, Bundle, open_bundle
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import Limits, Request, parse_request

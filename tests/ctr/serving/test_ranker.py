@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import ctr.export.onnx_export
-from ctr.agreement import TOLERANCE
-from ctr.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, open_bundle, seal
 from ctr.config import ModelConfig
 from ctr.export.golden_requests import golden_cases
 from ctr.export.onnx_export import ExportResult, export_bundle
 from ctr.export.parity import random_cases
 from ctr.model.click_model import ClickModel
-from ctr.ranker import Ranker, load_serve_config, open_session
+from ctr.serving.agreement import TOLERANCE
+from ctr.serving.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, open_bundle, seal
+from ctr.serving.ranker import Ranker, load_serve_config, open_session
 from features.encoding.category import CategoricalEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.number import NumericEncoder
@@ -403,7 +403,7 @@ def test_a_bundle_works_wherever_it_is_moved(ranker: Ranker, copy: Path, tmp_pat
 
 def test_ranking_needs_no_torch(exported: ExportResult) -> None:
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom ctr.ranker import Ranker\n"
+        "import json, sys\nfrom pathlib import Path\nfrom ctr.serving.ranker import Ranker\n"
         f"result = Ranker.load(Path({str(exported.path)!r})).rank(json.loads({json.dumps(REQUEST)!r}))\n"
         "print(len(result.ranked), sorted({'torch', 'onnx', 'sklearn', 'mlflow'} & set(sys.modules)))"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ctr.bundle import (
+from ctr.serving.bundle import (
     GOLDEN,
     MANIFEST,
     STAGING,

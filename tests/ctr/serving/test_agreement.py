@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ctr.agreement import TOLERANCE, logit_difference
+from ctr.serving.agreement import TOLERANCE, logit_difference
 
 
 def sigmoid(logit: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ctr.agreement import TOLERANCE
+from ctr.serving.agreement import TOLERANCE
 from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
 from features.store.atomic import flush, flush_tree
@@ -90,7 +90,7 @@ class Golden(Settings):
     """`golden.json`: replayed at every load, so that a server with other arithmetic never goes live.
 
     Args:
-        tolerance: largest `ctr.agreement.logit_difference` from the recorded scores that the replay allows.
+        tolerance: largest `ctr.serving.agreement.logit_difference` from the recorded scores that the replay allows.
         cases: raw requests with their scores.
     """
 

@@ -1,0 +1,1 @@
+"""A bundle to scores, without torch; imports nothing of `ctr` but itself."""
