@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.measured import measure
 from benchmarks.report import Report
-from ctr.plots import BLUE, GREEN, GREY, ORANGE
+from ctr.reporting.figures import BLUE, GREEN, GREY, ORANGE
 from features.errors import ConfigError
 
 Settings = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctr.plots import BLUE, GREY, ORANGE
+from ctr.reporting.figures import BLUE, GREY, ORANGE
 
 
 def growth(results: Sequence[Mapping[str, Any]]) -> Figure:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from benchmarks.measured import measure
 from benchmarks.report import Section
-from ctr.plots import BLUE, ORANGE
+from ctr.reporting.figures import BLUE, ORANGE
 
 BATCH_SIZES = (512, 2048, 8192)
 LENGTHS = (16, 64, 256, 512)

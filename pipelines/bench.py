@@ -35,7 +35,7 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
     """
     root = checkout(f"bench_{name}", f"quadrank bench {name}")
     from benchmarks.machine import describe
-    from ctr.plots import save_png
+    from ctr.reporting.figures import save_png
 
     out = out or root / "benchmarks" / "results" / name
     for folder in (out, *([work] if work else [])):

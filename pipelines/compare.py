@@ -14,8 +14,8 @@ from ctr.evaluation.baselines import optimal_lift_share, optimum_scores, popular
 from ctr.evaluation.boosting import counters_control, tabular_control
 from ctr.evaluation.metrics import auc
 from ctr.evaluation.slices import FEWEST_ROWS, Slice, slices
-from ctr.plots_study import forest
-from ctr.tracking import Tracker
+from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.study_figures import forest
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName

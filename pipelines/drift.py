@@ -128,7 +128,7 @@ def _draw(drift: Drift, path: Path) -> None:
     """Shares on both sides of the columns that changed most."""
     from matplotlib.figure import Figure
 
-    from ctr.plots import save_png
+    from ctr.reporting.figures import save_png
 
     drawn = [column for column in drift.columns if _bars(column)][:PANELS]
     shown = [column for column in drawn if column.alarm] or drawn
@@ -141,7 +141,7 @@ def _draw(drift: Drift, path: Path) -> None:
 
 
 def _panel(axes: Any, column: ColumnDrift) -> None:
-    from ctr.plots import GREY, ORANGE
+    from ctr.reporting.figures import GREY, ORANGE
 
     bars = _bars(column)
     for offset, side, colour in ((-0.2, 1, GREY), (0.2, 2, ORANGE)):

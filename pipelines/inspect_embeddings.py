@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
 
-from ctr.plots import BLUE, GREEN, GREY, ORANGE, save_png
+from ctr.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_png
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.atomic import write_text

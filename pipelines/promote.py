@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
 from ctr.serving.ranker import Ranker
-from ctr.tracking import Tracker
 from features.errors import GateError
 from features.store.pointer import point_at
 from pipelines.workspace import Workspace

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.slices import slice_metrics
-from ctr.tracking import Tracker
+from ctr.reporting.mlflow_runs import Tracker
 from features.store.atomic import write_text
 from pipelines import report_sections as section
 from pipelines.evaluate import score_split

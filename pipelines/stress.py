@@ -11,9 +11,9 @@ from rich.table import Table
 
 from ctr.diagnosis.vector_stress import StressConfig, StressResult, stress_model
 from ctr.evaluation.significance import LEVEL, resolved
-from ctr.plots import save_png
-from ctr.plots_stress import stress_plot
-from ctr.tracking import Tracker
+from ctr.reporting.figures import save_png
+from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.stress_figures import stress_plot
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from pipelines.judging import signed

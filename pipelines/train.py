@@ -14,8 +14,8 @@ from rich.console import Console
 
 from ctr.config import Preset
 from ctr.model.click_model import ClickModel
-from ctr.plots import control_bars, learning_curve, reliability_diagram
-from ctr.tracking import Tracker
+from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
+from ctr.reporting.mlflow_runs import Tracker
 from ctr.training.checkpoint import RECORD
 from ctr.training.loop import Evaluation, FitResult, predict_tasks
 from features.contract.contract import Contract

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 from rich.console import Console
 
 from ctr.config import load_preset
-from ctr.tracking import Tracker
+from ctr.reporting.mlflow_runs import Tracker
 from ctr.training.loop import Evaluation, StopTraining
 from features.contract.contract import Contract
 from features.contract.settings import Settings, load_yaml, merge, validate

@@ -44,7 +44,7 @@ def test_imports_run_one_way(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_mlflow_is_imported_by_tracking_alone(path):
-    if named(path) != "ctr/tracking.py":
+    if named(path) != "ctr/reporting/mlflow_runs.py":
         assert "mlflow" not in top_level(imports_of(path))
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from ctr.data.feature_tables import FrozenTables
 from ctr.evaluation.metrics import auc
-from ctr.plots_study import forest
+from ctr.reporting.study_figures import forest
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow
 from pipelines.cli import main

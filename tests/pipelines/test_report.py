@@ -20,8 +20,8 @@ from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.diagnosis.permutation_importance import Importance
 from ctr.evaluation.metrics import Interval
 from ctr.evaluation.slices import SliceResult
-from ctr.plots_report import importance_bars, roc_curve, score_histogram, slice_forest
-from ctr.tracking import Tracker
+from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.run_figures import importance_bars, roc_curve, score_histogram, slice_forest
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines import report

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ctr.evaluation.metrics import auc
+from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.ranker import Ranker
-from ctr.tracking import Tracker
 from ctr.training.loop import predict_tasks
 from pipelines.evaluate import task_labels, task_metrics
 from pipelines.load_run import load_run

@@ -20,8 +20,8 @@ from ctr.diagnosis.vector_stress import (
 )
 from ctr.evaluation.metrics import Interval
 from ctr.model import build_model
-from ctr.plots import BLUE, GREY
-from ctr.plots_stress import stress_plot
+from ctr.reporting.figures import BLUE, GREY
+from ctr.reporting.stress_figures import stress_plot
 from ctr.training.loop import fit, predict
 from features.errors import ConfigError
 from features.progress import silent

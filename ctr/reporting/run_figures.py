@@ -17,7 +17,7 @@ from sklearn.metrics import roc_curve as roc_points
 from ctr.diagnosis.permutation_importance import Importance
 from ctr.evaluation.metrics import Interval, auc
 from ctr.evaluation.significance import resolved
-from ctr.plots import BLUE, GREY, ORANGE
+from ctr.reporting.figures import BLUE, GREY, ORANGE
 
 ROW_INCHES = 0.27
 

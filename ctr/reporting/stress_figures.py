@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ctr.diagnosis.vector_stress import StressResult
 from ctr.evaluation.significance import resolved
-from ctr.plots import BLUE, GREY
+from ctr.reporting.figures import BLUE, GREY
 
 ROW_INCHES = 0.27
 # AUC. Losses below it are drawn to scale, larger ones by their logarithm: one collapse must not hide all others.

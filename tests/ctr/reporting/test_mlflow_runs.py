@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
 
+from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.bundle import ITEM_TABLE, RANKER, Facts, open_bundle, publish, seal
-from ctr.tracking import Tracker
 from features.errors import ConfigError, DataError
 
 TABLE = np.array([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -234,7 +234,7 @@ def test_a_store_that_cannot_be_used_names_the_way_out(tmp_path: Path, monkeypat
 
 def test_processes_share_a_fresh_store_without_a_word(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ctr.tracking import Tracker\n"
+        "import sys; from pathlib import Path; from ctr.reporting.mlflow_runs import Tracker\n"
         "with Tracker(Path(sys.argv[1])).run('quadrank-toy', 'worker', {}, {'a': 1}) as tracker:\n"
         "    tracker.log_metrics({'m': 1.0})"
     )
@@ -256,7 +256,7 @@ def test_processes_share_a_fresh_store_without_a_word(tmp_path: Path) -> None:
 
 
 def test_importing_the_tracker_does_not_load_mlflow() -> None:
-    code = "import sys, ctr.tracking; print('mlflow' in sys.modules, 'matplotlib' in sys.modules)"
+    code = "import sys, ctr.reporting.mlflow_runs; print('mlflow' in sys.modules, 'matplotlib' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "False False"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ctr.evaluation.metrics import ece, reliability
-from ctr.plots import control_bars, learning_curve, reliability_diagram, save_png
+from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram, save_png
 
 CURVE = [
     {"step": 10, "auc": 0.60, "log_loss": 0.60},

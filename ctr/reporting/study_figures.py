@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from ctr.evaluation.metrics import Interval
-from ctr.plots import BLUE, GREY
+from ctr.reporting.figures import BLUE, GREY
 
 
 def forest(rankers: Mapping[str, Interval], label: str, marked: str | None = None) -> Figure:

@@ -1,0 +1,1 @@
+"""Figures, MLflow runs and the registry."""
