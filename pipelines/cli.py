@@ -70,7 +70,7 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Write a raw log with planted, known click probabilities."""
-    from pipelines.simulate import simulate_once
+    from pipelines.job.simulate import simulate_once
 
     finish(simulate_once(out, rows, users, items, seed, console(as_json)), as_json)
 
@@ -89,7 +89,7 @@ def features(
     as_json: JsonOption = False,
 ) -> None:
     """Raw tables -> feature set."""
-    from pipelines.build import build, describe
+    from pipelines.job.build import build, describe
 
     source, _ = settings_of(data, assignments, root, as_of, window)
     result = build(source, Workspace(work))
@@ -149,8 +149,8 @@ def train(
 ) -> None:
     """One tracked training run, evaluated on test."""
     from ctr.config import load_preset
-    from pipelines.build import build, describe
-    from pipelines.train import Job
+    from pipelines.job.build import build, describe
+    from pipelines.job.train import Job
 
     started = time.monotonic()
     source, overrides = settings_of(data, assignments, root, as_of, window)
@@ -181,7 +181,7 @@ def run(
 ) -> None:
     """The whole job: features to promoted bundle."""
     from ctr.config import load_preset
-    from pipelines.run import run_job
+    from pipelines.job.run import run_job
 
     started = time.monotonic()
     source, overrides = settings_of(data, assignments, root, as_of, window)
@@ -202,7 +202,7 @@ def evaluate(
 
     Scores a split through the ONNX graph, one request a row, as a ranking server would.
     """
-    from pipelines.evaluate import evaluate_bundle
+    from pipelines.job.evaluate import evaluate_bundle
 
     started = time.monotonic()
     summary = evaluate_bundle(bundle, split, Workspace(work), console(as_json))
@@ -252,7 +252,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Checkpoint -> ONNX bundle, with a parity check."""
-    from pipelines.export import export_run
+    from pipelines.job.export import export_run
 
     result = export_run(run_id, out, Workspace(work), console(as_json))
     finish({"status": "done", "exit_code": 0, **result}, as_json)
@@ -289,7 +289,7 @@ def promote(
 
     Exit 6 when the gate refuses; both are kept.
     """
-    from pipelines.promote import promote_bundle
+    from pipelines.job.promote import promote_bundle
 
     payload = promote_bundle(bundle, Workspace(work), console(as_json))
     finish(payload, as_json)
@@ -330,7 +330,7 @@ def download(
     as_json: JsonOption = False,
 ) -> None:
     """A public data set: its terms, or the files."""
-    from pipelines.download import download as download_dataset
+    from pipelines.job.download import download as download_dataset
 
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 

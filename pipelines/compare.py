@@ -19,8 +19,8 @@ from ctr.reporting.study_figures import forest
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName
-from pipelines.build import build, describe
-from pipelines.evaluate import Scored, scored
+from pipelines.job.build import build, describe
+from pipelines.job.evaluate import Scored, scored
 from pipelines.judging import ALIKE, Judged, RankerScores, conventions, judge, study_table
 from pipelines.latency import rank_latency
 from pipelines.peers import peer_scores, require_peers

@@ -17,7 +17,7 @@ from features.encoding.request import Request, parse_request
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
-from pipelines.load_run import load_run
+from pipelines.job.load_run import load_run
 from pipelines.workspace import Workspace
 
 PAST_SHOWN, FIELDS_SHOWN = 5, 8

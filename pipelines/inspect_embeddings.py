@@ -23,7 +23,7 @@ from features.vectors.inspection.advice import advise, times_random
 from features.vectors.inspection.next_clicks import Interval
 from features.vectors.inspection.report import Inspection, SetReport, inspect
 from features.vectors.read import read_vectors
-from pipelines.build import build
+from pipelines.job.build import build
 from pipelines.source import Source
 from pipelines.workspace import Workspace
 

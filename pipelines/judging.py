@@ -14,8 +14,8 @@ from ctr.evaluation.metrics import Interval
 from ctr.evaluation.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from features.store.feature_set import FeatureSet, SplitName
-from pipelines.evaluate import Scored, scored
-from pipelines.summary import Metrics
+from pipelines.job.evaluate import Scored, scored
+from pipelines.job.summary import Metrics
 
 ALIKE: Method = "platt"  # how every ranker of a study is calibrated, whatever it did by itself
 # Of ranked lists, where rows name their request.

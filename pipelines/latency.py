@@ -17,7 +17,7 @@ from ctr.serving.bundle import RANKER
 from ctr.serving.ranker import graph_inputs, open_session
 from ctr.training.checkpoint import MODEL
 from features.store.feature_set import FeatureSet
-from pipelines.fitting import new_model
+from pipelines.job.fitting import new_model
 
 CANDIDATES, REQUESTS, WARMUP = 100, 60, 10
 

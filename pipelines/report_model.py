@@ -16,7 +16,7 @@ from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 from pipelines.explain import told
-from pipelines.fitting import CALIBRATION
+from pipelines.job.fitting import CALIBRATION
 from pipelines.report_page import Section
 from pipelines.report_parts import grouped_table, remark, table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctr.training.checkpoint import MODEL
-from pipelines.summary import Metrics
+from pipelines.job.summary import Metrics
 from pipelines.workspace import CONFIG, METRICS
 
 

@@ -15,11 +15,11 @@ from ctr.reporting.figures import control_bars, learning_curve, reliability_diag
 from ctr.reporting.run_figures import described, importance_bars, roc_curve, score_histogram, slice_forest
 from features.store.feature_set import FeatureSet, Window
 from features.store.schema import FIRST_VALUE
-from pipelines.evaluate import Scored
+from pipelines.job.evaluate import Scored
+from pipelines.job.summary import Metrics
 from pipelines.report_page import Section
 from pipelines.report_parts import beside, facts, folded, grouped_table, plot, remark, table, tiles
 from pipelines.report_record import RunRecord
-from pipelines.summary import Metrics
 
 RANKER_METRICS = {
     "gauc_by_samples": "GAUC",

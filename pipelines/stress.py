@@ -16,9 +16,9 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.stress_figures import stress_plot
 from features.errors import ConfigError
 from features.store.atomic import write_text
+from pipelines.job.load_run import load_run
+from pipelines.job.train import TRACKED
 from pipelines.judging import signed
-from pipelines.load_run import load_run
-from pipelines.train import TRACKED
 from pipelines.workspace import Workspace
 
 

@@ -15,7 +15,7 @@ from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.atomic import replace_file
 from features.store.feature_set import FeatureSet
-from pipelines.load_run import load_run
+from pipelines.job.load_run import load_run
 from pipelines.workspace import Workspace
 
 # The archive holds one file of this name, as the organisers' baseline writes it.

@@ -25,8 +25,8 @@ from features.errors import ConfigError, DataError
 from features.progress import progress, silent
 from features.store.atomic import replace_file, write_text
 from features.store.feature_set import FeatureSet, SplitName
-from pipelines.evaluate import score_split
-from pipelines.fitting import fit_and_calibrate, new_model
+from pipelines.job.evaluate import score_split
+from pipelines.job.fitting import fit_and_calibrate, new_model
 from pipelines.revision import git_revision, source_hash
 from pipelines.study import Plan
 

@@ -24,10 +24,10 @@ from features.contract.contract import Contract
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.errors import ConfigError, QuadRankError
 from features.store.atomic import write_text
-from pipelines.build import build, describe
+from pipelines.job.build import build, describe
+from pipelines.job.train import Job
 from pipelines.revision import git_revision
 from pipelines.source import Source
-from pipelines.train import Job
 from pipelines.workspace import TUNE, Workspace
 
 LONGEST_WAIT = 3600.0  # seconds for another worker to build the feature set

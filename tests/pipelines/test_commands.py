@@ -239,7 +239,7 @@ def test_a_bundle_of_no_run_here_is_registered_and_promoted(shell, job, work, tm
 def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, job, raw, work, monkeypatch):
     from mlflow import MlflowClient
 
-    import pipelines.train
+    import pipelines.job.train
 
     looks = []
 
@@ -247,8 +247,8 @@ def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, job, raw, work,
         looks.append(evaluation)
         raise KeyboardInterrupt
 
-    whole = pipelines.train.Job.fit
-    monkeypatch.setattr(pipelines.train.Job, "fit", lambda job: whole(job, on_evaluation=interrupt))
+    whole = pipelines.job.train.Job.fit
+    monkeypatch.setattr(pipelines.job.train.Job, "fit", lambda job: whole(job, on_evaluation=interrupt))
     code, result = shell("train", *data(raw, work), *SMALL)
     assert code == 130 and "--resume" in result["error"] and len(looks) == 1
     monkeypatch.undo()
@@ -281,12 +281,12 @@ def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, job, raw, work,
 
 
 def test_a_run_that_was_stopped_before_its_first_evaluation_starts_anew(shell, job, raw, work, monkeypatch):
-    import pipelines.train
+    import pipelines.job.train
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipelines.train, "fit_and_calibrate", stopped)
+    monkeypatch.setattr(pipelines.job.train, "fit_and_calibrate", stopped)
     assert shell("train", *data(raw, work), *SMALL)[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
@@ -310,8 +310,8 @@ def test_only_what_can_be_resumed_is_said_to_be(shell, raw, work, monkeypatch, c
 
     for name in (
         "features.build.build.build_feature_set",
-        "pipelines.build.build_feature_set",
-        "pipelines.simulate.simulate",
+        "pipelines.job.build.build_feature_set",
+        "pipelines.job.simulate.simulate",
     ):
         monkeypatch.setattr(name, stopped)
     rest = {"simulate": ["--out", work / "other"], "tune": [*data(raw, work), "--study", "stopped"]}

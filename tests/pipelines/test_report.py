@@ -25,7 +25,7 @@ from ctr.reporting.run_figures import importance_bars, roc_curve, score_histogra
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines import report
-from pipelines.evaluate import Scored, controls, score_split
+from pipelines.job.evaluate import Scored, controls, score_split
 from pipelines.report import report_run
 from pipelines.report_page import Section, page
 from pipelines.report_parts import facts, folded, plot, table, tiles

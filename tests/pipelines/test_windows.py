@@ -36,7 +36,7 @@ def test_the_days_reach_the_build(
         asked.append((as_of, window))
         raise LockError("seen")
 
-    monkeypatch.setattr("pipelines.build.build_feature_set", stop)
+    monkeypatch.setattr("pipelines.job.build.build_feature_set", stop)
     study = ["--study", "s"] if command == "tune" else []
     where = ["--data", "conf/data/simulated.yaml", "--root", str(tmp_path), "--work", str(tmp_path)]
     assert shell(command, *where, *options, *study)[0] == 7

@@ -15,7 +15,7 @@ from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.encoding.request import parse_request
 from features.store.feature_set import FeatureSet
-from pipelines.evaluate import _served_scores
+from pipelines.job.evaluate import _served_scores
 from tests.features.raw import START, Tables, raw_log
 from tests.trained import random_model
 

@@ -111,7 +111,7 @@ def test_the_command_fetches_for_those_who_agree(
 ) -> None:
     (tmp_path / "served/ml.zip").write_bytes(packed(**{"ml/ratings.csv": "x"}))
     served = Archive(f"{address}/ml.zip", "ml")
-    monkeypatch.setattr("pipelines.download.find_dataset", lambda name: replace(DATASETS[name], archive=served))
+    monkeypatch.setattr("pipelines.job.download.find_dataset", lambda name: replace(DATASETS[name], archive=served))
     with pytest.raises(SystemExit) as end:
         main(["download", "movielens_latest", "--yes", "--out", str(tmp_path / "data"), "--json"])
     assert end.value.code == 0

@@ -22,8 +22,8 @@ from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent
 from features.store.feature_set import FeatureSet
-from pipelines.evaluate import _served_scores, controls, evaluate_bundle, score_split
-from pipelines.fitting import fit_and_calibrate, new_model
+from pipelines.job.evaluate import _served_scores, controls, evaluate_bundle, score_split
+from pipelines.job.fitting import fit_and_calibrate, new_model
 from pipelines.workspace import Workspace
 
 ITEMS, ROWS = 40, 1500

@@ -24,7 +24,7 @@ from features.errors import ConfigError
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet
-from pipelines.evaluate import score_split, task_labels
+from pipelines.job.evaluate import score_split, task_labels
 
 CALIBRATION = "calibration.json"
 

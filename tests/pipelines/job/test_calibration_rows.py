@@ -14,7 +14,7 @@ from ctr.model.calibrator import Curve
 from ctr.training.calibrate import cross_fitted, fit_curve, logits_of
 from ctr.training.loop import predict
 from features.progress import silent
-from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
 from tests.toy import toy_feature_set
 
 SMALL = ModelConfig(attention="mean", tower="linear", embedding_dim=4, vector_dim=4)

@@ -18,8 +18,8 @@ from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent
 from features.store.feature_set import FeatureSet
-from pipelines.evaluate import controls, evaluate_bundle, score_split, task_labels, task_metrics
-from pipelines.fitting import fit_and_calibrate, new_model
+from pipelines.job.evaluate import controls, evaluate_bundle, score_split, task_labels, task_metrics
+from pipelines.job.fitting import fit_and_calibrate, new_model
 from pipelines.workspace import Workspace
 
 ROWS = 1200
@@ -115,14 +115,14 @@ def test_the_metrics_of_a_task_are_of_rows_whose_label_is_known(trained):
 def test_a_task_of_one_class_has_no_metrics(trained, monkeypatch: pytest.MonkeyPatch):
     feature_set: FeatureSet = trained[0]
     rows = len(column(feature_set, "test", "user"))
-    monkeypatch.setattr("pipelines.evaluate.task_labels", lambda *asked: np.zeros(rows))
+    monkeypatch.setattr("pipelines.job.evaluate.task_labels", lambda *asked: np.zeros(rows))
     assert task_metrics(feature_set, "test", {"like": np.full(rows, 0.5)}) == {}
 
 
 def test_the_optimum_stands_beside_popularity_where_the_truth_is_known(trained, monkeypatch: pytest.MonkeyPatch):
     feature_set, model, _, _ = trained
     truth = predict(model, feature_set, "test")
-    monkeypatch.setattr("pipelines.evaluate.optimum_scores", lambda of, split: truth if split == "test" else None)
+    monkeypatch.setattr("pipelines.job.evaluate.optimum_scores", lambda of, split: truth if split == "test" else None)
     found = controls(feature_set, "test")
     assert set(found) == {"popularity", "optimum"}
     assert found["optimum"]["auc"] == pytest.approx(auc(column(feature_set, "test", "label"), truth))

@@ -27,7 +27,7 @@ from features.errors import ConfigError
 from features.progress import progress
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from features.store.versions import instants_of
-from pipelines.summary import Metrics, Summary, lists_table, print_results, slices_table
+from pipelines.job.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace
 
 

@@ -14,7 +14,7 @@ from ctr.training.checkpoint import MODEL
 from features.contract.settings import validate
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
-from pipelines.fitting import new_model
+from pipelines.job.fitting import new_model
 from pipelines.workspace import CONFIG, Workspace, feature_set_of
 
 

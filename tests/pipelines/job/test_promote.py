@@ -14,8 +14,8 @@ from rich.console import Console
 from ctr.serving.bundle import Bundle, BundleManifest, publish, seal
 from features.errors import GateError
 from features.store.pointer import follow, point_at
-from pipelines import promote
-from pipelines.promote import gate, make_champion, promote_bundle, reasons_against
+from pipelines.job import promote
+from pipelines.job.promote import gate, make_champion, promote_bundle, reasons_against
 from pipelines.workspace import Workspace
 from tests.ctr.serving.test_bundle import FACTS, fill
 

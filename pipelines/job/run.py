@@ -8,12 +8,12 @@ from rich.console import Console
 
 from ctr.config import Preset
 from features.errors import GateError
-from pipelines.build import build, describe
-from pipelines.export import export_model
-from pipelines.promote import gate, make_champion
+from pipelines.job.build import build, describe
+from pipelines.job.export import export_model
+from pipelines.job.promote import gate, make_champion
+from pipelines.job.summary import Summary
+from pipelines.job.train import Job
 from pipelines.source import Source
-from pipelines.summary import Summary
-from pipelines.train import Job
 from pipelines.workspace import Workspace
 
 

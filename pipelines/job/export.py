@@ -14,7 +14,7 @@ from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import refuse_taken
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
-from pipelines.load_run import load_run
+from pipelines.job.load_run import load_run
 from pipelines.workspace import CONFIG, METRICS, Workspace
 
 

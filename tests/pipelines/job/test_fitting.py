@@ -18,9 +18,9 @@ from ctr.training.calibrate import fit_curve, logits_of
 from features.errors import ConfigError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, Sampling
-from pipelines import fitting
-from pipelines.evaluate import score_split
-from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.job import fitting
+from pipelines.job.evaluate import score_split
+from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
 from tests.toy import toy_feature_set
 
 MODEL = ModelConfig(

@@ -12,8 +12,8 @@ from ctr.evaluation.metrics import auc
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.ranker import Ranker
 from ctr.training.loop import predict_tasks
-from pipelines.evaluate import task_labels, task_metrics
-from pipelines.load_run import load_run
+from pipelines.job.evaluate import task_labels, task_metrics
+from pipelines.job.load_run import load_run
 from pipelines.workspace import Workspace
 from tests.pipelines.test_commands import SMALL, Shell
 from tests.pipelines.test_commands import shell as shell
@@ -75,7 +75,7 @@ def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path,
     labels = task_labels(feature_set, "test", "like")
     half = np.arange(len(labels)) < len(labels) // 2
     known = {"test": np.where(half, labels, np.nan), "train": task_labels(feature_set, "train", "like")}
-    monkeypatch.setattr("pipelines.evaluate.task_labels", lambda _, split, name: known[split].astype(np.float32))
+    monkeypatch.setattr("pipelines.job.evaluate.task_labels", lambda _, split, name: known[split].astype(np.float32))
     found = task_metrics(feature_set, "test", {"like": scores["like"]})["like"]["auc"]
     assert found == pytest.approx(auc(labels[half], scores["like"][half]))
     assert found != result["tasks"]["test"]["like"]["auc"]

@@ -22,10 +22,10 @@ from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet
-from pipelines.evaluate import Scored, controls, score_split, task_metrics
-from pipelines.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
+from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.job.summary import Summary, print_results
 from pipelines.revision import git_revision, source_hash
-from pipelines.summary import Summary, print_results
 from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock
 
 # The file in a run folder that names its MLflow run.

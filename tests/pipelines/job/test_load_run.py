@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from ctr.config import ModelConfig, Preset, TrainConfig
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
-from pipelines import explain, export, report, stress, submit
-from pipelines.load_run import LoadedRun, load_run
-from pipelines.train import Job
+from pipelines import explain, report, stress, submit
+from pipelines.job import export
+from pipelines.job.load_run import LoadedRun, load_run
+from pipelines.job.train import Job
 from pipelines.workspace import Workspace
 from tests.toy import toy_feature_set
 from tests.trained import random_model

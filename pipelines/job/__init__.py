@@ -1,0 +1,1 @@
+"""The stages of one job, from raw log to promoted bundle."""
