@@ -232,7 +232,7 @@ def tune(
 
     Start it n times with one study name for n workers.
     """
-    from pipelines.tune import run_study
+    from pipelines.tune.sweep import run_study
 
     source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace = Workspace(work)

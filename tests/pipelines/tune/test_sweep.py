@@ -14,9 +14,9 @@ from rich.console import Console
 from features.contract.settings import validate
 from features.errors import ConfigError
 from features.simulator.simulate import simulate
-from pipelines import tune
 from pipelines.options import settings_of
-from pipelines.tune import SearchSpace, open_storage, run_study
+from pipelines.tune.sweep import SearchSpace, open_storage, run_study
+from pipelines.tune.sweep import sweep as tune
 from pipelines.workspace import Workspace
 from tests.pipelines.test_commands import ROOT
 
