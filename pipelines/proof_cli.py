@@ -43,8 +43,8 @@ def compare(
     one that is more than chance, all differences of the table considered (Holm).
     """
     from features.errors import ConfigError
-    from pipelines.compare import run_study
-    from pipelines.study import load_study, study_of_models
+    from pipelines.study.compare import run_study
+    from pipelines.study.study import load_study, study_of_models
 
     if (study is None) == (models is None):
         raise ConfigError("compare: name either --study FILE or --models A,B. Studies lie in conf/studies.")
@@ -73,8 +73,8 @@ def ablate(
 
     Whoever chooses parts by the test rows has no test rows left: judge on them what is chosen already.
     """
-    from pipelines.compare import run_study
-    from pipelines.study import load_study
+    from pipelines.study.compare import run_study
+    from pipelines.study.study import load_study
 
     found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
     finish(run_study(found, train_defaults, root, Workspace(work), workers, console(as_json), split), as_json)

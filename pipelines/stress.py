@@ -18,7 +18,7 @@ from features.errors import ConfigError
 from features.store.atomic import write_text
 from pipelines.job.load_run import load_run
 from pipelines.job.train import TRACKED
-from pipelines.judging import signed
+from pipelines.study.judging import signed
 from pipelines.workspace import Workspace
 
 

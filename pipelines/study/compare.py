@@ -21,12 +21,12 @@ from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.build import build, describe
 from pipelines.job.evaluate import Scored, scored
-from pipelines.judging import ALIKE, Judged, RankerScores, conventions, judge, study_table
-from pipelines.latency import rank_latency
-from pipelines.peers import peer_scores, require_peers
 from pipelines.revision import git_revision, source_hash
-from pipelines.study import Control, Plan, Study, plan
-from pipelines.trials import Trial, require_same_rows, run_trials
+from pipelines.study.judging import ALIKE, Judged, RankerScores, conventions, judge, study_table
+from pipelines.study.latency import rank_latency
+from pipelines.study.peers import peer_scores, require_peers
+from pipelines.study.study import Control, Plan, Study, plan
+from pipelines.study.trials import Trial, require_same_rows, run_trials
 from pipelines.workspace import Workspace
 
 Scores = dict[SplitName, np.ndarray]

@@ -13,7 +13,7 @@ from ctr.data.columns import column, row_weights
 from ctr.evaluation.metrics import log_loss
 from ctr.evaluation.significance import holm, seeded_aucs
 from ctr.training.calibrate import cross_fitted, recalibrated
-from pipelines.judging import Judged, RankerScores, conventions, judge, study_table
+from pipelines.study.judging import Judged, RankerScores, conventions, judge, study_table
 from tests.toy import toy_feature_set
 
 

@@ -11,7 +11,7 @@ from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.checkout import checkout
-from pipelines.study import Peer
+from pipelines.study.study import Peer
 
 MODULE = "fuxictr_rows"  # of benchmarks
 MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2"}

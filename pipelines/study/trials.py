@@ -28,7 +28,7 @@ from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.evaluate import score_split
 from pipelines.job.fitting import fit_and_calibrate, new_model
 from pipelines.revision import git_revision, source_hash
-from pipelines.study import Plan
+from pipelines.study.study import Plan
 
 TRIAL = "trial.json"
 SPLITS: tuple[SplitName, ...] = ("valid", "test")

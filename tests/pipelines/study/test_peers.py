@@ -13,9 +13,8 @@ from benchmarks import fuxictr_peer
 from features.contract.contract import load_contract
 from features.errors import ConfigError
 from pipelines import checkout as checkout_module
-from pipelines import compare
-from pipelines.peers import require_peers
-from pipelines.study import Study
+from pipelines.study.peers import require_peers
+from pipelines.study.study import Study, compare
 from pipelines.workspace import Workspace
 from tests.pipelines.test_commands import ROOT
 

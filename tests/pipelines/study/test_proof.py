@@ -14,8 +14,8 @@ from ctr.reporting.study_figures import forest
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow
 from pipelines.cli import main
-from pipelines.study import Study, plan
-from pipelines.trials import shuffled
+from pipelines.study.study import Study, plan
+from pipelines.study.trials import shuffled
 from tests.pipelines.test_commands import ROOT, SMALL, Shell
 
 PLUS = ["--model", "conf/model/qin_plus.yaml", "--set", "model.evidence_heads=2", "--set", "model.layers=1", *SMALL]
@@ -100,7 +100,8 @@ def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
 def test_an_ablation_is_judged_on_validation_rows_unless_told_otherwise(shell, work, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "pipelines.compare.forest", lambda rankers, label, marked: drawn.append(label) or forest(rankers, label, marked)
+        "pipelines.study.compare.forest",
+        lambda rankers, label, marked: drawn.append(label) or forest(rankers, label, marked),
     )
     for options, split in (([], "valid"), (["--split", "test"], "test")):
         code, found = shell("ablate", "--study", study(work), *where(work), *options)
