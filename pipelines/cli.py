@@ -125,7 +125,7 @@ def inspect_embeddings(
     as_json: JsonOption = False,
 ) -> None:
     """Which vector sets deserve to be used, before training."""
-    from pipelines.inspect_embeddings import inspect_embeddings as inspect
+    from pipelines.inspect.embeddings import inspect_embeddings as inspect
 
     source, _ = settings_of(data, assignments, root, as_of, window)
     finish(inspect(source, Workspace(work), out, console(as_json)), as_json)
@@ -273,7 +273,7 @@ def rank(
 ) -> None:
     """Score one request from raw ids."""
     from ctr.serving.ranker import load_serve_config
-    from pipelines.rank import rank_file
+    from pipelines.inspect.rank import rank_file
 
     config = load_serve_config(serve, overrides_of(assignments, ("serve",)).get("serve"))
     finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
@@ -314,7 +314,7 @@ def drift(
 
     Exit 3 when a change is both large and no accident.
     """
-    from pipelines.drift import drift_between
+    from pipelines.inspect.drift import drift_between
 
     overrides = overrides_of(assignments, ("drift",)).get("drift", {})
     payload = drift_between(base, new, split, (base_days, new_days), overrides, out, console(as_json))

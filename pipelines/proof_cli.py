@@ -92,7 +92,7 @@ def explain(
 
     Past items by attention weight with the tags they share, and what the logit loses without each field.
     """
-    from pipelines.explain import explain_request
+    from pipelines.inspect.explain import explain_request
 
     finish(explain_request(run_id, request, top, Workspace(work), console(as_json)), as_json)
 
@@ -112,7 +112,7 @@ def stress(
     Tells which vector sets the model ignores.
     """
     from ctr.diagnosis.vector_stress import load_stress_config
-    from pipelines.stress import stress_run
+    from pipelines.inspect.stress import stress_run
 
     found = load_stress_config(config, overrides_of(assignments, ("stress",)).get("stress", {}))
     finish(stress_run(run_id, found, Workspace(work), console(as_json)), as_json)
@@ -143,6 +143,6 @@ def submit(
 
     One row an ID of the test file, in its order (MM-CTR: docs/mmctr.md).
     """
-    from pipelines.submit import submit_run
+    from pipelines.inspect.submit import submit_run
 
     finish(submit_run(run_id, out, column, Workspace(work), console(as_json)), as_json)

@@ -15,7 +15,7 @@ from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
-from pipelines.explain import told
+from pipelines.inspect.explain import told
 from pipelines.job.fitting import CALIBRATION
 from pipelines.report_page import Section
 from pipelines.report_parts import grouped_table, remark, table

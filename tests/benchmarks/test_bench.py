@@ -21,8 +21,9 @@ from benchmarks.report import Report, size_name
 from features.errors import ConfigError
 from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet
-from pipelines import bench, checkout
+from pipelines import checkout
 from pipelines.cli import main
+from pipelines.inspect import bench
 
 MAX_LEN = 8  # short, so that histories are cut
 

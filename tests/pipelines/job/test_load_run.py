@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from ctr.config import ModelConfig, Preset, TrainConfig
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
-from pipelines import explain, report, stress, submit
+from pipelines import report
+from pipelines.inspect import explain, stress, submit
 from pipelines.job import export
 from pipelines.job.load_run import LoadedRun, load_run
 from pipelines.job.train import Job

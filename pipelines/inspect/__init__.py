@@ -1,0 +1,1 @@
+"""Looking at one run, bundle or feature set: drift, vectors, stress, explanation, submission, speed."""
