@@ -126,7 +126,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """One HTML page of everything worth knowing of a run."""
-    from pipelines.report import report_run
+    from pipelines.report.report import report_run
 
     finish(report_run(run_id, out, Workspace(work), console(as_json)), as_json)
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from ctr.config import ModelConfig, Preset, TrainConfig
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
-from pipelines import report
 from pipelines.inspect import explain, stress, submit
 from pipelines.job import export
 from pipelines.job.load_run import LoadedRun, load_run
 from pipelines.job.train import Job
+from pipelines.report.report import report
 from pipelines.workspace import Workspace
 from tests.toy import toy_feature_set
 from tests.trained import random_model

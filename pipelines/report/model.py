@@ -17,8 +17,8 @@ from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 from pipelines.inspect.explain import told
 from pipelines.job.fitting import CALIBRATION
-from pipelines.report_page import Section
-from pipelines.report_parts import grouped_table, remark, table
+from pipelines.report.page import Section
+from pipelines.report.parts import grouped_table, remark, table
 
 QUANTILES = (0.05, 0.5, 0.95)
 EXAMPLES, FIELDS_SHOWN = 4, 6

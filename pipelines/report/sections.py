@@ -17,9 +17,9 @@ from features.store.feature_set import FeatureSet, Window
 from features.store.schema import FIRST_VALUE
 from pipelines.job.evaluate import Scored
 from pipelines.job.summary import Metrics
-from pipelines.report_page import Section
-from pipelines.report_parts import beside, facts, folded, grouped_table, plot, remark, table, tiles
-from pipelines.report_record import RunRecord
+from pipelines.report.page import Section
+from pipelines.report.parts import beside, facts, folded, grouped_table, plot, remark, table, tiles
+from pipelines.report.record import RunRecord
 
 RANKER_METRICS = {
     "gauc_by_samples": "GAUC",

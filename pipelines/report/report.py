@@ -12,13 +12,13 @@ from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.slices import slice_metrics
 from ctr.reporting.mlflow_runs import Tracker
 from features.store.atomic import write_text
-from pipelines import report_sections as section
 from pipelines.job.evaluate import score_split
 from pipelines.job.load_run import load_run
 from pipelines.job.train import TRACKED
-from pipelines.report_model import model_sections
-from pipelines.report_page import page
-from pipelines.report_record import RunRecord
+from pipelines.report.model import model_sections
+from pipelines.report.page import page
+from pipelines.report.record import RunRecord
+from pipelines.report.report import sections as section
 from pipelines.workspace import Workspace
 
 REPORT = "report.html"

@@ -24,12 +24,11 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.run_figures import importance_bars, roc_curve, score_histogram, slice_forest
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
-from pipelines import report
 from pipelines.job.evaluate import Scored, controls, score_split
-from pipelines.report import report_run
-from pipelines.report_page import Section, page
-from pipelines.report_parts import facts, folded, plot, table, tiles
-from pipelines.report_sections import importance, ranking, slices
+from pipelines.report.page import Section, page
+from pipelines.report.parts import facts, folded, plot, table, tiles
+from pipelines.report.report import report, report_run
+from pipelines.report.sections import importance, ranking, slices
 from pipelines.workspace import Workspace
 from tests.trained import built_feature_set, random_model
 
@@ -211,7 +210,7 @@ def test_a_run_becomes_one_page(finished, tmp_path, monkeypatch):
     extra = Section("Gates", "Which vectors count?", "<p>made elsewhere</p>")
     out = tmp_path / "pages" / "shop.html"
     # The toy has no encoder to name its items by; the sections themselves are tried on a whole run (test_proof).
-    monkeypatch.setattr("pipelines.report.model_sections", lambda *_: [extra])
+    monkeypatch.setattr("pipelines.report.report.model_sections", lambda *_: [extra])
     payload = report_run("latest", out, finished, console)
     assert payload["report"] == str(out) and payload["exit_code"] == 0
     assert json.loads(json.dumps(payload))["importance"]["history.history"]["drop"] != 0

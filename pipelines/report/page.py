@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipelines.report_style import STYLE
+from pipelines.report.style import STYLE
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Section:
     Args:
         title: plain text, in the table of contents too.
         note: plain text below the title: the question that the section answers.
-        html: the body, made by `pipelines.report_parts`, which escapes what it is given.
+        html: the body, made by `pipelines.report.parts`, which escapes what it is given.
     """
 
     title: str
