@@ -22,7 +22,7 @@ from features.errors import ConfigError
 from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet
 from pipelines import checkout
-from pipelines.cli import main
+from pipelines.cli.commands import main
 from pipelines.inspect import bench
 
 MAX_LEN = 8  # short, so that histories are cut

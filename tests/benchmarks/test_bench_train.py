@@ -12,7 +12,7 @@ import pytest
 from benchmarks import bench_accuracy, bench_loader, bench_train, scaling, step_profile
 from benchmarks.measured import Measured
 from features.errors import ConfigError
-from pipelines.cli import main
+from pipelines.cli.commands import main
 
 SMALL = {
     "model": {"embedding_dim": 4, "vector_dim": 4, "attention_dim": 8, "layers": 2, "rows": 2},

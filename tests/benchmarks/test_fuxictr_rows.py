@@ -21,7 +21,7 @@ from features.errors import ConfigError
 from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet, write_arrow
 from features.store.versions import ITEM_VERSIONS, ROW, VALID_FROM
-from tests.pipelines.test_commands import ROOT
+from tests.pipelines.cli.test_commands import ROOT
 from tests.toy import toy_feature_set
 
 

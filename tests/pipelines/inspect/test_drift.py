@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from features.build.build import build_feature_set
-from pipelines.cli import main
+from pipelines.cli.commands import main
 from tests.features.raw import Tables, raw_log, vectors_of
 
 Run = Callable[..., tuple[int, str, str]]

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from features.simulator.simulate import simulate
-from pipelines.cli import main
+from pipelines.cli.commands import main
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
 

@@ -7,9 +7,9 @@ import zipfile
 import polars as pl
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli.commands import main
 from tests import miniatures
-from tests.pipelines.test_commands import ROOT, Shell
+from tests.pipelines.cli.test_commands import ROOT, Shell
 
 SMALL = ["train.epochs=1", "train.batch_size=64", "train.evaluations_per_epoch=1", "model.embedding_dim=8",
          "model.vector_dim=8", "model.attention_dim=8", "model.layers=1"]  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from features.datasets.archives import fetch_archive
 from features.datasets.public import DATASETS, Archive
 from features.errors import DataError
-from pipelines.cli import main
+from pipelines.cli.commands import main
 
 
 def packed(**files: str) -> bytes:

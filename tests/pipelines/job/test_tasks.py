@@ -15,16 +15,16 @@ from ctr.training.loop import predict_tasks
 from pipelines.job.evaluate import task_labels, task_metrics
 from pipelines.job.load_run import load_run
 from pipelines.workspace import Workspace
-from tests.pipelines.test_commands import SMALL, Shell
-from tests.pipelines.test_commands import shell as shell
-from tests.pipelines.test_commands import work as work
+from tests.pipelines.cli.test_commands import SMALL, Shell
+from tests.pipelines.cli.test_commands import shell as shell
+from tests.pipelines.cli.test_commands import work as work
 
 TASKS = ("like", "long_view")
 
 
 @pytest.fixture(scope="module")
 def raw(work):
-    from pipelines.cli import main
+    from pipelines.cli.commands import main
 
     with pytest.raises(SystemExit):
         main(["simulate", "--out", str(work / "raw"), "--rows", "20000", "--users", "400", "--items", "300"])

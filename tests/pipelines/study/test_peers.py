@@ -16,7 +16,7 @@ from pipelines import checkout as checkout_module
 from pipelines.study.peers import require_peers
 from pipelines.study.study import Study, compare
 from pipelines.workspace import Workspace
-from tests.pipelines.test_commands import ROOT
+from tests.pipelines.cli.test_commands import ROOT
 
 STUDY = Study.model_validate(
     {"name": "tiny", "data": str(ROOT / "conf/data/simulated.yaml"), "variants": {"lr": {}}, "peers": ["fuxictr_din"]}

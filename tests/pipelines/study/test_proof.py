@@ -13,10 +13,10 @@ from ctr.evaluation.metrics import auc
 from ctr.reporting.study_figures import forest
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow
-from pipelines.cli import main
+from pipelines.cli.commands import main
 from pipelines.study.study import Study, plan
 from pipelines.study.trials import shuffled
-from tests.pipelines.test_commands import ROOT, SMALL, Shell
+from tests.pipelines.cli.test_commands import ROOT, SMALL, Shell
 
 PLUS = ["--model", "conf/model/qin_plus.yaml", "--set", "model.evidence_heads=2", "--set", "model.layers=1", *SMALL]
 FAST = {"train": {"epochs": 1, "batch_size": 512, "evaluations_per_epoch": 1}}

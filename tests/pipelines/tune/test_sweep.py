@@ -14,11 +14,11 @@ from rich.console import Console
 from features.contract.settings import validate
 from features.errors import ConfigError
 from features.simulator.simulate import simulate
-from pipelines.options import settings_of
+from pipelines.cli.options import settings_of
 from pipelines.tune.sweep import SearchSpace, open_storage, run_study
 from pipelines.tune.sweep import sweep as tune
 from pipelines.workspace import Workspace
-from tests.pipelines.test_commands import ROOT
+from tests.pipelines.cli.test_commands import ROOT
 
 SPACE = {"train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True}, "model.dropout": {"low": 0.0, "high": 0.4}}
 TINY = ["train.epochs=1", "train.batch_size=256", "train.evaluations_per_epoch=2", "train.patience=0"]

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 from features.errors import QuadRankError
-from pipelines.bench_cli import bench_app
-from pipelines.options import (
+from pipelines.cli.bench import bench_app
+from pipelines.cli.options import (
     DEFAULT_MODEL,
     DEFAULT_TRAIN,
     AsOfOption,
@@ -30,8 +30,8 @@ from pipelines.options import (
     overrides_of,
     settings_of,
 )
-from pipelines.proof_cli import proof_app
-from pipelines.terminal import JsonOption, console, finish
+from pipelines.cli.proof import proof_app
+from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
 app = typer.Typer(

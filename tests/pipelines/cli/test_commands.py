@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
 
 ROOT = Path(__file__).parents[2]

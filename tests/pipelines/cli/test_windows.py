@@ -9,8 +9,8 @@ import pytest
 
 from features.errors import LockError
 from features.simulator.simulate import simulate
-from pipelines.cli import main
-from tests.pipelines.test_commands import ROOT, SMALL, Shell
+from pipelines.cli.commands import main
+from tests.pipelines.cli.test_commands import ROOT, SMALL, Shell
 
 DAYS = ["--set", "data.split={by: days, valid: 1, test: 1}"]
 

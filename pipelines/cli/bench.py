@@ -9,8 +9,8 @@ import typer
 
 from features.contract.settings import parse_overrides
 from features.errors import ConfigError
+from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.inspect.bench import parse_sizes, run_bench
-from pipelines.terminal import JsonOption, console, finish
 
 bench_app = typer.Typer(help="The README's numbers, peers beside us in one run.", no_args_is_help=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cli import main
+from pipelines.cli.commands import main
 from tests.features.raw import CONTENT, make_tables, write_tables
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.options import DEFAULT_TRAIN, RootOption, RunOption, TrainOption, WorkOption, overrides_of
-from pipelines.terminal import JsonOption, console, finish
+from pipelines.cli.options import DEFAULT_TRAIN, RootOption, RunOption, TrainOption, WorkOption, overrides_of
+from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
 proof_app = typer.Typer()

@@ -1,0 +1,1 @@
+"""The `quadrank` command: options in, a stage called, one JSON line out."""
