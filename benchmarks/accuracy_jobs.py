@@ -20,7 +20,7 @@ def train(feature_set: str, model: dict[str, Any], training: dict[str, Any], see
     from ctr.config import load_preset
     from ctr.data.feature_tables import frozen_tables
     from ctr.evaluation.metrics import auc, log_loss
-    from ctr.model import build_model
+    from ctr.model.click_model import ClickModel
     from ctr.training.loop import fit, predict
     from features.progress import silent
     from features.store.feature_set import FeatureSet
@@ -29,7 +29,7 @@ def train(feature_set: str, model: dict[str, Any], training: dict[str, Any], see
     overrides = {"model": model, "train": {**training, "seed": seed, "device": "cpu"}}
     preset = load_preset(ROOT / "conf/model/qin.yaml", ROOT / "conf/train.yaml", overrides)
     torch.manual_seed(seed)
-    ranker = build_model(preset.model, data.schema)
+    ranker = ClickModel(preset.model, data.schema)
     ranker.attach(frozen_tables(data))
     result = fit(ranker, data, preset.train, Path(folder), progress=silent)
     scores = predict(ranker, data, "test")

@@ -18,7 +18,6 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device
-from ctr.model import build_model
 from ctr.model.click_model import ClickModel
 from ctr.training.train_step import TrainStep
 from features.store.feature_set import FeatureSet
@@ -97,7 +96,7 @@ def built(feature_set: str, batch_size: int, preset: dict[str, Any] | None) -> t
     settings = load_preset(PAPER, DEFAULTS, overrides)
     data = FeatureSet.open(Path(feature_set))
     torch.manual_seed(settings.train.seed)
-    model = build_model(settings.model, data.schema)
+    model = ClickModel(settings.model, data.schema)
     model.to("cuda" if settings.train.device != "cpu" and torch.cuda.is_available() else "cpu")
     model.attach(frozen_tables(data))
     return settings, model, data

@@ -10,6 +10,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("features", "ctr", "pipelines")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+FOLDERS = sorted({path.parent for path in MODULES})
+# Packages of a floor in the order in which data moves: one imports only those before it, and the floor's own files.
+FLOORS = {
+    "features": "contract store sources encoding checks fitting point_in_time vectors monitor build",
+    "ctr": "data kernels history towers model evaluation training serving export diagnosis reporting",
+    "pipelines": "job tune study inspect report cli",
+}
+# Beside the path of the data: only `pipelines` imports these, and of their floor they import its own files and `also`.
+BESIDE = {"simulator": {"simulator"}, "datasets": {"datasets", "contract"}}
+MOST_FILES = 12
 FORBIDDEN = {
     "features": {"torch", "numba", "mlflow", "optuna", "typer", "ctr", "pipelines"},
     "ctr": {"optuna", "typer", "pipelines"},
@@ -40,6 +50,43 @@ def named(path: Path) -> str:
 def test_imports_run_one_way(path):
     package = path.relative_to(ROOT).parts[0]
     assert not top_level(imports_of(path)) & FORBIDDEN[package]
+
+
+def room(module: str) -> tuple[str, str]:
+    """Floor and package of a module's dotted name; no package for a floor's own file."""
+    floor, *rest = module.split(".")
+    known = rest and rest[0] in (*FLOORS.get(floor, "").split(), *BESIDE)
+    return floor, rest[0] if known else ""
+
+
+def allowed_rooms(floor: str, package: str) -> set[str]:
+    """Packages of the floor that a file of `package` may import."""
+    if package in BESIDE:
+        return BESIDE[package] | {""}
+    if package == "serving":
+        return {"serving"}
+    order = FLOORS[floor].split()
+    return {"", *order[: order.index(package) + 1]} if package else {""}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_imports_run_one_way_between_the_packages_of_a_floor(path):
+    floor, package = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if path.name in {"__main__.py"}:
+        return
+    imported = {room(name)[1] for name in imports_of(path) if name.split(".")[0] == floor}
+    assert imported <= allowed_rooms(floor, package)
+
+
+@pytest.mark.parametrize("floor", PACKAGES)
+def test_every_package_of_a_floor_has_its_place_in_the_order(floor):
+    found = {path.name for path in (ROOT / floor).iterdir() if (path / "__init__.py").exists()}
+    assert found == set(FLOORS[floor].split()) | {name for name in BESIDE if (ROOT / floor / name).exists()}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=named)
+def test_a_folder_holds_about_a_dozen_files(folder):
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

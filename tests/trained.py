@@ -10,7 +10,6 @@ import torch
 
 from ctr.config import ModelConfig
 from ctr.data.feature_tables import frozen_tables
-from ctr.model import build_model
 from ctr.model.click_model import ClickModel
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
@@ -23,7 +22,7 @@ GENRES = ("drama", "comedy", "crime")
 def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) -> ClickModel:
     """In eval mode, tables attached; every parameter away from its start, so that every part shows in a score."""
     torch.manual_seed(seed)
-    model = build_model(config, feature_set.schema)
+    model = ClickModel(config, feature_set.schema)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))

@@ -34,8 +34,8 @@ class Loader:
     """The batches of one split, epoch by epoch.
 
     A row stores only where its history ends; its items are copied from the flat events when its batch is
-    made. The order of an epoch follows from (seed, epoch) alone (`ctr.data.epoch_sampler`), so that a resumed run sees the batches
-    the interrupted one would have seen. `labels`, and rows without shuffling, go part by part as they are stored.
+    made. The order of an epoch follows from (seed, epoch) alone (`ctr.data.epoch_sampler`): a resumed run sees the
+    batches of the interrupted one. `labels`, and rows without shuffling, go part by part as they are stored.
     Where tables have versions, all of a row (its target, each event's item, its user) reads those of the row's instant.
 
     Args:

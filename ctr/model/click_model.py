@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables, TableBuffers
-from ctr.history.alignment import UserAlignment
 from ctr.history.item_similarity import SimilaritySpaces
 from ctr.history.kernel_attention import EvidenceHeads
 from ctr.history.readers import Reader, make_attention
 from ctr.history.similarity_features import MatchFeatures
 from ctr.history.target_history import BatchPast, Past
+from ctr.model.alignment import UserAlignment
 from ctr.model.calibrator import Calibrator
 from ctr.model.encoders import FieldEncoder, ItemEncoder
 from ctr.model.outputs import Outputs

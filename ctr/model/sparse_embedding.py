@@ -51,8 +51,8 @@ class RowTable(nn.Embedding):
     """An embedding table whose row 0 is padding: zeros, and never moved.
 
     With `by_row` set, training gathers the distinct rows of each index into a leaf and differentiates that: time and
-    memory follow the rows touched, not the size of the table, and `weight` gets no gradient. `ctr.training.sparse_optimizer` turns
-    what was gathered into updates. Otherwise it is `nn.Embedding` in all respects.
+    memory follow the rows touched, not the size of the table, and `weight` gets no gradient.
+    `ctr.training.sparse_optimizer` turns what was gathered into updates. Otherwise it is an `nn.Embedding`.
 
     Args:
         size: rows of the table, padding included.

@@ -14,7 +14,6 @@ import torch
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
-from ctr.model import build_model
 from ctr.model.calibrator import Curve
 from ctr.model.click_model import ClickModel
 from ctr.training.calibrate import Calibrated, calibrate
@@ -34,7 +33,7 @@ def new_model(
 ) -> ClickModel:
     """A fresh model with the feature set's tables, or others in their form, attached."""
     torch.manual_seed(seed)
-    model = build_model(config, feature_set.schema)
+    model = ClickModel(config, feature_set.schema)
     model.attach(tables or frozen_tables(feature_set))
     return model
 

@@ -15,10 +15,10 @@ from features.store.atomic import write_text
 from pipelines.job.evaluate import score_split
 from pipelines.job.load_run import load_run
 from pipelines.job.train import TRACKED
+from pipelines.report import sections as section
 from pipelines.report.model import model_sections
 from pipelines.report.page import page
 from pipelines.report.record import RunRecord
-from pipelines.report.report import sections as section
 from pipelines.workspace import Workspace
 
 REPORT = "report.html"

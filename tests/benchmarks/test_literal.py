@@ -15,7 +15,7 @@ from benchmarks.literal_qin import LiteralAttention, LiteralQIN, LiteralQuadrati
 from ctr.config import load_preset
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
-from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
@@ -42,7 +42,7 @@ def preset(**model):
 def ours(feature_set, **model):
     """Our QIN, its every weight away from its start."""
     torch.manual_seed(5)
-    net = build_model(preset(**model).model, feature_set.schema)
+    net = ClickModel(preset(**model).model, feature_set.schema)
     net.attach(frozen_tables(feature_set))
     with torch.no_grad():
         for parameter in net.network.parameters():

@@ -12,7 +12,6 @@ from torch import Tensor
 from ctr.config import ModelConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
-from ctr.model import build_model
 from ctr.model.click_model import ClickModel
 from features.store.schema import Field, Schema, VectorSet
 
@@ -74,7 +73,7 @@ def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **setting
     """A model whose every parameter and batch norm statistic is away from its start, tables attached."""
     torch.manual_seed(8)
     config = ModelConfig(**{"embedding_dim": 4, "vector_dim": 5, "attention_dim": 16, "rows": 3, **settings})
-    net = build_model(config, schema).to(dtype)
+    net = ClickModel(config, schema).to(dtype)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -19,7 +19,7 @@ from ctr.diagnosis.vector_stress import (
     stressed,
 )
 from ctr.evaluation.metrics import Interval
-from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from ctr.reporting.figures import BLUE, GREY
 from ctr.reporting.stress_figures import stress_plot
 from ctr.training.loop import fit, predict
@@ -126,7 +126,7 @@ def test_full_strikes_come_once_and_always():
 
 def test_an_ignored_set_is_told_and_the_tables_come_back(feature_set):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding_dim=4, vector_dim=4, layers=1), feature_set.schema)
+    model = ClickModel(ModelConfig(embedding_dim=4, vector_dim=4, layers=1), feature_set.schema)
     model.attach(frozen_tables(feature_set))
     with torch.no_grad():
         model.item_encoder.vectors[0].projection.weight.mul_(20)
@@ -165,7 +165,7 @@ def test_a_set_is_ignored_when_neither_auc_nor_scores_change(loss, moved, ignore
 
 def test_a_model_trained_on_vectors_needs_them(feature_set, tmp_path):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding_dim=4, vector_dim=8, layers=1), feature_set.schema)
+    model = ClickModel(ModelConfig(embedding_dim=4, vector_dim=8, layers=1), feature_set.schema)
     model.attach(frozen_tables(feature_set))
     fit(model, feature_set, TrainConfig(epochs=2, batch_size=128, device="cpu"), tmp_path, progress=silent)
     before = predict(model, feature_set, "valid")

@@ -179,7 +179,7 @@ def test_only_the_item_table_lies_outside_the_graph(folder: Path, model: ClickMo
 
 
 def test_no_path_of_the_exporting_machine_stays_in_the_graphs(folder: Path) -> None:
-    here = str(Path(__file__).parents[2]).encode()
+    here = str(Path(__file__).parents[3]).encode()
     assert here not in (folder / RANKER).read_bytes()
     assert here not in (folder / ITEMS).read_bytes()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from ctr.export.onnx_export import serving_graph as fold
+from ctr.export import serving_graph as fold
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
 from tests.ctr import small_world

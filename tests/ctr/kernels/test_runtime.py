@@ -15,7 +15,7 @@ import ctr.kernels.bag_products
 import ctr.kernels.quadratic_loops
 from ctr.kernels.runtime import kernel_salt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KERNEL = """
 import sys
 import numpy as np

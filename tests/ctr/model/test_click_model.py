@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ctr.config import ModelConfig, load_preset
-from ctr.model import build_model
+from ctr.model.click_model import ClickModel
 from features.errors import ConfigError, DataError
 from features.store.schema import Field, Schema, VectorSet
 from tests.ctr import literal, small_world
 from tests.ctr.small_world import SCHEMA, category, in_dtype, random_batch
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 
 MMCTR = Schema(
     items=91_718,
@@ -30,7 +30,7 @@ MMCTR = Schema(
 def test_the_paper_preset_has_the_papers_parameter_count(rows: int, parameters: int):
     preset = load_preset(CONF / "model/qin_paper.yaml", CONF / "train.yaml", {"model": {"rows": rows}})
     with torch.device("meta"):
-        model = build_model(preset.model, MMCTR)
+        model = ClickModel(preset.model, MMCTR)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -65,7 +65,7 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
 def test_without_vectors_and_tags_nothing_is_compared():
     bare = SCHEMA.model_copy(update={"item": (SCHEMA.item[0], SCHEMA.item[2]), "vectors": ()})
     config = ModelConfig(evidence_heads=2, match_features=True, retrieve=3, similarity_bias=3)
-    model = build_model(config, bare)
+    model = ClickModel(config, bare)
     model.attach(small_world.tables())
     assert model.match is None and model.eval()(random_batch()).isfinite().all()
 
@@ -141,7 +141,7 @@ def test_a_schema_of_ids_alone_works():
 def test_tables_stay_out_of_the_checkpoint():
     model = small_world.model()
     with_tables = model.state_dict()
-    fresh = build_model(model.config, SCHEMA).double()
+    fresh = ClickModel(model.config, SCHEMA).double()
     assert not [name for name in with_tables if name.startswith("tables")]
     fresh.load_state_dict(with_tables)
     fresh.attach(small_world.tables())

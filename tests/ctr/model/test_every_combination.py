@@ -13,7 +13,6 @@ from torch import Tensor
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.batch import Batch
 from ctr.history.target_history import BatchPast
-from ctr.model import build_model
 from ctr.model.click_model import ClickModel
 from ctr.training.train_step import TrainStep
 from tests.ctr import small_world
@@ -89,7 +88,7 @@ def new_model(reader: str, tower: str, tasks: str, seed: int = 1) -> ClickModel:
     torch.manual_seed(seed)
     settings = {"embedding_dim": 4, "vector_dim": 5, "attention_dim": 16, "rows": 3, "hidden": (12, 8), "dropout": 0.0}
     config = ModelConfig(**settings | READERS[reader] | TOWERS[tower], tasks=TASKS[tasks])
-    model = build_model(config, small_world.SCHEMA)
+    model = ClickModel(config, small_world.SCHEMA)
     model.attach(small_world.tables())
     return model
 

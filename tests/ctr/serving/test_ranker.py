@@ -37,7 +37,7 @@ from features.errors import ConfigError, DataError, NumericalError
 from features.store.feature_set import FeatureSet
 from tests.trained import HISTORY_LEN, built_feature_set, random_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REQUEST = {
     "user": "u3",
     "context": {"device": "desk", "load": 2.5},

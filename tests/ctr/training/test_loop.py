@@ -22,7 +22,6 @@ from ctr.data.columns import row_weights
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.evaluation.metrics import auc
-from ctr.model import build_model
 from ctr.model.click_model import ClickModel
 from ctr.training.loop import Evaluation, FitResult, StopTraining, fit, predict
 from ctr.training.optimizer import FiniteGuard, learning_rate, make_optimizer
@@ -130,7 +129,7 @@ QIN_PLUS = {
 def test_readers_of_the_history_resume_to_the_bit(feature_set, tmp_path, settings, precision):
     def new(seed: int) -> ClickModel:
         torch.manual_seed(seed)
-        model = build_model(ModelConfig(**settings), feature_set.schema)
+        model = ClickModel(ModelConfig(**settings), feature_set.schema)
         model.attach(frozen_tables(feature_set))
         return model
 
@@ -420,7 +419,7 @@ def test_qin_learns_the_toy_world(tmp_path):
     """A perfect model would reach about 0.8, one without skill 0.5."""
     feature_set = toy_feature_set(tmp_path / "features", rows=6000, users=200)
     torch.manual_seed(1)
-    model = build_model(ModelConfig(embedding_dim=8, attention_dim=16), feature_set.schema)
+    model = ClickModel(ModelConfig(embedding_dim=8, attention_dim=16), feature_set.schema)
     model.attach(frozen_tables(feature_set))
     config = TrainConfig(batch_size=128, epochs=6, learning_rate=3e-3, metric="auc", device="cpu", patience=0)
     result = fit(model, feature_set, config, tmp_path / "run", progress=silent)

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build.build import build as build_module
+from features.build import build as build_module
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.point_in_time.encoded_log import request_keys
-from features.sources.tables import log
+from features.sources import log
 from features.store.feature_set import MANIFEST, SPLITS, FeatureSet
 from tests.features.raw import ROWS, START, Tables, decoded_rows, in_order, make_tables, raw_log, vectors_of
 

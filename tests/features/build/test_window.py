@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build.build import build as build_module
+from features.build import build as build_module
 from features.build.build import build_feature_set
 from features.build.window import Carry, carries_on
 from features.chunk import EVENT, LOGGED, ROW

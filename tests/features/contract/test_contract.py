@@ -15,7 +15,7 @@ from features.contract.settings import load_yaml, merge, parse_overrides, valida
 from features.errors import ConfigError
 from tests.features.raw import CONTENT
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[3] / "conf" / "data"
 
 
 def contract(over: Any = None) -> Contract:

@@ -21,7 +21,7 @@ from features.store.feature_set import FeatureSet
 from tests.features.raw import decoded_rows
 from tests.miniatures import MINIATURES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONTRACTS = ROOT / "conf/data"
 REAL_DATA = Path(os.environ.get("QUADRANK_REAL_DATA", ROOT.parent / "shared/data"))
 

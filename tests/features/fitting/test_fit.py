@@ -12,7 +12,7 @@ from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.fitting import fit
-from features.sources.tables import log
+from features.sources import log
 from tests.features.raw import ROWS, START, Tables, raw_log
 
 CLICKS = {"columns": {"seconds": {"type": "buckets", "count": 2}}, "events": "label == 1"}

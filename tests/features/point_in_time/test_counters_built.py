@@ -24,7 +24,7 @@ from features.point_in_time.counters import CounterState
 from features.simulator.simulate import simulate
 from features.store.feature_set import SPLITS, FeatureSet
 
-SIMULATED = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
+SIMULATED = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {
     "item_rate": {"of": "item", "value": "rate"},
     "item_lately": {"of": "item", "value": "rate", "as_of": "hour", "prior": 2},

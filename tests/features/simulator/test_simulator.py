@@ -19,7 +19,7 @@ from features.simulator.simulate import FILES, SimulationSummary, simulate
 from features.simulator.world import DAY, DEVICES, END, START, build_world, repeated
 
 ROWS, USERS, ITEMS = 60_000, 1_000, 800
-CONTRACT = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
+CONTRACT = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import polars as pl
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from features.build.build import build as build_module
+from features.build import build as build_module
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import DataError
-from features.sources.tables import files
+from features.sources import files
 from features.store.feature_set import FeatureSet
 from tests.features.raw import decoded_rows, in_order, make_tables, raw_log
 

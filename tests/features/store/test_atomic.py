@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from features.build.build import publish
+from features.build import publish
 from features.store.atomic import flush_tree, replace_file, write_text
 from tests.disk import steps_of
 

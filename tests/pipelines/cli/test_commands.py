@@ -9,7 +9,7 @@ import pytest
 from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = ["--set", "train.epochs=1", "--set", "train.batch_size=512", "--set", "train.evaluations_per_epoch=2"]
 # A model that learns enough of 20,000 rows in seconds to be better than popularity: the gate lets it pass.
 PASSING = ["--model", "conf/model/lr.yaml", "--set", "train.epochs=3", "--set", "train.batch_size=128",

@@ -11,7 +11,7 @@ import pytest
 from features.simulator.simulate import simulate
 from pipelines.cli.commands import main
 
-CONF = Path(__file__).parents[2] / "conf" / "data" / "simulated.yaml"
+CONF = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
 
 
 def run(*arguments: str) -> int:

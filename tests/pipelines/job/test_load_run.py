@@ -18,7 +18,7 @@ from pipelines.inspect import explain, stress, submit
 from pipelines.job import export
 from pipelines.job.load_run import LoadedRun, load_run
 from pipelines.job.train import Job
-from pipelines.report.report import report
+from pipelines.report import report
 from pipelines.workspace import Workspace
 from tests.toy import toy_feature_set
 from tests.trained import random_model

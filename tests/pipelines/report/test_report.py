@@ -25,9 +25,10 @@ from ctr.reporting.run_figures import importance_bars, roc_curve, score_histogra
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines.job.evaluate import Scored, controls, score_split
+from pipelines.report import report
 from pipelines.report.page import Section, page
 from pipelines.report.parts import facts, folded, plot, table, tiles
-from pipelines.report.report import report, report_run
+from pipelines.report.report import report_run
 from pipelines.report.sections import importance, ranking, slices
 from pipelines.workspace import Workspace
 from tests.trained import built_feature_set, random_model

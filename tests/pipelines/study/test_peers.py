@@ -13,8 +13,9 @@ from benchmarks import fuxictr_peer
 from features.contract.contract import load_contract
 from features.errors import ConfigError
 from pipelines import checkout as checkout_module
+from pipelines.study import compare
 from pipelines.study.peers import require_peers
-from pipelines.study.study import Study, compare
+from pipelines.study.study import Study
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
 

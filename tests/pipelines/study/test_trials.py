@@ -13,8 +13,9 @@ from ctr.config import ModelConfig, Preset, TrainConfig
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines.revision import hash_of_packages
+from pipelines.study import trials
 from pipelines.study.compare import trained_at
-from pipelines.study.study import Plan, trials
+from pipelines.study.study import Plan
 from pipelines.study.trials import TRIAL, Task, Trial, run_trials, train_one
 from tests.toy import toy_feature_set
 

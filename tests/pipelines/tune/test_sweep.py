@@ -15,8 +15,8 @@ from features.contract.settings import validate
 from features.errors import ConfigError
 from features.simulator.simulate import simulate
 from pipelines.cli.options import settings_of
+from pipelines.tune import sweep as tune
 from pipelines.tune.sweep import SearchSpace, open_storage, run_study
-from pipelines.tune.sweep import sweep as tune
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
 
