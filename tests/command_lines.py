@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from pipelines.cli import app
+from pipelines.cli.commands import app
 from tests.documents import PAGES, ROOT, codes, shell_blocks
 
 QUADRANK = {"quadrank", ".venv/bin/quadrank"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctr.config import load_preset
-from features.settings import parse_overrides
+from features.contract.settings import parse_overrides
 from tests.command_lines import (
     Command,
     heads_of_yaml,
