@@ -44,7 +44,7 @@ def encode_vectors(folder: Path, contract: Contract, schema: Schema, raw: Mappin
     for name, spec in contract.vectors.fusion.items():
         there = {part: own[part] for part in spec.sets if part in own}
         learned = FusedTransform.load(folder, name)
-        learned = FusedTransform({part: learned.parts[part] for part in there}, learned.mean)
+        learned = FusedTransform({part: learned.parts[part] for part in there})
         if there:
             vectors = learned.apply(
                 {part: one for part, (one, _) in there.items()}, {part: has for part, (_, has) in there.items()}
