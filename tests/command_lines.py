@@ -163,4 +163,4 @@ def makefile() -> tuple[set[str], set[str]]:
     """Targets of the Makefile, and the variables that it reads."""
     text = Path(ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
-    return targets, set(re.findall(r"\$\((?:or \$\()?([A-Z_]+)\)", text))
+    return targets, set(re.findall(r"\$\((?:or \$\(|value )?([A-Z_]+)\)", text))
