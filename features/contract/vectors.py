@@ -27,7 +27,7 @@ class Truncation(Settings):
 Reduction = Annotated[Pca | Truncation, Field(discriminator="method")]
 
 
-class Neighbourly(Settings):
+class FillFromNeighbours(Settings):
     """A missing vector becomes the mean of those of the item's `k` nearest items by another signal."""
 
     by: str = Field(description="`clicks` (items clicked by the same users) or the name of another vector set")
@@ -45,7 +45,9 @@ class Embedding(Settings):
     normalize: Literal["none", "l2", "centre"] = "l2"
     reduce: Reduction | None = None
     dtype: Literal["float32", "float16", "int8"] = Field("float32", description="on disk; int8 with a scale a vector")
-    missing: Literal["zero", "mean"] | Neighbourly = Field("zero", description="a presence flag is kept in any case")
+    missing: Literal["zero", "mean"] | FillFromNeighbours = Field(
+        "zero", description="a presence flag is kept in any case"
+    )
     version: str = Field("unversioned", description="of the encoder that made the vectors; recorded")
 
 

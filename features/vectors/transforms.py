@@ -19,12 +19,12 @@ from features.vectors.projections import BLOCK, Projection, SetTransform
 
 
 def transform(
-    one: ItemVectors, spec: Embedding, trained_I: np.ndarray, path: str, prior: SetTransform | None = None
+    vector_set: ItemVectors, spec: Embedding, trained_I: np.ndarray, path: str, prior: SetTransform | None = None
 ) -> tuple[ItemVectors, SetTransform]:
-    """Normalise, then reduce, as the contract says; `one.vectors_IW` may be overwritten.
+    """Normalise, then reduce, as the contract says; `vector_set.vectors_IW` may be overwritten.
 
     Args:
-        one: a set as it was read.
+        vector_set: a set as it was read.
         spec: its declaration.
         trained_I: bool [items], items of the training window: means and components are those of them.
         path: of the vectors, for messages.
@@ -36,20 +36,20 @@ def transform(
     Raises:
         DataError: `reduce.dim` is more than the vectors and the items in training allow, or there is none in training.
     """
-    if prior is not None and prior.width != one.width:
+    if prior is not None and prior.width != vector_set.width:
         raise DataError(
-            f"{path}: its vectors are {one.width} wide, {prior.width} in the version before. Another encoder needs "
-            "another name of the set, or of the contract."
+            f"{path}: its vectors are {vector_set.width} wide, {prior.width} in the version before. Give the set or "
+            "the contract another name when the encoder changes."
         )
-    fit_F = np.flatnonzero(one.present_I & trained_I)
-    learned = prior or _normaliser(one.vectors_IW, spec, fit_F, path)
-    vectors_IW = learned.apply(one.vectors_IW)
+    fit_F = np.flatnonzero(vector_set.present_I & trained_I)
+    learned = prior or _normaliser(vector_set.vectors_IW, spec, fit_F, path)
+    vectors_IW = learned.apply(vector_set.vectors_IW)
     if prior is None and spec.reduce is not None and not isinstance(spec.reduce, Truncation):
         projection = _components(vectors_IW, spec.reduce.dim, fit_F, path)
         learned = replace(learned, projection=projection)
         vectors_IW = projection.apply(vectors_IW)
-    vectors_IW[~one.present_I] = 0
-    return ItemVectors(one.name, vectors_IW, one.present_I, one.filled_I), learned
+    vectors_IW[~vector_set.present_I] = 0
+    return ItemVectors(vector_set.name, vectors_IW, vector_set.present_I, vector_set.filled_I), learned
 
 
 def mean_of(vectors_VW: np.ndarray, fit_F: np.ndarray) -> np.ndarray:
