@@ -143,7 +143,7 @@ def _report(vector_set: ItemVectors, clicks: TrainingClicks, columns: dict[str, 
     if not len(known_T):
         raise DataError(
             f"embeddings.{vector_set.name}: none of its {int(vector_set.present_I.sum())} items is in the training "
-            "window, so it cannot be judged. Take the set out of the contract, or give vectors of items that were shown."
+            "window, so it cannot be judged. Take the set out of the contract, or give vectors of shown items."
         )
     sample_S = np.sort(rng.permutation(known_T)[:SAMPLED])
     vectors_SW = vector_set.vectors_IW[sample_S].astype(np.float64)
