@@ -38,9 +38,8 @@ def run(code: str | Path, folder: Path, **environment: str) -> subprocess.Comple
 
 def test_a_changed_helper_is_never_run_as_it_was(tmp_path: Path):
     """The file of the kernel stays as it is, and with it what numba itself looks at."""
-    (tmp_path / "ctr").mkdir()
-    (tmp_path / "ctr/__init__.py").touch()
-    helpers = Path(shutil.copy(ROOT / "ctr/kernels/runtime.py", tmp_path / "ctr"))
+    (tmp_path / "ctr/kernels").mkdir(parents=True)
+    helpers = Path(shutil.copy(ROOT / "ctr/kernels/runtime.py", tmp_path / "ctr/kernels"))
     (tmp_path / "copied.py").write_text(KERNEL)
     assert run(tmp_path / "copied.py", tmp_path).stdout == "[1.0, 1.0]\n"
     kept = list((tmp_path / "__pycache__").glob("*.nbi"))
@@ -81,7 +80,7 @@ def test_with_checks_of_bounds_an_index_outside_the_table_is_an_error(tmp_path: 
 
 def test_no_kernel_leaves_its_arrays():
     """The tests of the kernels again, compiled with checks of bounds."""
-    files = ("test_row_bags.py", "test_quadratic_kernels.py", "test_quadratic.py")
+    files = ("kernels/test_bag_products.py", "kernels/test_quadratic_loops.py", "towers/test_quadratic.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
         + [f"tests/ctr/{name}" for name in files],

@@ -32,7 +32,7 @@ def test_a_console_script_finds_the_benchmarks(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path\n"
-        "from pipelines import checkout, peers\n"
+        "from pipelines import checkout\n"
         f"checkout.ROOT = Path({str(ROOT)!r})\n"
         "checkout.checkout('fuxictr_rows', 'peer fuxictr_din')\n"
         "import benchmarks.fuxictr_rows as found\n"
