@@ -39,6 +39,8 @@ def run(code: str | Path, folder: Path, **environment: str) -> subprocess.Comple
 def test_a_changed_helper_is_never_run_as_it_was(tmp_path: Path):
     """The file of the kernel stays as it is, and with it what numba itself looks at."""
     (tmp_path / "ctr/kernels").mkdir(parents=True)
+    (tmp_path / "ctr/__init__.py").touch()
+    (tmp_path / "ctr/kernels/__init__.py").touch()
     helpers = Path(shutil.copy(ROOT / "ctr/kernels/runtime.py", tmp_path / "ctr/kernels"))
     (tmp_path / "copied.py").write_text(KERNEL)
     assert run(tmp_path / "copied.py", tmp_path).stdout == "[1.0, 1.0]\n"
