@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from features.errors import QuadRankError
+from features.errors import ConfigError, QuadRankError
 from pipelines.cli.bench import bench_app
 from pipelines.cli.options import (
     DEFAULT_MODEL,
@@ -28,10 +28,12 @@ from pipelines.cli.options import (
     WindowOption,
     WorkOption,
     overrides_of,
+    settings_file,
     settings_of,
 )
 from pipelines.cli.proof import proof_app
 from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.extras import missing_extra
 from pipelines.workspace import Workspace
 
 app = typer.Typer(
@@ -49,6 +51,8 @@ ServeSetOption = Annotated[
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Thresholds; repeatable.")
 ]
+DEFAULT_SPACE = Path("conf/tune.yaml")
+DEFAULT_SERVE = Path("conf/serve.yaml")
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
 # Commands that go on where Ctrl-C stopped them, and how.
 RESUMED_BY = {
@@ -58,6 +62,20 @@ RESUMED_BY = {
     "compare": "The same command goes on: trainings that ended are kept",
     "ablate": "The same command goes on: trainings that ended are kept",
 }
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Shipped contract that the Makefile uses, e.g. movielens_100k.")
+    ] = "simulated",
+    as_json: JsonOption = False,
+) -> None:
+    """A project folder of your own: settings, Makefile."""
+    from pipelines.project.init import init_project
+
+    finish(init_project(folder, data, console(as_json)), as_json)
 
 
 @app.command()
@@ -218,7 +236,7 @@ def tune(
         typer.Option("--storage", help="Database URL, or a journal file (default: runs/tune/NAME.journal)."),
     ] = None,
     trials: Annotated[int, typer.Option("--trials", help="Trials that this worker runs.", min=1)] = 20,
-    space: Annotated[Path, typer.Option("--space", help="Search space.")] = Path("conf/tune.yaml"),
+    space: Annotated[Path, typer.Option("--space", callback=settings_file, help="Search space.")] = DEFAULT_SPACE,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     as_of: AsOfOption = None,
@@ -267,7 +285,9 @@ def rank(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
     top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
-    serve: Annotated[Path, typer.Option("--serve", help="Threads and limits of a request.")] = Path("conf/serve.yaml"),
+    serve: Annotated[
+        Path, typer.Option("--serve", callback=settings_file, help="Threads and limits of a request.")
+    ] = DEFAULT_SERVE,
     assignments: ServeSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -350,6 +370,11 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
         code = command()
     except QuadRankError as error:
         return _failed(str(error), error.exit_code, as_json)
+    except ModuleNotFoundError as error:
+        message = missing_extra(error, name)
+        if message is None:
+            raise
+        return _failed(message, ConfigError.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

@@ -11,11 +11,34 @@ import typer
 from features.contract.contract import load_contract
 from features.contract.settings import parse_overrides, unknown_key
 from features.errors import ConfigError
+from pipelines.shipped import CONF, default_settings, refuse_absent
 from pipelines.source import Source, parse_window
 
-DataOption = Annotated[Path, typer.Option("--data", help="Data contract, e.g. conf/data/simulated.yaml.")]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model preset, e.g. conf/model/qin.yaml.")]
-TrainOption = Annotated[Path, typer.Option("--train", help="Training defaults under the preset's own.")]
+
+def settings_file(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    """For options that name a settings file: the file as named; of a default that is not here, the shipped one.
+
+    Raises:
+        ConfigError: the user named a file that is not here, and QuadRank ships one of this name.
+    """
+    if path is None:
+        return None
+    source = context.get_parameter_source(str(parameter.name))
+    if source is not None and source.name == "DEFAULT":
+        return default_settings(path.relative_to(CONF))
+    refuse_absent(path)
+    return path
+
+
+DataOption = Annotated[
+    Path, typer.Option("--data", callback=settings_file, help="Data contract, e.g. conf/data/simulated.yaml.")
+]
+ModelOption = Annotated[
+    Path, typer.Option("--model", callback=settings_file, help="Model preset, e.g. conf/model/qin.yaml.")
+]
+TrainOption = Annotated[
+    Path, typer.Option("--train", callback=settings_file, help="Training defaults under the preset's own.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),

@@ -7,13 +7,27 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.options import DEFAULT_TRAIN, RootOption, RunOption, TrainOption, WorkOption, overrides_of
+from pipelines.cli.options import (
+    DEFAULT_TRAIN,
+    RootOption,
+    RunOption,
+    TrainOption,
+    WorkOption,
+    overrides_of,
+    settings_file,
+)
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
 proof_app = typer.Typer()
 
-StudyOption = Annotated[Path | None, typer.Option("--study", help="Study file, e.g. conf/studies/movielens.yaml.")]
+DEFAULT_DATA = Path("conf/data/simulated.yaml")
+DEFAULT_ABLATION = Path("conf/studies/movielens_ablation.yaml")
+DEFAULT_STRESS = Path("conf/stress.yaml")
+
+StudyOption = Annotated[
+    Path | None, typer.Option("--study", callback=settings_file, help="Study file, e.g. conf/studies/movielens.yaml.")
+]
 StudySetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="STUDY.KEY=VALUE", help="Repeatable, over the study file.")
 ]
@@ -26,9 +40,9 @@ def compare(
     models: Annotated[
         str | None, typer.Option("--models", help="Instead of a study: presets by name, e.g. qin_plus,din,dcnv2.")
     ] = None,
-    data: Annotated[Path, typer.Option("--data", help="With --models: data contract.")] = Path(
-        "conf/data/simulated.yaml"
-    ),
+    data: Annotated[
+        Path, typer.Option("--data", callback=settings_file, help="With --models: data contract.")
+    ] = DEFAULT_DATA,
     seeds: Annotated[int, typer.Option("--seeds", help="With --models: trainings of each.", min=1)] = 5,
     workers: WorkersOption = 2,
     train_defaults: TrainOption = DEFAULT_TRAIN,
@@ -56,9 +70,10 @@ def compare(
 
 @proof_app.command()
 def ablate(
-    study: Annotated[Path, typer.Option("--study", help="Variants: modality subsets, fusions, model options.")] = Path(
-        "conf/studies/movielens_ablation.yaml"
-    ),
+    study: Annotated[
+        Path,
+        typer.Option("--study", callback=settings_file, help="Variants: modality subsets, fusions, model options."),
+    ] = DEFAULT_ABLATION,
     workers: WorkersOption = 2,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     root: RootOption = None,
@@ -100,7 +115,7 @@ def explain(
 @proof_app.command()
 def stress(
     run_id: RunOption = "latest",
-    config: Annotated[Path, typer.Option("--config", help="How hard.")] = Path("conf/stress.yaml"),
+    config: Annotated[Path, typer.Option("--config", callback=settings_file, help="How hard.")] = DEFAULT_STRESS,
     work: WorkOption = Path(),
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="STRESS.KEY=VALUE", help="Repeatable, over the file.")

@@ -13,6 +13,7 @@ from ctr.config import Preset, load_preset
 from features.contract.contract import Contract, load_contract
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.errors import ConfigError
+from pipelines.shipped import CONF, default_settings, shipped_conf
 
 Control = Literal["popularity", "counters", "boosting"]
 Peer = Literal["fuxictr_din", "fuxictr_dcnv2"]
@@ -83,9 +84,10 @@ def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
     Raises:
         ConfigError: a preset is not there.
     """
-    found = [Path(model) if model.endswith(".yaml") else Path(f"conf/model/{model}.yaml") for model in models]
+    found = [Path(model) if model.endswith(".yaml") else default_settings(f"model/{model}.yaml") for model in models]
     if missing := [path for path in found if not path.is_file()]:
-        known = ", ".join(sorted(path.stem for path in Path("conf/model").glob("*.yaml")))
+        folders = (CONF / "model", shipped_conf() / "model")
+        known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
         raise ConfigError(f"--models: no preset {missing[0]}; conf/model has {known}.")
     variants: dict[str, dict[str, Any]] = {path.stem: {"model": str(path)} for path in found}
     first = found[0]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -399,16 +397,6 @@ def test_a_bundle_works_wherever_it_is_moved(ranker: Ranker, copy: Path, tmp_pat
     moved.parent.mkdir()
     shutil.move(copy, moved)
     assert Ranker.load(moved).rank(REQUEST) == ranker.rank(REQUEST)
-
-
-def test_ranking_needs_no_torch(exported: ExportResult) -> None:
-    code = (
-        "import json, sys\nfrom pathlib import Path\nfrom ctr.serving.ranker import Ranker\n"
-        f"result = Ranker.load(Path({str(exported.path)!r})).rank(json.loads({json.dumps(REQUEST)!r}))\n"
-        "print(len(result.ranked), sorted({'torch', 'onnx', 'sklearn', 'mlflow'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "5 []"
 
 
 def test_a_failed_export_leaves_nothing(

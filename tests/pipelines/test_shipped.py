@@ -1,0 +1,68 @@
+"""Which settings file a command reads: the one in the working folder, else of a default the shipped one."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import shipped
+from pipelines.cli.commands import main
+from pipelines.shipped import default_settings, shipped_conf
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_checkout_ships_its_own_conf():
+    assert shipped_conf() == ROOT / "conf"
+
+
+def test_an_installed_package_ships_the_conf_inside_of_it(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "shipped.py"))
+    assert shipped_conf() == tmp_path / "conf"
+
+
+def test_a_default_is_the_shipped_file_where_none_is_here(elsewhere):
+    assert default_settings("train.yaml") == ROOT / "conf/train.yaml"
+
+
+def test_a_default_is_the_file_of_the_working_folder_first(elsewhere):
+    (elsewhere / "conf").mkdir()
+    (elsewhere / "conf/train.yaml").touch()
+    assert default_settings("train.yaml") == Path("conf/train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "how"),
+    [
+        ("--model", "conf/model/qin.yaml", "`quadrank init DIR` writes"),
+        ("--train", "conf/train.yaml", "`quadrank init DIR` writes"),
+        ("--data", "conf/data/mind.yaml", "`quadrank init DIR --data mind` writes"),
+    ],
+)
+def test_a_shipped_file_that_is_named_and_not_here_is_answered_with_init(elsewhere, capsys, option, path, how):
+    (elsewhere / "mine.yaml").write_text("name: mine\n", encoding="utf-8")
+    data = [] if option == "--data" else ["--data", "mine.yaml"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *data, option, path])
+    assert stop.value.code == 2
+    assert f"{path}: no such file in {elsewhere}. QuadRank ships it: {how}" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_shipped_is_answered_as_ever(elsewhere, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data", "conf/data/mine.yaml"])
+    assert stop.value.code == 2
+    assert "error: conf/data/mine.yaml: no such file." in capsys.readouterr().err
+
+
+def test_presets_by_name_are_found_where_no_conf_is(elsewhere, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--models", "lr,nothing"])
+    assert stop.value.code == 2
+    assert "no preset" in (said := capsys.readouterr().err) and "model/nothing.yaml" in said and "qin_plus" in said
