@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -53,12 +55,22 @@ def run_job(source: Source, contract_path: Path, preset: Preset, workspace: Work
     return summary
 
 
+def command_here(name: str) -> str:
+    """How the user's shell calls a command of this environment: by its name where the path finds it, else by its path.
+
+    Args:
+        name: of the command, e.g. `quadrank`.
+    """
+    installed = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not installed.exists() or (found is not None and Path(found).resolve() == installed.resolve()):
+        return name
+    return str(installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed)
+
+
 def _next_steps(console: Console, bundle: Path, contract_path: Path, run_dir: Path) -> None:
+    quadrank, mlflow = command_here("quadrank"), command_here("mlflow")
     console.print(f"\nbundle  {bundle}\nrun     {run_dir}\n\nnext:")
-    console.print(f"  .venv/bin/quadrank rank --bundle {bundle}   # score its request.json, from raw ids")
-    console.print(
-        f"  .venv/bin/quadrank tune --data {contract_path} --study first --trials 10   # look for better settings"
-    )
-    console.print(
-        "  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   # curves, plots and bundles of every run"
-    )
+    console.print(f"  {quadrank} rank --bundle {bundle}   # score its request.json, from raw ids")
+    console.print(f"  {quadrank} tune --data {contract_path} --study first --trials 10   # look for better settings")
+    console.print(f"  {mlflow} ui --backend-store-uri sqlite:///mlflow.db   # curves, plots and bundles of every run")
