@@ -177,8 +177,8 @@ class FoldedAttention(nn.Module):
     def forward(self, past: RequestPast) -> Tensor:
         """The interest [N, D]."""
         history_HF = past.history_SD
-        if past.events_HSE is not None:
-            history_HF = torch.cat([history_HF, past.events_HSE.squeeze(0)], dim=-1)
+        if past.events is not None:
+            history_HF = torch.cat([history_HF, past.events.embedded().squeeze(0)], dim=-1)
         interest_ND = past.target_RD
         for score_DF, value_FD in zip(self.scores, self.values, strict=True):
             scores_NH = past.target_RD @ (score_DF @ history_HF.T)

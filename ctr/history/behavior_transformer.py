@@ -43,7 +43,7 @@ class TargetTransformer(nn.Module):
 
     def forward(self, past: Past) -> Tensor:
         """[R, 2 K]."""
-        events = [past.items()] if past.events_HSE is None else [past.items(), past.events_HSE]
+        events = [past.items()] if past.events is None else [past.items(), past.events.embedded()]
         z_HSK = self.of_event(torch.cat(events, dim=-1))
         # Looked up, not sliced: a slice would bound the length of the exported graph's history.
         back_S = torch.arange(z_HSK.shape[1], device=z_HSK.device).flip(0).clamp(max=len(self.place) - 1)

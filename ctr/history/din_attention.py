@@ -38,14 +38,14 @@ class DinAttention(nn.Module):
         """[R, D + E]."""
         weights_RS = self.weights(past)
         pooled = [past.sums(weights_RS)]
-        if past.events_HSE is not None:
+        if past.events is not None:
             pooled.append(past.event_sums(weights_RS))
         return torch.cat(pooled, dim=-1)
 
     def weights(self, past: Past) -> Tensor:
         """The attention, [R, S]."""
         items_HSD = past.items()
-        events = [] if past.events_HSE is None else [past.events_HSE]
+        events = [] if past.events is None else [past.events.embedded()]
         hidden_RSU = self.of_target(past.target_RD).unsqueeze(1) + self.of_event(torch.cat([items_HSD, *events], -1))
         hidden_RSU = hidden_RSU + self.of_product(past.target_RD.unsqueeze(1) * items_HSD)
         return self.score(self.activation(hidden_RSU)).squeeze(-1) * past.mask

@@ -25,6 +25,6 @@ class MeanPooling(nn.Module):
         share_HS = past.mask / past.mask.sum(dim=1, keepdim=True).clamp(min=1)
         share_RS = share_HS.expand(past.target_RD.shape[0], -1)
         pooled = [past.sums(share_RS)]
-        if past.events_HSE is not None:
+        if past.events is not None:
             pooled.append(past.event_sums(share_RS))
         return torch.cat(pooled, dim=-1)

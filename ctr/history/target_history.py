@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.history.history_events import EmbeddedEvents, Events
 from ctr.history.item_similarity import overlap
 from ctr.kernels.bag_products import RowBags
 from features.store.schema import PADDING
@@ -30,14 +31,14 @@ class Past(ABC):
         mask: 1 at an event that is read, 0 at padding; [H, S], or [R, S] where rows read different events. In single
             precision at least, so that counts and recency are exact under autocast, too.
         columns: raw event columns, [H, S] each, in the order of the schema.
-        events_HSE: embedded event columns, or None where nothing is added to an item.
+        events: embedded event columns, or None where nothing is added to an item.
     """
 
-    def __init__(self, target_RD: Tensor, mask: Tensor, columns: Sequence[Tensor], events_HSE: Tensor | None) -> None:
+    def __init__(self, target_RD: Tensor, mask: Tensor, columns: Sequence[Tensor], events: Events | None) -> None:
         self.target_RD = target_RD
         self.mask = mask
         self.columns = tuple(columns)
-        self.events_HSE = events_HSE
+        self.events = events
 
     @property
     def places(self) -> Tensor:
@@ -52,13 +53,13 @@ class Past(ABC):
 
     def event_dots(self, query_RE: Tensor) -> Tensor:
         """`query_r · events_s`, [R, S]."""
-        assert self.events_HSE is not None
-        return (self.events_HSE @ query_RE.unsqueeze(-1)).squeeze(-1)
+        assert self.events is not None
+        return self.events.dots(query_RE)
 
     def event_sums(self, weights_RS: Tensor) -> Tensor:
         """`Σ_s weights_rs events_s`, [R, E]."""
-        assert self.events_HSE is not None
-        return (weights_RS.unsqueeze(1) @ self.events_HSE).squeeze(1)
+        assert self.events is not None
+        return self.events.sums(weights_RS)
 
     def keep_nearest(self, count: int) -> None:
         """Read only the `count` events nearest to the target by mean cosine; equally near ones are all kept."""
@@ -97,7 +98,7 @@ class BatchPast(Past):
         target_B: where the targets stand in it.
         history_BS: where the events' items stand in it; 0 is padding.
         columns: raw event columns.
-        events_BSE: embedded event columns.
+        events: embedded event columns.
         units: unit vectors of the distinct items in some similarity spaces, [U, W] each.
         codes: their indices in the others, as floats, [U, T] each.
     """
@@ -108,14 +109,14 @@ class BatchPast(Past):
         target_B: Tensor,
         history_BS: Tensor,
         columns: Sequence[Tensor],
-        events_BSE: Tensor | None,
+        events: Events | None,
         units: Sequence[Tensor] = (),
         codes: Sequence[Tensor] = (),
     ) -> None:
         target_BD = RowBags(x_UD, target_B.unsqueeze(1)).sums(x_UD.new_ones(len(target_B), 1))
         # Half precision holds no whole number above 256: neither events nor positions could be counted in it.
         mask_BS = (history_BS != PADDING).to(torch.promote_types(x_UD.dtype, torch.float32))
-        super().__init__(target_BD, mask_BS, columns, events_BSE)
+        super().__init__(target_BD, mask_BS, columns, events)
         self._x_UD, self._target_B, self._history_BS = x_UD, target_B, history_BS
         self._units, self._codes = units, codes
 
@@ -176,7 +177,7 @@ class RequestPast(Past):
         units: Sequence[tuple[Tensor, Tensor]] = (),
         codes: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        super().__init__(target_ND, mask_1S, columns, events_1SE)
+        super().__init__(target_ND, mask_1S, columns, None if events_1SE is None else EmbeddedEvents(events_1SE))
         self.history_SD = history_SD
         self._units, self._codes = units, codes
 

@@ -21,14 +21,17 @@ from torch.nn import functional as F
 from ctr.kernels.runtime import in_threads, kernel, narrow, prefetch, widen
 
 ROWS_AHEAD = 6  # that are asked for before they are read
+# A table of at most so many rows is multiplied whole, and numbers are listed in place of rows.
+FEW_ROWS = 256
 
 
 class RowBags:
     """Lists of rows of one table; what attention does with a history, and its gradients.
 
-    On a CPU `dots` and `sums` are products of a sparse matrix with a dense one, forwards and backwards. On a GPU,
-    whose memory is fast and whose popular rows would make long serial sums, the rows are gathered, once.
-    Under autocast both are in its precision; the kernels add up in single precision.
+    On a CPU `dots` and `sums` are products of a sparse matrix with a dense one, forwards and backwards. A table of few
+    rows is multiplied whole: `dots` picks from `query table^T` [B, U], `sums` adds weights up by row, [B, U], and
+    multiplies these by the table. On a GPU, whose memory is fast and whose popular rows would make long serial sums,
+    the rows are gathered, once. Under autocast both are in its precision; sums are in single precision.
 
     Args:
         table_UD: the table.
@@ -51,6 +54,9 @@ class RowBags:
             self._gathered = F.embedding(index_BS, table_UD)
             return
         self._table = table_UD
+        self._index_BS = index_BS.long() if len(table_UD) <= FEW_ROWS else None
+        if self._index_BS is not None:
+            return
         needs_gradient = torch.is_grad_enabled() and table_UD.requires_grad
         self._lists = _Lists.of(index_BS, len(table_UD), needs_gradient)
 
@@ -58,6 +64,8 @@ class RowBags:
         """`query_b · table[index_bs]`, [B, S]."""
         if self._gathered is not None:
             return (self._gathered @ query_BD.unsqueeze(-1)).squeeze(-1)
+        if self._index_BS is not None:
+            return (query_BD.to(self._table.dtype) @ self._table.T).gather(1, self._index_BS)
         dots: Tensor = _Dots.apply(self._table, query_BD, self._lists)
         return dots.view(self.shape)
 
@@ -65,6 +73,11 @@ class RowBags:
         """`Σ_s weights_bs table[index_bs]`, [B, D]."""
         if self._gathered is not None:
             return (weights_BS.unsqueeze(1) @ self._gathered).squeeze(1)
+        if self._index_BS is not None:
+            weights_BS = weights_BS.to(torch.promote_types(weights_BS.dtype, torch.float32))
+            by_row_BU = weights_BS.new_zeros(len(weights_BS), len(self._table))
+            by_row_BU = by_row_BU.scatter_add(1, self._index_BS, weights_BS)
+            return by_row_BU.to(self._table.dtype) @ self._table
         sums: Tensor = _Sums.apply(self._table, weights_BS.flatten(), self._lists)
         return sums
 

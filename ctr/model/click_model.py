@@ -22,6 +22,7 @@ from ctr.history.target_history import BatchPast, Past
 from ctr.model.alignment import UserAlignment
 from ctr.model.calibrator import Calibrator
 from ctr.model.encoders import FieldEncoder, ItemEncoder
+from ctr.model.event_encoder import EventEncoder
 from ctr.model.outputs import Outputs
 from ctr.towers import make_tower
 from ctr.towers.cross_tables import WideCrosses
@@ -69,7 +70,7 @@ class ClickModel(nn.Module):
         self.item_encoder = ItemEncoder(schema.item, schema.vectors, config, len(self.neighbours))
         self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
         self.candidate_encoder = FieldEncoder(schema.candidate, width)
-        self.event_encoder = FieldEncoder(() if config.attention == "none" else self.event_fields, width)
+        self.event_encoder = EventEncoder(() if config.attention == "none" else self.event_fields, width)
         self.spaces = SimilaritySpaces(schema) if config.compares else None
         kinds = len(self.spaces.names) if self.spaces is not None else 0
         item, event = self.item_encoder.width, self.event_encoder.width
@@ -141,9 +142,9 @@ class ClickModel(nn.Module):
         places = self.spaces(columns, vectors) if self.spaces is not None else []
         cosines = self.spaces.cosines if self.spaces is not None else 0
         raw = [batch.events[field.name] for field in self.event_fields]
-        events_BSE = self.event_encoder(raw) if self.event_encoder.width else None
+        events = self.event_encoder.events(raw) if self.event_encoder.width else None
         units, codes = places[:cosines], places[cosines:]
-        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events_BSE, units, codes)
+        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events, units, codes)
 
     def read(self, past: Past) -> list[Tensor]:
         """What each reader finds in a past, [R, its width] each."""

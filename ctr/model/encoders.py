@@ -57,7 +57,7 @@ class FieldEncoder(nn.Module):
             else:
                 blocks.append(next(tables)(column))
         if self.numeric is not None:
-            blocks.append(self.numeric(_with_missing_flags(torch.stack(numbers, dim=-1))))
+            blocks.append(self.numeric(with_missing_flags(torch.stack(numbers, dim=-1))))
         return torch.cat(blocks, dim=-1)
 
     def embedding_weights(self) -> list[nn.Parameter]:
@@ -200,7 +200,8 @@ def _mean_of_tags(table: nn.Module, index: Tensor) -> Tensor:
     return (share.unsqueeze(-2) @ table(index)).squeeze(-2)
 
 
-def _with_missing_flags(values: Tensor) -> Tensor:
+def with_missing_flags(values: Tensor) -> Tensor:
+    """Numbers [..., N] to [..., 2 N]: zero where NaN; then 1 where NaN, 0 elsewhere."""
     missing = torch.isnan(values)
     filled = torch.where(missing, torch.zeros_like(values), values)
     return torch.cat([filled, missing.to(values.dtype)], dim=-1)

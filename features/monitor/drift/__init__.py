@@ -1,1 +1,1 @@
-"""Distribution drift between two feature sets."""
+"""Whether two feature sets are of the same world."""

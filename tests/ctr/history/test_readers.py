@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ctr.config import ModelConfig
 from ctr.history.din_attention import DinAttention
+from ctr.history.history_events import EmbeddedEvents
 from ctr.history.item_similarity import SimilaritySpaces, hats
 from ctr.history.kernel_attention import EvidenceHeads
 from ctr.history.mean_pooling import MeanPooling
@@ -31,7 +32,14 @@ def past(
 ) -> BatchPast:
     """One target, item 1, before this history of items."""
     items = torch.zeros(len(UNITS), 3) if items is None else items
-    return BatchPast(items, torch.tensor([1]), torch.tensor([history]), columns, events, [UNITS])
+    return BatchPast(
+        items,
+        torch.tensor([1]),
+        torch.tensor([history]),
+        columns,
+        None if events is None else EmbeddedEvents(events),
+        [UNITS],
+    )
 
 
 def without_norm(reader: torch.nn.Module) -> torch.nn.Module:
@@ -216,7 +224,7 @@ def test_a_request_reads_the_past_as_a_batch_does(attention: str):
     layer = make_attention(ModelConfig(attention=attention, attention_dim=4), 3, 2, 1, 9).double().eval()
     items, events, units = torch.randn(5, 3).double(), torch.randn(1, 3, 2).double(), UNITS.double()
     targets, history = torch.tensor([1, 4]), torch.tensor([[0, 3, 2]])
-    batch = BatchPast(items, targets, history.expand(2, -1), (), events.expand(2, -1, -1), [units])
+    batch = BatchPast(items, targets, history.expand(2, -1), (), EmbeddedEvents(events.expand(2, -1, -1)), [units])
     mask = (history != 0).double()
     request = RequestPast(items[targets], items[history[0]], mask, (), events, [(units[targets], units[history[0]])])
     torch.testing.assert_close(layer(batch), layer(request), atol=1e-12, rtol=0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ctr.history.history_events import EmbeddedEvents
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.history.target_history import BatchPast
 from tests.ctr import literal
@@ -13,7 +14,7 @@ def past(target: torch.Tensor, history: torch.Tensor, events: torch.Tensor | Non
     rows, positions, width = history.shape
     table = torch.cat([target.new_zeros(1, width), target, history.flatten(0, 1)])
     place = 1 + rows + torch.arange(rows * positions).view(rows, positions)
-    made = BatchPast(table, 1 + torch.arange(rows), place, (), events)
+    made = BatchPast(table, 1 + torch.arange(rows), place, (), None if events is None else EmbeddedEvents(events))
     made.mask = mask
     return made
 

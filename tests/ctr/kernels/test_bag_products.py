@@ -3,10 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ctr.kernels import bag_products
 from ctr.kernels.bag_products import RowBags
 
 TABLE = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, -1.0]])
 INDEX = torch.tensor([[0, 1, 2], [2, 2, 0]])
+
+
+@pytest.fixture(autouse=True, params=[0, bag_products.FEW_ROWS], ids=["many_rows", "few_rows"])
+def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Tables of either way of computing, however small."""
+    monkeypatch.setattr(bag_products, "FEW_ROWS", request.param)
 
 
 def test_hand_worked_numbers():

@@ -1,1 +1,0 @@
-"""Scripts of the Makefile that run before anything is installed: the standard library alone."""
