@@ -76,6 +76,52 @@ def test_imports_run_one_way_between_the_packages_of_a_floor(path):
     assert imported <= allowed_rooms(floor, package)
 
 
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def files_imported(path: Path, files: dict[str, Path]) -> set[Path]:
+    """Files of the tree that a file imports: `from a import b` is the module `a.b` if there is one, else `a`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in files else node.module for name in whole]
+        else:
+            continue
+        found |= {files[name] for name in names if name in files}
+    return found
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Some circle of imports, from a file back to itself; nothing where there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name not in done:
+            for target in sorted(imports.get(name, ())):
+                if found := walk(target, [*path, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(imports) if (found := walk(name, []))), [])
+
+
+def test_a_circle_of_imports_is_found():
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    files = {dotted(path): path for path in MODULES}
+    imports = {named(path): {named(target) for target in files_imported(path, files)} for path in MODULES}
+    assert circle(imports) == []
+
+
 @pytest.mark.parametrize("floor", PACKAGES)
 def test_every_package_of_a_floor_has_its_place_in_the_order(floor):
     found = {path.name for path in (ROOT / floor).iterdir() if (path / "__init__.py").exists()}

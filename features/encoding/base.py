@@ -1,4 +1,4 @@
-"""What every column encoder can do, and which one a declared type asks for."""
+"""What every column encoder can do: the interface that its kinds implement."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import polars as pl
 
-from features.contract.columns import ColumnSpec
 from features.encoding.vocabulary import Vocabulary
-from features.errors import named
 from features.store.schema import Field
 
 
@@ -73,45 +71,3 @@ class ColumnEncoder(ABC):
 
 
 Columns = dict[str, ColumnEncoder]
-
-
-def encoder_kinds() -> dict[str, type[ColumnEncoder]]:
-    """Every encoder by the `type` that a contract declares it with."""
-    from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
-    from features.encoding.number import BucketsEncoder, NumericEncoder
-    from features.encoding.time import DatePartEncoder, GapEncoder
-
-    return {
-        "categorical": CategoricalEncoder,
-        "hashed": HashedEncoder,
-        "tags": TagsEncoder,
-        "numeric": NumericEncoder,
-        "residual": NumericEncoder,
-        "buckets": BucketsEncoder,
-        "date": DatePartEncoder,
-        "gap": GapEncoder,
-    }
-
-
-def fit_column(
-    raw: pl.Series,
-    spec: ColumnSpec,
-    path: str,
-    prior: ColumnEncoder | None = None,
-    times: pl.Series | None = None,
-) -> ColumnEncoder:
-    """Fit the encoder that a column's declared type asks for, or let the `prior` one grow.
-
-    Raises:
-        DataError: the column is not of that type; names file and column.
-    """
-    with named(path):
-        if prior is not None:
-            return prior.grown(raw, spec, times)
-        return encoder_kinds()[spec.type].fit(raw, spec, times)
-
-
-def encode_value(where: str, encoder: ColumnEncoder, value: Any) -> np.ndarray:
-    """One raw value of a column. Raises ConfigError, naming `where`, for a type that the column does not have."""
-    encoder.check(where, value)
-    return encoder.encode_one(value)

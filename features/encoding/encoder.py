@@ -13,8 +13,9 @@ import polars as pl
 
 from features.contract.contract import Contract
 from features.contract.settings import validate
-from features.encoding.base import ColumnEncoder, Columns, encode_value, encoder_kinds
+from features.encoding.base import ColumnEncoder, Columns
 from features.encoding.category import check_kind
+from features.encoding.registry import ENCODERS, encode_value
 from features.encoding.request import Request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
@@ -280,5 +281,5 @@ def _to_json(folder: Path, section: str, number: int, name: str, encoder: Column
 
 
 def _from_json(folder: Path, entry: dict[str, Any]) -> ColumnEncoder:
-    kind = encoder_kinds()[entry["kind"]]
+    kind = ENCODERS[entry["kind"]]
     return kind.from_json(entry, lambda file: Vocabulary.load(folder / VOCABULARIES / file))

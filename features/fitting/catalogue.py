@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from features.contract.contract import Contract, Table
-from features.encoding.base import Columns, fit_column
+from features.encoding.base import Columns
 from features.encoding.category import CategoricalEncoder
+from features.encoding.registry import fit_column
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError, named
 from features.fitting.table_versions import refuse_wrong_unit, valid_from, versions_of

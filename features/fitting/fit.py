@@ -11,8 +11,9 @@ from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER
 from features.contract.columns import EventColumn, Gap, Residual, ScalarColumn
 from features.contract.contract import Contract
 from features.draws import drawn
-from features.encoding.base import ColumnEncoder, Columns, encode_value, fit_column
+from features.encoding.base import ColumnEncoder, Columns
 from features.encoding.encoder import Encoder, encode_table, encode_versions, fields
+from features.encoding.registry import encode_value, fit_column
 from features.errors import DataError, named
 from features.fitting.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
 from features.fitting.table_versions import latest, visible

@@ -12,8 +12,8 @@ import polars as pl
 
 from features.build.parts import window_of
 from features.contract.columns import Categorical, Column, Numeric, Tags
-from features.encoding.base import fit_column
 from features.encoding.encoder import encode_table
+from features.encoding.registry import fit_column
 from features.encoding.vocabulary import Vocabulary
 from features.monitor.profile.file import Profile
 from features.monitor.profile.write import write_profile

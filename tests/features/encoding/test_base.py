@@ -24,7 +24,8 @@ from features.contract.columns import (
     Residual,
     Tags,
 )
-from features.encoding.base import ColumnEncoder, encode_value, encoder_kinds, fit_column
+from features.encoding.base import ColumnEncoder
+from features.encoding.registry import ENCODERS, encode_value, fit_column
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 
@@ -103,7 +104,7 @@ def online(value: Any) -> Any:
 
 
 def test_every_declared_type_is_among_the_cases() -> None:
-    assert {case.spec.type for case in CASES.values()} == set(encoder_kinds())
+    assert {case.spec.type for case in CASES.values()} == set(ENCODERS)
 
 
 @every_case
@@ -150,7 +151,7 @@ def test_written_and_read_it_is_the_same(case: Case) -> None:
         return "file"
 
     written = json.loads(json.dumps(encoder.to_json(keep)))
-    read = encoder_kinds()[encoder.kind].from_json(written, stored.__getitem__)
+    read = ENCODERS[encoder.kind].from_json(written, stored.__getitem__)
     assert read.to_json(keep) == encoder.to_json(keep) and read.field("c") == encoder.field("c")
 
     @settings(max_examples=20)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from features.contract.columns import Categorical, Hashed, Tags
 from features.encoding import category as columns_category
-from features.encoding.base import fit_column
 from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
+from features.encoding.registry import fit_column
 from features.encoding.vocabulary import Vocabulary
 
 

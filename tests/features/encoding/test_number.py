@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.contract.columns import Buckets, Gap, Numeric, Residual
-from features.encoding.base import fit_column
 from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.registry import fit_column
 from features.encoding.time import GapEncoder
 
 

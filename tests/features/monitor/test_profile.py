@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from features.contract.columns import Buckets as BucketsSpec
 from features.contract.columns import DatePart, Hashed
-from features.encoding.base import ColumnEncoder, encoder_kinds
+from features.encoding.base import ColumnEncoder
 from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.registry import ENCODERS
 from features.encoding.time import DatePartEncoder, GapEncoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
@@ -320,7 +321,7 @@ def test_each_kind_of_encoder_is_read_back_by_what_it_learned() -> None:
     for encoder, reader in encoders.items():
         found = reader_of(encoder)
         assert found == reader or [found.names[i] for i in range(len(reader))] == reader
-    assert {type(encoder) for encoder in encoders} == set(encoder_kinds().values())
+    assert {type(encoder) for encoder in encoders} == set(ENCODERS.values())
     assert Buckets([1.0, 2.5]).names == ["-inf to 1", "1 to 2.5", "2.5 to inf"]
     assert reader_of(None) is None
 

@@ -1,0 +1,50 @@
+"""Every kind of column encoder by the `type` that a contract declares, and how one is fitted and asked for a value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.contract.columns import ColumnSpec
+from features.encoding.base import ColumnEncoder
+from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
+from features.encoding.number import BucketsEncoder, NumericEncoder
+from features.encoding.time import DatePartEncoder, GapEncoder
+from features.errors import named
+
+ENCODERS: dict[str, type[ColumnEncoder]] = {
+    "categorical": CategoricalEncoder,
+    "hashed": HashedEncoder,
+    "tags": TagsEncoder,
+    "numeric": NumericEncoder,
+    "residual": NumericEncoder,
+    "buckets": BucketsEncoder,
+    "date": DatePartEncoder,
+    "gap": GapEncoder,
+}
+
+
+def fit_column(
+    raw: pl.Series,
+    spec: ColumnSpec,
+    path: str,
+    prior: ColumnEncoder | None = None,
+    times: pl.Series | None = None,
+) -> ColumnEncoder:
+    """Fit the encoder that a column's declared type asks for, or let the `prior` one grow.
+
+    Raises:
+        DataError: the column is not of that type; names file and column.
+    """
+    with named(path):
+        if prior is not None:
+            return prior.grown(raw, spec, times)
+        return ENCODERS[spec.type].fit(raw, spec, times)
+
+
+def encode_value(where: str, encoder: ColumnEncoder, value: Any) -> np.ndarray:
+    """One raw value of a column. Raises ConfigError, naming `where`, for a type that the column does not have."""
+    encoder.check(where, value)
+    return encoder.encode_one(value)
