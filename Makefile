@@ -11,100 +11,132 @@ TRIALS ?= 20
 STUDY ?= $(DATA)-$(MODEL)
 SET ?=
 ROOT ?=
+TORCH_INDEX ?=
+CONFIRM ?=
 MODULE ?=
 SAMPLE ?=
 
-BIN := .venv/bin
+# Another Python than the default has an environment of its own: make test PYTHON=python3.12 makes .venv-3.12.
+ifeq ($(origin PYTHON),file)
+VENV ?= .venv
+else
+VENV ?= .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+VENV := $(VENV)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 QUADRANK := $(BIN)/quadrank
 CONTRACT := conf/data/$(DATA).yaml
 PRESET := conf/model/$(MODEL).yaml
 # A file's tests stay in one process, which makes its module fixtures once; tests/conftest.py sorts long files first.
 SPREAD := --dist loadfile --no-loadscope-reorder
-OPTIONS = $(foreach s,$(SET),--set $(s)) $(if $(ROOT),--root $(ROOT))
+# SET and ROOT reach the commands as they were typed, through the environment: the shell sees no > of them.
+override export SET := $(value SET)
+override export ROOT := $(value ROOT)
+# The options of a command are put into the shell's "$$@". A new setting of SET begins at a word `section.key=`, so that
+# a value may hold spaces: SET="train.epochs=3 data.interactions.label=rating >= 4" is two settings.
+OPTIONS = key='[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z0-9_-]+)+=([^=].*)?'; set --; \
+	[[ $$SET =~ [^[:space:]](.*[^[:space:]])? ]]; rest=$${BASH_REMATCH[0]}; \
+	while [[ $$rest =~ ^(.*[^[:space:]])[[:space:]]+($$key)$$ ]]; do \
+	    set -- --set "$${BASH_REMATCH[2]}" "$$@"; rest=$${BASH_REMATCH[1]}; done; \
+	[[ -z $$rest ]] || set -- --set "$$rest" "$$@"; \
+	[[ -z $$ROOT ]] || set -- --root "$$ROOT" "$$@";
 
-.PHONY: help setup simulate features train test test-slow mutants tune export promote report mmctr bench lint format lock docs wheel clean
+.PHONY: help setup simulate features train test test-slow mutants tune export promote report mmctr bench lint format lock docs wheel clean clean-all
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo "  DATA=$(DATA) MODEL=$(MODEL) SET=\"train.epochs=3 model.dropout=0.2\" ROOT=<folder of the raw files>"
-	@echo "  e.g. make train DATA=movielens SET=\"train.seed=2\""
+	@echo '  DATA=simulated     a contract of conf/data: the simulated log is made on the spot, movielens_100k after'
+	@echo '                     $(BIN)/quadrank download movielens_100k --yes (shows its terms first, without --yes)'
+	@echo '  MODEL=qin          a preset of conf/model: $(basename $(notdir $(wildcard conf/model/*.yaml)))'
+	@echo '  SET="train.epochs=3 data.interactions.label=rating >= 4"    settings over those of the files'
+	@echo '  ROOT=FOLDER        where the raw files lie, if not where the contract says'
+	@echo '  PYTHON=python3.12  another Python, in an environment of its own, .venv-3.12'
+	@echo
+	@echo '  make train                           make train DATA=movielens_100k MODEL=qin_plus'
 
-# A torch that is already there (a GPU machine's) is kept: the environment then sees the system's packages.
-.venv/.ready: requirements.lock requirements-torch.lock pyproject.toml
-	@echo "setting up .venv from requirements.lock (about a minute)"
-	@$(PYTHON) -m venv --clear $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) .venv
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	@$(BIN)/python -c 'import torch' 2>/dev/null || \
-		$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements-torch.lock
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+# With another index of torch than the environment was made with, it is made again.
+ifneq ($(TORCH_INDEX),$(if $(TORCH_INDEX),$(shell cat $(READY) 2>/dev/null)))
+.PHONY: $(READY)
+endif
 
-setup: .venv/.ready  ## make .venv from the lock files
+$(READY): requirements.lock requirements-torch.lock pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "there is no $(PYTHON) here: make setup PYTHON=<a Python from 3.11 on>" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d, and QuadRank needs 3.11 or later: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m tools.environment --venv $(VENV) $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)')
 
-simulate: .venv/.ready  ## write the simulated log into data/simulated (ROWS=600000 USERS=5000 ITEMS=3000)
+setup: $(READY)  ## make .venv from the lock files (PYTHON=python3.12, TORCH_INDEX=address of an index of CPU builds)
+
+simulate: $(READY)  ## write the simulated log into data/simulated (ROWS=600000 USERS=5000 ITEMS=3000)
 	@$(QUADRANK) simulate --out data/simulated --rows $(ROWS) --users $(USERS) --items $(ITEMS)
 
-features: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## raw tables -> feature set
-	@$(QUADRANK) features --data $(CONTRACT) $(OPTIONS)
+features: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## raw tables -> feature set
+	@$(OPTIONS) $(QUADRANK) features --data $(CONTRACT) "$$@"
 
-train: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## the whole job: features, train, evaluate, export, register
-	@$(QUADRANK) run --data $(CONTRACT) --model $(PRESET) $(OPTIONS)
+train: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## the whole job: features, train, evaluate, export, register
+	@$(OPTIONS) $(QUADRANK) run --data $(CONTRACT) --model $(PRESET) "$$@"
 
-test: .venv/.ready  ## the whole test suite, offline
+test: $(READY)  ## the whole test suite, offline
 	@$(BIN)/python -m pytest -n 2 $(SPREAD) -m "not slow"
 
-test-slow: .venv/.ready  ## the longer proofs, marked slow
+test-slow: $(READY)  ## the longer proofs, marked slow
 	@$(BIN)/python -m pytest -n 2 $(SPREAD) -m slow
 
-mutants: .venv/.ready  ## mutation scores of the modules where layers meet, forty minutes (MODULE=features/point_in_time/history.py)
+mutants: $(READY)  ## mutation scores of the modules where layers meet, forty minutes (MODULE=features/point_in_time/history.py)
 	@$(BIN)/python -m tests.mutation.run $(if $(MODULE),--module $(MODULE)) $(if $(SAMPLE),--sample $(SAMPLE))
 
-tune: .venv/.ready $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, STUDY=name), read in MLflow
-	@$(QUADRANK) tune --data $(CONTRACT) --model $(PRESET) --study $(STUDY) --trials $(TRIALS) $(OPTIONS)
+tune: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, STUDY=name), read in MLflow
+	@$(OPTIONS) $(QUADRANK) tune --data $(CONTRACT) --model $(PRESET) --study $(STUDY) --trials $(TRIALS) "$$@"
 
-export: .venv/.ready  ## the newest run's checkpoint -> bundle (RUN=id for another)
+export: $(READY)  ## the newest run's checkpoint -> bundle (RUN=id for another)
 	@$(QUADRANK) export --run $(or $(RUN),latest)
 
-promote: .venv/.ready  ## gate the newest bundle, then make it champion and CURRENT (BUNDLE=folder)
+promote: $(READY)  ## gate the newest bundle, then make it champion and CURRENT (BUNDLE=folder)
 	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/NEWEST)
 
-report: .venv/.ready  ## one HTML page of the newest run (RUN=id for another)
+report: $(READY)  ## one HTML page of the newest run (RUN=id for another)
 	@$(QUADRANK) report --run $(or $(RUN),latest)
 
-mmctr: .venv/.ready  ## the WWW 2025 challenge, data to submission file (ROOT=folder of its files)
-	@$(QUADRANK) train --data conf/data/mmctr.yaml --model conf/model/qin_paper.yaml --set train.precision=bf16 $(OPTIONS)
+mmctr: $(READY)  ## the WWW 2025 challenge, data to submission file (ROOT=folder of its files)
+	@$(OPTIONS) $(QUADRANK) train --data conf/data/mmctr.yaml --model conf/model/qin_paper.yaml --set train.precision=bf16 "$$@"
 	@$(QUADRANK) submit --run latest
 
-bench: .venv/.ready  ## the README's numbers, peers beside us in one run (BENCH=features)
+bench: $(READY)  ## the README's numbers, peers beside us in one run (BENCH=features)
 	@$(QUADRANK) bench $(or $(BENCH),features)
 
-lint: .venv/.ready  ## ruff and mypy
+lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-format: .venv/.ready  ## format and sort imports
+format: $(READY)  ## format and sort imports
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# torch itself is left out of the resolution (its CUDA needs with it); what its CPU build imports is named here.
-lock: .venv/.ready  ## resolve requirements.lock again from pyproject.toml
-	@$(BIN)/pip install --quiet uv
-	@printf 'torch ; sys_platform == "none"\n' > .venv/without-torch.txt
-	@printf 'filelock\nfsspec\njinja2\nnetworkx\nsetuptools\nsympy\ntyping-extensions\n' > .venv/needs-of-torch.txt
-	@$(BIN)/uv pip compile pyproject.toml .venv/needs-of-torch.txt --extra dev --python-version 3.11 --universal \
-	    --fork-strategy fewest --generate-hashes --quiet --override .venv/without-torch.txt --no-emit-package torch \
-	    --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
+lock: $(READY)  ## resolve requirements.lock again from pyproject.toml
+	@$(PYTHON) -m tools.lock --venv $(VENV)
 
-docs: .venv/.ready  ## the pages of docs/ as a site in .site/; a broken link fails
+docs: $(READY)  ## the pages of docs/ as a site in .site/; a broken link fails
 	@$(BIN)/mkdocs build --quiet
 	@echo "open .site/index.html"
 
-wheel: .venv/.ready  ## the installable package, dist/quadrank-*.whl
+wheel: $(READY)  ## the installable package, dist/quadrank-*.whl
 	@$(BIN)/python -m hatchling build --target wheel
 
-clean:  ## remove what the commands wrote (raw data in data/ other than the simulated log stays)
-	rm -rf feature_sets runs bundles inspections benchmarks/results data/simulated mlartifacts mlflow.db* .mutants .mypy_cache .ruff_cache .pytest_cache .site build dist *.egg-info
+CACHES := .mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .site build dist
+WRITTEN := feature_sets runs bundles comparisons inspections benchmarks/results data/simulated mlartifacts mlflow.db*
+
+clean:  ## remove the caches of tools and what they build; runs, bundles and the registry stay
+	rm -rf $(CACHES)
+
+clean-all: clean  ## remove all that the commands wrote, registry and champion too (CONFIRM=yes; without it, only say so)
+ifeq ($(CONFIRM),yes)
+	rm -rf $(WRITTEN)
+else
+	@echo "with CONFIRM=yes this is removed, the registry and the champion with it:"
+	@du -shc $(wildcard $(WRITTEN)) /dev/null 2>/dev/null | grep -v /dev/null
+	@exit 1
+endif

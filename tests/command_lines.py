@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from pipelines.cli import app
+from pipelines.cli.commands import app
 from tests.documents import PAGES, ROOT, codes, shell_blocks
 
 QUADRANK = {"quadrank", ".venv/bin/quadrank"}
@@ -163,4 +163,4 @@ def makefile() -> tuple[set[str], set[str]]:
     """Targets of the Makefile, and the variables that it reads."""
     text = Path(ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
-    return targets, set(re.findall(r"\$\((?:or \$\()?([A-Z_]+)\)", text))
+    return targets, set(re.findall(r"\$\((?:or \$\(|value )?([A-Z_]+)\)", text))

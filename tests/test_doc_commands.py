@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from features.settings import parse_overrides
 
 from ctr.config import load_preset
+from features.contract.settings import parse_overrides
 from tests.command_lines import (
     Command,
     heads_of_yaml,

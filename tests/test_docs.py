@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from tests.documents import PAGES, ROOT, anchors, links
+from tests.documents import PAGES, ROOT, anchors, codes, links
 
 
 def named(page):
@@ -43,3 +43,20 @@ def test_every_page_is_in_the_navigation_of_the_site():
     navigation = re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     pages = {named(page).removeprefix("docs/") for page in PAGES} - {"README.md"} | {"index.md"}
     assert sorted(navigation) == sorted(pages)
+
+
+PATH_OF_OURS = re.compile(r"(features|ctr|pipelines|tests|conf|docs|benchmarks)/[\w/.-]*\w/?")
+OF_THE_READER = ("yours", "NAME")
+
+
+def is_there(path):
+    """A file or folder, a module named without its suffix, or a test file named from tests/."""
+    return any((ROOT / place).exists() for place in (path, f"{path}.py", f"tests/{path}"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_paths_in_the_text_are_there(page):
+    paths = {code.text for code in codes(page) if code.language is None and PATH_OF_OURS.fullmatch(code.text)}
+    assert [
+        path for path in sorted(paths) if not is_there(path) and not any(part in path for part in OF_THE_READER)
+    ] == []

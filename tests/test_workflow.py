@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import yaml
 
-from tests.command_lines import commands_of, problem
+from tests.command_lines import commands_of, makefile, problem
 from tests.documents import ROOT
 
 WORKFLOW = ".github/workflows/ci.yml"
@@ -68,7 +68,12 @@ def test_the_oldest_named_python_is_the_oldest_allowed():
 
 def test_hosted_ci_needs_no_machine_or_index_of_ours():
     assert {job["runs-on"] for job in workflow()["jobs"].values()} == {"ubuntu-latest"}
+    assert workflow()["env"] == {"TORCH_INDEX": "https://download.pytorch.org/whl/cpu"}
     assert re.findall(r"index-url|find-links|secrets\.", (ROOT / WORKFLOW).read_text(encoding="utf-8")) == []
+
+
+def test_the_makefile_reads_the_environment_of_hosted_ci():
+    assert set(workflow()["env"]) <= makefile()[1]
 
 
 def test_hooks_call_the_tools_of_make_lint():

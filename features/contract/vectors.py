@@ -17,13 +17,6 @@ class Pca(Settings):
     dim: PositiveInt
 
 
-class Whitening(Settings):
-    """Principal components divided by their deviation: every direction weighs the same."""
-
-    method: Literal["whiten"]
-    dim: PositiveInt
-
-
 class Truncation(Settings):
     """The first `dim` numbers of a vector (Matryoshka encoders), normalised again."""
 
@@ -31,10 +24,10 @@ class Truncation(Settings):
     dim: PositiveInt
 
 
-Reduction = Annotated[Pca | Whitening | Truncation, Field(discriminator="method")]
+Reduction = Annotated[Pca | Truncation, Field(discriminator="method")]
 
 
-class Neighbourly(Settings):
+class FillFromNeighbours(Settings):
     """A missing vector becomes the mean of those of the item's `k` nearest items by another signal."""
 
     by: str = Field(description="`clicks` (items clicked by the same users) or the name of another vector set")
@@ -49,18 +42,19 @@ class Embedding(Settings):
     id: str = "item_id"
     vector: str = Field("vector", description="column of vectors; ignored for a .npy file")
     ids: str | None = Field(None, description="for a .npy file: table whose rows name its items in order")
-    normalize: Literal["none", "l2", "standardize", "centre"] = "l2"
+    normalize: Literal["none", "l2", "centre"] = "l2"
     reduce: Reduction | None = None
     dtype: Literal["float32", "float16", "int8"] = Field("float32", description="on disk; int8 with a scale a vector")
-    missing: Literal["zero", "mean"] | Neighbourly = Field("zero", description="a presence flag is kept in any case")
+    missing: Literal["zero", "mean"] | FillFromNeighbours = Field(
+        "zero", description="a presence flag is kept in any case"
+    )
     version: str = Field("unversioned", description="of the encoder that made the vectors; recorded")
 
 
 class Fusion(Settings):
-    """Several sets as one: their vectors side by side then PCA, PCA each then side by side, or what they share."""
+    """Several sets as one: their vectors side by side, then PCA."""
 
     sets: tuple[str, ...] = Field(min_length=2)
-    how: Literal["concat_pca", "pca_concat", "cca"]
     dim: PositiveInt = Field(description="width of the fused set")
     dtype: Literal["float32", "float16", "int8"] = "float32"
     keep_parts: bool = Field(False, description="whether the model sees the parts beside the fused set")

@@ -44,7 +44,7 @@ class ItemVectors:
         return float(self.present_I[FIRST_VALUE:].mean())
 
 
-def write_vectors(folder: Path, one: ItemVectors, dtype: Dtype) -> None:
+def write_vectors(folder: Path, vector_set: ItemVectors, dtype: Dtype) -> None:
     """Write `<set>.npy` [items, width], `<set>.present.npy` (bool [items]) and, for int8, `<set>.scale.npy`.
 
     float16 keeps 11 binary digits: a number is off by at most 2^-11 of its size (or 2^-25, if it is smaller than
@@ -54,17 +54,19 @@ def write_vectors(folder: Path, one: ItemVectors, dtype: Dtype) -> None:
         DataError: a number is beyond float16.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{one.name}.present.npy", one.present_I)
-    stored_IW = one.vectors_IW
+    np.save(folder / f"{vector_set.name}.present.npy", vector_set.present_I)
+    stored_IW = vector_set.vectors_IW
     if dtype == "float16":
-        _check_float16(one)
-        stored_IW = one.vectors_IW.astype(np.float16)
+        _check_float16(vector_set)
+        stored_IW = vector_set.vectors_IW.astype(np.float16)
     elif dtype == "int8":
-        scale_I = np.maximum(one.vectors_IW.max(axis=1), -one.vectors_IW.min(axis=1)) / np.float32(LARGEST_INT8)
-        np.save(folder / f"{one.name}.scale.npy", scale_I)
+        scale_I = np.maximum(vector_set.vectors_IW.max(axis=1), -vector_set.vectors_IW.min(axis=1)) / np.float32(
+            LARGEST_INT8
+        )
+        np.save(folder / f"{vector_set.name}.scale.npy", scale_I)
         divisor_I = np.where(scale_I > 0, scale_I, np.float32(1))
-        stored_IW = np.rint(one.vectors_IW / divisor_I[:, None]).astype(np.int8)
-    np.save(folder / f"{one.name}.npy", stored_IW)
+        stored_IW = np.rint(vector_set.vectors_IW / divisor_I[:, None]).astype(np.int8)
+    np.save(folder / f"{vector_set.name}.npy", stored_IW)
 
 
 def read_stored(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -83,13 +85,14 @@ def decoded(stored_IW: np.ndarray, scale_I: np.ndarray | None) -> np.ndarray:
     return vectors_IW
 
 
-def _check_float16(one: ItemVectors) -> None:
+def _check_float16(vector_set: ItemVectors) -> None:
     largest = float(np.finfo(np.float16).max)
     # Not through |v|, a copy of everything.
-    beyond_I = (one.vectors_IW.max(axis=1) > largest) | (one.vectors_IW.min(axis=1) < -largest)
+    beyond_I = (vector_set.vectors_IW.max(axis=1) > largest) | (vector_set.vectors_IW.min(axis=1) < -largest)
     if beyond_I.any():
-        example = float(np.abs(one.vectors_IW[int(np.argmax(beyond_I))]).max())
+        example = float(np.abs(vector_set.vectors_IW[int(np.argmax(beyond_I))]).max())
         raise DataError(
-            f"vector set {one.name!r}: {int(beyond_I.sum())} of {int(one.present_I.sum())} vectors hold numbers that "
-            f"float16 does not, e.g. {example:g} (its largest is {largest:g}). Normalise them, or choose float32."
+            f"vector set {vector_set.name!r}: {int(beyond_I.sum())} of {int(vector_set.present_I.sum())} vectors hold "
+            f"numbers that float16 does not, e.g. {example:g} (its largest is {largest:g}). Normalise them, or choose "
+            "float32."
         )

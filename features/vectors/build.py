@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from features.contract.contract import Contract
-from features.contract.vectors import Neighbourly
+from features.contract.vectors import FillFromNeighbours
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
@@ -49,7 +49,7 @@ class VectorResult:
 
 def needs_clicks(contract: Contract) -> bool:
     """Whether anything about the vectors depends on who clicked what."""
-    by = [spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, Neighbourly)]
+    by = [spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, FillFromNeighbours)]
     return BY_CLICKS in by or any(spec.coclicks for spec in contract.vectors.neighbours.values())
 
 
@@ -124,8 +124,8 @@ class _VectorBuild:
         needed = _needed(self.contract)
         for name in (name for name in self.contract.embeddings if name in needed):
             self.kept[name] = self._transformed(name)
-        for name, one in self.kept.items():
-            self._finish(name, one)
+        for name, vector_set in self.kept.items():
+            self._finish(name, vector_set)
         for name in (name for name in self.contract.embeddings if name not in needed):
             self._finish(name, self._transformed(name))
         for name, spec in self.contract.vectors.fusion.items():
@@ -139,14 +139,14 @@ class _VectorBuild:
     def semantic_ids(self) -> None:
         """Codes of each declared coder, as item columns."""
         for name, spec in self.contract.vectors.semantic_ids.items():
-            one = self.kept[spec.set]
-            rows_P = np.flatnonzero(one.present_I)
+            vector_set = self.kept[spec.set]
+            rows_P = np.flatnonzero(vector_set.present_I)
             if self.prior:
                 coder = SemanticCoder.load(self.prior / SEMANTIC_IDS / name)
             else:
-                coder = SemanticCoder.fit(name, spec, one.vectors_IW[one.present_I & self.trained_I])
+                coder = SemanticCoder.fit(name, spec, vector_set.vectors_IW[vector_set.present_I & self.trained_I])
             coder.save(self.folder / SEMANTIC_IDS / name)
-            vectors_PW = one.vectors_IW[rows_P]
+            vectors_PW = vector_set.vectors_IW[rows_P]
             codes_PL = coder.codes(vectors_PW)
             for column, index_P in coder.indices(codes_PL).items():
                 index_I = np.full(self.items.size, UNKNOWN, np.int32)
@@ -180,25 +180,25 @@ class _VectorBuild:
 
     def _transformed(self, name: str) -> ItemVectors:
         spec = self.contract.embeddings[name]
-        one = read_vectors(name, self.contract, self.items)
+        vector_set = read_vectors(name, self.contract, self.items)
         prior = SetTransform.load(self.prior, name) if self.prior else None
-        made, learned = transform(one, spec, self.trained_I, self.contract.resolve(spec.path), prior)
+        made, learned = transform(vector_set, spec, self.trained_I, self.contract.resolve(spec.path), prior)
         learned.save(self.folder, name)
         return made
 
-    def _finish(self, name: str, one: ItemVectors) -> None:
+    def _finish(self, name: str, vector_set: ItemVectors) -> None:
         spec = self.contract.embeddings[name]
-        fill_missing(one, spec, self.trained_I, self.kept, self.coclicks)
-        self.report["filled"][name] = int(one.filled_I.sum())
-        self.coverage[name] = one.coverage
+        fill_missing(vector_set, spec, self.trained_I, self.kept, self.coclicks)
+        self.report["filled"][name] = int(vector_set.filled_I.sum())
+        self.coverage[name] = vector_set.coverage
         if _is_seen(self.contract, name):
-            self._store(one, spec.dtype)
+            self._store(vector_set, spec.dtype)
 
-    def _store(self, one: ItemVectors, dtype: Dtype) -> None:
-        write_vectors(self.folder / EMBEDDINGS, one, dtype)
-        complete = bool(one.present_I[FIRST_VALUE:].all())
-        self.stored[one.name] = VectorSet(name=one.name, width=one.width, complete=complete)
-        self.coverage[one.name] = one.coverage
+    def _store(self, vector_set: ItemVectors, dtype: Dtype) -> None:
+        write_vectors(self.folder / EMBEDDINGS, vector_set, dtype)
+        complete = bool(vector_set.present_I[FIRST_VALUE:].all())
+        self.stored[vector_set.name] = VectorSet(name=vector_set.name, width=vector_set.width, complete=complete)
+        self.coverage[vector_set.name] = vector_set.coverage
 
 
 def _needed(contract: Contract) -> set[str]:
@@ -206,7 +206,9 @@ def _needed(contract: Contract) -> set[str]:
     needed = {spec.set for spec in contract.vectors.semantic_ids.values()}
     needed |= {spec.set for spec in contract.vectors.neighbours.values()}
     needed |= {part for spec in contract.vectors.fusion.values() for part in spec.sets}
-    return needed | {spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, Neighbourly)}
+    return needed | {
+        spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, FillFromNeighbours)
+    }
 
 
 def _is_seen(contract: Contract, name: str) -> bool:
@@ -217,7 +219,7 @@ def _is_seen(contract: Contract, name: str) -> bool:
 
 def _check(contract: Contract, item_columns: Mapping[str, np.ndarray]) -> None:
     for name, spec in contract.embeddings.items():
-        if isinstance(spec.missing, Neighbourly):
+        if isinstance(spec.missing, FillFromNeighbours):
             choices = [BY_CLICKS, *(other for other in contract.embeddings if other != name)]
             if spec.missing.by not in choices:
                 raise ConfigError(

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from features.contract.vectors import Embedding, Neighbourly
+from features.contract.vectors import Embedding, FillFromNeighbours
 from features.store.schema import FIRST_VALUE, PADDING
 from features.store.vector_files import ItemVectors
 from features.vectors.coclicks import CoClicks
-from features.vectors.neighbours import Score, best, coclicks_to, cosine_to
+from features.vectors.neighbours import Score, coclicks_to, cosine_to, top_k
 from features.vectors.transforms import blocks, mean_of
 
 BY_CLICKS = "clicks"
 
 
 def fill_missing(
-    one: ItemVectors,
+    vector_set: ItemVectors,
     spec: Embedding,
     trained_I: np.ndarray,
     others: Mapping[str, ItemVectors],
@@ -30,18 +30,18 @@ def fill_missing(
     without such neighbours keeps zeros, as do the rows of padding and unknown items.
 
     Args:
-        one: a transformed set.
+        vector_set: a transformed set.
         spec: its declaration.
         trained_I: bool [items], items of the training window.
         others: the transformed sets, for `missing.by` one of them.
         coclicks: of the training window, for `missing.by: clicks`.
     """
-    lends_I = one.present_I & trained_I
-    missing_Q = FIRST_VALUE + np.flatnonzero(~one.present_I[FIRST_VALUE:])
+    lends_I = vector_set.present_I & trained_I
+    missing_Q = FIRST_VALUE + np.flatnonzero(~vector_set.present_I[FIRST_VALUE:])
     if spec.missing == "zero" or not lends_I.any():
         return
-    if not isinstance(spec.missing, Neighbourly):
-        one.vectors_IW[missing_Q] = mean_of(one.vectors_IW, np.flatnonzero(lends_I))
+    if not isinstance(spec.missing, FillFromNeighbours):
+        vector_set.vectors_IW[missing_Q] = mean_of(vector_set.vectors_IW, np.flatnonzero(lends_I))
         return
     score: Score
     if spec.missing.by == BY_CLICKS:
@@ -53,13 +53,13 @@ def fill_missing(
         has_direction_I = other.present_I & other.vectors_IW.any(axis=1)
         lenders_C = np.flatnonzero(lends_I & has_direction_I)
         missing_Q = missing_Q[has_direction_I[missing_Q]]
-        score = cosine_to(other, lenders_C)
+        score = cosine_to(other.vectors_IW, lenders_C)
     for rows in blocks(len(missing_Q)):
         asked_Q = missing_Q[rows]
-        nearest_QK = best(asked_Q, lenders_C, spec.missing.k, score)
+        nearest_QK = top_k(asked_Q, lenders_C, spec.missing.k, score)
         found_Q = (nearest_QK != PADDING).sum(axis=1)
         for rank in range(spec.missing.k):
             # Padding lends zeros, so that shorter lists add nothing.
-            one.vectors_IW[asked_Q] += one.vectors_IW[nearest_QK[:, rank]]
-        one.vectors_IW[asked_Q] /= np.maximum(found_Q, 1)[:, None].astype(np.float32)
-        one.filled_I[asked_Q] = found_Q > 0
+            vector_set.vectors_IW[asked_Q] += vector_set.vectors_IW[nearest_QK[:, rank]]
+        vector_set.vectors_IW[asked_Q] /= np.maximum(found_Q, 1)[:, None].astype(np.float32)
+        vector_set.filled_I[asked_Q] = found_Q > 0

@@ -25,7 +25,7 @@ Score = Callable[[np.ndarray], np.ndarray]
 def nearest_neighbours(
     name: str,
     spec: Neighbours,
-    one: ItemVectors,
+    vector_set: ItemVectors,
     trained_I: np.ndarray,
     item_columns: dict[str, np.ndarray],
     coclicks: CoClicks | None,
@@ -42,7 +42,7 @@ def nearest_neighbours(
         name: of the column, for messages.
         spec: its declaration. With `same`, neighbours share the value (tags: at least one) of that item column;
             padding and unknown values are shared by nobody.
-        one: the vectors.
+        vector_set: the vectors.
         trained_I: bool [items], items of the training window.
         item_columns: encoded item columns, for `same`.
         coclicks: of the training window; needed where `spec.coclicks` is not 0.
@@ -50,20 +50,20 @@ def nearest_neighbours(
     Raises:
         ConfigError: `same` is no item column, or one of numbers.
     """
-    has_vector_I = one.present_I & one.vectors_IW.any(axis=1)
+    has_vector_I = vector_set.present_I & vector_set.vectors_IW.any(axis=1)
     items_Q, candidates_C = np.flatnonzero(has_vector_I), np.flatnonzero(has_vector_I & trained_I)
-    score = cosine_to(one, candidates_C)
+    score = cosine_to(vector_set.vectors_IW, candidates_C)
     if spec.coclicks:
         assert coclicks is not None
         score = _reweighted(score, coclicks, candidates_C, spec.coclicks)
     if spec.same is not None:
         score = _where_same(score, shared_with(_column(name, spec.same, item_columns), candidates_C))
-    nearest_IK = np.full((len(one.present_I), spec.k), PADDING, np.int32)
-    nearest_IK[items_Q] = best(items_Q, candidates_C, spec.k, score)
+    nearest_IK = np.full((len(vector_set.present_I), spec.k), PADDING, np.int32)
+    nearest_IK[items_Q] = top_k(items_Q, candidates_C, spec.k, score)
     return nearest_IK
 
 
-def best(items_Q: np.ndarray, candidates_C: np.ndarray, k: int, score: Score) -> np.ndarray:
+def top_k(items_Q: np.ndarray, candidates_C: np.ndarray, k: int, score: Score) -> np.ndarray:
     """The `k` candidates of highest score for each item, int32 [Q, k], best first; 0 where there are fewer.
 
     Args:
@@ -86,12 +86,13 @@ def best(items_Q: np.ndarray, candidates_C: np.ndarray, k: int, score: Score) ->
     return best_QK
 
 
-def cosine_to(one: ItemVectors, candidates_C: np.ndarray) -> Score:
-    """Scores by the cosine of the vectors of `one`."""
-    unit_CW = to_unit(one.vectors_IW[candidates_C])
+def cosine_to(vectors_IW: np.ndarray, candidates_C: np.ndarray, mean_W: np.ndarray | float = 0.0) -> Score:
+    """Scores by the cosine of vectors, after `mean_W` is taken away from each."""
+    mean_W = np.asarray(mean_W, np.float32)
+    unit_CW = to_unit(vectors_IW[candidates_C] - mean_W)
 
     def score(items_B: np.ndarray) -> np.ndarray:
-        return to_unit(one.vectors_IW[items_B]) @ unit_CW.T
+        return to_unit(vectors_IW[items_B] - mean_W) @ unit_CW.T
 
     return score
 

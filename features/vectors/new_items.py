@@ -44,14 +44,18 @@ def encode_vectors(folder: Path, contract: Contract, schema: Schema, raw: Mappin
     for name, spec in contract.vectors.fusion.items():
         there = {part: own[part] for part in spec.sets if part in own}
         learned = FusedTransform.load(folder, name)
-        learned = FusedTransform({part: learned.parts[part] for part in there}, learned.mean)
+        learned = FusedTransform({part: learned.parts[part] for part in there})
         if there:
             vectors = learned.apply(
-                {part: one for part, (one, _) in there.items()}, {part: has for part, (_, has) in there.items()}
+                {part: vectors_VW for part, (vectors_VW, _) in there.items()},
+                {part: has for part, (_, has) in there.items()},
             )
             fused[name] = (vectors, np.logical_or.reduce([has for _, has in there.values()]))
     known = own | fused
-    missing = {one.name: (np.zeros((items, one.width), np.float32), np.zeros(items, bool)) for one in schema.vectors}
+    missing = {
+        vector_set.name: (np.zeros((items, vector_set.width), np.float32), np.zeros(items, bool))
+        for vector_set in schema.vectors
+    }
     return {name: known.get(name, nothing) for name, nothing in missing.items()}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,59 +38,54 @@ class Projection:
 
 @dataclass(frozen=True)
 class SetTransform:
-    """One set: shifted and scaled, made unit, cut and made unit again, projected; each step only where it is declared.
+    """One set: centred, divided by its length, truncated and divided again, projected; each step only where declared.
 
     Args:
         width: of the vectors as they are given.
-        shift_W, scale_W: float32 [W]; `(v - shift) / scale`.
-        unit: divide by the Euclidean norm.
-        cut: first dimensions that are kept.
-        onto: principal components.
+        centre_W: float32 [W], taken away.
+        l2_normalize: divide by the Euclidean norm.
+        truncate_to: first dimensions that are kept.
+        projection: onto principal components.
     """
 
     width: int
-    shift_W: np.ndarray | None = None
-    scale_W: np.ndarray | None = None
-    unit: bool = False
-    cut: int | None = None
-    onto: Projection | None = None
+    centre_W: np.ndarray | None = None
+    l2_normalize: bool = False
+    truncate_to: int | None = None
+    projection: Projection | None = None
 
     def apply(self, vectors_VW: np.ndarray) -> np.ndarray:
         """Of every row, float32 [V, D]; the input may be overwritten."""
-        for start in range(0, len(vectors_VW), BLOCK):
-            rows = slice(start, start + BLOCK)
-            if self.shift_W is not None:
-                vectors_VW[rows] -= self.shift_W
-            if self.scale_W is not None:
-                vectors_VW[rows] /= self.scale_W
-        if self.unit:
+        if self.centre_W is not None:
+            vectors_VW -= self.centre_W
+        if self.l2_normalize:
             to_unit(vectors_VW)
-        if self.cut is not None:
-            vectors_VW = to_unit(np.ascontiguousarray(vectors_VW[:, : self.cut]))
-        return vectors_VW if self.onto is None else self.onto.apply(vectors_VW)
+        if self.truncate_to is not None:
+            vectors_VW = to_unit(np.ascontiguousarray(vectors_VW[:, : self.truncate_to]))
+        return vectors_VW if self.projection is None else self.projection.apply(vectors_VW)
 
     def save(self, folder: Path, name: str) -> None:
         """Write below the feature set's folder."""
-        arrays: dict[str, np.ndarray | None] = {"shift": self.shift_W, "scale": self.scale_W}
-        if self.onto is not None:
-            arrays |= {"mean": self.onto.mean_W, "axes": self.onto.axes_WD}
-        _write(folder, name, {"width": self.width, "unit": self.unit, "cut": self.cut}, arrays)
+        arrays = {} if self.centre_W is None else {"centre": self.centre_W}
+        if self.projection is not None:
+            arrays |= {"mean": self.projection.mean_W, "axes": self.projection.axes_WD}
+        settings = {"width": self.width, "l2_normalize": self.l2_normalize, "truncate_to": self.truncate_to}
+        _write(folder, name, settings, arrays)
 
     @classmethod
     def load(cls, folder: Path, name: str) -> SetTransform:
         """Read what `save` wrote. Raises DataError where there is none."""
         settings, arrays = _read(folder, name)
-        onto = Projection(arrays["mean"], arrays["axes"]) if "axes" in arrays else None
-        unit, cut = bool(settings["unit"]), settings["cut"]
-        return cls(int(settings["width"]), arrays.get("shift"), arrays.get("scale"), unit, cut, onto)
+        projection = Projection(arrays["mean"], arrays["axes"]) if "axes" in arrays else None
+        normalize, truncate_to = bool(settings["l2_normalize"]), settings["truncate_to"]
+        return cls(int(settings["width"]), arrays.get("centre"), normalize, truncate_to, projection)
 
 
 @dataclass(frozen=True)
 class FusedTransform:
-    """Several sets as one: the sum of their projections, or the mean over those that an item has."""
+    """Several sets as one: the sum of their projections."""
 
-    parts: Mapping[str, Projection] = field(default_factory=dict)
-    mean: bool = False
+    parts: Mapping[str, Projection]
 
     def apply(self, vectors: Mapping[str, np.ndarray], has: Mapping[str, np.ndarray]) -> np.ndarray:
         """Fused vectors, float32 [V, D].
@@ -102,18 +97,14 @@ class FusedTransform:
         each = [
             np.where(has[name][:, None], part.apply(vectors[name]), np.float32(0)) for name, part in self.parts.items()
         ]
-        fused_VD = np.add.reduce(each)
-        if not self.mean:
-            return fused_VD
-        count_V = np.add.reduce([has[name].astype(np.float32) for name in self.parts])
-        return fused_VD / np.maximum(count_V, 1)[:, None]
+        return np.asarray(np.add.reduce(each))
 
     def save(self, folder: Path, name: str) -> None:
         """Write below the feature set's folder."""
-        arrays: dict[str, np.ndarray | None] = {}
+        arrays: dict[str, np.ndarray] = {}
         for place, part in enumerate(self.parts.values()):
             arrays |= {f"mean-{place}": part.mean_W, f"axes-{place}": part.axes_WD}
-        _write(folder, name, {"mean": self.mean, "parts": list(self.parts)}, arrays)
+        _write(folder, name, {"parts": list(self.parts)}, arrays)
 
     @classmethod
     def load(cls, folder: Path, name: str) -> FusedTransform:
@@ -123,7 +114,7 @@ class FusedTransform:
             part: Projection(arrays[f"mean-{place}"], arrays[f"axes-{place}"])
             for place, part in enumerate(settings["parts"])
         }
-        return cls(parts, bool(settings["mean"]))
+        return cls(parts)
 
 
 def to_unit(vectors_VW: np.ndarray) -> np.ndarray:
@@ -135,13 +126,12 @@ def to_unit(vectors_VW: np.ndarray) -> np.ndarray:
     return vectors_VW
 
 
-def _write(folder: Path, name: str, settings: dict[str, Any], arrays: Mapping[str, np.ndarray | None]) -> None:
+def _write(folder: Path, name: str, settings: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     target = folder / TRANSFORMS / name
     target.mkdir(parents=True, exist_ok=True)
-    known = {key: values for key, values in arrays.items() if values is not None}
-    for key, values in known.items():
+    for key, values in arrays.items():
         np.save(target / f"{key}.npy", values)
-    (target / "transform.json").write_text(json.dumps(settings | {"arrays": list(known)}), encoding="utf-8")
+    (target / "transform.json").write_text(json.dumps(settings | {"arrays": list(arrays)}), encoding="utf-8")
 
 
 def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

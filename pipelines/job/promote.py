@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
 from ctr.serving.ranker import Ranker
@@ -20,7 +21,7 @@ ALIAS = "champion"
 CALIBRATION_RANGE = (0.8, 1.25)
 
 
-def gate(path: Path, tracker: Tracker) -> Bundle:
+def gate(path: Path, registry: Registry) -> Bundle:
     """Decide whether a bundle may serve; returns it verified.
 
     It must load, replay its golden requests, and give no reason against it (`reasons_against`).
@@ -31,7 +32,7 @@ def gate(path: Path, tracker: Tracker) -> Bundle:
     bundle = open_bundle(path)
     Ranker.load(bundle.path)
     manifest = bundle.manifest
-    champion = tracker.version_tags(f"quadrank-{manifest.name}", ALIAS)
+    champion = registry.version_tags(f"quadrank-{manifest.name}", ALIAS)
     if reasons := reasons_against(manifest, champion):
         raise GateError("; ".join(reasons))
     return bundle
@@ -64,20 +65,20 @@ def reasons_against(manifest: BundleManifest, champion: Mapping[str, str]) -> li
     return reasons
 
 
-def make_champion(bundle: Bundle, version: str, tracker: Tracker, workspace: Workspace) -> list[str]:
+def make_champion(bundle: Bundle, version: str, registry: Registry, workspace: Workspace) -> list[str]:
     """Let `models:/quadrank-<name>@champion` name this version, then the workspace's `CURRENT` the bundle.
 
     Args:
         bundle: one that passed the gate.
         version: of the registered model.
-        tracker: of the registry.
+        registry: where the alias moves.
         workspace: whose `bundles/<name>/CURRENT` is flipped, where the bundle lies there.
 
     Returns:
         What was done, a sentence each.
     """
     name = f"quadrank-{bundle.manifest.name}"
-    tracker.set_alias(name, ALIAS, version)
+    registry.set_alias(name, ALIAS, version)
     done = [f"models:/{name}@{ALIAS} is now version {version} ({bundle.manifest.model_version})"]
     bundles = workspace.bundles(bundle.manifest.name)
     if bundle.path.parent == bundles.resolve():
@@ -89,10 +90,10 @@ def make_champion(bundle: Bundle, version: str, tracker: Tracker, workspace: Wor
 
 def promote_bundle(path: Path, workspace: Workspace, console: Console) -> dict[str, Any]:
     """Gate a bundle by hand, registering it first where no run has. Raises GateError (exit 6)."""
-    tracker = Tracker(workspace.root)
-    bundle = gate(path, tracker)
+    registry, tracker = Registry(workspace.root), Tracker(workspace.root)
+    bundle = gate(path, registry)
     name = f"quadrank-{bundle.manifest.name}"
-    version = tracker.find_version(name, bundle.manifest.model_version)
+    version = registry.find_version(name, bundle.manifest.model_version)
     if version is None:
         with tracker.run(
             experiment=name,
@@ -100,8 +101,8 @@ def promote_bundle(path: Path, workspace: Workspace, console: Console) -> dict[s
             tags={"stage": "promote"},
             params={},
         ):
-            version = tracker.register(bundle.path, name)
-    for done in make_champion(bundle, version, tracker, workspace):
+            version = registry.register(bundle.path, name, tracker.run_id)
+    for done in make_champion(bundle, version, registry, workspace):
         console.print(done)
     return {
         "status": "done",

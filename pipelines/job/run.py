@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ctr.config import Preset
+from ctr.reporting.mlflow_registry import Registry
 from features.errors import GateError
 from pipelines.job.build import build, describe
 from pipelines.job.export import export_model
@@ -38,17 +39,18 @@ def run_job(source: Source, contract_path: Path, preset: Preset, workspace: Work
             summary = job.train_and_evaluate()
             exported = export_model(job.model, job.feature_set, job.run_dir, None, workspace, console)
             summary.bundle = str(exported.path)
-            version = tracker.register(exported.path, f"quadrank-{contract.name}")
-            console.print(f"registered quadrank-{contract.name} version {version} in {tracker.uri}")
+            registry = Registry(workspace.root)
+            version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)
+            console.print(f"registered quadrank-{contract.name} version {version} in {registry.store.uri}")
             try:
-                bundle = gate(exported.path, tracker)
+                bundle = gate(exported.path, registry)
             except GateError as refused:
                 summary.status, summary.exit_code = "gate refused", refused.exit_code
                 tracker.set_tag("gate", "refused")
                 console.print(f"gate refused, champion kept: {refused}", style="yellow")
             else:
                 tracker.set_tag("gate", "passed")
-                console.print(f"gate passed: {'; '.join(make_champion(bundle, version, tracker, workspace))}")
+                console.print(f"gate passed: {'; '.join(make_champion(bundle, version, registry, workspace))}")
         _next_steps(console, exported.path, contract_path, job.run_dir)
     return summary
 

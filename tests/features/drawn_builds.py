@@ -203,8 +203,7 @@ def _vectors(draw: st.DrawFn) -> Content:
         image["missing"] = draw(st.sampled_from(["zero", "mean"]))
     vectors: Content = {}
     if draw(st.booleans()):
-        how = draw(st.sampled_from(["concat_pca", "pca_concat"]))
-        vectors["fusion"] = {"both": {"sets": ["text", "image"], "how": how, "dim": 2, "keep_parts": True}}
+        vectors["fusion"] = {"both": {"sets": ["text", "image"], "dim": 2, "keep_parts": True}}
     if draw(st.booleans()):
         vectors["semantic_ids"] = {"code": {"set": "text", "levels": 1, "size": 2}}
     if draw(st.booleans()):

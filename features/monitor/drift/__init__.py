@@ -1,1 +1,1 @@
-"""Whether two feature sets are of the same world."""
+"""Distribution drift between two feature sets."""

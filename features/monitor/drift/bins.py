@@ -55,12 +55,12 @@ def _values(base_bins: Values, base: Counts, new_bins: Values, new: Counts) -> C
     shared = tuple(place)
     names = (*shared, *(f"others {i + 1}" for i in range(REST)))
 
-    def onto(bins: Values, counts: Counts) -> Counts:
+    def rebinned(bins: Values, counts: Counts) -> Counts:
         into = [place.get(name, len(shared) + rest_bin(name)) for name in bins.names]
         into += [len(shared) + i for i in range(bins.rest)]
-        return counts.onto(_matrix(into, len(names)))
+        return counts.rebinned(_matrix(into, len(names)))
 
-    return Common(names, onto(base_bins, base), onto(new_bins, new))
+    return Common(names, rebinned(base_bins, base), rebinned(new_bins, new))
 
 
 def _grids(base_bins: Grid, base: Counts, new_bins: Grid, new: Counts) -> Common:
@@ -72,7 +72,7 @@ def _grids(base_bins: Grid, base: Counts, new_bins: Grid, new: Counts) -> Common
     used = np.unique(np.concatenate(places))
     matrices = [_matrix(np.searchsorted(used, place), len(used)) for place in places]
     names = tuple(f"from {math.sinh(ORIGIN + place * 2.0**step):.4g}" for place in used.tolist())
-    return Common(names, base.onto(matrices[0]), new.onto(matrices[1]))
+    return Common(names, base.rebinned(matrices[0]), new.rebinned(matrices[1]))
 
 
 def _edges(base_bins: Edges, base: Counts, new_bins: Edges, new: Counts) -> Common:
@@ -92,7 +92,7 @@ def _edges(base_bins: Edges, base: Counts, new_bins: Edges, new: Counts) -> Comm
     start = np.arange(len(new_edges) + 1)[:, None]
     share_KN = np.clip(np.minimum(at[1:], start + 1) - np.maximum(at[:-1], start), 0, None)
     ends = ["-inf", *(f"{edge:.4g}" for edge in base_bins.edges)]
-    return Common(tuple(f"from {end}" for end in ends), base, new.onto(share_KN))
+    return Common(tuple(f"from {end}" for end in ends), base, new.rebinned(share_KN))
 
 
 def _rare_together(common: Common) -> Common:
@@ -103,7 +103,7 @@ def _rare_together(common: Common) -> Common:
     into = np.where(often, np.cumsum(often) - 1, often.sum())
     names = (*(name for name, kept in zip(common.names, often.tolist(), strict=True) if kept), "rare values")
     matrix = _matrix(into, len(names))
-    return Common(names, common.base.onto(matrix), common.new.onto(matrix))
+    return Common(names, common.base.rebinned(matrix), common.new.rebinned(matrix))
 
 
 def _deciles(common: Common) -> Common:
@@ -117,7 +117,7 @@ def _deciles(common: Common) -> Common:
         into.append(max(len(names) - 1, 0))
         filled += share
     matrix = _matrix(into, max(len(names), 1))
-    return Common(tuple(names) or common.names[:1], common.base.onto(matrix), common.new.onto(matrix))
+    return Common(tuple(names) or common.names[:1], common.base.rebinned(matrix), common.new.rebinned(matrix))
 
 
 def _matrix(into: Sequence[int] | np.ndarray, bins: int) -> np.ndarray:

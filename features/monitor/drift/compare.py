@@ -1,4 +1,4 @@
-"""Whether two feature sets are of the same world: what changed by how much, and beyond what chance explains.
+"""Distribution drift between two feature sets: what changed, by how much, and whether chance explains it.
 
 A change is drift when it is both large and no accident. Large: by a threshold of `DriftSettings`. No accident: of a
 probability below `false_alarms` divided by the number of tests (Bonferroni), by noise that `drift_noise` measures
@@ -142,8 +142,8 @@ def compare(
     for name in sorted(base.vector_coverage.keys() & new.vector_coverage.keys()):
         shares = [(profile.vector_coverage[name], profile.items) for profile in (base, new)]
         measured.append(measure_items(f"vectors.{name} (items)", *shares))
-    level = settings.false_alarms / max(sum(len(one.tests) for one in measured), 1)
-    columns += [_judged(one, settings, level) for one in measured]
+    level = settings.false_alarms / max(sum(len(column.tests) for column in measured), 1)
+    columns += [_judged(column, settings, level) for column in measured]
     columns.sort(key=lambda column: (not column.alarm, -column.severity, column.column))
     return Drift(before.rows, after.rows, tuple(columns))
 

@@ -111,4 +111,4 @@ def _one_bin(counts: Counts, place: int) -> Counts:
     """All other bins, and this one."""
     chosen = np.zeros(len(counts.total))
     chosen[place] = 1.0
-    return counts.onto(np.stack([1 - chosen, chosen], axis=1))
+    return counts.rebinned(np.stack([1 - chosen, chosen], axis=1))

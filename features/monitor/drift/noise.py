@@ -1,4 +1,4 @@
-"""How far two samples of the same world differ by chance, when rows of a user and rows of a day go together.
+"""How far two samples of one distribution differ by chance, when rows of a user and rows of a day are alike.
 
 Shapes: K bins, C clusters (periods, or groups of users).
 
@@ -52,7 +52,7 @@ class Counts:
         """Shares by bin, [K]; zeros where nothing was counted."""
         return self.total / max(self.rows, 1.0)
 
-    def onto(self, share_KN: np.ndarray) -> Counts:
+    def rebinned(self, share_KN: np.ndarray) -> Counts:
         """Counts in other bins, of which bin n gets the share `share_KN[k, n]` of bin k."""
         return Counts(self.periods @ share_KN, self.groups @ share_KN)
 
@@ -132,8 +132,8 @@ def noise(base: Counts, new: Counts) -> Noise:
 
 def _between_rows(sides: list[Counts], mean: np.ndarray) -> Spread:
     root = np.sqrt(mean)
-    one = np.eye(len(mean)) - np.outer(root, root)
-    return Spread(one * sum(1 / side.rows for side in sides), np.inf)
+    identity = np.eye(len(mean)) - np.outer(root, root)
+    return Spread(identity * sum(1 / side.rows for side in sides), np.inf)
 
 
 def _between_users(sides: list[Counts], scale: np.ndarray) -> Spread:
@@ -158,6 +158,8 @@ def _between_days(sides: list[Counts], scale: np.ndarray) -> Spread | None:
         shrink += float((weights**2).sum())
         effective = 1 / float((weights**2).sum()) - 1
         if effective > 0.5:
+            # With days i of variance v and weights w_i, the weighted mean m has Var(x_i - m) = v (1 - 2 w_i + Σ w²).
+            # So E Σ w_i² (x_i - m)² = v Σ w_i² (1 - 2 w_i + Σ w²): dividing by the sum gives v without bias.
             expected = float((weights**2 * (1 - 2 * weights + (weights**2).sum())).sum())
             pooled += effective * (deviations.T @ deviations) / expected
             freedom += effective

@@ -107,17 +107,19 @@ def _add(counts: SplitCounts, rows: Rows, events: Rows, schema: Schema, sampled:
     piece["history_length"] = length_bin[sampled]
     piece |= {name: values[sampled] for name, values in rows.items() if name == "label" or name.startswith("label.")}
     for section in ("context", "candidate"):
-        for one in getattr(schema, section):
-            _add_column(counts, piece, f"{section}.{one.name}", one, rows[one.name], lambda values: values[sampled])
+        for column in getattr(schema, section):
+            _add_column(
+                counts, piece, f"{section}.{column.name}", column, rows[column.name], lambda values: values[sampled]
+            )
     if schema.event:
         has_history = rows["history_len"] > 0
         newest = rows["history_end"][has_history] - 1
         among = np.cumsum(has_history) - 1
         piece["has_history"] = has_history[sampled]
         kept = among[sampled][has_history[sampled]]
-        for one in schema.event:
-            values = events[one.name][newest]
-            _add_column(counts, piece, f"event.{one.name}", one, values, lambda values: values[kept])
+        for column in schema.event:
+            values = events[column.name][newest]
+            _add_column(counts, piece, f"event.{column.name}", column, values, lambda values: values[kept])
     counts.pieces.append(piece)
 
 
@@ -125,11 +127,11 @@ def _add_column(
     counts: SplitCounts,
     piece: Rows,
     name: str,
-    one: Field,
+    column: Field,
     values: np.ndarray,
     draw: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    counts.missing[name] = counts.missing.get(name, 0) + int(is_missing(one, values).sum())
+    counts.missing[name] = counts.missing.get(name, 0) + int(is_missing(column, values).sum())
     piece[name] = draw(values)
 
 

@@ -27,7 +27,7 @@ class Scale:
     def raw(self, values: np.ndarray) -> np.ndarray:
         """Raw numbers, float64 of the same shape, to float32's precision; NaN stays NaN."""
         scaled = values.astype(np.float64) * self.deviation + self.mean
-        # float32 leaves of a 0 a speck of either sign.
+        # A 0 comes back from float32 as a tiny number: what is below a millionth of the deviation is 0.
         scaled[np.abs(scaled) < 1e-6 * self.deviation] = 0.0
         if self.transform != "log1p":
             return scaled

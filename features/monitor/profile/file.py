@@ -135,11 +135,13 @@ def _pretty(value: Any, indent: str) -> str:
         return flat
     inner = indent + " "
     if isinstance(value, dict):
-        lines = [f"{inner}{json.dumps(key, ensure_ascii=False)}: {_pretty(one, inner)}" for key, one in value.items()]
+        lines = [
+            f"{inner}{json.dumps(key, ensure_ascii=False)}: {_pretty(entry, inner)}" for key, entry in value.items()
+        ]
         return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
-    return "[\n" + ",\n".join(inner + _pretty(one, inner) for one in value) + f"\n{indent}]"
+    return "[\n" + ",\n".join(inner + _pretty(entry, inner) for entry in value) + f"\n{indent}]"
 
 
 def _nests(value: Any) -> bool:
     """Whether there is anything to put on lines of its own."""
-    return isinstance(value, dict) or any(isinstance(one, dict | list) for one in value)
+    return isinstance(value, dict) or any(isinstance(entry, dict | list) for entry in value)

@@ -67,7 +67,9 @@ def write_profile(folder: Path, parts: Sequence[PartEntry], encoder: Encoder) ->
     files = {"item": folder / ITEM_VERSIONS, "user": folder / USER_VERSIONS}
     versions = {name: Versions(tables[name], read_arrow(path)) for name, path in files.items() if path.is_file()}
     counts, one_in = count_rows(folder, parts, schema, versions)
-    present = {one.name: np.load(folder / "embeddings" / f"{one.name}.present.npy") for one in schema.vectors}
+    present = {
+        encoded.name: np.load(folder / "embeddings" / f"{encoded.name}.present.npy") for encoded in schema.vectors
+    }
     samples = {name: split.sample() for name, split in counts.items()}
     tallier = _Tallier(samples, sorted({day for split in counts.values() for day in split.days}))
     columns: dict[SplitName, dict[str, ColumnProfile]] = {name: {} for name in counts}
@@ -175,9 +177,9 @@ def _binned(column: _Column, values: dict[SplitName, np.ndarray], samples: Sampl
     bins: Bins
     if isinstance(column.reader, Scale):
         scale = column.reader
-        raw = {name: scale.raw(one) for name, one in values.items()}
+        raw = {name: scale.raw(encoded) for name, encoded in values.items()}
         bins = grid = grid_of(np.concatenate(list(raw.values())))
-        binned = {name: grid_bin(grid, one) for name, one in raw.items()}
+        binned = {name: grid_bin(grid, encoded) for name, encoded in raw.items()}
     else:
         bins, binned = _code_bins(column, values)
     if column.section != "event":
@@ -193,13 +195,17 @@ def _code_bins(column: _Column, values: dict[SplitName, np.ndarray]) -> tuple[Bi
     """Bins of a column of indices, and the bin of each sampled value, in memory that its size does not matter to."""
     if isinstance(column.reader, Buckets):
         edges, bin_V = edge_bins(column.reader.edges)
-        return edges, {name: bin_V[one] for name, one in values.items()}
+        return edges, {name: bin_V[encoded] for name, encoded in values.items()}
     if not column.named or not isinstance(column.reader, Codes):
         bin_of = np.array([SKIPPED, 1, 0], np.int16)  # padding, unknown, any value
-        return Values(names=("known",)), {name: bin_of[np.minimum(one, FIRST_VALUE)] for name, one in values.items()}
-    index_D, counts_D = np.unique(np.concatenate([one.reshape(-1) for one in values.values()]), return_counts=True)
+        return Values(names=("known",)), {
+            name: bin_of[np.minimum(encoded, FIRST_VALUE)] for name, encoded in values.items()
+        }
+    index_D, counts_D = np.unique(
+        np.concatenate([encoded.reshape(-1) for encoded in values.values()]), return_counts=True
+    )
     bins, bin_D = value_bins(column.reader.names, index_D, counts_D)
-    return bins, {name: bin_D[np.searchsorted(index_D, one)] for name, one in values.items()}
+    return bins, {name: bin_D[np.searchsorted(index_D, encoded)] for name, encoded in values.items()}
 
 
 def _marks(samples: Samples, present: dict[str, np.ndarray]) -> Iterator[tuple[str, Bins, Binned]]:

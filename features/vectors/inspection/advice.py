@@ -25,7 +25,7 @@ TOLD = 0.7  # AUC of the tag probe from which on a set clearly knows a column
 def advise(inspection: Inspection) -> dict[str, str]:
     """Advice by set, in one sentence or two, and on all of them under the name ``."""
     advice = {report.name: _of_one(report) for report in inspection.sets}
-    useful = sorted((one for one in inspection.sets if is_useful(one)), key=lambda one: -_worth(one))
+    useful = sorted((report for report in inspection.sets if is_useful(report)), key=lambda report: -_worth(report))
     kept: list[str] = []
     for report in useful:
         twin = next((name for name in kept if _overlap(inspection, name, report.name) >= REDUNDANT), None)
@@ -33,7 +33,7 @@ def advise(inspection: Inspection) -> dict[str, str]:
             kept.append(report.name)
         else:
             advice[report.name] += f" It agrees with {twin!r} on most neighbours: one of the two is enough."
-    weak = [one.name for one in inspection.sets if is_weak(one)]
+    weak = [report.name for report in inspection.sets if is_weak(report)]
     advice[""] = _of_all(kept, weak, len(inspection.sets))
     return advice
 
@@ -52,8 +52,8 @@ def is_weak(report: SetReport) -> bool:
 
 def best_recall(report: SetReport) -> Interval | None:
     """As the vectors are, or centred where that finds more; None where no pair could be looked up."""
-    found = [one for one in (report.recall, report.centred_recall) if one is not None]
-    return max(found, key=lambda one: one.value, default=None)
+    found = [report for report in (report.recall, report.centred_recall) if report is not None]
+    return max(found, key=lambda report: report.value, default=None)
 
 
 def times_random(report: SetReport) -> float:
@@ -138,5 +138,5 @@ def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
-def _overlap(inspection: Inspection, one: str, other: str) -> float:
-    return max(inspection.overlap.get((one, other), 0.0), inspection.overlap.get((other, one), 0.0))
+def _overlap(inspection: Inspection, name: str, other: str) -> float:
+    return max(inspection.overlap.get((name, other), 0.0), inspection.overlap.get((other, name), 0.0))

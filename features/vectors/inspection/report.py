@@ -28,8 +28,7 @@ from features.vectors.inspection.next_clicks import (
     scores,
 )
 from features.vectors.inspection.tag_probe import probe
-from features.vectors.neighbours import best
-from features.vectors.projections import to_unit
+from features.vectors.neighbours import cosine_to, top_k
 from features.vectors.semantic_ids import column_names
 from features.vectors.transforms import blocks, mean_of
 
@@ -129,47 +128,47 @@ def inspect(feature_set: FeatureSet, sets: list[ItemVectors], seed: int = 1) -> 
     columns = _tag_columns(feature_set)
     return Inspection(
         items=feature_set.schema.items - FIRST_VALUE,
-        sets=tuple(_report(one, clicks, columns, seed) for one in sets),
+        sets=tuple(_report(vector_set, clicks, columns, seed) for vector_set in sets),
         overlap={
-            (one.name, other.name): _overlap(one, other, clicks.trained_I, seed)
-            for place, one in enumerate(sets)
+            (vector_set.name, other.name): _overlap(vector_set, other, clicks.trained_I, seed)
+            for place, vector_set in enumerate(sets)
             for other in sets[place + 1 :]
         },
     )
 
 
-def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndarray], seed: int) -> SetReport:
+def _report(vector_set: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndarray], seed: int) -> SetReport:
     rng = np.random.default_rng(seed)
-    known_T = np.flatnonzero(one.present_I & clicks.trained_I)
+    known_T = np.flatnonzero(vector_set.present_I & clicks.trained_I)
     if not len(known_T):
         raise DataError(
-            f"embeddings.{one.name}: none of its {int(one.present_I.sum())} items is in the training window, so there "
-            "is nothing to hold it against. Take the set out of the contract, or give vectors of items that were shown."
+            f"embeddings.{vector_set.name}: none of its {int(vector_set.present_I.sum())} items is in the training "
+            "window, so it cannot be judged. Take the set out of the contract, or give vectors of shown items."
         )
     sample_S = np.sort(rng.permutation(known_T)[:SAMPLED])
-    vectors_SW = one.vectors_IW[sample_S].astype(np.float64)
+    vectors_SW = vector_set.vectors_IW[sample_S].astype(np.float64)
     lengths_S = np.linalg.norm(vectors_SW, axis=1)
     range_W = np.ptp(vectors_SW, axis=0)
     variance_W = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(vectors_SW, rowvar=False, bias=True)))[::-1], 0)
     share_W = variance_W / max(float(variance_W.sum()), np.finfo(float).tiny)  # all 0 where nothing varies
 
-    as_they_are_W, mean_W = np.zeros(one.width, np.float32), mean_of(one.vectors_IW, known_T)
+    as_they_are_W, mean_W = np.zeros(vector_set.width, np.float32), mean_of(vector_set.vectors_IW, known_T)
     random_P2 = rng.choice(known_T, size=(SAMPLED, 2))
     random_P2 = random_P2[random_P2[:, 0] != random_P2[:, 1]]
-    random_cosines = cosines(one.vectors_IW, as_they_are_W, random_P2)
+    random_cosines = cosines(vector_set.vectors_IW, as_they_are_W, random_P2)
 
-    known_P = one.present_I[clicks.pairs_P2].all(axis=1)
+    known_P = vector_set.present_I[clicks.pairs_P2].all(axis=1)
     pairs_P2, user_P = clicks.pairs_P2[known_P], clicks.user_P[known_P]
     judged = len(pairs_P2) > 0 and len(known_T) > NEAREST + 1
     recall, centred_recall = (
-        interval(recall_hits(one.vectors_IW, centre_W, pairs_P2, known_T), user_P, seed) if judged else None
+        interval(recall_hits(vector_set.vectors_IW, centre_W, pairs_P2, known_T), user_P, seed) if judged else None
         for centre_W in (as_they_are_W, mean_W)
     )
-    clicks_covered = clicks.clicks_I[one.present_I].sum() / max(clicks.clicks_I.sum(), 1)
+    clicks_covered = clicks.clicks_I[vector_set.present_I].sum() / max(clicks.clicks_I.sum(), 1)
     return SetReport(
-        name=one.name,
-        width=one.width,
-        items_covered=one.coverage,
+        name=vector_set.name,
+        width=vector_set.width,
+        items_covered=vector_set.coverage,
         clicks_covered=float(clicks_covered),
         norms=(
             float(lengths_S.mean()),
@@ -179,8 +178,8 @@ def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndar
         dead_dimensions=int((range_W <= DEAD * range_W.max()).sum()),
         effective_dimension=float(share_W.sum() ** 2 / max((share_W**2).sum(), np.finfo(float).tiny)),
         anisotropy=float(random_cosines.mean()) if len(random_cosines) else 1.0,
-        duplicates=_duplicates(one.vectors_IW, known_T),
-        near_duplicates=_near_duplicates(one.vectors_IW, mean_W, known_T, rng.permutation(known_T)[:ASKED]),
+        duplicates=_duplicates(vector_set.vectors_IW, known_T),
+        near_duplicates=_near_duplicates(vector_set.vectors_IW, mean_W, known_T, rng.permutation(known_T)[:ASKED]),
         candidates=len(known_T),
         pairs=len(pairs_P2),
         recall=recall,
@@ -190,7 +189,7 @@ def _report(one: ItemVectors, clicks: TrainingClicks, columns: dict[str, np.ndar
         probe=probe(vectors_SW, {name: column[sample_S] for name, column in columns.items()}, seed),
         samples=Samples(
             random_cosines=random_cosines,
-            pair_cosines=cosines(one.vectors_IW, as_they_are_W, pairs_P2),
+            pair_cosines=cosines(vector_set.vectors_IW, as_they_are_W, pairs_P2),
             variance_W=np.cumsum(share_W),
             lengths=lengths_S,
         ),
@@ -227,16 +226,15 @@ def _near_duplicates(vectors_IW: np.ndarray, mean_W: np.ndarray, items_T: np.nda
     return float(has_Q.mean())
 
 
-def _overlap(one: ItemVectors, other: ItemVectors, trained_I: np.ndarray, seed: int) -> float:
-    both_C = np.flatnonzero(one.present_I & other.present_I & trained_I)
+def _overlap(vector_set: ItemVectors, other: ItemVectors, trained_I: np.ndarray, seed: int) -> float:
+    both_C = np.flatnonzero(vector_set.present_I & other.present_I & trained_I)
     if len(both_C) <= NEAREST + 1:
         return 0.0
     asked_Q = np.random.default_rng(seed).permutation(both_C)[:ASKED]
-    first_QK, second_QK = (_nearest(vectors.vectors_IW, asked_Q, both_C) for vectors in (one, other))
+    first_QK, second_QK = (_nearest(vectors.vectors_IW, asked_Q, both_C) for vectors in (vector_set, other))
     return float((first_QK[:, :, None] == second_QK[:, None, :]).any(axis=2).mean())
 
 
 def _nearest(vectors_IW: np.ndarray, asked_Q: np.ndarray, candidates_C: np.ndarray) -> np.ndarray:
     mean_W = mean_of(vectors_IW, candidates_C)
-    directions_CW = to_unit(vectors_IW[candidates_C] - mean_W)
-    return best(asked_Q, candidates_C, NEAREST, lambda items_B: to_unit(vectors_IW[items_B] - mean_W) @ directions_CW.T)
+    return top_k(asked_Q, candidates_C, NEAREST, cosine_to(vectors_IW, candidates_C, mean_W))

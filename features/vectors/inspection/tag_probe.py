@@ -40,7 +40,7 @@ def probe(vectors_SW: np.ndarray, columns: dict[str, np.ndarray], seed: int) -> 
         )
         scores_ST = inputs_SW[held] @ weights_WT
         aucs = [auc(tagged_ST[held, tag], scores_ST[:, tag]) for tag in range(tagged_ST.shape[1])]
-        told = [one for one in aucs if one is not None]
+        told = [tag_auc for tag_auc in aucs if tag_auc is not None]
         if told:
             result[name] = float(np.mean(told))
     return result

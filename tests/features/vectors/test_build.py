@@ -127,7 +127,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
     text[3], image[3] = np.nan, np.nan
     files = VectorFiles(tmp_path, {"text": text, "image": image, "sound": draw.normal(size=(40, 3))})
     vectors = {
-        "fusion": {"both": {"sets": ["text", "image"], "how": "concat_pca", "dim": 3, "dtype": "int8"}},
+        "fusion": {"both": {"sets": ["text", "image"], "dim": 3, "dtype": "int8"}},
         "semantic_ids": {"codes": {"set": "both", "levels": 2, "size": 4}},
         "neighbours": {"near": {"set": "text", "k": 3}, "alike": {"set": "both", "k": 2, "same": "codes_1"}},
     }
@@ -174,7 +174,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     sets = {"text": draw.normal(size=(300, 6)), "image": draw.normal(size=(300, 5))}
     vectors = {
-        "fusion": {"both": {"sets": ["text", "image"], "how": "cca", "dim": 4}},
+        "fusion": {"both": {"sets": ["text", "image"], "dim": 4}},
         "semantic_ids": {"codes": {"set": "both", "size": 16}},
         "neighbours": {"near": {"set": "both"}},
     }

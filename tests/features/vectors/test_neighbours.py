@@ -13,7 +13,7 @@ from features.contract.vectors import Neighbours
 from features.store.vector_files import ItemVectors
 from features.vectors import neighbours as module
 from features.vectors.coclicks import Clicks, CoClicks
-from features.vectors.neighbours import best, nearest_neighbours
+from features.vectors.neighbours import nearest_neighbours, top_k
 
 
 def set_of(vectors: Any, present: Any = None) -> ItemVectors:
@@ -93,7 +93,7 @@ def test_of_equal_scores_the_first_wins(rows: list[list[int]], k: int) -> None:
     scores = np.array(rows, np.float32)
     scores[scores == -3] = -np.inf
     items, candidates = np.arange(100, 100 + len(scores)), np.arange(2, 7)
-    found = best(items, candidates, k, lambda items_B: scores[items_B - 100].copy())
+    found = top_k(items, candidates, k, lambda items_B: scores[items_B - 100].copy())
     for row, nearest in zip(scores, found, strict=True):
         expected = [candidates[j] for j in sorted(range(5), key=lambda j: (-row[j], j)) if row[j] > -np.inf][:k]
         assert nearest.tolist() == expected + [0] * (k - len(expected))

@@ -20,11 +20,11 @@ from tests.features.raw import CONTENT, ITEMS, raw_log
 WIDTHS = {"text": 6, "image": 5}
 SETS: dict[str, Any] = {
     "text": {"path": "text.parquet", "normalize": "centre", "reduce": {"method": "pca", "dim": 3}},
-    "image": {"path": "image.parquet", "normalize": "standardize", "reduce": {"method": "whiten", "dim": 4}},
+    "image": {"path": "image.parquet", "reduce": {"method": "truncate", "dim": 4}},
 }
 FUSIONS = {
-    "both": {"sets": ["text", "image"], "how": "concat_pca", "dim": 3, "keep_parts": True},
-    "shared": {"sets": ["text", "image"], "how": "cca", "dim": 2, "keep_parts": True},
+    "both": {"sets": ["text", "image"], "dim": 3, "keep_parts": True},
+    "shared": {"sets": ["text", "image"], "dim": 2, "keep_parts": True},
 }
 
 

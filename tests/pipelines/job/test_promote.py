@@ -34,7 +34,7 @@ def champion(test_auc: float, feature_set: str = FACTS.feature_set) -> dict[str,
 
 
 class Registry:
-    """The part of a tracker that the gate asks."""
+    """The part of a registry that the gate asks."""
 
     def __init__(self, tags: dict[str, str]) -> None:
         self.tags = tags
@@ -152,7 +152,9 @@ def test_the_alias_moves_before_current(tmp_path: Path) -> None:
 
 
 class Store(Registry):
-    """Registered versions in memory; one is registered inside a run alone."""
+    """Registered versions in memory, and the runs that they are registered in."""
+
+    run_id = "mlflow-1"
 
     def __init__(self, root: Path) -> None:
         super().__init__({})
@@ -171,8 +173,8 @@ class Store(Registry):
         yield
         self.running = False
 
-    def register(self, path: Path, name: str) -> str:
-        assert self.running and path.is_dir()
+    def register(self, path: Path, name: str, run_id: str) -> str:
+        assert self.running and run_id == self.run_id and path.is_dir()
         version = str(len(self.known) + 1)
         self.known[name, "run-1"] = version
         return version
@@ -186,7 +188,8 @@ def test_a_bundle_is_registered_once_and_promoted_by_hand(tmp_path: Path, monkey
         fill(folder)
         seal(folder, facts)
     store = Store(tmp_path)
-    monkeypatch.setattr(promote, "Tracker", lambda root: store if root == tmp_path else None)
+    for name in ("Registry", "Tracker"):
+        monkeypatch.setattr(promote, name, lambda root: store if root == tmp_path else None)
     monkeypatch.setattr(promote.Ranker, "load", lambda path: None)
     console = Console(record=True, width=200)
     first, again = (promote_bundle(path, workspace, console) for _ in range(2))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctr.evaluation.metrics import auc
-from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.ranker import Ranker
 from ctr.training.loop import predict_tasks
 from pipelines.job.evaluate import task_labels, task_metrics
@@ -40,12 +40,12 @@ def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path,
     bundles = work / "bundles" / "simulated"
     assert not (bundles / "CURRENT").exists() and (bundles / "NEWEST").read_text() == result["run_id"]
     assert Path(result["bundle"]) == bundles / result["run_id"]
-    tracker = Tracker(work)
-    assert tracker.get_alias("quadrank-simulated", "champion") is None
-    assert tracker.find_version("quadrank-simulated", result["run_id"]) == "1"
+    registry = Registry(work)
+    assert registry.get_alias("quadrank-simulated", "champion") is None
+    assert registry.find_version("quadrank-simulated", result["run_id"]) == "1"
     refused, found = shell("promote", "--bundle", bundles / "NEWEST", "--work", work)
     assert refused == 6 and "is not above popularity's" in found["error"]
-    assert not (bundles / "CURRENT").exists() and tracker.get_alias("quadrank-simulated", "champion") is None
+    assert not (bundles / "CURRENT").exists() and registry.get_alias("quadrank-simulated", "champion") is None
     code, found = shell("rank", "--bundle", bundles / "CURRENT")
     assert code == 4 and "NEWEST" in found["error"]
     _, model, feature_set = load_run(result["run_id"], Workspace(work))

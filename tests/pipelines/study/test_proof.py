@@ -136,7 +136,7 @@ def test_a_wrong_study_stops_before_training(shell, work, changes, expected, wor
 def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatch):
     monkeypatch.chdir(ROOT)
     vectors = {
-        "fusion": {"both": {"sets": ["text", "image"], "how": "concat_pca", "dim": 4}},
+        "fusion": {"both": {"sets": ["text", "image"], "dim": 4}},
         "semantic_ids": {"theme": {"set": "both", "levels": 1, "size": 8}, "words": {"set": "text", "size": 8}},
         "neighbours": {"alike": {"set": "image"}},
     }

@@ -1,0 +1,1 @@
+"""Scripts of the Makefile that run before anything is installed: the standard library alone."""
