@@ -37,7 +37,7 @@ def run(work: Path, say: Callable[[str], object], *, rows: int, window: int, rep
         whole.append(measure("benchmarks.bench_daily_jobs:build", raw=raw, out=fresh, as_of=last, window=window))
         say(f"{number} of {repeats}: a day added {added[-1].seconds:.1f} s, whole window {whole[-1].seconds:.1f} s")
         kept = measure("benchmarks.bench_daily_jobs:equal_files", folder=ours).result
-        if kept != 2 * (window - 1) * added[-1].result["buckets"]:
+        if kept != 2 * (window - 1) * added[-1].result["shards"]:
             raise RuntimeError(f"{kept} files of old days are equal, expected those of {window - 1} days")
     results = [_result("a day added", added), _result("whole window", whole)]
     ratio = results[0]["seconds"] / results[1]["seconds"]

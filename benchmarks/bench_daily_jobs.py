@@ -29,14 +29,14 @@ def simulate_days(out: str, rows: int, users: int) -> list[str]:
 
 
 def build(raw: str, out: str, as_of: str, window: int) -> dict[str, Any]:
-    """Build the feature set of the window that ends with a day; returns its rows and buckets."""
+    """Build the feature set of the window that ends with a day; returns its rows and shards."""
     over = {
         "interactions": {"path": "log/*.parquet"},
         "split": {"by": "days", "valid": 1, "test": 1},
     }
     contract = load_contract(CONTRACT, over, root=raw)
     manifest = build_feature_set(contract, Path(out), as_of=as_of, window=window).feature_set.manifest
-    return {"rows": sum(one.rows for one in manifest.windows.values()), "buckets": manifest.buckets}
+    return {"rows": sum(one.rows for one in manifest.windows.values()), "shards": manifest.shards}
 
 
 def equal_files(folder: str) -> int:

@@ -1,4 +1,4 @@
-"""Raw tables -> feature set, in bounded memory: the log passes in chunks into user buckets, one part each."""
+"""Raw tables -> feature set, in bounded memory: the log passes in chunks into shards of users, one part each."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
+from features.build.history_tail import TAILS, HistoryTail, tails_suffice, write_tail
 from features.build.parts import sorted_part, windows_of, without_rows, write_part
+from features.build.plan import Plan, make_plan
 from features.build.publish import build_lock, find_version, publish, source_key, staged
 from features.build.revision import code_hash, revision
-from features.build.window import Carry, Plan, carries_on, first_instant, make_plan, take_kept, write_carry, write_days
+from features.build.window import take_kept, write_days
+from features.calendar import LAST_TIME, first_instant
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
-from features.chunk import ITEM, LABEL, LAST_TIME, TIME, USER
+from features.chunk import ITEM, LABEL, TIME, USER, Chunk
 from features.contract.contract import Contract
 from features.encoding.encoder import USERS, Encoder
 from features.errors import ConfigError
 from features.fitting.fit import Fitted, Tables, fit
-from features.fitting.split import Splitter, fit_split
+from features.fitting.split import Splitter, TimeSplitter, fit_split
 from features.monitor.profile.write import write_profile
-from features.point_in_time.counter_pass import Counted, Scales, count
-from features.point_in_time.encoded_log import Stream
+from features.point_in_time.counter_pass import Counted, Scales, count_log
+from features.point_in_time.encoded_log import EncodedLog
 from features.point_in_time.instants import Instants
 from features.progress import progress
 from features.sources.files import looked_at_once
@@ -40,16 +42,17 @@ from features.store.feature_set import (
     FileEntry,
     Manifest,
     PartEntry,
+    part_file,
     sha256_of,
     write_arrow,
 )
 from features.store.pointer import point_at
-from features.store.shuffle import by_bucket
+from features.store.shuffle import shuffle_by_key
 from features.vectors.build import build_vectors, needs_clicks
 from features.vectors.coclicks import Clicks
 
-ROWS_A_BUCKET = 1_000_000
-MOST_BUCKETS = 64
+ROWS_A_SHARD = 1_000_000
+MOST_SHARDS = 64
 MOST_CLICKS = 5_000_000  # that co-clicks of items are counted in
 SCRATCH = ".scratch"
 HASHES = ".hashes.json"  # beside the versions: what the input's files were when they were hashed
@@ -134,7 +137,7 @@ class Build:
         """Write everything, the manifest last; returns the version."""
         tables = Tables.read(self.contract, self.as_of)
         log, fitted_on, findings = self._checked(tables)
-        buckets = self._buckets(log.rows)
+        shards = self._shards(log.rows)
         self.clock.lap("check the log")
         splitter = self._splitter(log)
         train = fitted_on.filter(splitter.is_train)
@@ -148,13 +151,13 @@ class Build:
         self.clock.lap("fit encoders and tables")
         self._vectors(fitted, train)
         self.clock.lap("vectors")
-        instants = Instants.find(self.contract, log, buckets, self.staging / SCRATCH / "requests")
+        instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
         findings = (*findings, *instants.findings(self.contract))
         self.clock.lap("requests")
-        stream = Stream(self.contract, log, encoder, self._since(), instants)
-        counted = count(stream, splitter, buckets, self.staging / SCRATCH, self._scales())
+        stream = EncodedLog(self.contract, log, encoder, self._since(), instants)
+        counted = count_log(stream, splitter, shards, self.staging / SCRATCH, self._scales())
         self.clock.lap("counters")
-        parts, known = self._parts(stream, counted, splitter, buckets)
+        parts, known = self._parts(stream, counted, splitter, shards)
         windows = windows_of(parts, log.path)
         shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
         self.clock.lap("rows and histories")
@@ -172,7 +175,7 @@ class Build:
             contract=self.contract,
             schema_=encoder.schema,
             windows=windows,
-            buckets=buckets,
+            shards=shards,
             parts=tuple(parts),
             days={day.isoformat(): key for day, key in self.plan.keys.items()} if self.plan else {},
             log_files={file.sha256: (file.first, file.last) for file in self.plan.files} if self.plan else {},
@@ -203,7 +206,7 @@ class Build:
         self, earlier: tuple[pl.LazyFrame, ...], tables: Tables
     ) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
         whole, plan = open_log(self.contract, self.as_of), self.plan
-        if plan is None or not (plan.carries and plan.new):
+        if plan is None or not (plan.has_tails and plan.new):
             checked = self._check(whole, tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), checked.frame, checked.findings
         new = pl.col(TIME) >= first_instant(plan.new[0])
@@ -220,10 +223,10 @@ class Build:
     def _check(self, log: Unchecked, tables: Tables) -> Checked:
         return check_log(log, self.contract, *tables.ids(self.contract), self.staging)
 
-    def _buckets(self, rows: int) -> int:
+    def _shards(self, rows: int) -> int:
         if self.plan and self.plan.prior:
-            return self.plan.prior.manifest.buckets
-        return min(MOST_BUCKETS, -(-rows // ROWS_A_BUCKET))
+            return self.plan.prior.manifest.shards
+        return min(MOST_SHARDS, -(-rows // ROWS_A_SHARD))
 
     def _since(self) -> int | None:
         if self.plan is None:
@@ -234,8 +237,7 @@ class Build:
         if self.plan is None:
             return fit_split(self.contract, log)
         starts = {self.plan.split_of(day): first_instant(day) for day in reversed(self.plan.days)}
-        is_train = pl.col(TIME).is_between(starts["train"], starts["valid"], closed="left")
-        return Splitter(is_train, starts["valid"], starts["test"], "days")
+        return TimeSplitter(starts["valid"], starts["test"], starts["train"])
 
     def _fit(self, log: Log, tables: Tables, train: pl.LazyFrame) -> Fitted:
         if self.plan is None or self.plan.prior is None:
@@ -269,12 +271,12 @@ class Build:
             (self.staging / "vectors.json").write_text(json.dumps(made.report, indent=1), encoding="utf-8")
 
     def _parts(
-        self, stream: Stream, counted: Counted, splitter: Splitter, buckets: int
+        self, stream: EncodedLog, counted: Counted, splitter: Splitter, shards: int
     ) -> tuple[list[PartEntry], dict[str, FileEntry]]:
         """Write `rows/` and `events/`; returns all parts, and the hashes of files that were taken as they are.
 
-        A part holds the users whose row is `part` modulo the number of buckets, so memory is bounded by the
-        largest part and one chunk, whatever the log's size.
+        A part holds the users of one shard, those whose row is `part` modulo the number of shards: memory holds the
+        largest shard and one chunk, whatever the log's size.
         """
         parts, known = take_kept(self.plan, self.staging) if self.plan else ([], {})
         if self.plan and not self.plan.new:
@@ -288,22 +290,27 @@ class Build:
                 read += came_in
                 bar.advance(came_in)
 
-            chunks = counted.onto(stream.full())
-            divided = by_bucket(chunks, "user", buckets, self.staging / SCRATCH / "users", advance)
-            for number, bucket in enumerate(divided):
-                written += len(bucket["user"])
+            encoded = (chunk.columns() for chunk in counted.onto(stream.full()))
+            divided = shuffle_by_key(encoded, "user", shards, self.staging / SCRATCH / "users", advance)
+            for number, shard in enumerate(map(Chunk.from_columns, divided)):
+                written += shard.rows
                 bar.advance_to(read + written, 2 * read)
-                if self.plan is None:
-                    part = sorted_part(bucket, self.contract, splitter, stream.encoder)
-                    parts += write_part(part, number, self.staging)
-                    continue
-                carry = Carry.read(self.plan, number, np.asarray(bucket["user"]))
-                bucket = bucket if carry is None else carry.onto(bucket)
-                part = sorted_part(bucket, self.contract, splitter, stream.encoder)
-                parts += write_days(part, number, self.plan, self.staging)
-                if carries_on(self.contract):
-                    write_carry(part, carry, number, self.plan, self.contract.history, self.staging)
+                parts += self._write_shard(shard, number, splitter, stream.encoder)
         return parts, known
+
+    def _write_shard(self, shard: Chunk, number: int, splitter: Splitter, encoder: Encoder) -> list[PartEntry]:
+        """Write rows and events of one shard; of a windowed build, its new days, and the tail of its histories."""
+        if self.plan is None:
+            return write_part(sorted_part(shard, self.contract, splitter, encoder), number, self.staging)
+        tail = None
+        if self.plan.prior is not None and self.plan.has_tails:
+            tail = HistoryTail.read(self.plan.prior.path, number, shard.user)
+            shard = tail.onto(shard)
+        part = sorted_part(shard, self.contract, splitter, encoder)
+        if tails_suffice(self.contract):
+            ends = first_instant(self.plan.days[-1] + timedelta(days=1))
+            write_tail(part, tail, ends, self.contract.history, self.staging / TAILS / part_file(number))
+        return write_days(part, number, self.plan, self.staging)
 
 
 def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:

@@ -1,4 +1,4 @@
-"""One bucket of users to one part: sorted into rows and events, histories found, written."""
+"""One shard of users to one part: sorted into rows and events, histories found, written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from features.chunk import CARRIED, COUNTER, EVENT, GIVEN, HISTORY, INSTANT, LOGGED, ROW, SPLIT, Arrays
-from features.contract.contract import Contract
+from features.chunk import Chunk
+from features.contract.contract import LABEL_PREFIX, Contract
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.fitting.split import Splitter
 from features.point_in_time.history import gap_seconds, history_spans, without_repeats
 from features.store.arrow import to_numpy
-from features.store.feature_set import SPLITS, PartEntry, SplitName, Window, write_arrow
-from features.store.shuffle import taken
-
-MARKS = (INSTANT, EVENT, ROW, LOGGED, SPLIT, CARRIED)
+from features.store.feature_set import SPLITS, PartEntry, SplitName, Window, part_file, write_arrow
+from features.store.versions import INSTANT
 
 
 @dataclass(frozen=True)
@@ -39,53 +37,50 @@ class Part:
     split: np.ndarray
 
 
-def sorted_part(bucket: Arrays, contract: Contract, splitter: Splitter, encoder: Encoder) -> Part:
-    """Sort one bucket by user and time (ties keep the log's order) and find its histories."""
-    order = np.lexsort((np.asarray(bucket["time"]), np.asarray(bucket["user"])))
-    sorted_columns = {name: taken(column, order) for name, column in bucket.items()}
-    lists = sorted_columns.pop(GIVEN, None)
-    columns: dict[str, np.ndarray] = {name: np.asarray(column) for name, column in sorted_columns.items()}
-    is_row = columns[ROW]
-    if lists is not None:
-        events, end_R, length_R = given_spans(lists)
+def sorted_part(shard: Chunk, contract: Contract, splitter: Splitter, encoder: Encoder) -> Part:
+    """Sort one shard by user and time (ties keep the log's order) and find its histories."""
+    chunk = shard.take(np.lexsort((shard.time, shard.user)))
+    if chunk.given is not None:
+        events, end_R, length_R = given_spans(chunk.given)
         event_user = np.empty(0, np.int32)
     else:
-        is_event = _events(columns, contract)
+        is_event = _events(chunk, contract)
         history = contract.history
         end_R, length_R = history_spans(
-            columns["user"],
-            columns["time"],
+            chunk.user,
+            chunk.time,
             is_event,
             history.max_len,
             history.within,
             history.session_gap,
-            columns[INSTANT],
+            chunk.instant,
             history.delay or 0,
         )
-        events = {
-            "item": columns["item"],
-            "time": columns["time"],
-            **_event_columns(columns, is_event, contract, encoder),
-        }
+        events = {"item": chunk.item, "time": chunk.time} | _event_columns(chunk, is_event, contract, encoder)
         events = {name: values[is_event] for name, values in events.items()}
-        event_user = columns["user"][is_event]
-    split = splitter.assign(columns, encoder.users)
-    kept = {
-        name: values
-        for name, values in columns.items()
-        if name not in MARKS and not name.startswith((HISTORY, COUNTER))
-    }
-    rows = kept | {"history_end": end_R, "history_len": length_R}
-    if contract.has_versions and contract.interactions.request is not None:
-        rows[INSTANT] = columns[INSTANT]
-    if not is_row.all():
-        rows, split = {name: values[is_row] for name, values in rows.items()}, split[is_row]
+        event_user = chunk.user[is_event]
+    rows = _row_columns(chunk, contract) | {"history_end": end_R, "history_len": length_R}
+    split = splitter.assign(chunk, encoder.users)
+    if not chunk.is_row.all():
+        rows, split = {name: values[chunk.is_row] for name, values in rows.items()}, split[chunk.is_row]
     return Part(rows, events, event_user, split)
+
+
+def _row_columns(chunk: Chunk, contract: Contract) -> dict[str, np.ndarray]:
+    """The columns of rows as they lie on disk."""
+    columns = {"user": chunk.user, "item": chunk.item, "label": chunk.label, "time": chunk.time}
+    if contract.has_versions and contract.interactions.request is not None:
+        columns[INSTANT] = chunk.instant
+    columns |= chunk.context
+    columns |= {LABEL_PREFIX + name: label for name, label in chunk.labels.items()}
+    optional = {"weight": chunk.weight, "request": chunk.request}
+    columns |= {name: values for name, values in optional.items() if values is not None}
+    return columns | chunk.counters
 
 
 def write_part(part: Part, number: int, folder: Path) -> list[PartEntry]:
     """Write `events/part-N.arrow` and the rows of each split beside it, in `rows/<split>/part-N.arrow`."""
-    file = f"part-{number:05d}.arrow"
+    file = part_file(number)
     write_arrow(folder / "events" / file, part.events)
     entries = []
     for which, name in enumerate(SPLITS):
@@ -154,42 +149,44 @@ def given_spans(lists: pa.LargeListArray) -> tuple[dict[str, np.ndarray], np.nda
     return {"item": items[kept_P]}, end_R, length_R.astype(np.int32)
 
 
-def _events(columns: dict[str, np.ndarray], contract: Contract) -> np.ndarray:
-    """Which rows of the bucket are events of histories, bool [R]."""
-    is_event = columns[EVENT].astype(bool)
+def _events(chunk: Chunk, contract: Contract) -> np.ndarray:
+    """Which rows of the sorted chunk are events of histories, bool [R]."""
+    is_event = chunk.is_event
     if contract.history.tables:
-        is_event &= ~_told_twice(columns)
-    return without_repeats(columns["user"], columns["item"], is_event, contract.history.repeats)
+        is_event = is_event & ~duplicates_across_tables(chunk)
+    return without_repeats(chunk.user, chunk.item, is_event, contract.history.repeats)
 
 
-def _told_twice(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Events of a history table that the log (or another table) has too: same user, item and instant, bool [R]."""
-    user, item, time = columns["user"], columns["item"], columns["time"]
-    # An event of the log comes first of its equals, so it is the one that stays.
-    order = np.lexsort((~columns[LOGGED], ~columns[EVENT].astype(bool), item, time, user))
-    again = np.zeros(len(order), bool)
-    again[1:] = np.logical_and.reduce([x[order][1:] == x[order][:-1] for x in (user, item, time)])
-    twice = np.zeros(len(order), bool)
-    twice[order] = again & ~columns[LOGGED][order]
-    return twice
+def duplicates_across_tables(chunk: Chunk) -> np.ndarray:
+    """Events of a history table that the log, or another table, has too: same user, item and instant, bool [R].
+
+    Of several equal ones the first stays: an event of the log before those of tables, which keep their order. A row of
+    the log that is no event takes no event of a table away.
+    """
+    # 0: an event of the log, 1: of a table, 2: what is no event.
+    rank = np.where(chunk.is_event, np.where(chunk.is_logged, 0, 1), 2)
+    order = np.lexsort((rank, chunk.item, chunk.time, chunk.user))
+    user, item, time = chunk.user[order], chunk.item[order], chunk.time[order]
+    same_as_previous = (user[1:] == user[:-1]) & (item[1:] == item[:-1]) & (time[1:] == time[:-1])
+    is_duplicate = np.zeros(chunk.rows, bool)
+    is_duplicate[order[1:][same_as_previous]] = True
+    return is_duplicate & ~chunk.is_logged
 
 
-def _event_columns(
-    columns: dict[str, np.ndarray], is_event: np.ndarray, contract: Contract, encoder: Encoder
-) -> dict[str, np.ndarray]:
+def _event_columns(chunk: Chunk, is_event: np.ndarray, contract: Contract, encoder: Encoder) -> dict[str, np.ndarray]:
     result = {}
-    carried = columns.get(CARRIED)
     for name, spec in contract.history.columns.items():
         if spec.type == "gap":
-            seconds = gap_seconds(columns["user"], columns["time"], is_event)
-            result[name] = encoder.event[name].encode(pl.Series(name, seconds, nan_to_null=True))
+            seconds = gap_seconds(chunk.user, chunk.time, is_event)
+            values = encoder.event[name].encode(pl.Series(name, seconds, nan_to_null=True))
         elif spec.type == "residual":
-            residual = columns["label"] - columns[COUNTER + spec.counter]
+            residual = chunk.label - chunk.raw_counters[spec.counter]
             # An event of another table has no label to compare.
-            result[name] = np.where(columns[LOGGED], residual, np.nan).astype(np.float32)
+            values = np.where(chunk.is_logged, residual, np.nan).astype(np.float32)
         else:
-            result[name] = columns[HISTORY + name]
-        if carried is not None:
+            values = chunk.events[name]
+        if chunk.is_from_tail is not None:
             # Computed when these events were new, from what came before them.
-            result[name] = np.where(carried, columns[HISTORY + name], result[name])
+            values = np.where(chunk.is_from_tail, chunk.events[name], values)
+        result[name] = values
     return result

@@ -14,16 +14,16 @@ from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies,
 from features.checks.messages import with_example
 from features.checks.quarantine import QUARANTINE, put_aside
 from features.checks.row_rules import RowRules, Violation, label_name, row_rules
-from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Arrays
+from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Values
 from features.contract.contract import Contract
 from features.contract.log import Format, Policy
 from features.errors import DataError, named
 from features.sources.keys import canonical
 from features.sources.log import Unchecked, chunks
 from features.sources.tables import readable, scan
-from features.store.shuffle import by_bucket
+from features.store.shuffle import shuffle_by_key
 
-KEY_BUCKETS = 32
+KEY_SHARDS = 32
 SCRATCH = ".scratch-checks"
 
 
@@ -154,8 +154,8 @@ class _Look:
             for _ in self._keys(path):
                 pass
             return []
-        buckets = by_bucket(self._keys(path), "key", KEY_BUCKETS, staging / SCRATCH)
-        return [later_copies(bucket) for bucket in buckets]
+        shards = shuffle_by_key(self._keys(path), "key", KEY_SHARDS, staging / SCRATCH)
+        return [later_copies(shard) for shard in shards]
 
     def remarks(self) -> Iterator[Finding]:
         """On columns as a whole."""
@@ -174,7 +174,7 @@ class _Look:
             )
             yield Finding("constant", "warn", name, total, total, value, message)
 
-    def _keys(self, path: str) -> Iterator[Arrays]:
+    def _keys(self, path: str) -> Iterator[dict[str, Values]]:
         keys = EventKeys()
         for chunk in chunks(self._frame):
             self._rules.add(chunk, self.rows)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from features.calendar import DAY
 from features.checks.row_rules import ROW, Violation, day_of, numbered
-from features.chunk import DAY, ITEM, TIME, USER, Arrays
+from features.chunk import ITEM, TIME, USER, Values
 from features.contract.contract import Contract
 from features.contract.log import Policy
 from features.sources.keys import canonical
@@ -52,7 +53,7 @@ class EventKeys:
         # A column, not its type alone: polars forgets the numbers when the last column of that type is gone.
         self._numbers = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))
 
-    def of(self, chunk: pl.DataFrame, first: int) -> Arrays:
+    def of(self, chunk: pl.DataFrame, first: int) -> dict[str, Values]:
         """`key` (uint64) and `row` (number of the row, int64) of the rows whose user, item and time are known."""
         names = [USER, ITEM, TIME]
         kept = pl.select(pl.int_range(first, first + chunk.height, dtype=pl.Int64).alias(ROW)).hstack(chunk[names])
@@ -70,10 +71,10 @@ class EventKeys:
         return values.to_numpy().astype(np.uint64)
 
 
-def later_copies(bucket: Arrays) -> np.ndarray:
-    """Numbers of the rows of a bucket whose key an earlier row has, int64."""
-    key_R: np.ndarray = np.asarray(bucket["key"])
-    row_R: np.ndarray = np.asarray(bucket["row"])
+def later_copies(shard: dict[str, Values]) -> np.ndarray:
+    """Numbers of the rows of a shard whose key an earlier row has, int64."""
+    key_R: np.ndarray = shard["key"]
+    row_R: np.ndarray = shard["row"]
     ordered = np.sort(key_R)
     if not (ordered[1:] == ordered[:-1]).any():
         return np.empty(0, np.int64)
@@ -84,7 +85,7 @@ def later_copies(bucket: Arrays) -> np.ndarray:
 
 
 def repeats(places: list[np.ndarray], contract: Contract) -> Iterator[Violation]:
-    """The rows that `later_copies` found in each bucket, as a violation."""
+    """The rows that `later_copies` found in each shard, as a violation."""
     log, policy = contract.interactions, contract.checks.duplicate
     places_N = np.sort(np.concatenate([np.empty(0, np.int64), *places]))
     if not len(places_N):

@@ -9,9 +9,10 @@ from typing import Any
 
 import polars as pl
 
+from features.calendar import FIRST_TIME, LAST_TIME
 from features.checks.check_log import Finding
 from features.checks.row_rules import day_of, plausible
-from features.chunk import FIRST_TIME, ITEM, LAST_TIME, RAW_TIME, TIME, USER
+from features.chunk import ITEM, RAW_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.contract.log import HistoryTable, Policy
 from features.errors import DataError

@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from features.calendar import FIRST_TIME, LAST_TIME
 from features.checks.quarantine import rows_as_read
 from features.checks.row_rules import EPOCH, Violation, plausible
-from features.chunk import FIRST_TIME, ITEM, LABEL, LAST_TIME, TIME, USER
+from features.chunk import ITEM, LABEL, TIME, USER
 from features.contract.contract import Contract
 from features.sources.log import MICROSECONDS, microseconds
 from features.sources.tables import scan

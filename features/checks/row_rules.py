@@ -11,7 +11,8 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 
-from features.chunk import CONTEXT, FIRST_TIME, HISTORY, ITEM, LABEL, LABELS, LAST_TIME, SPLIT, TIME, USER, WEIGHT
+from features.calendar import FIRST_TIME, LAST_TIME
+from features.chunk import CONTEXT, HISTORY, ITEM, LABEL, LABELS, SPLIT, TIME, USER, WEIGHT
 from features.contract.columns import Buckets, Gap, Numeric, Residual
 from features.contract.contract import Contract
 from features.contract.log import Policy

@@ -1,15 +1,16 @@
-"""Which rows train, which validate, which test: by time with ties on one side, by days, by user, or by file."""
+"""Decides which rows train, validate and test: by time with ties on one side, by days, by user, or by file."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 
-from features.chunk import DAY, SPLIT, TIME, USER
+from features.calendar import DAY, FIRST_TIME
+from features.chunk import SPLIT, TIME, USER, Chunk
 from features.contract.contract import Contract
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
@@ -19,28 +20,77 @@ from features.store.schema import FIRST_VALUE
 BINS = 1 << 16
 
 
+class Splitter(Protocol):
+    """A fitted split."""
+
+    @property
+    def is_train(self) -> pl.Expr:
+        """The training window, as an expression on the raw log."""
+
+    def assign(self, chunk: Chunk, users: Vocabulary) -> np.ndarray:
+        """0 train, 1 valid, 2 test for each row, int8 [R].
+
+        Args:
+            chunk: the rows.
+            users: catalogue of users, which `chunk.user` counts in.
+        """
+
+
 @dataclass(frozen=True)
-class Splitter:
-    """A fitted split.
+class TimeSplitter:
+    """Windows of time, one after the other.
 
     Args:
-        is_train: the training window, as an expression on the log.
-        valid_from, test_from: by time and by days: first µs of each window. By user: shares of the spread of user
-            ids. By files: numbers of the files.
-        by: what decides.
+        valid_from, test_from: first instant of the validation and of the test window, µs since 1970.
+        train_from: first instant of the training window, µs since 1970.
+    """
+
+    valid_from: int
+    test_from: int
+    train_from: int = FIRST_TIME
+
+    @property
+    def is_train(self) -> pl.Expr:
+        """As of `Splitter`."""
+        return pl.col(TIME).is_between(self.train_from, self.valid_from, closed="left")
+
+    def assign(self, chunk: Chunk, users: Vocabulary) -> np.ndarray:
+        """As of `Splitter`."""
+        return _window(chunk.time, self.valid_from, self.test_from)
+
+
+@dataclass(frozen=True)
+class UserSplitter:
+    """Shares of the users, whom a hash of their ids places in [0, 1).
+
+    Args:
+        is_train: as of `Splitter`.
+        valid_from, test_from: places, in [0, 1), at which the validation and the test users begin.
     """
 
     is_train: pl.Expr
     valid_from: float
     test_from: float
-    by: str
 
-    def assign(self, rows: Mapping[str, np.ndarray], users: Vocabulary) -> np.ndarray:
-        """0 train, 1 valid, 2 test for each row, int8 [R], by its `time` (µs), `user` (row of `users`) or `_split`."""
-        if self.by == "files":
-            return rows[SPLIT]
-        place_R = _spread_rows(rows["user"], users) if self.by == "user" else rows["time"]
-        return (place_R >= self.valid_from).astype(np.int8) + (place_R >= self.test_from)
+    def assign(self, chunk: Chunk, users: Vocabulary) -> np.ndarray:
+        """As of `Splitter`."""
+        user_U, place_R = np.unique(chunk.user, return_inverse=True)
+        return _window(_place(users.values.gather(user_U - FIRST_VALUE))[place_R], self.valid_from, self.test_from)
+
+
+@dataclass(frozen=True)
+class FileSplitter:
+    """A file for each window."""
+
+    @property
+    def is_train(self) -> pl.Expr:
+        """As of `Splitter`."""
+        return pl.col(SPLIT) == 0
+
+    def assign(self, chunk: Chunk, users: Vocabulary) -> np.ndarray:
+        """As of `Splitter`."""
+        assert chunk.file is not None, "a log that is split by files has the number of its file in each row"
+        return chunk.file
 
 
 def fit_split(contract: Contract, log: Log) -> Splitter:
@@ -51,29 +101,33 @@ def fit_split(contract: Contract, log: Log) -> Splitter:
     """
     split = contract.split
     if split.by == "files":
-        return Splitter(pl.col(SPLIT) == 0, 1, 2, "files")
+        return FileSplitter()
     valid, test = float(split.valid), float(split.test)
     if split.by == "user":
         users = distinct(log, USER, contract.interactions.user)
-        bounds = (1.0 - valid - test, 1.0 - test)
-        trains = users.filter(_spread(users) < bounds[0])
-        is_train = pl.col(USER).cast(trains.dtype).is_in(trains.implode())
-        return Splitter(is_train, *bounds, "user")
+        valid_from = 1.0 - valid - test
+        trains = users.filter(_place(users) < valid_from)
+        return UserSplitter(pl.col(USER).cast(trains.dtype).is_in(trains.implode()), valid_from, 1.0 - test)
     if split.by == "days":
         newest = log.frame.select(pl.col(TIME).max()).collect(engine="streaming").item()
         after = (newest // DAY + 1) * DAY
-        valid_from, test_from = after - int(valid + test) * DAY, after - int(test) * DAY
+        splitter = TimeSplitter(after - int(valid + test) * DAY, after - int(test) * DAY)
     else:
-        places = [min(int(log.rows * share), log.rows - 1) for share in (1 - test - valid, 1 - test)]
-        valid_from, test_from = times_at(log, places)
-    _refuse_empty(log, valid_from, test_from)
-    return Splitter(pl.col(TIME) < valid_from, valid_from, test_from, split.by)
+        ranks = [min(int(log.rows * share), log.rows - 1) for share in (1 - test - valid, 1 - test)]
+        splitter = TimeSplitter(*times_at(log, ranks))
+    _refuse_empty(log, splitter)
+    return splitter
 
 
-def times_at(log: Log, places: list[int]) -> list[int]:
-    """The times (µs) that stand at these places of the log in order of time, in memory that does not grow with it.
+def times_at(log: Log, ranks: list[int]) -> list[int]:
+    """The times (µs) at these ranks of the log in order of time, in memory that does not grow with the log.
 
-    Counted in bins of equal width; what lies in a wanted bin is then counted time by time.
+    A first pass counts rows in bins of equal width; a second one counts, time by time, what lies in the bins of the
+    wanted ranks.
+
+    Args:
+        log: with at least one row.
+        ranks: from 0, each below the number of rows.
     """
     times = log.frame.select(TIME)
     low, high = (
@@ -86,25 +140,24 @@ def times_at(log: Log, places: list[int]) -> list[int]:
     for chunk in chunks(times, log.rows):
         counts += np.bincount((chunk[TIME].to_numpy() - low) // width, minlength=BINS)
     ends = np.cumsum(counts)
-    bins = np.searchsorted(ends, places, side="right")
-    inside = pl.any_horizontal(
-        *(pl.col(TIME).is_between(low + b * width, low + (b + 1) * width - 1) for b in bins.tolist())
-    )
+    bins = np.searchsorted(ends, ranks, side="right").tolist()
+    inside = pl.any_horizontal(*(pl.col(TIME).is_between(low + b * width, low + (b + 1) * width - 1) for b in bins))
     exact = times.filter(inside).group_by(TIME).len().collect(engine="streaming").sort(TIME)
     found = []
-    for place, one in zip(places, bins.tolist(), strict=True):
-        start = low + one * width
-        there = exact.filter(pl.col(TIME).is_between(start, start + width - 1))
-        before = place - (int(ends[one]) - int(counts[one]))
-        found.append(int(there[TIME][int(np.searchsorted(there["len"].cum_sum().to_numpy(), before, side="right"))]))
+    for rank, number in zip(ranks, bins, strict=True):
+        start = low + number * width
+        in_bin = exact.filter(pl.col(TIME).is_between(start, start + width - 1))
+        rank_in_bin = rank - (int(ends[number]) - int(counts[number]))
+        at = int(np.searchsorted(in_bin["len"].cum_sum().to_numpy(), rank_in_bin, side="right"))
+        found.append(int(in_bin[TIME][at]))
     return found
 
 
-def _refuse_empty(log: Log, valid_from: int, test_from: int) -> None:
+def _refuse_empty(log: Log, splitter: TimeSplitter) -> None:
     time = pl.col(TIME)
     counts = log.frame.select(
-        (time < valid_from).sum().alias("training"),
-        ((time >= valid_from) & (time < test_from)).sum().alias("validation"),
+        (time < splitter.valid_from).sum().alias("training"),
+        time.is_between(splitter.valid_from, splitter.test_from, closed="left").sum().alias("validation"),
     ).collect(engine="streaming")
     for window, rows in counts.row(0, named=True).items():
         if not rows:
@@ -115,11 +168,10 @@ def _refuse_empty(log: Log, valid_from: int, test_from: int) -> None:
             )
 
 
-def _spread_rows(user_R: np.ndarray, users: Vocabulary) -> np.ndarray:
-    distinct_users, place_R = np.unique(user_R, return_inverse=True)
-    return _spread(users.values.gather(distinct_users - FIRST_VALUE))[place_R]
+def _window(place_R: np.ndarray, valid_from: float, test_from: float) -> np.ndarray:
+    return (place_R >= valid_from).astype(np.int8) + (place_R >= test_from)
 
 
-def _spread(ids: pl.Series) -> np.ndarray:
-    """Each id to a fixed place in [0, 1): by its text alone, so that other users' coming and going moves nobody."""
+def _place(ids: pl.Series) -> np.ndarray:
+    """The place of each id in [0, 1): a hash of its text alone, so that other users who come or go move nobody."""
     return np.array([zlib.crc32(str(value).encode()) / 2**32 for value in ids.to_list()])

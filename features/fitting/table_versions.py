@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import polars as pl
 
+from features.calendar import LAST_TIME
 from features.checks.row_rules import EPOCH
-from features.chunk import LAST_TIME
 from features.contract.contract import Table
 from features.errors import DataError
 from features.sources.log import MICROSECONDS, end_of, microseconds

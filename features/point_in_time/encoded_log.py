@@ -1,37 +1,33 @@
-"""The log as encoded chunks, in its own order: rows, the negatives drawn for them, and earlier events."""
+"""The log as encoded chunks, in its own order: rows, the negatives drawn for them, then events of history tables."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features.calendar import FIRST_TIME
 from features.chunk import (
     CONTEXT,
     EVENT,
-    FIRST_TIME,
     GIVEN,
     HISTORY,
-    INSTANT,
     ITEM,
     LABEL,
     LABELS,
-    LOGGED,
     REQUEST,
-    ROW,
     SPLIT,
     TIME,
     USER,
     WEIGHT,
-    Arrays,
-    Column,
+    Chunk,
 )
-from features.contract.contract import LABEL_PREFIX, Contract
+from features.contract.contract import Contract
 from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.vocabulary import id_hashes
@@ -43,22 +39,11 @@ from features.sources.log import Log, chunks
 from features.store.arrow import to_arrow
 from features.store.feature_set import Sampling
 from features.store.schema import UNKNOWN
-from features.store.shuffle import taken
-
-KEYS = (USER, ITEM, TIME, LABEL)
 
 
 @dataclass
-class Stream:
+class EncodedLog:
     """Reads the log as often as it is asked to; each pass gives the same rows in the same chunks.
-
-    Columns of a chunk: `user item` (int32 rows of the catalogues), `label` (float32, NaN where unknown), `time` (µs),
-    `_instant` (µs: as of when the row knows the past), three bools, `_split` of a split by files, and in a full pass
-    all that the contract declares, encoded. The bools:
-
-        _event    may stand in histories
-        _row      trains, validates or tests in this build; false before `since` and for events of other tables
-        _logged   was recorded in the log, before `since` too; false for drawn negatives and events of other tables
 
     Args:
         contract: what the columns are.
@@ -74,14 +59,14 @@ class Stream:
     since: int | None = None
     instants: Instants = field(default_factory=Instants)
 
-    def narrow(self) -> Iterator[Arrays]:
-        """User, item, time and label alone, with what each row is and, of a split by files, its file."""
-        frame = self.log.frame.select(list(dict.fromkeys((*KEYS, EVENT, *self._file, *self.instants.reads))))
-        yield from self._passes(frame, lambda chunk: {})
+    def narrow(self) -> Iterator[Chunk]:
+        """Chunks without the columns that the contract declares beside user, item, time and label."""
+        names = dict.fromkeys((USER, ITEM, TIME, LABEL, EVENT, *self._file, *self.instants.reads))
+        yield from self._passes(self.log.frame.select(list(names)), lambda logged, chunk: chunk)
 
-    def full(self) -> Iterator[Arrays]:
-        """All columns."""
-        yield from self._passes(self.log.frame, self._declared)
+    def full(self) -> Iterator[Chunk]:
+        """Chunks with every column that the contract declares, but counters."""
+        yield from self._passes(self.log.frame, self._with_declared)
 
     def most_rows(self) -> int:
         """Rows of a pass: those of the log, drawn ones, and earlier events, also those of users that nobody knows."""
@@ -120,72 +105,68 @@ class Stream:
             rate = drawn / max(int(self._negatives.possible_R[chosen_R].sum()), 1)
         return Sampling(drawn=drawn, per_positive=drawn / rows, rate=rate)
 
-    def _passes(self, frame: pl.LazyFrame, declared: Callable[[pl.DataFrame], Arrays]) -> Iterator[Arrays]:
+    def _passes(self, frame: pl.LazyFrame, with_declared: Callable[[pl.DataFrame, Chunk], Chunk]) -> Iterator[Chunk]:
         first = 0
-        for chunk in chunks(frame, self.log.rows):
+        for logged in chunks(frame, self.log.rows):
             with named(self.log.path):
-                columns = self._common(chunk) | declared(chunk)
-            columns[ROW] = np.ones(chunk.height, bool) if self.since is None else columns["time"] >= self.since
-            columns[LOGGED] = np.ones(chunk.height, bool)
+                chunk = with_declared(logged, self._common(logged))
+            layout = chunk.take(np.arange(0))
             if self._negatives is not None:
-                columns = _with_negatives(columns, self._negatives.items_RK[first : first + chunk.height])
-            first += chunk.height
-            yield columns
-            self._like = columns
-        for events in self.log.earlier:
-            for chunk in chunks(events):
-                yield self._as_events(chunk)
+                chunk = _with_negatives(chunk, self._negatives.items_RK[first : first + logged.height])
+            first += logged.height
+            yield chunk
+        for table in self.log.earlier:
+            for events in chunks(table):
+                yield self._as_events(events, layout)
 
-    def _as_events(self, chunk: pl.DataFrame) -> Arrays:
-        """Events that are no rows: those of users whom the log knows; row columns are blank."""
+    def _as_events(self, events: pl.DataFrame, layout: Chunk) -> Chunk:
+        """Events of a history table, of users whom the log knows: no rows; columns of rows are blank.
+
+        Args:
+            events: of the table.
+            layout: a chunk of the log, for its columns.
+        """
         with named(self.log.path):
-            columns: Arrays = {
-                "user": self._users(chunk),
-                "item": self._items(chunk),
-                "label": np.zeros(chunk.height, np.float32),
-                "time": chunk[TIME].to_numpy(),
-                INSTANT: chunk[TIME].to_numpy(),
-                EVENT: np.ones(chunk.height, bool),
-                ROW: np.zeros(chunk.height, bool),
-                LOGGED: np.zeros(chunk.height, bool),
-            }
-            if any(name.startswith(HISTORY) for name in self._like):
-                columns |= {
-                    HISTORY + name: one.encode(_column(chunk, HISTORY, name)) for name, one in self._event_encoders()
-                }
-        for name, like in self._like.items():
-            if name not in columns:
-                columns[name] = _blank(like, chunk.height)
-        known = columns["user"] != UNKNOWN
-        return {name: taken(values, known) for name, values in ((name, columns[name]) for name in self._like)}
+            encoded = {name: encoder.encode(_column(events, HISTORY, name)) for name, encoder in self._event_encoders()}
+            time = events[TIME].to_numpy()
+            chunk = replace(
+                layout.blank(events.height),
+                user=self._users(events),
+                item=self._items(events),
+                time=time,
+                instant=time,
+                label=np.zeros(events.height, np.float32),
+                is_event=np.ones(events.height, bool),
+                events=encoded if layout.events else {},
+            )
+        return chunk.take(chunk.user != UNKNOWN)
 
-    def _common(self, chunk: pl.DataFrame) -> Arrays:
-        return {
-            "user": self._users(chunk),
-            "item": self._items(chunk),
-            "label": chunk[LABEL].to_numpy(),
-            "time": chunk[TIME].to_numpy(),
-            INSTANT: self.instants.of(chunk),
-            EVENT: chunk[EVENT].to_numpy(),
-            **{name: chunk[name].to_numpy() for name in self._file},
-        }
+    def _common(self, logged: pl.DataFrame) -> Chunk:
+        """What every pass reads of rows of the log."""
+        time, every = logged[TIME].to_numpy(), np.ones(logged.height, bool)
+        return Chunk(
+            user=self._users(logged),
+            item=self._items(logged),
+            time=time,
+            instant=self.instants.of(logged),
+            label=logged[LABEL].to_numpy(),
+            is_event=logged[EVENT].to_numpy(),
+            is_row=every if self.since is None else time >= self.since,
+            is_logged=every,
+            file=logged[SPLIT].to_numpy() if self._file else None,
+        )
 
-    def _declared(self, chunk: pl.DataFrame) -> Arrays:
+    def _with_declared(self, logged: pl.DataFrame, chunk: Chunk) -> Chunk:
         log = self.contract.interactions
-        columns: Arrays = {}
-        for name in log.context:
-            columns[name] = self.encoder.context[name].encode(_column(chunk, CONTEXT, name))
-        for name, encoder in self._event_encoders():
-            columns[HISTORY + name] = encoder.encode(_column(chunk, HISTORY, name))
-        for name in log.labels:
-            columns[LABEL_PREFIX + name] = chunk[LABELS + name].cast(pl.Float32).to_numpy()
-        if log.weight:
-            columns["weight"] = chunk[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy()
-        if log.request:
-            columns["request"] = request_keys(chunk[REQUEST].rename(log.request))
-        if self.contract.history.given:
-            columns[GIVEN] = self._lists(chunk[GIVEN])
-        return columns
+        return replace(
+            chunk,
+            context={name: self.encoder.context[name].encode(_column(logged, CONTEXT, name)) for name in log.context},
+            events={name: encoder.encode(_column(logged, HISTORY, name)) for name, encoder in self._event_encoders()},
+            labels={name: logged[LABELS + name].cast(pl.Float32).to_numpy() for name in log.labels},
+            weight=logged[WEIGHT].cast(pl.Float32).fill_null(1.0).to_numpy() if log.weight else None,
+            request=request_keys(logged[REQUEST].rename(log.request)) if log.request else None,
+            given=self._lists(logged[GIVEN]) if self.contract.history.given else None,
+        )
 
     @property
     def _file(self) -> tuple[str, ...]:
@@ -194,7 +175,9 @@ class Stream:
     def _event_encoders(self) -> Iterator[tuple[str, ColumnEncoder]]:
         """Event columns that are read from the log; the others are computed from its order."""
         specs = self.contract.history.columns
-        return ((name, one) for name, one in self.encoder.event.items() if specs[name].type not in ("gap", "residual"))
+        for name, encoder in self.encoder.event.items():
+            if specs[name].type not in ("gap", "residual"):
+                yield name, encoder
 
     def _users(self, chunk: pl.DataFrame) -> np.ndarray:
         return self.encoder.users.encode(chunk[USER])
@@ -208,7 +191,7 @@ class Stream:
         lengths = newest.list.len().to_numpy()
         flat = newest.explode(empty_as_null=False)
         items = self.encoder.items.encode(flat)
-        # 64 bits: the lists of one bucket together may hold more than 2^31 items.
+        # 64 bits: the lists of one shard together may hold more than 2^31 items.
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return pa.LargeListArray.from_arrays(to_arrow(offsets), to_arrow(items))
 
@@ -234,27 +217,22 @@ def request_keys(raw: pl.Series) -> np.ndarray:
     ).to_numpy()
 
 
-def _with_negatives(columns: Arrays, drawn_RK: np.ndarray) -> Arrays:
+def _with_negatives(chunk: Chunk, drawn_RK: np.ndarray) -> Chunk:
     """Each row followed by its negatives: the same in everything but item and labels, neither logged nor an event."""
     rows, k = drawn_RK.shape
-    place = np.repeat(np.arange(rows), k + 1)
-    item = np.concatenate([np.asarray(columns["item"])[:, None], drawn_RK], axis=1).reshape(-1)
-    sampled = np.tile(np.r_[False, np.ones(k, bool)], rows)
-    kept = item != NONE
-    place, item, sampled = place[kept], item[kept], sampled[kept]
-    repeated: Arrays = {name: taken(values, place) for name, values in columns.items()}
-    # Taken by index, so these are copies.
-    repeated[EVENT][sampled] = False
-    repeated[LOGGED][sampled] = False
-    for name in columns:
-        if name == "label" or name.startswith(LABEL_PREFIX):
-            repeated[name][sampled] = 0.0
-    return repeated | {"item": item}
+    item = np.concatenate([chunk.item[:, None], drawn_RK], axis=1).reshape(-1)
+    found = item != NONE
+    item, is_drawn = item[found], np.tile(np.r_[False, np.ones(k, bool)], rows)[found]
+    repeated = chunk.take(np.repeat(np.arange(rows), k + 1)[found])
+    return replace(
+        repeated,
+        item=item,
+        label=_zero_where(is_drawn, repeated.label),
+        labels={name: _zero_where(is_drawn, label) for name, label in repeated.labels.items()},
+        is_event=repeated.is_event & ~is_drawn,
+        is_logged=repeated.is_logged & ~is_drawn,
+    )
 
 
-def _blank(like: Column, rows: int) -> Column:
-    if isinstance(like, pa.LargeListArray):
-        return pa.array([[]] * rows, like.type)
-    if like.dtype.kind == "f":
-        return np.full(rows, np.nan, like.dtype)
-    return np.zeros(rows, like.dtype)
+def _zero_where(chosen: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.where(chosen, values.dtype.type(0), values)

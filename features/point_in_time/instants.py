@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from features.calendar import DAY
 from features.checks.check_log import Finding
-from features.chunk import DAY, REQUEST, SPLIT, TIME, USER, Arrays
+from features.chunk import REQUEST, SPLIT, TIME, USER, Values
 from features.contract.contract import Contract
 from features.sources.log import Log, chunks
-from features.store.shuffle import by_bucket
+from features.store.shuffle import shuffle_by_key
 
 LONG = 3_600_000_000  # µs; a request that lasts longer is reported
 
@@ -43,20 +44,20 @@ class Instants:
     lasts_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
-    def find(cls, contract: Contract, log: Log, buckets: int, scratch: Path) -> Instants:
-        """Look at every row of the log once, in memory that holds one bucket of rows, and the requests that are found.
+    def find(cls, contract: Contract, log: Log, shards: int, scratch: Path) -> Instants:
+        """Look at every row of the log once, in memory that holds one shard of rows, and the requests that are found.
 
         Args:
             contract: whether requests and times are declared, and the split.
             log: the checked log.
-            buckets: how many pieces the rows are compared in.
+            shards: how many pieces the rows are compared in.
             scratch: for files; must not exist.
         """
         if contract.interactions.request is None or contract.interactions.time is None:
             return cls()
         apart = {"days": (pl.col(TIME) // DAY,), "files": (pl.col(SPLIT),)}.get(contract.split.by, ())
         empty = cls((pl.col(USER), pl.col(REQUEST), *apart))
-        found = [_several_times(bucket) for bucket in by_bucket(empty.numbered(log), "number", buckets, scratch)]
+        found = [_several_times(shard) for shard in shuffle_by_key(empty.numbered(log), "number", shards, scratch)]
         number_Q, first_Q, lasts_Q = (np.concatenate(column) for column in zip(*found, strict=True))
         if not len(number_Q):
             return cls()
@@ -91,7 +92,7 @@ class Instants:
         )
         return (Finding("request", "warn", name, long, len(self.lasts_Q), longest, message),)
 
-    def numbered(self, log: Log) -> Iterator[Arrays]:
+    def numbered(self, log: Log) -> Iterator[dict[str, Values]]:
         """`number` and `time` of the rows that have a request id, chunk by chunk."""
         for chunk in chunks(log.frame.select(list(dict.fromkeys((TIME, *self.reads)))), log.rows):
             known = chunk.filter(pl.col(REQUEST).is_not_null())
@@ -101,9 +102,9 @@ class Instants:
         return chunk.select(column.alias(str(i)) for i, column in enumerate(self.columns)).hash_rows(seed=1).to_numpy()
 
 
-def _several_times(bucket: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number, earliest time and duration of each request of a bucket that has several times."""
-    number_R, time_R = np.asarray(bucket["number"]), np.asarray(bucket["time"])
+def _several_times(shard: dict[str, Values]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number, earliest time and duration of each request of a shard that has several times."""
+    number_R, time_R = shard["number"], shard["time"]
     order = np.lexsort((time_R, number_R))
     number_R, time_R = number_R[order], time_R[order]
     begins = np.flatnonzero(np.r_[True, number_R[1:] != number_R[:-1]]) if len(order) else np.empty(0, np.int64)

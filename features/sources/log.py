@@ -9,16 +9,15 @@ from typing import Any
 
 import polars as pl
 
+from features.calendar import FIRST_TIME, LAST_TIME
 from features.chunk import (
     CONTEXT,
     EVENT,
-    FIRST_TIME,
     GIVEN,
     HISTORY,
     ITEM,
     LABEL,
     LABELS,
-    LAST_TIME,
     RAW_TIME,
     REQUEST,
     SPLIT,

@@ -88,7 +88,7 @@ class Manifest(Settings):
     contract: Contract
     schema_: Schema
     windows: dict[SplitName, Window]
-    buckets: int
+    shards: int
     parts: tuple[PartEntry, ...]
     days: dict[str, str] = {}
     log_files: dict[str, tuple[date, date]] = {}
@@ -113,7 +113,7 @@ class Verified:
 class FeatureSet:
     """A published feature set, opened for reading. Columns are numpy views on memory-mapped files.
 
-    Layout (`part` runs over user buckets; a part's history ends count into the same part's events):
+    Layout (`part` runs over shards of users; a part's history ends count into the same part's events):
 
         rows/{train,valid,test}/part-00000.arrow   user item time label [weight] [request] [_instant] context…
                                                    history_end history_len
@@ -250,6 +250,11 @@ class FeatureSet:
 
     def _versions(self, name: str, latest: dict[str, np.ndarray]) -> Versions | None:
         return Versions(latest, self._table(name)) if (self.path / name).is_file() else None
+
+
+def part_file(number: int) -> str:
+    """Name of the file of a shard of users, in any folder of the feature set."""
+    return f"part-{number:05d}.arrow"
 
 
 def _is_as_recorded(path: Path, entry: FileEntry) -> bool:

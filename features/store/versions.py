@@ -10,11 +10,11 @@ from functools import cached_property
 
 import numpy as np
 
-from features.chunk import INSTANT
 from features.store.schema import UNKNOWN
 
 ITEM_VERSIONS, USER_VERSIONS = "item_versions.arrow", "user_versions.arrow"
 ROW, VALID_FROM = "_row", "_valid_from"
+INSTANT = "_instant"  # column of rows, where it is not their time: as of when they read items and users
 
 Columns = Mapping[str, np.ndarray]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from features.build.window import carries_on
+from features.build.history_tail import tails_suffice
 from features.contract.contract import LABEL_PREFIX
 from features.encoding.base import ColumnEncoder
 from features.encoding.category import CategoricalEncoder, TagsEncoder
@@ -47,7 +47,7 @@ def assert_same(daily: FeatureSet, whole: FeatureSet, kept_inodes: set[int]) -> 
     """Rows, tables, counters and windows agree; days whose files are among `kept_inodes` may know fewer values."""
     ours, theirs = Meaning(daily), Meaning(whole)
     left, right = ours.rows(kept_inodes), theirs.rows(set())
-    carried = carries_on(daily.contract)
+    carried = tails_suffice(daily.contract)
     assert [key(row) for row in left] == [key(row) for row in right]
     for one, other in zip(left, right, strict=True):
         assert one.keys() == other.keys()

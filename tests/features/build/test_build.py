@@ -270,16 +270,16 @@ def test_parts_and_chunks_change_nothing_but_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, chunk: int
 ) -> None:
     whole = build(tmp_path / "a")
-    monkeypatch.setattr(build_module, "ROWS_A_BUCKET", part)
+    monkeypatch.setattr(build_module, "ROWS_A_SHARD", part)
     monkeypatch.setattr(log, "ROWS_A_CHUNK", chunk)
     divided = build(tmp_path / "b")
-    assert divided.manifest.buckets == min(-(-ROWS // part), 64)
+    assert divided.manifest.shards == min(-(-ROWS // part), 64)
     assert in_order(decoded_rows(divided)) == in_order(decoded_rows(whole))
     assert divided.manifest.windows == whole.manifest.windows and events_of(divided) == events_of(whole)
     assert (divided.path / "profile.json").read_text() == (whole.path / "profile.json").read_text()
     assert not (divided.path / build_module.SCRATCH).exists()
     for i, rows in enumerate(divided.rows("train")):
-        assert (rows["user"] % divided.manifest.buckets == i).all()
+        assert (rows["user"] % divided.manifest.shards == i).all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.build.build import build_feature_set, publish
+from features.build import publish
+from features.build.build import build_feature_set
 from features.build.revision import code_hash, revision
 from features.contract.contract import Contract
 from features.errors import DataError, LockError

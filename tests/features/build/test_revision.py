@@ -25,7 +25,7 @@ def test_the_same_sources_elsewhere_are_the_same_code(tmp_path: Path) -> None:
     assert hash_of(copied(tmp_path)) == hash_of(PACKAGE)
 
 
-@pytest.mark.parametrize("file", ["history.py", "profile/tally.py"])
+@pytest.mark.parametrize("file", ["errors.py", "point_in_time/history.py", "monitor/profile/bins.py"])
 def test_a_changed_source_is_other_code(tmp_path: Path, file: str) -> None:
     package = copied(tmp_path)
     with (package / file).open("a") as source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,7 @@ import pytest
 
 from features.build import build as build_module
 from features.build.build import build_feature_set
-from features.build.window import Carry, carries_on
-from features.chunk import EVENT, LOGGED, ROW
+from features.build.history_tail import Events, HistoryTail, tails_suffice
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
 from features.encoding.encoder import Encoder
@@ -22,6 +22,7 @@ from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 from features.point_in_time import counter_pass
 from features.store.feature_set import MANIFEST, FeatureSet
+from tests.features.chunks import chunk_of
 from tests.features.decoded import assert_same_rows, decoded
 
 FIRST = date(2026, 3, 1)
@@ -110,7 +111,7 @@ def test_a_day_is_added_and_the_others_stay_as_they_are(tmp_path: Path) -> None:
 def test_days_that_other_code_built_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_days(tmp_path, range(10))
     before = build(contract(tmp_path), 8)
-    monkeypatch.setattr("features.build.window.code_hash", lambda: "a mend")
+    monkeypatch.setattr("features.build.plan.code_hash", lambda: "a mend")
     assert kept_files(before, build(contract(tmp_path), 9)) == set()
 
 
@@ -206,8 +207,8 @@ def test_a_rebuild_without_a_new_day_doubles_no_event(tmp_path: Path) -> None:
     change_items(tmp_path)
     rebuilt = build(declared, 8)
     assert rebuilt.path != before.path
-    carry = "carry/part-00000.arrow"
-    assert (rebuilt.path / carry).stat().st_ino == (before.path / carry).stat().st_ino
+    tail = "history_tails/part-00000.arrow"
+    assert (rebuilt.path / tail).stat().st_ino == (before.path / tail).stat().st_ino
     assert_equal(build(declared, 9), build(declared, 9, out="other"))
 
 
@@ -318,7 +319,7 @@ def test_a_day_is_taken_from_whichever_version_has_it(tmp_path: Path) -> None:
     assert (len(kept_files(whole, after)), len(kept_files(short, after))) == (12, 10)
     # All its days were there already, but none of its events: the day after goes without them.
     back = build(declared, 6, window=3)
-    assert (len(kept_files(whole, back)), (back.path / "carry").exists()) == (6, False)
+    assert (len(kept_files(whole, back)), (back.path / "history_tails").exists()) == (6, False)
     day_of_log(77).with_columns(pl.col("time") - 70 * 86_400).write_parquet(tmp_path / "log/day-07.parquet")
     assert_equal(build(declared, 7, window=4), build(declared, 7, out="other", window=4))
 
@@ -330,13 +331,13 @@ def test_added_day_by_day_equals_built_at_once_in_several_buckets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: Any
 ) -> None:
     """Each day has a file a bucket; a later version has the buckets of the one whose days it keeps."""
-    monkeypatch.setattr(build_module, "ROWS_A_BUCKET", 150)
+    monkeypatch.setattr(build_module, "ROWS_A_SHARD", 150)
     write_days(tmp_path, range(10))
     declared = without_device(tmp_path, over)
     for number in (8, 9):
         last = build(declared, number)
     at_once = build(declared, 9, out="other")
-    assert last.manifest.buckets > 2 and len(last.manifest.parts) == 7 * last.manifest.buckets
+    assert last.manifest.shards > 2 and len(last.manifest.parts) == 7 * last.manifest.shards
     assert_equal(last, at_once)
     if not over:
         return
@@ -362,7 +363,7 @@ def test_added_day_by_day_equals_built_at_once_in_several_buckets(
 def test_events_are_carried_on_where_the_newest_are_all_that_is_needed(
     tmp_path: Path, over: Any, carries: bool
 ) -> None:
-    assert carries_on(contract(tmp_path, over)) is carries
+    assert tails_suffice(contract(tmp_path, over)) is carries
 
 
 def test_a_broken_version_hides_no_older_one(tmp_path: Path) -> None:
@@ -395,16 +396,18 @@ def test_the_same_file_twice_is_another_log(tmp_path: Path) -> None:
 
 
 def test_a_carried_event_that_the_log_has_too_is_refused() -> None:
-    event = {"user": [2, 2], "item": [5, 6], "time": [10, 20]}
-    carried = {name: np.array(values, np.int64 if name == "time" else np.int32) for name, values in event.items()}
-    bucket = carried | {EVENT: np.array([True, True]), ROW: np.array([True, True]), LOGGED: np.array([True, True])}
-    carry = Carry(Path("old/carry/part-00000.arrow"), carried, {})
-    with pytest.raises(DataError, match=r"old/carry/part-00000.arrow: 2 events of it are read from the log again"):
-        carry.onto(bucket)
+    shard = chunk_of(user=[2, 2], item=[5, 6], time=[10, 20], context={"hour": np.array([3, 4])})
+    events = Events(shard.user, shard.item, shard.time, {"pause": np.array([7, 8])})
+    tail = HistoryTail(Path("old/history_tails/part-00000.arrow"), events, events.take(np.arange(0)))
+    with pytest.raises(DataError, match=r"old/history_tails/part-00000.arrow: 2 of its events are in the new rows"):
+        tail.onto(shard)
     # Twice in the log is the log's own affair (`checks.duplicate`), and so is a row that is no event.
-    later = bucket | {"time": np.array([30, 30]), "item": np.array([7, 7], np.int32)}
-    assert carry.onto(later)["item"].tolist() == [5, 6, 7, 7]
-    assert carry.onto(bucket | {EVENT: np.array([False, False])})["item"].tolist() == [5, 6, 5, 6]
+    joined = tail.onto(replace(shard, time=np.array([30, 30]), item=np.array([7, 7], np.int32)))
+    assert joined.item.tolist() == [5, 6, 7, 7]
+    assert joined.is_row.tolist() == [False, False, True, True]
+    assert joined.is_from_tail is not None and joined.is_from_tail.tolist() == [True, True, False, False]
+    assert joined.context["hour"].tolist() == [0, 0, 3, 4] and joined.events["pause"].tolist() == [7, 8, 0, 0]
+    assert tail.onto(replace(shard, is_event=np.zeros(2, bool))).item.tolist() == [5, 6, 5, 6]
 
 
 def test_values_of_a_day_built_again_are_learned(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.fitting.split import Splitter, fit_split
+from features.fitting.split import Splitter, TimeSplitter, fit_split
 from features.sources.log import Log
 from features.store.feature_set import SPLITS, FeatureSet
+from tests.features.chunks import chunk_of
 from tests.features.raw import Tables, decoded_rows, raw_log
 
 ONE_USER = Vocabulary(pl.Series([1]))
@@ -30,7 +31,7 @@ def log_of(times: list[int]) -> Log:
 
 
 def assigned(split: Splitter, times: np.ndarray) -> np.ndarray:
-    return split.assign({"time": times, "user": np.full(len(times), 2)}, ONE_USER)
+    return split.assign(chunk_of(times), ONE_USER)
 
 
 def contract_of(valid: float, test: float) -> Contract:
@@ -42,6 +43,7 @@ def contract_of(valid: float, test: float) -> Contract:
 def test_by_hand() -> None:
     times = [50, 10, 20, 30, 40, 60, 70, 80, 90, 100]
     split = fit_split(contract_of(0.25, 0.25), log_of(times))
+    assert isinstance(split, TimeSplitter)
     # Rows 0-4 in order of time train, 5-6 validate, 7-9 test: places int(10 * 0.5) and int(10 * 0.75).
     assert (split.valid_from, split.test_from) == (60, 80)
     assert assigned(split, np.array([59, 60, 79, 80])).tolist() == [0, 1, 1, 2]

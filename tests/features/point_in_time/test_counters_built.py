@@ -13,16 +13,16 @@ import polars as pl
 import pytest
 
 from features.build.build import build_feature_set
-from features.chunk import ROW
 from features.contract.contract import Contract, load_contract
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
-from features.fitting.split import Splitter
+from features.fitting.split import TimeSplitter
 from features.point_in_time import counter_pass
 from features.point_in_time.counter_pass import _training_places
 from features.point_in_time.counters import CounterState
 from features.simulator.simulate import simulate
 from features.store.feature_set import SPLITS, FeatureSet
+from tests.features.chunks import chunk_of
 
 SIMULATED = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {
@@ -131,10 +131,10 @@ def test_neither_buckets_nor_chunks_change_a_counter(
     simulated: tuple[Contract, FeatureSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract, whole = simulated
-    monkeypatch.setattr("features.build.build.ROWS_A_BUCKET", 300)
+    monkeypatch.setattr("features.build.build.ROWS_A_SHARD", 300)
     monkeypatch.setattr("features.sources.log.ROWS_A_CHUNK", 170)
     divided = build_feature_set(contract, tmp_path).feature_set
-    assert divided.manifest.buckets == 8
+    assert divided.manifest.shards == 8
 
     def columns(built: FeatureSet) -> list[Any]:
         names = ("user", "item", "time", *COUNTERS)
@@ -152,18 +152,18 @@ def test_a_scale_is_fitted_on_rows_of_every_slot_of_a_page(monkeypatch: pytest.M
     monkeypatch.setattr(counter_pass, "MOST_FITTED", 2_000)
     rows = 12_600
     # Every 21st page lies before the window.
-    chunk = {"time": np.arange(rows), ROW: np.arange(rows) // 6 % 21 > 0}
+    chunk = chunk_of(np.arange(rows), is_row=np.arange(rows) // 6 % 21 > 0)
     stream: Any = SimpleNamespace(narrow=lambda: [chunk], encoder=SimpleNamespace(users=None))
-    places = _training_places(stream, Splitter(pl.lit(True), rows, rows, "time"))
+    places = _training_places(stream, TimeSplitter(rows, rows))
     assert len(places) == 2_000 and len(set(places.tolist())) == 2_000
-    assert chunk[ROW][places].all()
+    assert chunk.is_row[places].all()
     assert np.bincount(places % 6, minlength=6).min() > 250
 
 
 def test_a_scale_is_fitted_on_all_rows_where_they_are_few() -> None:
-    chunk = {"time": np.arange(50), ROW: np.arange(50) != 7}
+    chunk = chunk_of(np.arange(50), is_row=np.arange(50) != 7)
     stream: Any = SimpleNamespace(narrow=lambda: [chunk], encoder=SimpleNamespace(users=None))
-    places = _training_places(stream, Splitter(pl.lit(True), 40, 45, "time"))
+    places = _training_places(stream, TimeSplitter(40, 45))
     assert places.tolist() == [place for place in range(40) if place != 7]
 
 

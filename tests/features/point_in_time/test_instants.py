@@ -80,7 +80,7 @@ def test_a_request_sees_the_past_of_its_first_row(
 ) -> None:
     if chunk:
         monkeypatch.setattr("features.sources.log.ROWS_A_CHUNK", chunk)
-        monkeypatch.setattr("features.build.build.ROWS_A_BUCKET", chunk)
+        monkeypatch.setattr("features.build.build.ROWS_A_SHARD", chunk)
     write(tmp_path, LOG)
     found = build_feature_set(contract(tmp_path), tmp_path / "out").feature_set
     mine = of_user_1(rows_of(found))
