@@ -55,6 +55,6 @@ def test_in_a_checkout_the_revision_names_the_commit_and_changes(tmp_path: Path)
     ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     clean = revision_of(package)
-    (package / "history.py").write_text("")
+    (package / "point_in_time/history.py").write_text("")
     assert re.fullmatch(rf"{re.escape(version('quadrank'))} \(git [0-9a-f]{{12}}\)", clean)
     assert revision_of(package) == clean.replace(")", "-dirty)")
