@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, shell_blocks
+from features.store.pointer import follow
+from tests.documents import ROOT, codes, shell_blocks
 
 README = ROOT / "README.md"
 # Pages whose commands take seconds and need no more than what README's commands left behind.
@@ -75,6 +77,23 @@ def test_the_commands_of_readme_run(project):
 def test_the_commands_of_a_page_run(page, project):
     for line in runnable(ROOT / page):
         run(line, project)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_python_of_readme_runs(project):
+    """All blocks in one interpreter; `request` is the bundle's own example."""
+    blocks = [code.text for code in codes(README) if code.language == "python"]
+    example = follow(project / "bundles/simulated/CURRENT") / "request.json"
+    request = f"request = {json.loads(example.read_text(encoding='utf-8'))!r}"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([request, *blocks])],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("line", [*SMALLER, *NOT_RUN])
