@@ -13,6 +13,7 @@ SET ?=
 ROOT ?=
 TORCH_INDEX ?=
 CONFIRM ?=
+UPGRADE ?=
 MODULE ?=
 SAMPLE ?=
 
@@ -116,8 +117,8 @@ format: $(READY)  ## format and sort imports
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-lock: $(READY)  ## resolve requirements.lock again from pyproject.toml
-	@$(PYTHON) -m tools.lock --venv $(VENV)
+lock:  ## resolve requirements.lock again from pyproject.toml (UPGRADE=yes: to the newest versions)
+	@$(PYTHON) -m tools.lock $(if $(filter yes,$(UPGRADE)),--upgrade)
 
 docs: $(READY)  ## the pages of docs/ as a site in .site/; a broken link fails
 	@$(BIN)/mkdocs build --quiet

@@ -95,7 +95,13 @@ def torch_wheel(folder: Path, version: str = "2.13.0") -> Path:
 
 def cuda_torch_wheel(folder: Path) -> Path:
     """A torch as a plain index has it: it imports only where its CUDA libraries are."""
-    return wheel(folder, "torch", "2.13.0", {"torch/__init__.py": NEEDS_CUDNN}, ["nvidia_cudnn", "small>=1"])
+    return wheel(
+        folder,
+        "torch",
+        "2.13.0",
+        {"torch/__init__.py": NEEDS_CUDNN},
+        ["nvidia_cudnn; sys_platform != 'none'", "small>=1"],
+    )
 
 
 def pin(path: Path, digest: str | None = None) -> str:
@@ -109,7 +115,8 @@ def simple_index(folder: Path, *wheels: Path) -> str:
     for path in wheels:
         page = folder / path.name.split("-")[0].replace("_", "-")
         page.mkdir(parents=True, exist_ok=True)
-        (page / "index.html").write_text(f'<!DOCTYPE html><a href="{path.as_uri()}">{path.name}</a>', encoding="utf-8")
+        with (page / "index.html").open("a", encoding="utf-8") as file:
+            file.write(f'<!DOCTYPE html><a href="{path.as_uri()}">{path.name}</a>\n')
     return folder.as_uri()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests import dummy_wheels
 from tools import environment, installers
+from tools import lock as lock_tool
 
 ROOT = Path(__file__).parent.parent
 UV = Path(sys.executable).parent / "uv"
@@ -83,7 +85,7 @@ def checkout(set_up, tmp_path):
     return environment.Checkout(tmp_path / "project", tmp_path / "project/.venv", set_up.base)
 
 
-def provide_torch(checkout, links: list[Path], monkeypatch, index=None) -> None:
+def provide_torch(checkout, links: list[Path], monkeypatch, index="") -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", " ".join(map(str, links)))
     settings = installers.pip_settings(checkout.python)
     installer = installers.Installer(checkout.python, settings, checkout.venv / "bin/uv")
@@ -297,6 +299,38 @@ class TestMake:
         (tmp_path / "v/.ready").write_text("https://a/simple")
         shown = make(tmp_path, "-n", "setup", "VENV=v", f"TORCH_INDEX={index}").stdout
         assert (f"--torch-index '{index}'" in shown) is is_made
+
+    def test_a_set_up_waits_for_another_one_and_takes_its_result(self, tmp_path):
+        root = dummy_wheels.project(tmp_path / "project", "", Path(__file__).parent)
+        (root / ".venv").mkdir()
+        with (root / "requirements.lock").open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            command = [sys.executable, "-m", "tools.environment", "--root", root]
+            second = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(timeout=1)
+            (root / ".venv/.ready").write_text("")
+        assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
+        assert [path.name for path in (root / ".venv").iterdir()] == [".ready"]
+
+    def test_lock_takes_in_a_new_dependency_before_the_environment_has_it(self, clone, wheels, tmp_path):
+        links = tmp_path / "links"
+        for name in (*(need.replace("-", "_") for need in lock_tool.NEEDS_OF_TORCH), "added"):
+            dummy_wheels.wheel(links, name, "1.0", {f"{name}.py": ""})
+        dummy_wheels.wheel(links, "small", "1.5", {"small.py": ""})
+        dummy_wheels.cuda_torch_wheel(links)
+        dummy_wheels.wheel(links, "nvidia_cudnn", "9", {})
+        index = dummy_wheels.simple_index(tmp_path / "simple", *wheels.iterdir(), *links.iterdir())
+        text = (clone / "pyproject.toml").read_text()
+        (clone / "pyproject.toml").write_text(text.replace('"small>=1"', '"small>=1", "added", "uv"'))
+        done = make(clone, "lock", f"PYTHON={sys.executable}", PIP_INDEX_URL=index, PIP_NO_INDEX="")
+        assert done.returncode == 0, done.stderr
+        lock = (clone / "requirements.lock").read_text()
+        needs = {f"{name}==1.0" for name in lock_tool.NEEDS_OF_TORCH}
+        # small stays as it was pinned, and neither torch nor what it would bring is there.
+        assert {*installers.pins(lock).splitlines()} == {"small==1.0", "added==1.0", "uv==0.13.9", *needs}
+        assert lock.count("--hash=sha256:") == len(installers.pins(lock).splitlines())
+        assert not (clone / ".venv").exists()
 
     def test_an_old_python_is_told_at_once(self, clone, tmp_path):
         old = tmp_path / "python3.8"

@@ -97,8 +97,8 @@ def step(name: str, way_out: str) -> Iterator[None]:
         raise SetupError(name, error, way_out) from error
 
 
-def set_up(checkout: Checkout, torch_index: str | None) -> None:
-    """Make the environment. Raises SetupError for the step that failed."""
+def set_up(checkout: Checkout, torch_index: str) -> None:
+    """Make the environment, with torch from that index if one is named. Raises SetupError for the step that failed."""
     checkout.ready.unlink(missing_ok=True)
     with step(
         f"make {checkout.venv.name} with {checkout.base}",
@@ -107,9 +107,9 @@ def set_up(checkout: Checkout, torch_index: str | None) -> None:
     ):
         run([checkout.base, "-m", "venv", "--clear", checkout.venv])
         installer = Installer(checkout.python, pip_settings(checkout.python))
-    with step("install uv", ""):
-        installer.fetch_uv(checkout.lock)
-        tell_warnings(installer)
+    say("install uv")
+    installer.fetch_uv(checkout.lock)
+    tell_warnings(installer)
     with step(
         "install the packages of requirements.lock",
         f"see with `{checkout.python} -m pip config list` whether the package index is the right one and reachable. "
@@ -133,7 +133,7 @@ def set_up(checkout: Checkout, torch_index: str | None) -> None:
         "TORCH_INDEX=<address of an index> takes another build of torch",
     ):
         run([checkout.python, Path(__file__).parent / "check_environment.py", checkout.root])
-    checkout.ready.write_text(torch_index or "", encoding="utf-8")
+    checkout.ready.write_text(torch_index, encoding="utf-8")
 
 
 def tell_warnings(installer: Installer) -> None:
@@ -143,7 +143,7 @@ def tell_warnings(installer: Installer) -> None:
     installer.warnings.clear()
 
 
-def provide_torch(checkout: Checkout, installer: Installer, index: str | None) -> None:
+def provide_torch(checkout: Checkout, installer: Installer, index: str) -> None:
     """See that torch imports: the base Python's, else the pinned wheel, else that wheel with its dependencies.
 
     Raises:
@@ -215,12 +215,13 @@ def release(version: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def alone(checkout: Checkout) -> Iterator[bool]:
-    """One set-up of a checkout at a time; gives whether another process has finished it in the meantime."""
+def alone(checkout: Checkout, torch_index: str) -> Iterator[bool]:
+    """One set-up of a checkout at a time; gives whether another process has done the same one in the meantime."""
     started = time.time()
     with checkout.lock.open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield checkout.ready.exists() and checkout.ready.stat().st_mtime >= started
+        ready = checkout.ready
+        yield ready.exists() and ready.stat().st_mtime >= started and ready.read_text("utf-8") == torch_index
 
 
 def main() -> int:
@@ -228,19 +229,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the virtual environment of a checkout from its lock files.")
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="The checkout.")
     parser.add_argument("--venv", type=Path, default=Path(".venv"), help="The environment, from the checkout.")
-    parser.add_argument("--torch-index", help="Index that torch is taken from.")
+    parser.add_argument("--torch-index", default="", help="Index that torch is taken from.")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     checkout = Checkout(root, root / arguments.venv)
     started = time.monotonic()
     try:
-        with alone(checkout) as made:
+        with alone(checkout, arguments.torch_index) as made:
             if not made:
                 set_up(checkout, arguments.torch_index)
                 say(f"{checkout.venv.name} is ready, {time.monotonic() - started:.0f} s")
     except SetupError as error:
         print(f"{error}\n  The next make tries again.", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -133,19 +133,19 @@ class Installer:
             try:
                 if not requirement:
                     raise InstallError(f"{lock.name} does not pin it")
-                self._pip(["--no-deps", "--require-hashes", "-r", str(needed)], None)
+                self._pip(["--no-deps", "--require-hashes", "-r", str(needed)], "")
                 run([uv, "--version"])
             except InstallError as error:
                 self.warnings.append(f"uv cannot be installed, pip does its work more slowly: {error}")
             else:
                 self.uv = uv
 
-    def install(self, *arguments: str, index: str | None = None) -> None:
+    def install(self, *arguments: str, index: str = "") -> None:
         """Install what the arguments say, which mean the same to uv and pip.
 
         Args:
             arguments: Options and requirements of `pip install`.
-            index: The only place to take packages from; None: where pip's settings say.
+            index: The only place to take packages from; empty: where pip's settings say.
 
         Raises:
             InstallError: uv failed or is not there, and then pip failed.
@@ -158,7 +158,7 @@ class Installer:
                 self.warnings.append(f"uv failed, pip tries the same: {error}")
         self._pip(arguments, index)
 
-    def _uv(self, uv: Path, arguments: Sequence[str], index: str | None) -> None:
+    def _uv(self, uv: Path, arguments: Sequence[str], index: str) -> None:
         settings = from_index(self.settings, index) if index else self.settings
         environment = uv_environment(settings)
         if index:
@@ -172,7 +172,7 @@ class Installer:
         command: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", self.python, *options, *arguments]
         run(command, {**environment, "UV_SYSTEM_PYTHON": "0"})
 
-    def _pip(self, arguments: Sequence[str], index: str | None) -> None:
+    def _pip(self, arguments: Sequence[str], index: str) -> None:
         environment = pip_environment(from_index(self.settings, index)) if index else {}
         environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0", "PIP_NO_INPUT": "1"}
         run([self.python, "-m", "pip", "install", "--quiet", *arguments], environment)
