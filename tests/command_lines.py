@@ -17,6 +17,9 @@ from pipelines.cli.commands import app
 from tests.documents import PAGES, ROOT, codes, shell_blocks
 
 QUADRANK = {"quadrank", ".venv/bin/quadrank"}
+# What `quadrank init` writes: a page and a Makefile of its own.
+TEMPLATE = ROOT / "pipelines/project/template"
+MAKEFILES = [ROOT / "Makefile", TEMPLATE / "Makefile"]
 PLACEHOLDER = re.compile(r"…|[<{*]|yours|NAME|FOLDER|\b[A-Z]\b")
 
 
@@ -27,13 +30,14 @@ class Command:
     origin: str
     words: tuple[str, ...]
     whole: bool
+    makefile: Path = MAKEFILES[0]
 
     @property
     def text(self) -> str:
         return shlex.join(self.words)
 
 
-def commands_of(origin: str, text: str, whole: bool) -> Iterator[Command]:
+def commands_of(origin: str, text: str, whole: bool, makefile: Path = MAKEFILES[0]) -> Iterator[Command]:
     """The commands of ours in a piece of shell: comments, prompts and `[…]` around options taken away."""
     text = re.sub(r"\\\n\s*", " ", text)
     for line in text.splitlines():
@@ -44,7 +48,7 @@ def commands_of(origin: str, text: str, whole: bool) -> Iterator[Command]:
             except ValueError:
                 continue
             if words and (words[0] in QUADRANK or words[0] == "make"):
-                yield Command(origin, tuple(words), whole)
+                yield Command(origin, tuple(words), whole, makefile)
 
 
 def written_in_blocks() -> list[Command]:
@@ -64,6 +68,28 @@ def written_inline() -> list[Command]:
         if code.language is None
         for command in commands_of(code.origin, code.text.replace("\n", " "), whole=False)
     ]
+
+
+def of_projects() -> list[Command]:
+    """Shell blocks of the page that `quadrank init` writes, against the Makefile that it writes."""
+    return [
+        command
+        for code in shell_blocks(TEMPLATE / "README.md")
+        for command in commands_of(code.origin, code.text, whole=True, makefile=TEMPLATE / "Makefile")
+    ]
+
+
+def recipes() -> list[Command]:
+    """Lines `$(QUADRANK) …` of the Makefiles, with X for what make and the shell fill in."""
+    found = []
+    for makefile in MAKEFILES:
+        for number, line in enumerate(makefile.read_text(encoding="utf-8").splitlines(), 1):
+            if line.startswith("\t") and "$(QUADRANK)" in line:
+                recipe = line.partition("$(QUADRANK)")[2].replace('"$$@"', "")
+                while re.search(r"\$\([^()]*\)", recipe):
+                    recipe = re.sub(r"\$\([^()]*\)", "X", recipe)
+                found += commands_of(f"{makefile.relative_to(ROOT)}:{number}", f"quadrank {recipe}", whole=True)
+    return found
 
 
 def heads_of_yaml() -> list[Command]:
@@ -101,11 +127,13 @@ def _text(node: ast.AST) -> str:
 def problem(command: Command) -> str | None:
     """Why a command cannot be what it says; None where nothing is wrong."""
     words = list(command.words)
-    return _make_problem(words[1:]) if words[0] == "make" else _quadrank_problem(words[1:], command.whole)
+    if words[0] == "make":
+        return _make_problem(words[1:], command.makefile)
+    return _quadrank_problem(words[1:], command.whole)
 
 
-def _make_problem(words: list[str]) -> str | None:
-    targets, variables = makefile()
+def _make_problem(words: list[str], makefile: Path) -> str | None:
+    targets, variables = read_makefile(makefile)
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name not in variables:
@@ -159,8 +187,8 @@ def _incomplete(command: Any, given: set[str], arguments: int) -> str | None:
 
 
 @cache
-def makefile() -> tuple[set[str], set[str]]:
-    """Targets of the Makefile, and the variables that it reads."""
-    text = Path(ROOT / "Makefile").read_text(encoding="utf-8")
+def read_makefile(path: Path = MAKEFILES[0]) -> tuple[set[str], set[str]]:
+    """Targets of a Makefile, and the variables that it reads."""
+    text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
     return targets, set(re.findall(r"\$\((?:or \$\(|value )?([A-Z_]+)\)", text))

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import yaml
 
-from tests.command_lines import commands_of, makefile, problem
+from tests.command_lines import commands_of, problem, read_makefile
 from tests.documents import ROOT
 
 WORKFLOW = ".github/workflows/ci.yml"
@@ -73,7 +73,7 @@ def test_hosted_ci_needs_no_machine_or_index_of_ours():
 
 
 def test_the_makefile_reads_the_environment_of_hosted_ci():
-    assert set(workflow()["env"]) <= makefile()[1]
+    assert set(workflow()["env"]) <= read_makefile()[1]
 
 
 def test_hooks_call_the_tools_of_make_lint():
