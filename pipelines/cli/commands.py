@@ -166,23 +166,13 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """One tracked training run, evaluated on test."""
-    from ctr.config import load_preset
-    from pipelines.job.build import build, describe
-    from pipelines.job.train import Job
+    from pipelines.job.train import train_run
+    from pipelines.job_settings import JobSettings
 
     started = time.monotonic()
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    preset = load_preset(model, train_defaults, overrides)
-    workspace, people = Workspace(work), console(as_json)
-    result = build(source, workspace)
-    people.print(describe(result))
-    if resume is None:
-        job = Job.start(preset, result.feature_set, workspace, people)
-    else:
-        job = Job.resume(resume, preset, result.feature_set, workspace, people)
-    with job.tracked():
-        summary = job.train_and_evaluate()
-    finish(summary.closed(started), as_json)
+    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    finish(train_run(settings, resume).closed(started), as_json)
 
 
 @app.command()
@@ -198,13 +188,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """The whole job: features to promoted bundle."""
-    from ctr.config import load_preset
     from pipelines.job.run import run_job
+    from pipelines.job_settings import JobSettings
 
     started = time.monotonic()
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    preset = load_preset(model, train_defaults, overrides)
-    summary = run_job(source, data, preset, Workspace(work), console(as_json))
+    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    summary = run_job(settings)
     finish(summary.closed(started), as_json)
     raise typer.Exit(summary.exit_code)
 
@@ -250,13 +240,13 @@ def tune(
 
     Start it n times with one study name for n workers.
     """
-    from pipelines.tune.sweep import run_study
+    from pipelines.job_settings import JobSettings
+    from pipelines.tune.space import load_space
+    from pipelines.tune.sweep import Sweep, run_sweep
 
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    workspace = Workspace(work)
-    payload = run_study(
-        source, model, train_defaults, overrides, space, study, storage, trials, workspace, console(as_json)
-    )
+    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    payload = run_sweep(settings, Sweep(study, load_space(space), storage, trials))
     finish(payload, as_json)
 
 

@@ -12,12 +12,11 @@ from rich.table import Table
 from ctr.diagnosis.vector_stress import StressConfig, StressResult, stress_model
 from ctr.evaluation.significance import LEVEL, resolved
 from ctr.reporting.figures import save_png
-from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.stress_figures import stress_plot
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from pipelines.job.load_run import load_run
-from pipelines.job.train import TRACKED
+from pipelines.job.tracked import keep_with_run
 from pipelines.study.judging import signed
 from pipelines.workspace import Workspace
 
@@ -38,11 +37,7 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     write_text(run_dir / "stress.json", json.dumps(record, indent=2))
     figure = stress_plot(found)
     save_png(figure, run_dir / "stress.png")
-    if (run_dir / TRACKED).is_file():
-        tracker = Tracker(workspace.root)
-        with tracker.resume((run_dir / TRACKED).read_text(encoding="utf-8").strip()):
-            tracker.log_figure(figure, "stress.png")
-            tracker.log_file(run_dir / "stress.json", "run")
+    keep_with_run(run_dir, workspace, run_dir / "stress.json", "run", {"stress.png": figure})
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, **record}
 
 

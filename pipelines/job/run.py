@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ctr.config import Preset
 from ctr.reporting.mlflow_registry import Registry
 from features.errors import GateError
 from pipelines.job.build import build, describe
@@ -16,28 +15,28 @@ from pipelines.job.export import export_model
 from pipelines.job.promote import gate, make_champion
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
-from pipelines.source import Source
-from pipelines.workspace import Workspace
+from pipelines.job_settings import JobSettings
 
 
-def run_job(source: Source, contract_path: Path, preset: Preset, workspace: Workspace, console: Console) -> Summary:
+def run_job(settings: JobSettings) -> Summary:
     """Run every stage under one lock and one MLflow run.
 
-    A refused gate keeps the champion and `CURRENT`, and is told by the summary's exit code 6; the bundle stays for
-    inspection, and `NEWEST` names it.
+    A refused gate keeps the champion and `CURRENT`, and gives the summary exit code 6; the bundle stays for inspection,
+    and `NEWEST` names it.
 
     Raises:
         LockError: another job on this contract runs in the workspace.
         QuadRankError: whatever a stage refuses; the MLflow run is then marked FAILED.
     """
-    contract = source.contract
+    preset, contract = settings.preset(), settings.source.contract
+    workspace, console = settings.workspace, settings.console
     with workspace.lock(contract.name):
-        result = build(source, workspace)
+        result = build(settings.source, workspace)
         console.print(describe(result))
         job = Job.start(preset, result.feature_set, workspace, console)
         with job.tracked() as tracker:
-            summary = job.train_and_evaluate()
-            exported = export_model(job.model, job.feature_set, job.run_dir, None, workspace, console)
+            model, summary = job.train_and_evaluate(tracker)
+            exported = export_model(model, job.feature_set, job.run_dir, None, workspace, console)
             summary.bundle = str(exported.path)
             registry = Registry(workspace.root)
             version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)
@@ -51,7 +50,7 @@ def run_job(source: Source, contract_path: Path, preset: Preset, workspace: Work
             else:
                 tracker.set_tag("gate", "passed")
                 console.print(f"gate passed: {'; '.join(make_champion(bundle, version, registry, workspace))}")
-        _next_steps(console, exported.path, contract_path, job.run_dir)
+        _next_steps(console, exported.path, settings.contract_file, job.run_dir)
     return summary
 
 

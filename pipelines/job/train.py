@@ -6,9 +6,10 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -22,19 +23,42 @@ from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet
+from pipelines.job.build import build, describe
 from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.job.summary import Summary, print_results
+from pipelines.job.tracked import TRACKED, tracked_id
+from pipelines.job_settings import JobSettings
 from pipelines.revision import git_revision, source_hash
 from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock
 
-# The file in a run folder that names its MLflow run.
-TRACKED = "mlflow_run_id"
+
+class Trained(NamedTuple):
+    """A model with its best weights, calibrated, and how training went."""
+
+    model: ClickModel
+    result: FitResult
 
 
-@dataclass
+class Evaluated(NamedTuple):
+    """A trained model and what it scored."""
+
+    model: ClickModel
+    summary: Summary
+
+
+@dataclass(frozen=True)
 class Job:
-    """One training run: what it trains on, with which settings, and where it is written down."""
+    """One training run: what it trains on, with which settings, and where it is recorded.
+
+    Args:
+        preset: settings of the model and of training.
+        feature_set: the data.
+        workspace: where the run lies.
+        console: where people read.
+        run_dir: the run's folder.
+        resumed: whether it goes on in a folder of an earlier process.
+    """
 
     preset: Preset
     feature_set: FeatureSet
@@ -42,12 +66,10 @@ class Job:
     console: Console
     run_dir: Path
     resumed: bool = False
-    tracker: Tracker = field(init=False)
-    model: ClickModel = field(init=False)
 
     @property
     def contract(self) -> Contract:
-        """Of its data."""
+        """The contract of its data."""
         return self.feature_set.contract
 
     @classmethod
@@ -121,11 +143,11 @@ class Job:
 
     @contextmanager
     def _tracked(self, parent_run_id: str | None, extra_tags: dict[str, str]) -> Iterator[Tracker]:
-        self.tracker = Tracker(self.workspace.root)
-        record = self.run_dir / TRACKED
-        if self.resumed and record.is_file():
-            with self.tracker.resume(record.read_text(encoding="utf-8").strip()):
-                yield self.tracker
+        tracker = Tracker(self.workspace.root)
+        known = tracked_id(self.run_dir)
+        if self.resumed and known is not None:
+            with tracker.resume(known):
+                yield tracker
             return
         manifest = self.feature_set.manifest
         tags = {
@@ -135,56 +157,63 @@ class Job:
             "run_folder": str(self.run_dir),
             **extra_tags,
         }
-        with self.tracker.run(
+        with tracker.run(
             experiment=f"quadrank-{self.contract.name}",
             run_name=self.run_dir.name,
             tags=tags,
             params={**self.preset.model_dump(mode="json"), "data": self.contract.name},
             parent_run_id=parent_run_id,
         ):
-            write_text(record, self.tracker.run_id)
-            yield self.tracker
+            write_text(self.run_dir / TRACKED, tracker.run_id)
+            yield tracker
 
-    def fit(self, on_evaluation: Callable[[Evaluation], None] | None = None) -> FitResult:
-        """Train the model, writing the curve into the tracked run as it grows."""
+    def fit(self, tracker: Tracker, on_evaluation: Callable[[Evaluation], None] | None = None) -> Trained:
+        """Train and calibrate a model, logging the curve to the tracked run as it grows.
+
+        Args:
+            tracker: with the run open.
+            on_evaluation: also called with each evaluation.
+        """
 
         def record(evaluation: Evaluation) -> None:
-            self.tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
+            tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
             if on_evaluation is not None:
                 on_evaluation(evaluation)
 
-        self.model = new_model(self.preset.model, self.feature_set, self.preset.train.seed)
-        parameters = sum(p.numel() for p in self.model.parameters())
+        model = new_model(self.preset.model, self.feature_set, self.preset.train.seed)
+        parameters = sum(p.numel() for p in model.parameters())
         self.console.print(f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}")
         result, calibrated = fit_and_calibrate(
-            self.model, self.feature_set, self.preset.train, self.run_dir, on_evaluation=record, resume=self.resumed
+            model, self.feature_set, self.preset.train, self.run_dir, on_evaluation=record, resume=self.resumed
         )
         for moment, found in (("before", calibrated.before), ("after", calibrated.after)):
-            self.tracker.log_metrics({f"calibration.{moment}.valid_{name}": value for name, value in found.items()})
-        self.tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
-        self.tracker.log_figure(learning_curve([look.model_dump() for look in result.curve]), "learning_curve.png")
-        return result
+            tracker.log_metrics({f"calibration.{moment}.valid_{name}": value for name, value in found.items()})
+        tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
+        tracker.log_figure(learning_curve([one.model_dump() for one in result.curve]), "learning_curve.png")
+        return Trained(model, result)
 
-    def train_and_evaluate(self) -> Summary:
-        """Fit, score the test window (valid where test has no labels) beside its controls, and record it all."""
-        result = self.fit()
+    def train_and_evaluate(self, tracker: Tracker) -> Evaluated:
+        """Fit, score the test window (valid where test has no labels) beside the baselines, and record it all.
+
+        Args:
+            tracker: with the run open.
+        """
+        model, result = self.fit(tracker)
         self.console.print(
             f"  {result.epochs_run:.2f} epochs in {result.seconds:.0f} s, {result.rows_per_second:,.0f} rows/s"
             + (", stopped early" if result.stopped_early else "")
         )
         split = self.feature_set.judged_by
-        test = score_split(self.model, self.feature_set, split)
+        test = score_split(model, self.feature_set, split)
         summary = Summary(run_id=self.run_dir.name, feature_set=str(self.feature_set.path))
         summary.rows = {name: window.rows for name, window in self.feature_set.manifest.windows.items()}
         summary.metrics = {split: test.metrics()}
-        summary.tasks = {
-            split: task_metrics(self.feature_set, split, predict_tasks(self.model, self.feature_set, split))
-        }
+        summary.tasks = {split: task_metrics(self.feature_set, split, predict_tasks(model, self.feature_set, split))}
         summary.controls = {
-            "target_only": self._target_only().metrics(),
+            "target_only": (self._target_only() if self.preset.model.use_history else test).metrics(),
             **controls(self.feature_set, split, self.preset.train.calibration),
         }
-        self._record(summary, test)
+        self._record(tracker, summary, test)
         print_results(
             self.console,
             f"{self.contract.name}, {split} window",
@@ -192,12 +221,10 @@ class Job:
             split,
             self.preset.model.architecture,
         )
-        return summary
+        return Evaluated(model, summary)
 
     def _target_only(self) -> Scored:
         """The same model without history, trained alike: what the past is worth."""
-        if not self.preset.model.use_history:
-            return score_split(self.model, self.feature_set, self.feature_set.judged_by)
         folder = self.run_dir / "target_only"
         folder.mkdir(exist_ok=True)
         config = self.preset.model.model_copy(update={"use_history": False, "tasks": ()})
@@ -206,7 +233,7 @@ class Job:
         fit_and_calibrate(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
         return score_split(model, self.feature_set, self.feature_set.judged_by)
 
-    def _record(self, summary: Summary, test: Scored) -> None:
+    def _record(self, tracker: Tracker, summary: Summary, test: Scored) -> None:
         record = {"metrics": summary.metrics, "controls": summary.controls, "tasks": summary.tasks}
         split = self.feature_set.judged_by
         flat = {f"{split}.{key}": value for key, value in summary.metrics[split].items()}
@@ -214,14 +241,33 @@ class Job:
             flat |= {f"{split}.{task}.{key}": value for key, value in metrics.items()}
         for control, metrics in summary.controls.items():
             flat |= {f"control.{control}.{key}": value for key, value in metrics.items()}
-        self.tracker.log_metrics(flat)
-        self.tracker.log_figure(reliability_diagram(test.labels, test.scores, test.weights), "calibration.png")
+        tracker.log_metrics(flat)
+        tracker.log_figure(reliability_diagram(test.labels, test.scores, test.weights), "calibration.png")
         bars = {self.preset.model.architecture: summary.metrics[split], **summary.controls}
-        self.tracker.log_figure(control_bars(bars), "controls.png")
+        tracker.log_figure(control_bars(bars), "controls.png")
         # Last of all: it says that the run is finished, and nothing reopens it from then on.
         write_text(self.run_dir / METRICS, json.dumps(record, indent=2))
         for name in (CONFIG, METRICS, "curve.jsonl", CALIBRATION):
-            self.tracker.log_file(self.run_dir / name, "run")
+            tracker.log_file(self.run_dir / name, "run")
+
+
+def train_run(settings: JobSettings, resume: str | None) -> Summary:
+    """Build or reuse the feature set, then train and evaluate one run: what `quadrank train` does.
+
+    Args:
+        settings: data, model and training.
+        resume: id of an unfinished run to go on with, or `latest`; None starts a new one.
+
+    Raises:
+        QuadRankError: a setting, the data or the run cannot be used.
+    """
+    preset = settings.preset()  # before the build: a wrong key must not wait for it
+    result = build(settings.source, settings.workspace)
+    settings.console.print(describe(result))
+    place = (preset, result.feature_set, settings.workspace, settings.console)
+    job = Job.start(*place) if resume is None else Job.resume(resume, *place)
+    with job.tracked() as tracker:
+        return job.train_and_evaluate(tracker).summary
 
 
 def _curve_point(evaluation: Evaluation) -> dict[str, float]:

@@ -10,11 +10,10 @@ from rich.console import Console
 
 from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.slices import slice_metrics
-from ctr.reporting.mlflow_runs import Tracker
 from features.store.atomic import write_text
 from pipelines.job.evaluate import score_split
 from pipelines.job.load_run import load_run
-from pipelines.job.train import TRACKED
+from pipelines.job.tracked import keep_with_run
 from pipelines.report import sections as section
 from pipelines.report.model import model_sections
 from pipelines.report.page import page
@@ -60,7 +59,7 @@ def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page(f"{feature_set.contract.name}: run {run_dir.name}", sections))
     console.print(f"report {path}: {path.stat().st_size / 2**10:.0f} KiB, {len(sections)} sections")
-    _keep(path, run_dir, workspace)
+    keep_with_run(run_dir, workspace, path, "report")
     return {
         "status": "done",
         "exit_code": 0,
@@ -72,12 +71,3 @@ def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
         },
         "seconds": round(time.monotonic() - started, 2),
     }
-
-
-def _keep(path: Path, run_dir: Path, workspace: Workspace) -> None:
-    """Store the page with the run's MLflow run, where it has one."""
-    tracked = run_dir / TRACKED
-    if tracked.is_file():
-        tracker = Tracker(workspace.root)
-        with tracker.resume(tracked.read_text(encoding="utf-8").strip()):
-            tracker.log_file(path, "report")

@@ -1,4 +1,4 @@
-"""Stage 4: a hyperparameter sweep. Optuna chooses, every trial is a child run in MLflow.
+"""Stage 4: a hyperparameter sweep. Optuna chooses the settings, every trial is a child run in MLflow.
 
 runs/tune/<study>.journal      the study, which its workers share
 runs/tune/<study>/<run id>/    a trial
@@ -8,96 +8,42 @@ runs/tune/<study>.best.yaml    the best trial's settings
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import optuna
-import yaml
-from pydantic import Field, PositiveInt, model_validator
-from rich.console import Console
 
-from ctr.config import load_preset
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.training.loop import Evaluation, StopTraining
-from features.contract.contract import Contract
-from features.contract.settings import Settings, load_yaml, merge, validate
 from features.errors import ConfigError, QuadRankError
-from features.store.atomic import write_text
+from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job.train import Job
+from pipelines.job_settings import JobSettings
 from pipelines.revision import git_revision
-from pipelines.source import Source
+from pipelines.tune.best import record_best
+from pipelines.tune.space import SearchSpace, by_section
 from pipelines.workspace import TUNE, Workspace
 
 LONGEST_WAIT = 3600.0  # seconds for another worker to build the feature set
 
 
-class Range(Settings):
-    """One searched setting: `choices`, or a range `low`..`high` (whole numbers stay whole)."""
+@dataclass(frozen=True)
+class Sweep:
+    """What one worker contributes to a study.
 
-    choices: list[Any] | None = None
-    low: float | int | None = None
-    high: float | int | None = None
-    log: bool = False
+    Args:
+        study: name; workers of one name share the study.
+        space: what is searched.
+        storage: database URL or journal file of the study; default `runs/tune/<study>.journal`.
+        trials: that this worker runs.
+    """
 
-    @model_validator(mode="after")
-    def _one_form(self) -> Range:
-        ranged = self.low is not None and self.high is not None
-        if bool(self.choices) == ranged:
-            raise ValueError("give either `choices`, or both `low` and `high`")
-        if ranged and self.low >= self.high:  # type: ignore[operator]  # both are numbers when ranged
-            raise ValueError(f"low must stay below high, got {self.low} and {self.high}")
-        return self
-
-    def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """Draw a value for this trial."""
-        if self.choices:
-            return trial.suggest_categorical(name, self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log)
-        return trial.suggest_float(name, float(self.low or 0), float(self.high or 0), log=self.log)
-
-
-Direction = Literal["maximize", "minimize"]
-DIRECTIONS: dict[str, Direction] = {"auc": "maximize", "gauc_by_samples": "maximize", "log_loss": "minimize"}
-
-
-class SearchSpace(Settings):
-    """`conf/tune.yaml`: what is searched, and by which metric. What is better follows from the metric."""
-
-    metric: Literal["auc", "log_loss", "gauc_by_samples"] = "auc"
-    direction: Direction | None = Field(None, description="may be stated, and must then be the metric's")
-    seed: int = 1
-    startup_trials: PositiveInt = 5
-    space: dict[str, Range] = Field(min_length=1)
-
-    @property
-    def better(self) -> Direction:
-        """Whether a higher or a lower value of the metric is better."""
-        return DIRECTIONS[self.metric]
-
-    def sampler(self, trial: int) -> optuna.samplers.TPESampler:
-        """Of one trial, seeded by its number: workers of one study have trials of other numbers, so none repeats
-        another's draws, and a sweep of one worker draws the same trials each time."""
-        seed = int(np.random.SeedSequence([self.seed, trial]).generate_state(1)[0])
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials)
-
-    @model_validator(mode="after")
-    def _direction_is_the_metrics(self) -> SearchSpace:
-        if self.direction not in (None, self.better):
-            raise ValueError(
-                f"direction: {self.direction} would seek the worst model by {self.metric}. Leave the key out: it is "
-                f"{self.better}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _keys_are_settings(self) -> SearchSpace:
-        for name in self.space:
-            if name.split(".")[0] not in ("model", "train") or name.count(".") != 1:
-                raise ValueError(f"space: {name!r} must be model.KEY or train.KEY")
-        return self
+    study: str
+    space: SearchSpace
+    storage: str | None
+    trials: int
 
 
 def open_storage(storage: str | None, study: str, workspace: Workspace) -> Any:
@@ -109,19 +55,8 @@ def open_storage(storage: str | None, study: str, workspace: Workspace) -> Any:
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
-def run_study(
-    source: Source,
-    model: Path,
-    train_defaults: Path,
-    overrides: dict[str, Any],
-    space_path: Path,
-    study_name: str,
-    storage: str | None,
-    trials: int,
-    workspace: Workspace,
-    console: Console,
-) -> dict[str, Any]:
-    """Run `trials` trials of a study (new or joined); returns the JSON summary of the best.
+def run_sweep(settings: JobSettings, sweep: Sweep) -> dict[str, Any]:
+    """Run a worker's trials of a study, new or joined; returns the JSON summary of the best trial.
 
     The feature set is built once, before the first trial; where another worker builds it, this one waits.
 
@@ -129,127 +64,88 @@ def run_study(
         ConfigError: the space names a setting that does not exist, or no trial of the study finished.
         LockError: another process still builds the feature set after `LONGEST_WAIT`.
     """
-    search = validate(SearchSpace, load_yaml(space_path), str(space_path))
-    # A wrong key must stop here, not in the middle of the night.
-    probe = merge(overrides, _nested({name: _any_value(found) for name, found in search.space.items()}))
-    load_preset(model, train_defaults, probe)
-    result = build(source, workspace, wait=LONGEST_WAIT)
-    console.print(describe(result))
+    _require_settings(settings, sweep.space)
+    result = build(settings.source, settings.workspace, wait=LONGEST_WAIT)
+    settings.console.print(describe(result))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     started = time.monotonic()
     # One worker at a time: each must find the study, and its MLflow run, that the first one makes.
-    with workspace.lock(f"tune-{study_name}", wait=LONGEST_WAIT):
-        study = optuna.create_study(
-            study_name=study_name,
-            storage=open_storage(storage, study_name, workspace),
-            direction=search.better,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=1),
-            load_if_exists=True,
-        )
-        if study.direction.name.lower() != search.better:
-            raise ConfigError(
-                f"study {study_name!r}: was begun to {study.direction.name.lower()}, and {search.metric} is to be "
-                f"{search.better}d. Give the sweep another name with --study."
-            )
-        parent = _parent_run(study, source.contract, workspace, search, model)
+    with settings.workspace.lock(f"tune-{sweep.study}", wait=LONGEST_WAIT):
+        study = _open_study(sweep, settings.workspace)
+        parent = _parent_run(study, settings, sweep.space)
 
     def objective(trial: optuna.Trial) -> float:
-        study.sampler = search.sampler(trial.number)
-        chosen = {name: found.suggest(trial, name) for name, found in search.space.items()}
-        preset = load_preset(model, train_defaults, merge(overrides, _nested(chosen)))
-        job = Job.start(preset, result.feature_set, workspace, console, study=study_name)
-        trial.set_user_attr("run", job.run_dir.name)
-        # The first look comes at another step for every batch size: prune by its place in the row of looks.
-        looks = 0
+        study.sampler = sweep.space.sampler(trial.number)
+        return _run_trial(trial, settings, sweep, result.feature_set, parent)
 
-        def report(evaluation: Evaluation) -> None:
-            nonlocal looks
-            trial.report(evaluation.metrics()[search.metric], looks)
-            looks += 1
-            if trial.should_prune():
-                raise StopTraining(f"pruned: below the median of {study_name} at look {looks}")
-
-        tags = {"study": study_name, "trial": str(trial.number)}
-        with job.tracked(parent_run_id=parent, extra_tags=tags) as tracker:
-            fitted = job.fit(on_evaluation=report)
-            pruned = fitted.stopped_by_callback
-            tracker.log_metrics({f"best.{key}": value for key, value in fitted.best.items()})
-            tracker.set_tag("trial_state", "pruned" if pruned else "complete")
-        console.print(f"trial {trial.number}: {search.metric} {fitted.best[search.metric]:.4f} {chosen}")
-        if pruned:
-            raise optuna.TrialPruned()
-        return fitted.best[search.metric]
-
-    study.optimize(objective, n_trials=trials, catch=(QuadRankError,))
-    return _conclude(study, search, model, train_defaults, overrides, parent, workspace, console, started)
+    study.optimize(objective, n_trials=sweep.trials, catch=(QuadRankError,))
+    payload = record_best(study, sweep.space, settings, parent)
+    return payload | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def _parent_run(study: optuna.Study, contract: Contract, workspace: Workspace, search: SearchSpace, model: Path) -> str:
+def _require_settings(settings: JobSettings, space: SearchSpace) -> None:
+    """A key that does not exist must stop the sweep here, not in the middle of the night."""
+    settings.changed(by_section(space.any_values())).preset()
+
+
+def _open_study(sweep: Sweep, workspace: Workspace) -> optuna.Study:
+    space = sweep.space
+    study = optuna.create_study(
+        study_name=sweep.study,
+        storage=open_storage(sweep.storage, sweep.study, workspace),
+        direction=space.better,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=space.startup_trials, n_warmup_steps=1),
+        load_if_exists=True,
+    )
+    if study.direction.name.lower() != space.better:
+        raise ConfigError(
+            f"study {sweep.study!r}: was begun to {study.direction.name.lower()}, and {space.metric} is to be "
+            f"{space.better}d. Give the sweep another name with --study."
+        )
+    return study
+
+
+def _parent_run(study: optuna.Study, settings: JobSettings, space: SearchSpace) -> str:
     """The study's MLflow run, kept in the study itself so that every worker nests under the same one."""
     known = study.user_attrs.get("mlflow_run_id")
     if known:
         return str(known)
-    tracker = Tracker(workspace.root)
+    tracker = Tracker(settings.workspace.root)
     with tracker.run(
-        experiment=f"quadrank-{contract.name}",
+        experiment=f"quadrank-{settings.source.contract.name}",
         run_name=f"sweep {study.study_name}",
         tags={"git_revision": git_revision(), "study": study.study_name},
-        params={"model_file": str(model), "search": search.model_dump(mode="json")},
+        params={"model_file": str(settings.model), "search": space.model_dump(mode="json")},
     ):
         run_id = tracker.run_id
     study.set_user_attr("mlflow_run_id", run_id)
     return run_id
 
 
-def _conclude(
-    study: optuna.Study,
-    search: SearchSpace,
-    model: Path,
-    train_defaults: Path,
-    overrides: dict[str, Any],
-    parent: str,
-    workspace: Workspace,
-    console: Console,
-    started: float,
-) -> dict[str, Any]:
-    states = [trial.state.name.lower() for trial in study.trials]
-    counts = {state: states.count(state) for state in sorted(set(states))}
-    if "complete" not in counts:
-        raise ConfigError(f"study {study.study_name!r}: no trial finished ({counts}); see the errors above.")
-    best = study.best_trial
-    preset = load_preset(model, train_defaults, merge(overrides, _nested(best.params)))
-    out = workspace.runs / TUNE / f"{study.study_name}.best.yaml"
-    head = (
-        f"# Best trial ({best.number}) of sweep {study.study_name!r}: validation {search.metric} {best.value:.5f}.\n"
-        f"# Train it: quadrank train --data … --model {out}\n"
-    )
-    write_text(out, head + yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False))
-    tracker = Tracker(workspace.root)
-    with tracker.resume(parent):
-        tracker.log_metrics({f"best.{search.metric}": float(best.value or 0.0), "trials": float(len(states))})
-        tracker.log_file(out, "best")
-    console.print(f"best of {counts}: trial {best.number}, {search.metric} {best.value:.4f}")
-    console.print(f"  {best.params}")
-    console.print(f"  its settings: {out}")
-    return {
-        "status": "done",
-        "exit_code": 0,
-        "study": study.study_name,
-        "trials": counts,
-        "best": {"trial": best.number, search.metric: best.value, "params": best.params},
-        "config": str(out),
-        "run_id": parent,
-        "seconds": round(time.monotonic() - started, 2),
-    }
+def _run_trial(trial: optuna.Trial, settings: JobSettings, sweep: Sweep, feature_set: FeatureSet, parent: str) -> float:
+    """Train with the settings of one trial; returns its best validation score. Raises TrialPruned."""
+    metric = sweep.space.metric
+    chosen = sweep.space.suggest(trial)
+    preset = settings.changed(by_section(chosen)).preset()
+    job = Job.start(preset, feature_set, settings.workspace, settings.console, study=sweep.study)
+    trial.set_user_attr("run", job.run_dir.name)
+    # Evaluations fall on other steps for every batch size: the pruner compares trials by the evaluation's number.
+    evaluations = 0
 
+    def report(evaluation: Evaluation) -> None:
+        nonlocal evaluations
+        trial.report(evaluation.metrics()[metric], evaluations)
+        evaluations += 1
+        if trial.should_prune():
+            raise StopTraining(f"pruned: below the median of {sweep.study} at evaluation {evaluations}")
 
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        section, key = name.split(".")
-        nested.setdefault(section, {})[key] = value
-    return nested
-
-
-def _any_value(found: Range) -> Any:
-    return found.choices[0] if found.choices else found.low
+    tags = {"study": sweep.study, "trial": str(trial.number)}
+    with job.tracked(parent_run_id=parent, extra_tags=tags) as tracker:
+        fitted = job.fit(tracker, on_evaluation=report).result
+        pruned = fitted.stopped_by_callback
+        tracker.log_metrics({f"best.{key}": value for key, value in fitted.best.items()})
+        tracker.set_tag("trial_state", "pruned" if pruned else "complete")
+    settings.console.print(f"trial {trial.number}: {metric} {fitted.best[metric]:.4f} {chosen}")
+    if pruned:
+        raise optuna.TrialPruned()
+    return fitted.best[metric]

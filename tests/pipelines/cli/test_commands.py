@@ -248,7 +248,9 @@ def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, job, raw, work,
         raise KeyboardInterrupt
 
     whole = pipelines.job.train.Job.fit
-    monkeypatch.setattr(pipelines.job.train.Job, "fit", lambda job: whole(job, on_evaluation=interrupt))
+    monkeypatch.setattr(
+        pipelines.job.train.Job, "fit", lambda job, tracker: whole(job, tracker, on_evaluation=interrupt)
+    )
     code, result = shell("train", *data(raw, work), *SMALL)
     assert code == 130 and "--resume" in result["error"] and len(looks) == 1
     monkeypatch.undo()

@@ -15,8 +15,10 @@ from features.contract.settings import validate
 from features.errors import ConfigError
 from features.simulator.simulate import simulate
 from pipelines.cli.options import settings_of
+from pipelines.job_settings import JobSettings
 from pipelines.tune import sweep as tune
-from pipelines.tune.sweep import SearchSpace, open_storage, run_study
+from pipelines.tune.space import SearchSpace, load_space
+from pipelines.tune.sweep import Sweep, open_storage, run_sweep
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
 
@@ -45,8 +47,7 @@ def draws(search: SearchSpace, trials: int) -> list[dict[str, float]]:
     for _ in range(trials):
         trial = study.ask()
         study.sampler = search.sampler(trial.number)
-        for name, one in search.space.items():
-            one.suggest(trial, name)
+        search.suggest(trial)
         study.tell(trial, 1.0)
     return [trial.params for trial in study.trials]
 
@@ -74,24 +75,25 @@ def sweep(work: Path, monkeypatch: pytest.MonkeyPatch, study: str, trials: int, 
     path = work / f"{study}.json"
     path.write_text(json.dumps({"startup_trials": 1, "space": SPACE} | space))
     workspace = Workspace(work)
-    source, overrides = settings_of(Path("conf/data/simulated.yaml"), TINY, str(work / "raw"), None, None)
-    defaults = Path("conf/train.yaml")
-    run_study(source, LR, defaults, overrides, path, study, None, trials, workspace, Console(quiet=True))
+    data = Path("conf/data/simulated.yaml")
+    source, overrides = settings_of(data, TINY, str(work / "raw"), None, None)
+    settings = JobSettings(source, data, LR, Path("conf/train.yaml"), overrides, workspace, Console(quiet=True))
+    run_sweep(settings, Sweep(study, load_space(path), None, trials))
     return workspace
 
 
 def test_a_trial_that_is_pruned_is_recorded_as_pruned(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second trial is worse than the first at its second look; the pruner goes by the median there."""
-    looks = iter([0.7, 0.8, 0.6, 0.5])
-    monkeypatch.setattr(optuna.trial.Trial, "report", reporting(optuna.trial.Trial.report, looks))
+    """The second trial is worse than the first at its second evaluation; the pruner goes by the median there."""
+    values = iter([0.7, 0.8, 0.6, 0.5])
+    monkeypatch.setattr(optuna.trial.Trial, "report", reporting(optuna.trial.Trial.report, values))
     workspace = sweep(work, monkeypatch, "pruned", 2)
     found = optuna.load_study(study_name="pruned", storage=open_storage(None, "pruned", workspace))
     assert [trial.state.name for trial in found.trials] == ["COMPLETE", "PRUNED"]
     assert found.best_trial.number == 0
 
 
-def reporting(report, looks):
-    return lambda trial, value, step: report(trial, next(looks), step)
+def reporting(report, values):
+    return lambda trial, value, step: report(trial, next(values), step)
 
 
 def test_a_study_of_another_direction_is_not_joined(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
