@@ -1,45 +1,45 @@
-"""The pictures of a run: how it learned, whether its probabilities are true, and what it beats."""
+"""Figures of a training run: learning curve, reliability, baselines; and the parts that other figures share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ctr.evaluation.metrics import FEWEST_ROWS_OF_ECE, ece, reliability
+from ctr.evaluation.metrics import FEWEST_ROWS_OF_ECE, Interval, ece, reliability
 
 # Colours of Okabe and Ito: told apart by colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 
 
 def learning_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
-    """Validation AUC and log loss over training steps, the best look of each marked.
+    """Validation AUC and log loss over training steps, the best evaluation of each marked.
 
     Args:
-        curve: one mapping a look, with `step`, `auc`, `log_loss` and, if known, `train_click_loss`. (What
+        curve: one mapping an evaluation, with `step`, `auc`, `log_loss` and, if known, `train_click_loss`. (What
             training minimises may hold other terms, which no validation loss has.)
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     auc_axes, loss_axes = figure.subplots(1, 2)
-    steps = [look["step"] for look in curve]
-    _line(auc_axes, steps, [look["auc"] for look in curve], "validation", BLUE, np.argmax)
-    _line(loss_axes, steps, [look["log_loss"] for look in curve], "validation", BLUE, np.argmin)
-    trained = [look for look in curve if "train_click_loss" in look]
+    steps = [one["step"] for one in curve]
+    _line(auc_axes, steps, [one["auc"] for one in curve], "validation", BLUE, np.argmax)
+    _line(loss_axes, steps, [one["log_loss"] for one in curve], "validation", BLUE, np.argmin)
+    trained = [one for one in curve if "train_click_loss" in one]
     if trained:
-        points = [look["train_click_loss"] for look in trained]
-        loss_axes.plot([look["step"] for look in trained], points, "--", color=GREY, label="training")
+        points = [one["train_click_loss"] for one in trained]
+        loss_axes.plot([one["step"] for one in trained], points, "--", color=GREY, label="training")
     auc_axes.set(title="Ranking: higher is better", ylabel="AUC")
     loss_axes.set(title="Likelihood: lower is better", ylabel="log loss (nats a row)")
     for axes in (auc_axes, loss_axes):
         axes.set_xlabel("optimizer steps")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.legend(frameon=False, fontsize=9)
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -81,8 +81,8 @@ def reliability_diagram(labels: np.ndarray, scores: np.ndarray, weights: np.ndar
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     below.hist(scores, bins=50, range=(0, limit), color=BLUE)
     below.set(xlabel="predicted probability", ylabel="rows")
-    _plain(axes)
-    _plain(below)
+    plain(axes)
+    plain(below)
     return figure
 
 
@@ -107,7 +107,7 @@ def control_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.axvline(0.5, color="black", linewidth=1)
     axes.margins(x=0.15)
     axes.set(title="What the model adds to its controls", xlabel="AUC (0.5 is chance; whiskers: 95 % interval)")
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -117,15 +117,38 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
+def plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Take away the frame above and on the right; draw a light grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis=grid, color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def whisker(axes: Axes, row: float, value: Interval, colour: str) -> None:
+    """One row of a forest plot: an interval as a line, its estimate as a point."""
+    axes.plot([value.low, value.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot(value.value, row, "o", color=colour, markersize=4.5)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a forest plot, the first on top. Names are cut at 40 characters."""
+    axes.set_yticks(range(len(names)), [_text(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    plain(axes, "x")
+    axes.spines["left"].set_visible(False)
+
+
+def _text(name: str) -> str:
+    """A name as it is: matplotlib reads dollar signs as mathematics. A long one is cut."""
+    cut = name if len(name) <= 40 else f"{name[:39]}…"
+    return cut.replace("$", r"\$")
+
+
 def _line(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, colour: str, best: Any) -> None:
     axes.plot(steps, values, "o-", color=colour, markersize=3, label=label)
     if steps:
         place = int(best(values))
         found = f"best {values[place]:.4f} at {steps[place]:,.0f}"
         axes.plot(steps[place], values[place], "*", color=ORANGE, markersize=13, label=found)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, axis="both", color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)

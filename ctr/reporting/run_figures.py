@@ -1,4 +1,4 @@
-"""The pictures of a run's report: ROC curve, scores by label, slices, and what each input is worth.
+"""Figures of what was measured on a trained model: ROC, scores, slices, importance, rankers compared, stress.
 
 Shapes: N rows.
 """
@@ -6,20 +6,20 @@ Shapes: N rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve as roc_points
 
 from ctr.diagnosis.permutation_importance import Importance
+from ctr.diagnosis.vector_stress import StressResult
 from ctr.evaluation.metrics import Interval, auc
 from ctr.evaluation.significance import resolved
-from ctr.reporting.figures import BLUE, GREY, ORANGE
+from ctr.reporting.figures import BLUE, GREY, ORANGE, name_rows, plain, whisker
 
 ROW_INCHES = 0.27
+# AUC. Drops below it are drawn to scale, larger ones by their logarithm: one collapse must not hide all others.
+LINEAR_UP_TO = 0.01
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Figure:
@@ -47,7 +47,7 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None
         aspect="equal",
     )
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    _plain(axes, "both")
+    plain(axes)
     return figure
 
 
@@ -73,7 +73,7 @@ def score_histogram(labels: np.ndarray, scores: np.ndarray) -> Figure:
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9)
-    _plain(axes, "y")
+    plain(axes, "y")
     return figure
 
 
@@ -84,14 +84,14 @@ def slice_forest(slices: Mapping[str, Mapping[str, Interval]], whole: float) -> 
         slices: AUC by slice name, by dimension, in the order of the plot.
         whole: AUC of all rows; a line through it leads the eye.
     """
-    places: list[tuple[str, Interval | None]] = []
+    rows: list[tuple[str, Interval | None]] = []
     for dimension, found in slices.items():
-        places += [(dimension, None), *found.items()]
-    figure = Figure(figsize=(7.6, 0.9 + ROW_INCHES * len(places)), layout="constrained")
+        rows += [(dimension, None), *found.items()]
+    figure = Figure(figsize=(7.6, 0.9 + ROW_INCHES * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, value) in enumerate(places):
+    for row, (_, value) in enumerate(rows):
         if value is not None:
-            _whisker(axes, place, value, BLUE)
+            whisker(axes, row, value, BLUE)
     axes.axvline(whole, color=ORANGE, linewidth=1, linestyle="--")
     axes.annotate(
         f"all rows {whole:.4f}",
@@ -103,8 +103,8 @@ def slice_forest(slices: Mapping[str, Mapping[str, Interval]], whole: float) -> 
         fontsize=9,
         color=ORANGE,
     )
-    _name_rows(axes, [_text(name) for name, _ in places])
-    for label, (_, value) in zip(axes.get_yticklabels(), places, strict=True):
+    name_rows(axes, [name for name, _ in rows])
+    for label, (_, value) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if value is not None else "bold")
     axes.set_xlabel("AUC (line: 95 % interval)")
     return figure
@@ -119,12 +119,12 @@ def importance_bars(importances: Sequence[Importance]) -> Figure:
     figure = Figure(figsize=(7.6, 0.9 + ROW_INCHES * len(importances)), layout="constrained")
     axes = figure.subplots()
     more_than_chance = resolved([one.drop for one in importances])
-    for place, one in enumerate(importances):
-        colour = BLUE if more_than_chance[place] else GREY
-        axes.barh(place, one.drop.value, color=colour, alpha=0.35, height=0.66)
-        _whisker(axes, place, one.drop, colour)
+    for row, one in enumerate(importances):
+        colour = BLUE if more_than_chance[row] else GREY
+        axes.barh(row, one.drop.value, color=colour, alpha=0.35, height=0.66)
+        whisker(axes, row, one.drop, colour)
     axes.axvline(0, color="black", linewidth=1)
-    _name_rows(axes, [_text(described(one)) for one in importances])
+    name_rows(axes, [described(one) for one in importances])
     axes.set_xlabel("AUC lost when shuffled (line: 95 % interval)")
     return figure
 
@@ -134,27 +134,52 @@ def described(one: Importance) -> str:
     return "whole history" if one.side == "history" else f"{one.name} ({one.side})"
 
 
-def _whisker(axes: Axes, place: int, value: Interval, colour: str) -> None:
-    axes.plot([value.low, value.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.plot(value.value, place, "o", color=colour, markersize=4.5)
+def ranker_forest(rankers: Mapping[str, Interval], label: str, marked: str | None = None) -> Figure:
+    """A value and its interval for each ranker of a study.
+
+    Args:
+        rankers: value and interval by name, in the order of the plot, top first.
+        label: of the horizontal axis.
+        marked: a ranker drawn in colour, with a line through its value.
+    """
+    figure = Figure(figsize=(8, 0.9 + 0.32 * len(rankers)), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, found) in enumerate(rankers.items()):
+        whisker(axes, row, found, BLUE if name == marked else GREY)
+    if marked is not None:
+        axes.axvline(rankers[marked].value, color=BLUE, linewidth=0.8, linestyle=":")
+    name_rows(axes, [name.replace("_", " ") for name in rankers])
+    axes.set_xlabel(label)
+    return figure
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    _plain(axes, "x")
-    axes.spines["left"].set_visible(False)
+def stress_plot(found: StressResult) -> Figure:
+    """Loss of AUC with its interval by stress, the panels beside each other on one axis.
 
-
-def _text(name: str) -> str:
-    """A name as it is: matplotlib reads dollar signs as mathematics. A long one is cut."""
-    cut = name if len(name) <= 40 else f"{name[:39]}…"
-    return cut.replace("$", r"\$")
-
-
-def _plain(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, axis=grid, color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
+    Blue is a loss (or gain) that is more than chance, all stresses considered (Holm); grey may be chance.
+    """
+    panels: dict[str, dict[str, int]] = {}
+    for place, one in enumerate(found.stresses):
+        panels.setdefault(one.sets, {})[one.label] = place
+    labels = list(dict.fromkeys(one.label for one in found.stresses))
+    figure = Figure(figsize=(2.4 + 3 * len(panels), 1.3 + ROW_INCHES * len(labels)), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    more_than_chance = resolved([one.loss for one in found.stresses])
+    for axes, (sets, places) in zip(all_axes, panels.items(), strict=True):
+        for label, place in places.items():
+            loss, row = found.stresses[place].loss, labels.index(label)
+            colour = BLUE if more_than_chance[place] else GREY
+            whisker(axes, row, loss, colour)
+        ignored = " (ignored)" if sets in found.ignored else ""
+        axes.set_title("all sets" if sets == "all" else f"{sets}{ignored}", fontsize=10)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xscale("symlog", linthresh=LINEAR_UP_TO)
+        axes.xaxis.set_major_formatter("{x:g}")
+        plain(axes)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[0].set_yticks(range(len(labels)), labels)
+    all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    scale = f"logarithmic above {LINEAR_UP_TO:g}; blue: more than chance, after Holm"
+    figure.supxlabel(f"loss of AUC, {found.auc:.4f} without stress ({scale})", fontsize=9)
+    return figure

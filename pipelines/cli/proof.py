@@ -57,15 +57,15 @@ def compare(
     one that is more than chance, all differences of the table considered (Holm).
     """
     from features.errors import ConfigError
-    from pipelines.study.compare import run_study
+    from pipelines.study.compare import Comparison, run_comparison
     from pipelines.study.study import load_study, study_of_models
 
     if (study is None) == (models is None):
         raise ConfigError("compare: name either --study FILE or --models A,B. Studies lie in conf/studies.")
     overrides = overrides_of(assignments, ("study",)).get("study", {})
     found = load_study(study, overrides) if study else study_of_models((models or "").split(","), data, seeds)
-    payload = run_study(found, train_defaults, root, Workspace(work), workers, console(as_json))
-    finish(payload, as_json)
+    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, console(as_json))
+    finish(run_comparison(comparison), as_json)
 
 
 @proof_app.command()
@@ -88,11 +88,12 @@ def ablate(
 
     Whoever chooses parts by the test rows has no test rows left: judge on them what is chosen already.
     """
-    from pipelines.study.compare import run_study
+    from pipelines.study.compare import Comparison, run_comparison
     from pipelines.study.study import load_study
 
     found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
-    finish(run_study(found, train_defaults, root, Workspace(work), workers, console(as_json), split), as_json)
+    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, console(as_json), split)
+    finish(run_comparison(comparison), as_json)
 
 
 @proof_app.command()

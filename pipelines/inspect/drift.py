@@ -15,9 +15,6 @@ from features.monitor.profile.file import load_profile
 from features.store.feature_set import SPLITS
 
 DRIFT = 3  # done, and drift was found
-PANELS = 6
-BARS = 10
-LINES = 5  # height of a panel of few bars
 
 
 def drift_between(
@@ -52,7 +49,11 @@ def drift_between(
     console.print(_table(drift, f"{base} ({drift.base_rows:,} rows) against {new} ({drift.new_rows:,} rows)"))
     console.print(_sentence(drift))
     if picture is not None:
-        _draw(drift, picture)
+        # matplotlib takes a second to import
+        from ctr.reporting.figures import save_png
+        from pipelines.inspect.drift_figure import drift_figure
+
+        save_png(drift_figure(drift), picture)
         console.print(f"picture: {picture}")
     return {
         "status": "drift" if drift.found else "done",
@@ -122,52 +123,3 @@ def _size(change: Change | None) -> str:
 def _mark(change: Change, text: str) -> str:
     """A star where the measure itself alarms."""
     return f"{text} *" if change.alarm else text
-
-
-def _draw(drift: Drift, path: Path) -> None:
-    """Shares on both sides of the columns that changed most."""
-    from matplotlib.figure import Figure
-
-    from ctr.reporting.figures import save_png
-
-    drawn = [column for column in drift.columns if _bars(column)][:PANELS]
-    shown = [column for column in drawn if column.alarm] or drawn
-    lines = -(-len(shown) // 2)
-    figure = Figure(figsize=(11, 0.6 + 2.9 * max(lines, 1)), layout="constrained")
-    for place, column in enumerate(shown):
-        _panel(figure.add_subplot(max(lines, 1), 2, place + 1), column)
-    figure.suptitle("What changed most: shares of the base and of the new feature set", fontsize=11)
-    save_png(figure, path)
-
-
-def _panel(axes: Any, column: ColumnDrift) -> None:
-    from ctr.reporting.figures import GREY, ORANGE
-
-    bars = _bars(column)
-    for offset, side, colour in ((-0.2, 1, GREY), (0.2, 2, ORANGE)):
-        places = [place + offset for place in range(len(bars))]
-        axes.barh(places, [bar[side] for bar in bars], height=0.38, color=colour, label=("base", "new")[side - 1])
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=8)
-    axes.set_ylim(max(len(bars), LINES) - 0.5, -0.5)
-    psi = column.change("psi")
-    axes.set_title(f"{column.column}: {column.verdict}" + (f", PSI {psi.size:.2f}" if psi else ""), fontsize=10)
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _bars(column: ColumnDrift) -> list[tuple[str, float, float]]:
-    """Name and both shares of the bins that differ most, in the bins' order, then of single shares; no empty ones."""
-    bars: list[tuple[str, float, float]] = []
-    if column.common is not None:
-        base, new = column.common.base.shares, column.common.new.shares
-        largest = sorted(abs(new - base).argsort()[::-1][:BARS].tolist())
-        bars = [(column.common.names[i], float(base[i]), float(new[i])) for i in largest]
-    bars += [
-        (change.measure.replace("_", " "), change.base, change.new)
-        for change in column.changes
-        if change.base is not None and change.new is not None
-    ]
-    return [bar for bar in bars if bar[1] or bar[2]]

@@ -12,12 +12,12 @@ from rich.table import Table
 from ctr.diagnosis.vector_stress import StressConfig, StressResult, stress_model
 from ctr.evaluation.significance import LEVEL, resolved
 from ctr.reporting.figures import save_png
-from ctr.reporting.stress_figures import stress_plot
+from ctr.reporting.run_figures import stress_plot
 from features.errors import ConfigError
 from features.store.atomic import write_text
+from pipelines.cells import signed
 from pipelines.job.load_run import load_run
 from pipelines.job.tracked import keep_with_run
-from pipelines.study.judging import signed
 from pipelines.workspace import Workspace
 
 

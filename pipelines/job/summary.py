@@ -15,24 +15,12 @@ from rich.table import Table
 from ctr.evaluation.baselines import optimal_lift_share
 from ctr.evaluation.catalog_coverage import TopLists
 from ctr.evaluation.slices import SliceResult
+from pipelines.cells import HEADINGS, metric_cell
 
 Metrics = dict[str, float]
 
 DRAWN = "Intervals draw users again with all of their rows; each is of one number alone, and of one training."
-
-_COLUMNS = {
-    "auc": "AUC",
-    "interval": "95 % interval",
-    "gauc_by_samples": "GAUC",
-    "log_loss": "log loss",
-    "normalized_entropy": "norm. entropy",
-    "calibration_ratio": "calibration",
-    "ece": "ECE",
-    "group_auc": "list AUC",
-    "mrr": "MRR",
-    "ndcg_5": "nDCG@5",
-    "ndcg_10": "nDCG@10",
-}
+OF_A_SLICE = ("auc", "interval", "log_loss", "calibration_ratio", "ece")
 
 
 @dataclass
@@ -68,13 +56,13 @@ def peak_mib() -> float:
 
 def results_table(title: str, rows: dict[str, Metrics]) -> Table:
     """A table of rankers (rows) by metric (columns); what a ranker has no value for stays empty."""
-    shown = [key for key in _COLUMNS if key == "interval" or any(key in metrics for metrics in rows.values())]
+    shown = [key for key in HEADINGS if key == "interval" or any(key in metrics for metrics in rows.values())]
     table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
     table.add_column("ranker")
     for key in shown:
-        table.add_column(_COLUMNS[key], justify="right")
+        table.add_column(HEADINGS[key], justify="right")
     for name, metrics in rows.items():
-        table.add_row(name, *(_cell(key, metrics) for key in shown))
+        table.add_row(name, *(metric_cell(metrics, key) for key in shown))
     return table
 
 
@@ -82,15 +70,15 @@ def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
     """Slices (rows) with what they hold and how well they are ranked."""
     table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
     table.add_column("slice")
-    for column in ("rows", "positive", "AUC", "95 % interval", "log loss", "calibration", "ECE"):
-        table.add_column(column, justify="right")
+    for heading in ("rows", "positive", *(HEADINGS[key] for key in OF_A_SLICE)):
+        table.add_column(heading, justify="right")
     before = ""
     for one in slices:
         if one.dimension != before:
             table.add_section()
         before = one.dimension
         name = one.name if one.dimension == "all" else f"{one.dimension}: {one.name}"
-        cells = [_cell(key, one.metrics) for key in ("auc", "interval", "log_loss", "calibration_ratio", "ece")]
+        cells = [metric_cell(one.metrics, key) for key in OF_A_SLICE]
         table.add_row(name, f"{one.rows:,}", f"{one.positives / one.rows:.1%}", *cells)
     return table
 
@@ -128,10 +116,3 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
     if optimum:
         share = optimal_lift_share(summary.metrics[split]["auc"], optimum["auc"])
         console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")
-
-
-def _cell(key: str, metrics: Metrics) -> str:
-    if key == "interval":
-        return f"{metrics['auc_low']:.4f} – {metrics['auc_high']:.4f}" if "auc_low" in metrics else ""
-    value = metrics.get(key)
-    return "" if value is None else f"{value:.4f}"

@@ -15,25 +15,20 @@ from ctr.reporting.figures import control_bars, learning_curve, reliability_diag
 from ctr.reporting.run_figures import described, importance_bars, roc_curve, score_histogram, slice_forest
 from features.store.feature_set import FeatureSet, Window
 from features.store.schema import FIRST_VALUE
+from pipelines.cells import HEADINGS, metric_cell, number, signed_span
 from pipelines.job.evaluate import Scored
 from pipelines.job.summary import Metrics
 from pipelines.report.page import Section
 from pipelines.report.parts import beside, facts, folded, grouped_table, plot, remark, table, tiles
 from pipelines.report.record import RunRecord
 
-RANKER_METRICS = {
-    "gauc_by_samples": "GAUC",
-    "log_loss": "log loss",
-    "normalized_entropy": "norm. entropy",
-    "calibration_ratio": "calibration",
-    "ece": "ECE",
-}
+RANKER_METRICS = ("gauc_by_samples", "log_loss", "normalized_entropy", "calibration_ratio", "ece")
 CONTROLS = {
     "target_only": "Target-only is the same model without history.",
     "popularity": "Popularity knows the item's training clicks alone.",
     "optimum": "The optimum knows the true probabilities of a simulated log.",
 }
-SLICE_METRICS = {"log_loss": "log loss", "calibration_ratio": "calibration", "ece": "ECE"}
+SLICE_METRICS = ("log_loss", "calibration_ratio", "ece")
 TOP_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -69,17 +64,23 @@ def metrics_and_controls(record: RunRecord, split: str) -> Section:
     rankers = {model: record.metrics[split], **record.controls}
     shown = [key for key in RANKER_METRICS if any(key in metrics for metrics in rankers.values())]
     rows = [
-        [name.replace("_", "-"), *_auc_cells(metrics), *(_number(metrics.get(key)) for key in shown)]
+        [
+            name.replace("_", "-"),
+            metric_cell(metrics, "auc"),
+            metric_cell(metrics, "interval"),
+            *(metric_cell(metrics, key) for key in shown),
+        ]
         for name, metrics in rankers.items()
     ]
     return Section(
         "Model and controls",
         "Does the model beat what costs less?",
-        table(["ranker", "AUC", "95 % interval", *(RANKER_METRICS[key] for key in shown)], rows)
+        table(["ranker", "AUC", "95 % interval", *(HEADINGS[key] for key in shown)], rows)
         + remark(
             "AUC: the chance that a positive outranks a negative, its interval draws users again with all of their "
             "rows; GAUC: the same within a user. Log loss: nats a row; "
-            "normalized entropy below 1 beats always saying the training rate. Calibration: predicted over observed "
+            "NE: normalized entropy, below 1 where the model beats predicting the training rate for all rows. "
+            "Calibration: predicted over observed "
             "positives, 1 is right. ECE: mean distance between promised and observed rates, 0 is right. "
             + " ".join(text for name, text in CONTROLS.items() if name in record.controls)
         )
@@ -140,7 +141,7 @@ def calibration(judged: Scored) -> Section:
         "Observed": f"{np.average(labels, weights=weights):.4f}",
         "In training": f"{judged.base_rate:.4f}",
         "Predicted / observed": f"{calibration_ratio(labels, scores, weights):.4f}",
-        "ECE": _number(likelihoods(labels, scores, weights).get("ece")) or f"needs {FEWEST_ROWS_OF_ECE:,} rows",
+        "ECE": number(likelihoods(labels, scores, weights).get("ece")) or f"needs {FEWEST_ROWS_OF_ECE:,} rows",
     }
     return Section(
         "Reliability",
@@ -192,8 +193,9 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
                 one.name,
                 f"{one.rows:,}",
                 f"{one.positives / one.rows:.1%}",
-                *_auc_cells(one.metrics),
-                *(_number(one.metrics.get(key)) for key in SLICE_METRICS),
+                metric_cell(one.metrics, "auc"),
+                metric_cell(one.metrics, "interval"),
+                *(metric_cell(one.metrics, key) for key in SLICE_METRICS),
             ]
             for one in group
         ]
@@ -214,7 +216,7 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
         "For whom and for what does it work less well?",
         picture
         + grouped_table(
-            ["slice", "rows", "positive", "AUC", "95 % interval", *SLICE_METRICS.values()],
+            ["slice", "rows", "positive", "AUC", "95 % interval", *(HEADINGS[key] for key in SLICE_METRICS)],
             rows,
         )
         + remark(
@@ -261,7 +263,7 @@ def settings(config: Mapping[str, Any]) -> Section:
 def _headline(metrics: Metrics, controls: Mapping[str, Metrics]) -> list[tuple[str, str, str]]:
     names = {"auc": "AUC", "gauc_by_samples": "GAUC", "log_loss": "Log loss", "calibration_ratio": "Calibration"}
     asides = {
-        "auc": _auc_cells(metrics)[1],
+        "auc": metric_cell(metrics, "interval"),
         "gauc_by_samples": "AUC within a user",
         "log_loss": f"normalized {metrics['normalized_entropy']:.4f}",
         "calibration_ratio": "1 is right" + (f"; ECE {metrics['ece']:.4f}" if "ece" in metrics else ""),
@@ -305,19 +307,8 @@ def _interval(metrics: Mapping[str, float]) -> Interval:
     return Interval(metrics["auc"], metrics["auc_low"], metrics["auc_high"])
 
 
-def _auc_cells(metrics: Mapping[str, float]) -> list[str]:
-    if "auc" not in metrics:
-        return ["", ""]
-    low, high = metrics.get("auc_low"), metrics.get("auc_high")
-    return [_number(metrics["auc"]), f"{low:.4f} – {high:.4f}" if low is not None else ""]
-
-
 def _drop_cells(drop: Interval) -> list[str]:
     """An input that was not read says 0, not +0.0000, which could be very little."""
     if drop == (0, 0, 0):
         return ["0", ""]
-    return [f"{drop.value:+.4f}", f"{drop.low:+.4f} to {drop.high:+.4f}"]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return [f"{drop.value:+.4f}", signed_span(drop)]

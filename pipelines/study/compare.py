@@ -1,105 +1,108 @@
-"""`compare` and `ablate`: a study trained, judged on the same rows with intervals, told as a table, plot and record."""
+"""`compare` and `ablate`: train the variants of a study, compare all rankers on the same rows, record the result."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from ctr.evaluation.baselines import optimal_lift_share, optimum_scores, popularity_scores
+from ctr.evaluation.baselines import optimum_scores, popularity_scores
 from ctr.evaluation.boosting import counters_control, tabular_control
-from ctr.evaluation.metrics import auc
-from ctr.evaluation.slices import FEWEST_ROWS, Slice, slices
-from ctr.reporting.mlflow_runs import Tracker
-from ctr.reporting.study_figures import forest
 from features.errors import ConfigError
-from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.build import build, describe
-from pipelines.job.evaluate import Scored, scored
-from pipelines.revision import git_revision, source_hash
-from pipelines.study.judging import ALIKE, Judged, RankerScores, conventions, judge, study_table
 from pipelines.study.latency import rank_latency
 from pipelines.study.peers import peer_scores, require_peers
+from pipelines.study.record import StudyResult, record_study, summary_of
 from pipelines.study.study import Control, Plan, Study, plan
 from pipelines.study.trials import Trial, require_same_rows, run_trials
+from pipelines.study.verdicts import Ranker, study_table, verdicts
 from pipelines.workspace import Workspace
 
 Scores = dict[SplitName, np.ndarray]
 
-# Probabilities by split, [seeds, rows]; popularity has nothing that is drawn, hence one row whatever the seeds.
-CONTROLS: dict[Control, Callable[[FeatureSet, Sequence[SplitName], int], Scores]] = {
+# Probabilities by split, [seeds, rows]. Popularity has no seed: one row, however many seeds the study has.
+BASELINES: dict[Control, Callable[[FeatureSet, Sequence[SplitName], int], Scores]] = {
     "popularity": lambda feature_set, splits, _: {one: popularity_scores(feature_set, one)[None] for one in splits},
     "counters": counters_control,
     "boosting": tabular_control,
 }
 
 
-def run_study(
-    study: Study,
-    train_defaults: Path,
-    root: str | None,
-    workspace: Workspace,
-    workers: int,
-    console: Console,
-    split: SplitName | None = None,
-) -> dict[str, Any]:
-    """Train what is missing of a study, judge everything on the same rows, and write it down.
-
-    Every ranker is calibrated alike, on the validation rows. Writes `comparisons/<study>/summary.json`, `forest.png`
-    and one MLflow run with a child a variant.
+@dataclass(frozen=True)
+class Comparison:
+    """A study, and how and where it is run.
 
     Args:
         study: what is compared.
-        train_defaults: training settings below the presets'.
+        train: file of training defaults; the presets' own settings go before them.
         root: of the raw files, instead of the data contract's.
         workspace: where feature sets, trials and results lie.
         workers: trainings at a time.
-        console: where to say it.
-        split: whose rows are judged; default: test, or valid where test has no labels.
+        console: where people read.
+        split: whose rows are compared on; default: test, or valid where test has no labels.
+    """
+
+    study: Study
+    train: Path
+    root: str | None
+    workspace: Workspace
+    workers: int
+    console: Console
+    split: SplitName | None = None
+
+    @property
+    def folder(self) -> Path:
+        """`comparisons/<study>/` of the workspace: trials and results."""
+        return self.workspace.root / "comparisons" / self.study.name
+
+
+def run_comparison(comparison: Comparison) -> dict[str, Any]:
+    """Train what is missing of a study, compare all rankers on the same rows, and record the result.
+
+    Every ranker is calibrated alike, on the validation rows. Writes `comparisons/<study>/summary.json`, `forest.png`
+    and one MLflow run with a child a variant; returns the JSON summary.
 
     Raises:
         QuadRankError: a file of the study cannot be used, a variant's rows differ, the split has no labels, or a trial
             failed.
     """
-    plans = plan(study, train_defaults, root)
-    require_peers(study.peers, plans[0].contract, workspace.root / "comparisons" / study.name)
-    feature_sets = []
-    for one in plans:
-        result = build(one.contract, workspace)
-        console.print(f"{one.name}: {describe(result)}", style="dim")
-        feature_sets.append(result.feature_set)
-    require_same_rows(feature_sets)
+    study, console = comparison.study, comparison.console
+    plans = plan(study, comparison.train, comparison.root)
+    require_peers(study.peers, plans[0].contract, comparison.folder)
+    feature_sets = _feature_sets(plans, comparison)
     first = feature_sets[0]
-    split = _judged_split(first, split)
-    folder = workspace.root / "comparisons" / study.name
-    trials = run_trials(plans, feature_sets, study.seeds, folder, workers, say=console.print)
-    facts = {p.name: _facts(p, trials[p.name], fs) for p, fs in zip(plans, feature_sets, strict=True)}
-    needed: list[SplitName] = ["valid", split] if split != "valid" else ["valid"]
-    scores: dict[str, Scores] = {
-        p.name: {one: np.stack([trial.scores[one] for trial in trials[p.name]]) for one in needed} for p in plans
+    split = _compared_split(first, comparison.split)
+    trials = run_trials(plans, feature_sets, study.seeds, comparison.folder, comparison.workers, say=console.print)
+    splits: list[SplitName] = ["valid", split] if split != "valid" else ["valid"]
+    rankers = {
+        one.name: _variant(one, trials[one.name], feature_set, split)
+        for one, feature_set in zip(plans, feature_sets, strict=True)
     }
-    for name in study.controls:
-        console.print(f"control: {name}")
-        scores[name] = CONTROLS[name](first, needed, study.seeds)
-    for peer in study.peers:
-        console.print(f"peer: {peer}, {study.seeds} seeds in an environment of its own")
-        scores[peer], facts[peer] = peer_scores(peer, first, needed, study.seeds, folder)
-    optimum = optimum_scores(first, split)
+    rankers |= _opponents(comparison, first, splits)
     reference = study.reference or plans[0].name
-    rankers = {name: RankerScores(found[split], found["valid"]) for name, found in scores.items()}
-    judged = judge(first, split, rankers, reference, facts, {p.name: p.why for p in plans})
-    console.print(study_table(f"{study.name}, {split} window, {study.seeds} seeds", judged, reference))
-    payload = _payload(study, judged, reference, first, split, rankers, optimum)
-    payload |= {"source_hash": source_hash(), "trained_at": trained_at(trials)}
-    console.print(f"trained at git {', '.join(payload['trained_at'])}, sources {payload['source_hash']}")
-    _record(payload, judged, reference, folder, study, plans, workspace)
-    console.print(f"written to {folder}/summary.json and forest.png")
-    return payload
+    result = StudyResult(
+        study=study,
+        plans=plans,
+        feature_set=first,
+        split=split,
+        reference=reference,
+        rankers=rankers,
+        verdicts=verdicts(first, split, rankers, reference),
+        optimum=optimum_scores(first, split),
+        trained_at=trained_at(trials),
+    )
+    summary = summary_of(result)
+    title = f"{study.name}, {split} window, {study.seeds} seeds"
+    console.print(study_table(title, result.verdicts, reference))
+    console.print(f"trained at git {', '.join(result.trained_at)}, sources {summary['source_hash']}")
+    record_study(result, summary, comparison.folder, comparison.workspace)
+    console.print(f"written to {comparison.folder}/summary.json and forest.png")
+    return summary
 
 
 def trained_at(trials: Mapping[str, Sequence[Trial]]) -> list[str]:
@@ -107,7 +110,18 @@ def trained_at(trials: Mapping[str, Sequence[Trial]]) -> list[str]:
     return sorted({trial.git_revision for found in trials.values() for trial in found})
 
 
-def _judged_split(feature_set: FeatureSet, asked: SplitName | None) -> SplitName:
+def _feature_sets(plans: Sequence[Plan], comparison: Comparison) -> list[FeatureSet]:
+    """Of each variant, built or reused. Raises DataError where their rows differ."""
+    found = []
+    for one in plans:
+        result = build(one.contract, comparison.workspace)
+        comparison.console.print(f"{one.name}: {describe(result)}", style="dim")
+        found.append(result.feature_set)
+    require_same_rows(found)
+    return found
+
+
+def _compared_split(feature_set: FeatureSet, asked: SplitName | None) -> SplitName:
     if asked is None:
         return feature_set.judged_by
     if not feature_set.manifest.windows[asked].labelled:
@@ -117,92 +131,29 @@ def _judged_split(feature_set: FeatureSet, asked: SplitName | None) -> SplitName
     return asked
 
 
-def _facts(one: Plan, trials: list[Trial], feature_set: FeatureSet) -> dict[str, float]:
+def _variant(one: Plan, trials: Sequence[Trial], feature_set: FeatureSet, split: SplitName) -> Ranker:
+    """A trained variant: its scores by seed, and medians over seeds of what its trainings recorded."""
     names = ("parameters", "rows_per_second", "seconds", "epochs", "valid_ece_before", "valid_ece_after")
     known = [name for name in names if all(name in trial.facts for trial in trials)]
     facts = {name: float(np.median([trial.facts[name] for trial in trials])) for name in known}
-    return facts | {"rank_ms": rank_latency(one.preset.model, trials[0].folder, feature_set)}
-
-
-def _payload(
-    study: Study,
-    judged: Mapping[str, Judged],
-    reference: str,
-    feature_set: FeatureSet,
-    split: SplitName,
-    rankers: Mapping[str, RankerScores],
-    optimum: np.ndarray | None,
-) -> dict[str, Any]:
-    results = []
-    base = scored(feature_set, split, next(iter(rankers.values())).judged[0])
-    best = auc(base.labels, optimum, base.weights) if optimum is not None else None
-    parts = slices(feature_set, split)
-    for name, found in judged.items():
-        entry: dict[str, Any] = {"name": name, **found.record()}
-        if best is not None:
-            entry["optimal_lift_share"] = optimal_lift_share(entry["auc"], best)
-        entry["slices"] = _slice_aucs(parts, base, rankers[name].judged, optimum)
-        results.append(entry)
-    return {
-        "status": "done",
-        "exit_code": 0,
-        "study": study.name,
-        "data": str(study.data),
-        "feature_set": str(feature_set.path),
-        "split": split,
-        "seeds": study.seeds,
-        "reference": reference,
-        "calibration": ALIKE,
-        "conventions": conventions(judged),
-        "optimum_auc": best,
-        "git_revision": git_revision(),
-        "results": results,
-    }
-
-
-def _slice_aucs(
-    parts: Sequence[Slice], base: Scored, scores_SN: np.ndarray, optimum_N: np.ndarray | None
-) -> list[dict[str, Any]]:
-    """Mean AUC over seeds of each slice that has one."""
-    found = []
-    for one in parts:
-        labels, weights = base.labels[one.rows_N], base.weights[one.rows_N]
-        if len(labels) < FEWEST_ROWS or len(np.unique(labels[weights > 0])) < 2:
-            continue
-        value = float(np.mean([auc(labels, scores_N[one.rows_N], weights) for scores_N in scores_SN]))
-        entry = {"dimension": one.dimension, "name": one.name, "rows": len(labels), "auc": value}
-        if optimum_N is not None:
-            entry["optimal_lift_share"] = optimal_lift_share(value, auc(labels, optimum_N[one.rows_N], weights))
-        found.append(entry)
-    return found
-
-
-def _record(
-    payload: dict[str, Any],
-    judged: Mapping[str, Judged],
-    reference: str,
-    folder: Path,
-    study: Study,
-    plans: list[Plan],
-    workspace: Workspace,
-) -> None:
-    write_text(folder / "summary.json", json.dumps(payload, indent=2))
-    figure = forest(
-        {name: found.auc.interval() for name, found in judged.items()}, f"{payload['split']} AUC", reference
+    return Ranker(
+        evaluated=np.stack([trial.scores[split] for trial in trials]),
+        valid=np.stack([trial.scores["valid"] for trial in trials]),
+        facts=facts | {"rank_ms": rank_latency(one.preset.model, trials[0].folder, feature_set)},
+        why=one.why,
     )
-    figure.savefig(folder / "forest.png", dpi=150)
-    presets = {one.name: one.preset for one in plans}
-    tracker = Tracker(workspace.root)
-    experiment = f"quadrank-{plans[0].contract.name}"
-    tags = {"git_revision": git_revision(), "study": study.name}
-    with tracker.run(experiment, f"study-{study.name}", tags, study.model_dump(mode="json")):
-        parent = tracker.run_id
-        tracker.log_figure(figure, "forest.png")
-        tracker.log_file(folder / "summary.json")
-        tracker.log_metrics({f"{name}.auc": found.metrics["auc"] for name, found in judged.items()})
-    for name, found in judged.items():
-        params = presets[name].model_dump(mode="json") if name in presets else {}
-        with tracker.run(experiment, name, tags, params, parent_run_id=parent):
-            tracker.log_metrics(
-                {f"{payload['split']}.{key}": value for key, value in (found.metrics | found.facts).items()}
-            )
+
+
+def _opponents(comparison: Comparison, feature_set: FeatureSet, splits: Sequence[SplitName]) -> dict[str, Ranker]:
+    """The baselines and peers of a study. `splits`: valid, and the compared one, which comes last."""
+    study, console = comparison.study, comparison.console
+    found = {}
+    for name in study.controls:
+        console.print(f"baseline: {name}")
+        scores = BASELINES[name](feature_set, splits, study.seeds)
+        found[str(name)] = Ranker(scores[splits[-1]], scores["valid"])
+    for peer in study.peers:
+        console.print(f"peer: {peer}, {study.seeds} seeds in an environment of its own")
+        scores, facts = peer_scores(peer, feature_set, splits, study.seeds, comparison.folder)
+        found[str(peer)] = Ranker(scores[splits[-1]], scores["valid"], facts)
+    return found

@@ -21,7 +21,7 @@ from ctr.diagnosis.vector_stress import (
 from ctr.evaluation.metrics import Interval
 from ctr.model.click_model import ClickModel
 from ctr.reporting.figures import BLUE, GREY
-from ctr.reporting.stress_figures import stress_plot
+from ctr.reporting.run_figures import stress_plot
 from ctr.training.loop import fit, predict
 from features.errors import ConfigError
 from features.progress import silent

@@ -72,5 +72,7 @@ def test_an_environment_that_cannot_be_made_stops_a_study_before_it_trains(
     for name in ("build", "run_trials"):
         monkeypatch.setattr(compare, name, trained)
     with pytest.raises(ConfigError, match="no environment for FuxiCTR"):
-        compare.run_study(STUDY, ROOT / "conf/train.yaml", None, Workspace(tmp_path), 1, Console(quiet=True))
+        compare.run_comparison(
+            compare.Comparison(STUDY, ROOT / "conf/train.yaml", None, Workspace(tmp_path), 1, Console(quiet=True))
+        )
     assert asked == [(tmp_path / "comparisons" / "tiny" / "fuxictr" / "venv").absolute()]

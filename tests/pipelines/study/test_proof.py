@@ -10,7 +10,7 @@ import yaml
 
 from ctr.data.feature_tables import FrozenTables
 from ctr.evaluation.metrics import auc
-from ctr.reporting.study_figures import forest
+from ctr.reporting.run_figures import ranker_forest
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow
 from pipelines.cli.commands import main
@@ -100,8 +100,8 @@ def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
 def test_an_ablation_is_judged_on_validation_rows_unless_told_otherwise(shell, work, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "pipelines.study.compare.forest",
-        lambda rankers, label, marked: drawn.append(label) or forest(rankers, label, marked),
+        "pipelines.study.record.ranker_forest",
+        lambda rankers, label, marked: drawn.append(label) or ranker_forest(rankers, label, marked),
     )
     for options, split in (([], "valid"), (["--split", "test"], "test")):
         code, found = shell("ablate", "--study", study(work), *where(work), *options)

@@ -1,55 +1,57 @@
-"""Several rankers judged on the same rows: by the same users, calibrated alike, their differences corrected."""
+"""Rankers compared on the same rows: the same users, one calibration, differences corrected for their number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.metrics import Interval
 from ctr.evaluation.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from features.store.feature_set import FeatureSet, SplitName
+from pipelines.cells import HEADINGS, LIST_METRICS, metric_cell, metric_with_interval, number, signed, span
 from pipelines.job.evaluate import Scored, scored
 from pipelines.job.summary import Metrics
 
-ALIKE: Method = "platt"  # how every ranker of a study is calibrated, whatever it did by itself
-# Of ranked lists, where rows name their request.
-LISTS = {"group_auc": "list AUC", "mrr": "MRR", "ndcg_5": "nDCG@5", "ndcg_10": "nDCG@10"}
+ALIKE: Method = "platt"  # how every ranker of a study is calibrated, over whatever calibration it has
 SHOWN = ("gauc_by_samples", "log_loss", "normalized_entropy", "ece")
+FACTS = {"rows_per_second": "rows/s", "parameters": "parameters", "rank_ms": "rank ms"}
 PROBABILITIES = ("log_loss", "normalized_entropy", "calibration_ratio", "ece")
 
 
 @dataclass(frozen=True)
-class RankerScores:
-    """What one ranker gave, probabilities of each seed.
+class Ranker:
+    """One ranker of a study: its probabilities of each seed.
 
     Args:
-        judged: on the rows that all are judged on, [S, N].
-        valid: on the validation rows, [S, V]: what it is calibrated by. None where they are not known: it is then
-            judged as it is, and marked.
+        evaluated: of the rows that all rankers are compared on, [S, N].
+        valid: of the validation rows, [S, V]: it is calibrated on them. None where they are not known: it is then
+            compared uncalibrated, and marked.
+        facts: parameters, rows_per_second, rank_ms, where it was trained here.
+        why: the purpose of the ranker.
     """
 
-    judged: np.ndarray
+    evaluated: np.ndarray
     valid: np.ndarray | None
+    facts: dict[str, float] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdict:
     """What a study found of one ranker.
 
     Args:
         auc: of each seed and resample.
-        metrics: means over seeds; spread is their standard deviation. Ranks are those of the scores as they are,
-            probabilities those of the calibrated ones.
-        facts: parameters, rows_per_second, rank_ms, where it was trained here.
-        why: what it is there for.
+        metrics: means over seeds. Ranking metrics use the scores as they are, the others the calibrated ones.
+        spread: their standard deviations over seeds.
+        facts, why: of the ranker.
         calibrated: whether it was calibrated as all others.
-        difference: of its mean AUC from the reference's; None of the reference itself.
+        difference: its mean AUC minus the reference's; None for the reference itself.
         p_adjusted: `difference.p`, adjusted for all differences of the study.
     """
 
@@ -89,25 +91,22 @@ class Judged:
         }
 
 
-def judge(
+def verdicts(
     feature_set: FeatureSet,
     split: SplitName,
-    rankers: Mapping[str, RankerScores],
+    rankers: Mapping[str, Ranker],
     reference: str,
-    facts: Mapping[str, dict[str, float]],
-    why: Mapping[str, str],
-) -> dict[str, Judged]:
-    """Rankers by mean AUC, best first.
+) -> dict[str, Verdict]:
+    """What is found of each ranker, by mean AUC, best first.
 
     Args:
         feature_set: whose rows were scored.
         split: which of them.
-        rankers: scores by ranker.
+        rankers: by name.
         reference: the ranker that differences are taken from.
-        facts, why: by ranker, where there are any.
     """
-    base = scored(feature_set, split, next(iter(rankers.values())).judged[0])
-    scores = {name: one.judged for name, one in rankers.items()}
+    base = scored(feature_set, split, next(iter(rankers.values())).evaluated[0])
+    scores = {name: one.evaluated for name, one in rankers.items()}
     aucs = seeded_aucs(base.labels, scores, base.weights, clusters=base.groups)
     differences = {name: found.minus(aucs[reference]) for name, found in aucs.items() if name != reference}
     adjusted = holm({name: one.p for name, one in differences.items()})
@@ -116,15 +115,15 @@ def judge(
         calibrated = _calibrated(feature_set, split, found)
         by_seed = [
             _metrics(base, raw, raw if calibrated is None else calibrated[seed])
-            for seed, raw in enumerate(found.judged)
+            for seed, raw in enumerate(found.evaluated)
         ]
         values = {key: np.array([metrics[key] for metrics in by_seed]) for key in by_seed[0]}
-        result[name] = Judged(
+        result[name] = Verdict(
             auc=aucs[name],
             metrics={key: float(one.mean()) for key, one in values.items()},
             spread={key: float(one.std()) for key, one in values.items()},
-            facts=facts.get(name, {}),
-            why=why.get(name, ""),
+            facts=found.facts,
+            why=found.why,
             calibrated=calibrated is not None,
             difference=differences.get(name),
             p_adjusted=adjusted.get(name),
@@ -132,85 +131,72 @@ def judge(
     return dict(sorted(result.items(), key=lambda entry: -entry[1].metrics["auc"]))
 
 
-def _calibrated(feature_set: FeatureSet, split: SplitName, found: RankerScores) -> np.ndarray | None:
-    """Calibrated by validation rows, [S, N]; where these are the judged rows, each by those of other users."""
+def _calibrated(feature_set: FeatureSet, split: SplitName, found: Ranker) -> np.ndarray | None:
+    """Calibrated on the validation rows, [S, N]; where these are compared on, each user by the rows of other users."""
     if found.valid is None:
         return None
     labels, weights = column(feature_set, "valid", "label"), row_weights(feature_set, "valid")
     if split != "valid":
-        pairs = zip(found.valid, found.judged, strict=True)
-        return np.stack([recalibrated(ALIKE, valid, labels, weights, judged) for valid, judged in pairs])
+        pairs = zip(found.valid, found.evaluated, strict=True)
+        return np.stack([recalibrated(ALIKE, valid, labels, weights, evaluated) for valid, evaluated in pairs])
     users = column(feature_set, "valid", "user")
-    halves = [cross_fitted(ALIKE, one, labels, users, weights) for one in found.judged]
+    halves = [cross_fitted(ALIKE, one, labels, users, weights) for one in found.evaluated]
     known = [one for one in halves if one is not None]
     return np.stack(known) if len(known) == len(halves) else None
 
 
 def _metrics(base: Scored, raw_N: np.ndarray, calibrated_N: np.ndarray) -> Metrics:
-    """Ranks of the scores as they are, as two curves for two halves of the rows would mix them; the rest calibrated."""
+    """Ranking metrics of the raw scores, since two curves for two halves of the rows mix ranks; the rest calibrated."""
     found = replace(base, scores=raw_N).metrics(intervals=False)
     likely = replace(base, scores=calibrated_N, requests=None).metrics(intervals=False)
     return found | {key: likely[key] for key in PROBABILITIES if key in likely}
 
 
-def study_table(title: str, judged: Mapping[str, Judged], reference: str) -> Table:
+def study_table(title: str, found: Mapping[str, Verdict], reference: str) -> Table:
     """Rankers (rows) with AUC, its interval, the paired difference from the reference, and the other metrics.
 
     The caption says what intervals, stars and probabilities mean here.
     """
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    table.caption = " ".join(conventions(judged))
+    table.caption = " ".join(conventions(found))
     table.add_column("ranker")
-    lists = [name for name in LISTS if all(name in found.metrics for found in judged.values())]
-    for heading in ("seeds", "AUC", "95 % interval", f"against {reference}", "GAUC", "log loss", "NE", "ECE"):
+    lists = [key for key in LIST_METRICS if all(key in one.metrics for one in found.values())]
+    metrics = [HEADINGS[key] for key in (*SHOWN, *lists)]
+    for heading in ("seeds", "AUC", HEADINGS["interval"], f"against {reference}", *metrics, *FACTS.values()):
         table.add_column(heading, justify="right")
-    for name in lists:
-        table.add_column(LISTS[name], justify="right")
-    for heading in ("rows/s", "parameters", "rank ms"):
-        table.add_column(heading, justify="right")
-    for name, found in judged.items():
-        own = found.auc.interval()
-        numbers = [f"{found.metrics[key]:.4f}" if key in found.metrics else "" for key in SHOWN]
-        numbers += [_with_interval(found.metrics, name) for name in lists]
+    for name, one in found.items():
+        own = one.auc.interval()
         table.add_row(
-            name.replace("_", " ") + ("" if found.calibrated else " (uncalibrated)"),
-            f"{len(found.auc.by_seed)}",
-            f"{own.value:.4f}",
-            f"{own.low:.4f} – {own.high:.4f}",
-            "" if found.difference is None else signed(Interval(*found.difference[:3]), found.resolved),
-            *numbers,
-            *(_shown(found.facts, key) for key in ("rows_per_second", "parameters", "rank_ms")),
+            name.replace("_", " ") + ("" if one.calibrated else " (uncalibrated)"),
+            f"{len(one.auc.by_seed)}",
+            number(own.value),
+            span(own.low, own.high),
+            "" if one.difference is None else signed(one.difference, one.resolved),
+            *(metric_cell(one.metrics, key) for key in SHOWN),
+            *(metric_with_interval(one.metrics, key) for key in lists),
+            *(_fact(one.facts, key) for key in FACTS),
         )
     return table
 
 
-def conventions(judged: Mapping[str, Judged]) -> list[str]:
-    """How the numbers of a study came about, a sentence each."""
-    first = next(iter(judged.values()))
-    comparisons = sum(found.difference is not None for found in judged.values())
-    said = [
+def conventions(found: Mapping[str, Verdict]) -> list[str]:
+    """How the numbers of a study were computed, a sentence each."""
+    first = next(iter(found.values()))
+    comparisons = sum(one.difference is not None for one in found.values())
+    sentences = [
         f"Intervals: 95 %, by drawing {first.auc.users:,} users again with all of their rows, and by the spread over "
         "seeds divided by their number; each of one number alone."
     ]
-    if any(len(found.auc.by_seed) == 1 for found in judged.values()):
-        said.append("A ranker of one seed: its interval holds the luck of users alone, not that of its training.")
-    said.append(f"*: p < {LEVEL} after Holm's correction for the {comparisons} differences of this table.")
-    said.append(f"Log loss, NE, ECE: every ranker calibrated alike, {ALIKE} by validation rows it is not judged on.")
-    return said
+    if any(len(one.auc.by_seed) == 1 for one in found.values()):
+        sentences.append("The interval of a ranker with one seed leaves out the variation between trainings.")
+    sentences.append(f"*: p < {LEVEL} after Holm's correction for the {comparisons} differences of this table.")
+    sentences.append(
+        f"Log loss, NE, ECE: every ranker is calibrated by {ALIKE}, on validation rows that it is not compared on."
+    )
+    return sentences
 
 
-def signed(found: Interval, resolved: bool) -> str:
-    """A difference with its interval; a star where it is resolved."""
-    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}){' *' if resolved else ''}"
-
-
-def _with_interval(metrics: Mapping[str, float], name: str) -> str:
-    if f"{name}_low" not in metrics:
-        return f"{metrics[name]:.4f}"
-    return f"{metrics[name]:.4f} ({metrics[f'{name}_low']:.4f} – {metrics[f'{name}_high']:.4f})"
-
-
-def _shown(facts: Mapping[str, float], key: str) -> str:
+def _fact(facts: Mapping[str, float], key: str) -> str:
     value = facts.get(key)
     if value is None:
         return ""

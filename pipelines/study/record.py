@@ -1,0 +1,122 @@
+"""What a study leaves: its JSON summary, a figure and MLflow runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctr.evaluation.baselines import optimal_lift_share
+from ctr.evaluation.metrics import auc
+from ctr.evaluation.slices import FEWEST_ROWS, Slice, slices
+from ctr.reporting.figures import save_png
+from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.run_figures import ranker_forest
+from features.store.atomic import write_text
+from features.store.feature_set import FeatureSet, SplitName
+from pipelines.job.evaluate import Scored, scored
+from pipelines.revision import git_revision, source_hash
+from pipelines.study.study import Plan, Study
+from pipelines.study.verdicts import ALIKE, Ranker, Verdict, conventions
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study whose rankers were compared.
+
+    Args:
+        study: as it was declared.
+        plans: its variants.
+        feature_set: whose rows all rankers scored.
+        split: which of them.
+        reference: the ranker that differences are taken from.
+        rankers: scores by name.
+        verdicts: by name, best first.
+        optimum: true probabilities of the rows [N], where the log is simulated.
+        trained_at: commits that trials were trained at.
+    """
+
+    study: Study
+    plans: Sequence[Plan]
+    feature_set: FeatureSet
+    split: SplitName
+    reference: str
+    rankers: Mapping[str, Ranker]
+    verdicts: Mapping[str, Verdict]
+    optimum: np.ndarray | None
+    trained_at: Sequence[str]
+
+
+def summary_of(result: StudyResult) -> dict[str, Any]:
+    """The JSON summary: how the rankers were compared, and what was found of each."""
+    base = scored(result.feature_set, result.split, next(iter(result.rankers.values())).evaluated[0])
+    best = auc(base.labels, result.optimum, base.weights) if result.optimum is not None else None
+    parts = slices(result.feature_set, result.split)
+    results = []
+    for name, found in result.verdicts.items():
+        entry: dict[str, Any] = {"name": name, **found.record()}
+        if best is not None:
+            entry["optimal_lift_share"] = optimal_lift_share(entry["auc"], best)
+        entry["slices"] = _slice_aucs(parts, base, result.rankers[name].evaluated, result.optimum)
+        results.append(entry)
+    return {
+        "status": "done",
+        "exit_code": 0,
+        "study": result.study.name,
+        "data": str(result.study.data),
+        "feature_set": str(result.feature_set.path),
+        "split": result.split,
+        "seeds": result.study.seeds,
+        "reference": result.reference,
+        "calibration": ALIKE,
+        "conventions": conventions(result.verdicts),
+        "optimum_auc": best,
+        "git_revision": git_revision(),
+        "results": results,
+        "source_hash": source_hash(),
+        "trained_at": list(result.trained_at),
+    }
+
+
+def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, workspace: Workspace) -> None:
+    """Write `summary.json` and `forest.png` into the study's folder, and one MLflow run with a child a ranker."""
+    write_text(folder / "summary.json", json.dumps(summary, indent=2))
+    intervals = {name: found.auc.interval() for name, found in result.verdicts.items()}
+    figure = ranker_forest(intervals, f"{result.split} AUC", result.reference)
+    save_png(figure, folder / "forest.png")
+    presets = {one.name: one.preset for one in result.plans}
+    tracker = Tracker(workspace.root)
+    experiment = f"quadrank-{result.plans[0].contract.name}"
+    tags = {"git_revision": git_revision(), "study": result.study.name}
+    with tracker.run(experiment, f"study-{result.study.name}", tags, result.study.model_dump(mode="json")):
+        parent = tracker.run_id
+        tracker.log_figure(figure, "forest.png")
+        tracker.log_file(folder / "summary.json")
+        tracker.log_metrics({f"{name}.auc": found.metrics["auc"] for name, found in result.verdicts.items()})
+    for name, found in result.verdicts.items():
+        params = presets[name].model_dump(mode="json") if name in presets else {}
+        with tracker.run(experiment, name, tags, params, parent_run_id=parent):
+            values = found.metrics | found.facts
+            tracker.log_metrics({f"{result.split}.{key}": value for key, value in values.items()})
+
+
+def _slice_aucs(
+    parts: Sequence[Slice], base: Scored, scores_SN: np.ndarray, optimum_N: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Mean AUC over seeds of each slice that has one."""
+    found = []
+    for one in parts:
+        labels, weights = base.labels[one.rows_N], base.weights[one.rows_N]
+        if len(labels) < FEWEST_ROWS or len(np.unique(labels[weights > 0])) < 2:
+            continue
+        value = float(np.mean([auc(labels, scores_N[one.rows_N], weights) for scores_N in scores_SN]))
+        entry = {"dimension": one.dimension, "name": one.name, "rows": len(labels), "auc": value}
+        if optimum_N is not None:
+            entry["optimal_lift_share"] = optimal_lift_share(value, auc(labels, optimum_N[one.rows_N], weights))
+        found.append(entry)
+    return found
