@@ -257,7 +257,7 @@ def _write_manifest(folder: Path, schema: Schema, windows: dict[Any, Window], pa
         contract=CONTRACT,
         schema_=schema,
         windows=windows,
-        buckets=parts,
+        shards=parts,
         parts=tuple(
             PartEntry(split=split, rows=f"rows/{split}/part-{i:05d}.arrow", events=f"events/part-{i:05d}.arrow")
             for split in SPLITS
