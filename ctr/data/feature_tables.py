@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
-from features.store.schema import Field, Schema
+from features.store.schema import FIRST_VALUE, Field, Schema
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,26 @@ class FrozenTables:
     neighbours: dict[str, Tensor] = field(default_factory=dict)
     item_versions: int = 0
     user_versions: int = 0
+
+    def with_vectors_moved(self, order_I: Tensor, sets: Iterable[str]) -> FrozenTables:
+        """The tables in which item i has the vectors of item `order_I[i]`: vector, presence and scale move together.
+
+        Args:
+            order_I: int64 [items], e.g. of `order_among_real`.
+            sets: names of the vector sets; the others stay.
+        """
+
+        def moved(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+            return columns | {name: columns[name][order_I] for name in sets if name in columns}
+
+        sets = tuple(sets)
+        return replace(self, vectors=moved(self.vectors), present=moved(self.present), scales=moved(self.scales))
+
+
+def order_among_real(rows: int, draw: torch.Generator) -> Tensor:
+    """A random order of table rows, int64 [rows], that leaves padding and unknown where they are."""
+    real = torch.randperm(rows - FIRST_VALUE, generator=draw) + FIRST_VALUE
+    return torch.cat([torch.arange(FIRST_VALUE), real])
 
 
 def frozen_tables(feature_set: FeatureSet) -> FrozenTables:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ctr.data.batch import Batch
-from ctr.data.feature_tables import FrozenTables, frozen_tables
+from ctr.data.feature_tables import FrozenTables, frozen_tables, order_among_real
 from ctr.data.loader import Loader
 from ctr.evaluation.metrics import Interval, paired_difference
 from ctr.model.click_model import ClickModel
 from features.progress import Progress
 from features.progress import progress as show_progress
 from features.store.feature_set import FeatureSet, SplitName
-from features.store.schema import FIRST_VALUE, PADDING
+from features.store.schema import PADDING
 
 MOST_ROWS = 20_000
 BATCH_ROWS = 5_000
@@ -173,7 +173,7 @@ def _exchange_histories(batch: Batch, draw: torch.Generator) -> Batch:
 def _table_column(side: str, name: str) -> ChangeTables:
     def change(tables: FrozenTables, draw: torch.Generator) -> FrozenTables:
         columns: dict[str, Tensor] = getattr(tables, side)
-        order = _among_real(len(columns[name]), draw)
+        order = order_among_real(len(columns[name]), draw)
         changed: dict[str, Any] = {side: columns | {name: columns[name][order]}}
         return replace(tables, **changed)
 
@@ -181,21 +181,9 @@ def _table_column(side: str, name: str) -> ChangeTables:
 
 
 def _vector_set(name: str) -> ChangeTables:
-    """Vector, presence and scale of an item move together; the shuffled set is the one copy in memory."""
+    """The shuffled set is the one copy in memory."""
 
     def change(tables: FrozenTables, draw: torch.Generator) -> FrozenTables:
-        order = _among_real(len(tables.present[name]), draw)
-        return replace(
-            tables,
-            vectors=tables.vectors | {name: tables.vectors[name][order]},
-            present=tables.present | {name: tables.present[name][order]},
-            scales=tables.scales | ({name: tables.scales[name][order]} if name in tables.scales else {}),
-        )
+        return tables.with_vectors_moved(order_among_real(len(tables.present[name]), draw), [name])
 
     return change
-
-
-def _among_real(rows: int, draw: torch.Generator) -> Tensor:
-    """An order of table rows that leaves padding and unknown where they are."""
-    real = torch.randperm(rows - FIRST_VALUE, generator=draw) + FIRST_VALUE
-    return torch.cat([torch.arange(FIRST_VALUE), real])

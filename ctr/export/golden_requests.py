@@ -7,7 +7,7 @@ which at export already has to encode it to exactly what the feature set holds, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from features.encoding.request import parse_request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
-from features.store.schema import FIRST_VALUE, UNKNOWN
+from features.store.schema import FIRST_VALUE, UNKNOWN, Schema
 
 CANDIDATES = 6
 # The first request is what MODEL_CARD.md shows: one with a history that still fits on a screen.
@@ -97,14 +97,31 @@ def replayable(case: Case, encoder: Encoder) -> Case:
 
 
 def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> Case:
-    """What one row of a split knew, asked for these candidates."""
+    """What one row of the test window knew, asked for these candidates."""
     rows, events = feature_set.rows("test")[row.part], feature_set.events("test")[row.part]
-    end = int(rows["history_end"][row.index])
-    past = slice(end - int(rows["history_len"][row.index]), end)
-    schema = feature_set.schema
-    here = slice(row.index, row.index + 1)
+    return case_of_row(feature_set.schema, rows, events, row.index, candidate_item)
+
+
+def case_of_row(
+    schema: Schema,
+    rows: Mapping[str, np.ndarray],
+    events: Mapping[str, np.ndarray],
+    index: int,
+    candidate_item: np.ndarray,
+) -> Case:
+    """What one row of a part knew, asked for these candidates.
+
+    Args:
+        schema: of the feature set.
+        rows, events: columns of the part, as `FeatureSet.rows` and `FeatureSet.events` give them.
+        index: of the row in the part.
+        candidate_item: item rows, int64 [N].
+    """
+    end = int(rows["history_end"][index])
+    past = slice(end - int(rows["history_len"][index]), end)
+    here = slice(index, index + 1)
     return Case(
-        user=int(rows["user"][row.index]),
+        user=int(rows["user"][index]),
         history_item=events["item"][past].astype(np.int64),
         candidate_item=candidate_item,
         context={field.name: as_input(field, rows[field.name][here]) for field in schema.context},

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
+from ctr.data.columns import column as column_of
 from ctr.training.loop import predict
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
@@ -66,8 +67,7 @@ def _places_in_file(table: pl.DataFrame, feature_set: FeatureSet, path: str) -> 
     log = feature_set.contract.interactions
     encoder = Encoder.load(feature_set.path)
     raw = pl.DataFrame({"user": encoder.users.encode(table[log.user]), "item": encoder.items.encode(table[log.item])})
-    parts = feature_set.rows("test")
-    kept = pl.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in ("user", "item")})
+    kept = pl.DataFrame({name: column_of(feature_set, "test", name) for name in ("user", "item")})
     turn = pl.int_range(pl.len()).over("user").alias("turn")
     numbered = raw.with_row_index("place").with_columns(turn)
     found = (

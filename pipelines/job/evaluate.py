@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,12 @@ from ctr.evaluation.catalog_coverage import top_lists
 from ctr.evaluation.metrics import evaluate
 from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
 from ctr.evaluation.slices import slice_metrics
-from ctr.export.parity import as_input
+from ctr.export.golden_requests import case_of_row
 from ctr.export.ranker_as_of import RankerAsOf, ranker_as_of
 from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
 from features.contract.contract import LABEL_PREFIX
-from features.encoding.encoder import EncodedRequest
 from features.errors import ConfigError
 from features.progress import progress
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
@@ -185,17 +184,9 @@ def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) 
             instant_R = instants_of(rows)
             users = feature_set.users_as_of(rows["user"], instant_R)
             for i in range(len(scores)):
-                past = slice(rows["history_end"][i] - rows["history_len"][i], rows["history_end"][i])
-                request = EncodedRequest(
-                    user={field.name: as_input(field, users[field.name][i : i + 1]) for field in schema.user},
-                    context={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.context},
-                    history_item=events["item"][past].astype(np.int64),
-                    history_events={field.name: as_input(field, events[field.name][past]) for field in schema.event},
-                    candidate_item=rows["item"][i : i + 1].astype(np.int64),
-                    candidate={field.name: as_input(field, rows[field.name][i : i + 1]) for field in schema.candidate},
-                    unknown_history=0,
-                    unknown_candidates=(),
-                )
+                case = case_of_row(schema, rows, events, i, rows["item"][i : i + 1].astype(np.int64))
+                # `users` holds the user of row i in row i.
+                request = replace(case, user=i).encoded(schema, users)
                 scores[i] = then.scores(request, instant_R[i])[0]
                 bar.advance(1)
             yield scores

