@@ -205,7 +205,7 @@ class Encoder:
     def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
         for value in ids:
             check_kind(where, value, self.items, "ids of this log")
-        return np.array([self.items.index(value) for value in ids], np.int64)
+        return self.items.indices(ids)
 
     def _user(self, request: Request) -> dict[str, np.ndarray]:
         row = UNKNOWN

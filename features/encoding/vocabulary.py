@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from features.draws import mixed
 from features.errors import DataError
@@ -17,9 +20,14 @@ from features.store.schema import FIRST_VALUE, UNKNOWN
 
 DENSE = 16  # whole numbers spread over so many times their count are still looked up in a table
 
+MANY = 32  # values that are worth a search of all at once
+
 
 class Vocabulary:
     """A frozen list of distinct raw values; the value at place i has index i + 2.
+
+    Values are found by binary search in sorted arrays, which hold no Python object for each value: a server with
+    millions of ids keeps their bytes alone.
 
     Args:
         values: distinct Int64 or String values, without nulls.
@@ -84,18 +92,29 @@ class Vocabulary:
             return np.full(len(raw), UNKNOWN, np.int32)
         if self._table is not None:
             return self._looked_up(keys, *self._table)
-        index = pl.Series(np.arange(FIRST_VALUE, self.size, dtype=np.int32))
-        return (
-            keys.replace_strict(self.values, index, default=UNKNOWN, return_dtype=pl.Int32)
-            .fill_null(UNKNOWN)
-            .to_numpy()
-        )
+        return self._searched_numbers(keys) if self.whole_numbers else self._searched_texts(keys)
 
     def index(self, value: Any) -> int:
         """Index of one value, as `encode` gives it; None is 1. A boolean is text, or 0 and 1 (a computed label)."""
         if isinstance(value, bool) and not self.whole_numbers:
             value = str(value).lower()
-        return self._places.get(value, UNKNOWN)
+        if value is None or not self.is_of_kind(value) or not len(self.values):
+            return UNKNOWN
+        return self._index_of_number(value) if self.whole_numbers else self._index_of_text(value)
+
+    def indices(self, values: Sequence[Any]) -> np.ndarray:
+        """Index of each of several values of the type learned from, int64 [N]; as `index`, but many are found at once.
+
+        A search of its own for each of a request's thousand candidates would take ten times as long.
+        """
+        if len(values) < MANY or not len(self.values):
+            return np.array([self.index(value) for value in values], np.int64)
+        try:
+            keys = pl.Series(values, dtype=self.values.dtype)
+        except UnicodeEncodeError:
+            # Half a surrogate pair, which no column can hold.
+            return np.array([self.index(value) for value in values], np.int64)
+        return self.encode(keys).astype(np.int64)
 
     def is_of_kind(self, value: Any) -> bool:
         """Whether `value` is of the type learned from (`encode` refuses others); None is, and all is if none was."""
@@ -137,14 +156,77 @@ class Vocabulary:
         inside = (numbers >= low) & (numbers <= low + outside - 1)
         return table[np.where(inside, numbers - low, outside)]
 
+    @cached_property
+    def _ascending(self) -> tuple[pl.Series, np.ndarray]:
+        """The values in ascending order, in one piece, and the index of each, int32."""
+        if self.values.is_sorted():
+            return self.values.rechunk(), np.arange(FIRST_VALUE, self.size, dtype=np.int32)
+        order = self.values.arg_sort()
+        return self.values.gather(order).rechunk(), order.to_numpy().astype(np.int32) + np.int32(FIRST_VALUE)
+
+    @cached_property
+    def _ascending_bytes(self) -> _Texts:
+        return _Texts(self._ascending[0])
+
+    def _searched_numbers(self, keys: pl.Series) -> np.ndarray:
+        values, index = self._ascending
+        number_R = keys.fill_null(0).to_numpy()
+        # Of sorted numbers each search begins in memory that the one before has just read: six times faster.
+        order = number_R.argsort()
+        place_R = np.minimum(np.searchsorted(values.to_numpy(), number_R[order]), len(values) - 1)
+        found = values.to_numpy()[place_R] == number_R[order]
+        result = np.empty(len(keys), np.int32)
+        result[order] = np.where(found, index[place_R], UNKNOWN)
+        result[keys.is_null().to_numpy()] = UNKNOWN
+        return result
+
+    def _searched_texts(self, keys: pl.Series) -> np.ndarray:
+        values, index = self._ascending
+        distinct = keys.drop_nulls().unique().sort()
+        if not len(distinct):
+            return np.full(len(keys), UNKNOWN, np.int32)
+        place_D = np.minimum(values.search_sorted(distinct).to_numpy(), len(values) - 1)
+        found = (values.gather(place_D) == distinct).to_numpy()
+        index_D = pl.Series(np.where(found, index[place_D], UNKNOWN), dtype=pl.Int32)
+        return keys.replace_strict(distinct, index_D, default=UNKNOWN, return_dtype=pl.Int32).to_numpy()
+
+    def _index_of_number(self, value: float) -> int:
+        if value % 1 or not -(2**63) <= value < 2**63:
+            return UNKNOWN
+        number = int(value)
+        if self._table is not None:
+            low, table = self._table
+            return int(table[number - low]) if low <= number < low + len(table) - 1 else UNKNOWN
+        values, index = self._ascending
+        place = int(values.to_numpy().searchsorted(np.int64(number)))
+        return int(index[place]) if place < len(values) and values[place] == number else UNKNOWN
+
+    def _index_of_text(self, value: str) -> int:
+        # JSON can write half a surrogate pair, whose bytes are no UTF-8 and equal those of no value.
+        sought, texts = value.encode(errors="surrogatepass"), self._ascending_bytes
+        place = bisect_left(texts, sought)
+        return int(self._ascending[1][place]) if place < len(texts) and texts[place] == sought else UNKNOWN
+
     def _of_another_type(self, raw: pl.Series) -> DataError:
         return DataError(
             f"column {raw.name!r}: holds {raw.dtype} where {self.kind} was learned from the training window."
         )
 
-    @cached_property
-    def _places(self) -> dict[Any, int]:
-        return {value: i for i, value in enumerate(self.values.to_list(), start=FIRST_VALUE)}
+
+class _Texts:
+    """The UTF-8 bytes of a text column, by place; they sort as the texts do."""
+
+    def __init__(self, texts: pl.Series) -> None:
+        _, offsets, content = texts.to_arrow().cast(pa.large_string()).buffers()
+        self._offsets = memoryview(offsets).cast("q")
+        self._content = memoryview(content) if content is not None else memoryview(b"")
+        self._length = len(texts)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: int) -> bytes:
+        return bytes(self._content[self._offsets[place] : self._offsets[place + 1]])
 
 
 def _frequent(raw: pl.Series, min_count: int, times: pl.Series | None) -> pl.Series:
@@ -166,6 +248,6 @@ def id_hashes(ids: Vocabulary) -> np.ndarray:
     else:
         texts = ids.values.cast(pl.String).to_list()
         hashed = np.array(
-            [int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") for one in texts], np.uint64
+            [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts], np.uint64
         )
     return np.concatenate([np.zeros(FIRST_VALUE, np.uint64), hashed])

@@ -127,8 +127,11 @@ def backwards(self: TagsEncoder, value: Any) -> np.ndarray:
     return np.array([known + [0] * (self.max_len - len(known))])
 
 
+index_from_two = Vocabulary.index
+
+
 def from_one(self: Vocabulary, value: Any) -> int:
-    return self._places.get(value, 2) - 1
+    return max(index_from_two(self, value) - 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,39 @@ def test_growing_by_hand() -> None:
     assert nothing.grown(pl.Series("c", [7, 5])).values.to_list() == [5, 7]
     with pytest.raises(DataError, match=r"'c': holds Int64 where text was learned"):
         old.grown(pl.Series("c", [7]))
+
+
+@pytest.mark.parametrize("values", [[7, 10**12, -3, 5 * 10**15], ["m", "x", "b", "é"]], ids=["whole", "text"])
+def test_a_sparse_vocabulary_out_of_order_is_searched_by_sorted_values(values: list[Any]) -> None:
+    vocabulary = Vocabulary(pl.Series("c", values))
+    column = [values[2], None, values[3], values[0], values[2], "absent" if isinstance(values[0], str) else 8]
+    assert vocabulary.encode(pl.Series("c", column)).tolist() == [4, 1, 5, 2, 4, 1]
+    assert [vocabulary.index(value) for value in column] == [4, 1, 5, 2, 4, 1]
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**63, -(2**63) - 1, 1.5, float("nan"), float("inf"), None, "zz"])
+def test_what_no_column_can_hold_is_unknown_one_by_one(value: Any) -> None:
+    assert Vocabulary(pl.Series("c", [1, 10**12])).index(value) == 1
+    assert Vocabulary(pl.Series("c", [1, 2])).index(value) == 1
+    assert Vocabulary(pl.Series("c", ["a", "b"])).index(value) == 1
+
+
+@pytest.mark.parametrize("values", [[1, 2], [7, 10**12], ["a", "b"]], ids=["dense", "sparse", "text"])
+@pytest.mark.parametrize("repeats", [1, 40])
+def test_many_values_have_the_indices_of_each(values: list[Any], repeats: int) -> None:
+    vocabulary = Vocabulary(pl.Series("c", values))
+    absent = "\ud800" if isinstance(values[0], str) else 5
+    assert vocabulary.indices([*values, absent] * repeats).tolist() == [2, 3, 1] * repeats
+
+
+def test_searching_text_keeps_no_python_object_for_each_value() -> None:
+    values = pl.Series("c", [f"{number:06d}" for number in range(20_000)])
+    tracemalloc.start()
+    vocabulary = Vocabulary(values)
+    assert vocabulary.index("019999") == 20_001
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 500_000  # a dictionary of them takes about 2,000,000 bytes
 
 
 @pytest.mark.parametrize("values", [["b", "", "a\n"], [-3, 0, 2**62]])
