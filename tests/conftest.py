@@ -1,9 +1,16 @@
-"""Of every test: how hypothesis draws, and which files come first."""
+"""Of every test: the environment of commands, how hypothesis draws, and which files come first."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+# Under `make test PYTHON=…` a make that a test starts would take over flags and variables of the outer one.
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "TORCH_INDEX", "SET", "ROOT")
+for name in OF_MAKE:
+    os.environ.pop(name, None)
 
 # Hypothesis judges what the code does, never how fast a busy machine draws examples.
 # In a fresh clone hypothesis first builds its Unicode tables, a second or more inside whichever test draws text first.

@@ -217,11 +217,20 @@ def release(version: str) -> tuple[int, ...]:
 @contextmanager
 def alone(checkout: Checkout, torch_index: str) -> Iterator[bool]:
     """One set-up of a checkout at a time; gives whether another process has done the same one in the meantime."""
-    started = time.time()
+    before = written(checkout.ready)
     with checkout.lock.open(encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        ready = checkout.ready
-        yield ready.exists() and ready.stat().st_mtime >= started and ready.read_text("utf-8") == torch_index
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("wait for another set-up of this checkout")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        now = written(checkout.ready)
+        yield now not in (None, before) and checkout.ready.read_text("utf-8") == torch_index
+
+
+def written(path: Path) -> tuple[int, int] | None:
+    """Which file lies there, and when it was written; None where there is none."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def main() -> int:
