@@ -15,6 +15,7 @@ from benchmarks import mmctr_shaped, step_profile
 from benchmarks.roofline import Product, Sizes, gathered_bytes, optimizer_bytes, products
 from benchmarks.step_profile import BACKWARD, part_milliseconds, sizes_of
 from benchmarks.train_jobs import batches, built
+from ctr.kernels import bag_products
 from ctr.training.train_step import TrainStep
 
 MODEL = {"embedding_dim": 4, "vector_dim": 4, "attention_dim": 8, "layers": 2, "rows": 3}
@@ -143,7 +144,8 @@ class TestWhoseTimeItIs:
         expected = {"quadratic": 0, "attention": 10 + 20 + 40, "items": 0, "optimizer": 80}
         assert part_milliseconds([*events(), range_again], on_cuda=True) == expected
 
-    def test_each_gradient_of_a_real_step(self, feature_set: str):
+    def test_each_gradient_of_a_real_step(self, feature_set: str, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(bag_products, "FEW_ROWS", 0)  # as in a batch of many items
         settings, model, data = built(feature_set, BATCH, preset())
         source = batches(data, BATCH, torch.device("cpu"))
         take_step = TrainStep(model.train(), settings.train, torch.device("cpu"))

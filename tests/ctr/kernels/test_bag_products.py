@@ -83,3 +83,13 @@ def test_under_autocast_gradients_come_back_to_a_table_in_single_precision():
     exact, rounded = gradient(False), gradient(True)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_an_index_outside_a_table_of_few_rows_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    """That of a larger one is found by the loader, and by compiled code with checks of bounds."""
+    monkeypatch.setattr(bag_products, "FEW_ROWS", len(TABLE))
+    bags = RowBags(TABLE, torch.tensor([[0, 3]]))
+    with pytest.raises(RuntimeError, match="index 3 is out of bounds for dimension 1 with size 3"):
+        bags.dots(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="index 3 is out of bounds for dimension 1 with size 3"):
+        bags.sums(torch.ones(1, 2))

@@ -69,8 +69,10 @@ def test_kernels_call_only_what_the_salt_and_their_own_file_know(module):
 
 OUTSIDE = """
 import torch
-from ctr.kernels.bag_products import RowBags
-RowBags(torch.eye(3), torch.tensor([[2, 3]])).dots(torch.ones(1, 3))
+from ctr.kernels.bag_products import FEW_ROWS, RowBags
+
+rows = FEW_ROWS + 1
+RowBags(torch.ones(rows, 3), torch.tensor([[2, rows]])).dots(torch.ones(1, 3))
 """
 
 
