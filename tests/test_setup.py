@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,13 @@ class TestMake:
 
     def test_a_python_that_is_not_there_is_told(self, clone):
         assert "there is no nope here: make setup PYTHON=" in make(clone, "setup", "PYTHON=nope").stderr
+
+    def test_the_list_names_every_target_but_the_one_whose_data_needs_a_registration(self):
+        """A stranger can run what it names: the log is simulated, or `quadrank download` fetches it."""
+        text = (ROOT / "Makefile").read_text(encoding="utf-8")
+        targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, re.MULTILINE))
+        shown = re.findall(r"^  make ([a-z-]+) ", make(ROOT, "help").stdout, re.MULTILINE)
+        assert targets - set(shown) == {"mmctr"}
 
     @pytest.mark.parametrize(
         ("given", "venv"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from features.build.build import build_feature_set
 from features.contract.contract import Contract, load_contract
@@ -23,7 +24,7 @@ from tests.miniatures import MINIATURES
 
 ROOT = Path(__file__).parents[3]
 CONTRACTS = ROOT / "conf/data"
-REAL_DATA = Path(os.environ.get("QUADRANK_REAL_DATA", ROOT.parent / "shared/data"))
+REAL_DATA = Path(os.environ.get("QUADRANK_REAL_DATA", ROOT / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -262,9 +263,16 @@ def test_contracts_read_what_is_published_lazily(tmp_path: Path) -> None:
     assert open_log(contract).frame.explain().count("Parquet SCAN") >= 1
 
 
+@pytest.mark.parametrize("path", sorted(CONTRACTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_raw_files_are_looked_for_in_the_working_folder(path: Path) -> None:
+    """No shipped contract names a folder of one machine."""
+    root = Path(yaml.safe_load(path.read_text(encoding="utf-8"))["root"])
+    assert root.parts[0] == "data" and ".." not in root.parts
+
+
 @pytest.mark.parametrize(("name", "rows", "positives"), [("movielens", 100_000, 55_375), ("mind", 189_359, 7_542)])
 def test_the_real_data_builds_from_the_shipped_contract(tmp_path: Path, name: str, rows: int, positives: int) -> None:
-    """Every impression and rating of the real files comes out, where QUADRANK_REAL_DATA (or the default) has them."""
+    """Every impression and rating of the real files comes out, where QUADRANK_REAL_DATA, or data/, has them."""
     if not (REAL_DATA / name).is_dir():
         pytest.skip(f"{REAL_DATA / name} is not there: the data is not part of the project")
     contract = load_contract(CONTRACTS / f"{name}.yaml", root=str(REAL_DATA / name))
