@@ -18,7 +18,6 @@ MODULES = {
             "mlflow",
             "safetensors",
             "matplotlib",
-            "dataframely",
             "fsspec",
         }
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, strangers
+from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, unlisted_ids
 from features.checks.messages import with_example
 from features.checks.quarantine import QUARANTINE, put_aside
 from features.checks.row_rules import RowRules, Violation, label_name, row_rules
@@ -106,7 +106,7 @@ def check_log(
             violations = [
                 *rules.violations(),
                 *repeats(copies, contract),
-                *strangers(frame, contract, look.counts, {ITEM: known_items, USER: known_users}),
+                *unlisted_ids(frame, contract, look.counts, {ITEM: known_items, USER: known_users}),
                 *(bots(frame, contract, look.counts[USER]) if contract.interactions.time is not None else ()),
             ]
         violations = sorted(

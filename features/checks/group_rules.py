@@ -1,4 +1,4 @@
-"""What several rows of the log must be together: no repeats, no strangers to the tables, no bots."""
+"""What several rows of the log must be together: no repeats, no ids that the tables do not list, no bots."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def repeats(places: list[np.ndarray], contract: Contract) -> Iterator[Violation]
     )
 
 
-def strangers(
+def unlisted_ids(
     frame: pl.LazyFrame, contract: Contract, counts: dict[str, pl.DataFrame], known: dict[str, pl.Series | None]
 ) -> Iterator[Violation]:
     """Rows whose item or user its table does not list.

@@ -1,13 +1,11 @@
-"""What one row of the log must be: a contract's rules as expressions, run over a chunk by dataframely."""
+"""What one row of the log must be: a contract's rules as expressions, run over a chunk at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
-from typing import Any
 
-import dataframely as dy
 import numpy as np
 import polars as pl
 
@@ -82,10 +80,6 @@ class RowRules:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._rules = {f"{rule.check} {rule.key}": rule for rule in rules}
-        content: dict[str, Any] = {key: dy.Any() for key in (*sorted(self.keys), ROW)}
-        content |= {name: _as_rule(rule.valid) for name, rule in self._rules.items()}
-        meta: Any = type(dy.Schema)
-        self._schema = meta("RowsOfTheLog", (dy.Schema,), content)
         self._count = dict.fromkeys(self._rules, 0)
         self._first: dict[str, int] = {}
         self._places: dict[str, list[np.ndarray]] = {name: [] for name in self._rules}
@@ -97,14 +91,13 @@ class RowRules:
 
     def add(self, chunk: pl.DataFrame, first: int) -> None:
         """Look at the next rows, whose first has the number `first`."""
-        numbers = pl.int_range(first, first + chunk.height, dtype=pl.Int64)
-        _, failed = self._schema.filter(chunk.with_columns(numbers.alias(ROW)))
-        if not len(failed):
-            return
-        details = failed.details()
-        for name in failed.counts():
-            places = details.filter(pl.col(name) == "invalid")[ROW].to_numpy()
-            self._first.setdefault(name, int(places.min()))
+        broken = chunk.select((~rule.valid).fill_null(False).alias(name) for name, rule in self._rules.items())
+        for column in broken:
+            places = column.arg_true().to_numpy().astype(np.int64) + first
+            if not len(places):
+                continue
+            name = column.name
+            self._first.setdefault(name, int(places[0]))
             self._count[name] += len(places)
             if self._rules[name].policy == "quarantine":
                 self._places[name].append(places)
@@ -135,10 +128,6 @@ def numbered(frame: pl.LazyFrame, first: int = 0) -> pl.LazyFrame:
     """
     ones = frame.with_columns(pl.lit(1, pl.Int64).alias(ROW))
     return ones.with_columns(pl.col(ROW).cum_sum() + (first - 1))
-
-
-def _as_rule(valid: pl.Expr) -> Any:
-    return dy.rule()(lambda _: valid)
 
 
 def row_rules(schema: pl.Schema, contract: Contract, now: datetime, unlabelled: bool = False) -> list[Rule]:

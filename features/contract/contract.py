@@ -131,7 +131,7 @@ class Contract(Settings):
         sets = {*self.embeddings, *self.vectors.fusion}
         if twice := set(self.embeddings) & set(self.vectors.fusion):
             raise ValueError(f"vectors.fusion: {min(twice)!r} is the name of an embedding set; choose another")
-        named = {f"vectors.fusion.{name}": set(one.sets) for name, one in self.vectors.fusion.items()}
+        named = {f"vectors.fusion.{name}": set(fusion.sets) for name, fusion in self.vectors.fusion.items()}
         allowed = {where: set(self.embeddings) for where in named}
         for section, derived in (("semantic_ids", self.vectors.semantic_ids), ("neighbours", self.vectors.neighbours)):
             for name, spec in derived.items():
@@ -170,13 +170,13 @@ class Contract(Settings):
     @property
     def context_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of itself: the log's context columns, and counters of users."""
-        counters = {name: one.column for name, one in self.counters.items() if one.of == "user"}
+        counters = {name: counter.column for name, counter in self.counters.items() if counter.of == "user"}
         return {**self.interactions.context, **counters}
 
     @property
     def candidate_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of each candidate: counters of items."""
-        return {name: one.column for name, one in self.counters.items() if one.of == "item"}
+        return {name: counter.column for name, counter in self.counters.items() if counter.of == "item"}
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON. `root` and `truth` are left out: they say where, not what."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from features.contract.columns import Categorical, Duration, EventColumn, Numeric, ScalarColumn
+from features.contract.columns import Duration, EventColumn, Numeric, ScalarColumn
 from features.contract.settings import Settings
 
 Policy = Literal["error", "quarantine", "warn"]
@@ -118,7 +118,7 @@ class HistoryTable(Settings):
     columns: dict[str, str] = Field({}, description="event column -> this table's column or expression")
 
 
-class Given(Settings):
+class PrecomputedHistory(Settings):
     """Histories that the log itself carries, as a list column of item ids, oldest first."""
 
     column: str
@@ -132,7 +132,7 @@ class History(Settings):
     max_len: PositiveInt = 50
     events: str = Field("all", description="`all`, or a polars SQL expression such as `label == 1`")
     columns: dict[str, EventColumn] = Field({}, description="event columns carried along, e.g. label")
-    given: Given | None = None
+    given: PrecomputedHistory | None = None
     tables: tuple[HistoryTable, ...] = ()
     within: Duration | None = Field(None, description="oldest event kept, e.g. 30d")
     session_gap: Duration | None = Field(None, description="only events of the running session: gaps below, e.g. 30m")
@@ -146,7 +146,7 @@ class History(Settings):
         limits = ("events", "columns", "tables", "within", "session_gap", "delay", "repeats")
         others = [name for name in limits if getattr(self, name) != type(self).model_fields[name].default]
         if self.given is not None and others:
-            raise ValueError(f"history.given: a given history is taken as it is; remove history.{min(others)}")
+            raise ValueError(f"history.given: a precomputed history is taken as it is; remove history.{min(others)}")
         return self
 
     @model_validator(mode="after")
@@ -226,19 +226,3 @@ class Checks(Settings):
     def quarantines(self) -> bool:
         """Whether rows may be put aside."""
         return "quarantine" in self.model_dump().values()
-
-
-__all__ = [
-    "Candidates",
-    "Categorical",
-    "Checks",
-    "Counter",
-    "Format",
-    "Given",
-    "History",
-    "HistoryTable",
-    "Interactions",
-    "Negatives",
-    "Policy",
-    "Split",
-]

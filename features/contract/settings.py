@@ -6,11 +6,12 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from features.errors import ConfigError
 
@@ -19,6 +20,15 @@ class Settings(BaseModel):
     """Base of every configuration section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exponents(cls, content: Any) -> Any:
+        """YAML 1.1 reads `1e5` as text. Pydantic itself makes a float of it where one is due; here whole numbers."""
+        if not isinstance(content, dict):
+            return content
+        whole = {name for name, field in cls.model_fields.items() if _is_whole_number(field.annotation)}
+        return {name: _whole(value) if name in whole else value for name, value in content.items()}
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -46,6 +56,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def parse_overrides(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Turn `["train.epochs=3"]` into `{"train": {"epochs": 3}}`; values are YAML.
 
+    Whether `1e5` is a number or text is the field's to say, when `validate` reads it.
+
     Raises:
         ConfigError: an assignment is not of the form `section.key=value`.
     """
@@ -59,8 +71,6 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment!r}: the value is not valid YAML: {error}") from None
-        if isinstance(value, str):
-            value = _number_or_text(value)
         node = result
         for key in keys[:-1]:
             node = node.setdefault(key, {})
@@ -96,6 +106,24 @@ def unknown_key(key: str, valid: Sequence[str]) -> str:
     """One sentence on an unknown key: the nearest valid key, or all of them."""
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(sorted(valid))}."
+
+
+def _whole(value: Any) -> Any:
+    """Text such as `1e5` as the whole number that it is; anything else as it is."""
+    if isinstance(value, str) and "e" in value.lower():
+        with suppress(ValueError):
+            return int(number) if (number := float(value)).is_integer() else value
+    return value
+
+
+def _is_whole_number(annotation: Any) -> bool:
+    """Whether an annotation is `int`, with bounds or without, or that or None."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _is_whole_number(parts[0])
+    if types.NoneType in parts and len(parts) == 2:
+        return any(map(_is_whole_number, parts))
+    return annotation is int
 
 
 def _explain(model: type[BaseModel], problem: Any) -> str:
@@ -136,11 +164,3 @@ def _keys_at(annotation: Any, path: Sequence[Any]) -> list[str]:
 def _has_tag(annotation: Any, tag: Any) -> bool:
     fields = getattr(annotation, "model_fields", {})
     return "type" in fields and tag in typing.get_args(fields["type"].annotation)
-
-
-def _number_or_text(value: str) -> float | str:
-    """YAML 1.1 reads `1e-3` as text; a person typing it means a number."""
-    try:
-        return float(value)
-    except ValueError:
-        return value

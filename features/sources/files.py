@@ -63,11 +63,11 @@ def find_files(path: str) -> list[str]:
 
 def _found(path: str) -> list[str]:
     if is_url(path):
-        found = [file for one in _alternatives(path) for file in _remote(one)]
+        found = [file for spelled in _alternatives(path) for file in _remote(spelled)]
     elif Path(path).exists():
         found = _local(path)
     else:
-        found = [file for one in _alternatives(path) for file in _local(one)]
+        found = [file for spelled in _alternatives(path) for file in _local(spelled)]
     return list(dict.fromkeys(found))
 
 
@@ -85,7 +85,7 @@ def kind_of(file: str) -> str | None:
 def partition_of(file: str) -> dict[str, str | None]:
     """Keys and values of the `key=value` folders that a file lies in, outermost first; None for a missing value."""
     found = (PARTITION.fullmatch(part) for part in PurePosixPath(file).parts[:-1])
-    return {one[1]: None if one[2] == NO_VALUE else unquote(one[2]) for one in found if one}
+    return {key[1]: None if key[2] == NO_VALUE else unquote(key[2]) for key in found if key}
 
 
 @dataclass
@@ -231,7 +231,7 @@ def _alternatives(path: str) -> list[str]:
             if depth == 0 and len(commas) > 1:
                 ends = [*commas[1:], at]
                 found = [path[left + 1 : right] for left, right in zip(commas, ends, strict=True)]
-                return [whole for one in found for whole in _alternatives(path[:start] + one + path[at + 1 :])]
+                return [whole for choice in found for whole in _alternatives(path[:start] + choice + path[at + 1 :])]
             if depth == 0:
                 break
     return [path]
@@ -290,7 +290,7 @@ def _shown(names: list[str], pattern: str) -> list[str]:
 
     def is_shown(name: str) -> bool:
         hidden = [part for part in PurePosixPath(name).parts[fixed:] if part.startswith(HIDDEN)]
-        return all(any(fnmatchcase(part, one) for one in asked) for part in hidden)
+        return all(any(fnmatchcase(part, wanted) for wanted in asked) for part in hidden)
 
     return [name for name in names if is_shown(name)]
 

@@ -28,7 +28,7 @@ from features.chunk import (
 from features.contract.columns import Gap, Residual
 from features.contract.contract import Contract
 from features.contract.labels import CLICKED_NAMES, LABEL_NAMES, columns_read
-from features.contract.log import Given, HistoryTable
+from features.contract.log import HistoryTable, PrecomputedHistory
 from features.errors import DataError, named
 from features.sources.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
 from features.sources.keys import canonical
@@ -88,8 +88,8 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
         frame = _under_fixed_names(_raw(contract, path), path, contract)
     else:
         valid, test = contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))
-        labelled = [(_raw(contract, one), one) for one in (path, valid)]
-        parts = [_under_fixed_names(raw, one, contract) for raw, one in labelled]
+        labelled = [(_raw(contract, file), file) for file in (path, valid)]
+        parts = [_under_fixed_names(raw, file, contract) for raw, file in labelled]
         raw, lacking = _test_file(contract, test, labelled[0][0])
         parts.append(_under_fixed_names(raw, test, contract, lacking))
         unlabelled = LABEL in lacking.labels
@@ -312,7 +312,7 @@ def _roots(text: str, schema: pl.Schema) -> frozenset[str]:
     return frozenset({text}) if text in schema else columns_read(text)
 
 
-def _given(raw: pl.LazyFrame, path: str, spec: Given) -> pl.Expr:
+def _given(raw: pl.LazyFrame, path: str, spec: PrecomputedHistory) -> pl.Expr:
     require_columns(raw, path, [spec.column])
     column, dtype = pl.col(spec.column), raw.collect_schema()[spec.column]
     if dtype == pl.String:

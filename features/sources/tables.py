@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from itertools import groupby
 from typing import Any, cast
@@ -22,12 +22,7 @@ SIGNED = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64(), 128: pl.Int128()}
 ALL_FILES = "Write it in all files, or let the path name only those that have it."
 QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")  # text and names in SQL
 LONGEST_NAME = 40  # of a column in a message: without a header, a name is some text of the first row
-# SQL functions that look at other rows than the one they are asked of.
-OVER_ROWS = re.compile(
-    r"\b(AVG|SUM|MIN|MAX|COUNT|MEDIAN|MODE|FIRST|LAST|STD\w*|VAR\w*|QUANTILE\w*|CORR|COVAR\w*|ARRAY_AGG|STRING_AGG"
-    r"|ROW_NUMBER|RANK|DENSE_RANK|LAG|LEAD|OVER)\s*\(",
-    re.IGNORECASE,
-)
+OVER = re.compile(r"\bOVER\s*\(", re.IGNORECASE)  # begins the window of a window function in SQL
 
 
 # By path, as it was scanned last: columns that the files have not in common, and how they differ.
@@ -140,7 +135,8 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     require_columns(raw, path, expression.meta.root_names())
     try:
         # On no rows: the types are only compared when it runs.
-        result = raw.collect_schema().to_frame().select(expression)
+        empty = raw.collect_schema().to_frame()
+        result = empty.select(expression)
     except pl.exceptions.PolarsError as error:
         first = str(error).splitlines()[0]
         raise DataError(
@@ -151,12 +147,27 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
             f"{path}: {where} {text!r} is one value for the whole log, not one a row. Compare a column, e.g. "
             "`rating >= 4`."
         )
-    if text not in names and (over := OVER_ROWS.search(QUOTED.sub("''", text))):
+    over_rows = "OVER" if not is_column and OVER.search(QUOTED.sub("''", text)) else _over_rows(expression, empty)
+    if over_rows is not None:
         raise DataError(
-            f"{path}: {where} {text!r}: {over[1].upper()} is computed over all rows, so that a row would be told of "
+            f"{path}: {where} {text!r}: {over_rows} is computed over all rows, so that a row would be told of "
             "later ones. Compute it in the export, as of each row's time, or declare a counter."
         )
     return expression
+
+
+def _over_rows(expression: pl.Expr, empty: pl.DataFrame) -> str | None:
+    """The first part of an expression that is one value for all rows, as polars writes it; None where there is none.
+
+    A column of no rows has no value, while an aggregate of it has one.
+    """
+    parts = expression.meta.pop()
+    if not parts and not expression.meta.root_names():
+        return None if expression.meta.is_literal() else str(expression)
+    with suppress(pl.exceptions.PolarsError):
+        if expression.meta.root_names() and empty.select(expression).height:
+            return str(expression)
+    return next((found for part in parts if (found := _over_rows(part, empty)) is not None), None)
 
 
 def _kind(files: Sequence[str], format: Format) -> str:
@@ -208,34 +219,34 @@ def _read_as(common: pl.DataType, own: pl.DataType, kind: str) -> pl.DataType:
     return pl.String() if common == pl.Null else common
 
 
-def wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+def wider(first: pl.DataType, second: pl.DataType) -> pl.DataType | None:
     """The narrowest type that holds the values of both, None where they mean different things.
 
     Whole numbers beside fractions are fractions: those too large to be exact are no ids any more (`canonical`).
     """
-    if one == other or other == pl.Null:
-        return one
-    if one == pl.Null:
-        return other
-    if one in TEXTS and other in TEXTS:
+    if first == second or second == pl.Null:
+        return first
+    if first == pl.Null:
+        return second
+    if first in TEXTS and second in TEXTS:
         return pl.String()
-    if isinstance(one, pl.List) and isinstance(other, pl.List):
-        inner = wider(cast(pl.DataType, one.inner), cast(pl.DataType, other.inner))
+    if isinstance(first, pl.List) and isinstance(second, pl.List):
+        inner = wider(cast(pl.DataType, first.inner), cast(pl.DataType, second.inner))
         return None if inner is None else pl.List(inner)
-    if isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime):
-        return pl.Datetime("us", one.time_zone) if one.time_zone == other.time_zone else None
-    if one.is_integer() and other.is_integer():
-        return _wider_integer(one, other)
-    numbers = (one.is_integer() or one.is_float()) and (other.is_integer() or other.is_float())
+    if isinstance(first, pl.Datetime) and isinstance(second, pl.Datetime):
+        return pl.Datetime("us", first.time_zone) if first.time_zone == second.time_zone else None
+    if first.is_integer() and second.is_integer():
+        return _wider_integer(first, second)
+    numbers = (first.is_integer() or first.is_float()) and (second.is_integer() or second.is_float())
     return pl.Float64() if numbers else None
 
 
-def _wider_integer(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+def _wider_integer(first: pl.DataType, second: pl.DataType) -> pl.DataType | None:
     """As `wider`, of two integers."""
-    bits = {own: int(str(own).lstrip("UInt")) for own in (one, other)}
-    if one.is_signed_integer() == other.is_signed_integer():
+    bits = {own: int(str(own).lstrip("UInt")) for own in (first, second)}
+    if first.is_signed_integer() == second.is_signed_integer():
         return max(bits, key=lambda own: bits[own])
-    # A sign takes one bit more than the unsigned one has.
+    # A sign takes one bit more than the unsigned type has.
     needed = max(bits[own] * (1 if own.is_signed_integer() else 2) for own in bits)
     return SIGNED.get(needed)
 

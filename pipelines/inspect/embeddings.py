@@ -16,7 +16,7 @@ from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.vectors.inspection.advice import advise, times_random
 from features.vectors.inspection.next_clicks import Interval
-from features.vectors.inspection.report import Inspection, SetReport, inspect
+from features.vectors.inspection.report import Inspection, SetReport, inspect_sets
 from features.vectors.read import read_vectors
 from pipelines.cells import estimate
 from pipelines.inspect.embeddings_figure import embeddings_figure
@@ -44,7 +44,7 @@ def inspect_embeddings(source: Source, workspace: Workspace, out: Path | None, c
         raise ConfigError(f"{contract.name}: has no `embeddings` to inspect. Declare a vector set in the contract.")
     feature_set = build(source, workspace).feature_set
     items = Encoder.load(feature_set.path).items
-    found = inspect(feature_set, [read_vectors(name, contract, items) for name in contract.embeddings])
+    found = inspect_sets(feature_set, [read_vectors(name, contract, items) for name in contract.embeddings])
     advice = advise(found)
     out = out or workspace.root / "inspections" / contract.name
     out.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ class Inspection:
     overlap: dict[tuple[str, str], float]
 
 
-def inspect(feature_set: FeatureSet, sets: list[ItemVectors], seed: int = 1) -> Inspection:
+def inspect_sets(feature_set: FeatureSet, sets: list[ItemVectors], seed: int = 1) -> Inspection:
     """Measure every set against the clicks and tags of the training window.
 
     What is found of one set does not depend on the others. Besides the sets, memory holds blocks and samples, and

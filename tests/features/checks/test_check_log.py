@@ -276,7 +276,7 @@ def test_a_bot_is_more_rows_a_day_than_allowed(tmp_path: Path) -> None:
     assert check(contract_of(tmp_path, log, {"max_rows_per_user": 4})).findings == ()
 
 
-def test_strangers_to_the_tables(tmp_path: Path, chunked: None) -> None:
+def test_ids_that_their_tables_do_not_list(tmp_path: Path, chunked: None) -> None:
     """Item 15 has rows 4, 9, 14, 19; user 3 rows 2, 5, 8, 11, 14, 17."""
     contract = contract_of(
         tmp_path,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
 from features.contract.contract import Contract, load_contract
 from features.contract.log import History
-from features.contract.settings import load_yaml, merge, parse_overrides, validate
+from features.contract.settings import Settings, load_yaml, merge, parse_overrides, validate
 from features.errors import ConfigError
 from tests.features.raw import CONTENT
 
@@ -106,7 +106,7 @@ def test_delays_that_cannot_be(history: Any, words: str) -> None:
 
 
 def test_a_given_history_has_no_delay() -> None:
-    with pytest.raises(ValidationError, match=r"a given history is taken as it is; remove history\.delay"):
+    with pytest.raises(ValidationError, match=r"a precomputed history is taken as it is; remove history\.delay"):
         History.model_validate({"given": {"column": "past"}, "delay": "5m"})
 
 
@@ -216,10 +216,39 @@ def test_what_is_no_contract_file(tmp_path: Path, text: Any, words: str) -> None
 def test_overrides_by_hand() -> None:
     given = ["train.epochs=3", "train.lr=1e-3", "data.split.by=user", "a.b=[1, 2]", "a.c=", "a.d=x=y", "a.e=true"]
     assert parse_overrides(given) == {
-        "train": {"epochs": 3, "lr": 0.001},
+        "train": {"epochs": 3, "lr": "1e-3"},
         "data": {"split": {"by": "user"}},
         "a": {"b": [1, 2], "c": None, "d": "x=y", "e": True},
     }
+
+
+class Kinds(Settings):
+    text: str = ""
+    text_or_number: str | int | None = None
+    real: float = 0.0
+    whole: int = 0
+    positive: PositiveInt | None = None
+    several: list[int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [("text=1e5", "1e5"), ("text=12e3", "12e3"), ("text=nan", "nan"), ("text=infinity", "infinity"),
+     ("text_or_number=1e5", "1e5"), ("text_or_number=7", 7), ("real=1e-3", 0.001), ("real=5", 5.0),
+     ("whole=1e5", 100_000), ("positive=2e3", 2000), ("positive=", None)],
+)  # fmt: skip
+def test_an_exponent_is_a_number_where_the_field_is_one(assignment: str, value: Any) -> None:
+    given = parse_overrides([f"kinds.{assignment}"])["kinds"]
+    (read,) = (getattr(validate(Kinds, given, "--set"), name) for name in given)
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "assignment", ["whole=1e-3", "whole=1e999", "whole=nan", "positive=-1e3", "real=1e5x", "several=1e5"]
+)
+def test_an_exponent_that_does_not_fit_its_field(assignment: str) -> None:
+    with pytest.raises(ConfigError, match=assignment.partition("=")[0]):
+        validate(Kinds, parse_overrides([f"kinds.{assignment}"])["kinds"], "--set")
 
 
 @pytest.mark.parametrize("text", ["epochs=3", "train.epochs", "train.=3", ".epochs=3", "a.b=[1"])

@@ -476,8 +476,12 @@ def test_an_expression_is_a_column_first(text: str, values: list[object]) -> Non
         ("raiting >= 4", "no column 'raiting'. Did you mean 'rating'?"),
         ("rating >= 'x' AND TRUE", "cannot be computed"),
         ("SUM(rating)", "is one value for the whole log"),
-        ("rating >= AVG(rating)", "AVG is computed over all rows"),
-        ("rating > lag(rating) OVER (ORDER BY rating)", "LAG is computed over all rows"),
+        ("rating >= AVG(rating)", '"rating").mean() is computed over all rows'),
+        ("rating >= first_value(rating)", "is computed over all rows"),
+        ("rating >= approx_quantile(rating, 0.5)", "is computed over all rows"),
+        ("CASE WHEN rating > 3 THEN count(*) ELSE rating END", "len() is computed over all rows"),
+        ("rating > lag(rating) OVER (ORDER BY rating)", "OVER is computed over all rows"),
+        ("row_number() over(ORDER BY rating) > 1", "OVER is computed over all rows"),
     ],
 )
 def test_an_expression_that_is_none(text: str, words: str) -> None:
@@ -485,6 +489,17 @@ def test_an_expression_that_is_none(text: str, words: str) -> None:
     with pytest.raises(DataError) as error:
         expression(raw, "log.csv", "interactions.label", text)
     assert str(error.value).startswith("log.csv: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["over > 3", "over IN (1, 4)", "max > over", "title = 'max('", "title = 'sum(rating) over (order by time)'",
+     "max > 1 + 1", "max > -4", "max > ABS(-4)", "pi() < max", "array_sum(tags) > 1", "greatest(max, over) > 3",
+     "CASE WHEN max > 1 THEN 1 ELSE 0 END", "title LIKE 'a%' OR title IS NULL", "length(title) > 3"],
+)  # fmt: skip
+def test_an_expression_of_one_row_is_taken(text: str) -> None:
+    raw = pl.LazyFrame({"over": [4], "max": [5], "title": ["max("], "tags": [[1, 2]]})
+    assert raw.select(expression(raw, "log.csv", "interactions.label", text)).collect().height == 1
 
 
 def test_a_missing_column_names_the_nearest() -> None:

@@ -18,7 +18,7 @@ from features.store.schema import FIRST_VALUE
 from features.store.vector_files import ItemVectors
 from features.vectors.inspection.advice import advise, is_useful
 from features.vectors.inspection.next_clicks import interval, popular_hits, read_clicks, recall_hits
-from features.vectors.inspection.report import Inspection, SetReport, inspect
+from features.vectors.inspection.report import Inspection, SetReport, inspect_sets
 from features.vectors.read import read_vectors
 
 ITEMS, GROUPS, USERS, ROWS = 300, 15, 120, 6_000
@@ -80,7 +80,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureSet, list[It
 
 @pytest.fixture(scope="module")
 def found(given: tuple[FeatureSet, list[ItemVectors]]) -> Inspection:
-    return inspect(*given)
+    return inspect_sets(*given)
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +165,13 @@ def test_the_advice_tells_them_apart(found: Inspection) -> None:
 def test_the_seed_fixes_everything_and_no_set_depends_on_another(
     given: tuple[FeatureSet, list[ItemVectors]], found: Inspection, reports: dict[str, SetReport]
 ) -> None:
-    again = inspect(*given)
+    again = inspect_sets(*given)
     assert [numbers(one) for one in again.sets] == [numbers(one) for one in found.sets]
     assert again.overlap == found.overlap
     built, sets = given
-    alone = inspect(built, [sets[2]])
+    alone = inspect_sets(built, [sets[2]])
     assert numbers(alone.sets[0]) == numbers(reports["noise"])
-    other = inspect(built, [sets[0]], seed=2)
+    other = inspect_sets(built, [sets[0]], seed=2)
     assert other.sets[0].recall != reports["good"].recall
 
 
@@ -184,20 +184,20 @@ def test_only_the_training_window_speaks(
     late = FIRST_VALUE + ITEMS - 1
     assert not any((part["item"] == late).any() for part in built.rows("train"))
     sets[0].vectors_IW[late] = 1e6
-    assert numbers(inspect(built, sets[:1]).sets[0]) == numbers(reports["good"])
+    assert numbers(inspect_sets(built, sets[:1]).sets[0]) == numbers(reports["good"])
 
 
 def test_sets_of_few_items(given: tuple[FeatureSet, list[ItemVectors]]) -> None:
     built, sets = given
     # Items 0 to 10 are of 11 groups, 0 to 30 two or three of each group: only of these are two clicked by one user.
-    found = inspect(built, [few(sets[0], number) for number in (1, 2, 11, 31)])
+    found = inspect_sets(built, [few(sets[0], number) for number in (1, 2, 11, 31)])
     assert [one.candidates for one in found.sets] == [1, 2, 11, 31]
     assert [one.recall is None for one in found.sets] == [True, True, True, False]
     assert [one.random_recall for one in found.sets] == pytest.approx([1, 1, 1, 1 / 3])
     advice = advise(found)
     assert advice["good1"].startswith("Cannot be judged by 0 next clicks on 1 items")
     assert advice[""] == "Use 'good31'; the others have not shown that they add to it."
-    nothing = advise(inspect(built, [few(sets[0], 2)]))
+    nothing = advise(inspect_sets(built, [few(sets[0], 2)]))
     assert nothing[""] == "No set finds what is clicked next better than chance: expect little of vectors here."
 
 
@@ -207,7 +207,7 @@ def test_a_set_of_items_after_training_alone_is_refused(given: tuple[FeatureSet,
     only_late[FIRST_VALUE + ITEMS - 1] = True
     late = ItemVectors("late", sets[0].vectors_IW, only_late, sets[0].filled_I)
     with pytest.raises(DataError, match=r"embeddings\.late: none of its 1 items is in the training window"):
-        inspect(built, [late])
+        inspect_sets(built, [late])
 
 
 def few(one: ItemVectors, number: int) -> ItemVectors:
