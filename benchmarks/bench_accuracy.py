@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.measured import measure
-from benchmarks.report import Report
+from benchmarks.harness.measured import measure
+from benchmarks.harness.report import Report
 from ctr.reporting.figures import BLUE, GREEN, GREY, ORANGE
 from features.errors import ConfigError
 
@@ -98,13 +98,13 @@ def run(
         raise ConfigError(f"--study {study!r}: choose {' or '.join(STUDIES)}.")
     chosen = STUDIES[study]
     raw, out = str(work / "raw"), str(work / "feature_set")
-    measure("benchmarks.bench_features_jobs:simulate", out=raw, rows=rows, users=users, items=items)
-    feature_set = measure("benchmarks.bench_features_jobs:build", raw=raw, out=out, max_len=50).result["path"]
+    measure("benchmarks.jobs.feature_build:simulate", out=raw, rows=rows, users=users, items=items)
+    feature_set = measure("benchmarks.jobs.feature_build:build", raw=raw, out=out, max_len=50).result["path"]
     runs: dict[str, list[Result]] = {name: [] for name in chosen.variants}
     for seed in range(1, seeds + 1):
         for name, variant in chosen.variants.items():
             done = measure(
-                "benchmarks.accuracy_jobs:train",
+                "benchmarks.jobs.accuracy:train",
                 feature_set=feature_set,
                 model={**chosen.model, **variant.model},
                 training={**chosen.train, **variant.train},

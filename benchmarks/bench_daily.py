@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.bench_features import ROWS_A_USER
-from benchmarks.measured import Measured, measure, medians
-from benchmarks.report import Report, size_name
+from benchmarks.harness.measured import Measured, measure, medians
+from benchmarks.harness.report import Report, size_name
 
 COLUMNS = {"name": "build", "rows": "rows", "seconds": "seconds", "peak_mib": "peak MiB"}
 
@@ -27,16 +27,16 @@ def run(work: Path, say: Callable[[str], object], *, rows: int, window: int, rep
     """
     raw = str(work / "raw")
     say(f"simulating {rows:,} rows, one file a day")
-    written = measure("benchmarks.bench_daily_jobs:simulate_days", out=raw, rows=rows, users=rows // ROWS_A_USER)
+    written = measure("benchmarks.jobs.daily:simulate_days", out=raw, rows=rows, users=rows // ROWS_A_USER)
     before, last = written.result[-2:]
     added, whole = [], []
     for number in range(1, repeats + 1):
         ours, fresh = str(work / f"added-{number}"), str(work / f"whole-{number}")
-        measure("benchmarks.bench_daily_jobs:build", raw=raw, out=ours, as_of=before, window=window)
-        added.append(measure("benchmarks.bench_daily_jobs:build", raw=raw, out=ours, as_of=last, window=window))
-        whole.append(measure("benchmarks.bench_daily_jobs:build", raw=raw, out=fresh, as_of=last, window=window))
+        measure("benchmarks.jobs.daily:build", raw=raw, out=ours, as_of=before, window=window)
+        added.append(measure("benchmarks.jobs.daily:build", raw=raw, out=ours, as_of=last, window=window))
+        whole.append(measure("benchmarks.jobs.daily:build", raw=raw, out=fresh, as_of=last, window=window))
         say(f"{number} of {repeats}: a day added {added[-1].seconds:.1f} s, whole window {whole[-1].seconds:.1f} s")
-        kept = measure("benchmarks.bench_daily_jobs:equal_files", folder=ours).result
+        kept = measure("benchmarks.jobs.daily:equal_files", folder=ours).result
         if kept != 2 * (window - 1) * added[-1].result["shards"]:
             raise RuntimeError(f"{kept} files of old days are equal, expected those of {window - 1} days")
     results = [_result("a day added", added), _result("whole window", whole)]

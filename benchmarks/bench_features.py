@@ -8,16 +8,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.bench_features_jobs import MAX_LEN
-from benchmarks.growth import growth
-from benchmarks.measured import Measured, measure, medians
-from benchmarks.report import Report, size_name
+from benchmarks.harness.growth import growth
+from benchmarks.harness.measured import Measured, measure, medians
+from benchmarks.harness.report import Report, size_name
+from benchmarks.jobs.feature_build import MAX_LEN, MOST_ITEMS
 
 ROWS_A_USER = 50  # 200,000 users at 10 million rows
-MOST_ITEMS, ROWS_AN_ITEM, FEWEST_ITEMS = 50_000, 20, 30
+ROWS_AN_ITEM, FEWEST_ITEMS = 20, 30
 
 OURS = "ours"
-PEERS = {"pandas": "benchmarks.pandas_features:build", "pandas_numpy": "benchmarks.pandas_features:build_with_numpy"}
+PEERS = {
+    "pandas": "benchmarks.peers.pandas_features:build",
+    "pandas_numpy": "benchmarks.peers.pandas_features:build_with_numpy",
+}
 LAYOUTS = ("copied", "copied_with_time", "padded")
 COLUMNS = {
     "name": "build",
@@ -89,8 +92,8 @@ def _at_size(folder: Path, say: Say, rows: int, repeats: int, peers: dict[str, s
     size, raw = size_name(rows), str(folder / "raw")
     users, items = max(rows // ROWS_A_USER, 1), min(max(rows // ROWS_AN_ITEM, FEWEST_ITEMS), MOST_ITEMS)
     say(f"{size}: simulating {rows:,} rows, {users:,} users, {items:,} items")
-    measure("benchmarks.bench_features_jobs:simulate", out=raw, rows=rows, users=users, items=items)
-    targets = {OURS: "benchmarks.bench_features_jobs:build", **peers}
+    measure("benchmarks.jobs.feature_build:simulate", out=raw, rows=rows, users=users, items=items)
+    targets = {OURS: "benchmarks.jobs.feature_build:build", **peers}
     runs: dict[str, list[Measured]] = {build: [] for build in targets}
     for number in range(1, repeats + 1):
         for build, target in targets.items():
@@ -101,11 +104,11 @@ def _at_size(folder: Path, say: Say, rows: int, repeats: int, peers: dict[str, s
             speed = f"{done.seconds:.1f} s, {rows / done.seconds:,.0f} rows/s, {done.peak_mib:,.0f} MiB"
             say(f"{size}: {build} {number} of {repeats}: {speed}")
     built = runs[OURS][-1].result["path"]
-    weight = measure("benchmarks.copied_histories:bytes_per_row", feature_set=built).result
+    weight = measure("benchmarks.peers.copied_histories:bytes_per_row", feature_set=built).result
     results = [_result(OURS, rows, runs[OURS]) | _stages(runs[OURS]) | {"bytes_per_row": weight["ours"]}]
     results[0] |= {f"{layout}_bytes_per_row": weight[layout] for layout in LAYOUTS}
     for peer in peers:
-        compared = measure("benchmarks.agreement:compare", ours=built, theirs=str(folder / peer), raw=raw).result
+        compared = measure("benchmarks.peers.agreement:compare", ours=built, theirs=str(folder / peer), raw=raw).result
         say(f"{size}: {peer} made the same features ({compared:,} rows compared)")
         results.append(_result(peer, rows, runs[peer]) | {"rows_compared": compared})
     return results

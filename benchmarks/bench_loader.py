@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.bench_train import ROWS_A_USER_AND_POSITION
-from benchmarks.measured import measure
-from benchmarks.report import Report
+from benchmarks.harness.measured import measure
+from benchmarks.harness.report import Report
 
 COLUMNS = {"name": "loader", "rows_per_s": "rows/s"}
 LITERAL_BATCHES = 3  # as many as are enough to see its rate
@@ -30,7 +30,7 @@ def run(
     Args:
         work: folder for the log and its feature set.
         say: told what goes on.
-        rows: of the log, in the shape of MM-CTR (`benchmarks.mmctr_shaped`).
+        rows: of the log, in the shape of MM-CTR (`benchmarks.inputs.mmctr_shaped`).
         items: of the catalogue.
         max_len: events of a history.
         batch_size: rows of a batch.
@@ -41,15 +41,15 @@ def run(
     folder = work / "mmctr"
     users = max(1, rows // (ROWS_A_USER_AND_POSITION * max_len))
     shape = measure(
-        "benchmarks.mmctr_shaped:build", out=str(folder), rows=rows, users=users, items=items, max_len=max_len
+        "benchmarks.inputs.mmctr_shaped:build", out=str(folder), rows=rows, users=users, items=items, max_len=max_len
     ).result
     rates: dict[str, list[float]] = {"row_wise": [], "ours": []}
     for number in range(1, repeats + 1):
         row_wise = measure(
-            "benchmarks.literal_jobs:loader", folder=str(folder), batch_size=batch_size, batches=LITERAL_BATCHES
+            "benchmarks.jobs.literal:loader", folder=str(folder), batch_size=batch_size, batches=LITERAL_BATCHES
         )
         ours = measure(
-            "benchmarks.train_jobs:loader", feature_set=shape["feature_set"], batch_size=batch_size, batches=batches
+            "benchmarks.jobs.train:loader", feature_set=shape["feature_set"], batch_size=batch_size, batches=batches
         )
         for name, call in (("row_wise", row_wise), ("ours", ours)):
             rates[name].append(call.result["rows_per_s"])

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measured import ROOT, Measured, measure
-from benchmarks.report import Report
-from benchmarks.scaling import scaling
-from benchmarks.step_profile import profile
+from benchmarks.harness.measured import ROOT, Measured, measure
+from benchmarks.harness.report import Report
+from benchmarks.profiling.scaling import scaling
+from benchmarks.profiling.step_profile import profile
 from features.errors import ConfigError
 
 # As many rows a user that most of their histories are full.
@@ -57,7 +57,7 @@ def run(
     Args:
         work: folder for the log and its feature set.
         say: told what goes on.
-        rows: of the log, in the shape of MM-CTR (`benchmarks.mmctr_shaped`).
+        rows: of the log, in the shape of MM-CTR (`benchmarks.inputs.mmctr_shaped`).
         items: of the catalogue.
         max_len: events of a history.
         batch_size: rows a step.
@@ -77,7 +77,7 @@ def run(
     folder = work / "mmctr"
     users = max(1, rows // (ROWS_A_USER_AND_POSITION * max_len))
     shape = measure(
-        "benchmarks.mmctr_shaped:build", out=str(folder), rows=rows, users=users, items=items, max_len=max_len
+        "benchmarks.inputs.mmctr_shaped:build", out=str(folder), rows=rows, users=users, items=items, max_len=max_len
     ).result
     say(f"{shape['rows']:,} training rows, {shape['mean_history']:.1f} events of history on average")
     calls = _calls(folder, shape["feature_set"], venv or DEFAULT_VENV, batch_size, steps, peers, preset or {})
@@ -109,12 +109,12 @@ def _calls(
     calls: dict[str, Callable[[], Measured]] = {}
     if peers:
         given = {"folder": str(folder), "warmup": 1, "preset": preset, **shared}
-        calls[LITERAL] = lambda: measure("benchmarks.literal_jobs:train", **given)
-        calls[FUXICTR] = lambda: measure("benchmarks.fuxictr_peer:train", venv=str(venv), **given)
+        calls[LITERAL] = lambda: measure("benchmarks.jobs.literal:train", **given)
+        calls[FUXICTR] = lambda: measure("benchmarks.peers.fuxictr_peer:train", venv=str(venv), **given)
     for name, own in OURS.items():
         both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
         calls[name] = lambda both=both: measure(  # type: ignore[misc]
-            "benchmarks.train_jobs:train", feature_set=feature_set, warmup=2, preset=both, **shared
+            "benchmarks.jobs.train:train", feature_set=feature_set, warmup=2, preset=both, **shared
         )
     return calls
 

@@ -13,7 +13,7 @@ def checkout(module: str, wanted_by: str) -> Path:
     """The checkout's folder, with `benchmarks` made importable: a console script does not have it on its path.
 
     Args:
-        module: of `benchmarks` that is needed, without `.py`.
+        module: file in `benchmarks/` that is needed, without `.py`.
         wanted_by: what the user asked for, for the message.
 
     Raises:

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("features", "ctr", "pipelines")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-FOLDERS = sorted({path.parent for path in MODULES})
+MEASURING = sorted((ROOT / "benchmarks").rglob("*.py"))
+FOLDERS = sorted({path.parent for path in (*MODULES, *MEASURING, *(ROOT / "tools").rglob("*.py"))})
 # Packages of a floor in the order in which data moves: one imports only those before it, and the floor's own files.
 FLOORS = {
     "features": "contract store sources encoding checks fitting point_in_time vectors monitor build",
@@ -17,6 +18,8 @@ FLOORS = {
 }
 # Beside the path of the data: only `pipelines` imports these, and of their floor they import its own files and `also`.
 BESIDE = {"simulator": {"simulator"}, "datasets": {"datasets", "contract"}}
+# Packages of the benchmarks, in the order in which they may import each other; only `bench_NAME` beside them has all.
+BENCHMARKS = ("harness", "inputs", "peers", "jobs", "profiling")
 MOST_FILES = 12
 FORBIDDEN = {
     "features": {"torch", "numba", "mlflow", "optuna", "typer", "ctr", "pipelines"},
@@ -126,6 +129,13 @@ def test_no_file_imports_itself_by_way_of_others():
 def test_every_package_of_a_floor_has_its_place_in_the_order(floor):
     found = {path.name for path in (ROOT / floor).iterdir() if (path / "__init__.py").exists()}
     assert found == set(FLOORS[floor].split()) | {name for name in BESIDE if (ROOT / floor / name).exists()}
+
+
+@pytest.mark.parametrize("path", [path for path in MEASURING if path.parent != ROOT / "benchmarks"], ids=named)
+def test_imports_run_one_way_between_the_packages_of_benchmarks(path):
+    package = path.parent.relative_to(ROOT / "benchmarks").parts[0]
+    imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("benchmarks.")}
+    assert imported <= set(BENCHMARKS[: BENCHMARKS.index(package) + 1])
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=named)

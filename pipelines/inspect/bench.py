@@ -24,7 +24,7 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
 
     Args:
         name: of a module `benchmarks/bench_<name>.py`, whose `run(work, say, **arguments)` returns a
-            `benchmarks.report.Report`.
+            `benchmarks.harness.report.Report`.
         console: for the table.
         out: where results are written; default `benchmarks/results/<name>/`.
         work: where raw data and what is built of it lie meanwhile; default the system's folder for such things.
@@ -34,7 +34,7 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
         ConfigError: not run from a checkout; `out` or `work` cannot be written; no memory for such a size.
     """
     root = checkout(f"bench_{name}", f"quadrank bench {name}")
-    from benchmarks.machine import describe
+    from benchmarks.harness.machine import describe
     from ctr.reporting.figures import save_png
 
     out = out or root / "benchmarks" / "results" / name
@@ -78,7 +78,7 @@ def _say(text: str) -> None:
 
 
 def _print(console: Console, name: str, report: Any) -> None:
-    from benchmarks.report import cells
+    from benchmarks.harness.report import cells
 
     for part in (report, *report.sections):
         table = Table(title=getattr(part, "title", name), title_justify="left", title_style="bold")

@@ -13,7 +13,7 @@ from features.store.feature_set import FeatureSet, SplitName
 from pipelines.checkout import checkout
 from pipelines.study.study import Peer
 
-MODULE = "fuxictr_rows"  # of benchmarks
+MODULE = "peers/fuxictr_rows"  # of benchmarks
 MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2"}
 
 
@@ -36,8 +36,8 @@ def require_peers(peers: Sequence[Peer], contract: Contract, folder: Path) -> No
             "one row an item and user. Take the peers out of the study, or `valid_from` out of its data."
         )
     checkout(MODULE, f"peers {', '.join(peers)}")
-    from benchmarks.fuxictr_peer import environment
-    from benchmarks.fuxictr_rows import environment_of
+    from benchmarks.peers.fuxictr_peer import environment
+    from benchmarks.peers.fuxictr_rows import environment_of
 
     environment(environment_of(_work(folder)))
 
@@ -58,7 +58,7 @@ def peer_scores(
         ConfigError: this is no checkout, or the environment cannot be made.
     """
     checkout(MODULE, f"peer {peer}")
-    from benchmarks.fuxictr_rows import train_peer
+    from benchmarks.peers.fuxictr_rows import train_peer
 
     found = [train_peer(feature_set.path, MODELS[peer], seed, _work(folder)) for seed in range(1, seeds + 1)]
     facts = {name: float(np.median([one.facts[name] for one in found])) for name in ("rows_per_second", "parameters")}

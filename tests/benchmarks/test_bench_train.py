@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_accuracy, bench_loader, bench_train, scaling, step_profile
-from benchmarks.measured import Measured
+from benchmarks import bench_accuracy, bench_loader, bench_train
+from benchmarks.harness.measured import Measured
+from benchmarks.profiling import scaling, step_profile
 from features.errors import ConfigError
 from pipelines.cli.commands import main
 
@@ -56,7 +57,7 @@ def test_training_beside_the_literal_equations(tmp_path: Path):
     assert all(len(result["all_rows_per_s"]) == 2 and result["rows_per_s"] > 0 for result in report.results)
     # Folded, each of two layers of width 32 has one row of 32 x 32 + 32 less.
     assert by_name["ours_fp32"]["parameters"] - by_name["ours_bf16_folded"]["parameters"] == 2 * (32 * 32 + 32)
-    # That both compute the same is shown by test_literal, from equal weights; here each starts from its own.
+    # That both compute the same is shown by test_literal_qin, from equal weights; here each starts from its own.
     losses = {name: result["loss"] for name, result in by_name.items()}
     # The same start and the same rows in another precision, and in another form of the same product.
     assert losses["ours_bf16"] == pytest.approx(losses["ours_fp32"], abs=0.01)

@@ -22,7 +22,7 @@ from features.store.feature_set import FeatureSet
 from tests.features.raw import Tables, raw_log
 
 # Without counters, whose replay is tested in test_counters_built.
-SIMULATED = Path(__file__).parents[3] / "benchmarks" / "feature_build.yaml"
+SIMULATED = Path(__file__).parents[3] / "benchmarks" / "inputs" / "feature_build.yaml"
 
 
 @pytest.fixture(scope="module")

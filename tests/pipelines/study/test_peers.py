@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import fuxictr_peer
+from benchmarks.peers import fuxictr_peer
 from features.contract.contract import load_contract
 from features.errors import ConfigError
 from pipelines import checkout as checkout_module
@@ -34,12 +34,12 @@ def test_a_console_script_finds_the_benchmarks(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from pipelines import checkout\n"
         f"checkout.ROOT = Path({str(ROOT)!r})\n"
-        "checkout.checkout('fuxictr_rows', 'peer fuxictr_din')\n"
-        "import benchmarks.fuxictr_rows as found\n"
+        "checkout.checkout('peers/fuxictr_rows', 'peer fuxictr_din')\n"
+        "import benchmarks.peers.fuxictr_rows as found\n"
         "print(found.__file__)"
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, env={})
-    assert done.stdout.strip() == str(ROOT / "benchmarks" / "fuxictr_rows.py"), done.stderr
+    assert done.stdout.strip() == str(ROOT / "benchmarks" / "peers" / "fuxictr_rows.py"), done.stderr
 
 
 def test_outside_a_checkout_a_study_with_peers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measured import ROOT
+from benchmarks.harness.measured import ROOT
 
 
 def train(feature_set: str, model: dict[str, Any], training: dict[str, Any], seed: int, folder: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.literal_jobs import DEFAULTS, PAPER, resident_mib
-from benchmarks.measured import STATUS, peak_mib
+from benchmarks.harness.measured import STATUS, peak_mib
+from benchmarks.inputs.presets import DEFAULTS, PAPER
+from benchmarks.jobs.literal import resident_mib
 from ctr.config import Preset, load_preset
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables

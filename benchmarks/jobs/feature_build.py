@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measured import ROOT
+from benchmarks.harness.measured import ROOT
 from features.build.build import build_feature_set
 from features.contract.contract import load_contract
 
-CONTRACT = ROOT / "benchmarks" / "feature_build.yaml"
+CONTRACT = ROOT / "benchmarks" / "inputs" / "feature_build.yaml"
+MOST_ITEMS = 50_000  # of the simulated catalogue
 MAX_LEN = 64  # of histories, as in the published experiments of the model
 
 

@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.literal_jobs import DEFAULTS, PAPER
-from benchmarks.measured import ROOT
-from benchmarks.mmctr_shaped import ITEMS, LEVELS, MOST_TAGS, ROWS, TAGS, VECTOR_WIDTH
+from benchmarks.harness.measured import ROOT
+from benchmarks.inputs.mmctr_shaped import ITEMS, LEVELS, MOST_TAGS, ROWS, TAGS, VECTOR_WIDTH
+from benchmarks.inputs.presets import DEFAULTS, PAPER
 from ctr.config import load_preset
 from features.errors import ConfigError
 
-HERE = ROOT / "benchmarks" / "fuxictr"
+HERE = ROOT / "benchmarks" / "peers" / "fuxictr"
 REQUIREMENTS, SCRIPT = HERE / "requirements.txt", HERE / "train_din.py"
 READY = ".ready"  # in the environment: the requirements that it was made from
 DATASET = "mmctr_shaped"
@@ -46,7 +46,7 @@ def train(
         preset: settings that lie over those of QIN's paper, `{"model": {...}, "train": {...}}`.
 
     Returns:
-        As `benchmarks.literal_jobs.train`, without the loss.
+        As `benchmarks.jobs.literal.train`, without the loss.
 
     Raises:
         ConfigError: the environment cannot be made, or training was killed, as a rule for want of memory.

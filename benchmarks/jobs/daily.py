@@ -7,8 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.bench_features import MOST_ITEMS
-from benchmarks.bench_features_jobs import CONTRACT
+from benchmarks.jobs.feature_build import CONTRACT, MOST_ITEMS
 from features.build.build import build_feature_set
 from features.contract.contract import load_contract
 from features.simulator.simulate import simulate

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.decomposition import PCA
 
-from benchmarks.fuxictr_peer import HERE, environment
+from benchmarks.peers.fuxictr_peer import HERE, environment
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.feature_set import SPLITS, FeatureSet, SplitName

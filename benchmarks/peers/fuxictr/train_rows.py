@@ -1,4 +1,4 @@
-"""Trains a model of FuxiCTR on what `benchmarks.fuxictr_rows` wrote, and scores its rows; runs in its own environment.
+"""Trains a model of FuxiCTR on what `benchmarks.peers.fuxictr_rows` wrote, in its own environment; scores its rows.
 
     python train_rows.py '{"folder": …, "out": …, "model": "DIN", "seed": 1, …}'
 

@@ -1,4 +1,4 @@
-"""Trains FuxiCTR's DIN on what `benchmarks.fuxictr_peer` wrote, and prints one JSON line; runs in its own environment.
+"""Trains FuxiCTR's DIN on what `benchmarks.peers.fuxictr_peer` wrote, in its own environment; prints one JSON line.
 
     python train_din.py '{"folder": …, "batch_size": …, "steps": …, "warmup": …, "max_len": …, …}'
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.mmctr_shaped import ITEMS, ROWS
+from benchmarks.inputs.mmctr_shaped import ITEMS, ROWS
 
 Row = dict[str, Tensor]
 
 
 class RowDataset(Dataset[Row]):
-    """The training rows that `benchmarks.mmctr_shaped` wrote.
+    """The training rows that `benchmarks.inputs.mmctr_shaped` wrote.
 
     Args:
         folder: `out` of `mmctr_shaped.build`.

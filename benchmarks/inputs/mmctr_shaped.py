@@ -171,7 +171,7 @@ def _contract(raw: Path, max_len: int) -> Contract:
         "history": {"max_len": max_len},
         "split": {"by": "time", "valid": HELD_OUT, "test": HELD_OUT},
     }
-    return validate(Contract, content, "the contract of benchmarks.mmctr_shaped")
+    return validate(Contract, content, "the contract of benchmarks.inputs.mmctr_shaped")
 
 
 def _copy_histories(path: Path, log: dict[str, np.ndarray], max_len: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from features.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STATUS = Path("/proc/self/status")
 
 
@@ -30,7 +30,7 @@ class Measured:
 
 
 def measure(target: str, **arguments: Any) -> Measured:
-    """Call `target`, such as `benchmarks.bench_features_jobs:build`, in a process of its own.
+    """Call `target`, such as `benchmarks.jobs.feature_build:build`, in a process of its own.
 
     Args:
         target: module and function.
@@ -40,7 +40,7 @@ def measure(target: str, **arguments: Any) -> Measured:
         ConfigError: the process was killed, as a rule for want of memory.
         RuntimeError: the function raised; its traceback is in the message.
     """
-    command = [sys.executable, "-m", "benchmarks.measured", target, json.dumps(arguments)]
+    command = [sys.executable, "-m", "benchmarks.harness.measured", target, json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode < 0:
         raise ConfigError(
@@ -71,7 +71,7 @@ def peak_mib() -> float:
 
 
 def main() -> None:
-    """The process of one call: `python -m benchmarks.measured MODULE:FUNCTION JSON`."""
+    """The process of one call: `python -m benchmarks.harness.measured MODULE:FUNCTION JSON`."""
     target, arguments = sys.argv[1:]
     module, _, name = target.partition(":")
     function = getattr(import_module(module), name)

@@ -11,10 +11,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from benchmarks import mmctr_shaped, step_profile
-from benchmarks.roofline import Product, Sizes, gathered_bytes, optimizer_bytes, products
-from benchmarks.step_profile import BACKWARD, part_milliseconds, sizes_of
-from benchmarks.train_jobs import batches, built
+from benchmarks.inputs import mmctr_shaped
+from benchmarks.jobs.train import batches, built
+from benchmarks.profiling import step_profile
+from benchmarks.profiling.roofline import Product, Sizes, gathered_bytes, optimizer_bytes, products
+from benchmarks.profiling.step_profile import BACKWARD, part_milliseconds, sizes_of
 from ctr.kernels import bag_products
 from ctr.training.train_step import TrainStep
 

@@ -128,7 +128,7 @@ class LiteralStep:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
     def __call__(self, batch: dict[str, Tensor]) -> float:
-        """Take the step of a batch as `benchmarks.literal_loader` makes them; returns its log loss."""
+        """Take the step of a batch as `benchmarks.peers.literal_loader` makes them; returns its log loss."""
         self.optimizer.zero_grad()
         logit_B = self.model(batch["item_id"], batch["item_seq"], batch["likes_level"], batch["views_level"])
         log_loss = F.binary_cross_entropy_with_logits(logit_B, batch["label"])

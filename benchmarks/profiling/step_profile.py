@@ -16,9 +16,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from benchmarks.measured import measure
-from benchmarks.report import Section
-from benchmarks.roofline import (
+from benchmarks.harness.measured import measure
+from benchmarks.harness.report import Section
+from benchmarks.profiling.roofline import (
     Sizes,
     copy_bandwidth,
     gather_bandwidth,
@@ -61,7 +61,7 @@ def profile(feature_set: str, batch_size: int, preset: dict[str, Any], say: Call
     for way, own in WAYS.items():
         both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
         done = measure(
-            "benchmarks.step_profile:profile_one", feature_set=feature_set, batch_size=batch_size, preset=both
+            "benchmarks.profiling.step_profile:profile_one", feature_set=feature_set, batch_size=batch_size, preset=both
         ).result
         rows += [{**row, "name": f"{way}: {row['name']}"} for row in done["parts"]]
         ratios[f"share_of_roofline_{way}"] = round(done["least_ms"] / done["step_ms"], 3)
@@ -71,7 +71,7 @@ def profile(feature_set: str, batch_size: int, preset: dict[str, Any], say: Call
 
 def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> dict[str, Any]:
     """The parts of a step of one way of training, `step_ms` measured without the profiler, and `least_ms`."""
-    from benchmarks.train_jobs import batches, built
+    from benchmarks.jobs.train import batches, built
     from ctr.training.train_step import TrainStep
 
     settings, model, data = built(feature_set, batch_size, preset)
@@ -98,7 +98,7 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
 
 
 def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
-    """What the formulas of `benchmarks.roofline` need to know."""
+    """What the formulas of `benchmarks.profiling.roofline` need to know."""
     config = model.config
     tables = [module for module in model.modules() if isinstance(module, RowTable)]
     by_row = sum(table.weight.numel() for table in tables if table.by_row)

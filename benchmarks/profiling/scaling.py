@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.measured import measure
-from benchmarks.report import Section
+from benchmarks.harness.measured import measure
+from benchmarks.harness.report import Section
 from ctr.reporting.figures import BLUE, ORANGE
 
 BATCH_SIZES = (512, 2048, 8192)
@@ -95,7 +95,7 @@ def _one(
 ) -> Result:
     rows = max(int(items * 1.3), 3 * batch_size * (STEPS + WARMUP))
     shape = measure(
-        "benchmarks.mmctr_shaped:build",
+        "benchmarks.inputs.mmctr_shaped:build",
         out=str(folder),
         rows=rows,
         users=max(1, min(2_000, rows // (4 * max_len))),
@@ -104,7 +104,7 @@ def _one(
     ).result
     both = {"model": preset.get("model", {}), "train": {**preset.get("train", {}), **training}}
     done = measure(
-        "benchmarks.train_jobs:train",
+        "benchmarks.jobs.train:train",
         feature_set=shape["feature_set"],
         batch_size=batch_size,
         steps=STEPS,

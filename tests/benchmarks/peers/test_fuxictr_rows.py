@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import fuxictr_rows
-from benchmarks.fuxictr_peer import environment
-from benchmarks.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
+from benchmarks.peers import fuxictr_rows
+from benchmarks.peers.fuxictr_peer import environment
+from benchmarks.peers.fuxictr_rows import L2, MAX_LEN, train_peer, write_data
 from features.build.build import build_feature_set
 from features.contract.contract import load_contract
 from features.encoding.encoder import Encoder

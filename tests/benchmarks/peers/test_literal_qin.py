@@ -1,7 +1,4 @@
-"""The references beside us: the MM-CTR-shaped log, QIN written literally, the row-wise loader, FuxiCTR's input."""
-
-import json
-import math
+"""QIN written literally, its row-wise loader, and that both compute what ours do."""
 
 import numpy as np
 import polars as pl
@@ -9,34 +6,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import fuxictr_peer, literal_jobs, mmctr_shaped
-from benchmarks.literal_loader import RowDataset, item_tables, row_loader
-from benchmarks.literal_qin import LiteralAttention, LiteralQIN, LiteralQuadraticLayer, LiteralStep
+from benchmarks.inputs import mmctr_shaped
+from benchmarks.inputs.presets import DEFAULTS, PAPER
+from benchmarks.peers.literal_loader import RowDataset, item_tables, row_loader
+from benchmarks.peers.literal_qin import LiteralAttention, LiteralQIN, LiteralQuadraticLayer, LiteralStep
 from ctr.config import load_preset
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.model.click_model import ClickModel
 from ctr.training.train_step import TrainStep
-from features.errors import ConfigError
-from features.store.feature_set import FeatureSet
-
-ROWS, USERS, ITEMS, MAX_LEN = 2_000, 40, 300, 8
-TRAINED = 1_600
-SIZES = {"embedding_dim": 6, "vector_dim": 5, "attention_dim": 16, "layers": 2, "rows": 3, "dropout": 0.0}
-PRESET = {"model": SIZES, "train": {"device": "cpu"}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    out = tmp_path_factory.mktemp("shaped")
-    built = mmctr_shaped.build(str(out), ROWS, USERS, ITEMS, MAX_LEN)
-    return out, built, FeatureSet.open(out / "features" / "mmctr_shaped")
+from tests.benchmarks.shaped import MAX_LEN, SIZES, TRAINED
 
 
 def preset(**model):
-    return load_preset(
-        literal_jobs.PAPER, literal_jobs.DEFAULTS, {"model": SIZES | model, "train": {"batch_size": 128}}
-    )
+    return load_preset(PAPER, DEFAULTS, {"model": SIZES | model, "train": {"batch_size": 128}})
 
 
 def ours(feature_set, **model):
@@ -127,77 +110,6 @@ def forward(model, ids):
     return model(ids["item_id"], ids["item_seq"], ids["likes_level"], ids["views_level"])
 
 
-class TestTheLog:
-    def test_what_build_says(self, world):
-        out, built, feature_set = world
-        assert built["rows"] == feature_set.manifest.windows["train"].rows == TRAINED
-        assert built["feature_set"] == str(feature_set.path) and built["raw"] == str(out / "raw")
-        log = pl.read_parquet(out / "raw" / "interactions.parquet").sort("timestamp").head(TRAINED)
-        before = log.select(pl.int_range(pl.len()).over("user_id").clip(upper_bound=MAX_LEN))
-        assert built["mean_history"] == pytest.approx(before.to_series().mean(), abs=0.005)
-
-    def test_its_shape_is_that_of_the_challenge(self, world):
-        out, _, feature_set = world
-        log = pl.read_parquet(out / "raw" / "interactions.parquet")
-        assert log["label"].mean() == 0.25
-        assert log["timestamp"].is_unique().all() and log["user_id"].n_unique() == USERS
-        for level in ("likes_level", "views_level"):
-            assert sorted(log[level].unique()) == list(range(1, 11))
-        items = pl.read_parquet(out / "raw" / "items.parquet")
-        lengths = items["item_tags"].list.len()
-        assert (lengths.min(), lengths.max()) == (1, 5)
-        assert (items["item_tags"].list.n_unique() == lengths).all()
-        vectors = pl.read_parquet(out / "raw" / "vectors.parquet")["item_emb_d128"].to_numpy()
-        assert vectors.shape == (ITEMS, 128) and 1.5 < np.abs(vectors).max() < 3.5
-        schema = feature_set.schema
-        assert [field.name for field in schema.item] == ["item_id", "tags"] and not schema.event
-        assert [field.name for field in schema.context] == ["likes_level", "views_level"]
-        assert schema.vectors[0].width == 128 and schema.vectors[0].complete
-
-    def test_every_item_has_an_embedding_of_its_own_and_some_are_popular(self, world):
-        out, _, feature_set = world
-        assert feature_set.schema.item[0].size == ITEMS + 2
-        shown = pl.read_parquet(out / "raw" / "interactions.parquet")["item_id"].value_counts()["count"]
-        assert len(shown) == ITEMS and shown.max() > 20 * shown.median()
-
-    def test_the_label_can_be_learned(self, world):
-        out, _, _ = world
-        by_item = (
-            pl.read_parquet(out / "raw" / "interactions.parquet")
-            .group_by("item_id")
-            .agg(pl.col("label").mean(), pl.len())
-        )
-        rate, rows = by_item["label"].to_numpy(), by_item["len"].to_numpy()
-        noise = (0.25 * 0.75 / rows)[rows > 20].mean()
-        assert rate[rows > 20].var() > 2 * noise
-
-    def test_the_seed_decides_it(self, world, tmp_path):
-        out, _, _ = world
-        logs = []
-        for seed in (1, 2):
-            mmctr_shaped.build(str(tmp_path / str(seed)), ROWS, USERS, ITEMS, MAX_LEN, seed=seed)
-            logs.append(pl.read_parquet(tmp_path / str(seed) / "raw" / "interactions.parquet"))
-        assert logs[0].equals(pl.read_parquet(out / "raw" / "interactions.parquet"))
-        assert not logs[0].equals(logs[1])
-
-    def test_too_few_rows_for_the_items(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"100 rows have 80 .* 81 items.* at least 103 rows"):
-            mmctr_shaped.build(str(tmp_path), 100, 5, 81, MAX_LEN)
-
-    def test_copied_histories(self, tmp_path):
-        log = {
-            "user_id": np.array([1, 2, 1, 1, 1]),
-            "item_id": np.array([5, 6, 7, 8, 9]),
-            "likes_level": np.arange(1, 6),
-            "views_level": np.arange(1, 6),
-            "label": np.array([0, 1, 0, 1, 0]),
-        }
-        mmctr_shaped._copy_histories(tmp_path / "rows.parquet", log, max_len=2)
-        rows = pl.read_parquet(tmp_path / "rows.parquet").sort("item_id")
-        assert rows["item_seq"].to_list() == [[0, 0], [0, 0], [0, 5], [5, 7], [7, 8]]
-        assert rows["label"].to_list() == [0, 1, 0, 1, 0]
-
-
 class TestTheLoader:
     def test_it_reads_the_rows_of_our_loader(self, world):
         out, _, feature_set = world
@@ -240,7 +152,7 @@ class TestTheLoader:
 
 class TestTheModel:
     def test_the_papers_number_of_parameters(self):
-        settings = load_preset(literal_jobs.PAPER, literal_jobs.DEFAULTS)
+        settings = load_preset(PAPER, DEFAULTS)
         with torch.device("meta"):
             tags_IT, vector_IW = torch.zeros(91_718, 5, dtype=torch.int64), torch.zeros(91_718, 128)
             model = LiteralQIN(settings.model, tags_IT, vector_IW, tags=11_740, levels=11)
@@ -310,88 +222,3 @@ class TestTheModel:
         by_name = dict(model.named_parameters())
         expected = sum(float(by_name[f"{part}.weight"].detach().double().pow(2).sum()) for part in parts) / 2
         assert model.l2().item() == pytest.approx(expected, rel=1e-5)
-
-
-class TestTheJobs:
-    def test_train(self, world):
-        out, _, _ = world
-        done = literal_jobs.train(str(out), 64, steps=3, warmup=1, preset=PRESET)
-        seconds = sum(done["step_seconds"]) + sum(done["load_seconds"])
-        assert len(done["step_seconds"]) == len(done["load_seconds"]) == 3
-        assert done["rows_per_s"] == pytest.approx(3 * 64 / seconds)
-        assert 0 < done["before_mib"] <= done["peak_mib"] and 0 < done["loss"] < 5
-
-    def test_loader(self, world):
-        assert literal_jobs.loader(str(world[0]), 64, batches=2)["rows_per_s"] > 0
-
-
-class TestFuxiCTR:
-    def test_its_rows_are_ours(self, world, tmp_path):
-        out, _, _ = world
-        assert fuxictr_peer.write_data(out, tmp_path / "fuxictr") == MAX_LEN
-        users = pl.read_parquet(tmp_path / "fuxictr" / "user_info.parquet")["full_item_seq"].to_list()
-        rows = pl.read_parquet(tmp_path / "fuxictr" / "train.parquet")
-        copied = pl.read_parquet(out / "rows.parquet")
-        for name, other in (("item_index", "item_id"), ("label", "label"), ("views_level", "views_level")):
-            assert rows[name].to_list() == copied[other].to_list()
-        # What its collator does: the first `seq_len` items of the user, of those the newest, zeros in front.
-        for user, length, history in zip(
-            rows["user_index"], rows["seq_len"], copied["item_seq"].to_list(), strict=True
-        ):
-            newest = users[user][:length][-MAX_LEN:]
-            assert [0] * (MAX_LEN - len(newest)) + newest == history
-        items = pl.read_parquet(tmp_path / "fuxictr" / "item_info.parquet")
-        assert items["item_index"].to_list() == items["item_id"].to_list() == list(range(ITEMS + 1))
-        np.testing.assert_allclose(np.stack(items["item_emb_d128"].to_list()), item_tables(out)[1], atol=1e-6)
-
-    def test_its_feature_map(self, world, tmp_path):
-        fuxictr_peer.write_data(world[0], tmp_path)
-        described = fuxictr_peer.feature_map(tmp_path, width=128)
-        features = {
-            name: spec for entry in json.loads(json.dumps(described))["features"] for name, spec in entry.items()
-        }
-        columns = {
-            *pl.read_parquet_schema(tmp_path / "train.parquet"),
-            *pl.read_parquet_schema(tmp_path / "item_info.parquet"),
-        }
-        assert {*features, *described["labels"]} == columns
-        assert features["item_id"]["vocab_size"] == ITEMS + 1 and features["item_tags"]["vocab_size"] == 11_740
-        assert {name for name, spec in features.items() if spec.get("source") == "item"} == {
-            "item_id",
-            "item_tags",
-            "item_emb_d128",
-        }
-
-    def test_an_environment_that_cannot_be_made(self, tmp_path, monkeypatch):
-        requirements = fuxictr_peer.ROOT / "benchmarks" / "fuxictr" / "requirements.txt"
-        monkeypatch.setattr(fuxictr_peer.sys, "executable", "false")
-        assert requirements == fuxictr_peer.REQUIREMENTS
-        with pytest.raises(ConfigError, match=r"no environment for FuxiCTR.*requirements.txt"):
-            fuxictr_peer.environment(tmp_path / "venv")
-        assert not (tmp_path / "venv" / ".ready").exists()
-
-    def test_an_environment_of_the_same_requirements_is_used_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(fuxictr_peer.sys, "executable", "false")
-        (tmp_path / ".ready").write_text(fuxictr_peer.REQUIREMENTS.read_text())
-        assert fuxictr_peer.environment(tmp_path) == tmp_path / "bin" / "python"
-        (tmp_path / ".ready").write_text("fuxictr==1.0\n")
-        with pytest.raises(ConfigError, match="no environment"):
-            fuxictr_peer.environment(tmp_path)
-
-    def test_what_the_script_prints_is_the_result(self, world, tmp_path, monkeypatch):
-        python = tmp_path / "bin" / "python"
-        python.parent.mkdir()
-        python.write_text('#!/bin/sh\necho a warning\necho "{\\"rows_per_s\\": 7.5, \\"given\\": $2}"\n')
-        python.chmod(0o755)
-        (tmp_path / ".ready").write_text(fuxictr_peer.REQUIREMENTS.read_text())
-        done = fuxictr_peer.train(str(world[0]), str(tmp_path), 64, steps=2, warmup=1)
-        assert done["rows_per_s"] == 7.5
-        given = done["given"]
-        assert (given["batch_size"], given["steps"], given["warmup"], given["max_len"]) == (64, 2, 1, MAX_LEN)
-        assert given["embedding_dim"] == 128 and math.isclose(given["embedding_l2"], 2e-4)
-        python.write_text("#!/bin/sh\necho out of luck >&2\nexit 1\n")
-        with pytest.raises(RuntimeError, match="out of luck"):
-            fuxictr_peer.train(str(world[0]), str(tmp_path), 64, steps=2, warmup=1)
-        python.write_text("#!/bin/sh\nkill -9 $$\n")
-        with pytest.raises(ConfigError, match=r"killed by signal 9.*batch size \(64\)"):
-            fuxictr_peer.train(str(world[0]), str(tmp_path), 64, steps=2, warmup=1)

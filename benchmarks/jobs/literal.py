@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.literal_loader import Row, item_tables, row_loader
-from benchmarks.literal_qin import LiteralQIN, LiteralStep
-from benchmarks.measured import ROOT, STATUS, peak_mib
-from benchmarks.mmctr_shaped import LEVELS, TAGS
+from benchmarks.harness.measured import STATUS, peak_mib
+from benchmarks.inputs.mmctr_shaped import LEVELS, TAGS
+from benchmarks.inputs.presets import DEFAULTS, PAPER
+from benchmarks.peers.literal_loader import Row, item_tables, row_loader
+from benchmarks.peers.literal_qin import LiteralQIN, LiteralStep
 from ctr.config import Preset, load_preset
-
-PAPER = ROOT / "conf" / "model" / "qin_paper.yaml"
-DEFAULTS = ROOT / "conf" / "train.yaml"
 
 
 def train(

@@ -1,0 +1,1 @@
+"""What QuadRank is compared with: pandas, copied histories, the paper's equations as written, and FuxiCTR."""

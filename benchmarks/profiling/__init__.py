@@ -1,0 +1,1 @@
+"""Where a training step's time goes: its parts, the least each can take, and how it grows with sizes."""
