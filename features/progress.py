@@ -11,14 +11,35 @@ from typing import Protocol, TextIO
 SECONDS_BETWEEN_LINES = 15.0
 
 
-class Bar(Protocol):
-    """What a job tells about itself while it runs."""
+class Bar:
+    """How far a job is, and how fast it goes: `12,000 / 48,000 rows, 6,000 rows/s`. This one shows it to nobody."""
+
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        self.total = total
+        self.unit = unit
+        self.done = self._done_before = done
+        self.note = ""
+        self._started = time.monotonic()
 
     def advance(self, amount: int, note: str | None = None) -> None:
         """`amount` more units are done; `note`, when given, replaces the text shown beside the count."""
+        self.done += amount
+        if note is not None:
+            self.note = note
+        self.show()
 
     def advance_to(self, done: int, total: int) -> None:
         """`done` of `total` units are done. Fits callbacks of the form (done, total)."""
+        self.total = total
+        self.advance(done - self.done)
+
+    def show(self) -> None:
+        """Called after each change."""
+
+    def __str__(self) -> str:
+        speed = (self.done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
+        text = f"{self.done:,} / {self.total:,} {self.unit}, {speed:,.0f} {self.unit}/s"
+        return f"{text}, {self.note}" if self.note else text
 
 
 class Progress(Protocol):
@@ -54,32 +75,10 @@ def progress(description: str, total: int, unit: str = "rows", done: int = 0) ->
 @contextmanager
 def silent(description: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Bar]:
     """Show nothing."""
-    yield _Nothing()
+    yield Bar(total, unit, done)
 
 
-class Count:
-    """How far a job is, and how fast it goes: `12,000 / 48,000 rows, 6,000 rows/s`."""
-
-    def __init__(self, total: int, unit: str, done: int = 0) -> None:
-        self.total = total
-        self.unit = unit
-        self.done = self._done_before = done
-        self.note = ""
-        self._started = time.monotonic()
-
-    def advance(self, amount: int, note: str | None = None) -> None:
-        """`amount` more units are done."""
-        self.done += amount
-        if note is not None:
-            self.note = note
-
-    def __str__(self) -> str:
-        speed = (self.done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
-        text = f"{self.done:,} / {self.total:,} {self.unit}, {speed:,.0f} {self.unit}/s"
-        return f"{text}, {self.note}" if self.note else text
-
-
-class Lines(Count):
+class Lines(Bar):
     """Progress for log files: plain lines at least `seconds_between` apart, and a last one by `finish`."""
 
     def __init__(
@@ -98,29 +97,15 @@ class Lines(Count):
         self.seconds_between = seconds_between
         self._written = time.monotonic()
 
-    def advance(self, amount: int, note: str | None = None) -> None:
-        """`amount` more units are done."""
-        super().advance(amount, note)
+    def show(self) -> None:
+        """Write a line if the last one is long ago."""
         if time.monotonic() - self._written >= self.seconds_between:
             self.finish()
-
-    def advance_to(self, done: int, total: int) -> None:
-        """`done` of `total` units are done."""
-        self.total = total
-        self.advance(done - self.done)
 
     def finish(self) -> None:
         """Write a line now."""
         print(f"{self.description}: {self}", file=self.out, flush=True)
         self._written = time.monotonic()
-
-
-class _Nothing:
-    def advance(self, amount: int, note: str | None = None) -> None:
-        pass
-
-    def advance_to(self, done: int, total: int) -> None:
-        pass
 
 
 @contextmanager
@@ -129,25 +114,14 @@ def _live_bar(description: str, total: int, unit: str, done: int) -> Iterator[Ba
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeRemainingColumn(),
-    )
+    count = TextColumn("{task.fields[count]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        count = Count(total, unit, done)
-        task = bars.add_task(description, total=total, completed=done, count=count)
 
-        class Live:
-            def advance(self, amount: int, note: str | None = None) -> None:
-                count.advance(amount, note)
-                bars.update(task, advance=amount)
+        class Live(Bar):
+            def show(self) -> None:
+                bars.update(task, completed=self.done, total=self.total)
 
-            def advance_to(self, done: int, total: int) -> None:
-                count.total = total
-                count.advance(done - count.done)
-                bars.update(task, completed=done, total=total)
-
-        yield Live()
+        bar = Live(total, unit, done)
+        task = bars.add_task(description, total=total, completed=done, count=bar)
+        yield bar
