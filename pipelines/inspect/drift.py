@@ -10,7 +10,7 @@ from rich.table import Table
 
 from features.contract.settings import validate
 from features.errors import ConfigError
-from features.monitor.drift.compare import Change, ColumnDrift, Drift, DriftSettings, Part, compare
+from features.monitor.drift.compare import Change, ColumnDrift, Drift, DriftSettings, RowSelection, compare
 from features.monitor.profile.file import load_profile
 from features.store.feature_set import SPLITS
 
@@ -44,7 +44,7 @@ def drift_between(
     if split is not None and chosen is None:
         raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}.")
     settings = validate(DriftSettings, overrides, "--set drift")
-    parts = [Part(chosen, newest) for newest in days]
+    parts = [RowSelection(chosen, newest) for newest in days]
     drift = compare(load_profile(base), load_profile(new), settings, *parts)
     console.print(_table(drift, f"{base} ({drift.base_rows:,} rows) against {new} ({drift.new_rows:,} rows)"))
     console.print(_sentence(drift))

@@ -40,7 +40,7 @@ class DriftSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Part:
+class RowSelection:
     """Which rows of a feature set are compared: of one split or of all, of the newest UTC days or of all."""
 
     split: SplitName | None = None
@@ -119,15 +119,15 @@ def compare(
     base: Profile,
     new: Profile,
     settings: DriftSettings = DriftSettings(),  # noqa: B008 (frozen)
-    base_part: Part = Part(),
-    new_part: Part = Part(),
+    base_selection: RowSelection = RowSelection(),
+    new_selection: RowSelection = RowSelection(),
 ) -> Drift:
     """Compare two feature sets by their profiles alone.
 
     Raises:
-        ConfigError: a side has no rows in the part asked for.
+        ConfigError: a side has no rows in its selection.
     """
-    before, after = _Side(base, base_part, "base"), _Side(new, new_part, "new")
+    before, after = _Side(base, base_selection, "base"), _Side(new, new_selection, "new")
     columns = [
         ColumnDrift(name, "only in base" if name in base.bins else "only in new")
         for name in sorted(base.bins.keys() ^ new.bins.keys())
@@ -166,21 +166,22 @@ def _judged(measured: Measured, settings: DriftSettings, level: float) -> Column
 
 
 class _Side:
-    """One profile, cut to the part that is compared."""
+    """One profile, cut to the rows that are compared."""
 
-    def __init__(self, profile: Profile, part: Part, which: str) -> None:
-        names = [name for name in SPLITS if name in profile.splits and part.split in (None, name)]
+    def __init__(self, profile: Profile, selection: RowSelection, which: str) -> None:
+        names = [name for name in SPLITS if name in profile.splits and selection.split in (None, name)]
         days: dict[str, int] = {}
         for name in names:
             for day, entry in profile.splits[name].days.items():
                 days[day] = days.get(day, 0) + entry.rows
         if not days:
             raise ConfigError(
-                f"--split {part.split}: the {which} feature set has no rows there, only in {', '.join(profile.splits)}."
+                f"--split {selection.split}: the {which} feature set has no rows there, only in "
+                f"{', '.join(profile.splits)}."
             )
         self._profile, self._names = profile, names
         last = date.fromisoformat(max(days))
-        oldest = "" if part.newest_days is None else (last - timedelta(days=part.newest_days - 1)).isoformat()
+        oldest = "" if selection.newest_days is None else (last - timedelta(days=selection.newest_days - 1)).isoformat()
         ends = [*profile.periods[1:], "9999-12-31"]
         self._chosen = np.array([end > oldest for end in ends])
         start = profile.periods[int(np.argmax(self._chosen))]

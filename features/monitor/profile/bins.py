@@ -89,7 +89,7 @@ class Tally(Settings):
     groups: tuple[tuple[int, ...], ...]
 
 
-def count(bin_R: np.ndarray, period_R: np.ndarray, user_R: np.ndarray, periods: int, size: int) -> Tally:
+def tally(bin_R: np.ndarray, period_R: np.ndarray, user_R: np.ndarray, periods: int, size: int) -> Tally:
     """Count bins by period and by group of users.
 
     Args:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from features.calendar import DAY
 from features.draws import drawn
 from features.store.feature_set import SPLITS, PartEntry, SplitName, read_arrow
 from features.store.schema import UNKNOWN, Field, Schema
 from features.store.versions import Versions, instants_of
 
 SAMPLE = 500_000  # rows: a share of 1 % is known to 0.03 points with 95 % confidence
-DAY = 86_400_000_000  # µs
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # first history length of each bin
 
 Rows = dict[str, np.ndarray]

@@ -72,7 +72,7 @@ class Codes:
 
 
 @dataclass(frozen=True)
-class Buckets:
+class Intervals:
     """A column of bucket indices: bucket 2 lies below the first of these edges, the next between the first two, …"""
 
     edges: Sequence[float]
@@ -84,7 +84,7 @@ class Buckets:
         return [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
 
 
-Reader = Scale | Codes | Buckets
+Reader = Scale | Codes | Intervals
 
 
 def reader_of(encoder: ColumnEncoder | None) -> Reader | None:
@@ -97,7 +97,7 @@ def reader_of(encoder: ColumnEncoder | None) -> Reader | None:
     if isinstance(encoder, NumericEncoder):
         return Scale(encoder.mean, encoder.deviation, encoder.transform)
     if isinstance(encoder, BucketsEncoder):
-        return Buckets(encoder.edges.tolist())
+        return Intervals(encoder.edges.tolist())
     if isinstance(encoder, CategoricalEncoder | TagsEncoder):
         return Codes(TextOfValues(encoder.vocabulary.values))
     # Nothing was learned: a part of a date or a hash has the same index in every feature set.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 
+from features.calendar import DAY, day_of
 from features.encoding.encoder import Encoder
 from features.monitor.profile.bins import (
     PERIODS,
@@ -16,15 +16,15 @@ from features.monitor.profile.bins import (
     Bins,
     Tally,
     Values,
-    count,
     edge_bins,
     grid_bin,
     grid_of,
     most_frequent,
+    tally,
     value_bins,
 )
 from features.monitor.profile.counts import LENGTHS, Rows, SplitCounts, count_rows, is_missing
-from features.monitor.profile.decode import Buckets, Codes, Reader, Scale, reader_of
+from features.monitor.profile.decode import Codes, Intervals, Reader, Scale, reader_of
 from features.monitor.profile.file import (
     FORMAT,
     PROFILE,
@@ -100,7 +100,7 @@ class _Column:
     """A column of the rows (`table` is None), or of the table that they point into.
 
     `at`: the column of the sample that points into the table.
-    `named`: its values have bins of their own. Not those of the user id, since users are what noise is measured by, nor
+    `has_own_bins`: its values have bins of their own. Not those of the user id, by which noise is measured, nor
     codes that are learned anew with each feature set.
     """
 
@@ -108,7 +108,7 @@ class _Column:
     field: Field
     reader: Reader | None
     table: np.ndarray | None
-    named: bool
+    has_own_bins: bool
     at: str
 
     @property
@@ -147,8 +147,8 @@ def _columns(encoder: Encoder, tables: dict[str, Rows], versions: Mapping[str, V
             table, at = tables[section][field.name] if section in tables else None, section
             if section in versions and field.name in versions[section].stacked:
                 table, at = versions[section].stacked[field.name], f"{section}_version"
-            named = reader is not None and not (section == "user" and field is user_id)
-            yield _Column(section, field, reader, table, named, at)
+            has_own_bins = reader is not None and not (section == "user" and field is user_id)
+            yield _Column(section, field, reader, table, has_own_bins, at)
 
 
 class _Tallier:
@@ -169,7 +169,7 @@ class _Tallier:
         self.bins[column] = bins
         for name, values in bin_R.items():
             user = self._samples[name]["user"]
-            self.tallies[name][column] = count(values, self._period[name], user, len(self.periods), bins.size)
+            self.tallies[name][column] = tally(values, self._period[name], user, len(self.periods), bins.size)
 
 
 def _binned(column: _Column, values: dict[SplitName, np.ndarray], samples: Samples) -> tuple[Bins, Binned]:
@@ -193,10 +193,10 @@ def _binned(column: _Column, values: dict[SplitName, np.ndarray], samples: Sampl
 
 def _code_bins(column: _Column, values: dict[SplitName, np.ndarray]) -> tuple[Bins, Binned]:
     """Bins of a column of indices, and the bin of each sampled value, in memory that its size does not matter to."""
-    if isinstance(column.reader, Buckets):
+    if isinstance(column.reader, Intervals):
         edges, bin_V = edge_bins(column.reader.edges)
         return edges, {name: bin_V[encoded] for name, encoded in values.items()}
-    if not column.named or not isinstance(column.reader, Codes):
+    if not column.has_own_bins or not isinstance(column.reader, Codes):
         bin_of = np.array([SKIPPED, 1, 0], np.int16)  # padding, unknown, any value
         return Values(names=("known",)), {
             name: bin_of[np.minimum(encoded, FIRST_VALUE)] for name, encoded in values.items()
@@ -285,4 +285,4 @@ def _split(counts: SplitCounts, columns: dict[str, ColumnProfile], present: dict
 
 
 def _iso(day: int) -> str:
-    return (date(1970, 1, 1) + timedelta(days=int(day))).isoformat()
+    return day_of(int(day) * DAY).isoformat()

@@ -11,7 +11,7 @@ import pytest
 
 from features.errors import ConfigError
 from features.monitor.drift.bins import Common, in_common
-from features.monitor.drift.compare import Drift, DriftSettings, Part, compare
+from features.monitor.drift.compare import Drift, DriftSettings, RowSelection, compare
 from features.monitor.drift.measures import jensen_shannon, measure_column, psi
 from features.monitor.drift.noise import Counts, noise
 from features.monitor.profile.bins import GROUPS, Edges, Grid, Values, rest_bin
@@ -199,7 +199,7 @@ def halves(rng: np.random.Generator, keys: np.ndarray) -> np.ndarray:
 
 
 def between_splits(profile: Profile) -> Drift:
-    return compare(profile, profile, DriftSettings(), Part("train"), Part("valid"))
+    return compare(profile, profile, DriftSettings(), RowSelection("train"), RowSelection("valid"))
 
 
 def test_at_most_one_comparison_in_a_hundred_alarms_without_drift(
@@ -337,18 +337,18 @@ def test_the_newest_days_of_a_split_can_be_compared(raw: dict[str, pl.DataFrame]
     late = day > day.max() - 3  # type: ignore[operator]
     moved = log.with_columns(device=pl.when(late).then(pl.lit("tv")).otherwise("device"), split=late.cast(pl.Int32) * 2)
     new = profile(moved)
-    drift = compare(profile(log), new, new_part=Part(newest_days=3))
-    assert drift.new_rows == int(late.sum()) == compare(new, new, new_part=Part("test")).new_rows
+    drift = compare(profile(log), new, new_selection=RowSelection(newest_days=3))
+    assert drift.new_rows == int(late.sum()) == compare(new, new, new_selection=RowSelection("test")).new_rows
     assert drift.columns[0].column == "context.device" and drift.columns[0].verdict == "drift"
     with pytest.raises(ConfigError, match="--split valid: the base feature set has no rows there, only in train, test"):
-        compare(new, new, base_part=Part("valid"))
+        compare(new, new, base_selection=RowSelection("valid"))
 
 
 def test_a_handful_of_rows_is_said_to_be_too_few(raw: dict[str, pl.DataFrame], profile: Profiler) -> None:
     base, log = halved(raw, profile)
     few = np.zeros(log.height, int)
     few[np.random.default_rng(3).permutation(log.height)[:25]] = 2
-    drift = compare(base, profile(log.with_columns(split=pl.Series(few))), new_part=Part("test"))
+    drift = compare(base, profile(log.with_columns(split=pl.Series(few))), new_selection=RowSelection("test"))
     verdicts = {one.column: one.verdict for one in drift.columns}
     assert drift.new_rows == 25 and verdicts["item.category"] == "too few rows" and not drift.found
 

@@ -37,7 +37,7 @@ from features.monitor.profile.bins import (
     rest_bin,
     value_bins,
 )
-from features.monitor.profile.decode import Buckets, Scale, reader_of
+from features.monitor.profile.decode import Intervals, Scale, reader_of
 from features.monitor.profile.file import load_profile
 from tests.features.by_hand import CATEGORY, LOG_COST, NUMBER, TAGS, profiled
 
@@ -314,15 +314,15 @@ def test_each_kind_of_encoder_is_read_back_by_what_it_learned() -> None:
         TagsEncoder(vocabulary, 3): ["7", "8"],
         HashedEncoder(3): ["0", "1", "2"],
         NumericEncoder("log1p", 2.0, 0.5): Scale(2.0, 0.5, "log1p"),
-        BucketsEncoder([1.0, 2.5]): Buckets([1.0, 2.5]),
+        BucketsEncoder([1.0, 2.5]): Intervals([1.0, 2.5]),
         DatePartEncoder("month", "s"): [str(month) for month in range(1, 13)],
-        GapEncoder([2.0, 4.0]): Buckets([2.0, 4.0]),
+        GapEncoder([2.0, 4.0]): Intervals([2.0, 4.0]),
     }
     for encoder, reader in encoders.items():
         found = reader_of(encoder)
         assert found == reader or [found.names[i] for i in range(len(reader))] == reader
     assert {type(encoder) for encoder in encoders} == set(ENCODERS.values())
-    assert Buckets([1.0, 2.5]).names == ["-inf to 1", "1 to 2.5", "2.5 to inf"]
+    assert Intervals([1.0, 2.5]).names == ["-inf to 1", "1 to 2.5", "2.5 to inf"]
     assert reader_of(None) is None
 
 
