@@ -15,6 +15,18 @@ def first_instant(day: date) -> int:
     return (day - EPOCH.date()).days * DAY
 
 
+def microseconds_of(moment: datetime) -> int:
+    """µs since 1970 of a time with its zone, rounded down."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
 def day_of(time: int) -> date:
     """The day of a time, µs since 1970. Raises OverflowError beyond the years 1 to 9999."""
     return EPOCH.date() + timedelta(days=time // DAY)
+
+
+def text_of(time: int) -> str:
+    """A time, µs since 1970, as people write it (UTC)."""
+    if not FIRST_TIME <= time < LAST_TIME:
+        return "a time beyond the years 1 to 9999"
+    return f"{EPOCH + timedelta(microseconds=time):%Y-%m-%d %H:%M:%S}"

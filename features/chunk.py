@@ -73,7 +73,7 @@ class Chunk:
         return self._each(lambda values: take(values, index))
 
     def blank(self, rows: int) -> Self:
-        """Rows that say nothing, with the columns of these: 0, False, NaN and empty lists."""
+        """Empty rows with the columns of these: 0, False, NaN and empty lists."""
         return self._each(lambda values: _blank(values, rows))
 
     @classmethod

@@ -1,8 +1,10 @@
-"""Random draws that a seed fixes for ever: of rows to fit on, whatever the chunks they come in, and of negatives."""
+"""Reproducible random draws: of rows to fit on, whatever chunks they come in, and of negatives."""
 
 from __future__ import annotations
 
 import numpy as np
+
+MOST_FITTED = 2_000_000  # training rows that a column of numbers is fitted on
 
 
 def mixed(state: np.ndarray | np.uint64, value: np.ndarray | np.uint64) -> np.ndarray:
@@ -12,6 +14,11 @@ def mixed(state: np.ndarray | np.uint64, value: np.ndarray | np.uint64) -> np.nd
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return bits ^ (bits >> np.uint64(31))
+
+
+def one_in(rows: int) -> int:
+    """One row is fitted on of so many, such that of `rows` rows at most `MOST_FITTED` are."""
+    return max(-(-rows // MOST_FITTED), 1)
 
 
 def drawn(first: int, rows: int, one_in: int, seed: int = 1) -> np.ndarray:

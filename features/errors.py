@@ -62,7 +62,7 @@ def require_format(file: Path, content: bytes, expected: int) -> None:
 
 
 @contextmanager
-def named(path: str) -> Iterator[None]:
+def error_prefix(path: str) -> Iterator[None]:
     """Put the file's name in front of a DataError raised by what knows only the column."""
     try:
         yield

@@ -21,7 +21,7 @@ from ctr.data.batch import Batch
 from ctr.data.epoch_sampler import EpochOrder
 from features.contract.contract import LABEL_PREFIX
 from features.errors import DataError
-from features.store.feature_set import FeatureSet, SplitName
+from features.store.feature_set import FeatureSet, SplitName, part_file
 from features.store.schema import PADDING, UNKNOWN
 from features.store.versions import Versions, instants_of
 
@@ -171,7 +171,7 @@ class Loader:
             for number, part in enumerate(parts):
                 if missing := sorted(needed - set(part)):
                     raise DataError(
-                        f"{feature_set.path / folder}/part-{number:05d}.arrow: no column {missing[0]!r}. "
+                        f"{feature_set.path / folder / part_file(number)}: no column {missing[0]!r}. "
                         "Build the feature set again with `quadrank features`."
                     )
 

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -274,7 +274,7 @@ def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
         if name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS, TRANSFORMS)) and sha256_of(path) != entry.sha256:
             raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)
-    encoder.contract = encoder.contract.model_copy(update={"root": ".", "truth": None})
+    encoder = replace(encoder, contract=encoder.contract.model_copy(update={"root": ".", "truth": None}))
     encoder.save(folder)
     shutil.copyfile(feature_set.path / USERS, folder / USERS)
     learned = feature_set.path / TRANSFORMS

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,6 +84,6 @@ def _with_all_versions(ranker: Ranker, feature_set: FeatureSet, versions: ItemVe
         if entry.key == "length":
             entry.value = str((folder / ITEM_TABLE).stat().st_size)
     (folder / RANKER).write_bytes(graph.SerializeToString())
-    encoder = copy(ranker.encoder)
-    encoder.schema = encoder.schema.model_copy(update={"items": versions.count})
+    schema = ranker.encoder.schema.model_copy(update={"items": versions.count})
+    encoder = replace(ranker.encoder, schema=schema)
     return Ranker(ranker.bundle, encoder, open_session(folder / RANKER), ranker.limits)

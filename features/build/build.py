@@ -48,7 +48,7 @@ from features.store.feature_set import (
 )
 from features.store.pointer import point_at
 from features.store.shuffle import shuffle_by_key
-from features.vectors.build import build_vectors, needs_clicks
+from features.vectors.build import VectorResult, build_vectors, needs_clicks
 from features.vectors.coclicks import Clicks
 
 ROWS_A_SHARD = 1_000_000
@@ -144,23 +144,23 @@ class Build:
         if self.plan and not train.head(1).collect(engine="streaming").height:
             raise without_rows(log.path, "train")
         fitted = self._fit(log, tables, train)
-        encoder = fitted.encoder
-        write_arrow(self.staging / USERS, encoder.user_table)
+        write_arrow(self.staging / USERS, dict(fitted.encoder.user_table))
         for file, versions in fitted.versions.items():
             write_arrow(self.staging / file, versions)
         self.clock.lap("fit encoders and tables")
-        self._vectors(fitted, train)
+        vectors = self._vectors(fitted, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
         findings = (*findings, *instants.findings(self.contract))
         self.clock.lap("requests")
-        stream = EncodedLog(self.contract, log, encoder, self._since(), instants)
+        stream = EncodedLog(self.contract, log, fitted.encoder, self._since(), instants)
         counted = count_log(stream, splitter, shards, self.staging / SCRATCH, self._scales())
         self.clock.lap("counters")
         parts, known = self._parts(stream, counted, splitter, shards)
         windows = windows_of(parts, log.path)
         shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
         self.clock.lap("rows and histories")
+        encoder = counted.added_to(with_vectors(fitted.encoder, vectors))
         encoder.save(self.staging)
         write_profile(self.staging, parts, encoder)
         self.clock.lap("profile")
@@ -213,7 +213,7 @@ class Build:
         if not self.contract.checks.quarantines:
             checked = self._check(replace(whole, frame=whole.frame.filter(new | pl.col(TIME).is_null())), tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), whole.frame, checked.findings
-        # Rows of old days are fitted on again: those that were put aside must stay so.
+        # Rows of old days are fitted on again: those in quarantine must stay there.
         in_window = (pl.col(TIME) >= first_instant(plan.days[0])) | pl.col(TIME).is_null()
         checked = self._check(replace(whole, frame=whole.frame.filter(in_window)), tables)
         frame = checked.frame.filter(new)
@@ -246,29 +246,23 @@ class Build:
         return fit(self.contract, log, tables, train, Encoder.load(self.plan.prior.path), fresh)
 
     def _scales(self) -> Scales | None:
-        """What the counters of the kept days were drawn towards and scaled by."""
+        """Mean rate and encoders of the counters of the kept days."""
         prior = self.plan.prior if self.plan else None
         if prior is None or prior.manifest.label_mean is None:
             return None
         encoder = Encoder.load(prior.path)
-        return Scales(prior.manifest.label_mean, encoder.candidate | encoder.context)
+        return Scales(prior.manifest.label_mean, {**encoder.candidate, **encoder.context})
 
-    def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> None:
+    def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> VectorResult:
         """Write vectors, what is derived from them, and the item table."""
         encoder = fitted.encoder
         clicks = _clicks(encoder, train) if needs_clicks(self.contract) else None
         prior = self.plan.prior.path if self.plan and self.plan.prior else None
         made = build_vectors(self.contract, encoder.items, fitted.trained_I, fitted.items, clicks, self.staging, prior)
-        encoder.schema = encoder.schema.model_copy(
-            update={
-                "item": (*encoder.schema.item, *made.item_fields),
-                "vectors": made.sets,
-                "neighbours": made.neighbours,
-            }
-        )
         write_arrow(self.staging / "items.arrow", fitted.items | made.item_columns)
         if made.report:
             (self.staging / "vectors.json").write_text(json.dumps(made.report, indent=1), encoding="utf-8")
+        return made
 
     def _parts(
         self, stream: EncodedLog, counted: Counted, splitter: Splitter, shards: int
@@ -313,6 +307,13 @@ class Build:
         return write_days(part, number, self.plan, self.staging)
 
 
+def with_vectors(encoder: Encoder, made: VectorResult) -> Encoder:
+    """An encoder whose schema has the vectors and what is derived from them."""
+    old = encoder.schema
+    found = {"item": (*old.item, *made.item_fields), "vectors": made.sets, "neighbours": made.neighbours}
+    return replace(encoder, schema=old.model_copy(update=found))
+
+
 def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
     """Size and sha256 of every file below a folder; `known` ones are not read again."""
     result = dict(known)
@@ -324,14 +325,14 @@ def hashes(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
 
 
 def _clicks(encoder: Encoder, train: pl.LazyFrame) -> Clicks:
-    """Who took what in the training window: the newest `MOST_CLICKS` positives there, however the log is sorted."""
-    taken = (
+    """User and item of the newest `MOST_CLICKS` positives of the training window, whatever the order of the log."""
+    positives = (
         train.filter(pl.col(LABEL).cast(pl.Float32) == 1)
         .select(TIME, USER, ITEM)
         .top_k(MOST_CLICKS, by=[TIME, USER, ITEM])
         .collect(engine="streaming")
     )
-    return Clicks(encoder.users.encode(taken[USER]), encoder.items.encode(taken[ITEM]))
+    return Clicks(encoder.users.encode(positives[USER]), encoder.items.encode(positives[ITEM]))
 
 
 def _check_date(as_of: str | None) -> None:

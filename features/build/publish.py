@@ -32,7 +32,7 @@ def build_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
 
     Args:
         folder: of the contract's versions.
-        wait: seconds to wait for another process that builds here; it is said on stderr that we do.
+        wait: seconds to wait for another process that builds here; stderr says so.
 
     Raises:
         LockError: another process builds here, still after `wait`.
@@ -123,10 +123,10 @@ def source_key(contract: Contract, as_of: str | None, window: int | None = None)
 
 def source_files(contract: Contract) -> list[str]:
     """Every file that a build of the contract reads. Raises DataError for one that is not there."""
-    named = [contract.interactions.path]
+    paths = [contract.interactions.path]
     if contract.split.by == "files":
-        named += [str(contract.split.valid), str(contract.split.test)]
-    named += [table.path for table in (*contract.history.tables, contract.items, contract.users) if table]
+        paths += [str(contract.split.valid), str(contract.split.test)]
+    paths += [table.path for table in (*contract.history.tables, contract.items, contract.users) if table]
     for spec in contract.embeddings.values():
-        named += [spec.path, *([spec.ids] if spec.ids else [])]
-    return [file for name in named for file in find_files(contract.resolve(name))]
+        paths += [spec.path, *([spec.ids] if spec.ids else [])]
+    return [file for path in paths for file in find_files(contract.resolve(path))]

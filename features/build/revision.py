@@ -1,4 +1,4 @@
-"""Which code builds: what decides whether an earlier feature set is used again, and what its manifest says of it."""
+"""Which version of the code builds: it decides whether an earlier feature set is used again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parent.parent
 def code_hash() -> str:
     """Hex sha256 of the sources of this package: a feature set that other code built is not used again.
 
-    Safe rather than sparing: a mend that forgets to raise a number still builds again, and so does a change that shapes
-    no output, be it a comment. A checkout that is worked on therefore builds after each edit of `features/`; an
-    installed release builds each feature set once. Versions of libraries do not count; the manifest records them.
+    A bug fix that leaves `FORMAT` as it is builds again, and so does a change of a comment. A checkout therefore builds
+    after each edit of `features/`; an installed release builds each feature set once. Versions of libraries do not
+    count; the manifest records them.
     """
     return hash_of(PACKAGE)
 

@@ -1,1 +1,1 @@
-"""Checks on the log's real rows: what is refused, put aside or told of."""
+"""Checks of the log and of history tables: what stops a build, what is left out, what is reported."""

@@ -1,4 +1,4 @@
-"""The log's real rows against the contract's checks: refused, put aside, or told of."""
+"""The log's rows against the contract's checks: each broken check refuses the log, leaves rows out, or warns."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import polars as pl
 
 from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, unlisted_ids
 from features.checks.messages import with_example
-from features.checks.quarantine import QUARANTINE, put_aside
+from features.checks.quarantine import QUARANTINE, quarantine
 from features.checks.row_rules import RowRules, Violation, label_name, row_rules
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Values
 from features.contract.contract import Contract
 from features.contract.log import Format, Policy
-from features.errors import DataError, named
+from features.errors import DataError, error_prefix
 from features.sources.keys import canonical
 from features.sources.log import Unchecked, chunks
 from features.sources.tables import readable, scan
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked:
-    """The log without what was put aside.
+    """The log without the rows in quarantine.
 
     Args:
         frame: columns and order of the log; labels are float32, null where the test file has none.
@@ -75,7 +75,7 @@ def check_log(
     staging: Path,
     now: datetime | None = None,
 ) -> Checked:
-    """Hold every row of the log to the contract.
+    """Check every row of the log against the contract.
 
     One pass in bounded memory: a chunk, the distinct ids, and by way of a file 16 bytes a row. Rows that break a rule
     are looked up in a further pass; a clean log has none.
@@ -97,32 +97,31 @@ def check_log(
     frame, path = log.frame, log.path
     _check_types(frame, path, contract)
     _check_zones(contract)
-    with named(path):
+    with error_prefix(path):
         rules = RowRules(row_rules(frame.collect_schema(), contract, now, log.unlabelled))
-    look = _Look(frame, contract, rules)
+    log_scan = _LogScan(frame, contract, rules)
     with readable(path):
-        copies = look.through(path, staging)
-        with named(path):
+        copies = log_scan.through(path, staging)
+        with error_prefix(path):
             violations = [
                 *rules.violations(),
                 *repeats(copies, contract),
-                *unlisted_ids(frame, contract, look.counts, {ITEM: known_items, USER: known_users}),
-                *(bots(frame, contract, look.counts[USER]) if contract.interactions.time is not None else ()),
+                *unlisted_ids(frame, contract, log_scan.counts, {ITEM: known_items, USER: known_users}),
+                *(bots(frame, contract, log_scan.counts[USER]) if contract.interactions.time is not None else ()),
             ]
-        violations = sorted(
-            (with_example(one, frame, path, contract, look.rows, now) for one in violations), key=_fewest_last
-        )
-        _refuse(path, violations, look.rows)
-        aside = [one for one in violations if one.policy == "quarantine"]
+        shown = [with_example(violation, frame, path, contract, log_scan.rows, now) for violation in violations]
+        violations = sorted(shown, key=lambda violation: -violation.rows)
+        _refuse(path, violations, log_scan.rows)
+        aside = [violation for violation in violations if violation.policy == "quarantine"]
         gone = 0
         kept = frame
         if aside:
-            kept, gone = put_aside(frame, path, contract, aside, look.rows, staging)
-    findings = [_finding(one, look.rows) for one in violations] + list(look.remarks())
-    return Checked(kept.with_columns(pl.col(LABEL).cast(pl.Float32)), look.rows - gone, tuple(findings))
+            kept, gone = quarantine(frame, path, contract, aside, log_scan.rows, staging)
+    findings = [_finding(violation, log_scan.rows) for violation in violations] + list(log_scan.remarks())
+    return Checked(kept.with_columns(pl.col(LABEL).cast(pl.Float32)), log_scan.rows - gone, tuple(findings))
 
 
-class _Look:
+class _LogScan:
     """One pass over the log, and what it counted."""
 
     def __init__(self, frame: pl.LazyFrame, contract: Contract, rules: RowRules) -> None:
@@ -133,7 +132,7 @@ class _Look:
         self._labels: set[float] = set()
         self.rows = 0
         whole = rules.keys | {USER, ITEM, TIME, LABEL}
-        # Of the others it matters whether they are there; asking makes sure that each is read to its end.
+        # Of the other columns only nulls are counted, which also reads each file to its end.
         names = frame.collect_schema().names()
         self._frame = frame.select(pl.col(name) if name in whole else pl.col(name).is_null() for name in names)
         self._flags = [name for name in names if name not in whole]
@@ -192,27 +191,31 @@ class _Look:
             raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
 
 
-def _fewest_last(one: Violation) -> int:
-    return -one.rows
-
-
 def _refuse(path: str, violations: Sequence[Violation], rows: int) -> None:
-    failed = [f"{path}: {_message(one, rows)}" for one in violations if one.policy == "error"]
+    failed = [f"{path}: {_message(violation, rows)}" for violation in violations if violation.policy == "error"]
     if failed:
         raise DataError("\n".join(failed))
 
 
-def _finding(one: Violation, rows: int) -> Finding:
-    return Finding(one.check, one.policy, one.column, one.rows, rows, str(one.example), _message(one, rows))
+def _finding(violation: Violation, rows: int) -> Finding:
+    return Finding(
+        check=violation.check,
+        policy=violation.policy,
+        column=violation.column,
+        rows=violation.rows,
+        total=rows,
+        example=str(violation.example),
+        message=_message(violation, rows),
+    )
 
 
-def _message(one: Violation, rows: int) -> str:
-    text = f"{one.subject}: {one.rows} of {rows} rows {one.wrong}, e.g. {one.example}."
-    if one.policy == "quarantine":
+def _message(violation: Violation, rows: int) -> str:
+    text = f"{violation.subject}: {violation.rows} of {rows} rows {violation.wrong}, e.g. {violation.example}."
+    if violation.policy == "quarantine":
         return f"{text} They were put aside in {QUARANTINE}."
-    text = f"{text} {one.way_out}"
-    if one.policy == "error" and one.check != "calendar":
-        text += f" `checks.{one.check}: quarantine` puts such rows aside."
+    text = f"{text} {violation.fix}"
+    if violation.policy == "error" and violation.check != "calendar":
+        text += f" `checks.{violation.check}: quarantine` puts such rows aside."
     return text
 
 
@@ -242,7 +245,7 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
     schema = frame.collect_schema()
     log = contract.interactions
     for key, name in ((USER, log.user), (ITEM, log.item)):
-        with named(path):
+        with error_prefix(path):
             canonical(pl.Series(name, [], dtype=schema[key]))
         if schema[key].is_float():
             raise DataError(f"{path}: column {name!r} holds {schema[key]}, ids must be whole numbers or text. Cast it.")
@@ -277,8 +280,8 @@ def _check_zones(contract: Contract) -> None:
         if isinstance(dtype, pl.Datetime):
             seen.setdefault(dtype.time_zone is not None, (path, column))
     if len(seen) == 2:
-        (aware, one), (naive, other) = seen[True], seen[False]
+        (aware, column), (naive, other) = seen[True], seen[False]
         raise DataError(
-            f"{naive}: time column {other!r} has no time zone, that of {aware} ({one!r}) has one. Write both in "
+            f"{naive}: time column {other!r} has no time zone, that of {aware} ({column!r}) has one. Write both in "
             "UTC, with the zone."
         )

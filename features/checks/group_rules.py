@@ -1,4 +1,4 @@
-"""What several rows of the log must be together: no repeats, no ids that the tables do not list, no bots."""
+"""Checks of several rows together: duplicates, ids missing from the item or user table, bots."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from features.calendar import DAY
-from features.checks.row_rules import ROW, Violation, day_of, numbered
+from features.calendar import DAY, day_of
+from features.checks.row_rules import ROW, Violation, numbered
 from features.chunk import ITEM, TIME, USER, Values
 from features.contract.contract import Contract
 from features.contract.log import Policy
+from features.draws import mixed
 from features.sources.keys import canonical
 
-# Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 MOST_PENDING = 1_000_000
 
 
@@ -62,7 +61,7 @@ class EventKeys:
         with np.errstate(over="ignore"):
             key_R = np.zeros(kept.height, np.uint64)
             for name in names:
-                key_R = _mixed(key_R + self._number(kept[name]))
+                key_R = mixed(np.uint64(0), key_R + self._number(kept[name]))
         return {"key": key_R, "row": kept[ROW].to_numpy()}
 
     def _number(self, values: pl.Series) -> np.ndarray:
@@ -173,7 +172,7 @@ def bots(frame: pl.LazyFrame, contract: Contract, users: pl.DataFrame) -> Iterat
         checks.bot,
         column,
         f"are of {busy[USER].n_unique()} users with more than {checks.max_rows_per_user} rows on one UTC day",
-        "People do not: leave such users out, or raise checks.max_rows_per_user.",
+        "They look like bots: leave such users out, or raise checks.max_rows_per_user.",
         f"column {column!r}",
         rows,
         int(places[0]),
@@ -194,11 +193,3 @@ def _numbers(rows: pl.LazyFrame, policy: Policy) -> tuple[int, np.ndarray]:
         return len(places), places
     count, first = rows.select(pl.len(), pl.col(ROW).min().alias("first")).collect(engine="streaming").row(0)
     return count, np.array([first])
-
-
-def _mixed(key_R: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser of each number."""
-    key_R = key_R + STEP
-    key_R = (key_R ^ (key_R >> np.uint64(30))) * MIX_1
-    key_R = (key_R ^ (key_R >> np.uint64(27))) * MIX_2
-    return key_R ^ (key_R >> np.uint64(31))

@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from features.calendar import FIRST_TIME, LAST_TIME
+from features.calendar import FIRST_TIME, LAST_TIME, day_of
 from features.checks.check_log import Finding
-from features.checks.row_rules import day_of, plausible
+from features.checks.row_rules import plausible
 from features.chunk import ITEM, RAW_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.contract.log import HistoryTable, Policy
@@ -30,7 +30,7 @@ class _Rule:
     subject: str
     valid: pl.Expr
     wrong: str
-    way_out: str
+    fix: str
     shown: str | None = None
 
     @property
@@ -84,19 +84,19 @@ def _checked(
     path, most = contract.resolve(table.path), contract.checks.max_quarantine
     rules = list(_rules(frame.collect_schema(), table, contract, now))
     aside = pl.any_horizontal(pl.lit(False), *(rule.broken for rule in rules if rule.policy == "quarantine"))
-    events, left_out, broken = _counted(frame, path, rules, aside)
+    events, left_out, breaches = _counted(frame, path, rules, aside)
     findings, failed = [], []
-    for one in broken:
-        rule = one.rule
-        example = f"{one.shown} of user {one.user!r}" if rule.shown else f"of user {one.user!r}"
-        text = f"history.tables: {rule.subject}: {one.events} of {events} events {rule.wrong}, e.g. {example}."
-        way_out = _unit(one, events, table, contract, now) if rule.check == "time_range" else rule.way_out
+    for broken in breaches:
+        rule = broken.rule
+        example = f"{broken.shown} of user {broken.user!r}" if rule.shown else f"of user {broken.user!r}"
+        text = f"history.tables: {rule.subject}: {broken.events} of {events} events {rule.wrong}, e.g. {example}."
+        fix = _unit(broken, events, table, contract, now) if rule.check == "time_range" else rule.fix
         if rule.policy == "error":
             leave = "" if rule.check == "calendar" else f" `checks.{rule.check}: quarantine` leaves such events out."
-            failed.append(f"{path}: {text} {way_out}{leave}")
+            failed.append(f"{path}: {text} {fix}{leave}")
             continue
-        message = f"{table.path}: {text} {'They were left out.' if rule.policy == 'quarantine' else way_out}"
-        findings.append(Finding(rule.check, rule.policy, rule.column, one.events, events, example, message))
+        message = f"{table.path}: {text} {'They were left out.' if rule.policy == 'quarantine' else fix}"
+        findings.append(Finding(rule.check, rule.policy, rule.column, broken.events, events, example, message))
     if failed:
         raise DataError("\n".join(failed))
     if left_out > most * events:
@@ -151,14 +151,14 @@ def _rules(schema: pl.Schema, table: HistoryTable, contract: Contract, now: date
                     "Correct the column, or the table's time_unit.", RAW_TIME)  # fmt: skip
 
 
-def _unit(one: _Broken, events: int, table: HistoryTable, contract: Contract, now: datetime) -> str:
+def _unit(broken: _Broken, events: int, table: HistoryTable, contract: Contract, now: datetime) -> str:
     """The way out of times out of range: the unit in which they are not."""
     first, last = plausible(contract, now)
-    if not isinstance(one.shown, int):
-        return one.rule.way_out
-    units = [unit for unit, factor in MICROSECONDS.items() if first <= one.shown * factor <= last]
+    if not isinstance(broken.shown, int):
+        return broken.rule.fix
+    units = [unit for unit, factor in MICROSECONDS.items() if first <= broken.shown * factor <= last]
     if not units:
-        return f"{one.rule.way_out} The table's time_unit is {table.time_unit!r}."
-    if one.events * 2 > events:
+        return f"{broken.rule.fix} The table's time_unit is {table.time_unit!r}."
+    if broken.events * 2 > events:
         return f"Set its time_unit to {units[0]!r}."
     return f"Its unit is {units[0]!r}, not {table.time_unit!r}: write all times in one unit."

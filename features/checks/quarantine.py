@@ -16,7 +16,7 @@ from features.sources.tables import scan
 QUARANTINE = "quarantine.parquet"
 
 
-def put_aside(
+def quarantine(
     frame: pl.LazyFrame, path: str, contract: Contract, violations: Iterable[Violation], rows: int, staging: Path
 ) -> tuple[pl.LazyFrame, int]:
     """Write the rows of these violations to `quarantine.parquet` and take them out of the log.
@@ -48,9 +48,9 @@ def put_aside(
         kept = staging.parent / f"quarantine-{contract.fingerprint()[:8]}.parquet"
         file.replace(kept)
         counts = reasons.group_by("reason").len().sort(["len", "reason"], descending=[True, False])
-        told = ", ".join(f"{count} for {reason}" for reason, count in counts.rows())
+        by_reason = ", ".join(f"{count} for {reason}" for reason, count in counts.rows())
         raise DataError(
-            f"{path}: {reasons.height} of {rows} rows ({share:.2%}) would be put aside ({told}), more than "
+            f"{path}: {reasons.height} of {rows} rows ({share:.2%}) would be put aside ({by_reason}), more than "
             f"checks.max_quarantine {contract.checks.max_quarantine:g} allows. They lie in {kept}; nothing was "
             "published. Correct the export, or raise the limit."
         )
@@ -70,10 +70,10 @@ def rows_as_read(contract: Contract, path: str, rows: int) -> pl.LazyFrame | Non
 def _reasons(violations: Iterable[Violation]) -> pl.DataFrame:
     """One line a row: its number and all its reasons."""
     long = pl.concat(
-        pl.DataFrame({ROW: one.places_N}, schema={ROW: pl.Int64}).with_columns(
-            pl.lit(f"{one.check}: {one.column}").alias("reason")
+        pl.DataFrame({ROW: violation.places_N}, schema={ROW: pl.Int64}).with_columns(
+            pl.lit(f"{violation.check}: {violation.column}").alias("reason")
         )
-        for one in violations
+        for violation in violations
     )
     return long.group_by(ROW, maintain_order=True).agg(pl.col("reason").str.join("; ")).sort(ROW)
 
@@ -83,12 +83,12 @@ def _write(frame: pl.LazyFrame, path: str, contract: Contract, reasons: pl.DataF
     if raw is None:
         raw = _renamed(frame, contract)
     own = {name: f"log.{name}" for name in raw.collect_schema().names() if name in ("reason", "row", ROW)}
-    told = (
+    rows_out = (
         numbered(raw.rename(own))
         .join(reasons.lazy(), on=ROW, how="inner", maintain_order="left")
         .select("reason", pl.col(ROW).alias("row"), pl.exclude("reason", ROW))
     )
-    told.sink_parquet(file, engine="streaming")
+    rows_out.sink_parquet(file, engine="streaming")
 
 
 def _renamed(frame: pl.LazyFrame, contract: Contract) -> pl.LazyFrame:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime
 
 import numpy as np
 import polars as pl
 
-from features.calendar import FIRST_TIME, LAST_TIME
+from features.calendar import DAY, FIRST_TIME, LAST_TIME, day_of, first_instant, microseconds_of
 from features.chunk import CONTEXT, HISTORY, ITEM, LABEL, LABELS, SPLIT, TIME, USER, WEIGHT
 from features.contract.columns import Buckets, Gap, Numeric, Residual
 from features.contract.contract import Contract
@@ -17,8 +17,7 @@ from features.contract.log import Policy
 from features.contract.settings import unknown_key
 from features.errors import ConfigError, DataError
 
-ROW = "_row"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ROW = "_row_number"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Rule:
         column: what the log calls it.
         valid: true of a sound row; null counts as true.
         wrong: what the broken rows are, after "3 of 120 rows".
-        way_out: a sentence on what to do.
+        fix: a sentence on what to do.
         subject: the column with what it is, for the message.
     """
 
@@ -42,7 +41,7 @@ class Rule:
     column: str
     valid: pl.Expr
     wrong: str
-    way_out: str
+    fix: str
     subject: str
 
 
@@ -51,7 +50,7 @@ class Violation:
     """Rows that break one rule.
 
     Args:
-        check, policy, column, wrong, way_out, subject: as of the rule.
+        check, policy, column, wrong, fix, subject: as of the rule.
         rows: how many.
         first: number of the first of them; the log's first row is 0.
         places_N: numbers of all of them, ascending, where they are to be put aside; else empty.
@@ -63,7 +62,7 @@ class Violation:
     policy: Policy
     column: str
     wrong: str
-    way_out: str
+    fix: str
     subject: str
     rows: int
     first: int
@@ -112,7 +111,7 @@ class RowRules:
                 rule.policy,
                 rule.column,
                 rule.wrong,
-                rule.way_out,
+                rule.fix,
                 rule.subject,
                 self._count[name],
                 self._first[name],
@@ -195,31 +194,22 @@ def label_name(contract: Contract) -> str | None:
 def plausible(contract: Contract, now: datetime) -> tuple[int, int]:
     """First and last µs that a row's time may have, always within the years 1 to 9999."""
     checks = contract.checks
-    earliest = datetime.combine(checks.earliest, time(), UTC)
-    latest = now + timedelta(days=1)
-    if checks.latest is not None:
-        latest = datetime.combine(checks.latest, time(23, 59, 59, 999_999), UTC)
-    first, last = ((bound - EPOCH) // timedelta(microseconds=1) for bound in (earliest, latest))
-    return max(first, FIRST_TIME + 1), min(last, LAST_TIME - 1)
-
-
-def day_of(microseconds: int) -> str:
-    """The UTC day of a time."""
-    return str((EPOCH + timedelta(microseconds=microseconds)).date())
+    last = microseconds_of(now) + DAY if checks.latest is None else first_instant(checks.latest) + DAY - 1
+    return max(first_instant(checks.earliest), FIRST_TIME + 1), min(last, LAST_TIME - 1)
 
 
 def _time_rules(contract: Contract, now: datetime) -> list[Rule]:
     log, policy = contract.interactions, contract.checks.time_range
     first, last = plausible(contract, now)
     name, subject = str(log.time), f"time column {log.time!r}"
-    way_out = "Correct them in the export, or move checks.earliest and checks.latest."
+    fix = "Correct them in the export, or move checks.earliest and checks.latest."
     between = f"lie outside {day_of(first)} to {day_of(last)}"
-    rules = [Rule("time_range", policy, TIME, name, pl.col(TIME).is_between(first, last), between, way_out, subject)]
+    rules = [Rule("time_range", policy, TIME, name, pl.col(TIME).is_between(first, last), between, fix, subject)]
     if policy == "warn":
         # No calendar holds these, so that no later stage could tell their day.
         held = pl.col(TIME).is_between(FIRST_TIME, LAST_TIME, closed="none")
-        rules[0] = Rule("time_range", policy, TIME, name, rules[0].valid | ~held, rules[0].wrong, way_out, subject)
-        rules.append(Rule("calendar", "error", TIME, name, held, "leave the years 1 to 9999", way_out, subject))
+        rules[0] = Rule("time_range", policy, TIME, name, rules[0].valid | ~held, rules[0].wrong, fix, subject)
+        rules.append(Rule("calendar", "error", TIME, name, held, "leave the years 1 to 9999", fix, subject))
     return rules
 
 

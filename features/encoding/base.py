@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -29,8 +29,8 @@ class ColumnEncoder(ABC):
             times: counts, of columns of names alone.
         """
 
-    def grown(self, raw: pl.Series, spec: Any, times: pl.Series | None = None) -> Self:
-        """The encoder after more training values: what it knew keeps its index, numbers keep their scale."""
+    def extended(self, raw: pl.Series, spec: Any, times: pl.Series | None = None) -> Self:
+        """An encoder of more training values: what this one knows keeps its index, numbers keep their scale."""
         return self
 
     @abstractmethod
@@ -39,7 +39,7 @@ class ColumnEncoder(ABC):
 
     @abstractmethod
     def encode(self, raw: pl.Series) -> np.ndarray:
-        """A column: int32 [rows], int32 [rows, max_len] or float32 [rows]."""
+        """A column: int32 [rows], int32 [rows, max_len] or float32 [rows]. Raises DataError for another type."""
 
     @abstractmethod
     def encode_one(self, value: Any) -> np.ndarray:
@@ -50,8 +50,8 @@ class ColumnEncoder(ABC):
         """A raw value that is encoded so (an index, or a number); None for what is unknown or missing."""
 
     @abstractmethod
-    def blank(self, index: int) -> np.ndarray:
-        """The entry of a padding (0) or unknown (1) table row."""
+    def special_row(self, index: int) -> np.ndarray:
+        """The entry of the padding (0) or unknown (1) row of a table, with a leading axis of 1."""
 
     def check(self, where: str, value: Any) -> None:
         """Raise ConfigError, naming `where`, for an online value of a type that the column does not have.
@@ -70,4 +70,4 @@ class ColumnEncoder(ABC):
         """Read what `to_json` wrote; `find` gives a vocabulary by its name."""
 
 
-Columns = dict[str, ColumnEncoder]
+Columns = Mapping[str, ColumnEncoder]

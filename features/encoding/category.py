@@ -33,9 +33,9 @@ class CategoricalEncoder(ColumnEncoder):
         """Learn the vocabulary from training values."""
         return cls(Vocabulary.fit(raw, spec.min_count, spec.max_size, times))
 
-    def grown(self, raw: pl.Series, spec: Categorical, times: pl.Series | None = None) -> Self:
+    def extended(self, raw: pl.Series, spec: Categorical, times: pl.Series | None = None) -> Self:
         """With the values that have become frequent enough, after the old ones."""
-        return type(self)(self.vocabulary.grown(raw, spec.min_count, spec.max_size, times))
+        return type(self)(self.vocabulary.extended(raw, spec.min_count, spec.max_size, times))
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""
@@ -53,7 +53,7 @@ class CategoricalEncoder(ColumnEncoder):
         """The value of an index."""
         return self.vocabulary.value(encoded) if encoded >= FIRST_VALUE else None
 
-    def blank(self, index: int) -> np.ndarray:
+    def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
 
@@ -135,7 +135,7 @@ class HashedEncoder(ColumnEncoder):
         place_R = np.minimum(np.searchsorted(kept, index_R), len(kept) - 1)
         return np.where(index_R < FIRST_VALUE, index_R, kept[place_R])
 
-    def blank(self, index: int) -> np.ndarray:
+    def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
 
@@ -211,10 +211,10 @@ class TagsEncoder(ColumnEncoder):
         tags = _lists(raw, spec.separator).explode().drop_nulls().rename(raw.name)
         return cls(Vocabulary.fit(tags, spec.min_count, spec.max_size), spec.max_len, spec.separator)
 
-    def grown(self, raw: pl.Series, spec: Tags, times: pl.Series | None = None) -> Self:
+    def extended(self, raw: pl.Series, spec: Tags, times: pl.Series | None = None) -> Self:
         """With the tags that have become frequent enough, after the old ones."""
         tags = _lists(raw, spec.separator).explode().drop_nulls().rename(raw.name)
-        return type(self)(self.vocabulary.grown(tags, spec.min_count, spec.max_size), self.max_len, self.separator)
+        return type(self)(self.vocabulary.extended(tags, spec.min_count, spec.max_size), self.max_len, self.separator)
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""
@@ -247,7 +247,7 @@ class TagsEncoder(ColumnEncoder):
         """The tags of a row of indices."""
         return [self.vocabulary.value(index) for index in encoded if index >= FIRST_VALUE] or None
 
-    def blank(self, index: int) -> np.ndarray:
+    def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([[index] + [PADDING] * (self.max_len - 1)], np.int32)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"
 USERS = "users.arrow"
 COUNTERS = "counters"
+SECTIONS = ("item", "user", "context", "candidate", "event")  # of columns, as an encoder and its file have them
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class EncodedRequest:
     Args:
         user: one entry a user field: int64 [1], int64 [1, max_len] for tags, float32 [1] for numbers.
         context: likewise for context fields.
-        history_item: item rows, int64 [H], oldest first.
+        history_item: item rows, int64 [H], oldest first; H is at most `history_max_len`.
         history_events: event columns, int64 or float32 [H].
         candidate_item: item rows, int64 [N].
         candidate: numbers of each candidate, float32 [N].
@@ -82,8 +84,11 @@ class Snapshot:
         return {"items": self.items, "users": self.users}
 
 
+@dataclass(frozen=True, eq=False)
 class Encoder:
     """Everything learned from the training window that turns raw values into indices and numbers.
+
+    It is finished when it is made: no column can be added or replaced. What learns more makes another encoder.
 
     Args:
         contract: what the columns are.
@@ -97,31 +102,21 @@ class Encoder:
         snapshot: the counters at the end of the log.
     """
 
-    def __init__(
-        self,
-        contract: Contract,
-        schema: Schema,
-        items: Vocabulary,
-        users: Vocabulary,
-        item: Columns,
-        user: Columns,
-        context: Columns,
-        event: Columns,
-        user_table: dict[str, np.ndarray],
-        candidate: Columns | None = None,
-        snapshot: Snapshot | None = None,
-    ) -> None:
-        self.contract = contract
-        self.schema = schema
-        self.items = items
-        self.users = users
-        self.item = item
-        self.user = user
-        self.context = context
-        self.event = event
-        self.candidate = candidate or {}
-        self.snapshot = snapshot or Snapshot()
-        self.user_table = user_table
+    contract: Contract
+    schema: Schema
+    items: Vocabulary
+    users: Vocabulary
+    item: Columns
+    user: Columns
+    context: Columns
+    event: Columns
+    user_table: Mapping[str, np.ndarray]
+    candidate: Columns = field(default_factory=dict)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+
+    def __post_init__(self) -> None:
+        for name in (*SECTIONS, "user_table"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def encode_request(self, request: Request) -> EncodedRequest:
         """Raw ids and values to rows, indices and numbers; the history is cut to its newest `history_max_len`.
@@ -159,7 +154,8 @@ class Encoder:
         self.users.save(folder / VOCABULARIES / "users.arrow")
         self.snapshot.save(folder)
         sections = {}
-        for section, columns in self._sections().items():
+        for section in SECTIONS:
+            columns: Columns = getattr(self, section)
             sections[section] = [_to_json(folder, section, i, *pair) for i, pair in enumerate(columns.items())]
         record = {
             "contract": self.contract.model_dump(mode="json"),
@@ -192,15 +188,6 @@ class Encoder:
             snapshot=Snapshot.load(folder),
             **columns,
         )
-
-    def _sections(self) -> dict[str, Columns]:
-        return {
-            "item": self.item,
-            "user": self.user,
-            "context": self.context,
-            "candidate": self.candidate,
-            "event": self.event,
-        }
 
     def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
         for value in ids:
@@ -245,7 +232,7 @@ def fields(columns: Columns) -> tuple[Field, ...]:
 def encode_table(table: pl.DataFrame, columns: Columns) -> dict[str, np.ndarray]:
     """Encode a table whose rows are catalogue rows from 2 on; rows 0 (padding) and 1 (unknown) are put in front."""
     return {
-        name: np.concatenate([encoder.blank(0), encoder.blank(UNKNOWN), encoder.encode(table[name])])
+        name: np.concatenate([encoder.special_row(0), encoder.special_row(UNKNOWN), encoder.encode(table[name])])
         for name, encoder in columns.items()
     }
 

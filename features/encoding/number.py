@@ -78,7 +78,7 @@ class NumericEncoder(ColumnEncoder):
         # Rounding may lift the greatest number over what a float holds, and a request takes no infinity.
         return float(np.clip(number, -sys.float_info.max, sys.float_info.max))
 
-    def blank(self, index: int) -> np.ndarray:
+    def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding or unknown table row: missing."""
         return np.array([np.nan], np.float32)
 
@@ -155,7 +155,7 @@ class BucketsEncoder(ColumnEncoder):
             return float(self.edges[below - 1])
         return float(np.nextafter(self.edges[0], -np.inf)) if len(self.edges) else 0.0
 
-    def blank(self, index: int) -> np.ndarray:
+    def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
 

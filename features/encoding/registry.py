@@ -12,7 +12,7 @@ from features.encoding.base import ColumnEncoder
 from features.encoding.category import CategoricalEncoder, HashedEncoder, TagsEncoder
 from features.encoding.number import BucketsEncoder, NumericEncoder
 from features.encoding.time import DatePartEncoder, GapEncoder
-from features.errors import named
+from features.errors import error_prefix
 
 ENCODERS: dict[str, type[ColumnEncoder]] = {
     "categorical": CategoricalEncoder,
@@ -38,9 +38,9 @@ def fit_column(
     Raises:
         DataError: the column is not of that type; names file and column.
     """
-    with named(path):
+    with error_prefix(path):
         if prior is not None:
-            return prior.grown(raw, spec, times)
+            return prior.extended(raw, spec, times)
         return ENCODERS[spec.type].fit(raw, spec, times)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
+from features.calendar import EPOCH, FIRST_TIME, LAST_TIME, SECOND
 from features.contract.columns import DatePart, Gap
 from features.encoding.base import ColumnEncoder
 from features.encoding.number import BucketsEncoder
@@ -16,12 +17,9 @@ from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 from features.store.schema import FIRST_VALUE, UNKNOWN, Field
 
-PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
+PER_SECOND = {"s": 1, "ms": 1_000, "us": SECOND}
 # How many values a part has, and the first of them.
 PARTS = {"hour": (24, 0), "weekday": (7, 1), "day": (31, 1), "month": (12, 1), "week": (53, 1)}
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# The seconds of the years 1 to 9999, which calendars stop at.
-FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
 class DatePartEncoder(ColumnEncoder):
@@ -80,7 +78,7 @@ class DatePartEncoder(ColumnEncoder):
         # A weekday or a day: 1 January 2024 is a Monday.
         return date(2024, 1, value).isoformat()
 
-    def blank(self, index: int) -> np.ndarray:
+    def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding (0) or unknown (1) table row."""
         return np.array([index], np.int32)
 
@@ -130,4 +128,4 @@ def _seconds(raw: pl.Series, time_unit: str) -> pl.Series:
             f"column {raw.name!r}: declared `date` but holds {raw.dtype}, expected times or whole numbers. Cast it."
         )
     seconds = ticks // per_second
-    return seconds.set(~seconds.is_between(FIRST_SECOND, LAST_SECOND), None)
+    return seconds.set(~seconds.is_between(FIRST_TIME // SECOND, LAST_TIME // SECOND, closed="left"), None)

@@ -49,7 +49,7 @@ class Vocabulary:
         """
         return cls(_frequent(raw, min_count, times).head(max_size or len(raw)).sort().rename(raw.name))
 
-    def grown(
+    def extended(
         self, raw: pl.Series, min_count: int = 1, max_size: int | None = None, times: pl.Series | None = None
     ) -> Vocabulary:
         """With the values seen often enough in `raw` after the old ones, in sorted order; no index moves.

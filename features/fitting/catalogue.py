@@ -1,15 +1,15 @@
-"""Item and user tables joined to everyone the log names: one row each, unknown attributes where a table has none."""
+"""Item and user tables with a row for every id of log and table; unknown attributes where a table has no such id."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from features.contract.contract import Contract, Table
-from features.encoding.base import Columns
+from features.encoding.base import ColumnEncoder, Columns
 from features.encoding.category import CategoricalEncoder
 from features.encoding.registry import fit_column
 from features.encoding.vocabulary import Vocabulary
-from features.errors import DataError, named
+from features.errors import DataError, error_prefix
 from features.fitting.table_versions import refuse_wrong_unit, valid_from, versions_of
 from features.sources.files import find_files
 from features.sources.keys import canonical
@@ -49,7 +49,7 @@ def read_table(contract: Contract, table: Table, which: str, as_of: str | None =
             f"{path}: the {which} table is empty (0 rows). Check the export that wrote it, or take `{which}s` out of "
             "the contract."
         )
-    with named(path):
+    with error_prefix(path):
         ids = canonical(content[table.id])
     if ids.null_count():
         raise DataError(
@@ -95,18 +95,18 @@ def build_catalogue(
             f"{path}: none of the log's ids (e.g. {keys[0]!r}) is in the table column {id_name!r} (e.g. "
             f"{table[id_name][0]!r}). They are not the same ids."
         )
-    everyone = pl.concat([keys, table[id_name]]).unique().sort()
-    return Vocabulary(everyone), everyone.to_frame().join(table, on=id_name, how="left", maintain_order="left")
+    all_ids = pl.concat([keys, table[id_name]]).unique().sort()
+    return Vocabulary(all_ids), all_ids.to_frame().join(table, on=id_name, how="left", maintain_order="left")
 
 
-def grown_catalogue(prior: Vocabulary, frame: pl.DataFrame, id_name: str) -> tuple[Vocabulary, pl.DataFrame]:
-    """A catalogue after more time: everyone of the `prior` one on their old rows, the new ones of `frame` after them.
+def extended_catalogue(prior: Vocabulary, frame: pl.DataFrame, id_name: str) -> tuple[Vocabulary, pl.DataFrame]:
+    """The `prior` catalogue with the new ids of `frame` after it: known ids keep their rows.
 
-    Who is in `frame` no more keeps the row, with unknown attributes.
+    An id that is no longer in `frame` keeps its row, with unknown attributes.
     """
     new = frame[id_name].filter(~frame[id_name].is_in(prior.values.implode()))
-    everyone = pl.concat([prior.values.rename(id_name), new])
-    return Vocabulary(everyone), everyone.to_frame().join(frame, on=id_name, how="left", maintain_order="left")
+    all_ids = pl.concat([prior.values.rename(id_name), new])
+    return Vocabulary(all_ids), all_ids.to_frame().join(frame, on=id_name, how="left", maintain_order="left")
 
 
 def fit_columns(
@@ -118,7 +118,7 @@ def fit_columns(
     path: str,
     prior: Columns | None = None,
 ) -> Columns:
-    """Encoders of a catalogue's id and columns, fitted on (or, with `prior`, grown by) those seen in training.
+    """Encoders of a catalogue's id and columns, fitted on (or, with `prior`, extended by) those seen in training.
 
     Args:
         frame: one row an id, as `build_catalogue` made it; or the versions of them that the training window can read.
@@ -132,8 +132,8 @@ def fit_columns(
     seen = frame.filter(pl.col(id_name).is_in(canonical(trained["value"]).implode()))
     ids = Vocabulary(often)
     if prior is not None and isinstance(known := prior[id_name], CategoricalEncoder):
-        ids = known.vocabulary.grown(often)
-    columns: Columns = {id_name: CategoricalEncoder(ids)}
+        ids = known.vocabulary.extended(often)
+    columns: dict[str, ColumnEncoder] = {id_name: CategoricalEncoder(ids)}
     for name, spec in (table.columns if table else {}).items():
         columns[name] = fit_column(seen[name], spec, path, prior[name] if prior is not None else None)
     return columns

@@ -9,20 +9,19 @@ import polars as pl
 
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, TIME, USER
 from features.contract.columns import EventColumn, Gap, Residual, ScalarColumn
-from features.contract.contract import Contract
-from features.draws import drawn
+from features.contract.contract import Contract, Table
+from features.draws import drawn, one_in
 from features.encoding.base import ColumnEncoder, Columns
 from features.encoding.encoder import Encoder, encode_table, encode_versions, fields
 from features.encoding.registry import encode_value, fit_column
-from features.errors import DataError, named
-from features.fitting.catalogue import build_catalogue, fit_columns, grown_catalogue, read_table
+from features.encoding.vocabulary import Vocabulary
+from features.errors import DataError, error_prefix
+from features.fitting.catalogue import build_catalogue, extended_catalogue, fit_columns, read_table
 from features.fitting.table_versions import latest, visible
 from features.sources.keys import canonical
 from features.sources.log import Log, chunks, value_counts
 from features.store.schema import UNKNOWN, Schema
 from features.store.versions import ITEM_VERSIONS, USER_VERSIONS
-
-MOST_FITTED = 2_000_000  # training rows that a number of the log is fitted on, drawn evenly over it
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def fit(
     prior: Encoder | None = None,
     fresh: pl.LazyFrame | None = None,
 ) -> Fitted:
-    """Fit catalogues, vocabularies and scalers; or let those of an earlier version grow.
+    """Fit catalogues, vocabularies and scalers; or extend those of an earlier version.
 
     With `prior`, every index keeps its meaning and new values come after the old ones; numbers keep their scale. So
     rows encoded then and now can be read together, and a model trained then goes on.
@@ -92,7 +91,7 @@ def fit(
         log: whose users and items get rows of the catalogues.
         tables: raw item and user tables.
         train: rows of the training window, under the log's fixed names.
-        prior: the encoder to let grow.
+        prior: the encoder to extend.
         fresh: the rows of `train` that `prior` was not fitted on: only what is in them can be new.
 
     Raises:
@@ -100,36 +99,31 @@ def fit(
         ConfigError: a context default is of another type than its column.
     """
     interactions = contract.interactions
-    sides = (
-        (ITEM, interactions.item, contract.items, tables.items, contract.item_field, interactions.item_min_count),
-        (USER, interactions.user, contract.users, tables.users, contract.user_field, interactions.user_min_count),
+    items = _fit_side(
+        Side(ITEM, interactions.item, contract.item_field, interactions.item_min_count, contract.items),
+        contract,
+        log,
+        train,
+        tables.items,
+        tables.item_versions,
+        None if prior is None else (prior.items, prior.item),
     )
-    changing = {ITEM: (ITEM_VERSIONS, tables.item_versions), USER: (USER_VERSIONS, tables.user_versions)}
-    vocabularies, learned, encoded, trained = {}, {}, {}, {}
-    versions: dict[str, dict[str, np.ndarray]] = {}
-    for key, column, declared, table, id_name, min_count in sides:
-        trained[key] = value_counts(train, key)
-        vocabularies[key], frame = build_catalogue(_everyone(log, key, column), table, id_name, log.path)
-        path = contract.resolve(declared.path) if declared else log.path
-        before = None if prior is None else (prior.items, prior.item) if key == ITEM else (prior.users, prior.user)
-        if before is not None:
-            vocabularies[key], frame = grown_catalogue(before[0], frame, id_name)
-        file, known = changing[key]
-        fitted_on = frame if known is None else _visible(known, id_name, train)
-        learned[key] = fit_columns(
-            fitted_on, trained[key], declared, id_name, min_count, path, before[1] if before else None
-        )
-        with named(path):
-            encoded[key] = encode_table(frame, learned[key])
-            if known is not None:
-                versions[file] = encode_versions(known, id_name, vocabularies[key], learned[key])
+    users = _fit_side(
+        Side(USER, interactions.user, contract.user_field, interactions.user_min_count, contract.users),
+        contract,
+        log,
+        train,
+        tables.users,
+        tables.user_versions,
+        None if prior is None else (prior.users, prior.user),
+    )
     context: Columns = {
         name: _fit_column(train, CONTEXT + name, spec, log.path, prior.context.get(name) if prior else None, fresh)
         for name, spec in interactions.context.items()
     }
     for name, spec in interactions.context.items():
         encode_value(f"interactions.context.{name}.default", context[name], spec.default)
-    past = _earlier_events(contract, log, train, trained[USER]["value"])
+    past = _earlier_events(contract, log, train, users.trained["value"])
     events = pl.concat([train.filter(EVENT), *past], how="diagonal_relaxed")
     fresh_events = None if fresh is None else pl.concat([fresh.filter(EVENT), *past], how="diagonal_relaxed")
     event: Columns = {
@@ -139,10 +133,10 @@ def fit(
         for name, spec in contract.history.columns.items()
     }
     schema = Schema(
-        items=vocabularies[ITEM].size,
-        users=vocabularies[USER].size,
-        item=fields(learned[ITEM]),
-        user=fields(learned[USER]),
+        items=items.ids.size,
+        users=users.ids.size,
+        item=fields(items.columns),
+        user=fields(users.columns),
         context=fields(context),
         event=fields(event),
         labels=tuple(interactions.labels),
@@ -151,17 +145,90 @@ def fit(
     encoder = Encoder(
         contract,
         schema,
-        vocabularies[ITEM],
-        vocabularies[USER],
-        learned[ITEM],
-        learned[USER],
-        context,
-        event,
-        encoded[USER],
+        items=items.ids,
+        users=users.ids,
+        item=items.columns,
+        user=users.columns,
+        context=context,
+        event=event,
+        user_table=users.table,
     )
+    files = {ITEM_VERSIONS: items.versions, USER_VERSIONS: users.versions}
+    versions = {file: columns for file, columns in files.items() if columns is not None}
     trained_I = np.zeros(schema.items, bool)
-    trained_I[vocabularies[ITEM].encode(trained[ITEM]["value"])] = True
-    return Fitted(encoder, encoded[ITEM], versions, trained_I)
+    trained_I[items.ids.encode(items.trained["value"])] = True
+    return Fitted(encoder, items.table, versions, trained_I)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Items or users, as a contract declares them.
+
+    Args:
+        key: their column of the log under its fixed name.
+        column: what the log calls it.
+        id_name: the id column of their table, and of what is learned.
+        min_count: training rows below which an id has no embedding of its own.
+        table: the table's declaration, None without one.
+    """
+
+    key: str
+    column: str
+    id_name: str
+    min_count: int
+    table: Table | None
+
+
+@dataclass(frozen=True)
+class FittedSide:
+    """What was learned of items or users.
+
+    Args:
+        ids: the catalogue: every id of log and table.
+        columns: encoders of the id and of the table's columns.
+        table: encoded, row i is catalogue row i.
+        versions: encoded versions of the table's rows, None where it has one row an id.
+        trained: ids of the training window (`value`) and how many of its rows each has (`len`).
+    """
+
+    ids: Vocabulary
+    columns: Columns
+    table: dict[str, np.ndarray]
+    versions: dict[str, np.ndarray] | None
+    trained: pl.DataFrame
+
+
+def _fit_side(
+    side: Side,
+    contract: Contract,
+    log: Log,
+    train: pl.LazyFrame,
+    table: pl.DataFrame | None,
+    versions: pl.DataFrame | None,
+    prior: tuple[Vocabulary, Columns] | None,
+) -> FittedSide:
+    """Fit the catalogue of items or users and the columns of their table.
+
+    Args:
+        side: which of the two.
+        contract, log, train: as of `fit`.
+        table: the raw table, one row an id, if there is one.
+        versions: all rows of a table with versions.
+        prior: catalogue and encoders to extend.
+    """
+    path = contract.resolve(side.table.path) if side.table else log.path
+    trained = value_counts(train, side.key)
+    ids, frame = build_catalogue(_all_ids(log, side.key, side.column), table, side.id_name, log.path)
+    if prior is not None:
+        ids, frame = extended_catalogue(prior[0], frame, side.id_name)
+    fitted_on = frame if versions is None else _visible(versions, side.id_name, train)
+    columns = fit_columns(
+        fitted_on, trained, side.table, side.id_name, side.min_count, path, None if prior is None else prior[1]
+    )
+    with error_prefix(path):
+        encoded = encode_table(frame, columns)
+        changing = None if versions is None else encode_versions(versions, side.id_name, ids, columns)
+    return FittedSide(ids, columns, encoded, changing, trained)
 
 
 def _visible(versions: pl.DataFrame, id_name: str, train: pl.LazyFrame) -> pl.DataFrame:
@@ -170,9 +237,9 @@ def _visible(versions: pl.DataFrame, id_name: str, train: pl.LazyFrame) -> pl.Da
     return visible(versions, id_name, first, last)
 
 
-def _everyone(log: Log, key: str, column: str) -> pl.Series:
+def _all_ids(log: Log, key: str, column: str) -> pl.Series:
     """Distinct ids of the log as sorted keys; of items, those of given histories and earlier events too."""
-    with named(log.path):
+    with error_prefix(log.path):
         found = [canonical(value_counts(log.frame, key)["value"].rename(column))]
         if key == ITEM:
             if GIVEN in log.frame.collect_schema():
@@ -234,7 +301,7 @@ def _fit_column(
         return fit_column(pl.Series(name, [], pl.Float64), spec, path)
     if prior is not None and fresh is not None:
         seen = value_counts(fresh, column)["value"].rename(name) if spec.form == "name" else None
-        with named(path):
+        with error_prefix(path):
             if seen is None or (prior.encode(seen) != UNKNOWN).all():
                 return prior
     if spec.form == "name":
@@ -242,9 +309,8 @@ def _fit_column(
         counts = value_counts(train, column)
         return fit_column(counts["value"].rename(name), spec, path, prior, counts["len"])
     rows = train.select(pl.len()).collect(engine="streaming").item()
-    one_in = max(-(-rows // MOST_FITTED), 1)
     sample, first = [], 0
     for chunk in chunks(train.select(column), rows):
-        sample.append(chunk[column].gather(drawn(first, chunk.height, one_in)))
+        sample.append(chunk[column].gather(drawn(first, chunk.height, one_in(rows))))
         first += chunk.height
     return fit_column(pl.concat(sample).rename(name), spec, path, prior)

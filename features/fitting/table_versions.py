@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date
 
 import polars as pl
 
-from features.calendar import LAST_TIME
-from features.checks.row_rules import EPOCH
+from features.calendar import LAST_TIME, first_instant, text_of
 from features.contract.contract import Table
 from features.errors import DataError
 from features.sources.log import MICROSECONDS, end_of, microseconds
@@ -44,16 +43,16 @@ def versions_of(content: pl.DataFrame, path: str, table: Table, which: str, as_o
     where = f"{path}: {which}s.valid_from: column {table.valid_from!r}"
     starts = content[VALID_FROM]
     if starts.null_count():
-        one = content.filter(starts.is_null())[table.id][0]
+        example = content.filter(starts.is_null())[table.id][0]
         raise DataError(
             f"{where}: {starts.null_count()} of {len(starts)} rows are null (or do not parse in {which}s.time_format), "
-            f"e.g. of {which} {one!r}. Write when each row began to hold; an early date where it always did."
+            f"e.g. of {which} {example!r}. Write when each row began to hold; an early date where it always did."
         )
     twice = content.filter(pl.struct(table.id, VALID_FROM).is_duplicated())
     if twice.height:
         raise DataError(
             f"{where}: {twice.height} of {len(content)} rows share {which} and instant with another, e.g. {which} "
-            f"{twice[table.id][0]!r} at {_instant(twice[VALID_FROM][0])}. Keep one row each."
+            f"{twice[table.id][0]!r} at {text_of(twice[VALID_FROM][0])}. Keep one row each."
         )
     if as_of is not None:
         content = content.filter(pl.col(VALID_FROM) < end_of(as_of))
@@ -87,16 +86,9 @@ def refuse_wrong_unit(content: pl.DataFrame, path: str, table: Table, which: str
     newest = content.select(pl.col(VALID_FROM).max()).item()
     if newest is None:
         return
-    first = (datetime.combine(earliest, time(), UTC) - EPOCH) // timedelta(microseconds=1)
-    if newest >= LAST_TIME or 0 < newest < first:
+    if newest >= LAST_TIME or 0 < newest < first_instant(earliest):
         raise DataError(
-            f"{path}: {which}s.valid_from: column {table.valid_from!r} read in {table.time_unit!r} ends "
-            f"{_instant(newest)}, outside {earliest} (checks.earliest) to 9999. Correct {which}s.time_unit (one of "
+            f"{path}: {which}s.valid_from: column {table.valid_from!r} read in {table.time_unit!r} ends at "
+            f"{text_of(newest)}, outside {earliest} (checks.earliest) to 9999. Correct {which}s.time_unit (one of "
             f"{', '.join(MICROSECONDS)}), or the column."
         )
-
-
-def _instant(microseconds: int) -> str:
-    if microseconds >= LAST_TIME:
-        return "beyond the year 9999"
-    return f"{EPOCH + timedelta(microseconds=microseconds):%Y-%m-%d %H:%M:%S}"

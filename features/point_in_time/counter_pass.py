@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,41 +10,56 @@ import numpy as np
 import polars as pl
 
 from features.chunk import LABEL, Chunk, Values
-from features.draws import drawn
+from features.contract.log import Counter
+from features.draws import drawn, one_in
 from features.encoding.base import Columns
-from features.encoding.encoder import Snapshot, fields
+from features.encoding.encoder import Encoder, Snapshot, fields
 from features.encoding.number import NumericEncoder
 from features.fitting.split import Splitter
 from features.point_in_time.counters import final, running
 from features.point_in_time.encoded_log import EncodedLog
 from features.store.shuffle import shuffle_by_key
 
-MOST_FITTED = 2_000_000  # training rows that a counter's scale is fitted on, drawn evenly over the log
-
 
 @dataclass(frozen=True)
 class Counted:
-    """Raw counters of every row of the stream.
+    """What the counters of a contract say of every row of the log, and of every key at its end.
 
     Args:
-        stream: whose rows they are.
-        raw: by name, float64 [rows] in the stream's order (memory-mapped).
+        counters: as the contract declares them, by name.
+        raw: at every row of the log, in its order, float64 [rows] by counter (memory-mapped).
+        encoders: which scale them, by counter.
+        finals: at the end of the log, float32 by counter, one an item (user) row.
         mean: the rate that keys without rows have; None without counters.
     """
 
-    stream: EncodedLog
-    raw: dict[str, np.ndarray] = field(default_factory=dict)
+    counters: Mapping[str, Counter] = field(default_factory=dict)
+    raw: Mapping[str, np.ndarray] = field(default_factory=dict)
+    encoders: Columns = field(default_factory=dict)
+    finals: Mapping[str, np.ndarray] = field(default_factory=dict)
     mean: float | None = None
 
     def onto(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Chunks of a full pass with their counters."""
+        """Chunks of a full pass over that log with their counters."""
         first = 0
-        encoders = self.stream.encoder.context | self.stream.encoder.candidate
         for chunk in chunks:
             raw = {name: np.asarray(values[first : first + chunk.rows]) for name, values in self.raw.items()}
-            encoded = {name: encoders[name].encode(pl.Series(name, values)) for name, values in raw.items()}
+            encoded = {name: self.encoders[name].encode(pl.Series(name, values)) for name, values in raw.items()}
             yield replace(chunk, counters=encoded, raw_counters=raw)
             first += chunk.rows
+
+    def added_to(self, encoder: Encoder) -> Encoder:
+        """An encoder that has these columns too: of items as `candidate`, of users as `context`."""
+        names = {of: [name for name, counter in self.counters.items() if counter.of == of] for of in ("item", "user")}
+        candidate = {name: self.encoders[name] for name in names["item"]}
+        context = {**encoder.context, **{name: self.encoders[name] for name in names["user"]}}
+        return replace(
+            encoder,
+            candidate=candidate,
+            context=context,
+            snapshot=Snapshot(*({name: self.finals[name] for name in names[of]} for of in ("item", "user"))),
+            schema=encoder.schema.model_copy(update={"context": fields(context), "candidate": fields(candidate)}),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,14 +78,14 @@ class Scales:
 def count_log(
     stream: EncodedLog, splitter: Splitter, shards: int, scratch: Path, prior: Scales | None = None
 ) -> Counted:
-    """Run every declared counter over the log, fit its scale on training rows, and give both to the encoder.
+    """Run every declared counter over the log, and fit its scale on training rows.
 
     A row sees what came strictly before it, also what came before the window of a windowed build. Earlier events of
     other tables and drawn negatives are not counted, though the latter have counters of their own. Memory holds one
     shard of items or users.
 
     Args:
-        stream: whose encoder gets the columns: item counters as `candidate`, user counters as `context`.
+        stream: the log.
         splitter: which rows train.
         shards: how many pieces the log is counted in.
         scratch: folder for files that are needed until the build ends.
@@ -78,7 +93,7 @@ def count_log(
     """
     counters = stream.contract.counters
     if not counters:
-        return Counted(stream)
+        return Counted()
     scratch.mkdir(parents=True, exist_ok=True)
     rows = sum(chunk.rows for chunk in stream.narrow())
     mean = prior.mean if prior else label_mean(stream, splitter)
@@ -101,8 +116,7 @@ def count_log(
                 raw[name][shard["place"]] = running(key, time, label, counter, mean, counted, shard["instant"])
                 state = final(key[counted], time[counted], label[counted], counter, mean, size, newest)
                 finals[name][mine] = state[mine]
-    _give_to_encoder(stream, prior.encoders if prior else _fitted(stream, splitter, raw), finals)
-    return Counted(stream, raw, mean)
+    return Counted(counters, raw, prior.encoders if prior else _fitted(stream, splitter, raw), finals, mean)
 
 
 def _keys(stream: EncodedLog, of: str) -> Iterator[dict[str, Values]]:
@@ -134,19 +148,6 @@ def _fitted(stream: EncodedLog, splitter: Splitter, raw: dict[str, np.ndarray]) 
     }
 
 
-def _give_to_encoder(stream: EncodedLog, fitted: Columns, finals: dict[str, np.ndarray]) -> None:
-    encoder, counters = stream.encoder, stream.contract.counters
-    for name, counter in counters.items():
-        (encoder.candidate if counter.of == "item" else encoder.context)[name] = fitted[name]
-    encoder.snapshot = Snapshot(
-        items={name: values for name, values in finals.items() if counters[name].of == "item"},
-        users={name: values for name, values in finals.items() if counters[name].of == "user"},
-    )
-    encoder.schema = encoder.schema.model_copy(
-        update={"context": fields(encoder.context), "candidate": fields(encoder.candidate)}
-    )
-
-
 def _training_places(stream: EncodedLog, splitter: Splitter) -> np.ndarray:
     found, first = [], 0
     for chunk in stream.narrow():
@@ -154,4 +155,4 @@ def _training_places(stream: EncodedLog, splitter: Splitter) -> np.ndarray:
         found.append(first + np.flatnonzero(trains))
         first += len(trains)
     places = np.concatenate(found)
-    return places[drawn(0, len(places), max(-(-len(places) // MOST_FITTED), 1))]
+    return places[drawn(0, len(places), one_in(len(places)))]

@@ -5,13 +5,12 @@ Shapes: R rows of the log.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 
+from features.calendar import DAY, HOUR
 from features.contract.log import Counter
 
-PERIODS = {"event": 1, "hour": 3_600_000_000, "day": 86_400_000_000}  # µs
+PERIODS = {"event": 1, "hour": HOUR, "day": DAY}  # µs
 
 
 def running(
@@ -66,49 +65,6 @@ def final(
         newest: time of the log's newest row, µs.
     """
     return _Prefix(key_R, time_R, label_R, counter).at(np.arange(keys), np.full(keys, newest + 1), mean)
-
-
-class CounterState:
-    """The same counter kept up event by event, for a server or a stream job.
-
-    Example:
-        >>> state = CounterState(Counter(of="item", value="rate", prior=2), mean=0.5)
-        >>> state.update(key=7, time=1_000_000, label=1)
-        >>> state.value(key=7, time=2_000_000)
-        0.6666666666666666
-    """
-
-    def __init__(self, counter: Counter, mean: float) -> None:
-        self.counter = counter
-        self.mean = mean
-        self._known: dict[object, tuple[float, float, int]] = {}  # count, positives, time of the last event
-        self._pending: dict[object, list[tuple[int, float]]] = defaultdict(list)
-
-    def update(self, key: object, time: int, label: float) -> None:
-        """An event (µs since 1970) happened; events of one key come in order of time. NaN is an unknown label."""
-        if self.counter.value == "rate" and np.isnan(label):
-            return
-        self._pending[key].append((time, label))
-
-    def value(self, key: object, time: int) -> float:
-        """The counter of a key at a time, which never goes back."""
-        instant = int(_as_of(np.array([time]), self.counter)[0])
-        count, positives, last = self._known.get(key, (0.0, 0.0, instant))
-        waiting = self._pending.pop(key, [])
-        ready = [event for event in waiting if event[0] < instant]
-        if len(ready) < len(waiting):
-            self._pending[key] = waiting[len(ready) :]
-        for at, label in ready:
-            fade = self._weight(at - last) if count else 1.0
-            count, positives, last = count * fade + 1, positives * fade + label, at
-        if ready:
-            self._known[key] = (count, positives, last)
-        fade = self._weight(instant - last)
-        seen = np.array([count, positives]) * fade
-        return float(_value(seen[:1], seen[1:], self.counter, self.mean)[0])
-
-    def _weight(self, age: int) -> float:
-        return 2.0 ** (-age / self.counter.half_life) if self.counter.half_life else 1.0
 
 
 class _Prefix:

@@ -31,7 +31,7 @@ from features.contract.contract import Contract
 from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.vocabulary import id_hashes
-from features.errors import named
+from features.errors import error_prefix
 from features.point_in_time.instants import Instants
 from features.point_in_time.negatives import NONE, Drawn, draw_negatives
 from features.sources.keys import canonical
@@ -108,7 +108,7 @@ class EncodedLog:
     def _passes(self, frame: pl.LazyFrame, with_declared: Callable[[pl.DataFrame, Chunk], Chunk]) -> Iterator[Chunk]:
         first = 0
         for logged in chunks(frame, self.log.rows):
-            with named(self.log.path):
+            with error_prefix(self.log.path):
                 chunk = with_declared(logged, self._common(logged))
             layout = chunk.take(np.arange(0))
             if self._negatives is not None:
@@ -126,7 +126,7 @@ class EncodedLog:
             events: of the table.
             layout: a chunk of the log, for its columns.
         """
-        with named(self.log.path):
+        with error_prefix(self.log.path):
             encoded = {name: encoder.encode(_column(events, HISTORY, name)) for name, encoder in self._event_encoders()}
             time = events[TIME].to_numpy()
             chunk = replace(

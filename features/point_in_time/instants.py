@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.calendar import DAY
+from features.calendar import DAY, HOUR
 from features.checks.check_log import Finding
 from features.chunk import REQUEST, SPLIT, TIME, USER, Values
 from features.contract.contract import Contract
 from features.sources.log import Log, chunks
 from features.store.shuffle import shuffle_by_key
 
-LONG = 3_600_000_000  # µs; a request that lasts longer is reported
+LONG = HOUR  # a request that lasts longer is reported
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Negatives for a log of positives alone: what could have been taken at that time, and was not.
+"""Negatives for a log of positives alone: items that the user could have chosen at that time, and did not.
 
-Everything is drawn as of the positive's own time, or that of its request: an item that nobody had taken before is no
-negative yet, and what a user takes later does not keep it from being one now. What is drawn for a positive depends on
-it (its raw ids and its time), on the seed and on what came before it, never on later rows nor on the row that an id has
-in its catalogue, so that a longer log draws the same. Shapes: R positives, K negatives of each.
+They are drawn as of the positive's own time, or that of its request: an item without a positive before it is no
+negative yet, and a later positive of the same user does not keep an item from being a negative now. What is drawn
+depends on the positive (its raw ids and its time), on the seed and on earlier positives; not on later rows, nor on the
+row that an id has in its catalogue. So a longer log draws the same. Shapes: R positives, K negatives of each.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def draw_negatives(
 ) -> Drawn:
     """Draw `spec.per_positive` items for each positive.
 
-    - `uniform`: every item that had been taken before the positive's time, with equal chance.
-    - `popularity`: the item of a random positive before that time: as often as it had been taken.
+    - `uniform`: every item with a positive before this one's time, with equal chance.
+    - `popularity`: the item of a random positive before that time: in proportion to its positives.
     - `in_window`: the same, of the last `window` alone.
 
-    With `exclude: seen` a draw is repeated while the user had taken it up to (and at) that time, or it is the positive
-    itself, at most `TRIES` times. The negatives of one positive differ from each other.
+    A draw is repeated while it is the positive itself or, with `exclude: seen`, an item of the user's positives up to
+    (and at) that time, at most `TRIES` times. The negatives of one positive differ from each other.
 
     Args:
         user_R, item_R: rows of users and items, int [R].
         time_R: times (µs), int64 [R], in any order.
         spec: how many, how, which seed.
         user_hash, item_hash: 64 bits of the raw id of each row, uint64 [users], uint64 [items].
-        instant_R: as of when each positive knows the past (µs), int64 [R]: what was taken before it can be drawn. Its
-            own time still says what its user had taken. Default its time.
+        instant_R: as of when each positive knows the past (µs), int64 [R]: items of positives before it can be
+            drawn. Its own time still bounds the user's positives. Default its time.
     """
     rows = len(item_R)
     identity_R = mixed(mixed(mixed(np.uint64(spec.seed), user_hash[user_R]), item_hash[item_R]), time_R)
@@ -105,7 +105,7 @@ def _by_first_time(
 
 
 class _Seen:
-    """Answers whether a user had taken an item up to a time."""
+    """Answers whether a user had a positive of an item up to a time."""
 
     def __init__(self, user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray) -> None:
         self._items = int(item_R.max()) + 1 if len(item_R) else 1

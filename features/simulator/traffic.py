@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from features.simulator.world import DAY, DAYS, DEVICES, MAX_POSITION, START, TOPICS, Items, Users, repeated
+from features.calendar import DAY
+from features.simulator.world import DAYS, DEVICES, MAX_POSITION, START, TOPICS, Items, Users, repeated
 
 STEP = DAY // 4  # item popularity and the set of existing items change in steps of six hours
 CHUNK_REQUESTS = 40_000

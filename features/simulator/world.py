@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-DAY = 86_400_000_000  # microseconds, as every time here
+from features.calendar import DAY
+
 START = int(datetime(2025, 3, 3, tzinfo=UTC).timestamp()) * 1_000_000
 DAYS = 42
 END = START + DAYS * DAY

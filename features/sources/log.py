@@ -29,7 +29,7 @@ from features.contract.columns import Gap, Residual
 from features.contract.contract import Contract
 from features.contract.labels import CLICKED_NAMES, LABEL_NAMES, columns_read
 from features.contract.log import HistoryTable, PrecomputedHistory
-from features.errors import DataError, named
+from features.errors import DataError, error_prefix
 from features.sources.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
 from features.sources.keys import canonical
 from features.sources.tables import expression, readable, refuse_not_common, require_columns, scan
@@ -132,7 +132,7 @@ def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str, text_format
 
 def distinct(log: Log, key: str, name: str) -> pl.Series:
     """The distinct values of a column as sorted keys. Raises DataError naming the log's column `name`."""
-    with named(log.path):
+    with error_prefix(log.path):
         return canonical(value_counts(log.frame, key)["value"].rename(name)).sort()
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from features.contract.contract import Contract
 from features.contract.vectors import Embedding
 from features.encoding.vocabulary import Vocabulary
-from features.errors import DataError, named
+from features.errors import DataError, error_prefix
 from features.sources.files import find_files, is_url, read_bytes
 from features.sources.tables import read
 from features.store.schema import UNKNOWN
@@ -27,7 +27,7 @@ def read_vectors(name: str, contract: Contract, items: Vocabulary) -> ItemVector
     path = contract.resolve(spec.path)
     ids, vectors_VW = _read(contract, spec, path)
     _check(path, ids, vectors_VW)
-    with named(path):
+    with error_prefix(path):
         row_V = items.encode(ids)
     known_V = row_V != UNKNOWN
     if not known_V.any():

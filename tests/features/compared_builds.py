@@ -107,7 +107,7 @@ class Meaning:
         encoder, built = self.encoder, self.built
         columns = {name: rows[name].tolist() for name in rows if name in EXACT or name.startswith(LABEL_PREFIX)}
         columns |= {"user": ids(encoder.users, rows["user"]), "item": ids(encoder.items, rows["item"])}
-        for name, one in (encoder.context | encoder.candidate).items():
+        for name, one in {**encoder.context, **encoder.candidate}.items():
             columns[name] = raw(one, rows[name])
         for which, table in (("item", built.items_as_of), ("user", built.users_as_of)):
             known = getattr(encoder, which)

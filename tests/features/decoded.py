@@ -63,7 +63,7 @@ def _row_columns(rows: dict[str, np.ndarray], encoder: Encoder) -> dict[str, lis
         "time": rows["time"].tolist(),
     }
     columns |= {name: rows[name].tolist() for name in rows if name in FIXED or name.startswith(LABEL_PREFIX)}
-    encoders = encoder.context | encoder.candidate
+    encoders = {**encoder.context, **encoder.candidate}
     return columns | {name: _raw(rows[name], one) for name, one in encoders.items()}
 
 

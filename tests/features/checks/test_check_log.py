@@ -320,7 +320,7 @@ def test_rows_beyond_32_bits_are_put_aside(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(quarantine, "numbered", lambda frame: numbered(frame, BEYOND))
     (tmp_path / "staging").mkdir()
     opened = open_log(contract)
-    stay, gone = quarantine.put_aside(opened.frame, opened.path, contract, [one], 5, tmp_path / "staging")
+    stay, gone = quarantine.quarantine(opened.frame, opened.path, contract, [one], 5, tmp_path / "staging")
     written = pl.read_parquet(tmp_path / "staging" / QUARANTINE)
     assert gone == 2 and [time % 10 for time in (stay.collect()[TIME] // SECOND - START).to_list()] == [0, 2, 4]
     assert written.select("row", "note").rows() == [(BEYOND + 1, 1), (BEYOND + 3, 3)]

@@ -132,13 +132,13 @@ def test_a_column_is_its_values(case: Case) -> None:
 def test_missing_is_unknown_and_never_padding(case: Case) -> None:
     encoder = case.encoder
     missing = encoder.encode(case.column([None]))
-    np.testing.assert_array_equal(missing, encoder.blank(1))
+    np.testing.assert_array_equal(missing, encoder.special_row(1))
     if case.spec.type != "tags":  # a column of lists without any is still one of lists
         np.testing.assert_array_equal(missing, encoder.encode(pl.Series("c", [None])))
     assert encoder.raw_value(missing[0]) is None
     assert encoder.encode(case.column([])).shape == (0, *missing.shape[1:])
     if encoder.field("c").kind != "numeric":
-        assert encoder.blank(0).ravel()[0] == 0 and missing.ravel()[0] == 1
+        assert encoder.special_row(0).ravel()[0] == 0 and missing.ravel()[0] == 1
 
 
 @every_case
@@ -181,11 +181,11 @@ def test_a_raw_value_encodes_to_where_it_came_from(case: Case) -> None:
 
 
 @every_case
-def test_grown_by_what_it_knows_it_is_unchanged(case: Case) -> None:
+def test_extended_by_what_it_knows_it_is_unchanged(case: Case) -> None:
     column, encoder = case.column(case.train), case.encoder
-    grown = fit_column(column, case.spec, "log.parquet", prior=encoder)
-    assert grown.field("c") == encoder.field("c")
-    np.testing.assert_array_equal(grown.encode(column), encoder.encode(column))
+    extended = fit_column(column, case.spec, "log.parquet", prior=encoder)
+    assert extended.field("c") == encoder.field("c")
+    np.testing.assert_array_equal(extended.encode(column), encoder.encode(column))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_tags_by_hand() -> None:
     assert encoder.encode(column).tolist() == [[4, 2], [1, 0], [1, 0], [1, 0], [3, 0]]
     fixed = pl.Series("c", [["a", "c"]], dtype=pl.Array(pl.String, 2))
     assert encoder.encode(fixed).tolist() == [[2, 4]]
-    assert encoder.blank(0).tolist() == [[0, 0]] and encoder.blank(1).tolist() == [[1, 0]]
+    assert encoder.special_row(0).tolist() == [[0, 0]] and encoder.special_row(1).tolist() == [[1, 0]]
 
 
 def test_tags_in_a_text_column() -> None:
@@ -153,13 +153,13 @@ def test_a_categorical_column_grows() -> None:
     assert isinstance(encoder, CategoricalEncoder)
     # c and a twice, d three times, b once again: one place is left for d, and one for a before c.
     more = pl.Series("c", ["c", "c", "d", "d", "d", "a", "a", "b", "m"])
-    grown = fit_column(more, spec, "log.csv", prior=encoder)
-    assert isinstance(grown, CategoricalEncoder)
+    extended = fit_column(more, spec, "log.csv", prior=encoder)
+    assert isinstance(extended, CategoricalEncoder)
     assert encoder.vocabulary.values.to_list() == ["m", "x"]
-    assert grown.vocabulary.values.to_list() == ["m", "x", "a", "d"]
-    assert grown.encode(pl.Series("c", ["m", "x", "a", "d", "c", "b"])).tolist() == [2, 3, 4, 5, 1, 1]
-    full = fit_column(pl.Series("c", ["z"] * 9), spec, "log.csv", prior=grown)
-    assert full.field("c").size == grown.field("c").size == 6
+    assert extended.vocabulary.values.to_list() == ["m", "x", "a", "d"]
+    assert extended.encode(pl.Series("c", ["m", "x", "a", "d", "c", "b"])).tolist() == [2, 3, 4, 5, 1, 1]
+    full = fit_column(pl.Series("c", ["z"] * 9), spec, "log.csv", prior=extended)
+    assert full.field("c").size == extended.field("c").size == 6
 
 
 def test_a_column_of_distinct_values_and_their_counts() -> None:
@@ -167,12 +167,12 @@ def test_a_column_of_distinct_values_and_their_counts() -> None:
     distinct, times = pl.Series("c", ["a", "b", None]), pl.Series([2, 3, 9], dtype=pl.UInt32)
     encoder = CategoricalEncoder.fit(distinct, spec, times)
     assert encoder.vocabulary.values.to_list() == ["b"]
-    assert encoder.grown(distinct, spec, pl.Series([3, 1, 9])).vocabulary.values.to_list() == ["b", "a"]
+    assert encoder.extended(distinct, spec, pl.Series([3, 1, 9])).vocabulary.values.to_list() == ["b", "a"]
 
 
 def test_tags_grow() -> None:
     spec = Tags(type="tags", max_len=2, separator="|")
     encoder = fit_column(pl.Series("c", ["m|x"]), spec, "items.csv")
-    grown = fit_column(pl.Series("c", ["b|m", None, "a"]), spec, "items.csv", prior=encoder)
-    assert grown.encode(pl.Series("c", ["x|m", "b|a"])).tolist() == [[3, 2], [5, 4]]
-    assert grown.field("c").max_len == 2
+    extended = fit_column(pl.Series("c", ["b|m", None, "a"]), spec, "items.csv", prior=encoder)
+    assert extended.encode(pl.Series("c", ["x|m", "b|a"])).tolist() == [[3, 2], [5, 4]]
+    assert extended.field("c").max_len == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,21 @@ def test_saved_and_loaded_encoders_are_the_same(tiny: tuple[Contract, FeatureSet
     assert vars(again.context["load"]) == vars(encoder.context["load"])
     with pytest.raises(DataError, match=r"encoder.json: cannot be read"):
         Encoder.load(tmp_path / "nowhere")
+
+
+def test_an_encoder_is_finished_when_it_is_made(tiny: tuple[Contract, FeatureSet]) -> None:
+    encoder = Encoder.load(tiny[1].path)
+    for name in ("schema", "items", "context", "candidate", "snapshot", "user_table"):
+        with pytest.raises(FrozenInstanceError):
+            setattr(encoder, name, None)
+    for columns in (encoder.item, encoder.user, encoder.context, encoder.candidate, encoder.event, encoder.user_table):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            columns["another"] = None  # type: ignore[index]
+
+
+def test_an_encoder_keeps_its_columns_when_those_it_was_made_of_change(tiny: tuple[Contract, FeatureSet]) -> None:
+    encoder = Encoder.load(tiny[1].path)
+    context = dict(encoder.context)
+    other = replace(encoder, context=context)
+    context.clear()
+    assert other.context == encoder.context and encoder.context

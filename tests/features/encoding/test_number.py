@@ -61,11 +61,11 @@ def test_a_constant_column_has_deviation_one(values: list[Any]) -> None:
     assert abs(encoder.encode_one((values[0] or 0.0) + 1)[0] - 1) < 1e-3 + abs(encoder.mean) * 1e-12
 
 
-def test_a_grown_number_keeps_its_scale() -> None:
+def test_an_extended_number_keeps_its_scale() -> None:
     spec = Numeric(type="numeric")
     encoder = fit_column(pl.Series("c", [0.0, 2.0]), spec, "log.csv")
-    grown = fit_column(pl.Series("c", [100.0, 900.0]), spec, "log.csv", prior=encoder)
-    assert grown.encode(pl.Series("c", [0.0, 2.0, 3.0])).tolist() == [-1.0, 1.0, 2.0]
+    extended = fit_column(pl.Series("c", [100.0, 900.0]), spec, "log.csv", prior=encoder)
+    assert extended.encode(pl.Series("c", [0.0, 2.0, 3.0])).tolist() == [-1.0, 1.0, 2.0]
 
 
 def test_quantile_buckets_by_hand() -> None:

@@ -83,29 +83,29 @@ def test_a_column_without_any_value_is_unknown_throughout() -> None:
 @given(whole, whole, st.integers(1, 3), st.none() | st.integers(1, 40))
 def test_growing_moves_no_index(first: list[Any], more: list[Any], min_count: int, max_size: int | None) -> None:
     old = Vocabulary.fit(pl.Series("c", first, dtype=pl.Int64), min_count, max_size)
-    grown = old.grown(pl.Series("c", more, dtype=pl.Int64), min_count, max_size)
-    kept, new = grown.values.to_list()[: len(old.values)], grown.values.to_list()[len(old.values) :]
+    extended = old.extended(pl.Series("c", more, dtype=pl.Int64), min_count, max_size)
+    kept, new = extended.values.to_list()[: len(old.values)], extended.values.to_list()[len(old.values) :]
     assert kept == old.values.to_list() and new == sorted(new)
     times = Counter(value for value in more if value is not None and value not in kept)
     frequent = sorted((value for value in times if times[value] >= min_count), key=lambda one: (-times[one], one))
     assert set(new) == set(frequent if max_size is None else frequent[: max_size - len(kept)])
     column = pl.Series("c", [*first, *more], dtype=pl.Int64)
-    assert grown.encode(column).tolist() == [grown.index(value) for value in column]
+    assert extended.encode(column).tolist() == [extended.index(value) for value in column]
     if not len(old.values):
         assert new == Vocabulary.fit(pl.Series("c", more, dtype=pl.Int64), min_count, max_size).values.to_list()
 
 
 def test_growing_by_hand() -> None:
     old = Vocabulary.fit(pl.Series("c", ["m", "x"]))
-    grown = old.grown(pl.Series("c", ["b", "z", "x", None, "b", "z", "n"]), min_count=2)
-    assert grown.values.to_list() == ["m", "x", "b", "z"]
-    counted = old.grown(pl.Series("c", ["b", "z"]), min_count=2, times=pl.Series([1, 2]))
+    extended = old.extended(pl.Series("c", ["b", "z", "x", None, "b", "z", "n"]), min_count=2)
+    assert extended.values.to_list() == ["m", "x", "b", "z"]
+    counted = old.extended(pl.Series("c", ["b", "z"]), min_count=2, times=pl.Series([1, 2]))
     assert counted.values.to_list() == ["m", "x", "z"]
-    assert old.grown(pl.Series("c", [None, None])).values.to_list() == ["m", "x"]
+    assert old.extended(pl.Series("c", [None, None])).values.to_list() == ["m", "x"]
     nothing = Vocabulary.fit(pl.Series("c", [None]))
-    assert nothing.grown(pl.Series("c", [7, 5])).values.to_list() == [5, 7]
+    assert nothing.extended(pl.Series("c", [7, 5])).values.to_list() == [5, 7]
     with pytest.raises(DataError, match=r"'c': holds Int64 where text was learned"):
-        old.grown(pl.Series("c", [7]))
+        old.extended(pl.Series("c", [7]))
 
 
 @pytest.mark.parametrize("values", [[7, 10**12, -3, 5 * 10**15], ["m", "x", "b", "é"]], ids=["whole", "text"])

@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from features import draws
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.errors import DataError
-from features.fitting import fit
 from features.sources import log
 from tests.features.raw import ROWS, START, Tables, raw_log
 
@@ -90,13 +90,13 @@ PAGES = {"interactions": {"context": {"position": {"type": "buckets", "count": 3
 
 def test_pages_in_slot_order_are_fitted_on_all_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """84 training rows, of which 14 are drawn: every sixth row is the first of its page."""
-    monkeypatch.setattr(fit, "MOST_FITTED", 14)
+    monkeypatch.setattr(draws, "MOST_FITTED", 14)
     assert len(built(tmp_path, pages, PAGES).context["position"].edges) == 2
 
 
 @pytest.mark.parametrize("rows_a_chunk", [7, 1000])
 def test_chunks_of_any_size_fit_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_chunk: int) -> None:
-    monkeypatch.setattr(fit, "MOST_FITTED", 14)
+    monkeypatch.setattr(draws, "MOST_FITTED", 14)
     whole = built(tmp_path / "a", pages, {})
     monkeypatch.setattr(log, "ROWS_A_CHUNK", rows_a_chunk)
     assert built(tmp_path / "b", pages, {}).context["load"].mean == whole.context["load"].mean

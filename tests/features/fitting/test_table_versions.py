@@ -283,7 +283,7 @@ def read_as_of(built: FeatureSet) -> list[dict[str, Any]]:
             "1 of 13 rows are null (or do not parse in items.time_format), e.g. of item 104",
         ),
         (pl.col("since") * 0, "2 of 13 rows share item and instant with another, e.g. item 101 at 1970-01-01 00:00:00"),
-        (pl.col("since") * 1000, "read in 's' ends beyond the year 9999"),
+        (pl.col("since") * 1000, "read in 's' ends at a time beyond the years 1 to 9999"),
         (
             pl.col("since").cast(pl.String),
             "holds String, expected timestamps, dates, whole numbers in items.time_unit, or text",

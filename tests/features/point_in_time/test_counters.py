@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.contract.log import Counter
-from features.point_in_time.counters import CounterState, final, running
+from features.point_in_time.counters import final, running
+from tests.features.counter_state import CounterState
 
 HOUR = 3_600_000_000
 PERIOD = {"event": 1, "hour": HOUR, "day": 24 * HOUR}

@@ -12,17 +12,17 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features import draws
 from features.build.build import build_feature_set
 from features.contract.contract import Contract, load_contract
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
 from features.fitting.split import TimeSplitter
-from features.point_in_time import counter_pass
 from features.point_in_time.counter_pass import _training_places
-from features.point_in_time.counters import CounterState
 from features.simulator.simulate import simulate
 from features.store.feature_set import SPLITS, FeatureSet
 from tests.features.chunks import chunk_of
+from tests.features.counter_state import CounterState
 
 SIMULATED = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
 COUNTERS = {
@@ -149,7 +149,7 @@ def test_neither_buckets_nor_chunks_change_a_counter(
 
 def test_a_scale_is_fitted_on_rows_of_every_slot_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of six rows, and one training row in six is taken: not the same slot of every page."""
-    monkeypatch.setattr(counter_pass, "MOST_FITTED", 2_000)
+    monkeypatch.setattr(draws, "MOST_FITTED", 2_000)
     rows = 12_600
     # Every 21st page lies before the window.
     chunk = chunk_of(np.arange(rows), is_row=np.arange(rows) // 6 % 21 > 0)

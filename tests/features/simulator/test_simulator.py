@@ -11,12 +11,13 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from features.calendar import DAY
 from features.contract.contract import load_contract
 from features.errors import ConfigError
 from features.simulator import simulate as simulator
 from features.simulator import traffic as simulator_traffic
 from features.simulator.simulate import FILES, SimulationSummary, simulate
-from features.simulator.world import DAY, DEVICES, END, START, build_world, repeated
+from features.simulator.world import DEVICES, END, START, build_world, repeated
 
 ROWS, USERS, ITEMS = 60_000, 1_000, 800
 CONTRACT = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
