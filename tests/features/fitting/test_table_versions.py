@@ -304,7 +304,7 @@ def test_what_is_no_version_is_refused(tmp_path, change, words):
 
 def test_seconds_read_as_milliseconds_are_refused(tmp_path):
     contract = raw_log(tmp_path / "raw", changing, {"items": {"valid_from": "since", "time_unit": "ms"}})
-    with pytest.raises(DataError, match=r"ends 1970-01-20 .*outside 1990-01-01 .*Correct items.time_unit"):
+    with pytest.raises(DataError, match=r"ends at 1970-01-20 .*outside 1990-01-01 .*Correct items.time_unit"):
         build_feature_set(contract, tmp_path / "out")
 
 
