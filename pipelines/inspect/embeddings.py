@@ -1,4 +1,4 @@
-"""Which vector sets are worth using, before any training: a table, a figure, and one sentence of advice for each."""
+"""Which vector sets are worth using, before any training: a table, a figure, and one line of advice for each."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""What to do with a vector set, in one sentence, from what inspection measured."""
+"""What to do with a vector set, from what inspection measured: a verdict, and the settings that a contract needs.
+
+The reasons are in docs/vectors.md, beside the numbers.
+"""
 
 from __future__ import annotations
 
-from features.vectors.inspection.next_clicks import NEAREST, Interval
+from features.vectors.inspection.next_clicks import Interval
 from features.vectors.inspection.report import Inspection, SetReport
 
 # A set earns its place when its 10 nearest hold what is clicked next twice as often as 10 random items, beyond the
@@ -12,18 +15,17 @@ USEFUL = 2.0
 ANISOTROPIC = 0.3
 # Below this share of clicks a model sees the presence flag more often than the vector.
 LOW_COVERAGE = 0.5
-FULL_COVERAGE = 0.98  # the rest is too rare to be worth a word
 # Two sets that agree on half of the nearest items say nearly the same.
 REDUNDANT = 0.5
 NARROW = 0.25  # effective over nominal dimensions: the rest is noise that a projection must learn to leave out
 LEAST_DIMENSIONS = 8  # that a reduction is advised to: below, a projection saves nothing
 LONG_TAILED = 3.0  # 95 % over 5 % quantile of lengths: lengths then drown directions in a product
+NONE_IS_USEFUL = "No set finds what is clicked next better than chance: expect little of vectors here."
 MANY_TWINS = 0.01  # share of items: more is a placeholder or an encoder's fault, and no accident
-TOLD = 0.7  # AUC of the tag probe from which on a set clearly knows a column
 
 
 def advise(inspection: Inspection) -> dict[str, str]:
-    """Advice by set, in one sentence or two, and on all of them under the name ``."""
+    """A line of advice by set, and which sets to use under the name ``."""
     advice = {report.name: _of_one(report) for report in inspection.sets}
     useful = sorted((report for report in inspection.sets if is_useful(report)), key=lambda report: -_worth(report))
     kept: list[str] = []
@@ -32,7 +34,7 @@ def advise(inspection: Inspection) -> dict[str, str]:
         if twin is None:
             kept.append(report.name)
         else:
-            advice[report.name] += f" It agrees with {twin!r} on most neighbours: one of the two is enough."
+            advice[report.name] += f" Shares most neighbours with {twin!r}: one of the two is enough."
     weak = [report.name for report in inspection.sets if is_weak(report)]
     advice[""] = _of_all(kept, weak, len(inspection.sets))
     return advice
@@ -69,73 +71,46 @@ def _worth(report: SetReport) -> float:
 
 
 def _of_one(report: SetReport) -> str:
+    times = f"{times_random(report):.1f} times as good as chance"
     if best_recall(report) is None:
-        return (
-            f"Cannot be judged by {report.pairs:,} next clicks on {report.candidates:,} items in training with a "
-            f"vector: that takes at least one, and more than {NEAREST + 1} items."
-        )
-    if is_useful(report):
-        text = ", ".join([f"Use it ({times_random(report):.1f} times as good as chance)", *_treatment(report)]) + "."
+        text = f"Cannot be judged by {report.pairs:,} next clicks on {report.candidates:,} items."
+    elif is_useful(report):
+        text = f"Use it ({times})" + "".join(f", `{setting}`" for setting in _settings(report)) + "."
     elif is_weak(report):
-        text = (
-            f"Weak ({times_random(report):.1f} times as good as chance): keep it only if validation improves with it."
-            + _tells(report)
-        )
+        text = f"Weak ({times}): keep it only if validation improves with it."
     else:
-        text = "Leave it out: its nearest items are clicked next no more often than random ones." + _tells(report)
+        text = f"Leave it out ({times})."
     twins = max(report.duplicates, report.near_duplicates)
-    if twins > MANY_TWINS:
-        what = "the very vector of another" if report.duplicates == twins else "nearly the vector of another"
-        text += f" {twins:.0%} of items have {what}: look at its source."
-    return text
+    return text + (f" {twins:.0%} of items have a twin: look at its source." if twins > MANY_TWINS else "")
 
 
-def _treatment(report: SetReport) -> list[str]:
+def _settings(report: SetReport) -> list[str]:
     """What to declare in the contract, most important first."""
-    does = []
+    settings = []
     best = best_recall(report)
-    if best and report.recall and best.low > report.recall.high:
-        does.append("with `normalize: centre`, which finds clearly more")
-    elif report.anisotropy > ANISOTROPIC:
-        does.append("with `normalize: centre`, since all its vectors point one way")
+    centre_finds_more = best is not None and report.recall is not None and best.low > report.recall.high
+    if centre_finds_more or report.anisotropy > ANISOTROPIC:
+        settings.append("normalize: centre")
     elif report.norms[5] > LONG_TAILED * report.norms[3]:
-        does.append("with `normalize: l2`, since lengths differ widely")
+        settings.append("normalize: l2")
     dim = max(LEAST_DIMENSIONS, round(2 * report.effective_dimension))
     if report.effective_dimension < NARROW * report.width and dim < report.width:
-        dead = f", {report.dead_dimensions} of them dead" if report.dead_dimensions else ""
-        does.append(
-            f"with `reduce: {{method: pca, dim: {dim}}}`, since it fills {report.effective_dimension:.0f} of its "
-            f"{report.width} dimensions{dead}"
-        )
-    missing = 1 - report.clicks_covered
+        settings.append(f"reduce: {{method: pca, dim: {dim}}}")
     if report.clicks_covered < LOW_COVERAGE:
-        does.append(f"with `missing: {{by: clicks}}` for the {missing:.0%} of clicks without a vector")
-    elif report.clicks_covered < FULL_COVERAGE:
-        does.append(f"knowing that {missing:.0%} of clicks have none")
-    return does
-
-
-def _tells(report: SetReport) -> str:
-    column = max(report.probe, key=lambda name: report.probe[name], default=None)
-    if column is None or report.probe[column] < TOLD:
-        return ""
-    return f" It does tell {column!r} (AUC {report.probe[column]:.2f}), which that column says as well."
+        settings.append("missing: {by: clicks}")
+    return settings
 
 
 def _of_all(kept: list[str], weak: list[str], sets: int) -> str:
-    names, doubtful = _listed(kept), _listed(weak)
-    if not kept and not weak:
-        return "No set finds what is clicked next better than chance: expect little of vectors here."
     if not kept:
-        return f"No set is clearly better than chance; if any, try {doubtful}."
+        return f"No set is clearly better than chance; if any, try {_listed(weak)}." if weak else NONE_IS_USEFUL
     if weak:
-        return f"Use {names}; try {doubtful} after."
-    return f"Use {names}." if len(kept) == sets else f"Use {names}; the others have not shown that they add to it."
+        return f"Use {_listed(kept)}; try {_listed(weak)} after."
+    return f"Use {_listed(kept)}." if len(kept) == sets else f"Use {_listed(kept)} alone."
 
 
 def _listed(names: list[str]) -> str:
-    quoted = [repr(name) for name in names]
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+    return " and ".join(map(repr, names))
 
 
 def _overlap(inspection: Inspection, name: str, other: str) -> float:

@@ -152,14 +152,14 @@ def test_the_advice_tells_them_apart(found: Inspection) -> None:
     for name in ("noise", "few_noise", "constant"):
         assert advice[name].startswith("Leave it out"), name
     assert "`normalize: centre`" in advice["one_way"] and "`normalize: centre`" not in advice["good"]
-    assert "`reduce: {method: pca, dim: 20}`, since it fills 10 of its 64 dimensions, 40 of them dead" in advice["dead"]
+    assert "`reduce: {method: pca, dim: 20}`" in advice["dead"]
     assert "`reduce" not in advice["good"]
-    assert "`missing: {by: clicks}` for the 7" in advice["half"]
-    assert "40% of items have the very vector of another" in advice["placeholder"]
+    assert "`missing: {by: clicks}`" in advice["half"]
+    assert "40% of items have a twin" in advice["placeholder"]
     family = {"good", "copy", "dead", "one_way", "half"}
     twins = {name for name in family if "one of the two is enough" in advice[name]}
     assert len(twins) == 4
-    assert advice[""].startswith(f"Use {(family - twins).pop()!r}; ")
+    assert advice[""].startswith(f"Use {(family - twins).pop()!r}")
 
 
 def test_the_seed_fixes_everything_and_no_set_depends_on_another(
@@ -196,7 +196,7 @@ def test_sets_of_few_items(given: tuple[FeatureSet, list[ItemVectors]]) -> None:
     assert [one.random_recall for one in found.sets] == pytest.approx([1, 1, 1, 1 / 3])
     advice = advise(found)
     assert advice["good1"].startswith("Cannot be judged by 0 next clicks on 1 items")
-    assert advice[""] == "Use 'good31'; the others have not shown that they add to it."
+    assert advice[""] == "Use 'good31' alone."
     nothing = advise(inspect_sets(built, [few(sets[0], 2)]))
     assert nothing[""] == "No set finds what is clicked next better than chance: expect little of vectors here."
 
