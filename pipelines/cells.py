@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ctr.evaluation.metrics import Interval
+from ctr.evaluation.bootstrap import Interval
 
 HEADINGS = {
     "auc": "AUC",

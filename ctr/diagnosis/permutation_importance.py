@@ -18,7 +18,7 @@ from torch import Tensor
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables, frozen_tables, order_among_real
 from ctr.data.loader import Loader
-from ctr.evaluation.metrics import Interval, paired_difference
+from ctr.evaluation.bootstrap import Interval, paired_difference
 from ctr.model.click_model import ClickModel
 from features.progress import Progress
 from features.progress import progress as show_progress

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
-from ctr.evaluation.metrics import Interval, auc, log_loss, paired_difference
+from ctr.evaluation.bootstrap import Interval, paired_difference
+from ctr.evaluation.metrics import auc, log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.loop import predict
 from features.contract.settings import Settings, load_yaml, merge, validate

@@ -1,4 +1,4 @@
-"""Top lists: what the k best scored rows of each group would show, against all that the split shows.
+"""Catalog coverage and novelty of top lists: the k best scored rows of each group, against all rows of the split.
 
 Shapes: N rows of the split, L listed rows, I items.
 """
@@ -19,23 +19,23 @@ from features.store.schema import FIRST_VALUE, PADDING
 from features.store.versions import instants_of
 
 TAIL = 2  # of `popularity_tiers`
-DRAWS = 10  # of lists by lot
-MOST_VALUES = 32  # of an item field whose values are judged one by one
+DRAWS = 10  # of random lists
+MOST_VALUES = 32  # calibration is measured by value for item columns of at most so many values
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One number of the lists, and what it is without the scores.
+class ListMeasure:
+    """One measure of the listed rows, beside the same measure of rows chosen without scores.
 
     Args:
         listed: of the listed rows.
-        by_lot: of as many rows of each group drawn by lot, mean over draws. What listed has beyond it, the scores did:
-            lists favour the rows of small groups, and a few rows are less even than many, whatever the scores.
+        random: of as many random rows of each group, mean over 10 draws. The difference from `listed` is the effect of
+            the scores: any list favours the rows of small groups, and few rows are less even than many.
         shown: of all rows of the split.
     """
 
     listed: float
-    by_lot: float
+    random: float
     shown: float
 
 
@@ -64,19 +64,20 @@ class TopLists:
     Args:
         k: longest list.
         groups: lists, one a request or user.
-        groups_cut: those with more than k rows. The others list all that they have, whatever the scores: where
-            few are cut, the numbers below say little of the model.
+        groups_cut: groups with more than k rows. A smaller group lists all its rows, whatever the scores: if few
+            groups are cut, the measures below say little about the model.
         rows: listed rows.
         items: distinct items in all rows of the split.
         coverage: share of these items that stand in any list.
-        gini: how unevenly these items are shown: 0 all alike, towards 1 a few alone.
-        novelty: mean of -log2 of the item's share of training rows, in bits; one more bit, half as common. An item
-            has one row more than were seen, so that a new one has a share.
+        gini: how unevenly these items are shown: 0 if all equally often, near 1 if only a few are shown.
+        novelty: mean of -log2 of the item's share of training rows, in bits; one bit more means half as common. Each
+            item counts one row more than training has, so that a new item has a share too.
         tail_share: share of items beyond those that hold 90 % of the training clicks.
         new_share: share of items without a training row.
-        calibration: weighted sum of scores / of labels of the listed rows. The best scored rows are the luckiest, so it
-            is often above that of all rows. None where none of them was clicked.
-        by_value: the same by value of each item column of at most 32 values.
+        calibration: weighted sum of scores / of labels of the listed rows. Choosing the
+            highest scores favours those that are too high, so it often exceeds that of all rows. None if none of them
+            was clicked.
+        by_value: the same for each value of each item column of at most 32 values.
     """
 
     k: int
@@ -84,11 +85,11 @@ class TopLists:
     groups_cut: int
     rows: int
     items: int
-    coverage: Compared
-    gini: Compared
-    novelty: Compared
-    tail_share: Compared
-    new_share: Compared
+    coverage: ListMeasure
+    gini: ListMeasure
+    novelty: ListMeasure
+    tail_share: ListMeasure
+    new_share: ListMeasure
     calibration: float | None
     by_value: tuple[ValueCalibration, ...]
 
@@ -116,9 +117,9 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
     generator = np.random.default_rng(1)
     facts = _ItemFacts.of(feature_set, item_N)
     drawn = [facts.means(item_N[best_rows(generator.random(len(item_N)), groups_N, k)]) for _ in range(DRAWS)]
-    by_lot, listed, shown = np.mean(drawn, axis=0), facts.means(item_N[listed_N]), facts.means(item_N)
+    random, listed, shown = np.mean(drawn, axis=0), facts.means(item_N[listed_N]), facts.means(item_N)
     coverage, gini_, novelty, tail, new = (
-        Compared(*(float(one) for one in found)) for found in zip(listed, by_lot, shown, strict=True)
+        ListMeasure(*(float(one) for one in measure)) for measure in zip(listed, random, shown, strict=True)
     )
     sizes_G = np.unique(groups_N, return_counts=True)[1]
     return TopLists(
@@ -142,16 +143,21 @@ def top_lists(feature_set: FeatureSet, split: SplitName, scores: np.ndarray, k: 
 def best_rows(scores: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
     """Which rows are among the k best scored of their group, bool [N].
 
-    Rows of equal score are drawn by lot, the same lot at every call: stored order is often the order of time, or
-    has the clicked row first, and must not decide.
+    Ties are broken at random, in the same way at every call. Stored order must not break them: it is often the order
+    of time, or has the clicked row first.
+
+    Args:
+        scores: any numbers that rank, [N].
+        groups: request or user of each row, [N].
+        k: rows of a list.
 
     Raises:
         ConfigError: k below 1.
     """
     if k < 1:
-        raise ConfigError(f"top lists of k = {k} rows: k must be at least 1, e.g. 10.")
-    lot_N = np.random.default_rng(0).permutation(len(scores))
-    order_N = np.lexsort((lot_N, -scores, groups))
+        raise ConfigError(f"top lists: k must be at least 1, got {k}. Ten is usual.")
+    tie_break_N = np.random.default_rng(0).permutation(len(scores))
+    order_N = np.lexsort((tie_break_N, -scores, groups))
     sorted_N = groups[order_N]
     first_N = np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])
     start_N = np.maximum.accumulate(np.where(first_N, np.arange(len(scores)), 0))
@@ -161,9 +167,12 @@ def best_rows(scores: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
 
 
 def gini(counts: np.ndarray) -> float:
-    """Gini coefficient of how often each item is shown, [I], zeros included: 0 all alike, 1 - 1/I one alone.
+    """Gini coefficient of how often each item is shown: 0 if all equally often, 1 - 1/I if only one is shown.
 
-    Over counts in rising order, 2 Σ i c_i / (I Σ c) - (I + 1) / I.
+    With counts c_i in rising order, 2 Σ i c_i / (I Σ c) - (I + 1) / I.
+
+    Args:
+        counts: times each item is shown, [I], zeros included; not all zero.
     """
     rising_I = np.sort(counts).astype(np.float64)
     items = len(rising_I)
@@ -172,7 +181,7 @@ def gini(counts: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _ItemFacts:
-    """What is known of each item before a list is made, all [I]: whether the split shows it, bits, tail, new."""
+    """Properties of each item, [I]: whether the split shows it, its novelty in bits, in the tail, new."""
 
     shown_I: np.ndarray
     novelty_I: np.ndarray

@@ -8,13 +8,12 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from ctr.evaluation.bootstrap import UserDraws, percentile_interval
 from ctr.evaluation.metrics import group_aucs
-from ctr.evaluation.resampling import Clusters
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, SplitName
 
 CUTS = (5, 10)
-RESAMPLES = 1000
 
 
 def requests_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
@@ -68,11 +67,11 @@ def ranking_metrics(
         DataError: no group has both classes, or all that have weigh 0.
         NumericalError: a score is not finite.
     """
-    auc_G, *_ = group_aucs(labels, scores, groups)
+    auc_G, _ = group_aucs(labels, scores, groups)
     if not len(auc_G):
         raise DataError(f"none of the {len(np.unique(groups)):,} groups has both labels: there is no list to judge.")
     table = _ranked(labels, scores, groups, np.ones(len(labels)) if weights is None else weights, clusters)
-    weight_G, user_G = table["weight"].to_numpy(), Clusters(table["cluster"].to_numpy())
+    weight_G, users = table["weight"].to_numpy(), UserDraws(table["cluster"].to_numpy())
     if not weight_G.sum() > 0:
         raise DataError(f"weights: the {len(auc_G):,} groups that have both labels weigh 0: there is no list to judge.")
     by_group = {"group_auc": auc_G} | {name: table[name].to_numpy() for name in ("mrr", *(f"ndcg_{k}" for k in CUTS))}
@@ -81,10 +80,10 @@ def ranking_metrics(
     total_M = weighed_GM.sum(axis=0)
     result: dict[str, float] = {"groups": float(len(auc_G))}
     result |= {name: float(total_M[place] / total_M[-1]) for place, name in enumerate(by_group)}
-    if user_G.count > 1:
-        sums_UM = user_G.sums(weighed_GM)
-        drawn_BM = np.stack([times_U @ sums_UM for times_U in user_G.by_user(RESAMPLES, seed)])
-        low, high = np.nanpercentile(drawn_BM[:, :-1] / drawn_BM[:, -1:], [2.5, 97.5], axis=0)
+    if users.count > 1:
+        sums_UM = users.sums(weighed_GM)
+        drawn_BM = np.stack([times_U @ sums_UM for times_U in users.by_user(seed)])
+        low, high = percentile_interval(drawn_BM[:, :-1] / drawn_BM[:, -1:])
         for place, name in enumerate(by_group):
             result |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
     return result

@@ -22,12 +22,9 @@ import numpy as np
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-from ctr.evaluation.metrics import Interval, RankedRows
-from ctr.evaluation.resampling import Clusters
+from ctr.evaluation.bootstrap import LEVEL, Interval, UserDraws
+from ctr.evaluation.metrics import RankedRows
 from features.errors import DataError
-
-RESAMPLES = 500
-LEVEL = 0.05
 
 
 class Difference(NamedTuple):
@@ -86,7 +83,6 @@ def seeded_aucs(
     weights: np.ndarray | None = None,
     *,
     clusters: np.ndarray,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, SeededAuc]:
     """Bootstrap rankers together: each resample draws users, with all of their rows, once for all of them.
@@ -96,7 +92,6 @@ def seeded_aucs(
         scores: by ranker, [S, N]; a ranker without randomness has one row.
         weights: row weights, [N]; none means ones.
         clusters: user of each row, [N].
-        resamples: B.
         seed: of the bootstrap.
 
     Raises:
@@ -110,12 +105,12 @@ def seeded_aucs(
     for name, scores_SN in scores.items():
         if scores_SN.ndim != 2 or scores_SN.shape[1] != len(labels):
             raise DataError(f"scores of {name}: shape {scores_SN.shape}, but there are {len(labels)} labels.")
-    users = Clusters(clusters)
+    users = UserDraws(clusters)
     if users.count < 2:
         raise DataError(f"all {len(labels)} rows are of one user: what other users would give is unknown.")
     ranked = {name: [RankedRows(labels, one) for one in scores_SN] for name, scores_SN in scores.items()}
     drawn: dict[str, list[float]] = {name: [] for name in scores}
-    for times_N in users.by_row(resamples, seed):
+    for times_N in users.by_row(seed):
         weighed_N = times_N * weights
         for name, seeds in ranked.items():
             drawn[name].append(float(np.mean([one.auc(weighed_N) for one in seeds])))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.metrics import auc, auc_interval, calibration_ratio, likelihoods
+from ctr.evaluation.bootstrap import auc_interval
+from ctr.evaluation.metrics import auc, calibration_ratio, likelihoods
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from features.store.schema import UNKNOWN
 
-RESAMPLES = 200
 FEWEST_ROWS = 50  # of a slice with an AUC
 HEAD_SHARE, TORSO_SHARE = 0.5, 0.9  # of training clicks
 LENGTHS = (1, 5, 20, 50, 100)
@@ -112,7 +112,7 @@ def _judged(one: Slice, labels: np.ndarray, scores: np.ndarray, weights: np.ndar
     if rows >= FEWEST_ROWS and 0 < counted.sum() < len(counted):
         metrics["auc"] = auc(labels, scores, weights)
         if len(np.unique(users)) > 1:
-            found = auc_interval(labels, scores, weights, clusters=users, resamples=RESAMPLES)
+            found = auc_interval(labels, scores, weights, clusters=users)
             metrics |= {"auc_low": found.low, "auc_high": found.high}
     return SliceResult(one.dimension, one.name, rows, positives, metrics)
 

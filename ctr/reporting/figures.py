@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ctr.evaluation.metrics import FEWEST_ROWS_OF_ECE, Interval, ece, reliability
+from ctr.evaluation.bootstrap import Interval
+from ctr.evaluation.metrics import FEWEST_ROWS_OF_ECE, ece, reliability
 
 # Colours of Okabe and Ito: told apart by colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"

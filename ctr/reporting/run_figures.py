@@ -13,7 +13,8 @@ from sklearn.metrics import roc_curve as roc_points
 
 from ctr.diagnosis.permutation_importance import Importance
 from ctr.diagnosis.vector_stress import StressResult
-from ctr.evaluation.metrics import Interval, auc
+from ctr.evaluation.bootstrap import Interval
+from ctr.evaluation.metrics import auc
 from ctr.evaluation.significance import resolved
 from ctr.reporting.figures import BLUE, GREY, ORANGE, name_rows, plain, whisker
 

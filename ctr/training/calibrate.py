@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
-from ctr.evaluation.metrics import equal_mass_bins, likelihoods
+from ctr.evaluation.metrics import PROBABILITY_MARGIN, equal_mass_bins, likelihoods
 from ctr.model.calibrator import BENDS, Calibrator, Curve
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
@@ -23,7 +23,6 @@ Method = Literal["none", "temperature", "platt", "isotonic"]
 # validation rows would be turned around.
 LEAST_SLOPE = 0.05
 MOST_CERTAIN = 1e-4
-SUREST = 1e-7  # a float32 probability nearer to 0 or 1 is one
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ def cross_fitted(
 
 
 def logits_of(scores: np.ndarray) -> np.ndarray:
-    """Logits of probabilities, which are kept `SUREST` away from 0 and 1, float64."""
-    inside = np.clip(np.asarray(scores, np.float64), SUREST, 1 - SUREST)
+    """Logits of probabilities, which are kept `PROBABILITY_MARGIN` away from 0 and 1, float64."""
+    inside = np.clip(np.asarray(scores, np.float64), PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
     return np.log(inside / (1 - inside))
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.diagnosis.vector_stress import StressConfig, StressResult, stress_model
-from ctr.evaluation.significance import LEVEL, resolved
+from ctr.evaluation.bootstrap import LEVEL
+from ctr.evaluation.significance import resolved
 from ctr.reporting.figures import save_png
 from ctr.reporting.run_figures import stress_plot
 from features.errors import ConfigError

@@ -13,7 +13,7 @@ from rich.console import Console
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.evaluation.baselines import optimum_scores, popularity_scores
 from ctr.evaluation.catalog_coverage import top_lists
-from ctr.evaluation.metrics import evaluate
+from ctr.evaluation.evaluate import evaluate
 from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
 from ctr.evaluation.slices import slice_metrics
 from ctr.export.golden_requests import case_of_row

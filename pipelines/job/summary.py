@@ -84,11 +84,11 @@ def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
 
 
 def lists_table(lists: TopLists) -> Table:
-    """What the best scored rows of each user or request would show, beside lists drawn by lot."""
+    """What the best scored rows of each user or request would show, beside random lists."""
     title = f"lists of the {lists.k} best ({lists.groups_cut:,} of {lists.groups:,} had more to choose from)"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
-    for column in ("listed", "by lot", "all rows"):
+    for column in ("listed", "random", "all rows"):
         table.add_column(column, justify="right")
     numbers = {
         "catalogue coverage": lists.coverage,
@@ -98,7 +98,7 @@ def lists_table(lists: TopLists) -> Table:
         "share of new items": lists.new_share,
     }
     for name, one in numbers.items():
-        table.add_row(name, *(f"{value:.3f}" for value in (one.listed, one.by_lot, one.shown)))
+        table.add_row(name, *(f"{value:.3f}" for value in (one.listed, one.random, one.shown)))
     if lists.calibration is not None:
         table.add_row("calibration of listed rows", f"{lists.calibration:.3f}", "", "")
     return table

@@ -9,7 +9,8 @@ import numpy as np
 
 from ctr.diagnosis.permutation_importance import MOST_ROWS, Importance
 from ctr.evaluation.baselines import optimal_lift_share
-from ctr.evaluation.metrics import FEWEST_ROWS_OF_ECE, Interval, calibration_ratio, likelihoods
+from ctr.evaluation.bootstrap import Interval
+from ctr.evaluation.metrics import FEWEST_ROWS_OF_ECE, calibration_ratio, likelihoods
 from ctr.evaluation.slices import FEWEST_ROWS, SliceResult
 from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
 from ctr.reporting.run_figures import described, importance_bars, roc_curve, score_histogram, slice_forest

@@ -10,7 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.significance import LEVEL, Difference, SeededAuc, holm, seeded_aucs
+from ctr.evaluation.bootstrap import LEVEL
+from ctr.evaluation.significance import Difference, SeededAuc, holm, seeded_aucs
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.cells import HEADINGS, LIST_METRICS, metric_cell, metric_with_interval, number, signed, span

@@ -16,7 +16,7 @@ from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.data.loader import Loader
 from ctr.diagnosis import permutation_importance as importance
 from ctr.diagnosis.permutation_importance import Importance, permutation_importance
-from ctr.evaluation.metrics import Interval
+from ctr.evaluation.bootstrap import Interval
 from ctr.training.loop import predict
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow

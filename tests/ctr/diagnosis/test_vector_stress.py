@@ -18,7 +18,7 @@ from ctr.diagnosis.vector_stress import (
     stress_model,
     stressed,
 )
-from ctr.evaluation.metrics import Interval
+from ctr.evaluation.bootstrap import Interval
 from ctr.model.click_model import ClickModel
 from ctr.reporting.figures import BLUE, GREY
 from ctr.reporting.run_figures import stress_plot

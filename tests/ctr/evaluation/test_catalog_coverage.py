@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctr.evaluation.baselines import popularity_scores
-from ctr.evaluation.catalog_coverage import Compared, ValueCalibration, best_rows, gini, top_lists
+from ctr.evaluation.catalog_coverage import ListMeasure, ValueCalibration, best_rows, gini, top_lists
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.schema import Field, Schema
 from features.store.versions import ROW, VALID_FROM, Versions, columns_as_of
@@ -64,7 +64,7 @@ def test_lists_by_hand():
     assert found.calibration == pytest.approx(2.8 / 2)
 
 
-def test_lists_by_lot_say_what_scores_did_not_do():
+def test_random_lists_show_what_the_scores_did_not_cause():
     """User 2 has 100 rows of item 2, user 3 one row of the new item 5: half of the lists of one are new, always."""
     rows = {
         "user": np.repeat([2, 3], [100, 1]),
@@ -72,9 +72,9 @@ def test_lists_by_lot_say_what_scores_did_not_do():
         "label": np.ones(101, np.float32),
     }
     found = top_lists(by_hand(**rows), "test", np.linspace(0, 1, 101), k=1)
-    assert found.new_share == Compared(listed=1 / 2, by_lot=1 / 2, shown=pytest.approx(1 / 101))
-    assert found.gini == Compared(listed=0, by_lot=0, shown=pytest.approx(2 * (1 + 200) / (2 * 101) - 3 / 2))
-    # Three rows a user, of which the scores choose the new one: by lot it is one of three.
+    assert found.new_share == ListMeasure(listed=1 / 2, random=1 / 2, shown=pytest.approx(1 / 101))
+    assert found.gini == ListMeasure(listed=0, random=0, shown=pytest.approx(2 * (1 + 200) / (2 * 101) - 3 / 2))
+    # Three rows a user, of which the scores choose the new one: a random list of one has it in one of three.
     rows = {
         "user": np.repeat(np.arange(500), 3),
         "item": np.tile([2, 3, 5], 500),
@@ -83,8 +83,8 @@ def test_lists_by_lot_say_what_scores_did_not_do():
     found = top_lists(by_hand(**rows), "test", np.tile([0.1, 0.2, 0.3], 500), k=1)
     assert (found.new_share.listed, found.new_share.shown) == (1, 1 / 3)
     # 5,000 draws: a standard deviation of 0.7 %.
-    assert found.new_share.by_lot == pytest.approx(1 / 3, abs=0.03)
-    assert found.coverage == Compared(listed=pytest.approx(1 / 3), by_lot=1, shown=1)
+    assert found.new_share.random == pytest.approx(1 / 3, abs=0.03)
+    assert found.coverage == ListMeasure(listed=pytest.approx(1 / 3), random=1, shown=1)
 
 
 def test_calibration_by_value_by_hand():
@@ -120,9 +120,9 @@ def test_a_request_is_the_group_where_rows_name_one():
 
 def test_groups_that_fit_into_a_list_are_shown_whole():
     found = top_lists(by_hand(), "test", SCORES, k=3)
-    assert (found.groups_cut, found.rows, found.coverage) == (0, 6, Compared(1, 1, 1))
+    assert (found.groups_cut, found.rows, found.coverage) == (0, 6, ListMeasure(1, 1, 1))
     for one in (found.gini, found.novelty, found.tail_share, found.new_share):
-        assert one.listed == pytest.approx(one.by_lot) == pytest.approx(one.shown)
+        assert one.listed == pytest.approx(one.random) == pytest.approx(one.shown)
     assert found.calibration == pytest.approx(3.1 / 3)
 
 
@@ -133,7 +133,7 @@ def test_best_rows_are_the_k_highest_of_each_group():
     assert best_rows(scores, groups, 2).tolist() == [False, True, True, True, True, True]
 
 
-def test_ties_are_drawn_by_lot_and_not_by_order():
+def test_ties_are_broken_at_random_and_not_by_order():
     groups = np.repeat(np.arange(1000), 4)
     listed = best_rows(np.full(4000, 0.5), groups, 1)
     places = np.flatnonzero(listed) % 4
@@ -169,6 +169,6 @@ def test_a_feature_set_gives_lists_that_json_can_hold(tmp_path):
     feature_set = toy_feature_set(tmp_path / "toy")
     found = top_lists(feature_set, "test", popularity_scores(feature_set, "test"), k=1)
     assert 0 < found.rows == found.groups and 0 < found.groups_cut < found.groups
-    assert found.novelty.listed < found.novelty.by_lot  # popularity lists the popular
+    assert found.novelty.listed < found.novelty.random  # popularity lists the popular
     assert {one.field for one in found.by_value} == {"genre", "tags"}
     assert json.loads(json.dumps(asdict(found), allow_nan=False))["gini"]["listed"] == found.gini.listed

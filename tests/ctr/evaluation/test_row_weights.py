@@ -15,7 +15,8 @@ from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.baselines import popularity_scores
 from ctr.evaluation.boosting import counters_control
 from ctr.evaluation.catalog_coverage import top_lists
-from ctr.evaluation.metrics import auc, evaluate
+from ctr.evaluation.evaluate import evaluate
+from ctr.evaluation.metrics import auc
 from ctr.evaluation.slices import slice_metrics, training_counts
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import _validation_metrics

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from ctr.evaluation.metrics import Interval, auc
+from ctr.evaluation.bootstrap import Interval
+from ctr.evaluation.metrics import auc
 from ctr.evaluation.significance import SeededAuc, holm, resolved, seeded_aucs
 from features.errors import DataError
 
@@ -18,7 +19,7 @@ def drawn(rows: int = 2000, seeds: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_value_is_the_mean_over_seeds():
     labels, scores_SN = drawn()
-    found = seeded_aucs(labels, {"a": scores_SN}, clusters=np.arange(2000), resamples=50)["a"]
+    found = seeded_aucs(labels, {"a": scores_SN}, clusters=np.arange(2000))["a"]
     interval = found.interval()
     assert interval.value == pytest.approx(np.mean([auc(labels, one) for one in scores_SN]))
     assert interval.low < interval.value < interval.high
@@ -28,7 +29,7 @@ def test_a_ranker_is_not_better_than_itself_and_pairing_is_sharp():
     labels, scores_SN = drawn()
     worse = scores_SN + 0.2 * np.random.default_rng(1).normal(size=scores_SN.shape)
     rankers = {"a": scores_SN[:1], "again": scores_SN[:1], "worse": worse[:1]}
-    found = seeded_aucs(labels, rankers, clusters=np.arange(2000), resamples=200)
+    found = seeded_aucs(labels, rankers, clusters=np.arange(2000))
     assert found["a"].minus(found["again"]) == (0, 0, 0, 1)
     difference = found["a"].minus(found["worse"])
     assert difference.low > 0 and difference.p < 0.05
@@ -44,7 +45,7 @@ def test_users_are_drawn_with_all_of_their_rows():
     worse_SN = scores_SN + np.repeat(np.random.default_rng(1).normal(size=200), 10)
     widths = []
     for clusters in (np.arange(2000), np.repeat(np.arange(200), 10)):
-        found = seeded_aucs(labels, {"a": scores_SN[:1], "b": worse_SN[:1]}, clusters=clusters, resamples=300)
+        found = seeded_aucs(labels, {"a": scores_SN[:1], "b": worse_SN[:1]}, clusters=clusters)
         own, apart = found["a"].interval(), found["a"].minus(found["b"])
         widths.append([own.high - own.low, apart.high - apart.low])
     np.testing.assert_allclose(np.divide(*reversed(widths)), np.sqrt(10), rtol=0.25)
@@ -85,9 +86,9 @@ def test_intervals_of_two_seeds_hold_the_truth_as_often_as_they_say():
 def test_a_weight_of_two_is_the_row_twice():
     labels, scores_SN = drawn(300, seeds=2)
     users, weights = np.arange(300) % 40, 1 + np.arange(300) % 3
-    weighed = seeded_aucs(labels, {"a": scores_SN}, weights, clusters=users, resamples=50)["a"]
+    weighed = seeded_aucs(labels, {"a": scores_SN}, weights, clusters=users)["a"]
     rows = np.repeat(np.arange(300), weights)
-    repeated = seeded_aucs(labels[rows], {"a": scores_SN[:, rows]}, clusters=users[rows], resamples=50)["a"]
+    repeated = seeded_aucs(labels[rows], {"a": scores_SN[:, rows]}, clusters=users[rows])["a"]
     np.testing.assert_allclose(weighed.by_seed, repeated.by_seed)
     np.testing.assert_allclose(weighed.drawn, repeated.drawn)
 

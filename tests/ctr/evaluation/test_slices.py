@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctr.evaluation.metrics import auc_interval
-from ctr.evaluation.slices import RESAMPLES, popularity_tiers, slice_metrics, slices, training_counts
+from ctr.evaluation.bootstrap import auc_interval
+from ctr.evaluation.slices import popularity_tiers, slice_metrics, slices, training_counts
 from tests.toy import toy_feature_set
 
 
@@ -100,6 +100,6 @@ def test_intervals_of_slices_draw_users(feature_set):
     scores = np.clip(0.25 + 0.5 * labels + 0.3 * np.random.default_rng(0).normal(size=len(labels)), 0.01, 0.99)
     weights = column(feature_set, "test", "weight").astype(np.float64)
     (everything, *_) = slice_metrics(feature_set, "test", scores)
-    expected = auc_interval(labels, scores, weights, clusters=users, resamples=RESAMPLES)
+    expected = auc_interval(labels, scores, weights, clusters=users)
     assert (everything.metrics["auc"], everything.metrics["auc_low"]) == (expected.value, expected.low)
     assert everything.metrics["auc_high"] == expected.high

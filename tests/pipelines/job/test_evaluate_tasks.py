@@ -10,7 +10,8 @@ from rich.console import Console
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.baselines import popularity_scores
-from ctr.evaluation.metrics import auc, evaluate, log_loss
+from ctr.evaluation.evaluate import evaluate
+from ctr.evaluation.metrics import auc, log_loss
 from ctr.export.onnx_export import export_bundle
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import predict, predict_tasks

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.diagnosis.permutation_importance import Importance
-from ctr.evaluation.metrics import Interval
+from ctr.evaluation.bootstrap import Interval
 from ctr.evaluation.slices import SliceResult
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.run_figures import importance_bars, roc_curve, score_histogram, slice_forest
