@@ -1,4 +1,4 @@
-"""Stress: what a trained model loses when item vectors go missing, are swapped, noisy, stale or coarse.
+"""Vector stress: the AUC a trained model loses when item vectors are missing, swapped, noisy, stale or coarse.
 
 Shapes: N rows of the split, I items, W width of a set.
 """
@@ -34,7 +34,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class StressConfig(Settings):
-    """`conf/stress.yaml`: how hard each stress is, and when a set counts as ignored."""
+    """`conf/stress.yaml`: the levels of each corruption, and when a set counts as ignored."""
 
     shares: tuple[Share, ...] = Field((0.1, 0.5), description="of items that lose or swap their vector, besides all")
     orders: tuple[ChosenOrder, ...] = Field(("random", "popular_first", "rare_first"), description="which items first")
@@ -47,17 +47,17 @@ class StressConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Stressed:
-    """One stress.
+class CorruptionResult:
+    """How a model scores with corrupted vectors.
 
     Args:
-        sets: the vector set it struck, or `all`.
-        kind: what was done.
-        level: share of items, or norm of the noise; 1 for int8.
-        order: which items came first; noise and int8 strike all.
-        auc, log_loss: under it.
-        loss: AUC without stress minus AUC under it, with its 95 % paired interval.
-        moved: mean |change| of a probability.
+        sets: the vector set that was corrupted, or `all`.
+        kind: of the corruption.
+        level: share of items; for noise, its norm over the vector's norm; 1 for int8.
+        order: which items are corrupted first; noise and int8 corrupt all of them.
+        auc, log_loss: with the corrupted vectors; log loss in nats.
+        auc_drop: AUC without corruption minus `auc`, with its 95 % paired interval over users.
+        mean_abs_change: mean absolute change of a probability.
     """
 
     sets: str
@@ -66,12 +66,12 @@ class Stressed:
     order: Order
     auc: float
     log_loss: float
-    loss: Interval
-    moved: float
+    auc_drop: Interval
+    mean_abs_change: float
 
     @property
     def label(self) -> str:
-        """What was done, in words."""
+        """The corruption in words, for tables and figures."""
         match self.kind:
             case "remove" | "swap" if self.level < 1:
                 return f"{self.kind} {self.level:.0%}, {self.order.replace('_', ' ')}"
@@ -87,20 +87,19 @@ class Stressed:
 
 @dataclass(frozen=True)
 class StressResult:
-    """All stresses of a model.
+    """All corruptions of a model's vectors.
 
     Args:
         split: whose rows were scored.
-        auc, log_loss: without stress.
-        stresses: as `plan` ordered them.
-        ignored: sets whose full removal and full swap change nothing: AUC by less than `ignored_below` and by nothing
-            that these rows resolve, and a probability by less than that on average.
+        auc, log_loss: without corruption; log loss in nats.
+        stresses: in the order of `plan`, set by set.
+        ignored: sets that the model does not use, see `is_ignored`.
     """
 
     split: SplitName
     auc: float
     log_loss: float
-    stresses: list[Stressed]
+    stresses: list[CorruptionResult]
     ignored: list[str]
 
 
@@ -120,15 +119,15 @@ def stress_model(
     config: StressConfig,
     progress: Progress = show_progress,
 ) -> StressResult:
-    """Strike each vector set alone, and all together, and score the split under every stress.
+    """Corrupt each vector set alone, then all sets together, and score the split with each corruption.
 
-    Both the candidate and its history are struck: they look up the same vectors.
+    The candidate and its history look up the same vectors, so the corruption reaches both.
 
     Args:
-        model: trained; the feature set's own tables are attached at the end.
+        model: trained; the feature set's own tables are attached again at the end.
         feature_set: whose rows are scored.
         split: which of them.
-        config: levels.
+        config: the levels.
         progress: how to show it.
 
     Raises:
@@ -146,20 +145,20 @@ def stress_model(
     try:
         with progress("stresses", total=len(planned), unit="stresses") as bar:
             for sets, kind, level, order in planned:
-                model.attach(stressed(tables, groups[sets], kind, level, ranks[order], config.seed))
+                model.attach(corrupted(tables, groups[sets], kind, level, ranks[order], config.seed))
                 scores_N = predict(model, feature_set, split)
                 stresses.append(
-                    Stressed(
+                    CorruptionResult(
                         sets=sets,
                         kind=kind,
                         level=level,
                         order=order,
                         auc=auc(labels_N, scores_N, weights_N),
                         log_loss=log_loss(labels_N, scores_N, weights_N),
-                        loss=paired_difference(
+                        auc_drop=paired_difference(
                             labels_N, whole_N, scores_N, weights_N, clusters=users_N, seed=config.seed
                         ),
-                        moved=float(np.abs(whole_N - scores_N).mean()),
+                        mean_abs_change=float(np.abs(whole_N - scores_N).mean()),
                     )
                 )
                 bar.advance(1, note=f"{sets}: {kind} {level:g}")
@@ -172,10 +171,10 @@ def stress_model(
 
 
 def plan(config: StressConfig) -> Iterator[tuple[Kind, float, Order]]:
-    """The stresses of one set.
+    """Kind, level and order of each corruption of one set.
 
-    A full removal and a full swap are always among them, since they tell an ignored set. Whom they strike first makes
-    no difference: each comes once.
+    The removal and the swap of all vectors are always among them: `is_ignored` needs them. The order of items makes no
+    difference to them, so each comes once.
     """
     kinds: tuple[Kind, ...] = ("remove", "swap")
     for kind in kinds:
@@ -190,7 +189,7 @@ def plan(config: StressConfig) -> Iterator[tuple[Kind, float, Order]]:
     yield "int8", 1.0, "random"
 
 
-def stressed(
+def corrupted(
     tables: FrozenTables,
     sets: list[str],
     kind: Kind,
@@ -198,31 +197,35 @@ def stressed(
     order_I: np.ndarray,
     seed: int,
 ) -> FrozenTables:
-    """The tables with these sets struck.
+    """The tables with corrupted vectors in some sets.
 
-        remove  the first `level` of the items have no vector any more
-        stale   the same, with the newest first: they have none yet
-        swap    the first `level` exchange theirs among each other, and nobody keeps their own
+        remove  the first `level` of the items lose their vector
+        stale   the same; the newest items come first, whose vector was not computed yet
+        swap    the first `level` of the items exchange vectors, and none keeps its own
         noise   v <- |v| (v + e) / |v + e|, e normal with a norm near level |v|
-        int8    each vector rounded to 255 steps of its own
+        int8    each vector rounded to 255 steps of its own range
 
     Args:
         tables: vectors in float32.
-        sets: which.
-        kind, level: what, how hard.
-        order_I: item rows, those struck first in front; real items alone.
+        sets: names of the sets to corrupt.
+        kind: of the corruption.
+        level: share of items, or norm of the noise over the vector's norm.
+        order_I: rows of the real items, those that are corrupted first in front.
         seed: of the draw.
+
+    Returns:
+        New tables; the given ones are not changed.
     """
     vectors, present = dict(tables.vectors), dict(tables.present)
     generator = torch.Generator().manual_seed(seed)
-    struck = torch.from_numpy(order_I[: round(level * len(order_I))].copy())
+    chosen = torch.from_numpy(order_I[: round(level * len(order_I))].copy())
     for name in sets:
         match kind:
             case "remove" | "stale":
-                vectors[name] = vectors[name].index_fill(0, struck, 0.0)
-                present[name] = present[name].index_fill(0, struck, False)
+                vectors[name] = vectors[name].index_fill(0, chosen, 0.0)
+                present[name] = present[name].index_fill(0, chosen, False)
             case "swap":
-                vectors[name] = _swapped(vectors[name], struck[present[name][struck]], generator)
+                vectors[name] = _swapped(vectors[name], chosen[present[name][chosen]], generator)
             case "noise":
                 vectors[name] = _with_noise(vectors[name], level, generator)
             case "int8":
@@ -230,22 +233,28 @@ def stressed(
     return replace(tables, vectors=vectors, present=present)
 
 
-def is_ignored(of_set: Sequence[Stressed], config: StressConfig) -> bool:
-    """Whether the model's scores do without a set, from all stresses of it.
+def is_ignored(of_set: Sequence[CorruptionResult], config: StressConfig) -> bool:
+    """Whether the model does not use a set.
 
-    A change of AUC alone does not tell: a gain, or a loss that few rows cannot resolve, comes from a set that is read.
+    It does not if the removal and the swap of all vectors each change AUC by less than `ignored_below`, with an
+    interval that contains 0, and a probability by less than `ignored_below` on average. AUC alone does not tell: a
+    set may be used and harm, or change scores on too few rows to change AUC.
+
+    Args:
+        of_set: all corruptions of the set.
+        config: holds `ignored_below`.
     """
     return all(
-        abs(one.loss.value) < config.ignored_below
-        and one.loss.low <= 0 <= one.loss.high
-        and one.moved < config.ignored_below
+        abs(one.auc_drop.value) < config.ignored_below
+        and one.auc_drop.low <= 0 <= one.auc_drop.high
+        and one.mean_abs_change < config.ignored_below
         for one in of_set
         if one.kind in ("remove", "swap") and one.level == 1
     )
 
 
 def in_float32(tables: FrozenTables) -> FrozenTables:
-    """The same tables with vectors as numbers that can be changed, whatever they are stored as."""
+    """The same tables with decoded float32 vectors, so that they can be changed."""
     vectors = {}
     for name, stored in tables.vectors.items():
         decoded = stored.to(torch.float32)
@@ -254,26 +263,28 @@ def in_float32(tables: FrozenTables) -> FrozenTables:
 
 
 def item_orders(feature_set: FeatureSet, seed: int) -> dict[str, np.ndarray]:
-    """Real item rows at random, by training rows (most or fewest first), and by first row in the log, newest first.
+    """Rows of the real items in four orders, int64 [I] each; ties are in random order.
 
-    Items without any row never came: they are not among the newest.
+    random
+    popular_first, rare_first   by number of training rows
+    newest                      by first row in the log, latest first; items without any row are left out
     """
     items = feature_set.schema.items
     real_I = np.arange(FIRST_VALUE, items)
     shuffled_I = np.random.default_rng(seed).permutation(real_I)
     rows_I = np.bincount(column(feature_set, "train", "item"), minlength=items)[shuffled_I]
-    never = np.iinfo(np.int64).max
-    first_I = np.full(items, never)
+    never_seen = np.iinfo(np.int64).max
+    first_I = np.full(items, never_seen)
     splits: tuple[SplitName, ...] = ("train", "valid", "test")
     for split in splits:
         np.minimum.at(first_I, column(feature_set, split, "item"), column(feature_set, split, "time"))
-    came_I = shuffled_I[first_I[shuffled_I] < never]
-    # Ties stand in random order: a stable sort of what is shuffled.
+    seen_I = shuffled_I[first_I[shuffled_I] < never_seen]
+    # A stable sort of shuffled rows leaves ties in random order.
     return {
         "random": shuffled_I,
         "popular_first": shuffled_I[np.argsort(-rows_I, kind="stable")],
         "rare_first": shuffled_I[np.argsort(rows_I, kind="stable")],
-        "newest": came_I[np.argsort(-first_I[came_I], kind="stable")],
+        "newest": seen_I[np.argsort(-first_I[seen_I], kind="stable")],
     }
 
 

@@ -1,1 +1,1 @@
-"""Trained model to a bundle of ONNX graphs, proven equal to torch."""
+"""From a trained model to a bundle of ONNX graphs, whose scores are compared with the model's."""

@@ -1,21 +1,24 @@
-"""Golden requests: logged rows turned back into raw requests, with the scores the trained model gives them.
+"""Golden requests: raw requests with the scores of the trained model, stored in the bundle and replayed at each load.
 
-They travel in the bundle. Replaying one proves the whole way from raw ids to probabilities: the encoder,
-which at export already has to encode it to exactly what the feature set holds, and the graph.
+Most are logged rows that were decoded to raw ids and values. At export the encoder must encode each to what the feature
+set holds. The replay then tests encoder and graph together, from raw ids to probabilities.
+
+Shapes: H history items of one request, N candidates.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ctr.export.parity import Case, as_input, expected
+from ctr.export.parity import expected
+from ctr.export.row_request import RowRequest
 from ctr.model.click_model import ClickModel
-from ctr.serving.bundle import GoldenCase
+from ctr.serving.bundle import GoldenRequest
 from features.encoding.base import Columns
 from features.encoding.category import HashedEncoder
 from features.encoding.encoder import EncodedRequest, Encoder
@@ -23,120 +26,99 @@ from features.encoding.request import parse_request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
-from features.store.schema import FIRST_VALUE, UNKNOWN, Schema
+from features.store.schema import FIRST_VALUE, UNKNOWN
 
 CANDIDATES = 6
-# The first request is what MODEL_CARD.md shows: one with a history that still fits on a screen.
+# History length of the first request, which MODEL_CARD.md shows: it fits on a screen.
 EXAMPLE_HISTORY = 3
 QUANTILES = (0.0, 0.5, 0.75, 1.0)
 
 RawRequest = dict[str, Any]
 
 
-def golden_cases(model: ClickModel, feature_set: FeatureSet, encoder: Encoder, seed: int = 0) -> list[GoldenCase]:
-    """About ten requests: logged ones of the test window by history length, and the edges of what is legal.
+def golden_requests(model: ClickModel, feature_set: FeatureSet, encoder: Encoder, seed: int = 0) -> list[GoldenRequest]:
+    """About ten requests with their scores: logged ones of the test window by history length, and legal edge cases.
 
     Args:
         model: trained, with the tables of `feature_set` attached.
+        feature_set: whose rows are decoded.
         encoder: of `feature_set`.
+        seed: of the candidates that are drawn beside a row's own item.
 
     Raises:
         DataError: a request does not encode to what the feature set holds for it (online/offline skew).
     """
     made = []
-    for name, request, case in _requests(feature_set, encoder, np.random.default_rng(seed)):
+    for name, request, stored in _requests(feature_set, encoder, np.random.default_rng(seed)):
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
-        _refuse_skew(name, encoded, case.encoded(feature_set.schema, feature_set.users))
-        # A number comes back from its raw value with seven digits; the scores are those of what came back.
-        came_back = replace(
-            case, context=encoded.context, history_events=encoded.history_events, candidate=encoded.candidate
+        _refuse_skew(name, encoded, stored.encoded(feature_set.schema, feature_set.users))
+        # A raw number has seven digits: the scores must be those of the number that it encodes to.
+        as_encoded = replace(
+            stored, context=encoded.context, history_events=encoded.history_events, candidate=encoded.candidate
         )
-        scores, *tasks = expected(model, came_back).T.tolist()
+        scores, *tasks = expected(model, as_encoded).T.tolist()
         by_task = dict(zip(model.config.tasks, tasks, strict=True))
-        made.append(GoldenCase(name=name, request=request, scores=scores, tasks=by_task))
+        made.append(GoldenRequest(name=name, request=request, scores=scores, tasks=by_task))
     return made
 
 
-def raw_request(case: Case, encoder: Encoder) -> RawRequest:
-    """The request in its JSON form; unknown values are null, or left out where the form allows it."""
-    history: list[Any] = [encoder.items.value(row) for row in case.history_item]
+def raw_request(stored: RowRequest, encoder: Encoder) -> RawRequest:
+    """The request as JSON, in raw ids and values; unknown values are null, or left out where the form allows it."""
+    history: list[Any] = [encoder.items.value(row) for row in stored.history_item]
     if encoder.event:
         history = [
-            {"item": item, **_event(case.history_events, position, encoder)} for position, item in enumerate(history)
+            {"item": item, **_event(stored.history_events, position, encoder)} for position, item in enumerate(history)
         ]
     return {
-        "user": encoder.users.value(case.user) if case.user >= FIRST_VALUE else None,
-        "context": {name: one.raw_value(case.context[name][0]) for name, one in encoder.context.items()},
+        "user": encoder.users.value(stored.user) if stored.user >= FIRST_VALUE else None,
+        "context": {name: one.raw_value(stored.context[name][0]) for name, one in encoder.context.items()},
         "history": history,
-        "candidates": _candidate_entries(case, encoder),
+        "candidates": _candidate_entries(stored, encoder),
     }
 
 
-def _candidate_entries(case: Case, encoder: Encoder) -> list[Any]:
-    items = [encoder.items.value(row) for row in case.candidate_item]
+def _candidate_entries(stored: RowRequest, encoder: Encoder) -> list[Any]:
+    items = [encoder.items.value(row) for row in stored.candidate_item]
     if not encoder.candidate:
         return items
     numbers = {
-        name: [one.raw_value(value) for value in case.candidate[name]] for name, one in encoder.candidate.items()
+        name: [one.raw_value(value) for value in stored.candidate[name]] for name, one in encoder.candidate.items()
     }
     return [{"item": item, **{name: of[place] for name, of in numbers.items()}} for place, item in enumerate(items)]
 
 
-def replayable(case: Case, encoder: Encoder) -> Case:
-    """The case with another index where no raw value of a hashed column is known: a hash cannot be undone."""
+def replayable(stored: RowRequest, encoder: Encoder) -> RowRequest:
+    """The request with indices that can be decoded.
+
+    A hash cannot be undone: where no raw value of a hashed index is known, another index of the column takes its place.
+    """
 
     def known(values: dict[str, np.ndarray], columns: Columns) -> dict[str, np.ndarray]:
         hashed = {name: one for name, one in columns.items() if isinstance(one, HashedEncoder)}
         return values | {name: one.with_examples(values[name]) for name, one in hashed.items()}
 
     return replace(
-        case,
-        context=known(case.context, encoder.context),
-        history_events=known(case.history_events, encoder.event),
+        stored,
+        context=known(stored.context, encoder.context),
+        history_events=known(stored.history_events, encoder.event),
     )
 
 
-def logged_case(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> Case:
-    """What one row of the test window knew, asked for these candidates."""
-    rows, events = feature_set.rows("test")[row.part], feature_set.events("test")[row.part]
-    return case_of_row(feature_set.schema, rows, events, row.index, candidate_item)
-
-
-def case_of_row(
-    schema: Schema,
-    rows: Mapping[str, np.ndarray],
-    events: Mapping[str, np.ndarray],
-    index: int,
-    candidate_item: np.ndarray,
-) -> Case:
-    """What one row of a part knew, asked for these candidates.
+def logged_request(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> RowRequest:
+    """The request that a row of the test window answers, with other candidates.
 
     Args:
-        schema: of the feature set.
-        rows, events: columns of the part, as `FeatureSet.rows` and `FeatureSet.events` give them.
-        index: of the row in the part.
+        feature_set: holds the row.
+        row: of the test window.
         candidate_item: item rows, int64 [N].
     """
-    end = int(rows["history_end"][index])
-    past = slice(end - int(rows["history_len"][index]), end)
-    here = slice(index, index + 1)
-    return Case(
-        user=int(rows["user"][index]),
-        history_item=events["item"][past].astype(np.int64),
-        candidate_item=candidate_item,
-        context={field.name: as_input(field, rows[field.name][here]) for field in schema.context},
-        history_events={field.name: as_input(field, events[field.name][past]) for field in schema.event},
-        candidate={
-            # The logged item's own numbers, for all: those of the others at that time were not logged.
-            field.name: np.repeat(as_input(field, rows[field.name][here]), len(candidate_item))
-            for field in schema.candidate
-        },
-    )
+    rows, events = feature_set.rows("test")[row.part], feature_set.events("test")[row.part]
+    return RowRequest.of_row(feature_set.schema, rows, events, row.index, candidate_item)
 
 
 @dataclass(frozen=True)
 class LoggedRow:
-    """Where a row of the test window lies."""
+    """A row of the test window: the part it lies in, and its index there."""
 
     part: int
     index: int
@@ -144,14 +126,14 @@ class LoggedRow:
 
 def _requests(
     feature_set: FeatureSet, encoder: Encoder, draw: np.random.Generator
-) -> Iterator[tuple[str, RawRequest, Case]]:
+) -> Iterator[tuple[str, RawRequest, RowRequest]]:
     example, *others = [
-        replayable(logged_case(feature_set, row, _candidates(feature_set, row, draw)), encoder)
+        replayable(logged_request(feature_set, row, _candidates(feature_set, row, draw)), encoder)
         for row in chosen_rows(feature_set)
     ]
     yield "logged", raw_request(example, encoder), example
-    for number, case in enumerate(others, start=1):
-        yield f"logged {number}, history of {len(case.history_item)}", raw_request(case, encoder), case
+    for number, stored in enumerate(others, start=1):
+        yield f"logged {number}, history of {len(stored.history_item)}", raw_request(stored, encoder), stored
     single = replace(
         example,
         candidate_item=example.candidate_item[:1],
@@ -169,7 +151,7 @@ def _requests(
 
 
 def chosen_rows(feature_set: FeatureSet) -> list[LoggedRow]:
-    """The example's row, then rows by quantiles of the history length; the last has the longest history."""
+    """The row that MODEL_CARD.md shows, then rows at quantiles of the history length; the last has the longest."""
     lengths = [rows["history_len"] for rows in feature_set.rows("test")]
     starts = np.cumsum([0, *map(len, lengths)])
     length = np.concatenate(lengths)
@@ -187,30 +169,30 @@ def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generat
     return np.array(list(dict.fromkeys([target, *map(int, others)]))[:CANDIDATES], np.int64)
 
 
-def _anonymous(empty: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
-    """Nothing but ids of candidates: no user, no history, every context column and counter at its default."""
+def _anonymous(empty: RowRequest, encoder: Encoder) -> tuple[str, RawRequest, RowRequest]:
+    """Only ids of candidates: no user, no history, each context column and counter at its default."""
     request = {"candidates": [encoder.items.value(row) for row in empty.candidate_item]}
     encoded = encoder.encode_request(parse_request(request, encoder.contract))
     anonymous = replace(empty, user=UNKNOWN, context=encoded.context, candidate=encoded.candidate)
     return "candidates alone", request, anonymous
 
 
-def _too_long(case: Case, encoder: Encoder, max_len: int) -> tuple[str, RawRequest, Case]:
-    """Two events more than are read. The case keeps the newest, and only its raw form has the rest."""
-    places = np.resize(np.arange(len(case.history_item)), max_len + 2)
+def _too_long(stored: RowRequest, encoder: Encoder, max_len: int) -> tuple[str, RawRequest, RowRequest]:
+    """Two more events than the model reads. The stored request has the newest, the raw request all of them."""
+    places = np.resize(np.arange(len(stored.history_item)), max_len + 2)
 
-    def take(places: np.ndarray) -> Case:
-        events = {name: values[places] for name, values in case.history_events.items()}
-        return replace(case, history_item=case.history_item[places], history_events=events)
+    def take(places: np.ndarray) -> RowRequest:
+        events = {name: values[places] for name, values in stored.history_events.items()}
+        return replace(stored, history_item=stored.history_item[places], history_events=events)
 
     return "history longer than is read", raw_request(take(places), encoder), take(places[2:])
 
 
-def _unknown(case: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
-    """A new user whose newest history item, and whose first candidate, the model has never seen."""
-    candidates = case.candidate_item.copy()
+def _unknown(stored: RowRequest, encoder: Encoder) -> tuple[str, RawRequest, RowRequest]:
+    """A new user whose newest history item and first candidate are new too."""
+    candidates = stored.candidate_item.copy()
     candidates[0] = UNKNOWN
-    known = raw_request(case, encoder)
+    known = raw_request(stored, encoder)
     new_item, new_user = _unseen(encoder.items), _unseen(encoder.users)
     history = [*known["history"], new_item]
     request = known | {
@@ -219,15 +201,17 @@ def _unknown(case: Case, encoder: Encoder) -> tuple[str, RawRequest, Case]:
         "candidates": [_renamed(known["candidates"][0], new_item), *known["candidates"][1:]],
     }
     missing = {field.name: np.nan if field.kind == "numeric" else UNKNOWN for field in encoder.schema.event}
-    events = {name: np.append(values, values.dtype.type(missing[name])) for name, values in case.history_events.items()}
+    events = {
+        name: np.append(values, values.dtype.type(missing[name])) for name, values in stored.history_events.items()
+    }
     max_len = encoder.schema.history_max_len
     return (
         "unknown user, history item and candidate",
         request,
         replace(
-            case,
+            stored,
             user=UNKNOWN,
-            history_item=np.append(case.history_item, UNKNOWN)[-max_len:],
+            history_item=np.append(stored.history_item, UNKNOWN)[-max_len:],
             history_events={name: values[-max_len:] for name, values in events.items()},
             candidate_item=candidates,
         ),

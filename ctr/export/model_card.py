@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a bundle is, what it was measured to do, and how to call it, for whoever finds it."""
+"""MODEL_CARD.md of a bundle: its purpose, data, metrics, request fields, an example call and its limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ctr.serving.bundle import Facts, GoldenCase
+from ctr.serving.bundle import BundleMetadata, GoldenRequest
 from features.contract.columns import ColumnSpec
 from features.contract.contract import Contract
 from features.store.schema import Schema
@@ -25,48 +25,55 @@ METRICS = (
 )
 
 
-def model_card(facts: Facts, contract: Contract, schema: Schema, example: GoldenCase) -> str:
-    """The card as Markdown. `example` is a golden request, shown with the scores the model gave it."""
+def model_card(metadata: BundleMetadata, contract: Contract, schema: Schema, example: GoldenRequest) -> str:
+    """The card as Markdown.
+
+    Args:
+        metadata: of the bundle.
+        contract: names the fields of a request.
+        schema: of the feature set that the model was trained on.
+        example: a golden request, shown with its scores.
+    """
     sections = [
-        f"# {facts.name}: click-through-rate ranker {facts.model_version}",
-        _purpose(facts, schema),
+        f"# {metadata.name}: click-through-rate ranker {metadata.model_version}",
+        _purpose(metadata, schema),
         "## Data",
-        _data(facts),
+        _data(metadata),
         "## Measured",
-        _measured(facts),
+        _measured(metadata),
         "## Fields",
         _fields(contract, schema),
         "## Call it",
-        _call(facts, example),
+        _call(metadata, example),
         "## Limits",
         _limits(schema),
         "## Graph inputs",
-        _inputs(facts),
+        _inputs(metadata),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _purpose(facts: Facts, schema: Schema) -> str:
+def _purpose(metadata: BundleMetadata, schema: Schema) -> str:
     return (
         "Scores the candidates of one request with the probability of a positive label, given a user, "
         f"a context and the newest {schema.history_max_len} items of the user's history.\n\n"
-        f"Architecture `{facts.architecture}`, exported {facts.created} from git revision "
-        f"`{facts.git_revision}`."
+        f"Architecture `{metadata.architecture}`, exported {metadata.created} from git revision "
+        f"`{metadata.git_revision}`."
     )
 
 
-def _data(facts: Facts) -> str:
+def _data(metadata: BundleMetadata) -> str:
     rows = (
         (name, f"{w.rows:,}", f"{w.positives / max(w.rows, 1):.2%}", _day(w.first_time), _day(w.last_time))
-        for name, w in facts.windows.items()
+        for name, w in metadata.windows.items()
     )
     table = _table(("split", "rows", "positive", "from (UTC)", "to (UTC)"), rows)
-    return f"{table}\n\nFeature set `{facts.feature_set}`, data contract `{facts.fingerprint[:16]}`."
+    return f"{table}\n\nFeature set `{metadata.feature_set}`, data contract `{metadata.fingerprint[:16]}`."
 
 
-def _measured(facts: Facts) -> str:
-    measured = {f"model, {split}": values for split, values in facts.metrics.items()}
-    measured |= {f"control: {name}": values for name, values in facts.controls.items()}
+def _measured(metadata: BundleMetadata) -> str:
+    measured = {f"model, {split}": values for split, values in metadata.metrics.items()}
+    measured |= {f"control: {name}": values for name, values in metadata.controls.items()}
     columns = [name for name in METRICS if any(name in values for values in measured.values())]
     if not columns:
         return "No metrics were recorded at export."
@@ -97,7 +104,7 @@ def _context(column: ColumnSpec, counted: bool) -> str:
     return f"{kind}; {default} where a request gives none"
 
 
-def _call(facts: Facts, example: GoldenCase) -> str:
+def _call(metadata: BundleMetadata, example: GoldenRequest) -> str:
     candidates = [entry["item"] if isinstance(entry, dict) else entry for entry in example.request["candidates"]]
     order = sorted(range(len(candidates)), key=lambda i: -example.scores[i])
     tasks = [{name: round(scores[i], 6) for name, scores in example.tasks.items()} for i in range(len(candidates))]
@@ -105,7 +112,7 @@ def _call(facts: Facts, example: GoldenCase) -> str:
         {"item": candidates[i], "score": round(example.scores[i], 6)} | ({"tasks": tasks[i]} if tasks[i] else {})
         for i in order
     ]
-    answer = {"model_version": facts.model_version, "ranked": ranked}
+    answer = {"model_version": metadata.model_version, "ranked": ranked}
     return (
         f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{_one_key_a_line(example.request)}\n"
         f"```\n\nanswers\n\n```json\n{_one_key_a_line(answer)}\n```\n\n"
@@ -116,20 +123,20 @@ def _call(facts: Facts, example: GoldenCase) -> str:
 def _limits(schema: Schema) -> str:
     lines = [
         f"- It knows {schema.items - 2:,} items and {schema.users - 2:,} users. Other ids are legal: they "
-        "are scored as the unknown item or user, and reported.",
+        "are scored as the unknown item or user, and the answer names them.",
         f"- Of a longer history, the newest {schema.history_max_len} items are read.",
         "- Scores repeat within 1e-5, not to the last bit.",
-        "- The label is what the log recorded under the policy that was live then. A score is no measure "
-        "of quality outside that policy, and clicks carry its position and exposure bias.",
+        "- The log was recorded under one ranking policy. Clicks carry its position and exposure bias, so a score "
+        "says little about items that this policy did not show.",
         "- Negative ids must never reach the graph: ONNX Runtime reads row -1 as the last row without an "
-        "error. `ctr.serving.ranker` refuses them.",
-        "- An empty history is one padding item 0 to the graph; `ctr.serving.ranker` does this.",
+        "error. `ctr.serving.ranker` refuses such rows.",
+        "- An empty history is an array of length 0.",
     ]
     return "\n".join(lines)
 
 
-def _inputs(facts: Facts) -> str:
-    rows = ((f"`{name}`", "[" + ", ".join(map(str, shape)) + "]") for name, shape in facts.inputs.items())
+def _inputs(metadata: BundleMetadata) -> str:
+    rows = ((f"`{name}`", "[" + ", ".join(map(str, shape)) + "]") for name, shape in metadata.inputs.items())
     return _table(("`ranker.onnx`", "shape"), rows)
 
 

@@ -1,4 +1,4 @@
-"""Export: a trained model -> the ONNX graphs of a bundle, published only after they proved to score alike.
+"""Export: a trained model to the ONNX graphs of a bundle, published only if they score as the model does.
 
 Shapes: H history items of one request, N candidates, D item width.
 """
@@ -29,9 +29,9 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ctr.export.golden_requests import golden_cases
+from ctr.export.golden_requests import golden_requests
 from ctr.export.model_card import model_card
-from ctr.export.parity import check_item_parity, check_parity, grid_cases, random_cases
+from ctr.export.parity import check_item_parity, check_parity, grid_requests, random_requests
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import (
@@ -41,7 +41,7 @@ from ctr.serving.bundle import (
     MODEL_CARD,
     RANKER,
     REQUEST,
-    Facts,
+    BundleMetadata,
     Golden,
     publish,
     seal,
@@ -69,10 +69,10 @@ class ExportResult:
     """A published bundle.
 
     Args:
-        path: where it lies.
-        max_abs_difference: largest |ONNX - torch| of a probability over the parity requests.
-        max_logit_difference: the same in logits (`ctr.serving.agreement.logit_difference`), which decides.
-        seconds: of folding, exporting and proving.
+        path: its folder.
+        max_abs_difference: largest absolute difference of a probability between ONNX and torch.
+        max_logit_difference: the same in logits (`ctr.serving.agreement.logit_difference`); parity is judged by it.
+        seconds: to build, export and check the graphs.
         bytes: of all its files.
     """
 
@@ -94,14 +94,15 @@ def export_bundle(
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
 ) -> ExportResult:
-    """Fold a trained model, export it and publish the bundle at `out`, or leave nothing there.
+    """Export a trained model and publish the bundle at `out`, or leave nothing there.
 
-    Published only after a `Ranker` loaded it as a server would, scored the golden requests from raw ids,
-    and agreed with the torch model on a grid of edge cases and 200 random requests.
+    Before the bundle is published, a `Ranker` loads it as a server would, replays the golden requests from raw ids, and
+    is compared with the torch model on a grid of edge cases and 200 random requests.
 
     Args:
         model: trained, with the tables of `feature_set` attached.
-        out: a new folder; an empty one may be there.
+        feature_set: it was trained on.
+        out: a new folder, or an empty one.
         model_version: names the model in every answer, e.g. the training run's id.
         architecture: `ModelConfig.architecture`.
         metrics: by split, then by metric.
@@ -118,13 +119,13 @@ def export_bundle(
     model = _for_serving(model, manifest.sampling)
     with publish(out) as folder:
         encoder = _write_encoder(feature_set, folder)
-        golden = Golden(cases=golden_cases(model, feature_set, encoder))
+        golden = Golden(cases=golden_requests(model, feature_set, encoder))
         write_json(folder / GOLDEN, golden)
         example = json.dumps(golden.cases[0].request, indent=2, ensure_ascii=False)
         (folder / REQUEST).write_text(example + "\n", encoding="utf-8")
         inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
-        facts = Facts(
+        metadata = BundleMetadata(
             name=manifest.name,
             model_version=model_version,
             architecture=architecture,
@@ -138,12 +139,12 @@ def export_bundle(
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        card = model_card(facts, feature_set.contract, schema, golden.cases[0])
+        card = model_card(metadata, feature_set.contract, schema, golden.cases[0])
         (folder / MODEL_CARD).write_text(card, encoding="utf-8")
-        sealed = seal(folder, facts)
+        sealed = seal(folder, metadata)
         ranker = Ranker.load(folder)
-        cases = itertools.chain(grid_cases(schema), random_cases(schema, RANDOM_REQUESTS))
-        parity = check_parity(model, feature_set.users, ranker.scores, cases)
+        requests = itertools.chain(grid_requests(schema), random_requests(schema, RANDOM_REQUESTS))
+        parity = check_parity(model, feature_set.users, ranker.scores, requests)
         check_item_parity(folder, feature_set)
     return ExportResult(
         path=out,
@@ -226,7 +227,7 @@ def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
 
 
 def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
-    """Inputs of the graph's types and ranks, with lengths that stand for nothing else (H 5, N 7)."""
+    """Inputs of the graph's types and ranks, for tracing; no other axis has their lengths, H 5 and N 7."""
     history, candidates = 5, 7
     fields = {f"user_{f.name}": f for f in schema.user} | {f"context_{f.name}": f for f in schema.context}
     lengths = {f"history_{f.name}": history for f in schema.event}
@@ -241,7 +242,7 @@ def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def example_items(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
-    """Inputs of the item graph, for 5 items; of neighbours, 3 each."""
+    """Inputs of the item graph, for tracing: 5 items, of 3 neighbours each."""
     items = 5
     examples = {
         **{f"item_{f.name}": _example(f).expand(items, *_example(f).shape[1:]).clone() for f in schema.item},
@@ -253,9 +254,9 @@ def example_items(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _for_serving(model: ClickModel, sampling: Sampling | None) -> ClickModel:
-    """A copy on the CPU, where graphs are traced and compared; its probabilities are those of the log as it happened.
+    """A copy on the CPU that predicts the click rate of the whole log.
 
-    Where negatives were drawn at a known rate, the odds that the model learned are too high by 1 / rate.
+    If training drew negatives at a known rate, the odds that the model learned are too high by 1 / rate.
     """
     model = deepcopy(model).cpu()
     if sampling is not None and sampling.rate is not None:
@@ -264,10 +265,10 @@ def _for_serving(model: ClickModel, sampling: Sampling | None) -> ClickModel:
 
 
 def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
-    """The feature set's encoder, saved without where its raw data lay: a bundle travels to other machines.
+    """Save the feature set's encoder, without the paths of its raw data, which other machines do not have.
 
-    Checked against the feature set's own hashes first. A changed vocabulary would go unnoticed later, since
-    the golden requests are decoded with the vocabulary that they are encoded with.
+    It is first compared with the hashes of the feature set. A changed vocabulary would not be noticed later: the golden
+    requests are decoded and encoded with the same vocabulary.
     """
     for name, entry in feature_set.manifest.files.items():
         path = feature_set.path / name
@@ -291,7 +292,7 @@ def _versions() -> dict[str, str]:
 def _trace(
     graph: nn.Module, examples: Mapping[str, Tensor], shapes: Mapping[str, Shape], outputs: Sequence[str]
 ) -> Any:
-    """torch -> ONNX intermediate representation, without the exporter's notes on where the code lies."""
+    """Trace a module to ONNX's intermediate representation, without the exporter's references to source lines."""
     _refuse_non_finite(graph)
     dims = {text: Dim(text) for shape in shapes.values() for text in shape if isinstance(text, str)}
     axes = [{i: dims[d] for i, d in enumerate(shapes[name]) if isinstance(d, str)} for name in examples]
@@ -334,7 +335,7 @@ def _expected_shape(name: str, example: Tensor) -> Shape:
 
 
 def _widths(name: str, example: Tensor) -> Shape:
-    """What follows the item axis: how many neighbours an item has is known to the feature set alone."""
+    """Axes after the items. The number of neighbours has a name: it is a property of the feature set."""
     return [f"k_{name}"] if name.startswith("neighbours_") else list(example.shape[1:])
 
 
@@ -371,7 +372,7 @@ def _save(model: Any, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes on packages we do not use and on names it takes from us."""
+    """Silence the exporter's warnings about packages that are not used here and about names."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,20 +1,19 @@
-"""Parity: the exported graph and the trained torch model must give one request the same probabilities.
+"""Parity: the exported graph and the trained torch model must give each request the same probabilities.
 
-Shapes: H history items of one request, N candidates, B = N rows, S history positions, U distinct items.
+Shapes: N candidates of one request, M items, D width of a row of the item table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ctr.data.batch import Batch
+from ctr.export.row_request import RowRequest, as_input
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE, logit_difference
 from ctr.serving.bundle import ITEM_TABLE, ITEMS
@@ -30,67 +29,20 @@ ITEMS_COMPARED = 1000
 Score = Callable[[EncodedRequest], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One encoded request, as rows of the feature set's own tables.
+def expected(model: ClickModel, request: RowRequest) -> np.ndarray:
+    """Probabilities of the torch model in evaluation mode, whose mode is restored afterwards.
 
     Args:
-        user: user row.
-        history_item: int64 [H], item rows, oldest first; never padding.
-        candidate_item: int64 [N], item rows.
-        context: int64 or float32 [1] by field.
-        history_events: int64 or float32 [H] by event field.
-        candidate: float32 [N] by field.
+        model: its tables attached.
+        request: of N candidates.
+
+    Returns:
+        float32 [N, 1 + tasks]: of a click, then of each further label.
     """
-
-    user: int
-    history_item: np.ndarray
-    candidate_item: np.ndarray
-    context: dict[str, np.ndarray] = field(default_factory=dict)
-    history_events: dict[str, np.ndarray] = field(default_factory=dict)
-    candidate: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def batch(self, history_max_len: int) -> Batch:
-        """The request as the trainer sees it: one row a candidate, history padded in front."""
-        rows = len(self.candidate_item)
-        padded_S = _pad_in_front(self.history_item, history_max_len)
-        items_U, places = np.unique(np.concatenate([[0], padded_S, self.candidate_item]), return_inverse=True)
-        _, history_S, target_B = np.split(places, [1, 1 + history_max_len])
-        return Batch(
-            items_U=torch.from_numpy(items_U),
-            target_B=torch.from_numpy(target_B),
-            history_BS=_repeat(history_S, rows),
-            user_B=torch.full((rows,), self.user),
-            label_B=torch.zeros(rows),
-            weight_B=torch.ones(rows),
-            events={
-                name: _repeat(_pad_in_front(values, history_max_len), rows)
-                for name, values in self.history_events.items()
-            },
-            context={name: torch.from_numpy(values).repeat(rows) for name, values in self.context.items()},
-            candidate={name: torch.from_numpy(values) for name, values in self.candidate.items()},
-        )
-
-    def encoded(self, schema: Schema, users: Mapping[str, np.ndarray]) -> EncodedRequest:
-        """The request as the encoder hands it to the graph; `users` are the encoded user columns."""
-        return EncodedRequest(
-            user={f.name: as_input(f, users[f.name][[self.user]]) for f in schema.user},
-            context=self.context,
-            history_item=self.history_item,
-            history_events=self.history_events,
-            candidate_item=self.candidate_item,
-            candidate=self.candidate,
-            unknown_history=0,
-            unknown_candidates=(),
-        )
-
-
-def expected(model: ClickModel, case: Case) -> np.ndarray:
-    """Probabilities float32 [N, 1 + tasks] of the torch model in eval mode, on a batch equal to the request."""
     training = model.training
     model.eval()
     with torch.inference_mode():
-        outputs = model.outputs(case.batch(model.schema.history_max_len))
+        outputs = model.outputs(request.batch(model.schema.history_max_len))
         score_NH = torch.sigmoid(torch.stack([outputs.click_B, *outputs.tasks.values()], dim=-1))
     model.train(training)
     return score_NH.numpy()
@@ -98,34 +50,36 @@ def expected(model: ClickModel, case: Case) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the graph and the model were apart at most, over all candidates of all cases.
+    """Largest difference between the graph and the model, over all candidates of all requests.
 
     Args:
-        logit: by `ctr.serving.agreement.logit_difference`, which decides.
-        probability: absolute.
+        logit: `ctr.serving.agreement.logit_difference`; parity is judged by it.
+        probability: absolute difference.
     """
 
     logit: float
     probability: float
 
 
-def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Score, cases: Iterable[Case]) -> Parity:
-    """Compare the exported graph with the trained model on each case.
+def check_parity(
+    model: ClickModel, users: Mapping[str, np.ndarray], score: Score, requests: Iterable[RowRequest]
+) -> Parity:
+    """Compare the exported graph with the trained model on each request.
 
     Args:
         model: the trained model, its tables attached.
         users: the encoded user columns of its feature set.
         score: the exported graph, e.g. `Ranker.scores`.
-        cases: what to compare them on.
+        requests: to score with both.
 
     Raises:
-        NumericalError: their logits differ by more than `TOLERANCE`, a score is not a number, or there are no cases.
+        NumericalError: their logits differ by more than `TOLERANCE`, a score is not a number, or there are no requests.
     """
     worst: Parity | None = None
     with _one_thread():
-        for case in cases:
-            wanted_NH = expected(model, case)
-            got_NH = score(case.encoded(model.schema, users))
+        for request in requests:
+            wanted_NH = expected(model, request)
+            got_NH = score(request.encoded(model.schema, users))
             if got_NH.shape != wanted_NH.shape:
                 raise NumericalError(f"parity: scores {wanted_NH.shape} of the model, but {got_NH.shape} of the graph.")
             logit, probability = logit_difference(got_NH, wanted_NH), float(np.abs(got_NH - wanted_NH).max())
@@ -133,13 +87,13 @@ def check_parity(model: ClickModel, users: Mapping[str, np.ndarray], score: Scor
             if not logit <= TOLERANCE:
                 raise NumericalError(
                     f"parity: the exported graph and the trained model differ by {logit:.2e} in logits "
-                    f"(at most {TOLERANCE} is allowed) on a request of {len(case.history_item)} history "
-                    f"items and {len(wanted_NH)} candidates, user row {case.user}. The bundle is not published."
+                    f"(at most {TOLERANCE} is allowed) on a request of {len(request.history_item)} history "
+                    f"items and {len(wanted_NH)} candidates, user row {request.user}. The bundle is not published."
                 )
             before = worst or Parity(0.0, 0.0)
             worst = Parity(max(before.logit, logit), max(before.probability, probability))
     if worst is None:
-        raise NumericalError("parity: no request was compared, so nothing is proved. The bundle is not published.")
+        raise NumericalError("parity: no request was compared, so parity is unknown. The bundle is not published.")
     return worst
 
 
@@ -167,12 +121,12 @@ def check_item_parity(folder: Path, feature_set: FeatureSet, seed: int = 0) -> f
 
 
 def item_inputs(feature_set: FeatureSet, rows: np.ndarray, columns_at: np.ndarray) -> dict[str, np.ndarray]:
-    """What `items.onnx` takes of these item rows.
+    """Inputs of `items.onnx` for these item rows, by name.
 
     Args:
         feature_set: whose items they are.
         rows: item rows, [M].
-        columns_at: where their columns that change stand, rows of the stacked table, [M]; `rows` for the latest.
+        columns_at: rows of the versioned columns in the stacked table, [M]; `rows` for the latest versions.
     """
     schema, versions = feature_set.schema, feature_set.item_versions
     stacked = {} if versions is None else versions.stacked
@@ -184,7 +138,7 @@ def item_inputs(feature_set: FeatureSet, rows: np.ndarray, columns_at: np.ndarra
     return feed | {f"neighbours_{name}": ids_I[feature_set.neighbours(name)[rows]] for name in schema.neighbours}
 
 
-def grid_cases(schema: Schema, seed: int = 0) -> Iterator[Case]:
+def grid_requests(schema: Schema, seed: int = 0) -> Iterator[RowRequest]:
     """Each history {none, one, some, full, partly unknown, all unknown} with each list of candidates."""
     generator = np.random.default_rng(seed)
     full = schema.history_max_len
@@ -203,24 +157,19 @@ def grid_cases(schema: Schema, seed: int = 0) -> Iterator[Case]:
     lists += [np.full(2, UNKNOWN, np.int64), np.concatenate([[UNKNOWN], lists[2]])]
     for history in histories:
         for candidates in lists:
-            yield _case(generator, schema, history, candidates)
+            yield _request(generator, schema, history, candidates)
 
 
-def random_cases(schema: Schema, count: int, seed: int = 0) -> Iterator[Case]:
+def random_requests(schema: Schema, count: int, seed: int = 0) -> Iterator[RowRequest]:
     """Requests of random users, contexts, history lengths (0 to full) and 1 to 100 candidates."""
     generator = np.random.default_rng(seed)
     for _ in range(count):
         history = _items(generator, schema, int(generator.integers(schema.history_max_len + 1)))
-        yield _case(generator, schema, history, _items(generator, schema, int(generator.integers(1, 101))))
+        yield _request(generator, schema, history, _items(generator, schema, int(generator.integers(1, 101))))
 
 
-def as_input(field: Field, values: np.ndarray) -> np.ndarray:
-    """Encoded column values in the type the graph takes: float32 for numbers, int64 for indices."""
-    return values.astype(np.float32 if field.kind == "numeric" else np.int64)
-
-
-def _case(generator: np.random.Generator, schema: Schema, history: np.ndarray, candidates: np.ndarray) -> Case:
-    return Case(
+def _request(generator: np.random.Generator, schema: Schema, history: np.ndarray, candidates: np.ndarray) -> RowRequest:
+    return RowRequest(
         user=int(generator.integers(UNKNOWN, schema.users)),
         history_item=history,
         candidate_item=candidates,
@@ -244,21 +193,10 @@ def _values(generator: np.random.Generator, field: Field, count: int) -> np.ndar
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Requests are small: handing their parts to other threads takes longer than computing them."""
+    """One torch thread: a request is so small that handing parts of it to other threads takes longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _pad_in_front(values_H: np.ndarray, length: int) -> np.ndarray:
-    padded_S = np.zeros(length, values_H.dtype)
-    if len(values_H):
-        padded_S[-len(values_H) :] = values_H
-    return padded_S
-
-
-def _repeat(values_S: np.ndarray, rows: int) -> Tensor:
-    return torch.from_numpy(values_S).repeat(rows, 1)

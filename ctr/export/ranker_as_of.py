@@ -1,6 +1,6 @@
-"""A bundle's ranker on rows of the past, where the item table changes: items as they were at a row's time.
+"""A bundle's ranker for logged rows, where item columns change over time: items as they were at a row's time.
 
-A server reads the latest version of each item. Scored so, an old row would be told what came after it.
+A server reads the latest version of each item. For an old row that would be information from its future.
 
 Shapes: V versions of all items, D width of a row of the item table.
 """
@@ -28,18 +28,26 @@ ITEMS_PER_CHUNK = 16_384
 
 @dataclass(frozen=True)
 class RankerAsOf:
-    """Scores requests of the past.
+    """Scores requests with the items of their time.
 
     Args:
-        ranker: of a bundle; its item table holds a row for every pair of item and version where there are versions.
-        versions: numbers the pairs, None where items do not change.
+        ranker: of a bundle. If items change, its item table has a row for each pair of item and version.
+        versions: numbers the pairs; None if items do not change.
     """
 
     ranker: Ranker
     versions: ItemVersions | None
 
     def scores(self, encoded: EncodedRequest, time: int) -> np.ndarray:
-        """Probabilities float32 [N, 1 + tasks] of a request whose items are those of `time` (µs)."""
+        """Probabilities of a request with the items of one instant, float32 [N, 1 + tasks].
+
+        Args:
+            encoded: the request, of N candidates.
+            time: µs since 1970, UTC.
+
+        Raises:
+            ConfigError, NumericalError: as `Ranker.scores`.
+        """
         if self.versions is None:
             return self.ranker.scores(encoded)
         at = np.array(time)
@@ -53,10 +61,10 @@ class RankerAsOf:
 
 @contextmanager
 def ranker_as_of(ranker: Ranker, feature_set: FeatureSet) -> Iterator[RankerAsOf]:
-    """The ranker for rows of the feature set that it was trained on.
+    """A ranker for logged rows of the feature set that the bundle was trained on.
 
-    With versions its item table is written anew, into a temporary folder: the bundle's own rows, then one a version by
-    the bundle's `items.onnx`.
+    If items change, it writes a larger item table to a temporary folder, which is removed after the block: the bundle's
+    rows, then a row for each earlier version, computed by the bundle's `items.onnx`.
     """
     if feature_set.item_versions is None:
         yield RankerAsOf(ranker, None)

@@ -165,12 +165,12 @@ def stress_plot(found: StressResult) -> Figure:
     labels = list(dict.fromkeys(one.label for one in found.stresses))
     figure = Figure(figsize=(2.4 + 3 * len(panels), 1.3 + ROW_INCHES * len(labels)), layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    more_than_chance = resolved([one.loss for one in found.stresses])
+    more_than_chance = resolved([one.auc_drop for one in found.stresses])
     for axes, (sets, places) in zip(all_axes, panels.items(), strict=True):
         for label, place in places.items():
-            loss, row = found.stresses[place].loss, labels.index(label)
+            drop, row = found.stresses[place].auc_drop, labels.index(label)
             colour = BLUE if more_than_chance[place] else GREY
-            whisker(axes, row, loss, colour)
+            whisker(axes, row, drop, colour)
         ignored = " (ignored)" if sets in found.ignored else ""
         axes.set_title("all sets" if sets == "all" else f"{sets}{ignored}", fontsize=10)
         axes.axvline(0, color="black", linewidth=0.8)
@@ -182,5 +182,5 @@ def stress_plot(found: StressResult) -> Figure:
     all_axes[0].set_yticks(range(len(labels)), labels)
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
     scale = f"logarithmic above {LINEAR_UP_TO:g}; blue: more than chance, after Holm"
-    figure.supxlabel(f"loss of AUC, {found.auc:.4f} without stress ({scale})", fontsize=9)
+    figure.supxlabel(f"AUC drop, from {found.auc:.4f} without corruption ({scale})", fontsize=9)
     return figure

@@ -1,4 +1,4 @@
-"""How far two computations of one probability are apart: measured in logits, so that rare clicks count as much."""
+"""The difference between two computations of one probability, in logits, so that rare clicks count as much."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 TOLERANCE = 1e-5
 
 _TINY, _STEP = float(np.finfo(np.float32).tiny), 2.0**-24  # between two numbers of single precision just below 1
-_STEPS = 4  # that two sigmoids may round apart
+_STEPS = 4  # by which rounding may set two sigmoids apart
 
 
 def logit_difference(got: np.ndarray, wanted: np.ndarray) -> float:
     """Largest `|logit(got) - logit(wanted)| / max(1, |logit(wanted)|)`; NaN where one of them is not a number.
 
-    At a click probability of 1e-4 it is about a ninth of the relative difference of the probability, at 0.5 four times
-    the absolute one. Near 1, where single precision itself holds few digits of a logit, what rounding of the
-    probabilities makes of it is not counted.
+    At a click probability of 1e-4 it is about a ninth of the relative difference of the probabilities; at 0.5 it is
+    four times their absolute difference. Near 1, single precision holds few digits of a logit: the difference that
+    rounding of the probabilities can cause is subtracted.
 
     Args:
-        got, wanted: probabilities, float32 of one shape, not empty.
+        got, wanted: probabilities, of one shape, not empty.
     """
     # From 0 to 1 both ends included: a sigmoid of single precision reaches them.
     first, second = (np.clip(one.astype(np.float64), _TINY, 1 - _STEP / 2) for one in (got, wanted))

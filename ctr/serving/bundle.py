@@ -1,4 +1,4 @@
-"""The bundle: the folder a ranking server loads, hashed file by file and published in one step. No torch."""
+"""The bundle: the folder that a ranking server loads, with a hash of each file, published in one step."""
 
 from __future__ import annotations
 
@@ -34,25 +34,27 @@ REQUEST = "request.json"
 # Outputs of the ranker graph: the click's probability, and score_<task> of further labels.
 SCORE = "score"
 
-# Folders that are being filled; what a killed export leaves is found by it.
+# Prefix of folders that are being filled, by which the remains of killed exports are found.
 STAGING = ".exporting-"
 
 T = TypeVar("T", bound=Settings)
 
 
-class Facts(Settings):
-    """What is known about a model before its files are hashed.
+class BundleMetadata(Settings):
+    """Metadata of a bundle: all of `MANIFEST.json` but the format and the hashes of the files.
 
     Args:
         name: the data contract's name, which is also the model's.
-        model_version: names this model in responses and logs, e.g. the training run's id.
+        model_version: the model's name in answers and logs, e.g. the training run's id.
+        architecture: `ModelConfig.architecture`.
         fingerprint: of the data contract (`Contract.fingerprint`).
         feature_set: version of the feature set it was trained on.
         metrics: by split, then by metric, e.g. `{"test": {"auc": 0.71}}`.
-        controls: the same metrics of the controls, by control.
+        controls: the same metrics of each baseline, by its name.
         windows: rows, positives and time span of each split.
         inputs: shape of each input of `ranker.onnx`; a named axis is text.
-        versions: of the packages that made it.
+        git_revision: of the code that trained it.
+        versions: of Python and of the packages that made it.
         created: UTC, ISO 8601.
     """
 
@@ -70,15 +72,22 @@ class Facts(Settings):
     created: str
 
 
-class BundleManifest(Facts):
+class BundleManifest(BundleMetadata):
     """`MANIFEST.json`, written last: a folder without it is not a bundle."""
 
     format: int
     files: dict[str, FileEntry]
 
 
-class GoldenCase(Settings):
-    """One raw request and the scores of each of its candidates, as the trained torch model gave them."""
+class GoldenRequest(Settings):
+    """One raw request with the scores that the trained torch model gave its candidates.
+
+    Args:
+        name: says what is special about the request.
+        request: as JSON, see MODEL_CARD.md.
+        scores: click probability of each candidate, in the order of the request.
+        tasks: probabilities of each further label, likewise.
+    """
 
     name: str
     request: dict[str, Any]
@@ -87,7 +96,7 @@ class GoldenCase(Settings):
 
 
 class Golden(Settings):
-    """`golden.json`: replayed at every load, so that a server with other arithmetic never goes live.
+    """`golden.json`: requests that every load replays, so that a server whose scores differ does not start.
 
     Args:
         tolerance: largest `ctr.serving.agreement.logit_difference` from the recorded scores that the replay allows.
@@ -95,7 +104,7 @@ class Golden(Settings):
     """
 
     tolerance: float = TOLERANCE
-    cases: list[GoldenCase]
+    cases: list[GoldenRequest]
 
 
 @dataclass(frozen=True)
@@ -104,26 +113,30 @@ class Bundle:
 
     Layout:
 
-        ranker.onnx item_table.bin      one request -> one probability a candidate; the item table beside it
-        items.onnx                      encoded item columns and vectors -> rows of the item table
-        encoder.json vocabularies/*     raw ids and columns -> what the graphs read
-        users.arrow counters/*.arrow    user columns, and counters as the log ended, where a request gives none
+        ranker.onnx item_table.bin      scores the candidates of one request; the item table that it reads
+        items.onnx                      turns encoded item columns and vectors into rows of the item table
+        encoder.json vocabularies/*     turn raw ids and values into inputs of the graphs
+        users.arrow counters/*.arrow    user columns, and counters at the end of the log, for requests that give none
         golden.json request.json        requests with their scores; the first of them alone, as an example
         MODEL_CARD.md MANIFEST.json
+
+    Args:
+        path: the folder, no pointer.
+        manifest: its `MANIFEST.json`.
     """
 
     path: Path
     manifest: BundleManifest
 
     def golden(self) -> Golden:
-        """The golden requests. Raises DataError when the file is malformed."""
+        """The golden requests. Raises DataError if the file is malformed."""
         return _read(self.path / GOLDEN, Golden)
 
 
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle after comparing every file with its recorded sha256.
 
-    ONNX Runtime loads a table with a flipped bit without a word, so this is the only guard there is.
+    Nothing else notices a damaged file: ONNX Runtime loads an item table with a flipped bit without an error.
 
     Args:
         path: the bundle, a pointer to it (`bundles/<name>/CURRENT`), or the folder of that pointer.
@@ -132,12 +145,12 @@ def open_bundle(path: Path) -> Bundle:
         DataError: not a bundle, another format, a file that is missing, changed or not in the manifest, or a
             pointer to nothing.
     """
-    # A pointer may be flipped while we read: stay with the folder it named first.
+    # The pointer may move while the files are read: stay with the folder that it names now.
     path = follow(path).resolve()
     if path.name == CURRENT and not path.exists():
         raise DataError(
             f"{path}: no bundle of this name has passed the gate yet. {NEWEST} beside it names the newest one "
-            "exported; `quadrank promote` puts it to the gate."
+            f"exported; `quadrank promote` checks it and moves {CURRENT}."
         )
     manifest = _read_manifest(path)
     present = _files_below(path)
@@ -163,8 +176,11 @@ def open_bundle(path: Path) -> Bundle:
 def publish(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out` and move it to `out` when the block ends without an error.
 
-    Fill it, `seal` it and check it inside the block: whatever fails there removes the folder. A bundle is always
-    a new folder: one that exists is never replaced, so that no reader ever finds half of two bundles.
+    Fill it, `seal` it and check it inside the block; an error there removes the folder. A bundle is always a new
+    folder: an existing one is never replaced, so no reader finds a mixture of two bundles.
+
+    Args:
+        out: folder of the bundle; its parents are made.
 
     Raises:
         ConfigError: `out` exists and is not an empty folder.
@@ -192,18 +208,18 @@ def refuse_taken(out: Path) -> None:
     """Raise ConfigError where a path exists and is not an empty folder."""
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise ConfigError(
-            f"{out}: exists, and nothing is ever written over. Name a new folder with --out, or remove this one "
-            "yourself."
+            f"{out}: exists, and an existing folder is never overwritten. Name a new folder with --out, or remove this "
+            "one yourself."
         )
 
 
-def seal(folder: Path, facts: Facts) -> BundleManifest:
-    """Hash every file below `folder` and write `MANIFEST.json`."""
+def seal(folder: Path, metadata: BundleMetadata) -> BundleManifest:
+    """Hash every file below `folder`, write `MANIFEST.json` there and return it."""
     files = {
         name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
         for name in sorted(_files_below(folder))
     }
-    manifest = BundleManifest(format=FORMAT, files=files, **dict(facts))
+    manifest = BundleManifest(format=FORMAT, files=files, **dict(metadata))
     write_json(folder / MANIFEST, manifest)
     return manifest
 

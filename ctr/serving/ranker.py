@@ -1,4 +1,7 @@
-"""The ranker: raw requests in, ranked candidates out, by a verified bundle and without torch."""
+"""The ranker: ranks the candidates of raw requests with a verified bundle, without torch.
+
+Shapes: H history items of one request, N candidates.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ NAMED = 5  # ids named in one message
 
 
 class ServeConfig(Settings):
-    """`conf/serve.yaml`: what one serving process may use, and the largest request it answers."""
+    """`conf/serve.yaml`: threads of one serving process, and the largest request it accepts."""
 
     threads: PositiveInt = Field(1, description="threads of one request")
     limits: Limits = Limits()
@@ -40,7 +43,7 @@ def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> Se
 
 @dataclass(frozen=True)
 class Ranked:
-    """One candidate, the probability of a positive label, and those of further labels that the model predicts."""
+    """One candidate: its raw id, the probability of a positive label, and those of further labels, by name."""
 
     item: Any
     score: float
@@ -58,8 +61,8 @@ class RankResult:
     Args:
         model_version: of the bundle that scored it.
         ranked: by score, highest first; equal scores keep the request's order.
-        unknown_candidates: raw ids scored as the unknown item.
-        unknown_history: how many history items were read as the unknown item.
+        unknown_candidates: raw ids of candidates that were scored as the unknown item.
+        unknown_history: number of history items that were read as the unknown item.
     """
 
     model_version: str
@@ -71,8 +74,8 @@ class RankResult:
 class Ranker:
     """Ranks the candidates of one request with the model of a bundle. Safe to share between threads.
 
-    One request is computed by `threads` threads, 1 by default: a server answers several requests at once,
-    and threads of one request would take the cores of another.
+    `threads` threads compute one request, 1 by default: a server answers several requests at once, and the threads of
+    one request would take cores from another.
 
     Example:
         >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
@@ -90,11 +93,11 @@ class Ranker:
 
     @classmethod
     def load(cls, path: Path, threads: int = 1, limits: Limits | None = None) -> Ranker:
-        """Verify, load and try out a bundle.
+        """Verify a bundle, load it and replay its golden requests.
 
         Raises:
-            DataError: a file of the bundle is missing, changed or foreign.
-            NumericalError: the golden requests do not get their scores on this machine.
+            DataError: a file of the bundle is missing, changed, or not listed in its manifest.
+            NumericalError: a golden request gets other scores on this machine.
         """
         bundle = open_bundle(path)
         ranker = cls(
@@ -108,12 +111,12 @@ class Ranker:
 
     @property
     def model_version(self) -> str:
-        """Names the model in every answer."""
+        """The model's name in each answer."""
         return self.bundle.manifest.model_version
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Further labels that the model predicts."""
+        """Names of the further labels that the model predicts."""
         return tuple(name.removeprefix(f"{SCORE}_") for name in self._outputs[1:])
 
     def rank(self, raw_request: dict[str, Any], *, strict: bool = False, top: int | None = None) -> RankResult:
@@ -121,11 +124,11 @@ class Ranker:
 
         Args:
             raw_request: `user`, `context`, `history`, `candidates` by raw ids; see MODEL_CARD.md.
-            strict: refuse ids that the model has never seen instead of scoring them as unknown.
-            top: return only so many.
+            strict: refuse unknown ids instead of scoring them as the unknown item.
+            top: return only the best so many.
 
         Raises:
-            ConfigError: malformed request, a limit passed, `top` below 1, or (strict) unknown ids.
+            ConfigError: malformed request, a limit exceeded, `top` below 1, or (strict) unknown ids.
         """
         if top is not None and top < 1:
             raise ConfigError(f"top: must be at least 1, got {top}. Leave it out for all candidates.")
@@ -157,7 +160,7 @@ class Ranker:
 
         Raises:
             ConfigError: an item row outside the table.
-            NumericalError: a score that is no number.
+            NumericalError: a score is not finite.
         """
         items = self.encoder.schema.items
         _check_rows("candidates", encoded.candidate_item, items)
@@ -172,7 +175,7 @@ class Ranker:
         return scores_NH
 
     def replay(self) -> float:
-        """Score the golden requests; the largest `logit_difference` from their recorded scores.
+        """Score the golden requests and return the largest `logit_difference` from their recorded scores.
 
         Raises:
             NumericalError: it exceeds the tolerance that `golden.json` states.
@@ -197,7 +200,7 @@ class Ranker:
 
 
 def open_session(path: Path, threads: int = 1) -> Any:
-    """An ONNX Runtime CPU session for many small requests: no spinning threads, no arena that only grows."""
+    """An ONNX Runtime CPU session for many small requests: threads do not spin, memory is returned after each."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -207,19 +210,12 @@ def open_session(path: Path, threads: int = 1) -> Any:
 
 
 def graph_inputs(encoded: EncodedRequest) -> dict[str, np.ndarray]:
-    """The graph's inputs by name. An empty history becomes one padding item, which attention leaves out.
-
-    Runtimes disagree on tensors without elements; one padding item gives the same scores on all of them.
-    """
-    history_item, events = encoded.history_item, encoded.history_events
-    if not len(history_item):
-        history_item = np.zeros(1, np.int64)
-        events = {name: np.zeros(1, values.dtype) for name, values in events.items()}
+    """All columns of a request by the names of the graph's inputs; the graph may read fewer."""
     return {
         **{f"user_{name}": values for name, values in encoded.user.items()},
         **{f"context_{name}": values for name, values in encoded.context.items()},
-        "history_item": history_item,
-        **{f"history_{name}": values for name, values in events.items()},
+        "history_item": encoded.history_item,
+        **{f"history_{name}": values for name, values in encoded.history_events.items()},
         **{f"candidate_{name}": values for name, values in encoded.candidate.items()},
         "candidate_item": encoded.candidate_item,
     }
@@ -242,7 +238,7 @@ def _some(ids: Sequence[Any]) -> str:
 
 
 def _check_rows(name: str, rows: np.ndarray, items: int) -> None:
-    """ONNX Runtime reads row -1 as the last row, so nothing outside the table may reach it."""
+    """Refuse rows outside the item table: ONNX Runtime reads row -1 as the last row without an error."""
     if len(rows) and not (rows.min() >= 0 and rows.max() < items):
         wrong = rows[(rows < 0) | (rows >= items)][0]
         raise ConfigError(f"{name}: item row {wrong} is outside the item table of {items} rows. Encode raw ids.")

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.data.feature_tables import frozen_tables
-from ctr.diagnosis.explanation import Explanation, explain
-from ctr.export.parity import Case
+from ctr.diagnosis.occlusion import Explanation, explain
+from ctr.export.row_request import RowRequest
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request
 from features.errors import ConfigError
@@ -39,8 +39,8 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     run_dir, model, feature_set = load_run(run_id, workspace)
     encoder = Encoder.load(feature_set.path)
     request = _read(path, encoder)
-    case = _case(request, encoder)
-    found = sorted(explain(model, frozen_tables(feature_set), case), key=lambda one: -one.score)[:top]
+    by_rows = _by_rows(request, encoder)
+    found = sorted(explain(model, frozen_tables(feature_set), by_rows), key=lambda one: -one.score)[:top]
     history = request.history[-model.schema.history_max_len :]
     payload = [told(one, history, encoder, feature_set) for one in found]
     for one in payload:
@@ -59,16 +59,9 @@ def _read(path: Path, encoder: Encoder) -> Request:
     return request
 
 
-def _case(request: Request, encoder: Encoder) -> Case:
-    encoded = encoder.encode_request(request)
-    return Case(
-        user=UNKNOWN if request.user is None else encoder.users.index(request.user),
-        history_item=encoded.history_item,
-        candidate_item=encoded.candidate_item,
-        context=encoded.context,
-        history_events=encoded.history_events,
-        candidate=encoded.candidate,
-    )
+def _by_rows(request: Request, encoder: Encoder) -> RowRequest:
+    user = UNKNOWN if request.user is None else encoder.users.index(request.user)
+    return RowRequest.of_encoded(encoder.encode_request(request), user)
 
 
 def told(one: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`stress`: how a finished run's model bears broken vectors, as a table, a plot and a record."""
+"""`stress`: what a finished run's model loses with corrupted vectors, as a table, a plot and a record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     found = stress_model(model, feature_set, feature_set.judged_by, config)
     console.print(_table(f"{run_dir.name}: vectors under stress, {found.split} rows", found))
     console.print(_verdict(found, config))
-    record = asdict(found) | {"stresses": [asdict(one) | {"loss": one.loss._asdict()} for one in found.stresses]}
+    record = asdict(found) | {
+        "stresses": [asdict(one) | {"auc_drop": one.auc_drop._asdict()} for one in found.stresses]
+    }
     write_text(run_dir / "stress.json", json.dumps(record, indent=2))
     figure = stress_plot(found)
     save_png(figure, run_dir / "stress.png")
@@ -45,22 +47,26 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
 def _table(title: str, found: StressResult) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.caption = (
-        "Intervals: 95 %, by drawing users again with all of their rows; each of one loss alone. "
+        "Intervals: 95 %, by drawing users with all of their rows; each for its own AUC drop alone. "
         f"*: p < {LEVEL} after Holm's correction for the {len(found.stresses)} stresses of this table."
     )
     table.add_column("stress")
-    for column in ("AUC", "loss of AUC", "log loss", "scores moved by"):
+    for column in ("AUC", "AUC drop", "log loss", "mean |change| of scores"):
         table.add_column(column, justify="right")
     table.add_row("no stress", f"{found.auc:.4f}", "", f"{found.log_loss:.4f}", "")
     before = ""
-    stars = resolved([one.loss for one in found.stresses])
+    stars = resolved([one.auc_drop for one in found.stresses])
     for one, star in zip(found.stresses, stars, strict=True):
         if one.sets != before:
             table.add_section()
         before = one.sets
         sets = "all sets" if one.sets == "all" else one.sets
         table.add_row(
-            f"{sets}: {one.label}", f"{one.auc:.4f}", signed(one.loss, star), f"{one.log_loss:.4f}", f"{one.moved:.4f}"
+            f"{sets}: {one.label}",
+            f"{one.auc:.4f}",
+            signed(one.auc_drop, star),
+            f"{one.log_loss:.4f}",
+            f"{one.mean_abs_change:.4f}",
         )
     return table
 

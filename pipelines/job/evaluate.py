@@ -16,8 +16,8 @@ from ctr.evaluation.catalog_coverage import top_lists
 from ctr.evaluation.evaluate import evaluate
 from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
 from ctr.evaluation.slices import slice_metrics
-from ctr.export.golden_requests import case_of_row
 from ctr.export.ranker_as_of import RankerAsOf, ranker_as_of
+from ctr.export.row_request import RowRequest
 from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
@@ -184,9 +184,9 @@ def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) 
             instant_R = instants_of(rows)
             users = feature_set.users_as_of(rows["user"], instant_R)
             for i in range(len(scores)):
-                case = case_of_row(schema, rows, events, i, rows["item"][i : i + 1].astype(np.int64))
+                request = RowRequest.of_row(schema, rows, events, i, rows["item"][i : i + 1].astype(np.int64))
                 # `users` holds the user of row i in row i.
-                request = replace(case, user=i).encoded(schema, users)
-                scores[i] = then.scores(request, instant_R[i])[0]
+                encoded = replace(request, user=i).encoded(schema, users)
+                scores[i] = then.scores(encoded, instant_R[i])[0]
                 bar.advance(1)
             yield scores

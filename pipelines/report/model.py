@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ctr.data.feature_tables import frozen_tables
-from ctr.diagnosis.explanation import explain
-from ctr.export.golden_requests import LoggedRow, chosen_rows, logged_case
+from ctr.diagnosis.occlusion import explain
+from ctr.export.golden_requests import LoggedRow, chosen_rows, logged_request
 from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet
@@ -72,9 +72,9 @@ def _examples(model: ClickModel, feature_set: FeatureSet) -> Section | None:
     encoder, tables = Encoder.load(feature_set.path), frozen_tables(feature_set)
     groups: dict[str, list[list[str]]] = {}
     for row in chosen_rows(feature_set)[-EXAMPLES:]:
-        case = logged_case(feature_set, row, _target(feature_set, row))
-        (one,) = explain(model, tables, case)
-        history = tuple(encoder.items.value(item) for item in case.history_item)
+        request = logged_request(feature_set, row, _target(feature_set, row))
+        (one,) = explain(model, tables, request)
+        history = tuple(encoder.items.value(item) for item in request.history_item)
         content = told(one, history, encoder, feature_set)
         if not content["past"]:
             continue

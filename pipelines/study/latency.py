@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from ctr.config import ModelConfig
 from ctr.export.onnx_export import export_request_graph
-from ctr.export.parity import Case, random_cases
+from ctr.export.parity import random_requests
+from ctr.export.row_request import RowRequest
 from ctr.export.serving_graph import RequestGraph
 from ctr.serving.bundle import RANKER
 from ctr.serving.ranker import graph_inputs, open_session
@@ -37,8 +38,8 @@ def rank_latency(config: ModelConfig, run: Path, feature_set: FeatureSet) -> flo
         path = Path(folder) / RANKER
         export_request_graph(graph, schema, path)
         session = open_session(path)
-        cases = (_full(case, schema.history_max_len) for case in random_cases(schema, REQUESTS))
-        feeds = [graph_inputs(case.encoded(schema, feature_set.users)) for case in cases]
+        requests = (_full(request, schema.history_max_len) for request in random_requests(schema, REQUESTS))
+        feeds = [graph_inputs(request.encoded(schema, feature_set.users)) for request in requests]
         taken = []
         for feed in feeds:
             inputs = {name: feed[name] for name in graph.input_names}
@@ -48,16 +49,16 @@ def rank_latency(config: ModelConfig, run: Path, feature_set: FeatureSet) -> flo
     return float(np.median(taken[WARMUP:]) * 1e3)
 
 
-def _full(case: Case, length: int) -> Case:
-    """The case with a full history and 100 candidates, made of its own by repeating them."""
-    candidates = np.resize(np.arange(len(case.candidate_item)), CANDIDATES)
-    events = len(case.history_item)
+def _full(request: RowRequest, length: int) -> RowRequest:
+    """The request with a full history and 100 candidates, made of its own by repeating them."""
+    candidates = np.resize(np.arange(len(request.candidate_item)), CANDIDATES)
+    events = len(request.history_item)
     places = np.resize(np.arange(events), length if events else 0)
-    return Case(
-        user=case.user,
-        history_item=case.history_item[places],
-        candidate_item=case.candidate_item[candidates],
-        context=case.context,
-        history_events={name: values[places] for name, values in case.history_events.items()},
-        candidate={name: values[candidates] for name, values in case.candidate.items()},
+    return RowRequest(
+        user=request.user,
+        history_item=request.history_item[places],
+        candidate_item=request.candidate_item[candidates],
+        context=request.context,
+        history_events={name: values[places] for name, values in request.history_events.items()},
+        candidate={name: values[candidates] for name, values in request.candidate.items()},
     )

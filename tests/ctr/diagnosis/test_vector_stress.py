@@ -7,16 +7,16 @@ import torch
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.diagnosis.vector_stress import (
+    CorruptionResult,
     StressConfig,
-    Stressed,
     StressResult,
+    corrupted,
     in_float32,
     is_ignored,
     item_orders,
     load_stress_config,
     plan,
     stress_model,
-    stressed,
 )
 from ctr.evaluation.bootstrap import Interval
 from ctr.model.click_model import ClickModel
@@ -45,12 +45,12 @@ def tables() -> FrozenTables:
 ORDER = np.array([4, 2, 6, 3, 5])
 
 
-def strike(kind: str, level: float) -> FrozenTables:
-    return stressed(tables(), ["a"], kind, level, ORDER, seed=1)
+def corrupt(kind: str, level: float) -> FrozenTables:
+    return corrupted(tables(), ["a"], kind, level, ORDER, seed=1)
 
 
 def test_removal_takes_the_first_and_leaves_other_sets_alone():
-    found, before = strike("remove", 0.4), tables()
+    found, before = corrupt("remove", 0.4), tables()
     assert found.present["a"].tolist() == [False, False, False, True, False, False, True]
     assert found.vectors["a"][[2, 4]].abs().sum() == 0
     assert torch.equal(found.vectors["a"][[3, 6]], before.vectors["a"][[3, 6]])
@@ -58,22 +58,22 @@ def test_removal_takes_the_first_and_leaves_other_sets_alone():
 
 
 def test_stale_is_a_removal_of_who_comes_first_in_the_order():
-    assert strike("stale", 0.4).present["a"].tolist() == [False, False, False, True, False, False, True]
+    assert corrupt("stale", 0.4).present["a"].tolist() == [False, False, False, True, False, False, True]
 
 
-@pytest.mark.parametrize(("level", "struck"), [(1.0, [2, 3, 4, 6]), (0.6, [2, 4, 6]), (0.4, [2, 4])])
-def test_a_swap_keeps_the_vectors_and_leaves_nobody_their_own(level, struck):
-    swapped = strike("swap", level)
+@pytest.mark.parametrize(("level", "changed"), [(1.0, [2, 3, 4, 6]), (0.6, [2, 4, 6]), (0.4, [2, 4])])
+def test_a_swap_keeps_the_vectors_and_leaves_nobody_their_own(level, changed):
+    swapped = corrupt("swap", level)
     found, before = swapped.vectors["a"], tables().vectors["a"]
     assert sorted(found.tolist()) == sorted(before.tolist())
-    assert (found != before).any(1).nonzero().flatten().tolist() == struck  # item 5 has none to exchange
+    assert (found != before).any(1).nonzero().flatten().tolist() == changed  # item 5 has none to exchange
     assert torch.equal(swapped.present["a"], tables().present["a"])
 
 
 def test_noise_keeps_norms_and_turns_by_its_level():
     drawn = torch.randn(500, 400, generator=torch.Generator().manual_seed(0))
     wide = FrozenTables(items={}, vectors={"a": drawn}, present={"a": torch.ones(500, dtype=torch.bool)})
-    found = stressed(wide, ["a"], "noise", 1.0, np.arange(2, 500), seed=1).vectors["a"]
+    found = corrupted(wide, ["a"], "noise", 1.0, np.arange(2, 500), seed=1).vectors["a"]
     torch.testing.assert_close(found.norm(dim=1), wide.vectors["a"].norm(dim=1))
     # As long as the vector and at a right angle to it: cosine 1 / sqrt(2).
     cosine = torch.nn.functional.cosine_similarity(found, wide.vectors["a"]).mean()
@@ -81,7 +81,7 @@ def test_noise_keeps_norms_and_turns_by_its_level():
 
 
 def test_int8_errs_by_half_a_step_at_most():
-    found, before = strike("int8", 1.0).vectors["a"], tables().vectors["a"]
+    found, before = corrupt("int8", 1.0).vectors["a"], tables().vectors["a"]
     assert ((found - before).abs() <= before.abs().amax(1, keepdim=True) / 127 / 2 + 1e-7).all()
     assert not torch.equal(found, before)
 
@@ -111,7 +111,7 @@ def test_an_item_without_rows_is_not_among_the_newest(tmp_path):
     assert len(seen) < 60 and set(item_orders(few, seed=1)["newest"]) == seen
 
 
-def test_full_strikes_come_once_and_always():
+def test_corruptions_of_all_items_come_once_and_always():
     kinds = [one for one in plan(StressConfig(shares=(0.5, 1.0))) if one[0] == "remove"]
     assert len(kinds) == 3 + 1
     assert [one[:2] for one in plan(CONFIG)] == [
@@ -136,7 +136,7 @@ def test_an_ignored_set_is_told_and_the_tables_come_back(feature_set):
     found = stress_model(model, feature_set, "test", CONFIG, silent)
     assert "image" in found.ignored
     by_name = {(one.sets, one.kind): one for one in found.stresses}
-    assert by_name["image", "remove"].moved < 1e-7 < 0.01 < by_name["text", "swap"].moved
+    assert by_name["image", "remove"].mean_abs_change < 1e-7 < 0.01 < by_name["text", "swap"].mean_abs_change
     assert {one.sets for one in found.stresses} == {"text", "image", "all"}
     assert torch.equal(model.tables.vectors(torch.arange(5))[0], vectors)
     assert "text" not in found.ignored
@@ -146,7 +146,7 @@ NOTHING = Interval(0.0, -0.0001, 0.0001)
 
 
 @pytest.mark.parametrize(
-    ("loss", "moved", "ignored"),
+    ("auc_drop", "mean_abs_change", "ignored"),
     [
         (NOTHING, 1e-5, True),
         (NOTHING, 0.02, False),  # scores move, for no better and no worse
@@ -155,10 +155,10 @@ NOTHING = Interval(0.0, -0.0001, 0.0001)
         (Interval(0.0009, 0.0005, 0.0013), 9e-4, False),  # small, but no luck
     ],
 )
-def test_a_set_is_ignored_when_neither_auc_nor_scores_change(loss, moved, ignored):
-    removed = Stressed("text", "remove", 1.0, "random", 0.7, 0.5, NOTHING, 0.0)
-    swapped = Stressed("text", "swap", 1.0, "random", 0.7, 0.5, loss, moved)
-    partly = Stressed("text", "swap", 0.5, "random", 0.6, 0.5, Interval(0.1, 0.09, 0.11), 0.1)
+def test_a_set_is_ignored_when_neither_auc_nor_scores_change(auc_drop, mean_abs_change, ignored):
+    removed = CorruptionResult("text", "remove", 1.0, "random", 0.7, 0.5, NOTHING, 0.0)
+    swapped = CorruptionResult("text", "swap", 1.0, "random", 0.7, 0.5, auc_drop, mean_abs_change)
+    partly = CorruptionResult("text", "swap", 0.5, "random", 0.6, 0.5, Interval(0.1, 0.09, 0.11), 0.1)
     assert is_ignored([removed, swapped, partly], CONFIG) is ignored
     assert is_ignored([swapped, removed], CONFIG) is ignored
 
@@ -171,7 +171,7 @@ def test_a_model_trained_on_vectors_needs_them(feature_set, tmp_path):
     before = predict(model, feature_set, "valid")
     found = stress_model(model, feature_set, "valid", CONFIG, silent)
     assert not found.ignored and found.split == "valid"
-    moved = {one.kind: one.moved for one in found.stresses if one.sets == "all"}
+    moved = {one.kind: one.mean_abs_change for one in found.stresses if one.sets == "all"}
     assert moved["int8"] < 0.1 * min(moved["remove"], moved["swap"], moved["noise"])
     assert 0 < moved["stale"] < moved["remove"]
     np.testing.assert_array_equal(predict(model, feature_set, "valid"), before)
@@ -179,7 +179,7 @@ def test_a_model_trained_on_vectors_needs_them(feature_set, tmp_path):
 
 def test_the_plot_has_a_panel_a_set_and_tells_luck_from_loss():
     losses = {"text": Interval(0.02, 0.01, 0.03), "all": Interval(0.001, -0.001, 0.003)}
-    stresses = [Stressed(sets, "swap", 1.0, "random", 0.7, 0.5, loss, 0.1) for sets, loss in losses.items()]
+    stresses = [CorruptionResult(sets, "swap", 1.0, "random", 0.7, 0.5, loss, 0.1) for sets, loss in losses.items()]
     figure = stress_plot(StressResult("test", 0.72, 0.5, stresses, ["text"]))
     assert [axes.get_title() for axes in figure.axes] == ["text (ignored)", "all sets"]
     assert [axes.lines[0].get_color() for axes in figure.axes] == [BLUE, GREY]

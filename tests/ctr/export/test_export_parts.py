@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctr.export.onnx_export import export_request_graph
-from ctr.export.parity import expected, grid_cases
+from ctr.export.parity import expected, grid_requests
 from ctr.export.serving_graph import RequestGraph
 from ctr.serving.ranker import graph_inputs, open_session
 from tests.ctr import small_world
@@ -33,7 +33,7 @@ def test_onnx_scores_as_torch_does(tmp_path, settings: dict[str, Any]):
     graph = RequestGraph(model)
     export_request_graph(graph, schema, tmp_path / "ranker.onnx")
     session = open_session(tmp_path / "ranker.onnx")
-    cases = list(grid_cases(schema))
+    cases = list(grid_requests(schema))
     assert {len(case.history_item) for case in cases} >= {0, 1, 3, 6}
     for case in cases:
         inputs = graph_inputs(case.encoded(schema, users))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctr.export.onnx_export import _for_serving
-from ctr.export.parity import expected, grid_cases
+from ctr.export.parity import expected, grid_requests
 from ctr.model.calibrator import Curve
 from features.store.feature_set import Sampling
 from tests.ctr import small_world
@@ -42,6 +42,6 @@ def test_the_correction_follows_the_calibration_and_leaves_the_trained_model_alo
     # A logit of 0 is calibrated to odds of 3, in the log as it happened 0.3.
     assert torch.sigmoid(served.calibrator(torch.zeros(1))).tolist() == pytest.approx([0.3 / 1.3])
     assert torch.sigmoid(model.calibrator(torch.zeros(1))).tolist() == pytest.approx([0.75])
-    case = next(case for case in grid_cases(small_world.SCHEMA) if len(case.candidate_item) > 1)
+    case = next(case for case in grid_requests(small_world.SCHEMA) if len(case.candidate_item) > 1)
     learned_NH, served_NH = expected(model.eval(), case), expected(served.eval(), case)
     np.testing.assert_allclose(served_NH / (1 - served_NH), 0.1 * learned_NH / (1 - learned_NH), rtol=1e-4)

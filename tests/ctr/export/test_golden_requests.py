@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr.export.golden_requests import chosen_rows, logged_case, raw_request, replayable
+from ctr.export.golden_requests import chosen_rows, logged_request, raw_request, replayable
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.encoding.request import parse_request
@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 def test_logged_rows_become_requests_that_encode_to_what_is_stored(built: FeatureSet) -> None:
     encoder = Encoder.load(built.path)
     for row in chosen_rows(built):
-        stored = logged_case(built, row, np.array([2, 3]))
+        stored = logged_request(built, row, np.array([2, 3]))
         case = replayable(stored, encoder)
         request = raw_request(case, encoder)
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
@@ -46,7 +46,7 @@ def test_logged_rows_become_requests_that_encode_to_what_is_stored(built: Featur
 
 def test_nobody_in_particular_asks_without_a_user(built: FeatureSet) -> None:
     encoder = Encoder.load(built.path)
-    known = logged_case(built, chosen_rows(built)[0], np.array([2]))
+    known = logged_request(built, chosen_rows(built)[0], np.array([2]))
     assert raw_request(known, encoder)["user"] == encoder.users.value(known.user)
     assert raw_request(replace(known, user=UNKNOWN), encoder)["user"] is None
 
@@ -63,7 +63,7 @@ def test_the_longest_history_is_found_in_the_part_that_holds_it() -> None:
 
 def test_an_index_without_an_example_gives_way_in_request_and_case_alike(built: FeatureSet) -> None:
     encoder = Encoder.load(built.path)
-    stored = logged_case(built, chosen_rows(built)[0], np.array([2]))
+    stored = logged_request(built, chosen_rows(built)[0], np.array([2]))
     stored.context["query"][:] = BUCKETS  # of no value in the log
     case = replayable(stored, encoder)
     request = raw_request(case, encoder)

@@ -16,7 +16,8 @@ from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import ItemVersions, Loader
 from ctr.diagnosis.permutation_importance import permutation_importance
 from ctr.evaluation.boosting import _features, _past
-from ctr.export.parity import Case, expected
+from ctr.export.parity import expected
+from ctr.export.row_request import RowRequest
 from ctr.model.click_model import ClickModel
 from features.store.feature_set import FeatureSet, write_arrow
 from features.store.schema import FIRST_VALUE, UNKNOWN
@@ -179,7 +180,7 @@ def test_logits_of_a_batch_are_those_of_a_feature_set_frozen_at_that_time(featur
 
 def test_a_request_is_scored_on_the_latest_versions(feature_set):
     model = model_on(feature_set)
-    case = Case(
+    case = RowRequest(
         user=FIRST_VALUE,
         history_item=np.array([2, 4]),
         candidate_item=np.array([2, 3]),

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
-from ctr.serving.bundle import ITEM_TABLE, RANKER, Facts, open_bundle, publish, seal
+from ctr.serving.bundle import ITEM_TABLE, RANKER, BundleMetadata, open_bundle, publish, seal
 from features.errors import ConfigError, DataError
 from tests.ctr.reporting.test_mlflow_runs import artifacts
 
@@ -49,7 +49,7 @@ def toy_bundle(path: Path, model_version: str = "run-1") -> Path:
         [numpy_helper.from_array(TABLE, "item_table")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    facts = Facts(
+    metadata = BundleMetadata(
         name="toy",
         model_version=model_version,
         architecture="qin",
@@ -65,7 +65,7 @@ def toy_bundle(path: Path, model_version: str = "run-1") -> Path:
     )
     with publish(path) as folder:
         onnx.save_model(model, folder / RANKER, save_as_external_data=True, location=ITEM_TABLE, size_threshold=0)
-        seal(folder, facts)
+        seal(folder, metadata)
     return path
 
 

@@ -12,9 +12,9 @@ from ctr.serving.bundle import (
     GOLDEN,
     MANIFEST,
     STAGING,
-    Facts,
+    BundleMetadata,
     Golden,
-    GoldenCase,
+    GoldenRequest,
     open_bundle,
     publish,
     seal,
@@ -24,7 +24,7 @@ from features.errors import ConfigError, DataError
 from features.store.feature_set import FileEntry, Window
 from features.store.pointer import NEWEST, point_at
 
-FACTS = Facts(
+METADATA = BundleMetadata(
     name="toy",
     model_version="run-1",
     architecture="qin",
@@ -50,7 +50,7 @@ def fill(folder: Path, content: dict[str, bytes] = CONTENT) -> None:
 def write(out: Path, content: dict[str, bytes] = CONTENT) -> Path:
     with publish(out) as folder:
         fill(folder, content)
-        seal(folder, FACTS)
+        seal(folder, METADATA)
     return out
 
 
@@ -118,10 +118,10 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, bundle: Path) -> None:
 
 
 def test_golden_requests_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    golden = Golden(tolerance=2e-5, cases=[GoldenCase(name="one", request={"user": "Zoë"}, scores=[0.25, 0.5])])
+    golden = Golden(tolerance=2e-5, cases=[GoldenRequest(name="one", request={"user": "Zoë"}, scores=[0.25, 0.5])])
     with publish(tmp_path / "bundle") as folder:
         write_json(folder / GOLDEN, golden)
-        seal(folder, FACTS)
+        seal(folder, METADATA)
     assert open_bundle(tmp_path / "bundle").golden() == golden
     assert "Zoë" in (tmp_path / "bundle" / GOLDEN).read_text(encoding="utf-8")
 
@@ -148,7 +148,7 @@ def test_a_moved_bundle_and_one_behind_a_link_open(bundle: Path, tmp_path: Path)
 def test_a_failure_midway_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), publish(tmp_path / "bundle") as folder:
         fill(folder)
-        seal(folder, FACTS)
+        seal(folder, METADATA)
         _ = 1 / 0
     assert names_in(tmp_path) == []
 
@@ -170,7 +170,9 @@ def test_what_exists_is_never_written_over(tmp_path: Path, there: str) -> None:
     elif there == "link":
         out.symlink_to(bundle)
     before = names_in(tmp_path)
-    with pytest.raises(ConfigError, match=f"{there}: exists, and nothing is ever written over. Name a new folder"):
+    with pytest.raises(
+        ConfigError, match=f"{there}: exists, and an existing folder is never overwritten. Name a new folder"
+    ):
         write(out, {"ranker.onnx": b"new"})
     assert names_in(tmp_path) == before
     assert (open_bundle(bundle).path / "ranker.onnx").read_bytes() == b"graph"
@@ -203,7 +205,7 @@ def test_what_killed_exports_left_is_removed_and_what_runs_is_kept(tmp_path: Pat
         fill(folder)
         write(tmp_path / "bundle")
         assert not killed.exists() and folder.is_dir()
-        seal(folder, FACTS)
+        seal(folder, METADATA)
     assert names_in(tmp_path) == ["bundle", "running"]
 
 

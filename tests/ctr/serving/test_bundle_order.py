@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctr.serving.bundle import MANIFEST, publish, seal
-from tests.ctr.serving.test_bundle import FACTS
+from tests.ctr.serving.test_bundle import METADATA
 from tests.disk import steps_of
 
 
@@ -19,7 +19,7 @@ def test_a_bundle_is_flushed_then_renamed_then_its_folder_is_flushed(
         (staging / "vocabularies").mkdir()
         (staging / "vocabularies" / "genre.arrow").write_text("words")
         (staging / "ranker.onnx").write_text("graph")
-        seal(staging, FACTS)
+        seal(staging, METADATA)
         steps = steps_of(monkeypatch)
     inside = [MANIFEST, "ranker.onnx", "vocabularies", "vocabularies/genre.arrow"]
     flushed = [("flush", staging / name) for name in inside]
@@ -30,7 +30,7 @@ def test_a_bundle_that_fails_inside_never_gets_its_name(tmp_path: Path, monkeypa
     steps = steps_of(monkeypatch)
     with pytest.raises(ValueError, match="no parity"), publish(tmp_path / "bundle") as staging:
         (staging / "ranker.onnx").write_text("graph")
-        seal(staging, FACTS)
+        seal(staging, METADATA)
         raise ValueError("no parity")
     assert not [path for step, path in steps if step == "rename" and path.name == "bundle"]
     assert list(tmp_path.iterdir()) == []

@@ -20,12 +20,12 @@ from onnx import numpy_helper
 
 import ctr.export.onnx_export
 from ctr.config import ModelConfig
-from ctr.export.golden_requests import golden_cases
+from ctr.export.golden_requests import golden_requests
 from ctr.export.onnx_export import ExportResult, export_bundle
-from ctr.export.parity import random_cases
+from ctr.export.parity import random_requests
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE
-from ctr.serving.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, Facts, open_bundle, seal
+from ctr.serving.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, BundleMetadata, open_bundle, seal
 from ctr.serving.ranker import Ranker, load_serve_config, open_session
 from features.encoding.category import CategoricalEncoder
 from features.encoding.encoder import Encoder
@@ -301,7 +301,7 @@ def test_top_must_leave_something(ranker: Ranker) -> None:
 
 
 def test_rows_outside_the_table_never_reach_the_graph(ranker: Ranker) -> None:
-    (case,) = random_cases(ranker.encoder.schema, 1)
+    (case,) = random_requests(ranker.encoder.schema, 1)
     encoded = case.encoded(ranker.encoder.schema, ranker.encoder.user_table)
     items = ranker.encoder.schema.items
     for row in (-1, items):
@@ -363,7 +363,7 @@ def with_golden(copy: Path, golden: dict[str, Any]) -> Path:
     """The bundle sealed again with these golden requests."""
     (copy / GOLDEN).write_text(json.dumps(golden))
     manifest = json.loads((copy / MANIFEST).read_text())
-    seal(copy, Facts(**{name: manifest[name] for name in Facts.model_fields}))
+    seal(copy, BundleMetadata(**{name: manifest[name] for name in BundleMetadata.model_fields}))
     return copy
 
 
@@ -493,7 +493,7 @@ def test_encoding_otherwise_online_than_offline_is_not_exported(
     encode = getattr(kind, method)
     monkeypatch.setattr(kind, method, lambda self, value: encode(self, value) + off)
     with pytest.raises(DataError, match=f"golden request 'logged': {where} encodes to .* but the feature set holds"):
-        golden_cases(model, feature_set, Encoder.load(feature_set.path))
+        golden_requests(model, feature_set, Encoder.load(feature_set.path))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

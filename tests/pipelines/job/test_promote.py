@@ -17,18 +17,20 @@ from features.store.pointer import follow, point_at
 from pipelines.job import promote
 from pipelines.job.promote import gate, make_champion, promote_bundle, reasons_against
 from pipelines.workspace import Workspace
-from tests.ctr.serving.test_bundle import FACTS, fill
+from tests.ctr.serving.test_bundle import METADATA, fill
 
 METRICS = {"auc": 0.70, "auc_low": 0.68, "auc_high": 0.72, "calibration_ratio": 1.0}
 POPULARITY = 0.65
 
 
 def manifest(metrics: dict[str, float], popularity: float = POPULARITY) -> BundleManifest:
-    facts = FACTS.model_copy(update={"metrics": {"test": metrics}, "controls": {"popularity": {"auc": popularity}}})
-    return BundleManifest(format=1, files={}, **dict(facts))
+    metadata = METADATA.model_copy(
+        update={"metrics": {"test": metrics}, "controls": {"popularity": {"auc": popularity}}}
+    )
+    return BundleManifest(format=1, files={}, **dict(metadata))
 
 
-def champion(test_auc: float, feature_set: str = FACTS.feature_set) -> dict[str, str]:
+def champion(test_auc: float, feature_set: str = METADATA.feature_set) -> dict[str, str]:
     """Tags of a registered version, which MLflow keeps as text."""
     return {"feature_set": feature_set, "test_auc": str(test_auc)}
 
@@ -87,7 +89,7 @@ def test_what_was_not_measured_lets_nothing_pass() -> None:
         "test AUC nan is not above popularity's 0.6500",
         "test AUC nan (at most nan) is below the champion's 0.6000",
     ]
-    unmeasured = {"feature_set": FACTS.feature_set}
+    unmeasured = {"feature_set": METADATA.feature_set}
     assert reasons_against(manifest(METRICS), unmeasured) == [
         "test AUC 0.7000 (at most 0.7200) is below the champion's nan"
     ]
@@ -133,7 +135,7 @@ def test_the_alias_moves_before_current(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with publish(bundles / name) as folder:
             fill(folder)
-            seal(folder, FACTS)
+            seal(folder, METADATA)
     point_at(bundles, "old")
     bundle = Bundle((bundles / "new").resolve(), manifest(METRICS))
 
@@ -183,10 +185,12 @@ class Store(Registry):
 def test_a_bundle_is_registered_once_and_promoted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path)
     path = workspace.bundles("toy") / "run-1"
-    facts = FACTS.model_copy(update={"metrics": {"test": METRICS}, "controls": {"popularity": {"auc": POPULARITY}}})
+    metadata = METADATA.model_copy(
+        update={"metrics": {"test": METRICS}, "controls": {"popularity": {"auc": POPULARITY}}}
+    )
     with publish(path) as folder:
         fill(folder)
-        seal(folder, facts)
+        seal(folder, metadata)
     store = Store(tmp_path)
     for name in ("Registry", "Tracker"):
         monkeypatch.setattr(promote, name, lambda root: store if root == tmp_path else None)

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.diagnosis.explanation import explain
-from ctr.export.parity import Case, expected
+from ctr.diagnosis.occlusion import explain
+from ctr.export.parity import expected
+from ctr.export.row_request import RowRequest
 from tests.ctr import small_world
 
 
-def case(history: list[int], candidates: list[int]) -> Case:
+def case(history: list[int], candidates: list[int]) -> RowRequest:
     draw = np.random.default_rng(0)
-    return Case(
+    return RowRequest(
         user=3,
         history_item=np.array(history, np.int64),
         candidate_item=np.array(candidates, np.int64),

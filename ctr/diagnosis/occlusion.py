@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
-from ctr.export.parity import Case
+from ctr.export.row_request import RowRequest
 from ctr.history.target_history import Past
 from ctr.model.click_model import ClickModel
 from features.store.schema import PADDING, UNKNOWN, Field
@@ -40,7 +40,7 @@ class Explanation:
 
 
 @torch.inference_mode()
-def explain(model: ClickModel, tables: FrozenTables, case: Case) -> list[Explanation]:
+def explain(model: ClickModel, tables: FrozenTables, request: RowRequest) -> list[Explanation]:
     """Explain the score of each candidate of one request.
 
     A field is hidden as a missing value would be (index 1, NaN, no vector), from target and history alike, all else as
@@ -49,10 +49,10 @@ def explain(model: ClickModel, tables: FrozenTables, case: Case) -> list[Explana
     Args:
         model: trained; its tables are attached again at the end.
         tables: of its feature set.
-        case: the request.
+        request: the request.
     """
     model.eval()
-    batch = case.batch(model.schema.history_max_len)
+    batch = request.batch(model.schema.history_max_len)
     logit_N = model(batch)
     weights_NS = _weights(model, batch)
     hidden = {name: (logit_N - model(other)) for name, other in _without_row_field(model, batch)}
@@ -62,9 +62,9 @@ def explain(model: ClickModel, tables: FrozenTables, case: Case) -> list[Explana
             hidden[name] = logit_N - model(batch)
     finally:
         model.attach(tables)
-    first = model.schema.history_max_len - len(case.history_item)
+    first = model.schema.history_max_len - len(request.history_item)
     found = []
-    for n, row in enumerate(case.candidate_item):
+    for n, row in enumerate(request.candidate_item):
         past = [(s - first, float(weights_NS[n, s])) for s in range(first, weights_NS.shape[1])]
         found.append(
             Explanation(
