@@ -1,1 +1,1 @@
-"""Why a model scores as it does: corrupted vectors, permuted columns, one score explained."""
+"""Diagnosis of a trained model: corrupted vectors, shuffled inputs, and explanations of single scores."""

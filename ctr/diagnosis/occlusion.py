@@ -1,4 +1,4 @@
-"""Why a candidate got its score: which past items spoke for it, and what each field adds.
+"""Occlusion: explains the score of a candidate by what changes when one field is hidden, and by attention weights.
 
 Shapes: N candidates, S history positions.
 """
@@ -22,15 +22,16 @@ from features.store.schema import PADDING, UNKNOWN, Field
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one candidate.
+    """The explanation of one candidate's score.
 
     Args:
-        item: its row.
-        score: the calibrated probability.
-        past: place in the request's history (0 is the oldest that is read) and weight, heaviest first, the sign left
-            out; events of weight 0 are not in it. Weights are of the attention; without one, of the evidence heads.
-            Their absolute values sum to 1. Those of DIN are negative where an event speaks against the candidate.
-        contributions: by field, how much lower the logit is when the model is not told it.
+        item: row of the candidate.
+        score: calibrated probability of a click.
+        past: position in the request's history (0 is the oldest event that is read) and weight of each event, by
+            decreasing absolute weight; events of weight 0 are left out. Weights are those of the attention or, without
+            one, of the evidence heads; their absolute values sum to 1. DIN has negative weights too: such an event
+            lowers the score.
+        contributions: by field, the logit minus the logit with the field hidden.
     """
 
     item: int
@@ -43,13 +44,16 @@ class Explanation:
 def explain(model: ClickModel, tables: FrozenTables, request: RowRequest) -> list[Explanation]:
     """Explain the score of each candidate of one request.
 
-    A field is hidden as a missing value would be (index 1, NaN, no vector), from target and history alike, all else as
-    it is. Contributions therefore need not add up: what two fields both know is lost only when both are hidden.
+    A hidden field has the missing value (index 1, NaN, no vector), in candidate and history alike; all else stays.
+    Contributions need not add up to the logit: if two fields hold the same information, hiding one changes little.
 
     Args:
-        model: trained; its tables are attached again at the end.
+        model: trained; its tables are attached again at the end, and it is in evaluation mode.
         tables: of its feature set.
-        request: the request.
+        request: of N candidates.
+
+    Returns:
+        One explanation a candidate, in the order of the request.
     """
     model.eval()
     batch = request.batch(model.schema.history_max_len)
@@ -78,7 +82,7 @@ def explain(model: ClickModel, tables: FrozenTables, request: RowRequest) -> lis
 
 
 def _weights(model: ClickModel, batch: Batch) -> Tensor:
-    """What the history's events weigh for each candidate, [N, S]; zeros for a model that reads none or weighs all."""
+    """Weights of the history's events for each candidate, float32 [N, S]; zeros if the model has no attention."""
     past: Past = model.past(batch)
     if model.retrieve:
         past.keep_nearest(model.retrieve)
@@ -118,7 +122,7 @@ def _without_item_field(model: ClickModel, tables: FrozenTables) -> Iterator[tup
 
 
 def _blank(field: Field, values: Tensor) -> Tensor:
-    """The column as it is where nothing is known."""
+    """The column with missing values; padding stays."""
     if field.kind == "numeric":
         return torch.full_like(values, np.nan)
     if field.kind == "tags":

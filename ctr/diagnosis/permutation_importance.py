@@ -1,4 +1,4 @@
-"""What each input is worth to a trained model: the AUC that is lost when it is shuffled over rows or items.
+"""Permutation importance: the AUC that a trained model loses when one input is shuffled over rows or items.
 
 Shapes: N scored rows, B rows of a batch, S history positions.
 """
@@ -34,12 +34,12 @@ ChangeTables = Callable[[FrozenTables, torch.Generator], FrozenTables]
 
 @dataclass(frozen=True)
 class Importance:
-    """Of one input.
+    """The importance of one input.
 
     Args:
         side: `context`, `user`, `candidate`, `item`, `event`, `history` or `vectors`.
         name: of the field or vector set; `history` for the whole past.
-        drop: AUC as it is minus AUC with the input shuffled, with its 95 % interval.
+        drop: AUC minus AUC with the input shuffled, with its 95 % paired interval over users.
     """
 
     side: str
@@ -56,17 +56,18 @@ def permutation_importance(
 ) -> list[Importance]:
     """Shuffle one input at a time and measure how much AUC the model loses (Breiman 2001), largest loss first.
 
-    Row columns change places among the rows of a batch, which is a random sample of the split; events' values among
-    the events of a batch; whole histories among rows. Item and user columns change places among the real items (users),
-    for the target and the history alike (those that change: among all versions); the vectors of a set among the items,
-    presence with them.
+    Columns of rows are shuffled among the rows of a batch, which is a random sample of the split; columns of events
+    among the events of a batch; histories, whole, among the rows. Columns of items and users are shuffled among the
+    real items or users (if they change over time, among all versions), for candidate and history alike; the vectors of
+    a set among the items, together with whether an item has one.
 
-    A drop says what *this* model would miss, not what the input holds: of two inputs that say the same, each may be
-    missed little. An input the model does not read has a drop of exactly 0. The interval is of users, by a
-    paired bootstrap; it does not hold the luck of the one shuffle, which is small but for tables of few items.
+    A drop says how much *this* model relies on the input, not how much information the input holds: if two inputs hold
+    the same information, each may have a small drop. An input that the model does not read has a drop of exactly 0. The
+    interval is a paired bootstrap over users. It leaves out the randomness of the single shuffle, which is small except
+    for tables of few items.
 
     Args:
-        model: trained, the feature set's tables attached, as they are again at the end; in evaluation mode afterwards.
+        model: trained. At the end the feature set's tables are attached, and it is in evaluation mode.
         feature_set: whose rows are scored.
         split: which of them; a random 20,000 of a larger split.
         seed: of the sample, the shuffles and the bootstrap.
@@ -106,10 +107,10 @@ def permutation_importance(
 
 
 def _sample(feature_set: FeatureSet, split: SplitName, seed: int) -> list[Batch]:
-    """Up to `MOST_ROWS` rows in random order, so that a shuffle within a batch mixes users and times."""
+    """Up to `MOST_ROWS` rows in random order, so that a batch mixes users and times."""
     rows = min(feature_set.manifest.windows[split].rows, MOST_ROWS)
     count = -(-rows // BATCH_ROWS)
-    # Batches of equal size: a last one of few rows would hardly be shuffled.
+    # Batches of equal size: shuffling a last one of few rows would change little.
     loader = Loader(feature_set, split, -(-rows // count), seed=seed, shuffle=True)
     with closing(loader.epoch(0)) as batches:
         return list(islice(batches, count))
@@ -117,7 +118,7 @@ def _sample(feature_set: FeatureSet, split: SplitName, seed: int) -> list[Batch]
 
 @torch.inference_mode()
 def _logits(model: ClickModel, batches: Sequence[Batch]) -> np.ndarray:
-    """float64 [N]."""
+    """Logits of all rows, float64 [N]."""
     device = next(model.parameters()).device
     return np.concatenate([model(batch.to(device)).double().cpu().numpy() for batch in batches])
 
@@ -181,7 +182,7 @@ def _table_column(side: str, name: str) -> ChangeTables:
 
 
 def _vector_set(name: str) -> ChangeTables:
-    """The shuffled set is the one copy in memory."""
+    """Only the shuffled set is copied in memory."""
 
     def change(tables: FrozenTables, draw: torch.Generator) -> FrozenTables:
         return tables.with_vectors_moved(order_among_real(len(tables.present[name]), draw), [name])

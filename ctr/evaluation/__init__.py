@@ -1,1 +1,1 @@
-"""What scores are worth: metrics, intervals, slices, and the baselines beside them."""
+"""Evaluation of scores: metrics, intervals over users, slices, top lists, and baselines."""

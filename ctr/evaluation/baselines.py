@@ -1,4 +1,4 @@
-"""What a model has to beat: item popularity from below, the true probabilities from above."""
+"""Scores to compare a model with: item popularity, and the true probabilities of a simulated log."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from features.sources.tables import require_columns, scan
 from features.store.feature_set import FeatureSet, SplitName
 from features.store.schema import UNKNOWN
 
-# Rows of weight 1 at the base rate that every item starts with, so that one lucky click is no popularity.
+# Rows of weight 1 at the base rate that are added to each item, so that one click on a rare item counts little.
 PRIOR_ROWS = 20
 
 
 def popularity_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
     """The item's mean label in training, smoothed towards the base rate: (clicks + 20 rate) / (rows + 20).
 
-    Clicks and rows are sums of row weights, the rate is their share. Knows nothing of the user, and gives an item
-    without training rows the base rate.
+    Clicks and rows are sums of row weights; the base rate is their ratio over all items. The user has no effect. An
+    item without training rows gets the base rate.
+
+    Args:
+        feature_set: holds the training rows.
+        split: whose rows are scored.
 
     Returns:
         float64 [rows of the split], in row order.
@@ -37,16 +41,19 @@ def popularity_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
 
 
 def optimum_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
-    """The true click probabilities of a simulated log, which no model can outrank but by luck.
+    """The true click probabilities of a simulated log; a model scores higher only by chance.
 
-    Joined to the rows by (user, item, time) from the contract's `truth`.
+    They are joined to the rows by (user, item, time) from the contract's `truth`.
+
+    Args:
+        feature_set: of a simulated log.
+        split: whose rows are scored.
 
     Returns:
-        float64 [rows of the split], in row order; None where the contract names no truth, or its file does
-        not lie beside the feature set's raw tables any more.
+        float64 [rows of the split], in row order; None if the contract names no truth, or its file no longer exists.
 
     Raises:
-        DataError: the truth lacks a column or a row of the split, or has two probabilities for one.
+        DataError: the truth lacks a column or a row of the split, or has two probabilities for one row.
     """
     truth = feature_set.contract.truth
     if truth is None or not Path(path := feature_set.contract.resolve(truth.path)).is_file():
@@ -67,12 +74,12 @@ def optimum_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray | No
 
 
 def optimal_lift_share(auc: float, optimum_auc: float) -> float:
-    """How much of the AUC above chance that is possible at all a model reaches: 1 is the optimum, 0 chance."""
+    """Share of the optimum's AUC above chance that a model reaches: 1 for the optimum, 0 for chance."""
     return (auc - 0.5) / (optimum_auc - 0.5)
 
 
 def _truth(feature_set: FeatureSet, split: SplitName, path: str, probability: str) -> pl.DataFrame:
-    """Rows of the truth in the split's time window, as catalogue rows: user, item, time, probability."""
+    """The truth in the split's time window, with encoded ids: user, item, time, probability."""
     log = feature_set.contract.interactions
     window = feature_set.manifest.windows[split]
     table = scan(path)

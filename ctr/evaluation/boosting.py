@@ -1,8 +1,6 @@
-"""Gradient boosting as a control: what trees make of the same point-in-time information, without embeddings.
+"""Gradient boosting as a control: trees on the same point-in-time information, without embeddings.
 
-A ranker that loses to it has not earned its complexity.
-
-Shapes: R rows, S history positions, K similarity spaces, F features, V numbers that an event says.
+Shapes: R rows, S history positions, K similarity spaces, F features, V numbers of an event.
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ MOST_TREES, LEARNING_RATE, LEAVES, L2 = 500, 0.05, 15, 1.0
 PATIENCE = 30  # trees without improvement
 ROWS_PER_CHUNK = 512
 NEWEST, NEAREST = 10, 5
-SHARPNESS = 4.0  # past feedback weighs exp(4 cos)
+SHARPNESS = 4.0  # the weight of an event is exp(4 cos)
 MOST_VALUES = 32  # of a column that becomes one feature a value
 
 
 def counters_control(feature_set: FeatureSet, splits: Sequence[SplitName], seeds: int) -> dict[SplitName, np.ndarray]:
-    """Boosting on the point-in-time counters of items and users alone; as `tabular_control`.
+    """Boosting on the point-in-time counters of items and users alone. Arguments and result as `tabular_control`.
 
     Raises:
         ConfigError: the data contract declares no counters.
@@ -42,18 +40,19 @@ def counters_control(feature_set: FeatureSet, splits: Sequence[SplitName], seeds
 
 
 def tabular_control(feature_set: FeatureSet, splits: Sequence[SplitName], seeds: int) -> dict[SplitName, np.ndarray]:
-    """Boosting on every tabular feature that a network could see.
+    """Boosting on every tabular feature that a network could read.
 
-    Counters; context; user and item columns (ids apart), small vocabularies one feature a value; history length; and
-    for each similarity space the highest, mean and five highest cosines of target and history. What past events say
-    (numbers, and small categories one number a value) as plain means, means of the newest 10, and means weighted by
-    exp(4 cos) in each space; the distance of item numbers from the history's mean.
+    These are counters, context, user and item columns without ids (a feature for each value of a small vocabulary),
+    history length; for each similarity space the highest, the mean and the mean of the five highest cosines between
+    target and history; for each number of the events (a small category is a number for each value) its mean, its mean
+    over the newest 10, and its means weighted by exp(4 cos) in each space; and the difference between the item's
+    numbers and their mean over the history.
 
     Args:
         feature_set: what to train on.
         splits: to score.
-        seeds: trainings, with seeds 1 to this number. Up to 200,000 training rows nothing is drawn at random
-            (scikit-learn finds its bins on all of them), and all come out alike.
+        seeds: number of trainings, with seeds 1 to this number. Up to 200,000 training rows, scikit-learn bins all of
+            them and draws nothing at random, so all trainings are equal.
 
     Returns:
         Probabilities by split, float64 [seeds, rows].
@@ -65,7 +64,7 @@ def tabular_control(feature_set: FeatureSet, splits: Sequence[SplitName], seeds:
 def _boosted(
     made: dict[SplitName, np.ndarray], feature_set: FeatureSet, splits: Sequence[SplitName], seeds: int
 ) -> dict[SplitName, np.ndarray]:
-    """Trees grown on train, as many as give the lowest log loss on valid, rows by their weight; [seeds, rows] each."""
+    """Scores of trees trained on train, their number chosen by the weighted log loss on valid; [seeds, rows] each."""
     found: dict[SplitName, list[np.ndarray]] = {one: [] for one in splits}
     for seed in range(1, seeds + 1):
         model = HistGradientBoostingClassifier(
@@ -85,7 +84,7 @@ def _boosted(
             y_val=column(feature_set, "valid", "label"),
             sample_weight_val=row_weights(feature_set, "valid"),
         )
-        # The model keeps the trees that it was patient for. Scores are negative losses, the first without trees.
+        # The model keeps the trees of its patience too. Validation scores are negative losses, the first without trees.
         trees = max(1, int(np.argmax(model.validation_score_)))
         for one in splits:
             staged = islice(model.staged_predict_proba(made[one]), trees - 1, trees)
@@ -177,7 +176,7 @@ def _past(
 def _similarities(
     units: list[np.ndarray], codes: list[np.ndarray], target_R: np.ndarray, item_RS: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Of target and events, [R, S] in each similarity space."""
+    """Cosine of target and each event, [R, S], in each similarity space."""
     for unit_IW in units:
         yield np.matmul(unit_IW[item_RS], unit_IW[target_R][:, :, None])[:, :, 0]
     for code_IT in codes:
@@ -185,13 +184,13 @@ def _similarities(
 
 
 def _said(fields: tuple[Field, ...], events: dict[str, np.ndarray]) -> np.ndarray:
-    """What each event says in numbers, [events, V]; columns of large vocabularies say nothing."""
+    """The numbers of each event, [events, V]; columns of large vocabularies give none."""
     small = tuple(one for one in fields if one.kind == "numeric" or one.size - FIRST_VALUE <= MOST_VALUES)
     return _table(small, events) if small else np.zeros((len(events["item"]), 0), np.float32)
 
 
 def _table(fields: tuple[Field, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Numbers as they are, small vocabularies a 0/1 feature a value, large ones as their index, [rows, features]."""
+    """Columns as features, [rows, features]: numbers, 0/1 for each value of a small vocabulary, else an index."""
     blocks = []
     for one in fields:
         values = columns[one.name]

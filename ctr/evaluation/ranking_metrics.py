@@ -17,7 +17,7 @@ CUTS = (5, 10)
 
 
 def requests_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
-    """The request of each row, int64 [N]; None where the log names none, or not for every row."""
+    """The request of each row, int64 [N]; None if the log does not name one for every row."""
     parts = feature_set.rows(split)
     if not all("request" in part for part in parts):
         return None
@@ -26,7 +26,7 @@ def requests_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
 
 
 def groups_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
-    """What a list is shown to, [N]: the request of each row, or its user where the log names no requests."""
+    """The list that each row belongs to, [N]: its request, or its user if the log names no requests."""
     requests = requests_of(feature_set, split)
     return np.concatenate([part["user"] for part in feature_set.rows(split)]) if requests is None else requests
 
@@ -40,40 +40,45 @@ def ranking_metrics(
     clusters: np.ndarray,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Mean over groups with the 95 % percentile interval that other users of the kind would have given.
+    """Means over groups, with the 95 % percentile interval that other users would have given.
 
         group_auc   chance that a clicked row outranks one that was not
         mrr         Σ (label / rank) / Σ label
         ndcg_k      Σ_{rank <= k} label / log2(rank + 1), over the same sum of the best order
 
     (Wu et al. 2020, "MIND: A Large-scale Dataset for News Recommendation".) A group of one class is left out. Rows of
-    equal score share the mean of what their ranks would give, so that row order never matters.
+    equal score each count the mean over their ranks, so row order has no effect.
 
     Args:
         labels: 0 or 1, [N].
         scores: any finite numbers that rank, [N].
         groups: request or user of each row, [N].
-        weights: row weights, [N]; none means ones. A list weighs the mean weight of its rows; inside a list each row
-            is one place, whatever it weighs.
+        weights: row weights, [N]; none means ones. The weight of a list is the mean weight of its rows; within
+            a list, weights have no effect.
         clusters: user of each row, [N]; the bootstrap draws users with all of their lists. A list belongs to the user
             of its first row.
         seed: of the bootstrap.
 
     Returns:
-        `group_auc`, `mrr`, `ndcg_5`, `ndcg_10`, each with `_low` and `_high`, left out where there is but one user; and
-        `groups`, how many there are.
+        `group_auc`, `mrr`, `ndcg_5`, `ndcg_10`, each with `_low` and `_high` if there are two users or more; and
+        `groups`, the number of groups with both classes.
 
     Raises:
-        DataError: no group has both classes, or all that have weigh 0.
+        DataError: no group has both classes, or all groups that have them weigh 0.
         NumericalError: a score is not finite.
     """
     auc_G, _ = group_aucs(labels, scores, groups)
     if not len(auc_G):
-        raise DataError(f"none of the {len(np.unique(groups)):,} groups has both labels: there is no list to judge.")
+        raise DataError(
+            f"none of the {len(np.unique(groups)):,} groups has both labels, so no list can be judged. "
+            "Choose a split with clicks."
+        )
     table = _ranked(labels, scores, groups, np.ones(len(labels)) if weights is None else weights, clusters)
     weight_G, users = table["weight"].to_numpy(), UserDraws(table["cluster"].to_numpy())
     if not weight_G.sum() > 0:
-        raise DataError(f"weights: the {len(auc_G):,} groups that have both labels weigh 0: there is no list to judge.")
+        raise DataError(
+            f"weights: the {len(auc_G):,} groups that have both labels weigh 0. Check `interactions.weight`."
+        )
     by_group = {"group_auc": auc_G} | {name: table[name].to_numpy() for name in ("mrr", *(f"ndcg_{k}" for k in CUTS))}
     # The last column is the weight itself: sums over drawn users, divided by it, are the means of a resample.
     weighed_GM = np.stack([*by_group.values(), np.ones_like(auc_G)], axis=1) * weight_G[:, None]
@@ -92,7 +97,7 @@ def ranking_metrics(
 def _ranked(
     labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray, clusters: np.ndarray
 ) -> pl.DataFrame:
-    """One row a group with both classes: mrr and ndcg, its weight and its user."""
+    """A row for each group with both classes: mrr, ndcg, weight and user."""
     rank = pl.col("rank").cast(pl.Float64)
     ideal = pl.col("ideal").cast(pl.Float64)
     label = pl.col("label")
@@ -114,7 +119,7 @@ def _ranked(
         rank=pl.col("score").rank("ordinal", descending=True).over("group"),
         ideal=pl.col("label").rank("ordinal", descending=True).over("group"),
     ).with_columns(gain_mrr=1 / rank, **gains, **best)
-    # Ties share the mean of their places.
+    # Rows of equal score get the mean over their ranks.
     names = ["gain_mrr", *gains]
     shared = placed.with_columns(pl.col(name).mean().over("group", "score") for name in names)
     return shared.group_by("group", maintain_order=True).agg(

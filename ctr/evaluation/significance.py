@@ -1,13 +1,13 @@
-"""Which of several rankers is better, when each was trained with several seeds and all were judged on the same rows.
+"""Which of several rankers is better: each was trained with several seeds, and all score the same rows.
 
-Two kinds of luck are in a mean AUC: which users the rows are of, and how each training went. The first is measured by
-drawing users again with all of their rows, the second by the spread over seeds:
+A mean AUC varies with the users and with the randomness of training. The first variance is that over resamples of
+users, the second that over seeds:
 
     variance = Var_b(mean_s AUC_sb) + s² / S,    s² = Σ_s (AUC_s - mean)² / (S - 1)
 
-Drawing S seeds again instead would give (S - 1) / S of the second term: half of it for two seeds. The interval is
-Student's, with Welch and Satterthwaite's degrees of freedom of the two terms (U - 1 and S - 1), as a spread known from
-two seeds is hardly known. One seed tells nothing of its kind of luck: the interval then holds users alone.
+Resampling the S seeds would give only (S - 1) / S of the second term: half of it for two seeds. The interval is
+Student's, with Welch and Satterthwaite's degrees of freedom of the two terms (U - 1 and S - 1), because a variance
+from few seeds is uncertain. With one seed the interval covers the users alone.
 
 Shapes: N rows, S seeds, B resamples, U users.
 """
@@ -28,7 +28,7 @@ from features.errors import DataError
 
 
 class Difference(NamedTuple):
-    """Of two mean AUCs.
+    """The difference of two mean AUCs.
 
     Args:
         value, low, high: the difference and its 95 % interval, of this comparison alone.
@@ -43,12 +43,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class SeededAuc:
-    """Mean AUC over seeds, with what it was in resamples of users.
+    """Mean AUC over seeds, on all rows and in each resample of users.
 
     Args:
         by_seed: AUC of each seed on all rows, float64 [S].
-        drawn: mean AUC over seeds of each resample, float64 [B]; the b-th of all rankers is of the same users.
-        users: U.
+        drawn: mean AUC over seeds in each resample, float64 [B]; resample b has the same users for all rankers.
+        users: number of users, U.
     """
 
     by_seed: np.ndarray
@@ -56,14 +56,14 @@ class SeededAuc:
     users: int
 
     def interval(self) -> Interval:
-        """Mean AUC and its 95 % interval: other users, and (from two seeds on) other trainings."""
+        """Mean AUC and its 95 % interval over users and, from two seeds on, over trainings."""
         value = float(self.by_seed.mean())
         error, degrees = _error([(_variance(self.drawn), self.users - 1), self._of_seeds()])
         reach = float(student.ppf(1 - LEVEL / 2, degrees)) * error
         return Interval(value, value - reach, value + reach)
 
     def minus(self, other: SeededAuc) -> Difference:
-        """Difference of mean AUCs, paired by users: what is hard for both cancels."""
+        """This mean AUC minus another, paired by users: users that are hard for both rankers cancel."""
         value = float(self.by_seed.mean() - other.by_seed.mean())
         of_users = (_variance(self.drawn - other.drawn), self.users - 1)
         error, degrees = _error([of_users, self._of_seeds(), other._of_seeds()])
@@ -72,7 +72,7 @@ class SeededAuc:
         return Difference(value, value - reach, value + reach, p)
 
     def _of_seeds(self) -> tuple[float, int]:
-        """Variance of the mean by the luck of training, and its degrees of freedom."""
+        """Variance of the mean over trainings, and its degrees of freedom."""
         seeds = len(self.by_seed)
         return (_variance(self.by_seed) / seeds, seeds - 1) if seeds > 1 else (0.0, 1)
 
@@ -85,11 +85,11 @@ def seeded_aucs(
     clusters: np.ndarray,
     seed: int = 0,
 ) -> dict[str, SeededAuc]:
-    """Bootstrap rankers together: each resample draws users, with all of their rows, once for all of them.
+    """Bootstrap several rankers on the same resamples of users, each drawn with all of their rows.
 
     Args:
         labels: 0 or 1, [N].
-        scores: by ranker, [S, N]; a ranker without randomness has one row.
+        scores: by ranker, [S, N], any numbers that rank; S is 1 for a ranker without randomness.
         weights: row weights, [N]; none means ones.
         clusters: user of each row, [N].
         seed: of the bootstrap.
@@ -101,13 +101,17 @@ def seeded_aucs(
     weights = np.ones_like(labels) if weights is None else np.asarray(weights, np.float64)
     counted = labels[weights > 0]
     if not len(counted) or counted.min() == counted.max():
-        raise DataError(f"AUC needs both classes, but all {len(counted)} labels are {labels[0]:.0f}.")
+        raise DataError(
+            f"AUC needs both classes, but all {len(counted)} labels are {labels[0]:.0f}. Enlarge the split."
+        )
     for name, scores_SN in scores.items():
         if scores_SN.ndim != 2 or scores_SN.shape[1] != len(labels):
             raise DataError(f"scores of {name}: shape {scores_SN.shape}, but there are {len(labels)} labels.")
     users = UserDraws(clusters)
     if users.count < 2:
-        raise DataError(f"all {len(labels)} rows are of one user: what other users would give is unknown.")
+        raise DataError(
+            f"all {len(labels)} rows are of one user: an interval needs two users or more. Enlarge the split."
+        )
     ranked = {name: [RankedRows(labels, one) for one in scores_SN] for name, scores_SN in scores.items()}
     drawn: dict[str, list[float]] = {name: [] for name in scores}
     for times_N in users.by_row(seed):
@@ -121,13 +125,16 @@ def seeded_aucs(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values adjusted for their number, so that all of them together call chance a difference 5 % of the time.
+    """P-values adjusted for the number of comparisons: the chance of any false difference stays below the level.
 
-    The k-th smallest of m times (m - k + 1), never less than a smaller one's, at most 1 (Holm 1979). It asks nothing of
-    how the comparisons depend on each other.
+    The k-th smallest of m p-values is multiplied by (m - k + 1); it is at least the one before it, and at most 1 (Holm
+    1979). The comparisons may depend on each other.
 
     Args:
         p_values: of each comparison of one table, by name.
+
+    Returns:
+        The adjusted p-values by name, in the order given.
     """
     adjusted: dict[str, float] = {}
     largest = 0.0
@@ -138,10 +145,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def resolved(differences: Sequence[Interval]) -> list[bool]:
-    """Which differences of one table are more than chance, all of them considered (Holm).
+    """Which differences of one table are significant at 5 % after Holm's correction.
 
     Args:
         differences: each with its 95 % interval, whose width is 3.92 standard errors.
+
+    Returns:
+        One value for each difference, in order.
     """
     p_values = {}
     for place, (value, low, high) in enumerate(differences):
@@ -159,5 +169,5 @@ def _error(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _variance(values: np.ndarray) -> float:
-    """Of the values that exist: a resample of one class has no AUC."""
+    """Sample variance without NaN: a resample of one class has no AUC."""
     return float(np.nanvar(values, ddof=1))

@@ -1,4 +1,4 @@
-"""Slices: the rows of a split by what is known of item, user and history, and how well each is ranked.
+"""Slices: metrics of subsets of a split, by properties of item, user, history and day.
 
 Shapes: N rows of the split, I items, U users.
 """
@@ -29,9 +29,9 @@ class Slice:
     """Some rows of a split.
 
     Args:
-        dimension: what rows are told apart by, e.g. `item popularity`.
-        name: which of them, e.g. `tail`.
-        rows_N: bool [N].
+        dimension: the property, e.g. `item popularity`.
+        name: its value, e.g. `tail`.
+        rows_N: which rows are in the slice, bool [N].
     """
 
     dimension: str
@@ -41,13 +41,13 @@ class Slice:
 
 @dataclass(frozen=True)
 class SliceResult:
-    """How well a slice is ranked.
+    """Metrics of a slice.
 
     Args:
         dimension, name: of the slice.
-        rows, positives: how many, whatever they weigh.
-        metrics: `log_loss`; `calibration_ratio` where it has a positive; `ece` where it has 1,000 rows; `auc` where it
-            has both classes and 50 rows; its interval `auc_low`, `auc_high` where these are of two users or more.
+        rows, positives: their numbers, not weighted.
+        metrics: `log_loss` in nats; `calibration_ratio` if the slice has a positive; `ece` from 1,000 rows on; `auc` if
+            it has both classes and 50 rows, with `auc_low` and `auc_high` if the rows are of two users or more.
     """
 
     dimension: str
@@ -60,13 +60,17 @@ class SliceResult:
 def slices(feature_set: FeatureSet, split: SplitName) -> list[Slice]:
     """The slices of a split that have rows.
 
-    new items             by training: no row; rows but no click; clicked
+    new items             items without a training row; with rows but no click; with a click
     item popularity       head: the most clicked items, which hold half of the training clicks; torso: the next, to 90 %
-    history length        events that a row may read
+    history length        number of events that the row may read
     <set> vector          whether the target has one
-    user                  whether a training row knows them
-    user in feature set   time since the user's first row in it; of a window of 14 days, nobody is known for longer
-    day                   UTC days, at most 14 spans
+    user                  whether the user has a training row
+    user in feature set   time since the user's first row in it; at most the window of the feature set
+    day                   UTC days, in at most 14 spans
+
+    Args:
+        feature_set: holds the rows.
+        split: which of them.
     """
     rows = {name: column(feature_set, split, name) for name in ("item", "user", "time", "history_len")}
     found = [
@@ -80,7 +84,7 @@ def slices(feature_set: FeatureSet, split: SplitName) -> list[Slice]:
 
 
 def slice_metrics(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> list[SliceResult]:
-    """Weighted metrics of all rows (dimension `all`), then of each slice; intervals draw users.
+    """Weighted metrics of all rows (dimension `all`), then of each slice; intervals are over users.
 
     Args:
         feature_set: whose rows were scored.
@@ -104,7 +108,7 @@ def slice_metrics(feature_set: FeatureSet, split: SplitName, scores: np.ndarray)
 
 def _judged(one: Slice, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, users: np.ndarray) -> SliceResult:
     rows, positives = len(labels), int(labels.sum())
-    # A row that weighs nothing is no evidence of its class.
+    # Rows of weight 0 do not count as positives or negatives.
     counted = labels[weights > 0]
     metrics = likelihoods(labels, scores, weights) if len(counted) else {}
     if counted.any():
@@ -128,7 +132,7 @@ def _by_item(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
 
 
 def training_counts(feature_set: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of the training rows and of the clicks of each catalogue row, float64 [I]; 0 of the unknown item."""
+    """Total weight of the training rows and of the clicks of each item, float64 [I] each; 0 for the unknown item."""
     items = feature_set.schema.items
     shown, weight_N = column(feature_set, "train", "item"), row_weights(feature_set, "train")
     rows_I = np.bincount(shown, weights=weight_N, minlength=items)
@@ -138,9 +142,13 @@ def training_counts(feature_set: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
 
 
 def popularity_tiers(clicks_I: np.ndarray) -> np.ndarray:
-    """0 for the most clicked items that hold half of the clicks, 1 for the next up to 90 %, 2 for the rest, int [I]."""
+    """Tier of each item, int64 [I]: 0 for the most clicked items with half of the clicks, 1 up to 90 %, 2 the rest.
+
+    Args:
+        clicks_I: weight of the clicks of each item, [I].
+    """
     order = np.argsort(-clicks_I, kind="stable")
-    # The share before an item decides, so that the first item is always head.
+    # The share of the items before it decides, so the first item is always in the head.
     before = np.cumsum(clicks_I[order]) - clicks_I[order]
     share = before / max(clicks_I.sum(), 1)
     tier_I = np.empty(len(clicks_I), np.int64)
@@ -150,7 +158,7 @@ def popularity_tiers(clicks_I: np.ndarray) -> np.ndarray:
 
 def _by_length(length_N: np.ndarray, longest: int) -> Iterator[Slice]:
     yield Slice("history length", "0", length_N == 0)
-    # A history is cut to the longest: the last slice holds every one that is longer, and must say so.
+    # Longer histories are cut to the longest, so the last slice is open.
     lengths = [low for low in LENGTHS if low <= longest]
     for low, high in zip(lengths, (*lengths[1:], None), strict=True):
         name = f"{low} or more" if high is None else f"{low} to {high - 1}"

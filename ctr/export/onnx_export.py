@@ -242,7 +242,7 @@ def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def example_items(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
-    """Inputs of the item graph, for tracing: 5 items, of 3 neighbours each."""
+    """Inputs of the item graph, for 5 items; of neighbours, 3 each."""
     items = 5
     examples = {
         **{f"item_{f.name}": _example(f).expand(items, *_example(f).shape[1:]).clone() for f in schema.item},
@@ -335,7 +335,7 @@ def _expected_shape(name: str, example: Tensor) -> Shape:
 
 
 def _widths(name: str, example: Tensor) -> Shape:
-    """Axes after the items. The number of neighbours has a name: it is a property of the feature set."""
+    """What follows the item axis: how many neighbours an item has is known to the feature set alone."""
     return [f"k_{name}"] if name.startswith("neighbours_") else list(example.shape[1:])
 
 

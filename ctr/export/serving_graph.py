@@ -1,8 +1,8 @@
-"""A trained model folded for serving: one request in, one probability a candidate out.
+"""The serving graph: a trained model folded into tensors, which scores all candidates of one request.
 
 Shapes: H history events of the request, N candidates, D item width, E width of the event embeddings,
-F = D + E, W width of all similarity spaces, C context width, X tower width, M new items. What does not depend
-on the candidate has one row.
+F = D + E, W width of all similarity spaces, C context width, X tower width, M new items, T labels that the model
+predicts. What does not depend on the candidate has one row.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ITEMS_PER_CHUNK = 65_536
 class RequestGraph(nn.Module):
     """Scores all candidates of one request. Equal to the model in `eval()`, up to rounding.
 
-    Frozen into tensors: the representation of every item (one gather replaces all item columns and vectors),
-    the attention's two matrix products, the rows and the batch norm of each quadratic layer. User, context
-    and history are computed once a request, and so is the context's share of the first quadratic layer.
+    Folded into tensors: the representation of every item (one gather replaces all item columns and vectors), the two
+    matrix products of the attention, the rows and the batch norm of each quadratic layer. User, context and history
+    are computed once a request, as is the context's part of the first quadratic layer.
 
     Inputs, positional, in the order of `input_names`:
 
@@ -81,7 +81,7 @@ class RequestGraph(nn.Module):
         self.input_names = (*user, *context, *history, *candidate, "candidate_item")
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Calibrated probabilities [N], in the order of `output_names`."""
+        """Calibrated probabilities, float32 [N] each, in the order of `output_names`."""
         context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
         codes = [] if self.crosses is None else [target_units.pop()]
@@ -102,7 +102,7 @@ class RequestGraph(nn.Module):
     def _past(
         self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
     ) -> RequestPast:
-        # One padding event in front: no reader has to cope with a history of no positions at all.
+        # One padding event in front, which no reader counts: so a history of length 0 has a position too.
         item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
         history_HD, *history_units = F.embedding(item_H, self.item_table).split(self.widths, dim=-1)
         history_units = history_units[: len(target_units)]
@@ -115,7 +115,7 @@ class RequestGraph(nn.Module):
 
 
 class ItemGraph(nn.Module):
-    """Encodes items that came after training: one row of the item table each, without retraining.
+    """Encodes items that training did not see: one row of the item table each.
 
     Inputs, positional, in the order of `input_names` (columns as the encoder writes them, vectors normalised
     and reduced as in the feature set):
@@ -149,7 +149,7 @@ class ItemGraph(nn.Module):
         self.bounds = (0, len(columns), len(columns) + len(sets), len(columns) + 2 * len(sets))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Rows of the item table, [M, D + W]."""
+        """Rows of the item table, float32 [M, D + W]."""
         columns, vectors, present = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         blocks = [self.encoder(columns, vectors, present)]
         blocks += self.spaces(columns, vectors) if self.spaces is not None else []
@@ -189,7 +189,7 @@ class FoldedAttention(nn.Module):
 
 
 class FoldedQuadratic(nn.Module):
-    """A quadratic network in evaluation, each layer one matrix, the context multiplied once a request.
+    """A quadratic network in evaluation mode: each layer is one matrix; the context is multiplied once a request.
 
     Args:
         network: trained.
@@ -204,7 +204,7 @@ class FoldedQuadratic(nn.Module):
         self.logit = _frozen(network.logit)
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Logits [N, H]."""
+        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to logits float32 [N, T]."""
         z_NX = self.first(context_1C, items_NY)
         for layer in self.rest:
             z_NX = layer(z_NX)
@@ -213,23 +213,30 @@ class FoldedQuadratic(nn.Module):
 
 
 class Expanded(nn.Module):
-    """Any other tower: the context is repeated for each candidate."""
+    """Any tower but the quadratic one: the context is repeated for each candidate.
+
+    Args:
+        tower: trained.
+    """
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         self.tower = _frozen(tower)
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Logits [N, H]."""
+        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to logits float32 [N, T]."""
         context = [] if context_1C is None else [context_1C.expand(items_NY.shape[0], -1)]
         logits_NH: Tensor = self.tower(torch.cat([*context, items_NY], dim=-1))
         return logits_NH
 
 
 class FoldedLayer(nn.Module):
-    """A quadratic layer in evaluation, its rows and batch norm folded into W, b and a shift.
+    """A quadratic layer in evaluation mode, its rows and batch norm folded into W, b and a shift.
 
     z <- z + PReLU(z ⊙ (W z + b) + shift)
+
+    Args:
+        layer: trained.
     """
 
     weight: Tensor
@@ -247,16 +254,16 @@ class FoldedLayer(nn.Module):
         self.activation = _frozen(layer.activation)
 
     def forward(self, z_NX: Tensor) -> Tensor:
-        """[N, X] to [N, X]."""
+        """float32 [N, X] to float32 [N, X]."""
         return self.cross(z_NX, F.linear(z_NX, self.weight, self.bias))
 
     def cross(self, z_NX: Tensor, linear_NX: Tensor) -> Tensor:
-        """What follows `W z + b`."""
+        """The layer's output, float32 [N, X], from its input and `W z + b`, both float32 [N, X]."""
         return z_NX + self.activation(z_NX * linear_NX + self.shift)
 
 
 class FoldedFirstLayer(nn.Module):
-    """The first layer, whose input is one context row beside N candidates; the context is multiplied once.
+    """The first layer: one context row beside N candidates; the context is multiplied once.
 
     Args:
         layer: the trained layer.
@@ -269,7 +276,7 @@ class FoldedFirstLayer(nn.Module):
         self.context_dim = context_dim
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Context [1, C] (None where C is 0) and candidates [N, X - C] to [N, X]."""
+        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to float32 [N, X]."""
         if context_1C is None:
             return self.layer(items_NY)
         of_context, of_items = self.layer.weight.split([self.context_dim, items_NY.shape[1]], dim=1)
@@ -281,16 +288,20 @@ class FoldedFirstLayer(nn.Module):
 
 @torch.no_grad()
 def item_table(model: ClickModel) -> Tensor:
-    """Representations and unit vectors of all attached items, [items, D + W]; row 0 (padding) is zeros."""
+    """Representations and unit vectors of all attached items, float32 [items, D + W]; row 0 (padding) is zeros.
+
+    Args:
+        model: its tables attached.
+    """
     device = next(model.parameters()).device
     rows = torch.arange(model.schema.items, device=device)
     return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
 
 
 def _probability(logit_N: Tensor) -> Tensor:
-    """`1 / (1 + exp(-logit))`, as three operations: ONNX Runtime's own sigmoid is right to 1e-7, not to seven digits.
+    """`1 / (1 + exp(-logit))` in three operations, because ONNX Runtime's sigmoid is only exact to 1e-7 absolute.
 
-    At a click probability of 3e-5 that is a quarter of a percent.
+    At a click probability of 3e-5 that is an error of a quarter of a percent.
     """
     return torch.reciprocal(1 + torch.exp(-logit_N))
 

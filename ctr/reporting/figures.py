@@ -1,4 +1,4 @@
-"""Figures of a training run: learning curve, reliability, baselines; and the parts that other figures share."""
+"""Figures of a training run: learning curve, reliability, baselines; and parts that all figures share."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def learning_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
     """Validation AUC and log loss over training steps, the best evaluation of each marked.
 
     Args:
-        curve: one mapping an evaluation, with `step`, `auc`, `log_loss` and, if known, `train_click_loss`. (What
-            training minimises may hold other terms, which no validation loss has.)
+        curve: one mapping an evaluation, with `step`, `auc`, `log_loss` and, if known, `train_click_loss`. (The
+            training loss itself may have terms that the validation loss lacks.)
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     auc_axes, loss_axes = figure.subplots(1, 2)
@@ -34,8 +34,8 @@ def learning_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
     if trained:
         points = [one["train_click_loss"] for one in trained]
         loss_axes.plot([one["step"] for one in trained], points, "--", color=GREY, label="training")
-    auc_axes.set(title="Ranking: higher is better", ylabel="AUC")
-    loss_axes.set(title="Likelihood: lower is better", ylabel="log loss (nats a row)")
+    auc_axes.set(title="AUC: higher is better", ylabel="AUC")
+    loss_axes.set(title="Log loss: lower is better", ylabel="log loss (nats a row)")
     for axes in (auc_axes, loss_axes):
         axes.set_xlabel("optimizer steps")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -58,7 +58,7 @@ def reliability_diagram(labels: np.ndarray, scores: np.ndarray, weights: np.ndar
     # Binomial error of a bin's mean label; a bin of 0 or all positives still gets a bar.
     shrunk = (table.label * table.count + 2) / (table.count + 4)
     error = 1.96 * np.sqrt(shrunk * (1 - shrunk) / (table.count + 4))
-    # Room for nearly all rows, but not for a single far score that would squeeze the rest into a corner.
+    # The axis covers nearly all rows; a single high score must not compress the others.
     limit = float(min(1.0, 1.05 * max((table.label + error).max(), np.quantile(scores, 0.999))))
     axes.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="perfect calibration")
     axes.errorbar(
@@ -73,7 +73,7 @@ def reliability_diagram(labels: np.ndarray, scores: np.ndarray, weights: np.ndar
     )
     measured = f" (ECE {ece(labels, scores, weights=weights):.4f})" if len(labels) >= FEWEST_ROWS_OF_ECE else ""
     axes.set(
-        title=f"On the dashed line, predictions come true{measured}",
+        title=f"Reliability{measured}",
         ylabel="observed positive rate",
         xlim=(0, limit),
         ylim=(0, limit),
@@ -88,7 +88,7 @@ def reliability_diagram(labels: np.ndarray, scores: np.ndarray, weights: np.ndar
 
 
 def control_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
-    """AUC of the model (the first entry) beside its controls, with 95 % intervals where given.
+    """AUC of the model (the first entry) beside its baselines, with 95 % intervals where given.
 
     Args:
         results: metrics by ranker; `auc`, and `auc_low` and `auc_high` for the interval.
@@ -107,7 +107,7 @@ def control_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0.5, color="black", linewidth=1)
     axes.margins(x=0.15)
-    axes.set(title="What the model adds to its controls", xlabel="AUC (0.5 is chance; whiskers: 95 % interval)")
+    axes.set(title="AUC of the model and its baselines", xlabel="AUC (0.5 is chance; whiskers: 95 % interval)")
     plain(axes)
     return figure
 
@@ -119,7 +119,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Take away the frame above and on the right; draw a light grid behind the data."""
+    """Remove the frame above and on the right; draw a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=grid, color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Figures of what was measured on a trained model: ROC, scores, slices, importance, rankers compared, stress.
+"""Figures of the evaluation and diagnosis of a model: ROC, scores, slices, importance, comparisons, stress.
 
 Shapes: N rows.
 """
@@ -19,12 +19,12 @@ from ctr.evaluation.significance import resolved
 from ctr.reporting.figures import BLUE, GREY, ORANGE, name_rows, plain, whisker
 
 ROW_INCHES = 0.27
-# AUC. Drops below it are drawn to scale, larger ones by their logarithm: one collapse must not hide all others.
+# The axis of AUC drops is linear up to here and logarithmic beyond: one large drop must not hide the others.
 LINEAR_UP_TO = 0.01
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Figure:
-    """Positives found against negatives shown on the way down the ranking.
+    """ROC curve: share of positives against share of negatives above each threshold.
 
     Args:
         labels: 0 or 1, [N].
@@ -34,7 +34,7 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None
     figure = Figure(figsize=(5, 4.8), layout="constrained")
     axes = figure.subplots()
     false_T, true_T, _ = roc_points(labels, scores, sample_weight=weights)
-    # Rows by the million would be a megabyte of curve; a thousandth of the axis is less than the line is wide.
+    # A curve of millions of rows would take megabytes; a thousandth of the axis is less than the line's width.
     share = np.linspace(0, 1, 1001)
     axes.fill_between(share, np.interp(share, false_T, true_T), share, color=BLUE, alpha=0.08, linewidth=0)
     axes.plot(share, np.interp(share, false_T, true_T), color=BLUE, linewidth=1.8, label="model")
@@ -53,7 +53,7 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None
 
 
 def score_histogram(labels: np.ndarray, scores: np.ndarray) -> Figure:
-    """Where the probabilities of positives and of negatives lie, each as a share of its own class.
+    """Distribution of the probabilities of positives and of negatives, each as shares of its class.
 
     Args:
         labels: 0 or 1, [N].
@@ -61,7 +61,7 @@ def score_histogram(labels: np.ndarray, scores: np.ndarray) -> Figure:
     """
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    # As in the reliability diagram, a single far score must not squeeze the rest into a corner.
+    # As in the reliability diagram, a single high score must not compress the others.
     edges = np.linspace(0, min(1.0, 1.05 * float(np.quantile(scores, 0.999))), 51)
     inside = np.minimum(scores, edges[-1])
     for name, chosen, colour in (("negatives", labels == 0, GREY), ("positives", labels > 0, BLUE)):
@@ -83,7 +83,7 @@ def slice_forest(slices: Mapping[str, Mapping[str, Interval]], whole: float) -> 
 
     Args:
         slices: AUC by slice name, by dimension, in the order of the plot.
-        whole: AUC of all rows; a line through it leads the eye.
+        whole: AUC of all rows, drawn as a vertical line.
     """
     rows: list[tuple[str, Interval | None]] = []
     for dimension, found in slices.items():
@@ -112,10 +112,10 @@ def slice_forest(slices: Mapping[str, Mapping[str, Interval]], whole: float) -> 
 
 
 def importance_bars(importances: Sequence[Importance]) -> Figure:
-    """The AUC lost without each input, with its interval; grey where all of them may be chance (Holm).
+    """The AUC drop of each input, with its interval; grey if it is not significant after Holm's correction.
 
     Args:
-        importances: in the order of the plot, top first.
+        importances: in the order of the plot, the first on top.
     """
     figure = Figure(figsize=(7.6, 0.9 + ROW_INCHES * len(importances)), layout="constrained")
     axes = figure.subplots()
@@ -126,12 +126,12 @@ def importance_bars(importances: Sequence[Importance]) -> Figure:
         whisker(axes, row, one.drop, colour)
     axes.axvline(0, color="black", linewidth=1)
     name_rows(axes, [described(one) for one in importances])
-    axes.set_xlabel("AUC lost when shuffled (line: 95 % interval)")
+    axes.set_xlabel("AUC drop when shuffled (line: 95 % interval)")
     return figure
 
 
 def described(one: Importance) -> str:
-    """An input as a reader names it: `year (item)`, `text (vectors)`, `whole history`."""
+    """The label of an input: `year (item)`, `text (vectors)`, `whole history`."""
     return "whole history" if one.side == "history" else f"{one.name} ({one.side})"
 
 
@@ -139,7 +139,7 @@ def ranker_forest(rankers: Mapping[str, Interval], label: str, marked: str | Non
     """A value and its interval for each ranker of a study.
 
     Args:
-        rankers: value and interval by name, in the order of the plot, top first.
+        rankers: value and interval by name, in the order of the plot, the first on top.
         label: of the horizontal axis.
         marked: a ranker drawn in colour, with a line through its value.
     """
@@ -155,9 +155,9 @@ def ranker_forest(rankers: Mapping[str, Interval], label: str, marked: str | Non
 
 
 def stress_plot(found: StressResult) -> Figure:
-    """Loss of AUC with its interval by stress, the panels beside each other on one axis.
+    """AUC drop and its interval of each corruption, one panel for each vector set, on one axis.
 
-    Blue is a loss (or gain) that is more than chance, all stresses considered (Holm); grey may be chance.
+    Blue drops (or gains) are significant after Holm's correction for all corruptions; grey ones are not.
     """
     panels: dict[str, dict[str, int]] = {}
     for place, one in enumerate(found.stresses):
@@ -181,6 +181,6 @@ def stress_plot(found: StressResult) -> Figure:
         axes.tick_params(axis="y", length=0)
     all_axes[0].set_yticks(range(len(labels)), labels)
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    scale = f"logarithmic above {LINEAR_UP_TO:g}; blue: more than chance, after Holm"
+    scale = f"logarithmic above {LINEAR_UP_TO:g}; blue: significant after Holm's correction"
     figure.supxlabel(f"AUC drop, from {found.auc:.4f} without corruption ({scale})", fontsize=9)
     return figure
