@@ -73,7 +73,7 @@ def test_all_metrics(pair):
         )
         for one in pair
     ]
-    assert len(found[0]) == 10
+    assert len(found[0]) == 8
     assert found[0] == pytest.approx(found[1], abs=1e-9)
 
 

@@ -33,7 +33,7 @@ def request() -> RowRequest:
 
 def test_a_batch_has_a_row_for_each_candidate_and_the_history_padded_in_front():
     batch = request().batch(history_max_len=4)
-    batch.validate(SCHEMA)
+    batch.validate()
     assert batch.items_U.tolist() == [0, 5, 7, 9]
     assert batch.items_U[batch.target_B].tolist() == [5, 9, 7]
     assert batch.items_U[batch.history_BS].tolist() == [[0, 0, 7, 5]] * 3
