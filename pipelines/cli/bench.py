@@ -12,97 +12,119 @@ from features.errors import ConfigError
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.inspect.bench import parse_sizes, run_bench
 
-bench_app = typer.Typer(help="The README's numbers, peers beside us in one run.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure the numbers of the README, with peers in the same run.", no_args_is_help=True, rich_markup_mode=None
+)
 
 BenchOutOption = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the results; default benchmarks/results/NAME.")
+    Path | None, typer.Option("--out", help="Folder of the results; default: benchmarks/results/NAME.")
 ]
 BenchWorkOption = Annotated[
-    Path | None, typer.Option("--work", help="Folder for raw data and builds, emptied at the end; default: temporary.")
+    Path | None, typer.Option("--work", help="Folder for temporary raw data and builds; default: the system's.")
 ]
-ItemsOption = Annotated[int, typer.Option("--items", min=10, help="Items of the catalogue.")]
-MaxLenOption = Annotated[int, typer.Option("--max-len", min=1, help="Events of a history.")]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=2, help="Rows of a batch.")]
+ItemsOption = Annotated[int, typer.Option("--items", min=10, help="Number of items in the catalogue.")]
+MaxLenOption = Annotated[int, typer.Option("--max-len", min=1, help="Largest number of events in a history.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=2, help="Rows in a batch.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="model.key=value or train.key=value, over the paper's; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting of the paper's preset; repeatable. Sections: model, train.",
+    ),
 ]
 # Rows at which 91,717 items all occur in training and a batch of 8,192 is a small part of an epoch.
 MMCTR_ROWS, MMCTR_ITEMS, MMCTR_LEN, MMCTR_BATCH = 400_000, 91_717, 64, 8_192
 
 
-@bench_app.command("features")
+@bench_app.command("features", epilog="Example: quadrank bench features --sizes 1 --pandas-rows 100000 --repeats 1")
 def bench_features(
     sizes: Annotated[str, typer.Option("--sizes", help="Rows of the simulated logs, in millions.")] = "1,10,40",
     pandas_rows: Annotated[
-        int, typer.Option("--pandas-rows", help="Rows at which pandas builds the same features.", min=1_000)
+        int, typer.Option("--pandas-rows", help="Rows of the log on which pandas builds the same features.", min=1_000)
     ] = 1_000_000,
-    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Number of builds of each; medians are reported.", min=1)
+    ] = 3,
     out: BenchOutOption = None,
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rows/s, memory and bytes of a feature build.
+    """Measure a feature build: rows a second, peak memory, bytes a row.
 
-    Simulates logs (40 million rows take about 10 GB of disk meanwhile), builds their feature sets, and at one size
-    builds the same features with pandas, each in a process of its own.
+    Simulates logs, builds their feature sets, and at one size builds the same features with pandas. Each build runs
+    in a process of its own. 40 million rows need about 10 GB of disk for the time of the run.
     """
     arguments = {"sizes": parse_sizes(sizes), "pandas_rows": pandas_rows, "repeats": repeats}
     _run("features", as_json, out, work, **arguments)
 
 
-@bench_app.command("daily")
+@bench_app.command("daily", epilog="Example: quadrank bench daily --rows 100000 --repeats 1")
 def bench_daily(
-    rows: Annotated[int, typer.Option("--rows", help="Rows of six weeks.", min=10_000)] = 10_000_000,
-    window: Annotated[int, typer.Option("--window", help="Days of the feature set.", min=3, max=41)] = 14,
-    repeats: Annotated[int, typer.Option("--repeats", help="Builds of each; medians are shown.", min=1)] = 3,
+    rows: Annotated[
+        int, typer.Option("--rows", help="Rows of the simulated log, which spans six weeks.", min=10_000)
+    ] = 10_000_000,
+    window: Annotated[int, typer.Option("--window", help="Days in the feature set.", min=3, max=41)] = 14,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Number of builds of each; medians are reported.", min=1)
+    ] = 3,
     out: BenchOutOption = None,
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A day added against the whole window built."""
+    """Measure adding one day to a feature set, beside building the whole window."""
     arguments = {"rows": rows, "window": window, "repeats": repeats}
     _run("daily", as_json, out, work, **arguments)
 
 
-@bench_app.command("loader")
+@bench_app.command("loader", epilog="Example: quadrank bench loader --rows 100000 --repeats 1")
 def bench_loader(
-    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Of the log.")] = MMCTR_ROWS,
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = MMCTR_ROWS,
     items: ItemsOption = MMCTR_ITEMS,
     max_len: MaxLenOption = MMCTR_LEN,
     batch_size: BatchSizeOption = MMCTR_BATCH,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Loaded in each call.")] = 300,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Calls of each; medians are reported.")] = 5,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches loaded in each call.")] = 300,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Number of calls of each; medians are reported.")
+    ] = 5,
     out: BenchOutOption = None,
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rows a second of the loader, beside a row-wise one."""
+    """Measure rows a second of the loader, beside a row-wise one on pandas."""
     sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
     _run("loader", as_json, out, work, **sizes, batches=batches, repeats=repeats)
 
 
-@bench_app.command("train")
+@bench_app.command("train", epilog="Example: quadrank bench train --no-peers --profile")
 def bench_train(
-    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Of the log.")] = MMCTR_ROWS,
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = MMCTR_ROWS,
     items: ItemsOption = MMCTR_ITEMS,
     max_len: MaxLenOption = MMCTR_LEN,
     batch_size: BatchSizeOption = MMCTR_BATCH,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed in each call.")] = 3,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Calls of each; medians are reported.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps timed in each call.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Number of calls of each; medians are reported.")
+    ] = 3,
     venv: Annotated[
-        Path | None, typer.Option("--venv", help="FuxiCTR's environment, made if not there; default .bench/fuxictr.")
+        Path | None,
+        typer.Option("--venv", help="FuxiCTR's environment, created where it is missing; default: .bench/fuxictr."),
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Beside the literal equations and FuxiCTR.")] = True,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Also measure the literal equations and FuxiCTR.")
+    ] = True,
     with_profile: Annotated[
-        bool, typer.Option("--profile", help="Where a step's time goes, and the roofline.")
+        bool, typer.Option("--profile", help="Also measure the parts of a step, beside the roofline.")
     ] = False,
-    with_scaling: Annotated[bool, typer.Option("--scaling", help="Over batch, history and items; minutes.")] = False,
+    with_scaling: Annotated[
+        bool, typer.Option("--scaling", help="Also vary batch size, history length and items; takes minutes.")
+    ] = False,
     assignments: SetOption = None,
     out: BenchOutOption = None,
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Training at the paper's sizes, beside the literal equations and FuxiCTR."""
+    """Measure training at the paper's sizes, beside the literal equations and FuxiCTR."""
     sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
     options = {"steps": steps, "repeats": repeats, "venv": venv, "peers": peers, "with_profile": with_profile}
     preset = parse_overrides(assignments or [])
@@ -111,18 +133,20 @@ def bench_train(
     _run("train", as_json, out, work, **sizes, **options, with_scaling=with_scaling, preset=preset)
 
 
-@bench_app.command("accuracy")
+@bench_app.command("accuracy", epilog="Example: quadrank bench accuracy --study epochs --seeds 2")
 def bench_accuracy(
-    study: Annotated[str, typer.Option("--study", help="precision or epochs.")] = "precision",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Each variant is trained with so many.")] = 3,
-    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Of the simulated log.")] = 600_000,
-    users: Annotated[int, typer.Option("--users", min=10, help="Of the simulated log.")] = 5_000,
-    items: Annotated[int, typer.Option("--items", min=30, help="Of the simulated log.")] = 3_000,
+    study: Annotated[str, typer.Option("--study", help="What to vary: precision or epochs.")] = "precision",
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Number of seeds that each variant is trained with.")
+    ] = 3,
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = 600_000,
+    users: Annotated[int, typer.Option("--users", min=10, help="Users of the simulated log.")] = 5_000,
+    items: Annotated[int, typer.Option("--items", min=30, help="Items of the simulated log.")] = 3_000,
     out: BenchOutOption = None,
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What half precision, folded rows and ways of regularising do to accuracy."""
+    """Measure what half precision, folded rows and regularisation do to accuracy."""
     _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
 
 

@@ -42,14 +42,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 app.add_typer(bench_app, name="bench")
 
 ServeSetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Repeatable, over the --serve file.")
+    list[str] | None,
+    typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Change one setting of the --serve file; repeatable."),
 ]
 DriftSetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Thresholds; repeatable.")
+    list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
 DEFAULT_SPACE = Path("conf/tune.yaml")
 DEFAULT_SERVE = Path("conf/serve.yaml")
@@ -64,49 +66,49 @@ RESUMED_BY = {
 }
 
 
-@app.command()
+@app.command(epilog="Example: quadrank init my_project --data movielens_100k")
 def init(
-    folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
     data: Annotated[
-        str, typer.Option("--data", help="Shipped contract that the Makefile uses, e.g. movielens_100k.")
+        str, typer.Option("--data", help="Shipped contract that the Makefile uses; a name in conf/data/.")
     ] = "simulated",
     as_json: JsonOption = False,
 ) -> None:
-    """A project folder of your own: settings, Makefile."""
+    """Start a project folder: settings, a contract to fill in, a Makefile."""
     from pipelines.project.init import init_project
 
     finish(init_project(folder, data, console(as_json)), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank simulate --out data/small --rows 20000 --users 500 --items 300")
 def simulate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the raw files.")] = Path("data/simulated"),
-    rows: Annotated[int, typer.Option("--rows", help="Impressions.")] = 600_000,
-    users: Annotated[int, typer.Option("--users", help="Users.")] = 5_000,
-    items: Annotated[int, typer.Option("--items", help="Items.")] = 3_000,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed writes the same log.")] = 1,
+    rows: Annotated[int, typer.Option("--rows", help="Number of impressions.")] = 600_000,
+    users: Annotated[int, typer.Option("--users", help="Number of users.")] = 5_000,
+    items: Annotated[int, typer.Option("--items", help="Number of items.")] = 3_000,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed: the same seed writes the same log.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a raw log with planted, known click probabilities."""
+    """Write a simulated raw log whose true click probabilities are known."""
     from pipelines.job.simulate import simulate_once
 
     finish(simulate_once(out, rows, users, items, seed, console(as_json)), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank features --data conf/data/simulated.yaml --as-of 2026-01-31 --window 14d")
 def features(
     data: DataOption,
     as_of: AsOfOption = None,
     window: WindowOption = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every file of it with its hash; exit 4 where one differs.")
+        bool, typer.Option("--verify", help="Compare every file with its hash; exit 4 where one differs.")
     ] = False,
     root: RootOption = None,
     work: WorkOption = Path(),
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Raw tables -> feature set."""
+    """Build the feature set of a contract from its raw tables."""
     from pipelines.job.build import build, describe
 
     source, _ = settings_of(data, assignments, root, as_of, window)
@@ -131,32 +133,12 @@ def features(
     )
 
 
-@app.command("inspect-embeddings")
+@app.command("inspect-embeddings", epilog="Example: quadrank inspect-embeddings --data conf/data/simulated.yaml")
 def inspect_embeddings(
     data: DataOption,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results.")] = None,
-    as_of: AsOfOption = None,
-    window: WindowOption = None,
-    root: RootOption = None,
-    work: WorkOption = Path(),
-    assignments: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Which vector sets deserve to be used, before training."""
-    from pipelines.inspect.embeddings import inspect_embeddings as inspect
-
-    source, _ = settings_of(data, assignments, root, as_of, window)
-    finish(inspect(source, Workspace(work), out, console(as_json)), as_json)
-
-
-@app.command()
-def train(
-    data: DataOption,
-    model: ModelOption = DEFAULT_MODEL,
-    train_defaults: TrainOption = DEFAULT_TRAIN,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", help="Id of an unfinished run to go on with, or `latest`: the newest of them."),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the table and the figures; default: in inspections/ of the workspace."),
     ] = None,
     as_of: AsOfOption = None,
     window: WindowOption = None,
@@ -165,7 +147,32 @@ def train(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One tracked training run, evaluated on test."""
+    """Measure before training which vector sets predict clicks."""
+    from pipelines.inspect.embeddings import inspect_embeddings as inspect
+
+    source, _ = settings_of(data, assignments, root, as_of, window)
+    finish(inspect(source, Workspace(work), out, console(as_json)), as_json)
+
+
+@app.command(
+    epilog="Example: quadrank train --data conf/data/simulated.yaml --model conf/model/din.yaml --set train.epochs=1"
+)
+def train(
+    data: DataOption,
+    model: ModelOption = DEFAULT_MODEL,
+    train_defaults: TrainOption = DEFAULT_TRAIN,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", help="Continue an unfinished run: its id, or `latest` for the newest."),
+    ] = None,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
+    root: RootOption = None,
+    work: WorkOption = Path(),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one model, evaluate it on the test split and log it to MLflow."""
     from pipelines.job.train import train_run
     from pipelines.job_settings import JobSettings
 
@@ -175,7 +182,7 @@ def train(
     finish(train_run(settings, resume).closed(started), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank run --data conf/data/simulated.yaml")
 def run(
     data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
@@ -187,7 +194,10 @@ def run(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole job: features to promoted bundle."""
+    """The scheduled job: build features, train, evaluate, export, gate, promote.
+
+    Exit 6 when the gate refuses the new bundle; the champion stays.
+    """
     from pipelines.job.run import run_job
     from pipelines.job_settings import JobSettings
 
@@ -199,16 +209,16 @@ def run(
     raise typer.Exit(summary.exit_code)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank evaluate --bundle bundles/simulated/NEWEST --split valid")
 def evaluate(
     bundle: BundleOption,
-    split: Annotated[str, typer.Option("--split", help="train, valid or test.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Rows to score: train, valid or test.")] = "test",
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Metrics of a bundle as served, beside controls.
+    """Measure a bundle as it is served, beside the controls.
 
-    Scores a split through the ONNX graph, one request a row, as a ranking server would.
+    Scores each row of a split as one request through the ONNX graph, as a ranking server does.
     """
     from pipelines.job.evaluate import evaluate_bundle
 
@@ -217,16 +227,21 @@ def evaluate(
     finish(summary.closed(started), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank tune --data conf/data/simulated.yaml --study daily --trials 20")
 def tune(
     data: DataOption,
-    study: Annotated[str, typer.Option("--study", help="Name; workers of one name share the study.")],
+    study: Annotated[str, typer.Option("--study", help="Name of the sweep; workers with one name share its trials.")],
     storage: Annotated[
         str | None,
-        typer.Option("--storage", help="Database URL, or a journal file (default: runs/tune/NAME.journal)."),
+        typer.Option(
+            "--storage",
+            help="Where trials are kept: a database URL or a journal file; default: runs/tune/NAME.journal.",
+        ),
     ] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Trials that this worker runs.", min=1)] = 20,
-    space: Annotated[Path, typer.Option("--space", callback=settings_file, help="Search space.")] = DEFAULT_SPACE,
+    trials: Annotated[int, typer.Option("--trials", help="Number of trials that this worker runs.", min=1)] = 20,
+    space: Annotated[
+        Path, typer.Option("--space", callback=settings_file, help="Search space: a YAML file.")
+    ] = DEFAULT_SPACE,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     as_of: AsOfOption = None,
@@ -236,9 +251,9 @@ def tune(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hyperparameter sweep.
+    """Search for better settings (a hyperparameter sweep).
 
-    Start it n times with one study name for n workers.
+    Start the command several times with one study name for several workers.
     """
     from pipelines.job_settings import JobSettings
     from pipelines.tune.space import load_space
@@ -250,38 +265,43 @@ def tune(
     finish(payload, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank export --run latest")
 def export(
     run_id: RunOption = "latest",
     out: Annotated[
-        Path | None, typer.Option("--out", help="New folder of the bundle; default bundles/<name>/<run id>.")
+        Path | None, typer.Option("--out", help="New folder of the bundle; default: bundles/NAME/RUN_ID.")
     ] = None,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Checkpoint -> ONNX bundle, with a parity check."""
+    """Export a run as an ONNX bundle, and check that both give the same scores."""
     from pipelines.job.export import export_run
 
     result = export_run(run_id, out, Workspace(work), console(as_json))
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank rank --bundle bundles/simulated/CURRENT --request request.json --top 10")
 def rank(
     bundle: BundleOption,
     request: Annotated[
         Path | None,
         typer.Option("--request", help="JSON file: user, history, candidates, context; default: the bundle's example."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="An id the bundle does not know is an error.")] = False,
-    top: Annotated[int | None, typer.Option("--top", help="Print only the best.", min=1)] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a request with an id that the bundle does not know.")
+    ] = False,
+    top: Annotated[
+        int | None, typer.Option("--top", help="Print only the N best candidates; default: all.", min=1)
+    ] = None,
     serve: Annotated[
-        Path, typer.Option("--serve", callback=settings_file, help="Threads and limits of a request.")
+        Path,
+        typer.Option("--serve", callback=settings_file, help="Serving settings: threads, and limits of a request."),
     ] = DEFAULT_SERVE,
     assignments: ServeSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score one request from raw ids."""
+    """Rank the candidates of one request, given by raw ids."""
     from ctr.serving.ranker import load_serve_config
     from pipelines.inspect.rank import rank_file
 
@@ -289,15 +309,15 @@ def rank(
     finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: quadrank promote --bundle bundles/simulated/NEWEST")
 def promote(
     bundle: BundleOption,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Gate a bundle, then make it the champion and CURRENT.
+    """Check a bundle against the gate; if it passes, make it the champion and CURRENT.
 
-    Exit 6 when the gate refuses; both are kept.
+    Exit 6 when the gate refuses; the champion and CURRENT stay as they are.
     """
     from pipelines.job.promote import promote_bundle
 
@@ -305,24 +325,32 @@ def promote(
     finish(payload, as_json)
 
 
-@app.command()
+@app.command(
+    epilog="Example: quadrank drift --base feature_sets/simulated/OLD --new feature_sets/simulated/NEW --new-days 1"
+)
 def drift(
-    base: Annotated[Path, typer.Option("--base", help="Feature set (folder or profile.json) to compare with.")],
-    new: Annotated[Path, typer.Option("--new", help="Feature set that is judged.")],
-    split: Annotated[str | None, typer.Option("--split", help="train, valid or test; default: all rows.")] = None,
+    base: Annotated[Path, typer.Option("--base", help="Feature set to compare with: its folder or its profile.json.")],
+    new: Annotated[Path, typer.Option("--new", help="Feature set to check: its folder or its profile.json.")],
+    split: Annotated[
+        str | None, typer.Option("--split", help="Compare one split only: train, valid or test; default: all rows.")
+    ] = None,
     base_days: Annotated[
-        int | None, typer.Option("--base-days", help="Only the newest UTC days of the base.", min=1)
+        int | None,
+        typer.Option("--base-days", help="Compare only the newest N days (UTC) of the base; default: all.", min=1),
     ] = None,
     new_days: Annotated[
-        int | None, typer.Option("--new-days", help="Only the newest UTC days of the new.", min=1)
+        int | None,
+        typer.Option("--new-days", help="Compare only the newest N days (UTC) of the new; default: all.", min=1),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="PNG of what changed most.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="PNG file for a figure of the largest changes; default: no figure.")
+    ] = None,
     assignments: DriftSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What changed between two feature sets.
+    """Compare the distributions of two feature sets, column by column.
 
-    Exit 3 when a change is both large and no accident.
+    Exit 3 when a change is both large and more than chance.
     """
     from pipelines.inspect.drift import drift_between
 
@@ -332,14 +360,14 @@ def drift(
     raise typer.Exit(payload["exit_code"])
 
 
-@app.command()
+@app.command(epilog="Example: quadrank download movielens_100k --yes")
 def download(
     name: Annotated[str, typer.Argument(help="Data set, e.g. movielens_100k; docs/datasets/ lists them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to unpack into.")] = Path("data"),
-    yes: Annotated[bool, typer.Option("--yes", help="You accept the owner's terms: fetch it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept the owner's terms and fetch the files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """A public data set: its terms, or the files."""
+    """Show the terms of a public data set; with --yes, fetch and unpack it."""
     from pipelines.job.download import download as download_dataset
 
     finish(download_dataset(name, out, yes, console(as_json)), as_json)

@@ -31,29 +31,47 @@ def settings_file(context: typer.Context, parameter: typer.CallbackParam, path: 
 
 
 DataOption = Annotated[
-    Path, typer.Option("--data", callback=settings_file, help="Data contract, e.g. conf/data/simulated.yaml.")
+    Path,
+    typer.Option("--data", callback=settings_file, help="Data contract: a YAML file, e.g. conf/data/simulated.yaml."),
 ]
 ModelOption = Annotated[
-    Path, typer.Option("--model", callback=settings_file, help="Model preset, e.g. conf/model/qin.yaml.")
+    Path, typer.Option("--model", callback=settings_file, help="Model preset: a YAML file of conf/model/.")
 ]
 TrainOption = Annotated[
-    Path, typer.Option("--train", callback=settings_file, help="Training defaults under the preset's own.")
+    Path,
+    typer.Option("--train", callback=settings_file, help="Training settings; the preset's own `train` values win."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="section.key=value; repeatable. Sections: data, model, train."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, e.g. train.epochs=3; repeatable. Sections: data, model, train.",
+    ),
 ]
-RootOption = Annotated[str | None, typer.Option("--root", help="Folder that the contract's paths start from.")]
-WorkOption = Annotated[Path, typer.Option("--work", help="Folder for feature sets, runs, bundles, MLflow store.")]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--root", help="Folder that relative paths of the contract start from; default: as it says."),
+]
+WorkOption = Annotated[
+    Path, typer.Option("--work", help="Workspace: the folder of feature sets, runs, bundles and the MLflow store.")
+]
 BundleOption = Annotated[
-    Path, typer.Option("--bundle", help="Bundle folder, or a pointer: bundles/NAME/CURRENT or bundles/NAME/NEWEST.")
+    Path,
+    typer.Option("--bundle", help="Folder of a bundle, or a pointer: bundles/NAME/CURRENT or bundles/NAME/NEWEST."),
 ]
-RunOption = Annotated[str, typer.Option("--run", help="Run id, or `latest`: the newest finished run, no trial.")]
+RunOption = Annotated[
+    str, typer.Option("--run", help="Run id, or `latest`: the newest finished run that is no trial of a sweep.")
+]
 AsOfOption = Annotated[
-    str | None, typer.Option("--as-of", help="Last day that is read, e.g. 2026-01-31; default: the newest event's.")
+    str | None,
+    typer.Option("--as-of", help="Last day (UTC) to read, e.g. 2026-01-31; default: the day of the newest event."),
 ]
 WindowOption = Annotated[
-    str | None, typer.Option("--window", help="Rows of so many days alone, e.g. 14d; unchanged days are reused.")
+    str | None,
+    typer.Option(
+        "--window", help="Use the rows of the last N days only, e.g. 14d; default: all. Unchanged days are reused."
+    ),
 ]
 
 DEFAULT_MODEL = Path("conf/model/qin.yaml")

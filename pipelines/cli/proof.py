@@ -29,21 +29,26 @@ StudyOption = Annotated[
     Path | None, typer.Option("--study", callback=settings_file, help="Study file, e.g. conf/studies/movielens.yaml.")
 ]
 StudySetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="STUDY.KEY=VALUE", help="Repeatable, over the study file.")
+    list[str] | None,
+    typer.Option("--set", metavar="STUDY.KEY=VALUE", help="Change one setting of the study file; repeatable."),
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Trainings at a time; they share the cores.", min=1)]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", help="Number of trainings at the same time; they share the cores.", min=1)
+]
 
 
-@proof_app.command()
+@proof_app.command(epilog="Example: quadrank compare --models qin,din --seeds 3")
 def compare(
     study: StudyOption = None,
     models: Annotated[
-        str | None, typer.Option("--models", help="Instead of a study: presets by name, e.g. qin_plus,din,dcnv2.")
+        str | None, typer.Option("--models", help="Instead of --study: presets by name, e.g. qin_plus,din,dcnv2.")
     ] = None,
     data: Annotated[
-        Path, typer.Option("--data", callback=settings_file, help="With --models: data contract.")
+        Path, typer.Option("--data", callback=settings_file, help="Data contract; with --models only.")
     ] = DEFAULT_DATA,
-    seeds: Annotated[int, typer.Option("--seeds", help="With --models: trainings of each.", min=1)] = 5,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Trainings of each model, one a seed; with --models only.", min=1)
+    ] = 5,
     workers: WorkersOption = 2,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     root: RootOption = None,
@@ -51,10 +56,10 @@ def compare(
     assignments: StudySetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Several models on the same rows, with intervals.
+    """Train several models on the same rows and compare them, with intervals.
 
-    Trains what is missing, so a stopped comparison goes on where it was. Differences are paired by users; a star marks
-    one that is more than chance, all differences of the table considered (Holm).
+    Trains only what is missing, so a stopped comparison continues. Differences are paired by user; a star marks a
+    difference that is more than chance, corrected for the number of differences in the table (Holm).
     """
     from features.errors import ConfigError
     from pipelines.study.compare import Comparison, run_comparison
@@ -68,25 +73,25 @@ def compare(
     finish(run_comparison(comparison), as_json)
 
 
-@proof_app.command()
+@proof_app.command(epilog="Example: quadrank ablate --study conf/studies/movielens_ablation.yaml")
 def ablate(
     study: Annotated[
         Path,
-        typer.Option("--study", callback=settings_file, help="Variants: modality subsets, fusions, model options."),
+        typer.Option("--study", callback=settings_file, help="Study file: the variants of data and model to compare."),
     ] = DEFAULT_ABLATION,
     workers: WorkersOption = 2,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     root: RootOption = None,
     work: WorkOption = Path(),
     split: Annotated[
-        Literal["valid", "test"], typer.Option("--split", help="Rows to judge on; valid: test stays unseen.")
+        Literal["valid", "test"], typer.Option("--split", help="Rows to compare on: valid or test.")
     ] = "valid",
     assignments: StudySetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each part of a model and of the data is worth, on validation rows.
+    """Measure what each part of a model and of the data adds, on validation rows.
 
-    Whoever chooses parts by the test rows has no test rows left: judge on them what is chosen already.
+    Use --split test only for a choice that is already made: parts chosen on test rows look better than they are.
     """
     from pipelines.study.compare import Comparison, run_comparison
     from pipelines.study.study import load_study
@@ -96,36 +101,40 @@ def ablate(
     finish(run_comparison(comparison), as_json)
 
 
-@proof_app.command()
+@proof_app.command(epilog="Example: quadrank explain --request request.json")
 def explain(
-    request: Annotated[Path, typer.Option("--request", help="JSON file, as `quadrank rank` takes it.")],
+    request: Annotated[Path, typer.Option("--request", help="Request: a JSON file, as `quadrank rank` takes it.")],
     run_id: RunOption = "latest",
-    top: Annotated[int, typer.Option("--top", help="Candidates that are explained.", min=1)] = 3,
+    top: Annotated[int, typer.Option("--top", help="Number of candidates to explain.", min=1)] = 3,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Why the best candidates of a request are the best.
+    """Explain why the best candidates of a request are ranked first.
 
-    Past items by attention weight with the tags they share, and what the logit loses without each field.
+    Lists past items by attention weight, with the tags they share, and how the logit changes without each field.
     """
     from pipelines.inspect.explain import explain_request
 
     finish(explain_request(run_id, request, top, Workspace(work), console(as_json)), as_json)
 
 
-@proof_app.command()
+@proof_app.command(epilog="Example: quadrank stress --run latest --set stress.noise=[2.0]")
 def stress(
     run_id: RunOption = "latest",
-    config: Annotated[Path, typer.Option("--config", callback=settings_file, help="How hard.")] = DEFAULT_STRESS,
+    config: Annotated[
+        Path,
+        typer.Option("--config", callback=settings_file, help="Kinds and strengths of the corruptions: a YAML file."),
+    ] = DEFAULT_STRESS,
     work: WorkOption = Path(),
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STRESS.KEY=VALUE", help="Repeatable, over the file.")
+        list[str] | None,
+        typer.Option("--set", metavar="STRESS.KEY=VALUE", help="Change one setting of the --config file; repeatable."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What missing, swapped, noisy or stale vectors cost.
+    """Measure what missing, swapped, noisy or stale vectors cost.
 
-    Tells which vector sets the model ignores.
+    Also shows which vector sets the model ignores.
     """
     from ctr.diagnosis.vector_stress import load_stress_config
     from pipelines.inspect.stress import stress_run
@@ -134,20 +143,20 @@ def stress(
     finish(stress_run(run_id, found, Workspace(work), console(as_json)), as_json)
 
 
-@proof_app.command()
+@proof_app.command(epilog="Example: quadrank report --run latest")
 def report(
     run_id: RunOption = "latest",
     out: Annotated[Path | None, typer.Option("--out", help="HTML file; default: report.html in the run.")] = None,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """One HTML page of everything worth knowing of a run."""
+    """Write one HTML page about a run: metrics, figures, settings."""
     from pipelines.report.report import report_run
 
     finish(report_run(run_id, out, Workspace(work), console(as_json)), as_json)
 
 
-@proof_app.command()
+@proof_app.command(epilog="Example: quadrank submit --run latest --out submission.zip")
 def submit(
     run_id: RunOption = "latest",
     out: Annotated[Path | None, typer.Option("--out", help="Zip file; default: submission.zip in the run.")] = None,
@@ -155,9 +164,9 @@ def submit(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Predictions for a challenge's unlabelled test rows.
+    """Predict the unlabelled test rows of a challenge (MM-CTR: docs/mmctr.md).
 
-    One row an ID of the test file, in its order (MM-CTR: docs/mmctr.md).
+    Writes one row for each ID of the test file, in its order.
     """
     from pipelines.inspect.submit import submit_run
 

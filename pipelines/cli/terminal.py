@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON summary line on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON summary as the last line of stdout.")]
 
 
 def console(as_json: bool) -> Console:

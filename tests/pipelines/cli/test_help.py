@@ -1,0 +1,44 @@
+"""`--help` of every command: each option says what it is, each command gives an example that works."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from pipelines.cli.commands import app
+from tests.command_lines import Command, problem
+
+WIDTH = 100  # columns of a terminal
+
+
+def commands(found: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if hasattr(found, "commands"):
+        for child, command in found.commands.items():
+            yield from commands(command, f"{name} {child}")
+    else:
+        yield name, found
+
+
+COMMANDS = dict(commands(typer.main.get_command(app), "quadrank"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name: str) -> None:
+    for parameter in COMMANDS[name].params:
+        text = getattr(parameter, "help", None) or ""
+        assert text[:1].isupper() and text.endswith("."), f"{name} {parameter.opts}: {text!r}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does_and_gives_an_example(name: str) -> None:
+    command = COMMANDS[name]
+    first = (command.help or "").splitlines()[0]
+    assert first[:1].isupper() and first.endswith((".", ":")), first
+    assert len(first) <= WIDTH
+    example = (command.epilog or "").removeprefix("Example: ")
+    assert example.startswith(f"{name} "), f"{name}: {example!r}"
+    assert problem(Command(name, tuple(shlex.split(example)), whole=True)) is None
