@@ -96,7 +96,7 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
         numbered = [part.with_columns(pl.lit(number, pl.Int8).alias(SPLIT)) for number, part in enumerate(parts)]
         frame = pl.concat(numbered, how="vertical_relaxed")
     if as_of is not None:
-        # A row without a time is for the checks to tell of.
+        # Rows without a time stay: the checks report them.
         frame = frame.filter((pl.col(TIME) < end_of(as_of)) | pl.col(TIME).is_null())
     return Unchecked(frame, path, unlabelled)
 

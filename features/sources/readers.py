@@ -164,7 +164,7 @@ def _scan(source: Any, kind: str, format: Format, schema: Types | None, lines: i
 
 
 def advice(error: Exception) -> str:
-    """The way out of what polars says of a file."""
+    """What to do about an error that polars raised for a file."""
     if "utf-8" in str(error).lower():
         return "Name its encoding, e.g. `format: {encoding: latin-1}`."
     return "Write the file again."

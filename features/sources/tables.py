@@ -150,8 +150,8 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     over_rows = "OVER" if not is_column and OVER.search(QUOTED.sub("''", text)) else _over_rows(expression, empty)
     if over_rows is not None:
         raise DataError(
-            f"{path}: {where} {text!r}: {over_rows} is computed over all rows, so that a row would be told of "
-            "later ones. Compute it in the export, as of each row's time, or declare a counter."
+            f"{path}: {where} {text!r}: {over_rows} is computed over all rows, so that a row would hold "
+            "information of later ones. Compute it in the export, as of each row's time, or declare a counter."
         )
     return expression
 

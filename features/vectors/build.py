@@ -64,8 +64,8 @@ def build_vectors(
 ) -> VectorResult:
     """Read, transform, fill, fuse and store vectors, and derive semantic ids and neighbours.
 
-    Everything that is learned (means, components, centres, who lends to whom) comes from items of the training window:
-    another vector of any other item changes nothing but what that item itself gets.
+    Everything that is learned (means, components, centres, which items' vectors fill which) comes from items of the
+    training window: another vector of any other item changes nothing but what that item itself gets.
 
     Args:
         contract: whose `embeddings` and `vectors` say what to do.

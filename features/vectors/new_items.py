@@ -18,7 +18,7 @@ Encoded = dict[str, tuple[np.ndarray, np.ndarray]]
 def encode_vectors(folder: Path, contract: Contract, schema: Schema, raw: Mapping[str, np.ndarray]) -> Encoded:
     """Normalise, reduce and fuse with what the build learned.
 
-    An item without a vector gets zeros and is not present: nobody lends to an item that nobody has clicked.
+    An item without a vector gets zeros and is not present: it has no clicks that `missing` could fill it by.
 
     Args:
         folder: a feature set, or a bundle.
