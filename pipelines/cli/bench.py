@@ -13,7 +13,7 @@ from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.inspect.bench import parse_sizes, run_bench
 
 bench_app = typer.Typer(
-    help="Measure the numbers of the README, with peers in the same run.", no_args_is_help=True, rich_markup_mode=None
+    help="Measure the numbers of the README, beside peers.", no_args_is_help=True, rich_markup_mode=None
 )
 
 BenchOutOption = Annotated[
@@ -50,7 +50,7 @@ def bench_features(
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a feature build: rows a second, peak memory, bytes a row.
+    """Measure a feature build: speed, memory, disk.
 
     Simulates logs, builds their feature sets, and at one size builds the same features with pandas. Each build runs
     in a process of its own. 40 million rows need about 10 GB of disk for the time of the run.
@@ -72,7 +72,7 @@ def bench_daily(
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure adding one day to a feature set, beside building the whole window."""
+    """Measure adding a day, beside building the window."""
     arguments = {"rows": rows, "window": window, "repeats": repeats}
     _run("daily", as_json, out, work, **arguments)
 
@@ -91,7 +91,7 @@ def bench_loader(
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure rows a second of the loader, beside a row-wise one on pandas."""
+    """Measure the loader, beside a row-wise one on pandas."""
     sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
     _run("loader", as_json, out, work, **sizes, batches=batches, repeats=repeats)
 
@@ -124,7 +124,9 @@ def bench_train(
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure training at the paper's sizes, beside the literal equations and FuxiCTR."""
+    """Measure training, beside its peers.
+
+    At the sizes of the paper; the peers are the literal equations and FuxiCTR's DIN."""
     sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
     options = {"steps": steps, "repeats": repeats, "venv": venv, "peers": peers, "with_profile": with_profile}
     preset = parse_overrides(assignments or [])
@@ -146,7 +148,9 @@ def bench_accuracy(
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what half precision, folded rows and regularisation do to accuracy."""
+    """Measure what ways of training do to accuracy.
+
+    Varies half precision, folded rows and regularisation."""
     _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
 
 

@@ -74,7 +74,7 @@ def init(
     ] = "simulated",
     as_json: JsonOption = False,
 ) -> None:
-    """Start a project folder: settings, a contract to fill in, a Makefile."""
+    """Start a project folder: contract, settings, Makefile."""
     from pipelines.project.init import init_project
 
     finish(init_project(folder, data, console(as_json)), as_json)
@@ -89,7 +89,7 @@ def simulate(
     seed: Annotated[int, typer.Option("--seed", help="Random seed: the same seed writes the same log.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a simulated raw log whose true click probabilities are known."""
+    """Simulate a raw log with known click probabilities."""
     from pipelines.job.simulate import simulate_once
 
     finish(simulate_once(out, rows, users, items, seed, console(as_json)), as_json)
@@ -108,7 +108,7 @@ def features(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the feature set of a contract from its raw tables."""
+    """Build a feature set from the raw tables."""
     from pipelines.job.build import build, describe
 
     source, _ = settings_of(data, assignments, root, as_of, window)
@@ -147,7 +147,7 @@ def inspect_embeddings(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure before training which vector sets predict clicks."""
+    """Measure how well each vector set predicts clicks."""
     from pipelines.inspect.embeddings import inspect_embeddings as inspect
 
     source, _ = settings_of(data, assignments, root, as_of, window)
@@ -172,7 +172,7 @@ def train(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one model, evaluate it on the test split and log it to MLflow."""
+    """Train one model and evaluate it on the test split."""
     from pipelines.job.train import train_run
     from pipelines.job_settings import JobSettings
 
@@ -194,9 +194,10 @@ def run(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The scheduled job: build features, train, evaluate, export, gate, promote.
+    """Run the scheduled job, from features to promotion.
 
-    Exit 6 when the gate refuses the new bundle; the champion stays.
+    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. Exit 6
+    when the gate refuses it; the champion stays.
     """
     from pipelines.job.run import run_job
     from pipelines.job_settings import JobSettings
@@ -216,7 +217,7 @@ def evaluate(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a bundle as it is served, beside the controls.
+    """Measure a bundle as it is served, beside controls.
 
     Scores each row of a split as one request through the ONNX graph, as a ranking server does.
     """
@@ -251,7 +252,7 @@ def tune(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search for better settings (a hyperparameter sweep).
+    """Search for better settings: a hyperparameter sweep.
 
     Start the command several times with one study name for several workers.
     """
@@ -274,7 +275,9 @@ def export(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run as an ONNX bundle, and check that both give the same scores."""
+    """Export a run as an ONNX bundle.
+
+    Checks that the exported graphs give the same scores as the model."""
     from pipelines.job.export import export_run
 
     result = export_run(run_id, out, Workspace(work), console(as_json))
@@ -315,9 +318,9 @@ def promote(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Check a bundle against the gate; if it passes, make it the champion and CURRENT.
+    """Promote a bundle that passes the gate.
 
-    Exit 6 when the gate refuses; the champion and CURRENT stay as they are.
+    A promoted bundle becomes the champion and CURRENT. Exit 6 when the gate refuses; both then stay as they are.
     """
     from pipelines.job.promote import promote_bundle
 
@@ -348,7 +351,7 @@ def drift(
     assignments: DriftSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the distributions of two feature sets, column by column.
+    """Compare two feature sets, column by column.
 
     Exit 3 when a change is both large and more than chance.
     """
@@ -367,7 +370,9 @@ def download(
     yes: Annotated[bool, typer.Option("--yes", help="Accept the owner's terms and fetch the files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the terms of a public data set; with --yes, fetch and unpack it."""
+    """Show the terms of a public data set, or fetch it.
+
+    With --yes the files are fetched and unpacked."""
     from pipelines.job.download import download as download_dataset
 
     finish(download_dataset(name, out, yes, console(as_json)), as_json)

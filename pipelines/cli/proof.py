@@ -56,7 +56,7 @@ def compare(
     assignments: StudySetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train several models on the same rows and compare them, with intervals.
+    """Compare several models trained on the same rows.
 
     Trains only what is missing, so a stopped comparison continues. Differences are paired by user; a star marks a
     difference that is more than chance, corrected for the number of differences in the table (Holm).
@@ -89,7 +89,7 @@ def ablate(
     assignments: StudySetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what each part of a model and of the data adds, on validation rows.
+    """Measure what each part of a model and data adds.
 
     Use --split test only for a choice that is already made: parts chosen on test rows look better than they are.
     """
@@ -109,7 +109,7 @@ def explain(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Explain why the best candidates of a request are ranked first.
+    """Explain why a request's best candidates come first.
 
     Lists past items by attention weight, with the tags they share, and how the logit changes without each field.
     """
@@ -132,7 +132,7 @@ def stress(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what missing, swapped, noisy or stale vectors cost.
+    """Measure what missing, noisy or stale vectors cost.
 
     Also shows which vector sets the model ignores.
     """
@@ -150,7 +150,7 @@ def report(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Write one HTML page about a run: metrics, figures, settings."""
+    """Write an HTML page of a run's metrics and figures."""
     from pipelines.report.report import report_run
 
     finish(report_run(run_id, out, Workspace(work), console(as_json)), as_json)
@@ -164,9 +164,9 @@ def submit(
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the unlabelled test rows of a challenge (MM-CTR: docs/mmctr.md).
+    """Predict the unlabelled test rows of a challenge.
 
-    Writes one row for each ID of the test file, in its order.
+    Writes one row for each ID of the test file, in its order (MM-CTR: docs/mmctr.md).
     """
     from pipelines.inspect.submit import submit_run
 

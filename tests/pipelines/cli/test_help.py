@@ -12,7 +12,7 @@ import typer
 from pipelines.cli.commands import app
 from tests.command_lines import Command, problem
 
-WIDTH = 100  # columns of a terminal
+WIDTH = 53  # what the list of commands has room for on a terminal of 80 columns
 
 
 def commands(found: Any, name: str) -> Iterator[tuple[str, Any]]:
