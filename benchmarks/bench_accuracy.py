@@ -49,13 +49,13 @@ class Study:
 
 
 STUDIES = {
-    # As shipped, to the last digit that half precision and folded rows may change.
+    # As shipped, to the last digit that half precision and merged rows may change.
     "precision": Study(
         {
             "fp32": Variant(),
             "bf16": Variant(train={"precision": "bf16"}),
-            "fp32_folded": Variant(model={"fold_rows": True}),
-            "bf16_folded": Variant(model={"fold_rows": True}, train={"precision": "bf16"}),
+            "fp32_merged": Variant(model={"merge_rows": True}),
+            "bf16_merged": Variant(model={"merge_rows": True}, train={"precision": "bf16"}),
         }
     ),
     # Ids that can be learned by heart: the user's own, barely regularised, for many epochs.
@@ -65,10 +65,7 @@ STUDIES = {
             "shipped_l2": Variant(train={"embedding_l2": 1e-3}),
             "lazy_adam": Variant(train={"table_optimizer": "lazy_adam"}),
             "lazy_adam_l2": Variant(train={"table_optimizer": "lazy_adam", "embedding_l2": 1e-3}),
-            "l2_by_frequency": Variant(
-                train={"table_optimizer": "lazy_adam", "embedding_l2": 1e-1, "l2_by_frequency": True}
-            ),
-            "renew_tables": Variant(train={"renew_tables": True}),
+            "reset_embeddings": Variant(train={"reset_embeddings": True}),
         },
         model={"use_user_id": True},
         train={"epochs": 5, "embedding_l2": 1e-6, "schedule": "constant", "learning_rate": 1e-3, "patience": 0},

@@ -32,7 +32,7 @@ HALF = {"train": {"precision": "bf16"}}
 OURS: dict[str, dict[str, Any]] = {
     "ours_fp32": {},
     "ours_bf16": HALF,
-    "ours_bf16_folded": {**HALF, "model": {"fold_rows": True}},
+    "ours_bf16_merged": {**HALF, "model": {"merge_rows": True}},
 }
 
 

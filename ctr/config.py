@@ -13,32 +13,29 @@ from features.contract.settings import Settings, load_yaml, merge, validate
 class ModelConfig(Settings):
     """What a model is made of: item encoder, readers of the history, tower. The presets in conf/model combine them."""
 
-    architecture: str = Field("qin", pattern=r"^[a-z0-9_]+$", description="what tables call it; changes nothing")
+    architecture: str = Field(
+        "qin", pattern=r"^[a-z0-9_]+$", description="label in tables and reports; changes nothing"
+    )
     embedding_dim: PositiveInt = Field(16, description="width of every id, tag and category embedding")
     vector_dim: PositiveInt = Field(32, description="width each item vector is projected to")
     vector_gate: bool = Field(False, description="layer norm and a learned gate on each projected vector")
-    vector_delta: NonNegativeFloat = Field(0.0, description="trained change of a vector, as a share of its norm")
-    neighbour_mean: bool = Field(False, description="mean id embedding of the neighbours that the data contract names")
     modality_dropout: float = Field(0.0, ge=0, lt=1, description="chance that training hides a vector")
-    attention: Literal["sparse", "softmax", "din", "mean", "transformer", "none"] = "sparse"
+    attention: Literal["sparse", "din", "mean", "transformer", "none"] = "sparse"
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
-    attention_heads: PositiveInt = Field(1, description="of sparse attention; a divisor of attention_dim")
-    similarity_bias: int = Field(0, ge=0, description="knots of a learned bias by cosine in sparse attention; 0: none")
     retrieve: NonNegativeInt = Field(0, description="events nearest by cosine that are read of a history; 0: all")
     evidence_heads: NonNegativeInt = Field(
-        0, description="kernel regressions over past feedback (ctr/interest/evidence)"
+        0, description="kernel regressions over past feedback (ctr/history/kernel_attention.py)"
     )
-    evidence_values: PositiveInt = Field(4, description="numbers that an event says in each evidence head")
+    evidence_values: PositiveInt = Field(4, description="values of an event in each evidence head")
     match_features: bool = Field(False, description="highest and mean cosines between target and history")
-    match_bins: int = Field(0, ge=0, description="knots of the histogram of cosines among match features; 0: none")
     tower: Literal["quadratic", "linear", "mlp", "factorized", "cross", "two_streams"] = "quadratic"
     layers: PositiveInt = Field(2, description="quadratic or cross layers L")
     rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
-    fold_rows: bool = Field(False, description="train each layer's rows as the one matrix that they add up to")
-    mid_activation: bool = Field(False, description="activation inside each quadratic row (QNN-alpha)")
+    merge_rows: bool = Field(
+        False, description="train the rows of each quadratic layer as the one matrix that they add up to"
+    )
     hidden: tuple[PositiveInt, ...] = Field((256, 128, 64), min_length=1, description="units of a perceptron's layers")
     tasks: tuple[str, ...] = Field((), description="further labels of the data contract to predict, each a head")
-    align_users: bool = Field(False, description="what a user's past says in content and in ids is held together")
     cross_cells: NonNegativeInt = Field(
         0, description="a weight for each pair of a context and an item value, of column pairs with at most so many"
     )
@@ -48,26 +45,14 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
-        if self.attention_dim % self.attention_heads:
-            raise ValueError(
-                f"attention_heads: {self.attention_heads} does not divide attention_dim {self.attention_dim}"
-            )
-        if self.match_bins == 1 or self.similarity_bias == 1:
-            raise ValueError("match_bins, similarity_bias: one knot says nothing; write 0 or at least 2")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks: a label is named twice in {', '.join(self.tasks)}")
-        if self.mid_activation and (self.fold_rows or self.tower != "quadratic"):
-            raise ValueError(
-                "mid_activation: for the quadratic tower, without fold_rows: bent rows do not add up to one"
-            )
         return self
 
     @property
     def compares(self) -> bool:
         """Whether cosines between target and history are needed."""
-        return self.use_history and bool(
-            self.match_features or self.evidence_heads or self.similarity_bias or self.retrieve
-        )
+        return self.use_history and bool(self.match_features or self.evidence_heads or self.retrieve)
 
 
 class TrainConfig(Settings):
@@ -81,33 +66,25 @@ class TrainConfig(Settings):
     clip_norm: PositiveFloat = Field(
         10.0, description="largest gradient norm, L2 left out; larger ones are scaled down"
     )
-    evaluations_per_epoch: PositiveInt = Field(4, description="looks at the validation rows in each epoch")
-    patience: NonNegativeInt = Field(4, description="looks without improvement before stopping; 0 never stops early")
+    evaluations_per_epoch: PositiveInt = Field(4, description="evaluations on the validation rows in each epoch")
+    patience: NonNegativeInt = Field(
+        4, description="evaluations without improvement before stopping; 0 never stops early"
+    )
     metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and history sums in training")
     table_optimizer: Literal["adam", "lazy_adam", "rowwise_adagrad"] = Field(
-        "adam", description="what moves embedding tables; all but adam move, and regularise, only the rows of a batch"
+        "adam",
+        description="optimizer of embedding tables; all but adam update, and regularise, only the rows of a batch",
     )
-    l2_by_frequency: bool = Field(False, description="divide a row's L2 by the steps that touched it; not with adam")
-    renew_tables: bool = Field(False, description="draw embedding tables anew at each epoch (arXiv 2305.19531)")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="labels become s and 1 - s")
-    pairwise: NonNegativeFloat = Field(0.0, description="weight of the pairwise loss of positives against negatives")
+    reset_embeddings: bool = Field(False, description="reinitialise embedding tables at each epoch (arXiv 2305.19531)")
     task_weights: dict[str, NonNegativeFloat] = Field({}, description="of the loss of each of model.tasks; else 1")
-    alignment: NonNegativeFloat = Field(0.1, description="weight of the alignment loss of model.align_users")
-    self_ensemble: NonNegativeFloat = Field(0.0, description="weight of two dropout passes agreeing; doubles the cost")
-    calibration: Literal["none", "temperature", "platt", "isotonic"] = Field(
+    calibration: Literal["none", "platt", "isotonic"] = Field(
         "platt", description="fitted on the validation rows after training"
     )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
-
-    @model_validator(mode="after")
-    def _frequency_needs_rows(self) -> TrainConfig:
-        if self.l2_by_frequency and self.table_optimizer == "adam":
-            raise ValueError("l2_by_frequency: adam moves whole tables; set table_optimizer to lazy_adam as well")
-        return self
 
 
 class Preset(Settings):

@@ -71,7 +71,6 @@ def raw_contract(root: Path) -> Contract:
                 "columns": {"segment": {"type": "categorical"}, "age": {"type": "numeric"}},
             },
             "embeddings": {"text": {"path": "text.parquet", "id": "item_id"}},
-            "vectors": {"neighbours": {"near": {"set": "text", "k": 4}}},
             "checks": {"earliest": "1970-01-01"},
             "counters": {
                 "item_rate": {"of": "item", "value": "rate"},

@@ -62,7 +62,7 @@ class LiteralQIN(nn.Module):
     """Logits of rows given by ids: an item is `[E_id ; mean of E_tags ; P v]`, context two levels.
 
     Args:
-        config: sizes and dropout. The paper's model has a history, no user id and no folded rows, and so has this.
+        config: sizes and dropout. The paper's model has a history, no user id and no merged rows, and so has this.
         tags_IT: tags of each item, int64 [items, T], 0 where it has fewer; item 0 is padding.
         vector_IW: frozen vector of each item, float32 [items, W].
         tags: size of the tag table, padding included.

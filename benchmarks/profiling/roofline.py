@@ -25,7 +25,7 @@ REPEATS = 5
 class Sizes:
     """Of one model and one batch, by the letters of this module.
 
-    `rows` is R as trained, 1 where rows are folded; `dense_parameters` are those of no table that is moved by row.
+    `rows` is R as trained, 1 where rows are merged; `dense_parameters` are those of no table that is moved by row.
     """
 
     batch: int

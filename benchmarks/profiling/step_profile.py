@@ -46,7 +46,7 @@ COLUMNS = {
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"train": {"precision": "bf16"}},
-    "bf16_folded": {"train": {"precision": "bf16"}, "model": {"fold_rows": True}},
+    "bf16_merged": {"train": {"precision": "bf16"}, "model": {"merge_rows": True}},
 }
 
 
@@ -108,7 +108,7 @@ def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
         item_dim=model.item_encoder.width,
         tower_dim=model.network.logit.in_features,
         # Without noise the rows are multiplied as the one matrix that they add up to.
-        rows=1 if config.fold_rows or not config.dropout else config.rows,
+        rows=1 if config.merge_rows or not config.dropout else config.rows,
         layers=config.layers,
         distinct_items=len(batch.items_U),
         vector_dim=sum(vectors.width for vectors in model.schema.vectors),

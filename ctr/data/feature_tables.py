@@ -27,7 +27,6 @@ class FrozenTables:
         vectors: one [items, width] per vector set as it is stored, float32, float16 or int8; zeros where an item
             has none.
         present: one bool [items] per vector set: which items have a vector.
-        neighbours: one int32 [items, k] per table of neighbours: values of the id column, 0 where there are fewer.
         scales: one float32 [items] per vector set of int8, by which its vectors are multiplied.
         item_versions, user_versions: how many versions all items (users) have; 0 where nothing changes.
     """
@@ -37,7 +36,6 @@ class FrozenTables:
     vectors: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
-    neighbours: dict[str, Tensor] = field(default_factory=dict)
     item_versions: int = 0
     user_versions: int = 0
 
@@ -72,11 +70,7 @@ def frozen_tables(feature_set: FeatureSet) -> FrozenTables:
     users = feature_set.users | (user_versions.stacked if user_versions else {})
     sets = [vectors.name for vectors in feature_set.schema.vectors]
     stored = {name: feature_set.stored_vectors(name) for name in sets}
-    near = {name: feature_set.neighbours(name) for name in feature_set.schema.neighbours}
     return FrozenTables(
-        neighbours={
-            name: _tensor(feature_set.items[feature_set.schema.item[0].name][rows_IK]) for name, rows_IK in near.items()
-        },
         items={name: _tensor(values) for name, values in items.items()},
         users={name: _tensor(values) for name, values in users.items()},
         vectors={name: _tensor(vectors) for name, (vectors, _) in stored.items()},
@@ -94,7 +88,6 @@ class TableBuffers(nn.Module):
         tables: all tables of the feature set.
         schema: the fields of the feature set.
         user_fields: the user columns that the model reads; the others are not kept.
-        neighbours: the tables of neighbours that it reads.
         like: a parameter of the model; its device holds the buffers. Floats come out in its dtype; vectors lie
             as they are stored until they are looked up.
 
@@ -108,7 +101,6 @@ class TableBuffers(nn.Module):
         schema: Schema,
         user_fields: Sequence[Field],
         like: Tensor,
-        neighbours: Sequence[str] = (),
     ) -> None:
         super().__init__()
         sets = [vectors.name for vectors in schema.vectors]
@@ -116,7 +108,6 @@ class TableBuffers(nn.Module):
         # Buffers go by position: a column may be called `type`, or hold a dot, which no buffer name can.
         item_names, user_names = (f.name for f in schema.item), (f.name for f in user_fields)
         self._item = self._keep("item", tables.items, item_names, schema.items, like, versions=tables.item_versions)
-        self._item += self._keep("neighbour", tables.neighbours, neighbours, schema.items, like)
         self._user = self._keep("user", tables.users, user_names, schema.users, like, versions=tables.user_versions)
         self._vector = self._keep("vector", tables.vectors, sets, schema.items, like, as_stored=True)
         self._present = self._keep("present", tables.present, sets, schema.items, like)
@@ -126,7 +117,7 @@ class TableBuffers(nn.Module):
         self._dtype = like.dtype
 
     def item_columns(self, rows: Tensor, versions: Tensor | None = None) -> list[Tensor]:
-        """Item columns at these item rows, in the order of `schema.item`; then the ids of their neighbours.
+        """Item columns at these item rows, in the order of `schema.item`.
 
         Columns that change are read at `versions`, rows of the stacked table; the latest ones without.
         """

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
 from ctr.export.row_request import RowRequest
-from ctr.history.target_history import Past
+from ctr.history.target_history import TargetHistory
 from ctr.model.click_model import ClickModel
 from features.store.schema import PADDING, UNKNOWN, Field
 
@@ -83,7 +83,7 @@ def explain(model: ClickModel, tables: FrozenTables, request: RowRequest) -> lis
 
 def _weights(model: ClickModel, batch: Batch) -> Tensor:
     """Weights of the history's events for each candidate, float32 [N, S]; zeros if the model has no attention."""
-    past: Past = model.past(batch)
+    past: TargetHistory = model.history(batch)
     if model.retrieve:
         past.keep_nearest(model.retrieve)
     for reader in (model.attention, model.evidence):

@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import TableBuffers, frozen_tables
 from ctr.data.loader import ItemVersions, newest_before
-from ctr.history.item_similarity import SimilaritySpaces, overlap
+from ctr.history.item_similarity import SimilaritySpaces, tag_cosine
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE, Field
@@ -117,8 +117,7 @@ def _features(feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]
     columns = buffers.item_columns(items, columns_at)
     known = {one.name: values.numpy() for one, values in zip(schema.item, columns, strict=True)}
     spaces = SimilaritySpaces(schema)
-    places = [one.numpy() for one in spaces(columns, buffers.vectors(items))]
-    units, codes = places[: spaces.cosines], places[spaces.cosines :]
+    units, codes = ([one.numpy() for one in of] for of in spaces(columns, buffers.vectors(items)))
     item_table = _table(schema.item[1:], known)
     numbers = [known[one.name] for one in schema.item if one.kind == "numeric"]
     for rows, events in zip(feature_set.rows(split), feature_set.events(split), strict=True):
@@ -180,7 +179,7 @@ def _similarities(
     for unit_IW in units:
         yield np.matmul(unit_IW[item_RS], unit_IW[target_R][:, :, None])[:, :, 0]
     for code_IT in codes:
-        yield overlap(torch.from_numpy(code_IT[target_R]), torch.from_numpy(code_IT[item_RS])).numpy()
+        yield tag_cosine(torch.from_numpy(code_IT[target_R]), torch.from_numpy(code_IT[item_RS])).numpy()
 
 
 def _said(fields: tuple[Field, ...], events: dict[str, np.ndarray]) -> np.ndarray:

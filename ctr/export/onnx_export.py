@@ -190,7 +190,7 @@ def export_item_graph(graph: ItemGraph, schema: Schema, path: Path) -> dict[str,
         NumericalError: as `export_request_graph`.
     """
     examples = example_items(schema, graph.input_names)
-    shapes: dict[str, Shape] = {name: [ITEMS_AXIS, *_widths(name, tensor)] for name, tensor in examples.items()}
+    shapes: dict[str, Shape] = {name: [ITEMS_AXIS, *tensor.shape[1:]] for name, tensor in examples.items()}
     model = _trace(graph, examples, shapes, graph.output_names)
     _save(model, path)
     with torch.inference_mode():
@@ -242,13 +242,12 @@ def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def example_items(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
-    """Inputs of the item graph, for 5 items; of neighbours, 3 each."""
+    """Inputs of the item graph, for 5 items."""
     items = 5
     examples = {
         **{f"item_{f.name}": _example(f).expand(items, *_example(f).shape[1:]).clone() for f in schema.item},
         **{f"vector_{v.name}": torch.zeros(items, v.width) for v in schema.vectors},
         **{f"present_{v.name}": torch.ones(items, dtype=torch.bool) for v in schema.vectors},
-        **{f"neighbours_{name}": torch.ones(items, 3, dtype=torch.int64) for name in schema.neighbours},
     }
     return {name: examples[name] for name in names}
 
@@ -332,11 +331,6 @@ def _expected_shape(name: str, example: Tensor) -> Shape:
     if name.startswith("history_"):
         return [HISTORY]
     return list(example.shape)
-
-
-def _widths(name: str, example: Tensor) -> Shape:
-    """What follows the item axis: how many neighbours an item has is known to the feature set alone."""
-    return [f"k_{name}"] if name.startswith("neighbours_") else list(example.shape[1:])
 
 
 def _refuse_non_finite(graph: nn.Module) -> None:

@@ -133,9 +133,7 @@ def item_inputs(feature_set: FeatureSet, rows: np.ndarray, columns_at: np.ndarra
     known = {name: stacked[name][columns_at] if name in stacked else of[rows] for name, of in feature_set.items.items()}
     feed = {f"item_{f.name}": as_input(f, known[f.name]) for f in schema.item}
     feed |= {f"vector_{v.name}": feature_set.vectors(v.name)[rows] for v in schema.vectors}
-    feed |= {f"present_{v.name}": feature_set.present(v.name)[rows] for v in schema.vectors}
-    ids_I = feature_set.items[schema.item[0].name].astype(np.int64)
-    return feed | {f"neighbours_{name}": ids_I[feature_set.neighbours(name)[rows]] for name in schema.neighbours}
+    return feed | {f"present_{v.name}": feature_set.present(v.name)[rows] for v in schema.vectors}
 
 
 def grid_requests(schema: Schema, seed: int = 0) -> Iterator[RowRequest]:

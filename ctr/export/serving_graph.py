@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.history.item_similarity import hats
 from ctr.history.sparse_attention import SparseTargetAttention
-from ctr.history.target_history import RequestPast
+from ctr.history.target_history import RequestHistory
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import SCORE
 from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
@@ -62,7 +61,7 @@ class RequestGraph(nn.Module):
         self.widths = (model.item_encoder.width, *(model.spaces.widths if model.spaces is not None else ()))
         self.crosses = None if model.crosses is None else _frozen(model.crosses)
         self.widths += () if model.crosses is None else (model.crosses.width,)
-        self.cosines = model.spaces.cosines if model.spaces is not None else 0
+        self.unit_spaces = model.spaces.unit_spaces if model.spaces is not None else 0
         self.context_encoder = _frozen(model.context_encoder)
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
@@ -82,16 +81,16 @@ class RequestGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Calibrated probabilities, float32 [N] each, in the order of `output_names`."""
-        context, history, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
+        context, events, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
         codes = [] if self.crosses is None else [target_units.pop()]
         blocks = [self.candidate_encoder(numbers)] if numbers else []
         blocks.append(target_ND)
         if self.readers:
-            past = self._past(target_ND, target_units, history[0], history[1:])
+            history = self._history(target_ND, target_units, events[0], events[1:])
             if self.retrieve:
-                past.keep_nearest(self.retrieve)
-            blocks += [reader(past) for reader in self.readers]
+                history.keep_nearest(self.retrieve)
+            blocks += [reader(history) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
         logits_NH = self.tower(context_1C, torch.cat(blocks, dim=-1))
         if self.crosses is not None:
@@ -99,9 +98,9 @@ class RequestGraph(nn.Module):
         pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
         return tuple(_probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
 
-    def _past(
+    def _history(
         self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
-    ) -> RequestPast:
+    ) -> RequestHistory:
         # One padding event in front, which no reader counts: so a history of length 0 has a position too.
         item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
         history_HD, *history_units = F.embedding(item_H, self.item_table).split(self.widths, dim=-1)
@@ -110,8 +109,8 @@ class RequestGraph(nn.Module):
         columns = [column.unsqueeze(0) for column in events]
         events_1HE = self.event_encoder(columns) if self.event_encoder.width else None
         pairs = list(zip(target_units, history_units, strict=True))
-        units, codes = pairs[: self.cosines], pairs[self.cosines :]
-        return RequestPast(target_ND, history_HD, mask_1H, columns, events_1HE, units, codes)
+        unit_vectors, indices = pairs[: self.unit_spaces], pairs[self.unit_spaces :]
+        return RequestHistory(target_ND, history_HD, mask_1H, columns, events_1HE, unit_vectors, indices)
 
 
 class ItemGraph(nn.Module):
@@ -121,7 +120,6 @@ class ItemGraph(nn.Module):
     and reduced as in the feature set):
 
         item_<field>…      int64 [M] (the id of a new item is 1), int64 [M, max_len] for tags, float32 [M]
-        neighbours_<name>… int64 [M, k], ids of the nearest items, where the model has `neighbour_mean`
         vector_<set>…      float32 [M, width], zeros where an item has none
         present_<set>…     bool [M], whether the item has a vector
 
@@ -139,7 +137,6 @@ class ItemGraph(nn.Module):
         self.spaces = model.spaces
         self.crosses = None if model.crosses is None else _frozen(model.crosses)
         columns = [f"item_{field.name}" for field in model.schema.item]
-        columns += [f"neighbours_{name}" for name in model.neighbours]
         sets = [vectors.name for vectors in model.schema.vectors]
         self.input_names = (
             *columns,
@@ -152,8 +149,8 @@ class ItemGraph(nn.Module):
         """Rows of the item table, float32 [M, D + W]."""
         columns, vectors, present = (inputs[start:stop] for start, stop in pairwise(self.bounds))
         blocks = [self.encoder(columns, vectors, present)]
-        blocks += self.spaces(columns, vectors) if self.spaces is not None else []
-        blocks += [self.crosses.codes(columns, blocks[0])] if self.crosses is not None else []
+        blocks += self.spaces(columns, vectors).columns if self.spaces is not None else []
+        blocks += [self.crosses.indices(columns, blocks[0])] if self.crosses is not None else []
         return torch.cat(blocks, dim=-1)
 
 
@@ -164,28 +161,21 @@ class FoldedAttention(nn.Module):
     folded, and stand on the side of the history, the shorter one, which does not grow with the candidates.
     """
 
-    scores: Tensor
-    values: Tensor
-    bias: Tensor | None
+    score_DF: Tensor
+    value_FD: Tensor
 
     def __init__(self, attention: SparseTargetAttention) -> None:
         super().__init__()
-        self.register_buffer("scores", torch.stack(attention.score_matrices()).detach())
-        self.register_buffer("values", torch.stack(attention.value_matrices()).detach())
-        self.register_buffer("bias", None if attention.bias is None else attention.bias.detach().clone())
+        self.register_buffer("score_DF", attention.score_matrix().detach())
+        self.register_buffer("value_FD", attention.value_matrix().detach())
 
-    def forward(self, past: RequestPast) -> Tensor:
+    def forward(self, history: RequestHistory) -> Tensor:
         """The interest [N, D]."""
-        history_HF = past.history_SD
-        if past.events is not None:
-            history_HF = torch.cat([history_HF, past.events.embedded().squeeze(0)], dim=-1)
-        interest_ND = past.target_RD
-        for score_DF, value_FD in zip(self.scores, self.values, strict=True):
-            scores_NH = past.target_RD @ (score_DF @ history_HF.T)
-            if self.bias is not None:
-                scores_NH = scores_NH + (hats(past.similarities, self.bias.shape[1]) * self.bias).sum(dim=(-2, -1))
-            interest_ND = torch.relu(past.mask * scores_NH) @ (history_HF @ value_FD) + interest_ND
-        return interest_ND
+        history_HF = history.history_SD
+        if history.events is not None:
+            history_HF = torch.cat([history_HF, history.events.embedded().squeeze(0)], dim=-1)
+        scores_NH = history.target_RD @ (self.score_DF @ history_HF.T)
+        return torch.relu(history.mask * scores_NH) @ (history_HF @ self.value_FD) + history.target_RD
 
 
 class FoldedQuadratic(nn.Module):

@@ -1,1 +1,1 @@
-"""What is read of a user's past for one target: each reader one file, all written against `Past`."""
+"""Readers of a user's history for one target: one file each, all written against `TargetHistory`."""

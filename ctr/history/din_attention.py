@@ -1,4 +1,4 @@
-"""DIN's attention: a small network scores each past item beside the target.
+"""DIN's attention: a small network weights each past item by the target.
 
 Shapes: R rows, H histories (R, or 1 in a request), S positions, F = D + E width of an event, U hidden units.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ctr.history.target_history import Past
+from ctr.history.target_history import TargetHistory
 
 UNITS = 64
 
@@ -27,25 +27,25 @@ class DinAttention(nn.Module):
     def __init__(self, item_dim: int, event_dim: int) -> None:
         super().__init__()
         self.width = item_dim + event_dim
-        # W [x ; y ; x - y ; ...] = (W_1 + W_3) x + (W_2 - W_3) y + ...: two matrices say all that three do.
+        # W [x ; y ; x - y ; ...] = (W_1 + W_3) x + (W_2 - W_3) y + ...: two matrices are as general as three.
         self.of_target = nn.Linear(item_dim, UNITS)
         self.of_event = nn.Linear(item_dim + event_dim, UNITS, bias=False)
         self.of_product = nn.Linear(item_dim, UNITS, bias=False)
         self.activation = nn.PReLU()
         self.score = nn.Linear(UNITS, 1)
 
-    def forward(self, past: Past) -> Tensor:
-        """[R, D + E]."""
-        weights_RS = self.weights(past)
-        pooled = [past.sums(weights_RS)]
-        if past.events is not None:
-            pooled.append(past.event_sums(weights_RS))
+    def forward(self, history: TargetHistory) -> Tensor:
+        """The weighted sum of items and events, [R, D + E], in the precision of the items."""
+        weights_RS = self.weights(history)
+        pooled = [history.sums(weights_RS)]
+        if history.events is not None:
+            pooled.append(history.event_sums(weights_RS))
         return torch.cat(pooled, dim=-1)
 
-    def weights(self, past: Past) -> Tensor:
+    def weights(self, history: TargetHistory) -> Tensor:
         """The attention, [R, S]."""
-        items_HSD = past.items()
-        events = [] if past.events is None else [past.events.embedded()]
-        hidden_RSU = self.of_target(past.target_RD).unsqueeze(1) + self.of_event(torch.cat([items_HSD, *events], -1))
-        hidden_RSU = hidden_RSU + self.of_product(past.target_RD.unsqueeze(1) * items_HSD)
-        return self.score(self.activation(hidden_RSU)).squeeze(-1) * past.mask
+        items_HSD = history.items()
+        events = [] if history.events is None else [history.events.embedded()]
+        hidden_RSU = self.of_target(history.target_RD).unsqueeze(1) + self.of_event(torch.cat([items_HSD, *events], -1))
+        hidden_RSU = hidden_RSU + self.of_product(history.target_RD.unsqueeze(1) * items_HSD)
+        return self.score(self.activation(hidden_RSU)).squeeze(-1) * history.mask

@@ -1,4 +1,4 @@
-"""What the events of histories add to their items: embedded event columns, and their products.
+"""Embedded event columns of histories, and their products.
 
 Shapes: R rows (of a batch, or candidates of a request), H histories (R in a batch, 1 in a request), S positions,
 E width of the embedded events.
@@ -16,7 +16,7 @@ class Events(ABC):
 
     @abstractmethod
     def embedded(self) -> Tensor:
-        """Each event, [H, S, E]: a large tensor, for readers that cannot do with `dots` and `sums`."""
+        """Each event, [H, S, E]: a large tensor, for readers that need more than `dots` and `sums`."""
 
     @abstractmethod
     def dots(self, query_RE: Tensor) -> Tensor:

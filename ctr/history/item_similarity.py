@@ -1,4 +1,4 @@
-"""Similarity spaces: in which ways two items can be alike, as vectors, or in the values that they share.
+"""Similarity spaces: the ways in which two items are compared, by cosine of vectors or by the values that they share.
 
 Shapes: U items, W width of one space, K spaces, `...` any leading shape.
 """
@@ -6,6 +6,7 @@ Shapes: U items, W width of one space, K spaces, `...` any leading shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,37 @@ MOST_TAGS = 64
 MOST_INDICES = 2**24
 
 
+class ItemSimilarities(NamedTuple):
+    """What is compared of U items, in the order of `SimilaritySpaces.names`.
+
+    Args:
+        unit_vectors: [U, W] each, of the spaces that compare by cosine.
+        indices: [U, T] each, of the spaces that compare value by value; floats.
+    """
+
+    unit_vectors: list[Tensor]
+    indices: list[Tensor]
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """All of them, as the item table holds them."""
+        return self.unit_vectors + self.indices
+
+
 class SimilaritySpaces(nn.Module):
     """One space for each vector set, and one for each tags and categorical column of the items but their id.
 
     Vectors are compared by cosine, tags and categories (brand, category, a semantic id) by |A ∩ B| / sqrt(|A| |B|),
-    for a category 1 or 0: a cosine, too. Tags of at most 64 values lie there as unit vectors, all else as indices in
-    floats, exact up to 2^24. An item that is not in a space (no vector, no tags, an unknown value) is like nothing.
+    for a category 1 or 0: a cosine, too. Tags of at most 64 values are kept as unit vectors, other columns as indices
+    in floats, exact up to 2^24. An item that is not in a space (no vector, no tags, an unknown value) has similarity 0
+    to all others.
 
     Args:
         schema: the fields of the feature set.
+
+    Attributes:
+        names: of the spaces: those of unit vectors, then those of indices. Columns of the item table follow this order.
+        widths: of the spaces, in the same order.
 
     Raises:
         ConfigError: a column of more than 2^24 values.
@@ -39,27 +62,25 @@ class SimilaritySpaces(nn.Module):
         fields = list(enumerate(schema.item))
         self._tags = [(i, f.size) for i, f in fields if f.kind == "tags" and FIRST_VALUE < f.size <= MOST_TAGS]
         small = [i for i, _ in self._tags]
-        self._codes = [i for i, f in fields[1:] if f.kind != "numeric" and f.size > FIRST_VALUE and i not in small]
-        for i in self._codes:
-            require_exact_as_float(
-                schema.item[i], "leave out model.match_features, evidence_heads, similarity_bias and retrieve"
-            )
-        columns = [*small, *self._codes]
+        self._indexed = [i for i, f in fields[1:] if f.kind != "numeric" and f.size > FIRST_VALUE and i not in small]
+        for i in self._indexed:
+            require_exact_as_float(schema.item[i], "leave out model.match_features, evidence_heads and retrieve")
+        columns = [*small, *self._indexed]
         self.names = (*(one.name for one in schema.vectors), *(schema.item[i].name for i in columns))
-        self.cosines = len(self.names) - len(self._codes)
+        self.unit_spaces = len(self.names) - len(self._indexed)
         widths = (*(one.width for one in schema.vectors), *(size - FIRST_VALUE for _, size in self._tags))
-        self.widths = widths + tuple(schema.item[i].max_len for i in self._codes)
+        self.widths = widths + tuple(schema.item[i].max_len for i in self._indexed)
 
-    def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Item columns and vectors, in schema order, to [U, W] of each space: unit vectors, then indices."""
+    def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor]) -> ItemSimilarities:
+        """Item columns and vectors, in schema order, to what is compared in each space."""
         units = [F.normalize(vector, dim=-1) for vector in vectors]
         dtype = vectors[0].dtype if vectors else torch.float32
-        for place, size in self._tags:
-            tags = torch.arange(FIRST_VALUE, size, device=columns[place].device)
-            has_UW = (columns[place].unsqueeze(-1) == tags).any(dim=-2)
+        for i, size in self._tags:
+            tags = torch.arange(FIRST_VALUE, size, device=columns[i].device)
+            has_UW = (columns[i].unsqueeze(-1) == tags).any(dim=-2)
             units.append(F.normalize(has_UW.to(dtype), dim=-1))
-        codes = [columns[place].to(dtype) for place in self._codes]
-        return units + [code if code.ndim == 2 else code.unsqueeze(-1) for code in codes]
+        indices = [columns[i].to(dtype) for i in self._indexed]
+        return ItemSimilarities(units, [one if one.ndim == 2 else one.unsqueeze(-1) for one in indices])
 
 
 def require_exact_as_float(field: Field, otherwise: str) -> None:
@@ -78,7 +99,7 @@ def require_exact_as_float(field: Field, otherwise: str) -> None:
         )
 
 
-def overlap(target_RT: Tensor, event_HST: Tensor) -> Tensor:
+def tag_cosine(target_RT: Tensor, event_HST: Tensor) -> Tensor:
     """|A ∩ B| / sqrt(|A| |B|) of sets of up to T indices, [R, S]; H is R or 1. What is unknown is in none."""
     known_RT, known_HST = target_RT >= FIRST_VALUE, event_HST >= FIRST_VALUE
     same_RS = ((target_RT[:, None, :, None] == event_HST.unsqueeze(2)) & known_RT[:, None, :, None]).sum(dim=(-2, -1))
@@ -86,14 +107,3 @@ def overlap(target_RT: Tensor, event_HST: Tensor) -> Tensor:
         return same_RS.to(target_RT.dtype)
     sizes_RS = known_RT.sum(dim=-1, keepdim=True) * known_HST.sum(dim=-1)
     return same_RS.to(target_RT.dtype) * sizes_RS.clamp(min=1).to(target_RT.dtype).rsqrt()
-
-
-def hats(values: Tensor, count: int) -> Tensor:
-    """Cosines [...] as weights on `count` evenly spread knots from -1 to 1, [..., count]; they sum to 1.
-
-    A histogram with soft borders (each value lies on the two nearest knots): a hard one would jump at a border, where
-    a graph that rounds in another order gives another score.
-    """
-    knots = torch.linspace(-1, 1, count, device=values.device, dtype=values.dtype)
-    spacing = 2 / (count - 1)
-    return torch.relu(1 - (values.unsqueeze(-1) - knots).abs() / spacing)

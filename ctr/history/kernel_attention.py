@@ -1,6 +1,6 @@
-"""Evidence heads: what a user said of items like the target, weighed by how alike and how recent they are.
+"""Evidence heads: the user's feedback on earlier items, weighted by similarity to the target and by recency.
 
-Shapes: R rows, S positions, H heads, V values an event, K similarity spaces.
+Shapes: R rows, S positions, H heads, V values of an event, K similarity spaces.
 """
 
 from __future__ import annotations
@@ -12,30 +12,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.history.similarity_features import MOST_DEVIATIONS
-from ctr.history.target_history import Past
+from ctr.history.target_history import TargetHistory
 from features.store.schema import PADDING, Field
 
 # exp(15) events of weight 1: a kernel beyond it would only cost digits.
 LARGEST_LOG_WEIGHT = 15.0
-FIRST_SHARPNESS = 4.0  # weights exp(4 cos) are where a single fixed kernel does best
-# Optimizer steps move a weight by thousandths, and sharpness wants to move by tens: what is learned is a tenth of it.
-STRIDE = 10.0
+FIRST_SHARPNESS = 4.0  # exp(4 cos): the best of the single fixed kernels that were tried
+# κ, λ, τ and log ρ are ten times the stored parameters. Adam moves a parameter by about one learning rate a step, a
+# thousandth, while κ has to move by tens; so these move ten times as fast. A parameter group with ten times the rate
+# would do the same, but for the gradient norm, in which these gradients would then count a tenth.
+PARAMETER_SCALE = 10.0
 
 
 class EvidenceHeads(nn.Module):
-    """Kernel regression over the past, with kernels that are learned: each head is one way of being alike.
+    """Kernel regression over the events of a history; each head has a learned kernel over the similarities.
 
         w_hs = m_s exp(Σ_k (κ_hk cos_k(t, s) - max(κ_hk, 0)) + λ_h (P x_t)·(P x_s) - τ_h log(1 + events after s))
         o_h  = [Σ_s w_hs v_s / (ρ_h + Σ_s w_hs) ; log(ρ_h + Σ_s w_hs)],   v_s = Σ_f T_f[e_sf] + W [numbers of s]
 
-    Frozen similarities give a weight of at most 1, that of the very same item, in which the prior weight ρ is counted.
+    Frozen similarities alone give a weight of at most 1, that of the same item; ρ is in units of such events.
     (Nadaraya 1964, Watson 1964, with the prior weight ρ of a shrunk mean; the similarities are the frozen ones of
-    MUSE and DMF, see docs/models.md.) The values are read straight from the event's feedback (label, rating, residual
-    against the item's mean), so that a disliked item speaks as loud as a liked one, and content alone says whom it
-    speaks of: a head works on the first day of a new item. An empty past gives 0 and log ρ.
+    MUSE and DMF, see docs/models.md.) The values come from the event's feedback (label, rating, residual against the
+    item's mean), so a disliked item counts as much as a liked one. The kernel compares items by content, so a head
+    works for an item without any clicks. An empty history gives 0 and log ρ.
 
     Args:
-        fields: event columns, categorical or numeric. Without any, an event says just that it was there.
+        fields: event columns, categorical or numeric. Without any, every event has the value 1.
         spaces: K.
         item_dim: width of x.
         heads: H.
@@ -59,61 +61,63 @@ class EvidenceHeads(nn.Module):
         if self.numeric is not None:
             nn.init.normal_(self.numeric.weight, mean=1.0, std=0.1)
             with torch.no_grad():
-                # A missing number says nothing until training shows one that does.
+                # A missing number has the value 0 until training finds another.
                 self.numeric.weight[:, numbers:] = 0
         self.kernel = nn.Linear(spaces + 1, heads, bias=False)
         nn.init.normal_(self.kernel.weight)
         with torch.no_grad():
-            # Each head starts sharp in one of the spaces, twice as sharp each time a space comes again: heads that
-            # start alike stay alike.
+            # Each head starts with a sharp kernel in one space, twice as sharp each time a space comes again: heads
+            # that start the same would stay the same.
             for head in range(heads if spaces else 0):
                 self.kernel.weight[head, head % spaces] += FIRST_SHARPNESS * 2 ** (head // spaces)
-            self.kernel.weight /= STRIDE
+            self.kernel.weight /= PARAMETER_SCALE
         self.projection = nn.Linear(item_dim, match_dim, bias=False)
-        self.forgetting = nn.Parameter(torch.full((heads,), 0.1 / STRIDE))
+        self.forgetting = nn.Parameter(torch.full((heads,), 0.1 / PARAMETER_SCALE))
         self.log_prior = nn.Parameter(torch.zeros(heads))
         self.width = heads * (values + 1)
         self.norm = nn.BatchNorm1d(self.width)
 
-    def forward(self, past: Past) -> Tensor:
-        """[R, width]."""
-        with torch.autocast(past.target_RD.device.type, enabled=False):
-            weights_RHS = self._weights(past)
+    def forward(self, history: TargetHistory) -> Tensor:
+        """Normalised means and log masses of all heads, [R, width]; float32 under autocast, too."""
+        with torch.autocast(history.target_RD.device.type, enabled=False):
+            weights_RHS = self._weights(history)
             mass_RH = weights_RHS.sum(dim=-1) + self._prior()
-            pooled_RHV = (weights_RHS @ self._values(past)) / mass_RH.unsqueeze(-1)
+            pooled_RHV = (weights_RHS @ self._values(history)) / mass_RH.unsqueeze(-1)
             normed: Tensor = self.norm(torch.cat([pooled_RHV.flatten(1), mass_RH.log()], dim=-1))
             return normed.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
-    def weights(self, past: Past) -> Tensor:
+    def weights(self, history: TargetHistory) -> Tensor:
         """Each event's share of what a head reads, the prior's included, as a mean over heads, [R, S]."""
-        weights_RHS = self._weights(past)
+        weights_RHS = self._weights(history)
         mass_RH1 = weights_RHS.sum(dim=-1, keepdim=True) + self._prior().unsqueeze(-1)
         return (weights_RHS / mass_RH1).mean(dim=1)
 
-    def _weights(self, past: Past) -> Tensor:
-        learned_RS1 = past.match(self.projection).to(self.log_prior.dtype).unsqueeze(-1)
-        frozen = [past.similarities] if self.kernel.in_features > 1 else []
-        kernel_HK = STRIDE * self.kernel.weight
-        log_RSH = F.linear(
-            torch.cat([*frozen, learned_RS1], dim=-1), kernel_HK, -torch.relu(kernel_HK[:, :-1]).sum(dim=1)
-        )
-        log_RSH = log_RSH - STRIDE * past.places.unsqueeze(-1) * self.forgetting
-        weights_RSH = log_RSH.clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT).exp() * past.mask.unsqueeze(-1)
+    def _weights(self, history: TargetHistory) -> Tensor:
+        """The kernel, [R, H, S]."""
+        learned_RS1 = history.learned_similarity(self.projection).to(self.log_prior.dtype).unsqueeze(-1)
+        frozen = [history.similarities] if self.kernel.in_features > 1 else []
+        sharpness_HK = PARAMETER_SCALE * self.kernel.weight
+        decay_H = PARAMETER_SCALE * self.forgetting
+        # Σ_k max(κ_hk, 0), the largest that the frozen similarities, each from -1 to 1, can add; the last column is λ.
+        largest_H = torch.relu(sharpness_HK[:, :-1]).sum(dim=1)
+        log_RSH = F.linear(torch.cat([*frozen, learned_RS1], dim=-1), sharpness_HK, -largest_H)
+        log_RSH = log_RSH - history.recency.unsqueeze(-1) * decay_H
+        weights_RSH = log_RSH.clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT).exp() * history.mask.unsqueeze(-1)
         return weights_RSH.transpose(1, 2)
 
     def _prior(self) -> Tensor:
-        return (STRIDE * self.log_prior).exp()
+        return (PARAMETER_SCALE * self.log_prior).exp()
 
-    def _values(self, past: Past) -> Tensor:
-        """What each event says, [histories, S, V]; whatever padding says has no weight."""
+    def _values(self, history: TargetHistory) -> Tensor:
+        """The values of each event, [histories, S, V]; those of padding are arbitrary, as their weight is 0."""
         tables, numbers, parts = iter(self.tables), [], []
-        for field, column in zip(self.fields, past.columns, strict=True):
+        for field, column in zip(self.fields, history.columns, strict=True):
             if field.kind == "categorical":
                 parts.append(next(tables)(column))
             else:
                 numbers.append(column)
         if not self.fields:
-            return past.mask.unsqueeze(-1)
+            return history.mask.unsqueeze(-1)
         if self.numeric is not None:
             known = torch.stack(numbers, dim=-1).to(self.log_prior.dtype)
             missing = torch.isnan(known)

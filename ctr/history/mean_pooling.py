@@ -1,11 +1,11 @@
-"""Mean pooling: what a model without attention knows of the past."""
+"""Mean pooling: the history of a model without attention."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ctr.history.target_history import Past
+from ctr.history.target_history import TargetHistory
 
 
 class MeanPooling(nn.Module):
@@ -20,11 +20,11 @@ class MeanPooling(nn.Module):
         super().__init__()
         self.width = item_dim + event_dim
 
-    def forward(self, past: Past) -> Tensor:
-        """[R, D + E]."""
-        share_HS = past.mask / past.mask.sum(dim=1, keepdim=True).clamp(min=1)
-        share_RS = share_HS.expand(past.target_RD.shape[0], -1)
-        pooled = [past.sums(share_RS)]
-        if past.events is not None:
-            pooled.append(past.event_sums(share_RS))
+    def forward(self, history: TargetHistory) -> Tensor:
+        """The mean item and event, [R, D + E]; zeros for an empty history."""
+        share_HS = history.mask / history.mask.sum(dim=1, keepdim=True).clamp(min=1)
+        share_RS = share_HS.expand(history.target_RD.shape[0], -1)
+        pooled = [history.sums(share_RS)]
+        if history.events is not None:
+            pooled.append(history.event_sums(share_RS))
         return torch.cat(pooled, dim=-1)

@@ -1,10 +1,11 @@
-"""A user's past as it stands beside a target: the same questions, asked of a batch of rows and of a ranking request.
+"""A target and the user's events before it: one interface for a training batch and for a ranking request.
 
-Whatever reads a history is written once, against `Past`, and serves unchanged. In a batch each row has a history of
-its own; in a request all candidates share one.
+Readers of the history are written once, against `TargetHistory`. In a batch each row has a history of its own; in a
+request all candidates share one.
 
 Shapes: R rows (of a batch, or candidates of a request), H histories (R in a batch, 1 in a request), S positions
-(newest last, padding in front), D item width, E width of the embedded events, K kinds of similarity.
+(newest last, padding in front), D item width, E width of the embedded events, K similarity spaces, W width
+of one of them, T tags of an item.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.history.history_events import EmbeddedEvents, Events
-from ctr.history.item_similarity import overlap
+from ctr.history.item_similarity import tag_cosine
 from ctr.kernels.bag_products import RowBags
 from features.store.schema import PADDING
 
 
-class Past(ABC):
+class TargetHistory(ABC):
     """Target items, and the events before them.
 
     Args:
@@ -41,7 +42,7 @@ class Past(ABC):
         self.events = events
 
     @property
-    def places(self) -> Tensor:
+    def recency(self) -> Tensor:
         """log(1 + events that came later), 0 at the newest position."""
         positions = self.mask.shape[1]
         return torch.log1p(torch.arange(positions, device=self.mask.device).to(self.mask.dtype)).flip(0)
@@ -49,7 +50,7 @@ class Past(ABC):
     @cached_property
     def similarities(self) -> Tensor:
         """How alike target and event are in each similarity space, [R, S, K]; 0 where one of them is not in it."""
-        return torch.stack(self._alike(), dim=-1)
+        return torch.stack(self._similarities(), dim=-1)
 
     def event_dots(self, query_RE: Tensor) -> Tensor:
         """`query_r · events_s`, [R, S]."""
@@ -62,9 +63,9 @@ class Past(ABC):
         return self.events.sums(weights_RS)
 
     def keep_nearest(self, count: int) -> None:
-        """Read only the `count` events nearest to the target by mean cosine; equally near ones are all kept."""
+        """Mask all but the `count` events most similar to the target by mean cosine; ties are all kept."""
         nearness_RS = torch.where(self.mask > 0, self.similarities.mean(-1), -2.0)
-        # Shorter histories are filled up, so that there is always a `count`-th.
+        # Padded, so that there is always a `count`-th.
         filled = F.pad(nearness_RS, (0, count), value=-2.0)
         least_R1 = filled.topk(count, dim=1).values[:, -1:]
         self.mask = self.mask * (nearness_RS >= least_R1).to(self.mask.dtype)
@@ -79,28 +80,28 @@ class Past(ABC):
 
     @abstractmethod
     def items(self) -> Tensor:
-        """The items of the history, [H, S, D]: a copy, for readers that cannot do with `dots` and `sums`."""
+        """The items of the history, [H, S, D]: a copy, for readers that need more than `dots` and `sums`."""
 
     @abstractmethod
-    def match(self, projection: nn.Linear) -> Tensor:
+    def learned_similarity(self, projection: nn.Linear) -> Tensor:
         """`(P x_target) · (P x_event)`, [R, S]: a similarity that is learned."""
 
     @abstractmethod
-    def _alike(self) -> list[Tensor]:
-        """K of [R, S]."""
+    def _similarities(self) -> list[Tensor]:
+        """The similarity of target and event in each space, K tensors [R, S]."""
 
 
-class BatchPast(Past):
-    """The histories of a training batch, as places in its table of distinct items.
+class BatchHistory(TargetHistory):
+    """The histories of a training batch, as row numbers in its table of distinct items.
 
     Args:
         x_UD: distinct items of the batch.
-        target_B: where the targets stand in it.
-        history_BS: where the events' items stand in it; 0 is padding.
+        target_B: rows of the targets in that table.
+        history_BS: rows of the events' items in that table; 0 is padding.
         columns: raw event columns.
         events: embedded event columns.
-        units: unit vectors of the distinct items in some similarity spaces, [U, W] each.
-        codes: their indices in the others, as floats, [U, T] each.
+        unit_vectors: of the distinct items in the spaces that compare by cosine, [U, W] each.
+        indices: of the distinct items in the spaces that compare value by value, as floats, [U, T] each.
     """
 
     def __init__(
@@ -110,15 +111,15 @@ class BatchPast(Past):
         history_BS: Tensor,
         columns: Sequence[Tensor],
         events: Events | None,
-        units: Sequence[Tensor] = (),
-        codes: Sequence[Tensor] = (),
+        unit_vectors: Sequence[Tensor] = (),
+        indices: Sequence[Tensor] = (),
     ) -> None:
-        target_BD = RowBags(x_UD, target_B.unsqueeze(1)).sums(x_UD.new_ones(len(target_B), 1))
+        target_BD = _rows(x_UD, target_B)
         # Half precision holds no whole number above 256: neither events nor positions could be counted in it.
         mask_BS = (history_BS != PADDING).to(torch.promote_types(x_UD.dtype, torch.float32))
         super().__init__(target_BD, mask_BS, columns, events)
         self._x_UD, self._target_B, self._history_BS = x_UD, target_B, history_BS
-        self._units, self._codes = units, codes
+        self._unit_vectors, self._indices = unit_vectors, indices
 
     @cached_property
     def _bags(self) -> RowBags:
@@ -136,25 +137,29 @@ class BatchPast(Past):
         """The items, copied, [R, S, D]."""
         return F.embedding(self._history_BS, self._x_UD)
 
-    def match(self, projection: nn.Linear) -> Tensor:
+    def learned_similarity(self, projection: nn.Linear) -> Tensor:
         """A learned similarity, [R, S], in the precision of the projection; each distinct item is projected once."""
         projected_UK = projection(self._x_UD.to(projection.weight.dtype))
         return self._dots_of(projected_UK)
 
-    def _alike(self) -> list[Tensor]:
+    def _similarities(self) -> list[Tensor]:
         with torch.no_grad(), torch.autocast(self._x_UD.device.type, enabled=False):
-            cosines = [self._dots_of(unit_UW) for unit_UW in self._units]
+            cosines = [self._dots_of(unit_UW) for unit_UW in self._unit_vectors]
             return cosines + [
-                overlap(F.embedding(self._target_B, code_UT), F.embedding(self._history_BS, code_UT))
-                for code_UT in self._codes
+                tag_cosine(F.embedding(self._target_B, index_UT), F.embedding(self._history_BS, index_UT))
+                for index_UT in self._indices
             ]
 
     def _dots_of(self, table_UW: Tensor) -> Tensor:
-        targets = RowBags(table_UW, self._target_B.unsqueeze(1)).sums(table_UW.new_ones(len(self._target_B), 1))
-        return RowBags(table_UW, self._history_BS).dots(targets)
+        return RowBags(table_UW, self._history_BS).dots(_rows(table_UW, self._target_B))
 
 
-class RequestPast(Past):
+def _rows(table_UW: Tensor, index_B: Tensor) -> Tensor:
+    """`table[index]`, [B, W], as bags of one row each: targets get the precision and the gradients of events."""
+    return RowBags(table_UW, index_B.unsqueeze(1)).sums(table_UW.new_ones(len(index_B), 1))
+
+
+class RequestHistory(TargetHistory):
     """One user's history before all candidates of a request.
 
     Args:
@@ -163,8 +168,8 @@ class RequestPast(Past):
         mask_1S: 1 at an event, 0 at padding.
         columns: raw event columns, [1, S] each.
         events_1SE: embedded event columns.
-        units: unit vectors of candidates [N, W] and history [S, W], in some similarity spaces.
-        codes: their indices in the others, [N, T] and [S, T].
+        unit_vectors: of candidates [N, W] and history [S, W], in the spaces that compare by cosine.
+        indices: of candidates [N, T] and history [S, T], in the spaces that compare value by value.
     """
 
     def __init__(
@@ -174,12 +179,12 @@ class RequestPast(Past):
         mask_1S: Tensor,
         columns: Sequence[Tensor],
         events_1SE: Tensor | None,
-        units: Sequence[tuple[Tensor, Tensor]] = (),
-        codes: Sequence[tuple[Tensor, Tensor]] = (),
+        unit_vectors: Sequence[tuple[Tensor, Tensor]] = (),
+        indices: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__(target_ND, mask_1S, columns, None if events_1SE is None else EmbeddedEvents(events_1SE))
         self.history_SD = history_SD
-        self._units, self._codes = units, codes
+        self._unit_vectors, self._indices = unit_vectors, indices
 
     def dots(self, query_RD: Tensor) -> Tensor:
         """`query_r · item_s`, [R, S]."""
@@ -193,10 +198,10 @@ class RequestPast(Past):
         """The items, [1, S, D]."""
         return self.history_SD.unsqueeze(0)
 
-    def match(self, projection: nn.Linear) -> Tensor:
+    def learned_similarity(self, projection: nn.Linear) -> Tensor:
         """A learned similarity, [R, S]."""
         return projection(self.target_RD) @ projection(self.history_SD).T
 
-    def _alike(self) -> list[Tensor]:
-        cosines = [target_NW @ history_SW.T for target_NW, history_SW in self._units]
-        return cosines + [overlap(target_NT, history_ST.unsqueeze(0)) for target_NT, history_ST in self._codes]
+    def _similarities(self) -> list[Tensor]:
+        cosines = [target_NW @ history_SW.T for target_NW, history_SW in self._unit_vectors]
+        return cosines + [tag_cosine(target_NT, history_ST.unsqueeze(0)) for target_NT, history_ST in self._indices]

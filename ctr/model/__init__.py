@@ -1,1 +1,1 @@
-"""The click model: encoders, embeddings, history readers and a tower put together."""
+"""The click model: encoders, embeddings, history readers, a tower and a calibration."""

@@ -18,8 +18,7 @@ from ctr.history.item_similarity import SimilaritySpaces
 from ctr.history.kernel_attention import EvidenceHeads
 from ctr.history.readers import Reader, make_attention
 from ctr.history.similarity_features import MatchFeatures
-from ctr.history.target_history import BatchPast, Past
-from ctr.model.alignment import UserAlignment
+from ctr.history.target_history import BatchHistory, TargetHistory
 from ctr.model.calibrator import Calibrator
 from ctr.model.encoders import FieldEncoder, ItemEncoder
 from ctr.model.event_encoder import EventEncoder
@@ -66,15 +65,14 @@ class ClickModel(nn.Module):
         self.context_fields = schema.context
         self.event_fields = schema.event if config.use_history else ()
         width = config.embedding_dim
-        self.neighbours = schema.neighbours if config.neighbour_mean else ()
-        self.item_encoder = ItemEncoder(schema.item, schema.vectors, config, len(self.neighbours))
+        self.item_encoder = ItemEncoder(schema.item, schema.vectors, config)
         self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
         self.candidate_encoder = FieldEncoder(schema.candidate, width)
         self.event_encoder = EventEncoder(() if config.attention == "none" else self.event_fields, width)
         self.spaces = SimilaritySpaces(schema) if config.compares else None
         kinds = len(self.spaces.names) if self.spaces is not None else 0
         item, event = self.item_encoder.width, self.event_encoder.width
-        self.attention = make_attention(config, item, event, kinds, schema.history_max_len)
+        self.attention = make_attention(config, item, event, schema.history_max_len)
         self.evidence = (
             EvidenceHeads(self.event_fields, kinds, item, config.evidence_heads, config.evidence_values, width)
             if config.use_history and config.evidence_heads
@@ -82,7 +80,7 @@ class ClickModel(nn.Module):
         )
         # Without anything to compare by, what needs it is left out.
         compares = config.use_history and kinds > 0
-        self.match = MatchFeatures(kinds, config.match_bins) if compares and config.match_features else None
+        self.match = MatchFeatures(kinds) if compares and config.match_features else None
         self.retrieve = config.retrieve if compares else 0
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         widths += [reader.width for reader in self.readers()]
@@ -93,9 +91,6 @@ class ClickModel(nn.Module):
         self.crosses = crosses if crosses.width else None
         self.calibrator = Calibrator()
         self.task_calibrators = nn.ModuleList(Calibrator() for _ in config.tasks)
-        self.alignment = (
-            UserAlignment(self.item_encoder) if config.align_users and self.readers() and schema.vectors else None
-        )
 
     def readers(self) -> list[Reader]:
         """What reads the history, in the order of the tower's input."""
@@ -107,25 +102,24 @@ class ClickModel(nn.Module):
         Raises:
             DataError: a table is missing or has another number of rows than the schema says.
         """
-        self.tables = TableBuffers(tables, self.schema, self.user_fields, next(self.parameters()), self.neighbours)
+        self.tables = TableBuffers(tables, self.schema, self.user_fields, next(self.parameters()))
 
     def forward(self, batch: Batch) -> Tensor:
         """Click logits [B], calibrated in evaluation. Raises ConfigError for a training batch of one row."""
         return self.outputs(batch).click_B
 
     def outputs(self, batch: Batch) -> Outputs:
-        """All logits, calibrated in evaluation, and in training what is aligned. Raises ConfigError as `forward`."""
-        past = self.past(batch)
+        """All logits, calibrated in evaluation. Raises ConfigError as `forward`."""
+        history = self.history(batch)
         blocks = [self._context(batch)] if self.context_encoder.width else []
         if self.candidate_encoder.width:
             blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
-        logits_BH: Tensor = self.network(torch.cat([*blocks, past.target_RD, *self.read(past)], dim=-1))
+        logits_BH: Tensor = self.network(torch.cat([*blocks, history.target_RD, *self.read(history)], dim=-1))
         if self.crosses is not None:
             logits_BH = logits_BH + self._crossed(batch)
         click_B, *others = logits_BH.unbind(dim=-1)
         if self.training:
-            users = None if self.alignment is None else self.alignment(past)
-            return Outputs(click_B, dict(zip(self.config.tasks, others, strict=True)), users)
+            return Outputs(click_B, dict(zip(self.config.tasks, others, strict=True)))
         tasks = zip(self.calibrators().items(), others, strict=True)
         return Outputs(self.calibrator(click_B), {name: calibrate(logit_B) for (name, calibrate), logit_B in tasks})
 
@@ -134,23 +128,21 @@ class ClickModel(nn.Module):
         found = [one for one in self.task_calibrators if isinstance(one, Calibrator)]
         return dict(zip(self.config.tasks, found, strict=True))
 
-    def past(self, batch: Batch) -> BatchPast:
-        """The targets of a batch and the events before them."""
+    def history(self, batch: Batch) -> BatchHistory:
+        """The targets of a batch and the events before each."""
         columns = self.tables.item_columns(batch.items_U, batch.item_versions_U)
         vectors = self.tables.vectors(batch.items_U)
         x_UD = self.item_encoder(columns, vectors, self.tables.present(batch.items_U))
-        places = self.spaces(columns, vectors) if self.spaces is not None else []
-        cosines = self.spaces.cosines if self.spaces is not None else 0
         raw = [batch.events[field.name] for field in self.event_fields]
         events = self.event_encoder.events(raw) if self.event_encoder.width else None
-        units, codes = places[:cosines], places[cosines:]
-        return BatchPast(x_UD, batch.target_B, batch.history_BS, raw, events, units, codes)
+        unit_vectors, indices = self.spaces(columns, vectors) if self.spaces is not None else ([], [])
+        return BatchHistory(x_UD, batch.target_B, batch.history_BS, raw, events, unit_vectors, indices)
 
-    def read(self, past: Past) -> list[Tensor]:
-        """What each reader finds in a past, [R, its width] each."""
+    def read(self, history: TargetHistory) -> list[Tensor]:
+        """The output of each reader, [R, its width], in the order of `readers`."""
         if self.retrieve:
-            past.keep_nearest(self.retrieve)
-        return [reader(past) for reader in self.readers()]
+            history.keep_nearest(self.retrieve)
+        return [reader(history) for reader in self.readers()]
 
     def item_rows(self, rows_U: Tensor) -> Tensor:
         """Rows [U, D + W] of the item table: x, similarity spaces, crossed columns; the padding row is zeros."""
@@ -160,16 +152,14 @@ class ClickModel(nn.Module):
 
     def encoded_items(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         """Item columns, vectors and their presence to rows of the item table, [U, D + W]."""
-        units = self.spaces(columns, vectors) if self.spaces is not None else []
+        compared = self.spaces(columns, vectors).columns if self.spaces is not None else []
         x_UD = self.item_encoder(columns, vectors, present)
-        codes = [self.crosses.codes(columns, x_UD)] if self.crosses is not None else []
-        return torch.cat([x_UD, *units, *codes], dim=-1)
+        crossed = [self.crosses.indices(columns, x_UD)] if self.crosses is not None else []
+        return torch.cat([x_UD, *compared, *crossed], dim=-1)
 
     def gates(self, rows_U: Tensor) -> Tensor | None:
         """How much each vector set counts for these items, [U, sets] from 0 to 2; None without `vector_gate`."""
-        return self.item_encoder.gates(
-            self.tables.item_columns(rows_U), self.tables.vectors(rows_U), self.tables.present(rows_U)
-        )
+        return self.item_encoder.gates(self.tables.vectors(rows_U), self.tables.present(rows_U))
 
     def regularized_parameters(self) -> list[nn.Parameter]:
         """What takes `train.embedding_l2`: all embedding tables, crosses and vector projections."""
@@ -181,10 +171,10 @@ class ClickModel(nn.Module):
     def _crossed(self, batch: Batch) -> Tensor:
         assert self.crosses is not None
         columns = self.tables.item_columns(batch.items_U, batch.item_versions_U)
-        codes_UF = self.crosses.codes(columns, next(self.parameters()))
+        index_UF = self.crosses.indices(columns, next(self.parameters()))
         user = self.tables.user_columns(batch.user_B, batch.user_versions_B)
         context = [*user, *(batch.context[one.name] for one in self.context_fields)]
-        crossed_BH: Tensor = self.crosses(context, F.embedding(batch.target_B, codes_UF))
+        crossed_BH: Tensor = self.crosses(context, F.embedding(batch.target_B, index_UF))
         return crossed_BH
 
     def _context(self, batch: Batch) -> Tensor:

@@ -71,58 +71,40 @@ class VectorEncoder(nn.Module):
     Args:
         vectors: the set. A complete one has no default to learn; an item that still lacks one is zeros.
         projected_dim: width of the result.
-        hide: modality dropout, the chance that training treats an item as having no vector (MultiModN): the model
-            learns what to do without, and a default even of a complete set.
-        norm: layer norm after the projection, so that no set speaks louder for its scale.
-        ids: rows of the id table that a trained change of the vectors has; 0 for none.
-        delta: largest norm of that change, as a share of the projection's.
+        hide: modality dropout, the chance that training treats an item as having no vector (MultiModN). A default is
+            then learned even for a complete set.
+        norm: layer norm after the projection, so that the scale of a set does not weight it.
     """
 
     missing: Tensor
 
-    def __init__(
-        self,
-        vectors: VectorSet,
-        projected_dim: int,
-        hide: float = 0.0,
-        norm: bool = False,
-        ids: int = 0,
-        delta: float = 0.0,
-    ) -> None:
+    def __init__(self, vectors: VectorSet, projected_dim: int, hide: float = 0.0, norm: bool = False) -> None:
         super().__init__()
         self.hide = hide
-        self.delta = delta
         self.always_there = vectors.complete and not hide
         self.projection = nn.Linear(vectors.width, projected_dim, bias=False)
         self.norm = nn.LayerNorm(projected_dim) if norm else None
-        self.change = RowTable(ids, projected_dim) if ids and delta else None
         if self.always_there:
             self.register_buffer("missing", torch.zeros(projected_dim), persistent=False)
         else:
             self.missing = nn.Parameter(torch.empty(projected_dim))
             nn.init.normal_(self.missing, std=INITIAL_STD)
 
-    def forward(self, vector: Tensor, present: Tensor, ids: Tensor) -> Tensor:
-        """Float [..., W], bool [...] and item ids [...] to float [..., projected_dim]."""
+    def forward(self, vector: Tensor, present: Tensor) -> Tensor:
+        """Float [..., W] and bool [...] to float [..., projected_dim]."""
         projected = self.projection(vector)
-        if self.change is not None:
-            change = self.change(ids)
-            bound = self.delta * projected.detach().norm(dim=-1, keepdim=True)
-            projected = projected + bound * change / torch.sqrt(1 + change.square().sum(dim=-1, keepdim=True))
         if self.norm is not None:
             projected = self.norm(projected)
         if self.training and self.always_there and self.norm is None:
-            return projected  # of zeros, where an item still lacks one, it is zeros too; a norm would add its bias
+            # An item without a vector has zeros, and so has its projection: the same as below. A norm would add a bias.
+            return projected
         if self.training and self.hide:
             present = present & (torch.rand(present.shape, device=present.device) >= self.hide)
         return torch.where(present.unsqueeze(-1), projected, self.missing)
 
 
 class ItemEncoder(nn.Module):
-    """One item to its representation `x = [E_id ; mean E_tags ; … ; numbers ; mean E_id[near] ; g_1 P_1 v_1 ; …]`.
-
-    Means over neighbours (the frozen item graph of FREEDOM, arXiv 2211.06924) are there with `neighbour_mean`: what is
-    known of the items that a new one is like.
+    """One item to its representation `x = [E_id ; mean E_tags ; … ; numbers ; g_1 P_1 v_1 ; …]`.
 
     Without `vector_gate` all gates are 1; with it `g = 2 sigmoid(W [P_1 v_1 ; P_2 v_2 ; …] + b)`, one number a set and
     item (LIRDRec gates modalities so), which `gates` reports.
@@ -131,57 +113,44 @@ class ItemEncoder(nn.Module):
         fields: columns of the item table, its id first.
         vectors: the vector sets.
         config: widths and options.
-        neighbours: how many tables of neighbours are read.
     """
 
-    def __init__(
-        self, fields: Sequence[Field], vectors: Sequence[VectorSet], config: ModelConfig, neighbours: int = 0
-    ) -> None:
+    def __init__(self, fields: Sequence[Field], vectors: Sequence[VectorSet], config: ModelConfig) -> None:
         super().__init__()
-        width, ids = config.vector_dim, fields[0].size
+        width = config.vector_dim
         self.columns = FieldEncoder(fields, config.embedding_dim)
         self.vectors = nn.ModuleList(
-            VectorEncoder(one, width, config.modality_dropout, config.vector_gate, ids, config.vector_delta)
-            for one in vectors
+            VectorEncoder(one, width, config.modality_dropout, config.vector_gate) for one in vectors
         )
         self.gate = nn.Linear(width * len(vectors), len(vectors)) if config.vector_gate and vectors else None
-        self.neighbours = neighbours
-        self.first_vector = self.columns.width + neighbours * config.embedding_dim
-        self.widths = (*self.columns.widths, *(config.embedding_dim,) * neighbours, *(width for _ in vectors))
+        self.widths = (*self.columns.widths, *(width for _ in vectors))
         self.width = sum(self.widths)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
-        """Item columns, vectors and their presence, each in schema order, to x [..., D]; in autocast's precision.
-
-        Ids of neighbours, int64 [..., k], stand behind the item columns.
-        """
-        projected = self._projected(columns[0], vectors, present)
+        """Item columns, vectors and their presence, each in schema order, to x [..., D]; in autocast's precision."""
+        projected = self._projected(vectors, present)
         if self.gate is not None:
             gates = self._gates(projected)
             projected = [gates[..., [i]] * block for i, block in enumerate(projected)]
-        own = len(columns) - self.neighbours
-        nearby = [_mean_of_tags(self.columns.tables[0], ids) for ids in columns[own:]]
-        blocks = [self.columns(columns[:own]), *nearby, *projected]
+        blocks = [self.columns(columns), *projected]
         device = blocks[0].device.type
         if torch.is_autocast_enabled(device):
             # The largest tensor of a step, with its gradient: read by products that are in half precision anyway.
             blocks = [block.to(torch.get_autocast_dtype(device)) for block in blocks]
         return torch.cat(blocks, dim=-1)
 
-    def gates(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor | None:
+    def gates(self, vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor | None:
         """The gate of each vector set, [..., sets] from 0 to 2; None without `vector_gate`."""
-        return None if self.gate is None else self._gates(self._projected(columns[0], vectors, present))
+        return None if self.gate is None else self._gates(self._projected(vectors, present))
 
     def projection_weights(self) -> list[nn.Parameter]:
-        """The vector projections and trained changes of vectors, for L2."""
+        """The vector projections, for L2."""
         encoders = [one for one in self.vectors if isinstance(one, VectorEncoder)]
-        layers: list[nn.Module] = [one.projection for one in encoders]
-        layers += [one.change for one in encoders if one.change is not None]
-        return [weight for layer in layers for weight in layer.parameters()]
+        return [weight for one in encoders for weight in one.projection.parameters()]
 
-    def _projected(self, ids: Tensor, vectors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
+    def _projected(self, vectors: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
         triples = zip(self.vectors, vectors, present, strict=True)
-        return [encode(vector, there, ids) for encode, vector, there in triples]
+        return [encode(vector, there) for encode, vector, there in triples]
 
     def _gates(self, projected: Sequence[Tensor]) -> Tensor:
         assert self.gate is not None
@@ -193,8 +162,8 @@ def _mean_of_tags(table: nn.Module, index: Tensor) -> Tensor:
     real = (index != PADDING).to(table.weight.dtype)
     share = real / real.sum(dim=-1, keepdim=True).clamp(min=1)
     if table.training:
-        rows, place = table.gather(index)
-        mean: Tensor = RowBags(rows, place.flatten(0, -2)).sums(share.flatten(0, -2))
+        rows, position = table.gather(index)
+        mean: Tensor = RowBags(rows, position.flatten(0, -2)).sums(share.flatten(0, -2))
         return mean.view(*index.shape[:-1], -1)
     # Gather and mask: nn.EmbeddingBag exports to ONNX as a loop, 150 times slower.
     return (share.unsqueeze(-2) @ table(index)).squeeze(-2)

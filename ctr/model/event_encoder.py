@@ -1,4 +1,4 @@
-"""Event columns of histories: embedded where a reader needs each event, else multiplied without being embedded.
+"""Event columns of histories: products with their embeddings, computed without embedding each event.
 
 Shapes: B rows, S history positions, E width of all embedded event columns, V values of a column, N numeric columns.
 """

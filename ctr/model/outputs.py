@@ -1,6 +1,6 @@
-"""What a model gives for a batch: the click logit and those of further tasks.
+"""The outputs of a model for a batch: the logit of the click and those of further tasks.
 
-Shapes: B rows, E width.
+Shapes: B rows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ class Outputs:
     Args:
         click_B: logits.
         tasks: logits [B] of further labels, by name.
-        users: with `align_users`, what a row's past says in content and in ids, [B, E] each.
     """
 
     click_B: Tensor
     tasks: dict[str, Tensor] = field(default_factory=dict)
-    users: tuple[Tensor, Tensor] | None = None

@@ -22,8 +22,8 @@ INITIAL_STD = 1e-2
 
 
 @dataclass(frozen=True)
-class Touched:
-    """The rows that one forward pass named.
+class GatheredRows:
+    """The rows that one forward pass read.
 
     Args:
         index_R: their distinct indices, ascending; the first is always the padding row.
@@ -69,7 +69,7 @@ class RowTable(nn.Embedding):
     def __init__(self, size: int, width: int) -> None:
         super().__init__(size, width, padding_idx=PADDING)
         self.by_row = False
-        self.touched: list[Touched] = []
+        self.gathered: list[GatheredRows] = []
         self._gradient: RowGradient | None = None
 
     def reset_parameters(self) -> None:
@@ -80,27 +80,27 @@ class RowTable(nn.Embedding):
 
     def forward(self, index: Tensor) -> Tensor:
         """Rows of int32 or int64 [...], [..., E]. Raises IndexError at an index outside the table."""
-        rows, place = self.gather(index)
-        return F.embedding(place, rows, padding_idx=PADDING)
+        rows, position = self.gather(index)
+        return F.embedding(position, rows, padding_idx=PADDING)
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What to read, and where in it the rows of `index` stand: for callers that sum over rows where they lie.
+        """A table to read, and the positions of the rows of `index` in it: for callers that sum rows without a copy.
 
         Args:
             index: int32 or int64 [...].
 
         Returns:
-            (rows, place): `rows[place]` are the embeddings; rows [R, E] of this batch, or the whole table. In both,
-            row 0 is padding. A gradient that reaches it is dropped.
+            (rows, position): `rows[position]` are the embeddings; rows [R, E] of this batch, or the whole table. In
+            both, row 0 is padding. A gradient that reaches it is dropped.
         """
         if not (self.by_row and self.training and torch.is_grad_enabled()):
             return self.weight, index
-        # Padding put in front is row 0 of the copy, too: no search for where it stands.
+        # Padding is added in front, so that it is row 0 of the copy, too.
         named = torch.cat([index.new_full((1,), PADDING), index.flatten()])
-        index_R, place = torch.unique(named, return_inverse=True)
+        index_R, position = torch.unique(named, return_inverse=True)
         rows_RE = self.weight.detach().index_select(0, index_R).requires_grad_()
-        self.touched.append(Touched(index_R, rows_RE))
-        return rows_RE, place[1:].view(index.shape)
+        self.gathered.append(GatheredRows(index_R, rows_RE))
+        return rows_RE, position[1:].view(index.shape)
 
     def gradients(self) -> list[Tensor]:
         """The gradient since the last step as tensors to measure and to scale in place; none if there is none yet.
@@ -108,11 +108,11 @@ class RowTable(nn.Embedding):
         A row that several forward passes named is in them once, with its sum, as the norm of a gradient asks for.
         """
         parts = [] if self._gradient is None else [self._gradient]
-        for one in self.touched:
+        for one in self.gathered:
             gradient_RE = one.rows_RE.grad
             if gradient_RE is not None and len(gradient_RE) > 1:
                 parts.append(RowGradient(one.index_R[1:], gradient_RE[1:]))
-        self.touched.clear()
+        self.gathered.clear()
         if not parts:
             return []
         self._gradient = parts[0] if len(parts) == 1 else _sum_by_row(parts)
@@ -126,12 +126,12 @@ class RowTable(nn.Embedding):
 
     def drop_gradient(self) -> None:
         """Forget what was gathered and its gradients."""
-        self.touched.clear()
+        self.gathered.clear()
         self._gradient = None
 
 
 def _sum_by_row(parts: list[RowGradient]) -> RowGradient:
-    index_R, place = torch.unique(torch.cat([part.index_R for part in parts]), return_inverse=True)
+    index_R, position = torch.unique(torch.cat([part.index_R for part in parts]), return_inverse=True)
     gradients = torch.cat([part.gradient_RE for part in parts])
     total_RE = gradients.new_zeros(len(index_R), gradients.shape[1])
-    return RowGradient(index_R, total_RE.index_add_(0, place, gradients))
+    return RowGradient(index_R, total_RE.index_add_(0, position, gradients))

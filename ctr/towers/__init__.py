@@ -1,4 +1,4 @@
-"""Towers: how what is known of a row becomes its logits. Each one file; `make_tower` picks one by the config."""
+"""Towers: from the concatenated features of a row to its logits. One file each; `make_tower` chooses by the config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ctr.towers.dcnv2 import CrossNetwork
 from ctr.towers.deepfm import FactorizedNetwork
 from ctr.towers.finalmlp import TwoStreams
 from ctr.towers.logistic import LinearTower
-from ctr.towers.mid_quadratic import MidQuadraticNetwork
 from ctr.towers.mlp import MlpTower
 from ctr.towers.quadratic import QuadraticNetwork
 
@@ -25,10 +24,8 @@ def make_tower(config: ModelConfig, widths: Sequence[int]) -> nn.Module:
     """
     width, heads = sum(widths), 1 + len(config.tasks)
     match config.tower:
-        case "quadratic" if config.mid_activation:
-            return MidQuadraticNetwork(width, config.layers, config.rows, config.dropout, heads)
         case "quadratic":
-            return QuadraticNetwork(width, config.layers, config.rows, config.dropout, config.fold_rows, heads)
+            return QuadraticNetwork(width, config.layers, config.rows, config.dropout, config.merge_rows, heads)
         case "linear":
             return LinearTower(width, heads)
         case "mlp":

@@ -1,4 +1,4 @@
-"""The wide part: a weight for each pair of a context value and an item value, beside what the tower makes of both.
+"""The wide part: a weight for each pair of a context value and an item value, added to the tower's logit.
 
 Shapes: R rows, F crossed item columns, H heads.
 """
@@ -17,13 +17,13 @@ from features.store.schema import Field
 class WideCrosses(nn.Module):
     """`logit += Σ_{f, g} T_fg[context_f, item_g]`, over pairs of few enough values.
 
-    (The cross-product transformations of Wide & Deep, arXiv 1606.07792.) What an age group thinks of a category is a
-    table of some hundred numbers: a tower of products learns it slowly and shrunk, a table at once. All start at 0.
+    (The cross-product transformations of Wide & Deep, arXiv 1606.07792.) The preference of each age group for each
+    category is a table of some hundred numbers, which a tower of products learns slowly. All weights start at 0.
 
     Args:
         context: user and context fields.
         items: item fields, the id first; it is not crossed.
-        most_cells: pairs of columns with more pairs of values are left to the tower.
+        most_cells: pairs of columns with more pairs of values get no table.
         heads: H, logits a row.
 
     Raises:
@@ -44,13 +44,13 @@ class WideCrosses(nn.Module):
             nn.init.zeros_(weight)
         self.width = len(self.columns)
 
-    def codes(self, columns: Sequence[Tensor], like: Tensor) -> Tensor:
+    def indices(self, columns: Sequence[Tensor], like: Tensor) -> Tensor:
         """The item columns that are crossed, as floats exact up to 2^24: what the item table holds of them, [R, F]."""
         return torch.stack([columns[i] for i in self.columns], dim=-1).to(like.dtype)
 
-    def forward(self, context: Sequence[Tensor], codes_RF: Tensor) -> Tensor:
-        """Context columns, [R] or [1] each, and codes [R, F] to what is added to the logits, [R, H]."""
-        places_RF = codes_RF.to(torch.int64)
+    def forward(self, context: Sequence[Tensor], index_RF: Tensor) -> Tensor:
+        """Context columns, [R] or [1] each, and item indices [R, F] to what is added to the logits, [R, H]."""
+        item_RF = index_RF.to(torch.int64)
         tables = zip(self.pairs, self.tables, strict=True)
-        added = [table(context[c].to(torch.int64) * size + places_RF[:, f]) for (c, f, size), table in tables]
+        added = [table(context[c].to(torch.int64) * size + item_RF[:, f]) for (c, f, size), table in tables]
         return torch.stack(added).sum(dim=0)

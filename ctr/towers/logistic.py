@@ -1,4 +1,4 @@
-"""Logistic regression: every field by itself, nothing crossed."""
+"""Logistic regression: a weight for each input, without crosses."""
 
 from __future__ import annotations
 

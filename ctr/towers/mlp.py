@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the tower of DNN and DIN, and a part of others."""
+"""A multilayer perceptron: the tower of DNN and DIN, and a part of other towers."""
 
 from __future__ import annotations
 

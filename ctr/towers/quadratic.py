@@ -28,16 +28,16 @@ class QuadraticLayer(nn.Module):
         width: X, of input and output.
         rows: R. With dropout, more rows average more noise; 3 or 4 pay, without dropout 1 does the same.
         dropout: probability of dropping a value of a row, and of the layer's addition.
-        fold: train the one matrix `W = Σ_r W_r` in place of the rows: `h = z ⊙ Drop'(W z + b)`, a quarter of the
+        merge: train the one matrix `W = Σ_r W_r` in place of the rows: `h = z ⊙ Drop'(W z + b)`, a quarter of the
             work at R = 4. W starts as a sum of R rows does. R rows alike, each with noise of its own, vary like
             one row whose variance p / (1 - p) is divided by R: Drop' has that variance.
     """
 
-    def __init__(self, width: int, rows: int, dropout: float, fold: bool = False) -> None:
+    def __init__(self, width: int, rows: int, dropout: float, merge: bool = False) -> None:
         super().__init__()
-        self.rows = nn.Linear(width, width if fold else rows * width)
-        self.row_dropout = _dropout_of_a_mean(dropout, rows) if fold else dropout
-        if fold:
+        self.rows = nn.Linear(width, width if merge else rows * width)
+        self.row_dropout = _dropout_of_a_mean(dropout, rows) if merge else dropout
+        if merge:
             with torch.no_grad():
                 for parameter in self.rows.parameters():
                     parameter.mul_(math.sqrt(rows))
@@ -69,7 +69,7 @@ class QuadraticNetwork(nn.Module):
         layers: L.
         rows: R of each layer.
         dropout: of each layer.
-        fold: train each layer's rows as one matrix.
+        merge: train each layer's rows as one matrix.
         heads: H, logits a row.
 
     Example:
@@ -77,9 +77,9 @@ class QuadraticNetwork(nn.Module):
         torch.Size([4, 1])
     """
 
-    def __init__(self, width: int, layers: int, rows: int, dropout: float, fold: bool = False, heads: int = 1) -> None:
+    def __init__(self, width: int, layers: int, rows: int, dropout: float, merge: bool = False, heads: int = 1) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(QuadraticLayer(width, rows, dropout, fold) for _ in range(layers))
+        self.layers = nn.ModuleList(QuadraticLayer(width, rows, dropout, merge) for _ in range(layers))
         self.logit = nn.Linear(width, heads)
 
     def forward(self, z_BX: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keeping memory that was freed: a step's large tensors are then reused, not asked of the system again."""
+"""Keeping freed memory in the process, so that the large tensors of each step reuse it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, to its end; returns whether the C library was told.
+    """Make the whole process keep the memory it frees until it ends; returns whether the C library accepted it.
 
-    Each large tensor of a step is otherwise mapped, cleared page by page and unmapped again, which on a CPU takes
-    longer than most of what is computed in it. Only glibc can be told; elsewhere nothing changes.
+    Otherwise each large tensor of a step is mapped, cleared page by page and unmapped again, which on a CPU takes
+    longer than most of the computation in it. Only glibc has these settings; elsewhere nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,9 +1,9 @@
-"""Calibration: a rising function of the logit, fitted on validation rows, that ends the model and its graph.
+"""Calibration: a rising function of the logit, fitted on validation rows; the last part of the model and its graph.
 
-Fitted in double precision, applied in the model's own. Rows keep their order, so AUC does not change. What is deployed
-is fitted on all validation rows; what a calibration is worth is judged on rows that did not fit it (`cross_fitted`).
+Fitted in double precision, applied in the model's precision. It keeps the order of rows, so AUC does not change. The
+deployed curve is fitted on all validation rows; its gain is measured on rows that did not fit it (`cross_fitted`).
 
-Shapes: N rows, K bends.
+Shapes: N rows, K knots.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
 from ctr.evaluation.metrics import PROBABILITY_MARGIN, equal_mass_bins, likelihoods
-from ctr.model.calibrator import BENDS, Calibrator, Curve
+from ctr.model.calibrator import MOST_KNOTS, Calibrator, Curve
 
-Method = Literal["none", "temperature", "platt", "isotonic"]
-# Rows keep their order whatever the fit would like: isotonic regression makes steps, and what ranks backwards on the
-# validation rows would be turned around.
+Method = Literal["none", "platt", "isotonic"]
+# Every slope is at least this, so that AUC does not change: isotonic regression gives slopes of 0, and a model that
+# ranks the validation rows backwards would get a negative one.
 LEAST_SLOPE = 0.05
-MOST_CERTAIN = 1e-4
+MOST_CERTAIN = 1e-4  # isotonic rates nearer to 0 or 1 are one: their logits would be infinite
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibration does to the validation rows.
+    """The likelihood of the validation rows before and after calibration.
 
     Args:
         method: how it was fitted.
@@ -49,7 +49,7 @@ def calibrate(
     users: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> Calibrated:
-    """Fit a curve to all validation rows and set it; tell what it is worth by rows that did not fit it.
+    """Fit a curve to all validation rows and set it; measure its gain on rows that did not fit it.
 
     Args:
         calibrator: the model's.
@@ -81,7 +81,7 @@ def cross_fitted(
 ) -> np.ndarray | None:
     """Probabilities [N], those of each half of the users by the curve of the other half.
 
-    Users are whole in a half, as their rows share their luck. None where there is one user, or a half of one class.
+    A user's rows are correlated, so they are all in one half. None where there is one user, or a half of one class.
 
     Args:
         method: how.
@@ -122,12 +122,12 @@ def _first_half(users: np.ndarray) -> np.ndarray:
 def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Curve:
     """The curve that makes sigmoid(f(logit)) match the labels.
 
-        temperature  f = l / T                 (Guo et al. 2017): sure or unsure overall
-        platt        f = a l + b               (Platt 1999): and too high or too low overall
-        isotonic     a rising polyline         (Zadrozny and Elkan 2002): wrong by level; wants thousands of rows
+        platt        f = a l + b               (Platt 1999): corrects what is wrong overall
+        isotonic     a rising polyline         (Zadrozny and Elkan 2002): corrects each level; needs thousands of rows
 
-    The polyline takes its slopes from isotonic regression's values at the centres of up to 25 bins of equal weight, in
-    logits; its level is the one that predicts as many positives as there are.
+    The polyline has the slopes between isotonic regression's values at the means of up to 25 bins of equal weight, in
+    logits, and at least `LEAST_SLOPE`. It need not run through these values: its level is the one that predicts as many
+    positives as there are.
 
     Args:
         method: which.
@@ -140,48 +140,45 @@ def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: n
     match method:
         case "none":
             return Curve()
-        case "temperature":
-            return _line(logits, labels, weights, with_shift=False)
         case "platt":
-            return _line(logits, labels, weights, with_shift=True)
+            return _line(logits, labels, weights)
         case "isotonic":
             return _polyline(logits, labels, weights)
 
 
-def _line(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, with_shift: bool) -> Curve:
+def _line(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Curve:
     def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
-        found = line[0] * logits + (line[1] if with_shift else 0.0)
+        found = line[0] * logits + line[1]
         # log(1 + e^f) - y f, without overflow.
         value = weights @ (np.logaddexp(0, found) - labels * found) / weights.sum()
         off = weights * (1 / (1 + np.exp(-found)) - labels) / weights.sum()
-        return float(value), np.array([off @ logits, off.sum()])[: len(line)]
+        return float(value), np.array([off @ logits, off.sum()])
 
-    start = np.array([1.0, 0.0] if with_shift else [1.0])
     # A model that ranks no better than chance gets the least slope: nearly the base rate for all, its order kept.
-    bounds = [(LEAST_SLOPE, None), (None, None)][: len(start)]
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Curve(float(found[0]), float(found[1]) if with_shift else 0.0)
+    bounds = [(LEAST_SLOPE, None), (None, None)]
+    slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Curve(float(slope), float(shift))
 
 
 def _polyline(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Curve:
     fitted = IsotonicRegression(out_of_bounds="clip").fit(logits, labels, weights)
-    bins = min(BENDS, max(2, len(logits) // 20))
+    bins = min(MOST_KNOTS, max(2, len(logits) // 20))
     bin_N = equal_mass_bins(logits, weights, bins)
-    mass_K, at_K, rate_K = (
+    mass_K, logit_K, rate_K = (
         np.bincount(bin_N, weights * values, bins) for values in (1.0, logits, fitted.predict(logits))
     )
     filled = mass_K > 0
-    at, first = np.unique(at_K[filled] / mass_K[filled], return_index=True)
+    knots, first = np.unique(logit_K[filled] / mass_K[filled], return_index=True)
     rate = (rate_K[filled] / mass_K[filled]).clip(MOST_CERTAIN, 1 - MOST_CERTAIN)
-    if len(at) < 2:
-        return _line(logits, labels, weights, with_shift=True)
-    wanted = np.log(rate / (1 - rate))[first]
-    slopes = np.maximum(np.diff(wanted) / np.diff(at), LEAST_SLOPE)
-    # Beyond the outer bins a line of slope 1: what is rarer than a bin is not known better than by the model.
-    slopes = np.concatenate([[1.0], slopes, [1.0]])
-    curve = Curve(1.0, 0.0, at, np.diff(slopes))
-    # Raised slopes lift all that follows: set the level so that the mean is right again.
-    return Curve(1.0, _level(curve(logits), labels, weights), at, np.diff(slopes))
+    if len(knots) < 2:
+        return _line(logits, labels, weights)
+    calibrated = np.log(rate / (1 - rate))[first]
+    inner = np.maximum(np.diff(calibrated) / np.diff(knots), LEAST_SLOPE)
+    # Below the first knot and above the last one the slope is 1: no bin says how the model errs there.
+    changes = np.diff(np.concatenate([[1.0], inner, [1.0]]))
+    # Slopes alone leave the level open, and `LEAST_SLOPE` has moved it: fit it by the number of positives.
+    shift = _level(Curve(1.0, 0.0, knots, changes)(logits), labels, weights)
+    return Curve(1.0, shift, knots, changes)
 
 
 def _level(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:

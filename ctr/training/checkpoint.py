@@ -2,8 +2,8 @@
 
 checkpoint.json                  what state the run is in, and which tensor file belongs to it
 checkpoint-<step>.safetensors    weights, optimizer moments, random number generators
-best.safetensors                 weights of the best look so far; model.safetensors once the run is done
-curve.jsonl                      one line a look
+best.safetensors                 weights of the best evaluation so far; model.safetensors once the run is done
+curve.jsonl                      one line an evaluation
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctr.config import ModelConfig, TrainConfig
-from ctr.training.optimizer import LOOKS_BEFORE_HALVING
+from ctr.training.optimizer import EVALUATIONS_BEFORE_HALVING
 from ctr.training.train_step import TrainStep
 from features.contract.settings import Settings
 from features.errors import ConfigError, DataError
@@ -32,17 +32,17 @@ from features.store.feature_set import FeatureSet, sha256_of
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"
 CURVE = "curve.jsonl"
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 
 # JSON has no NaN: it is written as null.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class Evaluation(Settings):
-    """One look at the validation rows. A metric that these rows do not define is NaN.
+    """One evaluation on the validation rows. A metric that these rows do not define is NaN.
 
     `train_loss` is what training minimises, `train_click_loss` the log loss of the click in it: of the training rows
-    since the look before, comparable with `log_loss`.
+    since the evaluation before, comparable with `log_loss`.
     """
 
     step: int
@@ -66,10 +66,10 @@ class TrainState(BaseModel):
         step: optimizer steps done.
         epoch: epochs done.
         batch: batches done of the epoch after those.
-        best: the best look so far.
-        looks_since_best: looks after it.
+        best: the best evaluation so far.
+        evaluations_since_best: how many came after it.
         halvings: how often a plateau has halved the learning rate.
-        curve: all looks.
+        curve: all evaluations.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -78,25 +78,25 @@ class TrainState(BaseModel):
     epoch: int = 0
     batch: int = 0
     best: Evaluation | None = None
-    looks_since_best: int = 0
+    evaluations_since_best: int = 0
     halvings: int = 0
     curve: list[Evaluation] = []
 
-    def record(self, look: Evaluation, metric: str) -> bool:
-        """Add a look; returns whether it is the best so far by `metric`."""
-        value = look.metrics()[metric]
-        self.curve.append(look)
+    def record(self, evaluation: Evaluation, metric: str) -> bool:
+        """Add an evaluation; returns whether it is the best so far by `metric`."""
+        value = evaluation.metrics()[metric]
+        self.curve.append(evaluation)
         best = None if self.best is None else self.best.metrics()[metric]
         if best is None or (value < best if metric == "log_loss" else value > best):
-            self.best, self.looks_since_best = look, 0
+            self.best, self.evaluations_since_best = evaluation, 0
             return True
-        self.looks_since_best += 1
-        self.halvings += self.looks_since_best % LOOKS_BEFORE_HALVING == 0
+        self.evaluations_since_best += 1
+        self.halvings += self.evaluations_since_best % EVALUATIONS_BEFORE_HALVING == 0
         return False
 
     def out_of_patience(self, patience: int) -> bool:
-        """Whether `patience` looks brought no improvement; a patience of 0 never runs out."""
-        return 0 < patience <= self.looks_since_best
+        """Whether `patience` evaluations brought no improvement; a patience of 0 never runs out."""
+        return 0 < patience <= self.evaluations_since_best
 
 
 class Identity(Settings):
@@ -133,7 +133,7 @@ class Identity(Settings):
 
 
 class _Record(Settings):
-    format: Literal[3]
+    format: Literal[4]
     identity: Identity
     threads: int
     tensors: str
@@ -177,7 +177,7 @@ class CheckpointStore:
             sha256=sha256_of(self.folder / name),
             state=state,
         )
-        write_text(self.folder / CURVE, "".join(f"{look.model_dump_json()}\n" for look in state.curve))
+        write_text(self.folder / CURVE, "".join(f"{one.model_dump_json()}\n" for one in state.curve))
         write_text(self.folder / RECORD, record.model_dump_json(indent=2))
         for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob("best-*.safetensors")]:
             if old.name != name and old != self._best(state):

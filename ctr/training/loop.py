@@ -1,4 +1,4 @@
-"""The training loop: batches in, the best weights out, resumable at every look at the validation rows."""
+"""The training loop: batches in, the best weights out, resumable at every evaluation of the validation rows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ STEPS_BETWEEN_LOGS = 20
 SCORING_ROWS = 1024
 
 
-class StopTraining(Exception):  # noqa: N818  # a wish, not an error
-    """Raised by `on_evaluation` to end training after this look, as a sweep does with a poor trial."""
+class StopTraining(Exception):  # noqa: N818  # a request of the caller, not an error
+    """Raised by `on_evaluation` to end training after this evaluation, as a sweep does with a poor trial."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class FitResult:
     """What came out of one call of `fit`.
 
     Args:
-        best: metrics of the best look; its weights are in the model.
-        curve: all looks, also those before a resume.
-        rows_per_second: training rows a second in this call, looks at the validation rows not counted.
+        best: metrics of the best evaluation; its weights are in the model.
+        curve: all evaluations, also those before a resume.
+        rows_per_second: training rows a second in this call, without the time of evaluations.
         epochs_run: passes over the training rows, before a resume included.
         stopped_early: patience ran out.
         stopped_by_callback: `on_evaluation` raised StopTraining.
@@ -72,9 +72,9 @@ def fit(
     progress: Progress = show_progress,
     resume: bool = False,
 ) -> FitResult:
-    """Train `model`, look at the validation rows on the way, and leave it with the weights of its best look.
+    """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
-    At every look the run is saved: kill it at any time, call again with `resume`, and on a CPU it ends with
+    At every evaluation the run is saved: kill it at any time, call again with `resume`, and on a CPU it ends with
     the same weights, bit by bit. `resume` starts afresh where nothing had been saved, and only loads the best
     weights where the run was done.
 
@@ -84,7 +84,7 @@ def fit(
         feature_set: where rows come from.
         config: settings.
         run_dir: gets model.safetensors, curve.jsonl and the checkpoint (ctr/training/checkpoint.py).
-        on_evaluation: called after each look, once it is saved; may raise StopTraining.
+        on_evaluation: called after each evaluation, once it is saved; may raise StopTraining.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
 
@@ -112,11 +112,15 @@ def fit(
         state = TrainState()
 
     steps_an_epoch = math.ceil(len(train) / config.accumulate)
-    looks = _look_steps(steps_an_epoch, config.evaluations_per_epoch)
+    evaluation_steps = _evaluation_steps(steps_an_epoch, config.evaluations_per_epoch)
     steps = config.epochs * steps_an_epoch
     done = state.epoch * train.rows + state.batch * config.batch_size
-    rows, seconds_looking, stopped_by_callback = 0, 0.0, False
-    loss_sum, click_loss_sum, last_look = torch.zeros((), device=device), torch.zeros((), device=device), state.step
+    rows, seconds_evaluating, stopped_by_callback = 0, 0.0, False
+    loss_sum, click_loss_sum, last_evaluation = (
+        torch.zeros((), device=device),
+        torch.zeros((), device=device),
+        state.step,
+    )
     model.train()
     with (
         progress("training", config.epochs * train.rows, "rows", done) as bar,
@@ -131,43 +135,45 @@ def fit(
             bar.advance(taken)
             if state.step % STEPS_BETWEEN_LOGS == 0:
                 take_step.check(rate)
-            if state.step - state.epoch * steps_an_epoch not in looks:
+            if state.step - state.epoch * steps_an_epoch not in evaluation_steps:
                 continue
 
             take_step.check(rate)
-            look_started = time.monotonic()
-            look = Evaluation(
+            evaluation_started = time.monotonic()
+            evaluation = Evaluation(
                 step=state.step,
                 epoch=state.step / steps_an_epoch,
-                train_loss=loss_sum.item() / (state.step - last_look),
-                train_click_loss=click_loss_sum.item() / (state.step - last_look),
+                train_loss=loss_sum.item() / (state.step - last_evaluation),
+                train_click_loss=click_loss_sum.item() / (state.step - last_evaluation),
                 learning_rate=rate,
                 **_validation_metrics(model, valid, weights, device),
             )
-            if state.record(look, config.metric):
+            if state.record(evaluation, config.metric):
                 store.save_best(state, model)
             store.save(state, model, take_step)
             loss_sum.zero_()
             click_loss_sum.zero_()
-            last_look = state.step
-            seconds_looking += time.monotonic() - look_started
-            bar.advance(0, note=f"epoch {look.epoch:.2f}, {config.metric} {look.metrics()[config.metric]:.4f}")
+            last_evaluation = state.step
+            seconds_evaluating += time.monotonic() - evaluation_started
+            bar.advance(
+                0, note=f"epoch {evaluation.epoch:.2f}, {config.metric} {evaluation.metrics()[config.metric]:.4f}"
+            )
             if on_evaluation is not None:
                 try:
-                    on_evaluation(look)
+                    on_evaluation(evaluation)
                 except StopTraining:
                     stopped_by_callback = True
                     break
             if state.out_of_patience(config.patience):
                 break
 
-    assert state.best is not None, "every epoch ends with a look"
+    assert state.best is not None, "every epoch ends with an evaluation"
     store.finish(state, model)
     seconds = time.monotonic() - started
     return FitResult(
         best=state.best.metrics(),
         curve=state.curve,
-        rows_per_second=rows / (seconds - seconds_looking),
+        rows_per_second=rows / (seconds - seconds_evaluating),
         epochs_run=state.step / steps_an_epoch,
         stopped_early=state.out_of_patience(config.patience),
         stopped_by_callback=stopped_by_callback,
@@ -223,7 +229,7 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
 
 
 def _require_ranked_users(valid: Loader) -> None:
-    """Refuse before training what would be NaN at its first look."""
+    """Refuse before training what would be NaN at its first evaluation."""
     users = valid.column("user")
     auc_G, *_ = group_aucs(valid.labels, np.zeros(valid.rows), users)
     if not len(auc_G):
@@ -239,9 +245,9 @@ def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _look_steps(steps: int, looks: int) -> frozenset[int]:
-    """After which steps (from 1) of an epoch to look: evenly spread, always after the last one."""
-    return frozenset(math.ceil(steps * look / looks) for look in range(1, looks + 1))
+def _evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
+    """After which steps (from 1) of an epoch to evaluate: evenly spread, always after the last one."""
+    return frozenset(math.ceil(steps * number / evaluations) for number in range(1, evaluations + 1))
 
 
 def _windows_left(
@@ -252,8 +258,8 @@ def _windows_left(
     An epoch's last window holds what is left of it: no batch is dropped, and none is kept for the next epoch.
     """
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
-        if config.renew_tables and state.epoch > 0 and state.batch == 0:
-            take_step.renew_tables()
+        if config.reset_embeddings and state.epoch > 0 and state.batch == 0:
+            take_step.reset_embeddings()
         with closing(on_device(validated(train.epoch(state.epoch, state.batch)), device)) as batches:
             yield from windows(batches, config.accumulate)
         state.epoch, state.batch = state.epoch + 1, 0

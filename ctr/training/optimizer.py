@@ -1,4 +1,4 @@
-"""How weights move: Adam with L2 where the model asks for it, the learning rate, and the non-finite guard."""
+"""Adam with L2 on the parameters that the model names, the learning rate, and the guard against non-finite steps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ctr.config import TrainConfig
 from features.errors import NumericalError
 
-# Plateau: looks without improvement before each halving.
-LOOKS_BEFORE_HALVING = 2
+# Plateau: evaluations without improvement before each halving.
+EVALUATIONS_BEFORE_HALVING = 2
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, trainable: Sequence[nn.Parameter]) -> torch.optim.Adam:
@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, trainable: Sequence[nn
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, halvings: int) -> float:
-    """Learning rate of step `step` (from 0) of `steps`, after `halvings` looks at a plateau.
+    """Learning rate of step `step` (from 0) of `steps`, after `halvings` halvings at plateaus.
 
     `cosine` falls from `config.learning_rate` to 0 over the run, `plateau` is halved, `constant` stays.
     """

@@ -19,7 +19,6 @@ RowOptimizerKind = Literal["lazy_adam", "rowwise_adagrad"]
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-TOUCHES = "touches"
 # Numbers of a gradient worked on at a time on a CPU: what an update copies stays in its cache, twice as fast.
 PIECE = 1 << 18
 
@@ -41,9 +40,6 @@ class RowOptimizer:
         tables: the tables by name, with `by_row` set by whoever trains them.
         kind: lazy_adam keeps two numbers a weight; rowwise_adagrad one a row, for tables that fill the memory.
         l2: λ of a loss term `λ/2 ||w||²` over the touched rows.
-        l2_by_frequency: divide a row's λ by the number of steps that have touched it, this one included: mini-batch
-            aware regularisation of Deep Interest Network (arXiv 1706.06978, section 5.1), with counts so far in place
-            of counts over all data. Rare rows, which overfit first, are held back most.
 
     Example:
         >>> table = RowTable(1_000, 8)
@@ -53,14 +49,12 @@ class RowOptimizer:
         >>> optimizer.step(rate=1e-3)
     """
 
-    def __init__(
-        self, tables: Mapping[str, RowTable], kind: RowOptimizerKind, l2: float, l2_by_frequency: bool = False
-    ) -> None:
+    def __init__(self, tables: Mapping[str, RowTable], kind: RowOptimizerKind, l2: float) -> None:
         self.tables = dict(tables)
         self.kind = kind
         self.l2 = l2
         self._steps = torch.zeros(())
-        self._state = {name: _zeros(table, kind, l2_by_frequency) for name, table in self.tables.items()}
+        self._state = {name: _zeros(table, kind) for name, table in self.tables.items()}
         self._follow_tables()
 
     @torch.no_grad()
@@ -85,7 +79,7 @@ class RowOptimizer:
             table.drop_gradient()
 
     def reset_rows(self) -> None:
-        """Forget moments, counts and steps, as if no row had ever been touched; weights stay."""
+        """Forget moments and steps, as if no row had ever been touched; weights stay."""
         for tensor in self.state().values():
             tensor.zero_()
 
@@ -120,13 +114,7 @@ class RowOptimizer:
         index_R = touched.index_R.long()
         weight_RE = weight_VE.index_select(0, index_R)
         rows = {what: tensor.index_select(0, index_R) for what, tensor in state.items()}
-        if TOUCHES in rows:
-            l2_R = self.l2 / (rows[TOUCHES] + 1)
-            gradient_RE = touched.gradient_RE + l2_R.unsqueeze(1) * weight_RE
-            rows[TOUCHES] += 1 if skipped is None else ~skipped
-        else:
-            gradient_RE = touched.gradient_RE + self.l2 * weight_RE if self.l2 else touched.gradient_RE
-
+        gradient_RE = touched.gradient_RE + self.l2 * weight_RE if self.l2 else touched.gradient_RE
         if self.kind == "lazy_adam":
             _adam(weight_RE, gradient_RE, rows, self._steps, rate, skipped)
         else:
@@ -137,13 +125,11 @@ class RowOptimizer:
             tensor.index_copy_(0, index_R, rows[what])
 
 
-def _zeros(table: RowTable, kind: RowOptimizerKind, l2_by_frequency: bool) -> dict[str, Tensor]:
+def _zeros(table: RowTable, kind: RowOptimizerKind) -> dict[str, Tensor]:
     weight_VE = table.weight.detach()
     if kind == "lazy_adam":
-        state = {"exp_avg": torch.zeros_like(weight_VE), "exp_avg_sq": torch.zeros_like(weight_VE)}
-    else:
-        state = {"sum": weight_VE.new_zeros(len(weight_VE))}
-    return state | ({TOUCHES: weight_VE.new_zeros(len(weight_VE), dtype=torch.int32)} if l2_by_frequency else {})
+        return {"exp_avg": torch.zeros_like(weight_VE), "exp_avg_sq": torch.zeros_like(weight_VE)}
+    return {"sum": weight_VE.new_zeros(len(weight_VE))}
 
 
 def _in_pieces(touched: RowGradient | None) -> Iterator[RowGradient]:

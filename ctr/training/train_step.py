@@ -1,4 +1,4 @@
-"""One training step: forwards and backwards in the chosen precision, clipping, and both optimisers."""
+"""One training step: forward and backward in the chosen precision, clipping, and both optimisers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainStep:
             by_row = {name: table for name, table in self._tables.items() if len(table.weight) > SMALL_TABLE_ROWS}
             for table in by_row.values():
                 table.by_row = True
-            self._rows = RowOptimizer(by_row, config.table_optimizer, config.embedding_l2, config.l2_by_frequency)
+            self._rows = RowOptimizer(by_row, config.table_optimizer, config.embedding_l2)
         self._moved_by_row = {id(table.weight) for table in self._tables.values() if table.by_row}
         self._parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in self._moved_by_row]
         self._dense = make_optimizer(model, config, self._parameters)
@@ -87,13 +87,13 @@ class TrainStep:
         loss, of_click = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         for batch, weight in zip(batches, weights, strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                passes = [self._forward(batch) for _ in range(2 if self.config.self_ensemble else 1)]
-            part = training_loss(passes, batch, self.config)
+                outputs = self._forward(batch)
+            part = training_loss(outputs, batch, self.config)
             share = 1.0 if len(batches) == 1 else weight / total
             part = part * share
             part.backward()
             loss += part.detach()
-            of_click += click_loss(passes, batch) * share
+            of_click += click_loss(outputs, batch) * share
         self.click_loss = of_click
         self._guard.watch(step, loss, self._clip())
         self._dense.step()
@@ -105,7 +105,7 @@ class TrainStep:
         """Raise NumericalError if a loss or gradient since the start was not finite."""
         self._guard.check(rate)
 
-    def renew_tables(self) -> None:
+    def reset_embeddings(self) -> None:
         """Draw all embedding tables anew and forget their moments; the rest of the model goes on as it is."""
         for table in self._tables.values():
             table.reset_parameters()

@@ -150,7 +150,7 @@ def bench_accuracy(
 ) -> None:
     """Measure what ways of training do to accuracy.
 
-    Varies half precision, folded rows and regularisation."""
+    Varies half precision, merged rows and regularisation."""
     _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
 
-from ctr.config import Preset
+from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import MODEL
 from features.contract.settings import validate
@@ -45,7 +45,7 @@ def load_run(run_id: str, workspace: Workspace) -> LoadedRun:
     """
     run_dir = workspace.run(run_id)
     config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
-    preset = validate(Preset, config["preset"], str(run_dir / CONFIG))
+    preset = _preset(run_dir, config["preset"])
     feature_set = FeatureSet.open(feature_set_of(run_dir, workspace))
     if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
         raise ConfigError(f"{feature_set.path}: built from another contract than run {run_dir.name} was trained on.")
@@ -58,3 +58,14 @@ def load_run(run_id: str, workspace: Workspace) -> LoadedRun:
             f"{run_dir / MODEL}: weights of another version of the model ({reason}) Train again."
         ) from None
     return LoadedRun(run_dir, model.eval(), feature_set)
+
+
+def _preset(run_dir: Path, content: dict[str, Any]) -> Preset:
+    known = {"model": ModelConfig.model_fields, "train": TrainConfig.model_fields}
+    unknown = [f"{part}.{key}" for part, fields in known.items() for key in content.get(part, {}) if key not in fields]
+    if unknown:
+        raise ConfigError(
+            f"{run_dir / CONFIG}: {len(unknown)} settings that this version of QuadRank does not have, for example "
+            f"{unknown[0]!r}: another version trained run {run_dir.name}. Train again, or read it with that version."
+        )
+    return validate(Preset, content, str(run_dir / CONFIG))

@@ -165,7 +165,7 @@ def train_one(task: Task) -> None:
 def shuffled(tables: FrozenTables, seed: int, codes: Sequence[str] = ()) -> FrozenTables:
     """The tables with each item's vectors, and their presence, given to another item: what is left is no content.
 
-    Item columns that were made of vectors (`codes`: semantic ids) and neighbours go with them.
+    Item columns that were made of vectors (`codes`: semantic ids) go with them.
     """
     if not tables.present:
         return tables
@@ -174,7 +174,6 @@ def shuffled(tables: FrozenTables, seed: int, codes: Sequence[str] = ()) -> Froz
     return replace(
         tables.with_vectors_moved(order_I, tables.vectors),
         items=tables.items | {name: tables.items[name][order_I] for name in codes},
-        neighbours={name: values[order_I] for name, values in tables.neighbours.items()},
     )
 
 

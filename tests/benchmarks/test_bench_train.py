@@ -52,11 +52,11 @@ def test_training_beside_the_literal_equations(tmp_path: Path):
         preset=SMALL,
     )
     by_name = {result["name"]: result for result in report.results}
-    assert list(by_name) == ["literal", "ours_fp32", "ours_bf16", "ours_bf16_folded"]
+    assert list(by_name) == ["literal", "ours_fp32", "ours_bf16", "ours_bf16_merged"]
     assert any(line.startswith("fuxictr_din is left out: no such package") for line in said)
     assert all(len(result["all_rows_per_s"]) == 2 and result["rows_per_s"] > 0 for result in report.results)
-    # Folded, each of two layers of width 32 has one row of 32 x 32 + 32 less.
-    assert by_name["ours_fp32"]["parameters"] - by_name["ours_bf16_folded"]["parameters"] == 2 * (32 * 32 + 32)
+    # Merged, each of two layers of width 32 has one row of 32 x 32 + 32 less.
+    assert by_name["ours_fp32"]["parameters"] - by_name["ours_bf16_merged"]["parameters"] == 2 * (32 * 32 + 32)
     # That both compute the same is shown by test_literal_qin, from equal weights; here each starts from its own.
     losses = {name: result["loss"] for name, result in by_name.items()}
     # The same start and the same rows in another precision, and in another form of the same product.
@@ -65,7 +65,7 @@ def test_training_beside_the_literal_equations(tmp_path: Path):
     assert report.ratios["ours_fp32_over_literal"] == pytest.approx(speeds, abs=0.01)
 
     (section,) = report.sections
-    for way in ("fp32", "bf16", "bf16_folded"):
+    for way in ("fp32", "bf16", "bf16_merged"):
         parts = {row["name"]: row for row in section.results if row["name"].startswith(f"{way}: ")}
         names = [name.removeprefix(f"{way}: ") for name in parts]
         assert names == [

@@ -65,7 +65,6 @@ def tables(seed: int = 0) -> FrozenTables:
             "image": torch.randn(ITEMS, 7, generator=draw),
         },
         present={"text": present, "image": torch.ones(ITEMS, dtype=torch.bool)},
-        neighbours={"near": torch.randint(0, 20, (ITEMS, 5), generator=draw)},
     )
 
 

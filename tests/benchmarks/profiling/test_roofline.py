@@ -73,7 +73,7 @@ class TestCounts:
         assert sizes.distinct_items == len(set(batch.items_U.tolist()))
         assert sizes.dense_parameters == sum(parameter.numel() for parameter in model.parameters())
 
-    @pytest.mark.parametrize("change", [{"fold_rows": True}, {"dropout": 0.0}])
+    @pytest.mark.parametrize("change", [{"merge_rows": True}, {"dropout": 0.0}])
     def test_rows_multiplied_as_one_count_as_one(self, feature_set: str, change: dict[str, Any]):
         _, model, data = built(feature_set, BATCH, preset(change))
         source = batches(data, BATCH, torch.device("cpu"))

@@ -48,9 +48,7 @@ def test_tables_are_the_columns_as_stored_without_a_word(tmp_path: Path):
         schema=SimpleNamespace(
             vectors=[SimpleNamespace(name=name) for name in stored],
             item=[SimpleNamespace(name="item")],
-            neighbours=["near"],
         ),
-        neighbours=lambda name: np.array([[0, 0], [2, 0], [1, 2]], np.int32),
         items=read_arrow(tmp_path / "items.arrow"),
         users={"user": index},
         item_versions=None,
@@ -62,8 +60,6 @@ def test_tables_are_the_columns_as_stored_without_a_word(tmp_path: Path):
         warnings.simplefilter("error")
         tables = frozen_tables(feature_set)
     assert tables.items["item"].tolist() == [0, 1, 2] and tables.items["item"].dtype == torch.int32
-    # What stands there are values of the id column, at the rows of the neighbours.
-    assert tables.neighbours["near"].tolist() == [[0, 0], [2, 0], [1, 2]]
     assert tables.items["tags"].tolist() == tags.tolist() and tables.items["tags"].dtype == torch.int32
     assert tables.items["price"].isnan().tolist() == [True, False, False]
     assert torch.equal(tables.vectors["text"], torch.eye(3, dtype=torch.float16))

@@ -40,7 +40,7 @@ def test_weights_are_those_of_the_attention_heaviest_first():
     model = small_world.model(torch.float32).eval()
     request = case([4, 9, 7], [5])
     with torch.no_grad():
-        weights = model.attention.weights(model.past(request.batch(model.schema.history_max_len)))[0, -3:]
+        weights = model.attention.weights(model.history(request.batch(model.schema.history_max_len)))[0, -3:]
     (one,) = explain(model, small_world.tables(), request)
     share = (weights / weights.sum()).tolist()
     assert dict(one.past) == {place: pytest.approx(value) for place, value in enumerate(share) if value > 0}
@@ -68,7 +68,7 @@ def test_an_empty_history_speaks_for_nothing():
 def test_only_the_events_that_the_model_reads_are_shown():
     model = small_world.model(torch.float32, retrieve=2, attention="din").eval()
     request = case([4, 9, 7, 12, 3], [5])
-    past = model.past(request.batch(model.schema.history_max_len))
+    past = model.history(request.batch(model.schema.history_max_len))
     past.keep_nearest(2)
     read = {place - 1 for place in past.mask[0].nonzero().flatten().tolist()}
     assert len(read) == 2
@@ -82,7 +82,7 @@ def test_events_that_speak_against_a_candidate_have_negative_weights():
     with torch.no_grad():
         model.attention.score.weight.copy_(model.attention.score.weight.abs())
         model.attention.score.bias.fill_(0)
-        weights = model.attention.weights(model.past(request.batch(model.schema.history_max_len)))[0, -3:]
+        weights = model.attention.weights(model.history(request.batch(model.schema.history_max_len)))[0, -3:]
         # Half way between the least and the middle one: one event against, two for.
         model.attention.score.bias.sub_(weights.sort().values[:2].mean())
     (one,) = explain(model, small_world.tables(), request)

@@ -15,9 +15,9 @@ from ctr.serving.ranker import graph_inputs, open_session
 from tests.ctr import small_world
 
 PARTS: list[dict[str, Any]] = [
-    {"attention": "none", "evidence_heads": 3, "match_features": True, "match_bins": 4, "vector_gate": True},
-    {"attention_heads": 2, "similarity_bias": 5, "retrieve": 2, "mid_activation": True},
-    {"attention": "softmax", "tower": "mlp", "hidden": (6, 4)},
+    {"attention": "none", "evidence_heads": 3, "match_features": True, "vector_gate": True},
+    {"retrieve": 2, "layers": 3},
+    {"attention": "sparse", "tower": "mlp", "hidden": (6, 4)},
     {"attention": "din", "tower": "cross", "hidden": (6,)},
     {"attention": "transformer", "tower": "factorized", "hidden": (6,), "tasks": ("like",)},
     {"attention": "mean", "tower": "two_streams", "hidden": (6, 4), "tasks": ("like",)},

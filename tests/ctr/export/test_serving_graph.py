@@ -56,16 +56,14 @@ def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> t
     [
         {},
         {"use_user_id": True, "layers": 1},
-        {"use_history": False, "layers": 3, "fold_rows": True},
-        {"attention_heads": 4, "similarity_bias": 5},
-        {"attention": "none", "evidence_heads": 3, "match_features": True, "match_bins": 4},
-        {"retrieve": 2, "evidence_heads": 1, "vector_gate": True, "vector_delta": 0.3, "modality_dropout": 0.2},
-        {"attention": "softmax", "tower": "mlp", "hidden": (6, 4)},
+        {"use_history": False, "layers": 3, "merge_rows": True},
+        {"attention": "none", "evidence_heads": 3, "match_features": True},
+        {"retrieve": 2, "evidence_heads": 1, "vector_gate": True, "modality_dropout": 0.2},
+        {"tower": "mlp", "hidden": (6, 4)},
         {"attention": "din", "tower": "cross", "hidden": (6,)},
         {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
         {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
         {"attention": "mean", "tower": "linear"},
-        {"mid_activation": True},
         {"tasks": ("like", "long view")},
         {"cross_cells": 40, "evidence_heads": 2},
         {"cross_cells": 40, "use_history": False},
@@ -138,18 +136,6 @@ def test_the_graph_is_a_copy_that_later_training_does_not_reach():
             parameter.add_(1.0)
     assert torch.equal(graph(*arguments)[0], before)
     assert not [p for p in graph.parameters() if p.requires_grad]
-
-
-def test_new_items_near_known_ones_take_them_in():
-    schema = SCHEMA.model_copy(update={"neighbours": ("near",)})
-    model = small_world.model(schema=schema, neighbour_mean=True)
-    graph = ItemGraph(model)
-    assert graph.input_names[5] == "neighbours_near"
-    rows = torch.arange(1, ITEMS)
-    columns, rest = model.tables.item_columns(rows), (*model.tables.vectors(rows), *model.tables.present(rows))
-    torch.testing.assert_close(graph(*columns, *rest), RequestGraph(model).item_table[1:], atol=1e-12, rtol=0)
-    lonely = [*columns[:-1], torch.zeros_like(columns[-1])]
-    assert not torch.allclose(graph(*lonely, *rest), graph(*columns, *rest))
 
 
 def test_new_items_get_the_rows_the_table_would_hold():

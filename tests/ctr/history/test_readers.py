@@ -9,14 +9,12 @@ from torch import Tensor
 from ctr.config import ModelConfig
 from ctr.history.din_attention import DinAttention
 from ctr.history.history_events import EmbeddedEvents
-from ctr.history.item_similarity import SimilaritySpaces, hats
+from ctr.history.item_similarity import SimilaritySpaces
 from ctr.history.kernel_attention import EvidenceHeads
 from ctr.history.mean_pooling import MeanPooling
 from ctr.history.readers import make_attention
 from ctr.history.similarity_features import MatchFeatures
-from ctr.history.softmax_attention import SoftmaxTargetAttention
-from ctr.history.sparse_attention import SparseTargetAttention
-from ctr.history.target_history import BatchPast, RequestPast
+from ctr.history.target_history import BatchHistory, RequestHistory
 from features.errors import ConfigError
 from features.store.schema import Field, Schema, VectorSet
 from tests.ctr.small_world import category
@@ -29,10 +27,10 @@ UNITS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.0, 0.0
 
 def past(
     history: list[int], columns: tuple[Tensor, ...] = (), items: Tensor | None = None, events: Tensor | None = None
-) -> BatchPast:
+) -> BatchHistory:
     """One target, item 1, before this history of items."""
     items = torch.zeros(len(UNITS), 3) if items is None else items
-    return BatchPast(
+    return BatchHistory(
         items,
         torch.tensor([1]),
         torch.tensor([history]),
@@ -60,7 +58,8 @@ def test_cosines_are_those_of_vectors_and_of_tag_sets():
     spaces = SimilaritySpaces(schema)
     genre = torch.tensor([[2, 3, 0], [3, 4, 5], [0, 0, 0], [1, 0, 0]])
     vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [1.0, 0.0]])
-    text, tags = spaces([torch.arange(4), genre], [vectors])
+    (text, tags), indices = spaces([torch.arange(4), genre], [vectors])
+    assert indices == []
     assert spaces.names == ("text", "genre") and spaces.widths == (2, 4)
     torch.testing.assert_close(text @ text[0], torch.tensor([1.0, 0.8, 0.0, 0.6]))
     # {2, 3} and {3, 4, 5} share one of 2 and 3: 1 / sqrt(6). No tags, and the unknown tag alone, are like nothing.
@@ -77,40 +76,35 @@ def test_long_vocabularies_and_categories_are_compared_value_by_value():
         history_max_len=4,
     )
     spaces = SimilaritySpaces(schema)
-    assert spaces.names == ("actors", "maker") and spaces.widths == (3, 1) and spaces.cosines == 0
+    assert spaces.names == ("actors", "maker") and spaces.widths == (3, 1) and spaces.unit_spaces == 0
     columns = [
         torch.arange(5),
         torch.tensor([[0, 0, 0], [2, 3, 0], [3, 4, 5], [1, 0, 0], [1, 2, 3]]),
         torch.tensor([0, 4, 4, 1, 3]),
         torch.zeros(5, dtype=torch.int64),
     ]
-    places = spaces(columns, [])
+    unit_vectors, indices = spaces(columns, [])
+    assert unit_vectors == []
     target, history = torch.tensor([1, 3]), torch.tensor([0, 2, 3, 4])
-    past = BatchPast(torch.zeros(5, 2), target, torch.stack([history] * 2), (), None, (), places)
+    past = BatchHistory(torch.zeros(5, 2), target, torch.stack([history] * 2), (), None, (), indices)
     # {2, 3} shares one with {3, 4, 5}, both with {unknown, 2, 3}; padding and unknown values are like nothing.
     expected = torch.tensor([[[0, 0], [1 / math.sqrt(6), 1], [0, 0], [1, 0]], [[0.0, 0]] * 4])
     torch.testing.assert_close(past.similarities, expected)
-    pairs = [(one[target], one[history]) for one in places]
-    request = RequestPast(torch.zeros(2, 2), torch.zeros(4, 2), torch.ones(1, 4), (), None, (), pairs)
+    pairs = [(one[target], one[history]) for one in indices]
+    request = RequestHistory(torch.zeros(2, 2), torch.zeros(4, 2), torch.ones(1, 4), (), None, (), pairs)
     torch.testing.assert_close(request.similarities, expected)
 
 
-def test_hats_lie_on_the_two_nearest_knots():
-    torch.testing.assert_close(
-        hats(torch.tensor([-1.0, 0.25, 1.0]), 3), torch.tensor([[1, 0, 0], [0, 0.75, 0.25], [0, 0, 1]])
-    )
-
-
 def test_match_features_by_hand():
-    features = without_norm(MatchFeatures(spaces=1, bins=3))
+    features = without_norm(MatchFeatures(spaces=1))
     # Cosines 0.6, -1 and 0 of three events; the padding counts for nothing.
-    expected = [0.6, 0.6 / 3, (0.6 - 1) / 3, 1 / 3, (0.4 + 1) / 3, 0.6 / 3, math.log(4)]
+    expected = [0.6, 0.6 / 3, (0.6 - 1) / 3, math.log(4)]
     torch.testing.assert_close(features(past([0, 2, 3, 4])), torch.tensor([expected]))
-    torch.testing.assert_close(features(past([0, 0])), torch.zeros(1, 7))
+    torch.testing.assert_close(features(past([0, 0])), torch.zeros(1, 4))
 
 
 def test_what_training_never_saw_does_not_shout():
-    features = MatchFeatures(spaces=1, bins=0).eval()
+    features = MatchFeatures(spaces=1).eval()
     features.norm.running_var.fill_(1e-9)
     assert features(past([2, 3])).abs().max() == 8
 
@@ -161,34 +155,6 @@ def test_only_the_nearest_are_kept_with_ties():
     assert two.mask.tolist() == [[0, 1, 1]]
 
 
-def test_sparse_attention_moves_its_score_by_the_cosine():
-    layer = SparseTargetAttention(item_dim=3, event_dim=0, attention_dim=2, bias_spaces=1, bias_knots=3)
-    with torch.no_grad():
-        layer.bias.copy_(torch.tensor([[-5.0, 1.0, 3.0]]))
-    # Items are zeros, so scores are biases: 0.6 lies at 0.4 * 1 + 0.6 * 3, -1 at -5 (cut off), 0 at 1.
-    torch.testing.assert_close(layer.weights(past([2, 3, 4])), torch.tensor([[2.2, 0.0, 1.0]]))
-
-
-def test_two_heads_are_two_attentions_on_halves_of_the_columns():
-    torch.manual_seed(0)
-    both, items = SparseTargetAttention(3, 0, 4, heads=2), torch.randn(5, 3)
-    total = torch.zeros(1, 3)
-    for half in (slice(0, 2), slice(2, 4)):
-        one = SparseTargetAttention(3, 0, 2)
-        with torch.no_grad():
-            for name in ("query", "key", "value"):
-                getattr(one, name).weight.copy_(getattr(both, name).weight[half])
-            one.output.weight.copy_(both.output.weight[:, half])
-        total += one(past([2, 3], items=items)) - items[1]
-    torch.testing.assert_close(both(past([2, 3], items=items)), total + items[1])
-
-
-def test_softmax_attention_may_attend_to_nothing():
-    layer = SoftmaxTargetAttention(item_dim=3, event_dim=0, attention_dim=2)
-    # Items of zeros score 0, as nothing does: three events and nothing share alike.
-    torch.testing.assert_close(layer.weights(past([0, 2, 3, 4])), torch.tensor([[0, 0.25, 0.25, 0.25]]))
-
-
 def test_din_equals_its_literal_equation():
     torch.manual_seed(0)
     layer, items, events = DinAttention(3, 2), torch.randn(5, 3), torch.randn(1, 3, 2)
@@ -207,33 +173,33 @@ def test_mean_pooling():
     assert MeanPooling(3, 0)(past([0, 0], items=items)).tolist() == [[0, 0, 0]]
 
 
-@pytest.mark.parametrize("attention", ["sparse", "softmax", "din", "mean", "transformer"])
+@pytest.mark.parametrize("attention", ["sparse", "din", "mean", "transformer"])
 def test_padding_and_batch_company_change_nothing(attention: str):
     torch.manual_seed(0)
     config = ModelConfig(attention=attention, attention_dim=4)
-    layer, items = make_attention(config, 3, 2, 1, 9).eval(), torch.randn(5, 3)
+    layer, items = make_attention(config, 3, 2, 9).eval(), torch.randn(5, 3)
     events = torch.randn(1, 2, 2)
     alone = layer(past([2, 4], items=items, events=events))
     padded = torch.cat([torch.full((1, 3, 2), 9.0), events], 1)
     torch.testing.assert_close(layer(past([0, 0, 0, 2, 4], items=items, events=padded)), alone)
 
 
-@pytest.mark.parametrize("attention", ["sparse", "softmax", "din", "mean", "transformer"])
+@pytest.mark.parametrize("attention", ["sparse", "din", "mean", "transformer"])
 def test_a_request_reads_the_past_as_a_batch_does(attention: str):
     torch.manual_seed(0)
-    layer = make_attention(ModelConfig(attention=attention, attention_dim=4), 3, 2, 1, 9).double().eval()
+    layer = make_attention(ModelConfig(attention=attention, attention_dim=4), 3, 2, 9).double().eval()
     items, events, units = torch.randn(5, 3).double(), torch.randn(1, 3, 2).double(), UNITS.double()
     targets, history = torch.tensor([1, 4]), torch.tensor([[0, 3, 2]])
-    batch = BatchPast(items, targets, history.expand(2, -1), (), EmbeddedEvents(events.expand(2, -1, -1)), [units])
+    batch = BatchHistory(items, targets, history.expand(2, -1), (), EmbeddedEvents(events.expand(2, -1, -1)), [units])
     mask = (history != 0).double()
-    request = RequestPast(items[targets], items[history[0]], mask, (), events, [(units[targets], units[history[0]])])
+    request = RequestHistory(items[targets], items[history[0]], mask, (), events, [(units[targets], units[history[0]])])
     torch.testing.assert_close(layer(batch), layer(request), atol=1e-12, rtol=0)
     torch.testing.assert_close(batch.similarities, request.similarities)
 
 
 def test_without_history_nothing_is_read():
-    assert make_attention(ModelConfig(use_history=False), 3, 2, 1, 9) is None
-    assert make_attention(ModelConfig(attention="none"), 3, 2, 1, 9) is None
+    assert make_attention(ModelConfig(use_history=False), 3, 2, 9) is None
+    assert make_attention(ModelConfig(attention="none"), 3, 2, 9) is None
 
 
 @pytest.mark.parametrize(("size", "exact"), [(2**24, True), (2**24 + 1, False)])

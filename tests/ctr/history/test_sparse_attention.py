@@ -5,16 +5,16 @@ import torch
 
 from ctr.history.history_events import EmbeddedEvents
 from ctr.history.sparse_attention import SparseTargetAttention
-from ctr.history.target_history import BatchPast
+from ctr.history.target_history import BatchHistory
 from tests.ctr import literal
 
 
-def past(target: torch.Tensor, history: torch.Tensor, events: torch.Tensor | None, mask: torch.Tensor) -> BatchPast:
+def past(target: torch.Tensor, history: torch.Tensor, events: torch.Tensor | None, mask: torch.Tensor) -> BatchHistory:
     """Targets [B, D] and histories [B, S, D] as rows of one table, whose row 0 is padding."""
     rows, positions, width = history.shape
     table = torch.cat([target.new_zeros(1, width), target, history.flatten(0, 1)])
     place = 1 + rows + torch.arange(rows * positions).view(rows, positions)
-    made = BatchPast(table, 1 + torch.arange(rows), place, (), None if events is None else EmbeddedEvents(events))
+    made = BatchHistory(table, 1 + torch.arange(rows), place, (), None if events is None else EmbeddedEvents(events))
     made.mask = mask
     return made
 
@@ -88,6 +88,6 @@ def test_padding_contributes_nothing_whatever_it_holds():
 
 def test_attention_starts_from_similarity():
     attention = SparseTargetAttention(item_dim=4, event_dim=2, attention_dim=8)
-    similarity_DD = attention.score_matrices()[0][:, :4]
+    similarity_DD = attention.score_matrix()[:, :4]
     torch.testing.assert_close(similarity_DD, similarity_DD.T)
     assert torch.linalg.eigvalsh(similarity_DD).min() > 0

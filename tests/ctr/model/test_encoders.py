@@ -64,7 +64,7 @@ def test_an_item_without_a_vector_gets_the_learned_default():
     with torch.no_grad():
         encoder.projection.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         encoder.missing.copy_(torch.tensor([5.0, 6.0]))
-    out = encoder(torch.tensor([[2.0, 3.0], [2.0, 3.0]]), torch.tensor([True, False]), torch.tensor([2, 3]))
+    out = encoder(torch.tensor([[2.0, 3.0], [2.0, 3.0]]), torch.tensor([True, False]))
     torch.testing.assert_close(out, torch.tensor([[2.0, 5.0], [5.0, 6.0]]))
 
 
@@ -74,9 +74,7 @@ def test_a_complete_set_learns_no_default():
     assert list(encoder.state_dict()) == ["projection.weight"]
     # An item that still lacks a vector has zeros for one, in training and after.
     for training in (True, False):
-        assert torch.equal(
-            encoder.train(training)(torch.zeros(1, 2), torch.tensor([False]), torch.tensor([2])), torch.zeros(1, 4)
-        )
+        assert torch.equal(encoder.train(training)(torch.zeros(1, 2), torch.tensor([False])), torch.zeros(1, 4))
 
 
 def test_an_item_is_its_columns_then_its_vectors():
@@ -103,7 +101,7 @@ def test_a_gate_weighs_each_set_and_reports_itself():
     index, present = torch.tensor([2]), [torch.tensor([True])] * 2
     vectors = [torch.randn(1, 2), torch.randn(1, 3)]
     # 2 sigmoid(0) = 1 and 2 sigmoid(log 3) = 1.5.
-    torch.testing.assert_close(encoder.gates([index], vectors, present), torch.tensor([[1.0, 1.5]]))
+    torch.testing.assert_close(encoder.gates(vectors, present), torch.tensor([[1.0, 1.5]]))
     blocks = [
         torch.nn.functional.layer_norm(one.projection(v), (4,)) for one, v in zip(encoder.vectors, vectors, strict=True)
     ]
@@ -113,34 +111,10 @@ def test_a_gate_weighs_each_set_and_reports_itself():
 def test_modality_dropout_hides_vectors_in_training_alone():
     torch.manual_seed(0)
     encoder = VectorEncoder(VectorSet(name="v", width=2), projected_dim=2, hide=0.25)
-    vector, present, ids = torch.ones(4000, 2), torch.ones(4000, dtype=torch.bool), torch.zeros(4000, dtype=torch.int64)
-    hidden = (encoder(vector, present, ids) == encoder.missing).all(-1).float().mean()
+    vector, present = torch.ones(4000, 2), torch.ones(4000, dtype=torch.bool)
+    hidden = (encoder(vector, present) == encoder.missing).all(-1).float().mean()
     assert 0.22 < hidden < 0.28
-    assert not (encoder.eval()(vector, present, ids) == encoder.missing).all(-1).any()
-
-
-def test_a_trained_change_is_bounded_and_spares_the_unknown():
-    encoder = VectorEncoder(VectorSet(name="v", width=2), projected_dim=2, ids=4, delta=0.5)
-    with torch.no_grad():
-        encoder.projection.weight.copy_(torch.eye(2))
-        encoder.change.weight[2] = torch.tensor([1e6, 0.0])
-        encoder.change.weight[3] = torch.tensor([0.0, 0.75])
-    out = encoder(torch.tensor([[3.0, 4.0]]).expand(3, -1), torch.ones(3, dtype=torch.bool), torch.tensor([0, 2, 3]))
-    # At most half of the norm 5; a change of 0.75 is 0.75 / sqrt(1 + 0.5625) = 0.6 of that.
-    torch.testing.assert_close(out, torch.tensor([[3.0, 4.0], [5.5, 4.0], [3.0, 5.5]]))
-
-
-def test_neighbours_are_the_mean_of_their_id_embeddings():
-    fields = (Field(name="id", kind="categorical", size=6), Field(name="price", kind="numeric"))
-    encoder = ItemEncoder(fields, (), ModelConfig(embedding_dim=2), neighbours=1).eval()
-    ids = encoder.columns.tables[0].weight
-    columns = [torch.tensor([2, 3]), torch.zeros(2), torch.tensor([[4, 5, 0], [0, 0, 0]])]
-    found = encoder(columns, [], [])
-    assert encoder.widths == (2, 2, 2) and found.shape == (2, 6)
-    torch.testing.assert_close(found[:, 4:], torch.stack([(ids[4] + ids[5]) / 2, torch.zeros(2)]))
-    # They share the table: what is learned of an item is learned of those that it is near to.
-    encoder.train()(columns, [], [])[:, 4:].sum().backward()
-    assert ids.grad is not None and ids.grad.sum(dim=1).nonzero().flatten().tolist() == [4, 5]
+    assert not (encoder.eval()(vector, present) == encoder.missing).all(-1).any()
 
 
 def test_an_item_that_a_complete_set_lacks_is_zeros_behind_a_norm_too():
@@ -149,6 +123,6 @@ def test_an_item_that_a_complete_set_lacks_is_zeros_behind_a_norm_too():
     with torch.no_grad():
         encoder.norm.bias.fill_(0.5)
     vectors, present = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), torch.tensor([False, True])
-    trained = encoder.train()(vectors, present, torch.tensor([1, 2]))
+    trained = encoder.train()(vectors, present)
     assert trained[0].tolist() == [0.0] * 4
-    torch.testing.assert_close(trained, encoder.eval()(vectors, present, torch.tensor([1, 2])))
+    torch.testing.assert_close(trained, encoder.eval()(vectors, present))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.batch import Batch
-from ctr.history.target_history import BatchPast
+from ctr.history.target_history import BatchHistory
 from ctr.model.click_model import ClickModel
 from ctr.training.train_step import TrainStep
 from tests.ctr import small_world
@@ -24,14 +24,13 @@ ROWS = 40
 MOST_APART = 0.03
 
 READERS: dict[str, dict[str, Any]] = {
-    "sparse": {"attention": "sparse", "attention_heads": 2, "align_users": True},
-    "nearest": {"attention": "sparse", "similarity_bias": 3, "retrieve": 2},
-    "softmax": {"attention": "softmax"},
+    "sparse": {"attention": "sparse"},
+    "nearest": {"attention": "sparse", "retrieve": 2},
     "din": {"attention": "din"},
     "mean": {"attention": "mean"},
     "transformer": {"attention": "transformer"},
     "evidence": {"attention": "none", "evidence_heads": 3, "evidence_values": 2, "vector_gate": True},
-    "match": {"attention": "none", "match_features": True, "match_bins": 3},
+    "match": {"attention": "none", "match_features": True},
     "qin_plus": {
         "attention": "none",
         "evidence_heads": 3,
@@ -43,8 +42,7 @@ READERS: dict[str, dict[str, Any]] = {
 }
 TOWERS: dict[str, dict[str, Any]] = {
     "quadratic": {"tower": "quadratic"},
-    "folded": {"tower": "quadratic", "fold_rows": True},
-    "mid": {"tower": "quadratic", "mid_activation": True},
+    "merged": {"tower": "quadratic", "merge_rows": True},
     "linear": {"tower": "linear"},
     "mlp": {"tower": "mlp"},
     "factorized": {"tower": "factorized"},
@@ -144,8 +142,8 @@ def test_masks_recency_and_counts_are_exact_in_half_precision():
     history_BS[:, 0] = 0
     x_UD = torch.zeros(2, 4, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        past = BatchPast(x_UD, torch.ones(1, dtype=torch.int32), history_BS, (), None)
-        places, counted = past.places, past.mask.sum()
+        past = BatchHistory(x_UD, torch.ones(1, dtype=torch.int32), history_BS, (), None)
+        recency, counted = past.recency, past.mask.sum()
     assert past.mask.dtype == torch.float32
     assert counted.item() == events - 1
-    torch.testing.assert_close(places, torch.log1p(torch.arange(events).flip(0).float()), rtol=0, atol=0)
+    torch.testing.assert_close(recency, torch.log1p(torch.arange(events).flip(0).float()), rtol=0, atol=0)

@@ -87,10 +87,10 @@ def test_hand_worked_gradient_without_the_padding_row():
 def test_only_named_rows_are_gathered_each_once():
     table = by_row(size=1_000)
     table(torch.tensor([7, 999, 7, 7, 0]))
-    (touched,) = table.touched
-    assert touched.index_R.tolist() == [0, 7, 999]
-    assert torch.equal(touched.rows_RE, table.weight[[0, 7, 999]])
-    assert touched.rows_RE.is_leaf
+    (gathered,) = table.gathered
+    assert gathered.index_R.tolist() == [0, 7, 999]
+    assert torch.equal(gathered.rows_RE, table.weight[[0, 7, 999]])
+    assert gathered.rows_RE.is_leaf
 
 
 def test_rows_lie_where_gather_says():
@@ -136,7 +136,7 @@ def test_scoring_gathers_nothing():
         table(torch.tensor([1]))
     table.eval()
     assert torch.equal(table(torch.tensor([1])), table.weight[[1]])
-    assert table.touched == []
+    assert table.gathered == []
 
 
 @pytest.mark.parametrize("index", [-1, 9])

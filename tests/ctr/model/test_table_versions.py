@@ -149,7 +149,7 @@ def test_a_model_sees_an_item_as_it_was(feature_set):
         candidate={"item_rate": zero.float()},
         **one,
     )
-    x_UD = model.past(batch)._x_UD
+    x_UD = model.history(batch)._x_UD
     assert not torch.allclose(x_UD[1], x_UD[2])
     assert torch.equal(x_UD[2], x_UD[3])  # the newest version is what the table has now
 

@@ -51,7 +51,7 @@ def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 @pytest.fixture(scope="module")
 def model(feature_set: FeatureSet) -> ClickModel:
-    parts = {"match_features": True, "neighbour_mean": True, "tasks": ("like", "stay")}
+    parts = {"match_features": True, "tasks": ("like", "stay")}
     return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8, **parts), seed=5)
 
 

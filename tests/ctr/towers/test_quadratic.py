@@ -140,16 +140,16 @@ def test_running_statistics_move_as_torchs_do():
         torch.testing.assert_close(layer.norm.state_dict()[name], tensor)
 
 
-def test_folded_rows_start_and_vary_as_their_sum_does():
+def test_merged_rows_start_and_vary_as_their_sum_does():
     torch.manual_seed(0)
-    rows, folded = (QuadraticLayer(64, rows=4, dropout=0.2, fold=fold) for fold in (False, True))
-    assert folded.rows.weight.shape == (64, 64)
-    merged, one = rows.merged_rows()[0], folded.merged_rows()[0]
+    rows, one_matrix = (QuadraticLayer(64, rows=4, dropout=0.2, merge=merge) for merge in (False, True))
+    assert one_matrix.rows.weight.shape == (64, 64)
+    merged, one = rows.merged_rows()[0], one_matrix.merged_rows()[0]
     assert one.std().item() == pytest.approx(merged.std().item(), rel=0.05)
     # Four rows alike, whose sum is 4 l: its variance is 4 l^2 p / (1 - p) = (4 l)^2 (1/16), and q / (1 - q) = 1/16.
-    assert folded.row_dropout == pytest.approx(1 / 17)
+    assert one_matrix.row_dropout == pytest.approx(1 / 17)
     z = torch.randn(7, 64)
-    torch.testing.assert_close(folded.eval()(z), literal.quadratic_layer(folded, z), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one_matrix.eval()(z), literal.quadratic_layer(one_matrix, z), atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_keeps_master_weights_and_stays_near():

@@ -9,7 +9,6 @@ from ctr.towers.cross_tables import WideCrosses
 from ctr.towers.dcnv2 import CrossNetwork
 from ctr.towers.deepfm import FactorizedNetwork
 from ctr.towers.finalmlp import TwoStreams
-from ctr.towers.mid_quadratic import MidQuadraticLayer
 from ctr.towers.quadratic import QuadraticNetwork
 from features.errors import ConfigError
 from features.store.schema import Field
@@ -66,16 +65,6 @@ def test_streams_meet_in_groups():
     torch.testing.assert_close(tower(torch.tensor([[3.0, 2.0]])), torch.tensor([[49.0]]))
 
 
-def test_each_row_bends_before_it_multiplies():
-    layer = MidQuadraticLayer(1, rows=2, dropout=0.5).eval()
-    with torch.no_grad():
-        layer.rows.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        layer.rows.bias.zero_()
-    identity_norm(layer.norm)
-    # Rows 2 and -2 become 2 and -0.5 (PReLU starts at 0.25): 2 + 2 * 1.5. Folded rows would cancel.
-    torch.testing.assert_close(layer(torch.tensor([[2.0]])), torch.tensor([[5.0]]))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tower_learns_and_ignores_its_batch_in_evaluation(kind: str):
     torch.manual_seed(0)
@@ -103,11 +92,6 @@ def test_each_task_has_a_logit_of_its_own(kind: str):
     assert logits_BH.std(dim=1).min() > 0
 
 
-def test_mid_activation_is_for_quadratic_rows():
-    with pytest.raises(ValueError, match="bent rows"):
-        ModelConfig(mid_activation=True, fold_rows=True)
-
-
 def test_a_lone_row_is_refused():
     with pytest.raises(ConfigError, match="two rows"):
         QuadraticNetwork(2, 1, 1, 0.0)(torch.zeros(1, 2))
@@ -119,15 +103,15 @@ def test_wide_crosses_by_hand():
     wide = WideCrosses(context, items, most_cells=12, heads=2)
     assert [tuple(table.weight.shape) for table in wide.tables] == [(12, 2)] and wide.width == 1
     columns = [torch.tensor([2, 3]), torch.tensor([2, 1]), torch.zeros(2, 2)]
-    codes = wide.codes(columns, torch.zeros(1))
+    indices = wide.indices(columns, torch.zeros(1))
     age, town, load = torch.tensor([3, 2]), torch.tensor([50, 51]), torch.zeros(2)
-    assert wide([load, age, town], codes).eq(0).all()
+    assert wide([load, age, town], indices).eq(0).all()
     with torch.no_grad():
         wide.tables[0].weight[3 * 3 + 2] = torch.tensor([5.0, 6.0])
         wide.tables[0].weight[2 * 3 + 1] = torch.tensor([7.0, 8.0])
-    torch.testing.assert_close(wide([load, age, town], codes), torch.tensor([[5.0, 6.0], [7.0, 8.0]]))
+    torch.testing.assert_close(wide([load, age, town], indices), torch.tensor([[5.0, 6.0], [7.0, 8.0]]))
     # One context before all candidates of a request.
-    torch.testing.assert_close(wide([load[:1], age[:1], town[:1]], codes)[0], torch.tensor([5.0, 6.0]))
+    torch.testing.assert_close(wide([load[:1], age[:1], town[:1]], indices)[0], torch.tensor([5.0, 6.0]))
     assert WideCrosses(context, items, most_cells=11, heads=1).width == 0
 
 

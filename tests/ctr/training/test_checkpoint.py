@@ -250,8 +250,8 @@ def test_another_number_of_threads_is_said_with_the_way_out(saved, feature_set, 
 def test_a_checkpoint_of_another_format_is_refused(saved, feature_set):
     folder, model, take_step = saved
     record = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 2}))
-    with pytest.raises(DataError, match="not a checkpoint of format 3"):
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 3}))
+    with pytest.raises(DataError, match="not a checkpoint of format 4"):
         open_store(folder, feature_set, model).load(model, take_step)
 
 
@@ -298,7 +298,7 @@ def test_record_counts_looks_since_the_best_and_halves_every_second_one():
     state = TrainState()
     improved = [state.record(look(step, auc), "auc") for step, auc in enumerate([0.6, 0.7, 0.7, 0.5, 0.6, 0.8])]
     assert improved == [True, True, False, False, False, True]
-    assert (state.best.step, state.looks_since_best, state.halvings) == (5, 0, 1)
+    assert (state.best.step, state.evaluations_since_best, state.halvings) == (5, 0, 1)
     assert not state.out_of_patience(1)
 
 

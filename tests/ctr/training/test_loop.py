@@ -95,7 +95,7 @@ def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(feature_set, tmp_
 
 @pytest.mark.parametrize(
     "changed",
-    [{"table_optimizer": "rowwise_adagrad"}, {"renew_tables": True}, {"accumulate": 2}, {"precision": "bf16"}],
+    [{"table_optimizer": "rowwise_adagrad"}, {"reset_embeddings": True}, {"accumulate": 2}, {"precision": "bf16"}],
     ids=lambda changed: next(iter(changed)),
 )
 @pytest.mark.parametrize("look", [1, 3])

@@ -118,8 +118,8 @@ def test_epsilon_stands_outside_the_root(kind: RowOptimizerKind):
 def test_an_update_in_pieces_is_the_update(kind: RowOptimizerKind, monkeypatch: pytest.MonkeyPatch):
     whole, pieces = table_of(), table_of()
     pieces.load_state_dict(whole.state_dict())
-    at_once = RowOptimizer({"item": whole}, kind, l2=0.1, l2_by_frequency=True)
-    in_pieces = RowOptimizer({"item": pieces}, kind, l2=0.1, l2_by_frequency=True)
+    at_once = RowOptimizer({"item": whole}, kind, l2=0.1)
+    in_pieces = RowOptimizer({"item": pieces}, kind, l2=0.1)
     for index, cotangent in batches(5):
         backward(whole, index, cotangent)
         backward(pieces, index, cotangent)
@@ -141,34 +141,13 @@ def test_hand_worked_l2_on_touched_rows():
     assert rows_of(table)[1] == [8.0, 8.0]
 
 
-def test_hand_worked_l2_by_frequency():
-    table = table_of([[2.0, 2.0], [8.0, 8.0]])
-    optimizer = RowOptimizer({"item": table}, "rowwise_adagrad", l2=0.5, l2_by_frequency=True)
-    # At rate 0 the weights stay, and the accumulator shows what L2 added to a gradient of 0.
-    nothing = torch.zeros(1, 2)
-    for index in (1, 1, 1, 2):
-        backward(table, torch.tensor([index]), nothing)
-        optimizer.step(0.0)
-    # Row 1: (0.5 · 2 / n)² for n = 1, 2, 3: 1 + 1/4 + 1/9. Row 2: (0.5 · 8)² = 16.
-    assert optimizer.state()["item.sum"].tolist() == pytest.approx([0.0, 1 + 1 / 4 + 1 / 9, 16.0])
-    assert optimizer.state()["item.touches"].tolist() == [0, 3, 1]
-
-
-def test_counts_are_kept_only_where_l2_asks_for_them():
-    names = {kind: set(RowOptimizer({"item": table_of()}, kind, l2=0.1).state()) for kind in KINDS}
-    assert names == {
-        "lazy_adam": {"item.exp_avg", "item.exp_avg_sq", "step"},
-        "rowwise_adagrad": {"item.sum", "step"},
-    }
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_accumulated_batches_are_one_batch(kind: RowOptimizerKind):
     torch.manual_seed(2)
     halves, whole = table_of(), table_of()
     whole.load_state_dict(halves.state_dict())
-    in_halves = RowOptimizer({"item": halves}, kind, l2=0.1, l2_by_frequency=True)
-    at_once = RowOptimizer({"item": whole}, kind, l2=0.1, l2_by_frequency=True)
+    in_halves = RowOptimizer({"item": halves}, kind, l2=0.1)
+    at_once = RowOptimizer({"item": whole}, kind, l2=0.1)
     for index, cotangent in batches(10):
         backward(halves, index[:2], cotangent[:2])
         backward(halves, index[2:], cotangent[2:])
@@ -176,7 +155,6 @@ def test_two_accumulated_batches_are_one_batch(kind: RowOptimizerKind):
         in_halves.step(RATE)
         at_once.step(RATE)
     torch.testing.assert_close(halves.weight, whole.weight)
-    assert torch.equal(in_halves.state()["item.touches"], at_once.state()["item.touches"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,8 +176,8 @@ def test_a_skipped_step_changes_nothing(kind: RowOptimizerKind, device: str):
     torch.manual_seed(4)
     skipping, plain = table_of().to(device), table_of().to(device)
     plain.load_state_dict(skipping.state_dict())
-    ours = RowOptimizer({"item": skipping}, kind, l2=0.1, l2_by_frequency=True)
-    other = RowOptimizer({"item": plain}, kind, l2=0.1, l2_by_frequency=True)
+    ours = RowOptimizer({"item": skipping}, kind, l2=0.1)
+    other = RowOptimizer({"item": plain}, kind, l2=0.1)
     go, skip = torch.zeros((), device=device), torch.full((), 2.0, device=device)
     for number, (index, cotangent) in enumerate(batches(6)):
         index, cotangent = index.to(device), cotangent.to(device)
@@ -221,12 +199,12 @@ def test_a_skipped_step_changes_nothing(kind: RowOptimizerKind, device: str):
 def test_a_resumed_run_ends_bit_by_bit_the_same(kind: RowOptimizerKind):
     torch.manual_seed(5)
     tables = {"item": table_of(), "tag": table_of(size=12)}
-    optimizer = RowOptimizer(tables, kind, l2=0.1, l2_by_frequency=True)
+    optimizer = RowOptimizer(tables, kind, l2=0.1)
     for number, (index, cotangent) in enumerate(batches(10)):
         if number == 5:
             saved = {name: tensor.clone() for name, tensor in optimizer.state().items()}
             resumed = {name: table_of(table.weight[1:].tolist()) for name, table in tables.items()}
-            goes_on = RowOptimizer(resumed, kind, l2=0.1, l2_by_frequency=True)
+            goes_on = RowOptimizer(resumed, kind, l2=0.1)
             goes_on.load_state(saved)
         for name in tables:
             backward(tables[name], index, cotangent)
@@ -244,13 +222,13 @@ def test_a_resumed_run_ends_bit_by_bit_the_same(kind: RowOptimizerKind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_a_reset_it_starts_afresh(kind: RowOptimizerKind):
     used, fresh = table_of(), table_of()
-    optimizer = RowOptimizer({"item": used}, kind, l2=0.1, l2_by_frequency=True)
+    optimizer = RowOptimizer({"item": used}, kind, l2=0.1)
     for index, cotangent in batches(3):
         backward(used, index, cotangent)
         optimizer.step(RATE)
     optimizer.reset_rows()
     fresh.load_state_dict(used.state_dict())
-    other = RowOptimizer({"item": fresh}, kind, l2=0.1, l2_by_frequency=True)
+    other = RowOptimizer({"item": fresh}, kind, l2=0.1)
     for index, cotangent in batches(3):
         backward(used, index, cotangent)
         backward(fresh, index, cotangent)
@@ -287,7 +265,6 @@ def test_zero_grad_forgets_what_was_gathered():
     [
         (RowOptimizer({"item": table_of()}, "rowwise_adagrad", l2=0.0), "item.exp_avg"),
         (RowOptimizer({"item": table_of(size=13)}, "lazy_adam", l2=0.0), "item.exp_avg"),
-        (RowOptimizer({"item": table_of()}, "lazy_adam", l2=0.0, l2_by_frequency=True), "item.touches"),
     ],
 )
 def test_the_state_of_another_optimiser_is_refused(other: RowOptimizer, example: str):

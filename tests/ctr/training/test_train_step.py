@@ -41,6 +41,14 @@ class Plain(nn.Module):
         return (self.logit(self.item(batch.target_B)) + self.user(batch.user_B)).squeeze(-1)
 
 
+class WithTask(Plain):
+    """The same logit for a further label, too."""
+
+    def outputs(self, batch: Batch) -> Outputs:
+        logit_B = self(batch)
+        return Outputs(logit_B, {"like": logit_B})
+
+
 def random_batch(rows: int, seed: int, items: int = LARGE) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     return Batch(
@@ -77,12 +85,13 @@ def test_a_window_of_batches_is_one_step_on_all_their_rows(table_optimizer: str)
 
 def test_the_click_loss_of_a_window_is_that_of_its_rows():
     batches = [random_batch(7, 1), random_batch(30, 2)]
-    plain, smooth = (TrainStep(Plain(), TrainConfig(label_smoothing=one), CPU) for one in (0.0, 0.2))
-    loss = plain(batches, 0.1, 0)
-    torch.testing.assert_close(plain.click_loss, loss)
-    other = smooth([joined(*batches)], 0.1, 0)
-    torch.testing.assert_close(smooth.click_loss, loss)
-    assert not torch.isclose(other, loss)
+    alone, beside = TrainStep(Plain(), TrainConfig(), CPU), TrainStep(WithTask(), TrainConfig(), CPU)
+    loss = alone(batches, 0.1, 0)
+    torch.testing.assert_close(alone.click_loss, loss)
+    batch = joined(*batches)
+    other = beside([replace(batch, labels={"like": batch.label_B})], 0.1, 0)
+    torch.testing.assert_close(beside.click_loss, loss)
+    torch.testing.assert_close(other, 2 * loss)
 
 
 def test_by_row_only_the_rows_of_the_batch_move():
@@ -133,7 +142,7 @@ def test_renewed_tables_begin_again_and_the_rest_goes_on(table_optimizer: str):
     for number in range(3):
         take_step([random_batch(200, number)], 0.1, number)
     before, moments = weights(model), {name: tensor.clone() for name, tensor in take_step.state().items()}
-    take_step.renew_tables()
+    take_step.reset_embeddings()
     assert torch.equal(model.logit.weight, before["logit.weight"])
     for table, name in ((model.item, "item.weight"), (model.user, "user.weight")):
         assert not torch.equal(table.weight, before[name])
@@ -158,9 +167,7 @@ def test_half_precision_trains_weights_of_single_precision():
     assert 0 < moved.abs().max() < 0.01
 
 
-@pytest.mark.parametrize(
-    "changed", [{}, {"table_optimizer": "lazy_adam"}, {"table_optimizer": "lazy_adam", "l2_by_frequency": True}]
-)
+@pytest.mark.parametrize("changed", [{}, {"table_optimizer": "lazy_adam"}, {"table_optimizer": "rowwise_adagrad"}])
 def test_the_step_after_loading_is_the_same_to_the_bit(changed: dict):
     config = TrainConfig(embedding_l2=0.1, **changed)
     model, other = Plain(), Plain(seed=9)
@@ -174,11 +181,6 @@ def test_the_step_after_loading_is_the_same_to_the_bit(changed: dict):
     for one in (take_step, resumed):
         one([random_batch(20, 7)], 0.1, 3)
     assert all(torch.equal(weights(other)[name], tensor) for name, tensor in weights(model).items())
-
-
-def test_frequency_without_rows_is_refused():
-    with pytest.raises(ValueError, match="set table_optimizer to lazy_adam"):
-        TrainConfig(l2_by_frequency=True)
 
 
 def test_compiling_on_a_cpu_says_the_way_out():

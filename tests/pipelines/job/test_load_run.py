@@ -64,6 +64,18 @@ def test_another_contract_under_the_same_version_is_refused(workspace: Workspace
         load_run(run.name, workspace)
 
 
+def test_a_run_with_settings_of_another_version_is_refused(workspace: Workspace) -> None:
+    run = workspace.run("latest")
+    config = json.loads((run / "config.json").read_text())
+    config["preset"]["model"]["match_bins"] = 0
+    config["preset"]["train"]["pairwise"] = 0.0
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ConfigError, match=r"config\.json: 2 settings .* 'model\.match_bins': another version trained run"
+    ):
+        load_run(run.name, workspace)
+
+
 def test_a_run_of_another_contract_is_not_resumed(workspace: Workspace) -> None:
     run = workspace.run("latest")
     (run / "metrics.json").unlink()

@@ -162,20 +162,18 @@ def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatc
     ]
 
 
-def test_shuffled_vectors_take_their_codes_and_neighbours_along():
+def test_shuffled_vectors_take_their_codes_along():
     items = 9
     row = torch.arange(items)
     tables = FrozenTables(
         items={"id": row, "theme_1": row, "price": row.float()},
         vectors={"text": row.float().unsqueeze(-1)},
         present={"text": row > 3},
-        neighbours={"near": row.unsqueeze(-1)},
     )
     moved = shuffled(tables, seed=1, codes=["theme_1"])
     order = moved.items["theme_1"]
     assert not torch.equal(order, row) and sorted(order.tolist()) == row.tolist() and order[:2].tolist() == [0, 1]
     assert torch.equal(moved.vectors["text"][:, 0], order.float())
-    assert torch.equal(moved.neighbours["near"][:, 0], order)
     assert torch.equal(moved.present["text"], order > 3)
     assert torch.equal(moved.items["id"], row) and torch.equal(moved.items["price"], row.float())
 
