@@ -26,7 +26,7 @@ def steps() -> list[dict]:
 
 def scripts() -> list[tuple[str, str]]:
     return [(WORKFLOW, re.sub(r"\$\{\{.*?\}\}", "X", step["run"])) for step in steps() if "run" in step] + [
-        (".ci/run", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+        (name, (ROOT / name).read_text(encoding="utf-8")) for name in (".ci/run", ".ci/wheel")
     ]
 
 
@@ -53,6 +53,11 @@ def test_every_step_is_a_target_of_the_makefile():
 def test_hosted_ci_and_ci_run_both_call(target):
     called = {(origin, command.words[1]) for origin, text in scripts() for command in commands_of(origin, text, True)}
     assert {(WORKFLOW, target), (".ci/run", target)} <= called
+
+
+def test_hosted_ci_and_ci_run_both_use_the_wheel_elsewhere():
+    called = {origin for origin, text in scripts() if re.search(r"^\.ci/wheel$", text, re.MULTILINE)}
+    assert called == {WORKFLOW, ".ci/run"}
 
 
 def test_tests_run_on_the_pythons_that_the_package_names():
