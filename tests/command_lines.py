@@ -17,6 +17,7 @@ from pipelines.cli.commands import app
 from tests.documents import PAGES, ROOT, codes, shell_blocks
 
 QUADRANK = {"quadrank", ".venv/bin/quadrank"}
+GROUPS = {"bench"}  # commands that have commands of their own
 # What `quadrank init` writes: a page and a Makefile of its own.
 TEMPLATE = ROOT / "pipelines/project/template"
 MAKEFILES = [ROOT / "Makefile", TEMPLATE / "Makefile"]
@@ -110,7 +111,9 @@ def messages() -> list[Command]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 for name, rest in re.findall(r"\bquadrank ([a-z][a-z-]*)\b([^`\n#]*)", _text(node)):
                     options = re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)
-                    found.append(Command(f"{path.relative_to(ROOT)}", ("quadrank", name, *options), whole=False))
+                    below = re.findall(r"^ ([a-z]+)\b", rest) if name in GROUPS else []
+                    words = ("quadrank", name, *below, *options)
+                    found.append(Command(f"{path.relative_to(ROOT)}", words, whole=False))
                 for target in re.findall(r"`make ([a-z][a-z-]*)", _text(node)):
                     found.append(Command(f"{path.relative_to(ROOT)}", ("make", target), whole=False))
     return found
