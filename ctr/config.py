@@ -83,6 +83,9 @@ class TrainConfig(Settings):
     calibration: Literal["none", "platt", "isotonic"] = Field(
         "platt", description="fitted on the validation rows after training"
     )
+    controls: Literal["always", "weekly", "never"] = Field(
+        "weekly", description="when the target-only control is trained beside a run"
+    )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
 

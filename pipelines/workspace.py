@@ -18,6 +18,7 @@ CONFIG = "config.json"  # written when a run begins
 METRICS = "metrics.json"  # written when it was trained, calibrated and evaluated
 TUNE = "tune"  # below runs/: sweeps, and a folder of trials each
 SECONDS_BETWEEN_TRIES = 0.2
+MOMENT = "%Y%m%dT%H%M%SZ"  # in the names of runs, UTC
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,14 @@ def _held(path: Path, why_not: str, wait: float = 0.0) -> Iterator[None]:
         yield
 
 
+def started_at(run_id: str) -> datetime | None:
+    """When a run began, by its id; None where the id does not say."""
+    try:
+        return datetime.strptime(run_id.split("-")[0], MOMENT).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
 def feature_set_of(run_dir: Path, workspace: Workspace) -> Path:
     """The feature set that a run was trained on, by its config."""
     config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
@@ -147,7 +156,7 @@ def feature_set_of(run_dir: Path, workspace: Workspace) -> Path:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    moment = datetime.now(UTC).strftime(MOMENT)
     path = parent / f"{moment}-{name}-{secrets.token_hex(2)}"
     path.mkdir(parents=True)
     return path

@@ -73,7 +73,9 @@ def _data(metadata: BundleMetadata) -> str:
 
 def _measured(metadata: BundleMetadata) -> str:
     measured = {f"model, {split}": values for split, values in metadata.metrics.items()}
-    measured |= {f"control: {name}": values for name, values in metadata.controls.items()}
+    for name, values in metadata.controls.items():
+        elsewhere = values.get("run_id", metadata.model_version) != metadata.model_version
+        measured[f"control: {name}" + (f", of run {values['run_id']}" if elsewhere else "")] = values
     columns = [name for name in METRICS if any(name in values for values in measured.values())]
     if not columns:
         return "No metrics were recorded at export."

@@ -1,8 +1,9 @@
-"""A finished run as a model with its weights, and the feature set it was trained on."""
+"""Finished runs read back: the model of one with the feature set it was trained on, and the control of a recent one."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from features.contract.settings import validate
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines.job.fitting import new_model
-from pipelines.workspace import CONFIG, Workspace, feature_set_of
+from pipelines.workspace import CONFIG, METRICS, Workspace, feature_set_of, started_at
+
+TARGET_ONLY = "target_only"  # the control's key among controls, and its folder in a run's
 
 
 class LoadedRun(NamedTuple):
@@ -69,3 +72,32 @@ def _preset(run_dir: Path, content: dict[str, Any]) -> Preset:
             f"{unknown[0]!r}: another version trained run {run_dir.name}. Train again, or read it with that version."
         )
     return validate(Preset, content, str(run_dir / CONFIG))
+
+
+def recent_control(preset: Preset, feature_set: FeatureSet, workspace: Workspace, since: datetime) -> Any:
+    """The target-only control of the newest finished run that trained it and began after `since`; None without one.
+
+    Such a run has the same contract, model and training settings, `controls` apart, and judged by the same split. Its
+    rows may be others: those of its own day.
+
+    Returns:
+        Metrics, and `run_id` and `day` of that run.
+    """
+    for record in sorted(workspace.runs.glob(f"*/{METRICS}"), reverse=True):
+        run_dir = record.parent
+        started = started_at(run_dir.name)
+        if started is None or started <= since:
+            continue
+        config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+        alike = config["contract_fingerprint"] == feature_set.manifest.fingerprint
+        if not alike or _without_controls(config["preset"]) != _without_controls(preset.model_dump(mode="json")):
+            continue
+        found = json.loads(record.read_text(encoding="utf-8"))
+        control = found.get("controls", {}).get(TARGET_ONLY, {})
+        if control.get("run_id") == run_dir.name and feature_set.judged_by in found["metrics"]:
+            return control
+    return None
+
+
+def _without_controls(preset: dict[str, Any]) -> dict[str, Any]:
+    return preset | {"train": {key: value for key, value in preset["train"].items() if key != "controls"}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,7 +36,9 @@ class Summary:
     seconds: float = 0.0
     peak_mib: float = 0.0
     metrics: dict[str, Metrics] = field(default_factory=dict)
-    controls: dict[str, Metrics] = field(default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # metrics; `target_only` also names its run and day
     tasks: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     top_lists: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +54,12 @@ def peak_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+def control_label(name: str, values: Mapping[str, Any], run_id: str | None) -> str:
+    """What the tables of a run call a control: by its day too, where another run trained it."""
+    label = name.replace("_", "-")
+    return label if values.get("run_id", run_id) == run_id else f"{label} of {values['day']}"
 
 
 def results_table(title: str, rows: dict[str, Metrics]) -> Table:
@@ -109,7 +117,7 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
     rows = {
         model: summary.metrics[split],
         **{f"{model}: {name}": m for name, m in summary.tasks.get(split, {}).items()},
-        **{name.replace("_", "-"): m for name, m in summary.controls.items()},
+        **{control_label(name, values, summary.run_id): values for name, values in summary.controls.items()},
     }
     console.print(results_table(title, rows))
     optimum = summary.controls.get("optimum")

@@ -1,4 +1,4 @@
-"""Stage 2: one tracked training run, with its evaluation and its target-only control."""
+"""Stage 2: one tracked training run, with its evaluation and, where it is due, its target-only control."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -26,11 +27,15 @@ from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
-from pipelines.job.summary import Summary, print_results
+from pipelines.job.load_run import TARGET_ONLY, recent_control
+from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import TRACKED, tracked_id
 from pipelines.job_settings import JobSettings
 from pipelines.revision import git_revision, source_hash
-from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock
+from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock, started_at
+
+# With `train.controls: weekly`, how old a run may be whose control stands beside another run.
+OLDEST_CONTROL = timedelta(days=7)
 
 
 class Trained(NamedTuple):
@@ -209,10 +214,9 @@ class Job:
         summary.rows = {name: window.rows for name, window in self.feature_set.manifest.windows.items()}
         summary.metrics = {split: test.metrics()}
         summary.tasks = {split: task_metrics(self.feature_set, split, predict_tasks(model, self.feature_set, split))}
-        summary.controls = {
-            "target_only": (self._target_only() if self.preset.model.use_history else test).metrics(),
-            **controls(self.feature_set, split, self.preset.train.calibration),
-        }
+        control = self._target_only(test)
+        summary.controls = {} if control is None else {TARGET_ONLY: control}
+        summary.controls |= controls(self.feature_set, split, self.preset.train.calibration)
         self._record(tracker, summary, test)
         print_results(
             self.console,
@@ -223,15 +227,37 @@ class Job:
         )
         return Evaluated(model, summary)
 
-    def _target_only(self) -> Scored:
-        """The same model without history, trained alike: what the past is worth."""
-        folder = self.run_dir / "target_only"
+    def _target_only(self, test: Scored) -> dict[str, Any] | None:
+        """Metrics of the same model without history, trained alike, and the run and day that trained it.
+
+        They say what the past is worth. `train.controls` decides whether this run trains it; None where none does.
+
+        Args:
+            test: scores of this run's model, which is the control itself where it reads no history.
+        """
+        started, when = started_at(self.run_dir.name) or datetime.now(UTC), self.preset.train.controls
+        origin = {"run_id": self.run_dir.name, "day": f"{started:%Y-%m-%d}"}
+        if not self.preset.model.use_history:
+            return {**test.metrics(), **origin}
+        if when == "never":
+            self.console.print("no target-only control: train.controls is never")
+            return None
+        folder = self.run_dir / TARGET_ONLY
+        if when == "weekly" and not folder.is_dir():  # one that was begun is finished
+            oldest = datetime.now(UTC) - OLDEST_CONTROL
+            recent: dict[str, Any] | None = recent_control(self.preset, self.feature_set, self.workspace, oldest)
+            if recent is not None:
+                self.console.print(
+                    f"target-only control: of run {recent['run_id']}, {recent['day']}, on the rows of that day. It is "
+                    f"trained again after {OLDEST_CONTROL.days} days, or with --set train.controls=always"
+                )
+                return recent
         folder.mkdir(exist_ok=True)
         config = self.preset.model.model_copy(update={"use_history": False, "tasks": ()})
         model = new_model(config, self.feature_set, self.preset.train.seed)
         self.console.print("training the target-only control (the same model without history)")
         fit_and_calibrate(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
-        return score_split(model, self.feature_set, self.feature_set.judged_by)
+        return {**score_split(model, self.feature_set, self.feature_set.judged_by).metrics(), **origin}
 
     def _record(self, tracker: Tracker, summary: Summary, test: Scored) -> None:
         record = {"metrics": summary.metrics, "controls": summary.controls, "tasks": summary.tasks}
@@ -240,10 +266,14 @@ class Job:
         for task, metrics in summary.tasks[split].items():
             flat |= {f"{split}.{task}.{key}": value for key, value in metrics.items()}
         for control, metrics in summary.controls.items():
-            flat |= {f"control.{control}.{key}": value for key, value in metrics.items()}
+            flat |= {
+                f"control.{control}.{key}": value for key, value in metrics.items() if key not in ("run_id", "day")
+            }
         tracker.log_metrics(flat)
+        tracker.set_tag("control.target_only.run", summary.controls.get(TARGET_ONLY, {}).get("run_id", "none"))
         tracker.log_figure(reliability_diagram(test.labels, test.scores, test.weights), "calibration.png")
-        bars = {self.preset.model.architecture: summary.metrics[split], **summary.controls}
+        bars = {self.preset.model.architecture: summary.metrics[split]}
+        bars |= {control_label(name, found, summary.run_id): found for name, found in summary.controls.items()}
         tracker.log_figure(control_bars(bars), "controls.png")
         # Last of all: it says that the run is finished, and nothing reopens it from then on.
         write_text(self.run_dir / METRICS, json.dumps(record, indent=2))

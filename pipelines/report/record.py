@@ -17,16 +17,18 @@ class RunRecord:
     """The files of a finished run.
 
     Args:
+        run_id: its name.
         config: `config.json`.
         metrics: of the model, by split.
-        controls: by name.
+        controls: metrics by name; `target_only` also has `run_id` and `day` of the run that trained it.
         curve: one mapping a look at the validation rows.
         seconds: wall time from the first file to the weights, an interruption in between included.
     """
 
+    run_id: str
     config: dict[str, Any]
     metrics: dict[str, Metrics]
-    controls: dict[str, Metrics]
+    controls: dict[str, dict[str, Any]]
     curve: list[dict[str, float]]
     seconds: float
 
@@ -37,6 +39,7 @@ class RunRecord:
         config = run_dir / CONFIG
         lines = (run_dir / "curve.jsonl").read_text(encoding="utf-8").splitlines()
         return cls(
+            run_id=run_dir.name,
             config=json.loads(config.read_text(encoding="utf-8")),
             metrics=record["metrics"],
             controls=record["controls"],

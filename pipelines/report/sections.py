@@ -18,7 +18,7 @@ from features.store.feature_set import FeatureSet, Window
 from features.store.schema import FIRST_VALUE
 from pipelines.cells import HEADINGS, metric_cell, number, signed_span
 from pipelines.job.evaluate import Scored
-from pipelines.job.summary import Metrics
+from pipelines.job.summary import Metrics, control_label
 from pipelines.report.page import Section
 from pipelines.report.parts import beside, facts, folded, grouped_table, plot, remark, table, tiles
 from pipelines.report.record import RunRecord
@@ -62,7 +62,8 @@ def the_run(record: RunRecord, feature_set: FeatureSet, parameters: int) -> Sect
 def metrics_and_controls(record: RunRecord, split: str) -> Section:
     """The model beside what it has to beat."""
     model = record.config["preset"]["model"]["architecture"]
-    rankers = {model: record.metrics[split], **record.controls}
+    rankers = {model: record.metrics[split]}
+    rankers |= {control_label(name, found, record.run_id): found for name, found in record.controls.items()}
     shown = [key for key in RANKER_METRICS if any(key in metrics for metrics in rankers.values())]
     rows = [
         [

@@ -1,0 +1,114 @@
+"""When a run trains its target-only control, and what it says of one that another run trained."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ctr.config import ModelConfig, Preset, TrainConfig
+from features.store.feature_set import FeatureSet
+from pipelines.job import train
+from pipelines.job.summary import Summary
+from pipelines.job.train import Job
+from pipelines.workspace import Workspace
+from tests.toy import toy_feature_set
+
+MODEL = ModelConfig(embedding_dim=4, vector_dim=4, attention_dim=4, attention="mean", tower="linear")
+TRAIN = TrainConfig(epochs=1, batch_size=50, evaluations_per_epoch=1)
+
+
+class Untracked:
+    """A tracker that keeps nothing but tags."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+
+    def set_tag(self, name: str, value: str) -> None:
+        self.tags[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+class Runs:
+    """Runs on one feature set, one after the other; `said` is what the last one printed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workspace = Workspace(folder)
+        self.data: FeatureSet = toy_feature_set(self.workspace.feature_sets / "toy" / "v1", rows=400, users=20)
+        self.said, self.tags = "", {}
+
+    def run(self, **changes: Any) -> Summary:
+        """One run with these settings of training, or with others of the model (`use_history`)."""
+        of_model = {key: value for key, value in changes.items() if key in ModelConfig.model_fields}
+        of_train = {key: value for key, value in changes.items() if key in TrainConfig.model_fields}
+        preset = Preset(model=MODEL.model_copy(update=of_model), train=TRAIN.model_copy(update=of_train))
+        out, tracker = io.StringIO(), Untracked()
+        job = Job.start(preset, self.data, self.workspace, Console(file=out, width=500))
+        summary = job.train_and_evaluate(tracker).summary  # type: ignore[arg-type]
+        self.said, self.tags = out.getvalue(), tracker.tags
+        return summary
+
+    def trained_control(self, summary: Summary) -> bool:
+        return (self.workspace.runs / str(summary.run_id) / "target_only").is_dir()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def test_weekly_trains_the_control_once_in_seven_days(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = runs.run(controls="weekly")
+    assert runs.trained_control(first) and first.controls["target_only"]["run_id"] == first.run_id
+    second = runs.run(controls="weekly")
+    assert not runs.trained_control(second)
+    assert second.controls["target_only"] == first.controls["target_only"]
+    day = first.controls["target_only"]["day"]
+    assert f"target-only control: of run {first.run_id}, {day}" in runs.said and f"target-only of {day}" in runs.said
+    assert runs.tags["control.target_only.run"] == first.run_id
+    record = json.loads((runs.workspace.runs / str(second.run_id) / "metrics.json").read_text())
+    assert record["controls"]["target_only"]["run_id"] == first.run_id
+    # A run that took over a control is none to take it over from, however young it is.
+    monkeypatch.setattr(train, "OLDEST_CONTROL", timedelta(0))
+    third = runs.run(controls="weekly")
+    assert runs.trained_control(third) and third.controls["target_only"]["run_id"] == third.run_id
+
+
+def test_seven_days_are_the_limit() -> None:
+    assert timedelta(days=7) == train.OLDEST_CONTROL
+
+
+def test_weekly_trains_the_control_where_recent_runs_are_of_other_settings(runs: Runs) -> None:
+    runs.run(controls="always")
+    assert runs.trained_control(runs.run(learning_rate=0.01))
+    assert runs.trained_control(runs.run(embedding_dim=5))
+    assert not runs.trained_control(runs.run())
+
+
+def test_always_trains_it(runs: Runs) -> None:
+    runs.run(controls="always")
+    again = runs.run(controls="always")
+    assert runs.trained_control(again) and again.controls["target_only"]["run_id"] == again.run_id
+    assert " of 20" not in runs.said
+
+
+def test_never_says_so_and_has_none(runs: Runs) -> None:
+    runs.run(controls="always")
+    without = runs.run(controls="never")
+    assert not runs.trained_control(without) and "target_only" not in without.controls
+    assert "no target-only control: train.controls is never" in runs.said
+    assert runs.tags["control.target_only.run"] == "none"
+
+
+def test_a_model_without_history_is_its_own_control(runs: Runs) -> None:
+    found = runs.run(use_history=False, controls="never")
+    assert not runs.trained_control(found)
+    assert found.controls["target_only"]["run_id"] == found.run_id
+    assert found.controls["target_only"]["auc"] == found.metrics["test"]["auc"]
