@@ -21,10 +21,12 @@ def train(feature_set: str, model: dict[str, Any], training: dict[str, Any], see
     from ctr.data.feature_tables import frozen_tables
     from ctr.evaluation.metrics import auc, log_loss
     from ctr.model.click_model import ClickModel
+    from ctr.training.allocator import keep_freed_memory
     from ctr.training.loop import fit, predict
     from features.progress import silent
     from features.store.feature_set import FeatureSet
 
+    keep_freed_memory()
     data = FeatureSet.open(Path(feature_set))
     overrides = {"model": model, "train": {**training, "seed": seed, "device": "cpu"}}
     preset = load_preset(ROOT / "conf/model/qin.yaml", ROOT / "conf/train.yaml", overrides)

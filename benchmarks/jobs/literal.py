@@ -16,6 +16,7 @@ from benchmarks.inputs.presets import DEFAULTS, PAPER
 from benchmarks.peers.literal_loader import Row, item_tables, row_loader
 from benchmarks.peers.literal_qin import LiteralQIN, LiteralStep
 from ctr.config import Preset, load_preset
+from ctr.training.allocator import keep_freed_memory
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
         resident before the first step, with model and rows in memory; `peak_mib`; `loss` of the last step;
         `parameters`.
     """
+    keep_freed_memory()
     settings = load_preset(PAPER, DEFAULTS, preset)
     model = literal_model(Path(folder), settings)
     step = LiteralStep(model.train(), settings.train)

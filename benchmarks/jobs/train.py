@@ -20,6 +20,7 @@ from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device
 from ctr.model.click_model import ClickModel
+from ctr.training.allocator import keep_freed_memory
 from ctr.training.train_step import TrainStep
 from features.store.feature_set import FeatureSet
 
@@ -41,6 +42,7 @@ def train(
         of memory-mapped files the steps read, which the system may drop at any time; it is part of `peak_mib`.
         `device_peak_mib`, on CUDA, is the most that lay on the device at a time.
     """
+    keep_freed_memory()
     settings, model, data = built(feature_set, batch_size, preset)
     device = next(model.parameters()).device
     take_step = TrainStep(model.train(), settings.train, device)

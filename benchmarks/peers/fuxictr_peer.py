@@ -9,6 +9,7 @@ in the process that trains.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.harness.measured import ROOT
 from benchmarks.inputs.mmctr_shaped import ITEMS, LEVELS, MOST_TAGS, ROWS, TAGS, VECTOR_WIDTH
 from benchmarks.inputs.presets import DEFAULTS, PAPER
 from ctr.config import load_preset
+from ctr.training.allocator import KEEPING
 from features.errors import ConfigError
 
 HERE = ROOT / "benchmarks" / "peers" / "fuxictr"
@@ -69,7 +71,8 @@ def train(
         "embedding_l2": settings.train.embedding_l2,
         "clip_norm": settings.train.clip_norm,
     }
-    done = subprocess.run([str(python), str(SCRIPT), json.dumps(arguments)], capture_output=True, text=True, cwd=data)
+    command = [str(python), str(SCRIPT), json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=data, env=os.environ | KEEPING)
     if done.returncode < 0:
         raise ConfigError(
             f"FuxiCTR's DIN was killed by signal {-done.returncode}, as a rule for want of memory. Lower the batch "

@@ -72,8 +72,10 @@ def profile(feature_set: str, batch_size: int, preset: dict[str, Any], say: Call
 def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> dict[str, Any]:
     """The parts of a step of one way of training, `step_ms` measured without the profiler, and `least_ms`."""
     from benchmarks.jobs.train import batches, built
+    from ctr.training.allocator import keep_freed_memory
     from ctr.training.train_step import TrainStep
 
+    keep_freed_memory()
     settings, model, data = built(feature_set, batch_size, preset)
     device = next(model.parameters()).device
     take_step = TrainStep(model.train(), settings.train, device)

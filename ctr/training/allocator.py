@@ -7,13 +7,17 @@ import sys
 
 # mallopt(3): never give memory back, and take none by mmap, which is given back on every free.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# The same for a process that is started with this environment, whatever runs in it.
+KEEPING = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0"}
 
 
 def keep_freed_memory() -> bool:
     """Make the whole process keep the memory it frees until it ends; returns whether the C library accepted it.
 
     Otherwise each large tensor of a step is mapped, cleared page by page and unmapped again, which on a CPU takes
-    longer than most of the computation in it. Only glibc has these settings; elsewhere nothing changes.
+    longer than most of the computation in it. The process stays at its peak, whatever else it does: call this where a
+    process that trains begins, as the commands do, and not in a library. Only glibc has these settings; elsewhere
+    nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

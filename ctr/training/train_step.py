@@ -11,7 +11,6 @@ from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
-from ctr.training.allocator import keep_freed_memory
 from ctr.training.losses import click_loss, training_loss
 from ctr.training.optimizer import FiniteGuard, make_optimizer
 from ctr.training.sparse_optimizer import RowOptimizer
@@ -29,6 +28,8 @@ class TrainStep:
     products, and what is read and written once a history position, in half of it. Where `table_optimizer` is not
     `adam`, embedding tables of more than 256 rows are moved by row (`ctr.training.sparse_optimizer`), all else by Adam.
 
+    On a CPU a process that trains should begin with `ctr.training.allocator.keep_freed_memory()`, as the commands do.
+
     Args:
         model: with tables attached and on `device`; `outputs(batch) -> Outputs`, `regularized_parameters()`.
         config: precision, optimizers, L2, clipping.
@@ -42,12 +43,10 @@ class TrainStep:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
-        if device.type == "cpu":
-            if config.compile:
-                raise ConfigError(
-                    "train.compile: meant for CUDA. On a CPU the step has compiled loops of its own; set it to false."
-                )
-            keep_freed_memory()
+        if device.type == "cpu" and config.compile:
+            raise ConfigError(
+                "train.compile: meant for CUDA. On a CPU the step has compiled loops of its own; set it to false."
+            )
         self.config = config
         self.model = model
         forward: Callable[[Batch], Outputs] = model.outputs  # type: ignore[assignment]

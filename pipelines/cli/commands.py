@@ -173,10 +173,12 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train one model and evaluate it on the test split."""
+    from ctr.training.allocator import keep_freed_memory
     from pipelines.job.train import train_run
     from pipelines.job_settings import JobSettings
 
     started = time.monotonic()
+    keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
     settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
     finish(train_run(settings, resume).closed(started), as_json)
@@ -199,10 +201,12 @@ def run(
     Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. Exit 6
     when the gate refuses it; the champion stays.
     """
+    from ctr.training.allocator import keep_freed_memory
     from pipelines.job.run import run_job
     from pipelines.job_settings import JobSettings
 
     started = time.monotonic()
+    keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
     settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
     summary = run_job(settings)
@@ -256,10 +260,12 @@ def tune(
 
     Start the command several times with one study name for several workers.
     """
+    from ctr.training.allocator import keep_freed_memory
     from pipelines.job_settings import JobSettings
     from pipelines.tune.space import load_space
     from pipelines.tune.sweep import Sweep, run_sweep
 
+    keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
     settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
     payload = run_sweep(settings, Sweep(study, load_space(space), storage, trials))

@@ -22,6 +22,7 @@ import torch
 from ctr.config import Preset
 from ctr.data.columns import column
 from ctr.data.feature_tables import FrozenTables, frozen_tables, order_among_real
+from ctr.training.allocator import keep_freed_memory
 from features.errors import ConfigError, DataError
 from features.progress import progress, silent
 from features.store.atomic import replace_file, write_text
@@ -133,6 +134,7 @@ def train_one(task: Task) -> None:
             f"{task.folder}: the code changed while the study ran: its trials would not be comparable. Run the study "
             "again: trials of the code as it is now are kept."
         )
+    keep_freed_memory()
     torch.set_num_threads(task.threads)
     feature_set = FeatureSet.open(task.feature_set)
     tables = frozen_tables(feature_set)
