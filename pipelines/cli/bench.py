@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from features.contract.settings import parse_overrides
-from features.errors import ConfigError
+from pipelines.cli.options import overrides_of
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.inspect.bench import parse_sizes, run_bench
 
@@ -129,9 +128,7 @@ def bench_train(
     At the sizes of the paper; the peers are the literal equations and FuxiCTR's DIN."""
     sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
     options = {"steps": steps, "repeats": repeats, "venv": venv, "peers": peers, "with_profile": with_profile}
-    preset = parse_overrides(assignments or [])
-    if unknown := sorted(preset.keys() - {"model", "train"}):
-        raise ConfigError(f"--set {unknown[0]}.…: unknown section. Sections: model, train.")
+    preset = overrides_of(assignments, ("model", "train"))
     _run("train", as_json, out, work, **sizes, **options, with_scaling=with_scaling, preset=preset)
 
 

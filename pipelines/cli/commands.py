@@ -15,11 +15,13 @@ from rich.console import Console
 from features.errors import ConfigError, QuadRankError
 from pipelines.cli.bench import bench_app
 from pipelines.cli.options import (
+    DATA_ALONE,
     DEFAULT_MODEL,
     DEFAULT_TRAIN,
     AsOfOption,
     BundleOption,
     DataOption,
+    DataSetOption,
     ModelOption,
     RootOption,
     RunOption,
@@ -105,13 +107,13 @@ def features(
     ] = False,
     root: RootOption = None,
     work: WorkOption = Path(),
-    assignments: SetOption = None,
+    assignments: DataSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build a feature set from the raw tables."""
     from pipelines.job.build import build, describe
 
-    source, _ = settings_of(data, assignments, root, as_of, window)
+    source, _ = settings_of(data, assignments, root, as_of, window, DATA_ALONE)
     result = build(source, Workspace(work))
     console(as_json).print(describe(result))
     compared = {}
@@ -144,13 +146,13 @@ def inspect_embeddings(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
-    assignments: SetOption = None,
+    assignments: DataSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well each vector set predicts clicks."""
     from pipelines.inspect.embeddings import inspect_embeddings as inspect
 
-    source, _ = settings_of(data, assignments, root, as_of, window)
+    source, _ = settings_of(data, assignments, root, as_of, window, DATA_ALONE)
     finish(inspect(source, Workspace(work), out, console(as_json)), as_json)
 
 

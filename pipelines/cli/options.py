@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from features.contract.contract import load_contract
-from features.contract.settings import parse_overrides, unknown_key
+from features.contract.settings import parse_overrides
 from features.errors import ConfigError
 from pipelines.shipped import CONF, default_settings, refuse_absent
 from pipelines.source import Source, parse_window
@@ -49,6 +49,10 @@ SetOption = Annotated[
         help="Change one setting, e.g. train.epochs=3; repeatable. Sections: data, model, train.",
     ),
 ]
+DataSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="DATA.KEY=VALUE", help="Change one setting of the data contract; repeatable."),
+]
 RootOption = Annotated[
     str | None,
     typer.Option("--root", help="Folder that relative paths of the contract start from; default: as it says."),
@@ -77,21 +81,41 @@ WindowOption = Annotated[
 DEFAULT_MODEL = Path("conf/model/qin.yaml")
 DEFAULT_TRAIN = Path("conf/train.yaml")
 SECTIONS = ("data", "model", "train")
+DATA_ALONE = ("data",)
 
 
 def overrides_of(assignments: list[str] | None, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`--set` values by section. Raises ConfigError for a section that the command does not have."""
+    """`--set` values by section. Raises ConfigError for a section that the command does not read."""
     overrides = parse_overrides(assignments or [])
     for section in overrides:
         if section not in sections:
-            raise ConfigError(f"--set {section}.…: unknown section. {unknown_key(section, sections)}")
+            raise ConfigError(
+                f"--set {section}.…: this command reads no section of that name. It reads: {', '.join(sections)}."
+            )
     return overrides
 
 
 def settings_of(
-    data: Path, assignments: list[str] | None, root: str | None, as_of: str | None, window: str | None
+    data: Path,
+    assignments: list[str] | None,
+    root: str | None,
+    as_of: str | None,
+    window: str | None,
+    sections: Sequence[str] = SECTIONS,
 ) -> tuple[Source, dict[str, Any]]:
-    """The contract with its own `--set` values on top and the days that are read of it; values of other sections."""
-    overrides = overrides_of(assignments, SECTIONS)
+    """The contract with its own `--set` values on top and the days that are read of it; values of other sections.
+
+    Args:
+        data: file of the contract.
+        assignments: values of `--set`.
+        root: value of `--root`.
+        as_of: value of `--as-of`.
+        window: value of `--window`.
+        sections: which of them the command reads; `data` is among them.
+
+    Raises:
+        ConfigError: a value cannot be used, or is of a section that the command does not read.
+    """
+    overrides = overrides_of(assignments, sections)
     contract = load_contract(data, overrides.pop("data", None), root)
     return Source(contract, as_of, parse_window(window)), overrides

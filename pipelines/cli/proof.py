@@ -67,6 +67,8 @@ def compare(
 
     if (study is None) == (models is None):
         raise ConfigError("compare: name either --study FILE or --models A,B. Studies lie in conf/studies.")
+    if models and assignments:
+        raise ConfigError("--set changes a study file, and --models has none: use --seeds and --data, or --study.")
     overrides = overrides_of(assignments, ("study",)).get("study", {})
     found = load_study(study, overrides) if study else study_of_models((models or "").split(","), data, seeds)
     comparison = Comparison(found, train_defaults, root, Workspace(work), workers, console(as_json))

@@ -131,7 +131,7 @@ def test_the_picture_is_a_png(quadrank: Run, sets: dict[str, Path], tmp_path: Pa
         (["--split", "holdout"], 2, "--split holdout: choose one of train, valid, test"),
         (["--set", "drift.pis=0.2"], 2, "unknown key 'pis'. Did you mean 'psi'?"),
         (["--set", "drift.psi=-1"], 2, "psi: Input should be greater than 0"),
-        (["--set", "train.epochs=1"], 2, "unknown section"),
+        (["--set", "train.epochs=1"], 2, "It reads: drift"),
         (["--new", "nowhere"], 4, "nowhere: no such file. Name a feature set's folder"),
     ],
 )
