@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,27 +37,11 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(
-    work: Path,
-    say: Say,
-    *,
-    rows: int,
-    items: int,
-    max_len: int,
-    batch_size: int,
-    steps: int,
-    repeats: int,
-    venv: Path | None,
-    peers: bool,
-    with_profile: bool,
-    with_scaling: bool,
-    preset: dict[str, Any] | None = None,
-) -> Report:
-    """Train each way for a few steps, in turns, each in a fresh process; figures are medians.
+@dataclass(frozen=True)
+class TrainBench:
+    """What is measured, and how often.
 
     Args:
-        work: folder for the log and its feature set.
-        say: told what goes on.
         rows: of the log, in the shape of MM-CTR (`benchmarks.inputs.mmctr_shaped`).
         items: of the catalogue.
         max_len: events of a history.
@@ -68,11 +53,34 @@ def run(
         with_profile: also where a step's time goes, beside the roofline of this machine.
         with_scaling: also rows a second over batch size, history length and items.
         preset: model and training settings over those of conf/model/qin_paper.yaml, for all but FuxiCTR's own parts.
+    """
+
+    rows: int
+    items: int
+    max_len: int
+    batch_size: int
+    steps: int
+    repeats: int
+    venv: Path | None
+    peers: bool
+    with_profile: bool
+    with_scaling: bool
+    preset: dict[str, Any] = field(default_factory=dict)
+
+
+def run(work: Path, say: Say, settings: TrainBench) -> Report:
+    """Train each way for a few steps, in turns, each in a fresh process; figures are medians.
+
+    Args:
+        work: folder for the log and its feature set.
+        say: told what goes on.
+        settings: sizes, and what is measured.
 
     Raises:
         ConfigError: too few rows for the items; a process was killed.
         RuntimeError: a call failed.
     """
+    rows, items, max_len = settings.rows, settings.items, settings.max_len
     say(f"simulating {rows:,} rows of {items:,} items, histories of up to {max_len}")
     folder = work / "mmctr"
     users = max(1, rows // (ROWS_A_USER_AND_POSITION * max_len))
@@ -80,9 +88,9 @@ def run(
         "benchmarks.inputs.mmctr_shaped:build", out=str(folder), rows=rows, users=users, items=items, max_len=max_len
     ).result
     say(f"{shape['rows']:,} training rows, {shape['mean_history']:.1f} events of history on average")
-    calls = _calls(folder, shape["feature_set"], venv or DEFAULT_VENV, batch_size, steps, peers, preset or {})
+    calls = _calls(folder, shape["feature_set"], settings)
     runs: dict[str, list[Measured]] = {name: [] for name in calls}
-    for number in range(1, repeats + 1):
+    for number in range(1, settings.repeats + 1):
         for name, call in list(calls.items()):
             try:
                 runs[name].append(call())
@@ -92,25 +100,24 @@ def run(
                 say(f"{name} is left out: {error}")
                 del calls[name], runs[name]
                 continue
-            say(f"{number} of {repeats}, {name}: {runs[name][-1].result['rows_per_s']:,.0f} rows/s")
+            say(f"{number} of {settings.repeats}, {name}: {runs[name][-1].result['rows_per_s']:,.0f} rows/s")
     results = [_result(name, of_name) for name, of_name in runs.items()]
     report = Report(results, _ratios(results), COLUMNS)
-    if with_profile:
-        report = report.with_section(profile(shape["feature_set"], batch_size, preset or {}, say))
-    if with_scaling:
-        report = report.with_section(scaling(work, say, preset or {}))
+    if settings.with_profile:
+        report = report.with_section(profile(shape["feature_set"], settings.batch_size, settings.preset, say))
+    if settings.with_scaling:
+        report = report.with_section(scaling(work, say, settings.preset))
     return report
 
 
-def _calls(
-    folder: Path, feature_set: str, venv: Path, batch_size: int, steps: int, peers: bool, preset: dict[str, Any]
-) -> dict[str, Callable[[], Measured]]:
-    shared = {"batch_size": batch_size, "steps": steps}
+def _calls(folder: Path, feature_set: str, settings: TrainBench) -> dict[str, Callable[[], Measured]]:
+    preset, shared = settings.preset, {"batch_size": settings.batch_size, "steps": settings.steps}
     calls: dict[str, Callable[[], Measured]] = {}
-    if peers:
+    if settings.peers:
+        venv = str(settings.venv or DEFAULT_VENV)
         given = {"folder": str(folder), "warmup": 1, "preset": preset, **shared}
         calls[LITERAL] = lambda: measure("benchmarks.jobs.literal:train", **given)
-        calls[FUXICTR] = lambda: measure("benchmarks.peers.fuxictr_peer:train", venv=str(venv), **given)
+        calls[FUXICTR] = lambda: measure("benchmarks.peers.fuxictr_peer:train", venv=venv, **given)
     for name, own in OURS.items():
         both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
         calls[name] = lambda both=both: measure(  # type: ignore[misc]

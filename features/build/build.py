@@ -310,7 +310,7 @@ class Build:
 def with_vectors(encoder: Encoder, made: VectorResult) -> Encoder:
     """An encoder whose schema has the vectors and what is derived from them."""
     old = encoder.schema
-    found = {"item": (*old.item, *made.item_fields), "vectors": made.sets, "neighbours": made.neighbours}
+    found = {"item": (*old.item, *made.item_fields), "vectors": made.sets}
     return replace(encoder, schema=old.model_copy(update=found))
 
 

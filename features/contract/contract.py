@@ -133,10 +133,9 @@ class Contract(Settings):
             raise ValueError(f"vectors.fusion: {min(twice)!r} is the name of an embedding set; choose another")
         named = {f"vectors.fusion.{name}": set(fusion.sets) for name, fusion in self.vectors.fusion.items()}
         allowed = {where: set(self.embeddings) for where in named}
-        for section, derived in (("semantic_ids", self.vectors.semantic_ids), ("neighbours", self.vectors.neighbours)):
-            for name, spec in derived.items():
-                named[f"vectors.{section}.{name}"] = {spec.set}
-                allowed[f"vectors.{section}.{name}"] = sets
+        for name, spec in self.vectors.semantic_ids.items():
+            named[f"vectors.semantic_ids.{name}"] = {spec.set}
+            allowed[f"vectors.semantic_ids.{name}"] = sets
         for where, names in named.items():
             if missing := names - allowed[where]:
                 raise ValueError(f"{where}: no vector set {min(missing)!r}; there are {sorted(allowed[where])}")

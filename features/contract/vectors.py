@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from features.contract.log import Format
 from features.contract.settings import Settings
@@ -69,23 +69,13 @@ class SemanticIds(Settings):
     seed: int = 1
 
 
-class Neighbours(Settings):
-    """The `k` nearest items of the training window by cosine, as an item column of ids."""
-
-    set: str
-    k: PositiveInt = 10
-    same: str | None = Field(None, description="item column that neighbours must share, e.g. category")
-    coclicks: FiniteFloat = Field(0.0, ge=0, description="weight of co-clicks added to cosine when re-ranking")
-
-
 class Vectors(Settings):
     """All that a contract says of vectors beyond the sets themselves."""
 
     fusion: dict[str, Fusion] = {}
     semantic_ids: dict[str, SemanticIds] = {}
-    neighbours: dict[str, Neighbours] = {}
 
-    @field_validator("fusion", "semantic_ids", "neighbours")
+    @field_validator("fusion", "semantic_ids")
     @classmethod
     def _names_are_file_names(cls, value: dict[str, object]) -> dict[str, object]:
         for name in value:

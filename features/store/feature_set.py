@@ -19,14 +19,14 @@ from features.errors import DataError, require_format
 from features.store.arrow import to_arrow, to_numpy
 from features.store.pointer import follow
 from features.store.schema import Schema
-from features.store.vector_files import EMBEDDINGS, NEIGHBOURS, decoded, read_stored
+from features.store.vector_files import EMBEDDINGS, decoded, read_stored
 from features.store.versions import ITEM_VERSIONS, USER_VERSIONS, Versions, columns_as_of
 
 SplitName = Literal["train", "valid", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 MANIFEST = "MANIFEST.json"
-FORMAT = 3
+FORMAT = 4
 
 
 class FileEntry(Settings):
@@ -122,9 +122,8 @@ class FeatureSet:
         {item,user}_versions.arrow                 all versions, by row and the instant they begin (with `valid_from`)
         embeddings/<set>.npy <set>.present.npy     float32, float16 or int8 [items, width]; bool [items]
         embeddings/<set>.scale.npy                 float32 [items], of an int8 set
-        neighbours/<column>.npy                    item rows, int32 [items, k]
         semantic_ids/<column>/                     a `SemanticCoder`
-        neighbours/*.npy  semantic_ids/  transforms/   nearest items, codebooks, what was learned from vectors
+        transforms/                                what was learned from vectors
         counters/{items,users}.arrow               what the counters said at the end of the log
         vocabularies/*.arrow  encoder.json  profile.json  MANIFEST.json
     """
@@ -240,10 +239,6 @@ class FeatureSet:
     def present(self, name: str) -> np.ndarray:
         """Which items have a vector of their own in the set (a filled one is not), bool [items]."""
         return np.load(self.path / EMBEDDINGS / f"{name}.present.npy", mmap_mode="r")
-
-    def neighbours(self, name: str) -> np.ndarray:
-        """Nearest items, best first, as item rows: int32 [items, k], 0 where there are fewer. Memory-mapped."""
-        return np.load(self.path / NEIGHBOURS / f"{name}.npy", mmap_mode="r")
 
     def _table(self, name: str) -> dict[str, np.ndarray]:
         return read_arrow(self.path / name)

@@ -38,8 +38,8 @@ class Schema(Settings):
     `item` and `user` fields are columns of the item and user tables, their id first; `context` fields
     are row columns; `candidate` fields are numbers of the target as of the row's time (item counters), one
     a candidate in a request; `event` fields are carried by each history event; `items` and `users` count table
-    rows (with padding row 0 and unknown row 1); `neighbours` name tables of each item's nearest items; `labels` are
-    further targets of each row beside the click, NaN where unknown.
+    rows (with padding row 0 and unknown row 1); `labels` are further targets of each row beside the click, NaN where
+    unknown.
     """
 
     items: int
@@ -50,6 +50,5 @@ class Schema(Settings):
     candidate: tuple[Field, ...] = ()
     event: tuple[Field, ...] = ()
     vectors: tuple[VectorSet, ...] = ()
-    neighbours: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     history_max_len: int

@@ -12,7 +12,6 @@ from features.errors import DataError
 from features.store.schema import FIRST_VALUE
 
 EMBEDDINGS = "embeddings"
-NEIGHBOURS = "neighbours"
 LARGEST_INT8 = 127
 Dtype = Literal["float32", "float16", "int8"]
 

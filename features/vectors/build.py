@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from features.contract.vectors import FillFromNeighbours
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError
 from features.store.schema import FIRST_VALUE, PADDING, UNKNOWN, Field, VectorSet
-from features.store.vector_files import EMBEDDINGS, NEIGHBOURS, Dtype, ItemVectors, write_vectors
+from features.store.vector_files import EMBEDDINGS, Dtype, ItemVectors, write_vectors
 from features.vectors.coclicks import Clicks, CoClicks
 from features.vectors.filling import BY_CLICKS, fill_missing
 from features.vectors.fusion import fuse
-from features.vectors.neighbours import nearest_neighbours
 from features.vectors.projections import FusedTransform, SetTransform
 from features.vectors.read import read_vectors
 from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder, column_names
@@ -34,35 +33,35 @@ class VectorResult:
         coverage: share of catalogue items with a vector of their own, of every set, stored or not.
         item_fields: the columns of semantic ids, as a model sees them.
         item_columns: their values, int32 [items]: 0 padding, 1 no vector or a prefix that training does not know.
-        neighbours: names of the neighbour columns.
-        report: for JSON, sections without entries left out: `filled` (items that borrowed a vector, by set),
-            `semantic_ids` (`SemanticCoder.report`) and `neighbours` (items that have any).
+        report: for JSON, sections without entries left out: `filled` (items that borrowed a vector, by set) and
+            `semantic_ids` (`SemanticCoder.report`).
     """
 
     sets: tuple[VectorSet, ...]
     coverage: dict[str, float]
     item_fields: tuple[Field, ...]
     item_columns: dict[str, np.ndarray]
-    neighbours: tuple[str, ...]
     report: dict[str, Any]
 
 
 def needs_clicks(contract: Contract) -> bool:
     """Whether anything about the vectors depends on who clicked what."""
-    by = [spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, FillFromNeighbours)]
-    return BY_CLICKS in by or any(spec.coclicks for spec in contract.vectors.neighbours.values())
+    return any(
+        isinstance(spec.missing, FillFromNeighbours) and spec.missing.by == BY_CLICKS
+        for spec in contract.embeddings.values()
+    )
 
 
 def build_vectors(
     contract: Contract,
     items: Vocabulary,
     trained_I: np.ndarray,
-    item_columns: Mapping[str, np.ndarray],
+    item_columns: Collection[str],
     clicks: Clicks | None,
     folder: Path,
     prior: Path | None = None,
 ) -> VectorResult:
-    """Read, transform, fill, fuse and store vectors, and derive semantic ids and neighbours.
+    """Read, transform, fill, fuse and store vectors, and derive semantic ids.
 
     Everything that is learned (means, components, centres, which items' vectors fill which) comes from items of the
     training window: another vector of any other item changes nothing but what that item itself gets.
@@ -71,14 +70,14 @@ def build_vectors(
         contract: whose `embeddings` and `vectors` say what to do.
         items: the catalogue; row i of every result is catalogue row i.
         trained_I: bool [items], items of the training window.
-        item_columns: encoded columns of the item table, [items] or [items, max_len].
+        item_columns: names of the item table's columns.
         clicks: positive rows of the training window, where `needs_clicks` says so.
-        folder: of the feature set: `embeddings/`, `semantic_ids/` and `neighbours/` are written below it.
+        folder: of the feature set: `embeddings/`, `semantic_ids/` and `transforms/` are written below it.
         prior: an earlier feature set of the contract, whose transforms and codes are used instead of learning new ones:
             its items keep their vectors, and a model trained on it goes on.
 
     Raises:
-        ConfigError: `missing.by` or `same` names what is not there, or a derived column's name is taken.
+        ConfigError: `missing.by` names what is not there, or a derived column's name is taken.
         DataError: vectors that break their contract, or too few in training for what is asked of them.
     """
     _check(contract, item_columns)
@@ -90,7 +89,6 @@ def build_vectors(
     build = _VectorBuild(contract, items, trained_I, coclicks, folder, prior)
     build.sets()
     build.semantic_ids()
-    build.neighbours(item_columns)
     return build.result()
 
 
@@ -117,7 +115,7 @@ class _VectorBuild:
         self.coverage: dict[str, float] = {}
         self.fields: tuple[Field, ...] = ()
         self.columns: dict[str, np.ndarray] = {}
-        self.report: dict[str, Any] = {"filled": {}, "semantic_ids": {}, "neighbours": {}}
+        self.report: dict[str, Any] = {"filled": {}, "semantic_ids": {}}
 
     def sets(self) -> None:
         """Every declared set and every fused one. Sets that nothing is derived from leave memory once stored."""
@@ -156,16 +154,6 @@ class _VectorBuild:
             self.fields += coder.fields
             self.report["semantic_ids"][name] = coder.report(vectors_PW, codes_PL)
 
-    def neighbours(self, item_columns: Mapping[str, np.ndarray]) -> None:
-        """Nearest items of each declared column; `same` may name a column of the table or of semantic ids."""
-        for name, spec in self.contract.vectors.neighbours.items():
-            nearest_IK = nearest_neighbours(
-                name, spec, self.kept[spec.set], self.trained_I, {**item_columns, **self.columns}, self.coclicks
-            )
-            (self.folder / NEIGHBOURS).mkdir(parents=True, exist_ok=True)
-            np.save(self.folder / NEIGHBOURS / f"{name}.npy", nearest_IK)
-            self.report["neighbours"][name] = int((nearest_IK[:, 0] != PADDING).sum())
-
     def result(self) -> VectorResult:
         """All that was gathered, in the contract's order."""
         order = (*self.contract.embeddings, *self.contract.vectors.fusion)
@@ -174,7 +162,6 @@ class _VectorBuild:
             coverage={name: self.coverage[name] for name in order},
             item_fields=self.fields,
             item_columns=self.columns,
-            neighbours=tuple(self.contract.vectors.neighbours),
             report={section: entries for section, entries in self.report.items() if entries},
         )
 
@@ -202,9 +189,8 @@ class _VectorBuild:
 
 
 def _needed(contract: Contract) -> set[str]:
-    """Sets that another one, or a column, is derived from."""
+    """Sets that another set, or a column of codes, is derived from."""
     needed = {spec.set for spec in contract.vectors.semantic_ids.values()}
-    needed |= {spec.set for spec in contract.vectors.neighbours.values()}
     needed |= {part for spec in contract.vectors.fusion.values() for part in spec.sets}
     return needed | {
         spec.missing.by for spec in contract.embeddings.values() if isinstance(spec.missing, FillFromNeighbours)
@@ -217,7 +203,7 @@ def _is_seen(contract: Contract, name: str) -> bool:
     return not fusions or any(spec.keep_parts for spec in fusions)
 
 
-def _check(contract: Contract, item_columns: Mapping[str, np.ndarray]) -> None:
+def _check(contract: Contract, item_columns: Collection[str]) -> None:
     for name, spec in contract.embeddings.items():
         if isinstance(spec.missing, FillFromNeighbours):
             choices = [BY_CLICKS, *(other for other in contract.embeddings if other != name)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.checkout import checkout
 from pipelines.cli.options import overrides_of
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.inspect.bench import parse_sizes, run_bench
@@ -126,10 +127,24 @@ def bench_train(
     """Measure training, beside its peers.
 
     At the sizes of the paper; the peers are the literal equations and FuxiCTR's DIN."""
-    sizes = {"rows": rows, "items": items, "max_len": max_len, "batch_size": batch_size}
-    options = {"steps": steps, "repeats": repeats, "venv": venv, "peers": peers, "with_profile": with_profile}
     preset = overrides_of(assignments, ("model", "train"))
-    _run("train", as_json, out, work, **sizes, **options, with_scaling=with_scaling, preset=preset)
+    checkout("bench_train", "quadrank bench train")
+    from benchmarks.bench_train import TrainBench
+
+    settings = TrainBench(
+        rows=rows,
+        items=items,
+        max_len=max_len,
+        batch_size=batch_size,
+        steps=steps,
+        repeats=repeats,
+        venv=venv,
+        peers=peers,
+        with_profile=with_profile,
+        with_scaling=with_scaling,
+        preset=preset,
+    )
+    _run("train", as_json, out, work, settings=settings)
 
 
 @bench_app.command("accuracy", epilog="Example: quadrank bench accuracy --study epochs --seeds 2")

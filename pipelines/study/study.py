@@ -136,13 +136,10 @@ def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, ro
 
 
 def _without_others(content: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
-    """The sections of a contract on vectors without other sets, and fusions, codes and neighbours made of them."""
-    made = content["vectors"]
-    fusion = {name: one for name, one in made["fusion"].items() if set(one["sets"]) <= set(kept)}
-    there = {*kept, *fusion}
-    derived = {
-        section: {name: one for name, one in made[section].items() if one["set"] in there}
-        for section in ("semantic_ids", "neighbours")
-    }
+    """The sections of a contract on vectors without the sets that are not kept, and without what is made of those."""
+    vectors = content["vectors"]
+    fusion = {name: spec for name, spec in vectors["fusion"].items() if set(spec["sets"]) <= set(kept)}
+    available = {*kept, *fusion}
+    codes = {name: spec for name, spec in vectors["semantic_ids"].items() if spec["set"] in available}
     embeddings = {name: content["embeddings"][name] for name in kept}
-    return {"embeddings": embeddings, "vectors": made | {"fusion": fusion} | derived}
+    return {"embeddings": embeddings, "vectors": vectors | {"fusion": fusion, "semantic_ids": codes}}

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_accuracy, bench_loader, bench_train
+from benchmarks.bench_train import TrainBench
 from benchmarks.harness.measured import Measured
+from benchmarks.harness.report import Report
 from benchmarks.profiling import scaling, step_profile
 from features.errors import ConfigError
 from pipelines.cli.commands import main
@@ -39,18 +41,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_beside_the_literal_equations(tmp_path: Path):
     said: list[str] = []
-    report = bench_train.run(
-        tmp_path,
-        said.append,
-        **SIZES,
-        steps=2,
-        repeats=2,
-        venv=None,
-        peers=True,
-        with_profile=True,
-        with_scaling=False,
-        preset=SMALL,
-    )
+    options: dict[str, Any] = {"steps": 2, "repeats": 2, "venv": None, "with_profile": True, "with_scaling": False}
+    settings = TrainBench(**SIZES, **options, peers=True, preset=SMALL)
+    report = bench_train.run(tmp_path, said.append, settings)
     by_name = {result["name"]: result for result in report.results}
     assert list(by_name) == ["literal", "ours_fp32", "ours_bf16", "ours_bf16_merged"]
     assert any(line.startswith("fuxictr_din is left out: no such package") for line in said)
@@ -89,9 +82,9 @@ def test_a_peer_that_fails_otherwise_is_not_passed_over(tmp_path: Path, monkeypa
         return call(target, **arguments)
 
     monkeypatch.setattr(bench_train, "measure", failing)
-    options = {"steps": 1, "repeats": 1, "venv": None, "with_profile": False, "with_scaling": False}
+    options: dict[str, Any] = {"steps": 1, "repeats": 1, "venv": None, "with_profile": False, "with_scaling": False}
     with pytest.raises(ConfigError, match="killed"):
-        bench_train.run(tmp_path, print, **SIZES, **options, peers=True, preset=SMALL)
+        bench_train.run(tmp_path, print, TrainBench(**SIZES, **options, peers=True, preset=SMALL))
 
 
 def test_growth_varies_one_size_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,4 +131,22 @@ def test_the_command_refuses_what_is_no_setting_of_a_model(capsys: pytest.Captur
     with pytest.raises(SystemExit) as ended:
         main(["bench", "train", "--set", "data.name=x"])
     assert ended.value.code == 2
-    assert "Sections: model, train." in capsys.readouterr().err
+    assert "It reads: model, train." in capsys.readouterr().err
+
+
+def test_the_command_gives_its_options_to_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given: list[TrainBench] = []
+
+    def run(work: Path, say: Any, settings: TrainBench) -> Report:
+        given.append(settings)
+        return Report([], {}, {})
+
+    monkeypatch.setattr(bench_train, "run", run)
+    options = ["--rows", "3000", "--items", "200", "--max-len", "8", "--batch-size", "64", "--steps", "2"]
+    options += ["--repeats", "4", "--no-peers", "--profile", "--set", "train.precision=bf16"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "train", *options, "--out", str(tmp_path)])
+    assert ended.value.code == 0
+    preset = {"train": {"precision": "bf16"}}
+    assert given == [TrainBench(**SIZES, steps=2, repeats=4, venv=None, peers=False, with_profile=True,
+                                with_scaling=False, preset=preset)]  # fmt: skip

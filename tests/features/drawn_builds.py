@@ -200,14 +200,13 @@ def _vectors(draw: st.DrawFn) -> Content:
     if draw(st.booleans()):
         text["reduce"] = {"method": draw(st.sampled_from(["pca", "truncate"])), "dim": 2}
     if draw(st.booleans()):
-        image["missing"] = draw(st.sampled_from(["zero", "mean"]))
+        by_clicks: Content = {"by": "clicks", "k": 2}
+        image["missing"] = draw(st.sampled_from(["zero", "mean", by_clicks]))
     vectors: Content = {}
     if draw(st.booleans()):
         vectors["fusion"] = {"both": {"sets": ["text", "image"], "dim": 2, "keep_parts": True}}
     if draw(st.booleans()):
         vectors["semantic_ids"] = {"code": {"set": "text", "levels": 1, "size": 2}}
-    if draw(st.booleans()):
-        vectors["neighbours"] = {"near": {"set": "image", "k": 2, "coclicks": draw(st.sampled_from([0.0, 0.5]))}}
     return {"embeddings": {"text": text, "image": image}, "vectors": vectors}
 
 

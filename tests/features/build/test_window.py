@@ -290,10 +290,7 @@ def test_co_clicks_of_an_added_day_are_those_of_the_whole_window(
     write_days(tmp_path, range(10))
     vectors = {"item_id": np.arange(100, 148), "vector": np.random.default_rng(0).normal(size=(48, 4)).tolist()}
     pl.DataFrame(vectors).write_parquet(tmp_path / "text.parquet")
-    over = {
-        "embeddings": {"text": {"path": "text.parquet"}},
-        "vectors": {"neighbours": {"near": {"set": "text", "k": 3, "coclicks": 0.5}}},
-    }
+    over = {"embeddings": {"text": {"path": "text.parquet", "missing": {"by": "clicks", "k": 3}}}}
     seen = []
     made = build_module.build_vectors
 

@@ -37,6 +37,10 @@ def test_every_contract_in_conf_is_valid(path: Path) -> None:
         ({"embeddings": {"text": {"reduce": {"method": "pca", "dims": 3}}}}, "Did you mean 'dim'?"),
         ({"items": {"columns": {"genre": {"min_cont": 3}}}}, "Did you mean 'min_count'?"),
         ({"interactions": {"context": {"load": {"transfrom": "none"}}}}, "Did you mean 'transform'?"),
+        (
+            {"vectors": {"neighbours": {"near": {"set": "text"}}}},
+            "unknown key 'vectors.neighbours'. Valid keys: fusion, semantic_ids.",
+        ),
         ({"split": {"xyz": 1}}, "unknown key 'split.xyz'. Valid keys: by, test, valid."),
         ({"items": {"columns": {"genre": {"zzz": 3}}}}, "Valid keys: default, max_size, min_count, source, type."),
         ({"interactions": {"user": None}}, "interactions.user"),

@@ -129,7 +129,6 @@ def test_everything_at_once(tmp_path: Path) -> None:
     vectors = {
         "fusion": {"both": {"sets": ["text", "image"], "dim": 3, "dtype": "int8"}},
         "semantic_ids": {"codes": {"set": "both", "levels": 2, "size": 4}},
-        "neighbours": {"near": {"set": "text", "k": 3}, "alike": {"set": "both", "k": 2, "same": "codes_1"}},
     }
     result = files.build({"text": {}, "image": {}, "sound": {"dtype": "float16"}}, vectors)
     assert [one.name for one in result.sets] == ["sound", "both"] and [one.width for one in result.sets] == [3, 3]
@@ -140,12 +139,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
         column = result.item_columns[field.name]
         assert column.dtype == np.int32 and column.shape == (42,) and column.max() == field.size - 1
         assert column[0] == 0 and column[1] == 1 and column[5] == 1 and (np.delete(column, [0, 1, 5]) >= 2).all()
-    assert result.neighbours == ("near", "alike")
-    alike = np.load(tmp_path / "out/neighbours/alike.npy")
-    first = result.item_columns["codes_1"]
-    assert ((first[alike] == first[:, None]) | (alike == 0)).all() and (alike > 0).any()
     assert set(result.report["semantic_ids"]["codes"]) == {"perplexity", "collisions", "reconstruction_error"}
-    assert result.report["neighbours"]["near"] == 39
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert written == [
         "embeddings/both.npy",
@@ -153,8 +147,6 @@ def test_everything_at_once(tmp_path: Path) -> None:
         "embeddings/both.scale.npy",
         "embeddings/sound.npy",
         "embeddings/sound.present.npy",
-        "neighbours/alike.npy",
-        "neighbours/near.npy",
         "semantic_ids/codes/codebooks.npy",
         "semantic_ids/codes/coder.json",
         "semantic_ids/codes/prefixes-1.npy",
@@ -176,28 +168,22 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     vectors = {
         "fusion": {"both": {"sets": ["text", "image"], "dim": 4}},
         "semantic_ids": {"codes": {"set": "both", "size": 16}},
-        "neighbours": {"near": {"set": "both"}},
     }
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         VectorFiles(tmp_path / folder, sets).build(vectors=vectors)
     written = [path for path in (tmp_path / "one/out").rglob("*") if path.is_file()]
-    assert len(written) == 15
+    assert len(written) == 14
     for path in written:
         assert path.read_bytes() == (tmp_path / "two/out" / path.relative_to(tmp_path / "one/out")).read_bytes(), path
 
 
 @pytest.mark.parametrize(
-    ("embedding", "vectors", "expected"),
-    [
-        ({}, {}, False),
-        ({"missing": "mean"}, {"neighbours": {"n": {"set": "text"}}}, False),
-        ({"missing": {"by": "clicks"}}, {}, True),
-        ({}, {"neighbours": {"n": {"set": "text", "coclicks": 0.5}}}, True),
-    ],
+    ("missing", "expected"),
+    [("zero", False), ("mean", False), ({"by": "image"}, False), ({"by": "clicks"}, True)],
 )
-def test_clicks_are_asked_for_where_needed(tmp_path: Path, embedding: Any, vectors: Any, expected: bool) -> None:
-    contract: Contract = contract_of(tmp_path, {"text": embedding}, vectors)
+def test_clicks_are_asked_for_where_needed(tmp_path: Path, missing: Any, expected: bool) -> None:
+    contract: Contract = contract_of(tmp_path, {"text": {"missing": missing}, "image": {}})
     assert needs_clicks(contract) is expected
 
 
@@ -208,39 +194,16 @@ def test_clicks_are_asked_for_where_needed(tmp_path: Path, embedding: Any, vecto
         ({"by": "text"}, {}, r"embeddings.text.missing.by: 'text' is no other vector set"),
         (
             "zero",
-            {"neighbours": {"near": {"set": "text", "same": "color"}}},
-            r"neighbours.near.same: 'color' is no item column. Choose one of \['genre', 'tags'\]",
-        ),
-        (
-            "zero",
-            {"neighbours": {"near": {"set": "text", "same": "price"}}},
-            r"neighbours.near.same: 'price' is a number",
-        ),
-        (
-            "zero",
             {"semantic_ids": {"c": {"set": "text", "size": 2}}},
             r"semantic_ids.c: 'c_12' is an item column already. Rename one",
         ),
-        (
-            "zero",
-            {"semantic_ids": {"d": {"set": "text", "size": 2}, "d_1": {"set": "text", "size": 2, "levels": 1}},
-             "neighbours": {"near": {"set": "text", "same": "d_4"}}},
-            r"same: 'd_4' is no item column. Choose one of .*'d_1', 'd_12', 'd_123', 'd_1_1'",
-        ),
     ],
-    ids=["no such set", "itself", "no such column", "a number", "taken", "codes are choices"],
-)  # fmt: skip
+    ids=["no such set", "itself", "taken"],
+)
 def test_settings_that_cannot_be_are_named(tmp_path: Path, missing: Any, vectors: Any, words: str) -> None:
     files = VectorFiles(tmp_path, {"text": TEXT, "image": IMAGE}, TRAINED)
-    columns = {
-        "genre": np.ones(8, np.int32),
-        "tags": np.ones((8, 2), np.int32),
-        "price": np.ones(8, np.float32),
-    }
-    if "c_12" in words:
-        columns["c_12"] = np.ones(8, np.int32)
     with pytest.raises(ConfigError, match=words):
-        files.build({"text": {"missing": missing}, "image": {}}, vectors, columns=columns)
+        files.build({"text": {"missing": missing}, "image": {}}, vectors, columns={"c_12": np.ones(8, np.int32)})
 
 
 def test_forgotten_clicks_are_a_mistake_of_the_caller(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ctr.serving.bundle import Bundle, BundleManifest, publish, seal
+from ctr.serving.bundle import FORMAT, Bundle, BundleManifest, publish, seal
 from features.errors import GateError
 from features.store.pointer import follow, point_at
 from pipelines.job import promote
@@ -27,7 +27,7 @@ def manifest(metrics: dict[str, float], popularity: float = POPULARITY) -> Bundl
     metadata = METADATA.model_copy(
         update={"metrics": {"test": metrics}, "controls": {"popularity": {"auc": popularity}}}
     )
-    return BundleManifest(format=1, files={}, **dict(metadata))
+    return BundleManifest(format=FORMAT, files={}, **dict(metadata))
 
 
 def champion(test_auc: float, feature_set: str = METADATA.feature_set) -> dict[str, str]:

@@ -138,7 +138,6 @@ def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatc
     vectors = {
         "fusion": {"both": {"sets": ["text", "image"], "dim": 4}},
         "semantic_ids": {"theme": {"set": "both", "levels": 1, "size": 8}, "words": {"set": "text", "size": 8}},
-        "neighbours": {"alike": {"set": "image"}},
     }
     content = yaml.safe_load(Path("conf/data/simulated.yaml").read_text()) | {"vectors": vectors}
     (work / "fused.yaml").write_text(yaml.safe_dump(content))
@@ -150,16 +149,8 @@ def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatc
     }
     base = {"name": "fused", "data": str(work / "fused.yaml"), "base": "conf/model/lr.yaml", "variants": variants}
     found = plan(Study.model_validate(base), Path("conf/train.yaml"), None)
-    made = [
-        (set(c.vectors.fusion), set(c.vectors.semantic_ids), set(c.vectors.neighbours))
-        for c in (p.contract for p in found)
-    ]
-    assert made == [
-        ({"both"}, {"theme", "words"}, {"alike"}),
-        (set(), {"words"}, set()),
-        (set(), set(), {"alike"}),
-        (set(),) * 3,
-    ]
+    made = [(set(p.contract.vectors.fusion), set(p.contract.vectors.semantic_ids)) for p in found]
+    assert made == [({"both"}, {"theme", "words"}), (set(), {"words"}), (set(), set()), (set(), set())]
 
 
 def test_shuffled_vectors_take_their_codes_along():
