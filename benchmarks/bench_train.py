@@ -149,7 +149,8 @@ def _ratios(results: list[Result]) -> dict[str, float]:
             for ours in OURS:
                 speed = by_name[ours]["rows_per_s"] / by_name[peer]["rows_per_s"]
                 ratios[f"{ours}_over_{peer}"] = round(speed, 2)
-    if LITERAL in by_name:
+    # Memory that a process held before its steps can hide theirs; then there is nothing to compare with.
+    if LITERAL in by_name and by_name[LITERAL]["step_mib"]:
         for ours in OURS:
             memory = by_name[ours]["step_mib"] / by_name[LITERAL]["step_mib"]
             ratios[f"step_memory_{ours}_over_{LITERAL}"] = round(memory, 3)

@@ -157,7 +157,6 @@ def test_a_request_is_ranked_by_the_command(serving_set, bundle):
     "arguments",
     [
         ["run", "--data", str(ROOT / "conf/data/simulated.yaml")],
-        ["features", "--data", str(ROOT / "conf/data/simulated.yaml")],
         ["tune", "--data", str(ROOT / "conf/data/simulated.yaml"), "--study", "first"],
         ["evaluate", "--bundle", "bundle"],
         ["report"],

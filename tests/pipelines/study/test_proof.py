@@ -179,7 +179,8 @@ def test_stress_tells_what_vectors_are_worth(shell, work):
     code, found = shell("stress", "--work", work, "--set", "stress.shares=[1.0]", "--set", "stress.noise=[1.0]")
     assert code == 0, shell.error
     assert {one["sets"] for one in found["stresses"]} == {"text", "image", "both", "all"}
-    assert all(one["loss"]["low"] <= one["loss"]["value"] <= one["loss"]["high"] for one in found["stresses"])
+    drops = [stress["auc_drop"] for stress in found["stresses"]]
+    assert all(drop["low"] <= drop["value"] <= drop["high"] for drop in drops)
     assert (work / "runs" / found["run_id"] / "stress.png").is_file()
 
 
