@@ -50,9 +50,9 @@ def span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
 
 
-def estimate(one: Estimate) -> str:
+def estimate(found: Estimate) -> str:
     """`0.7123 (0.7000 – 0.7200)`."""
-    return f"{number(one.value)} ({span(one.low, one.high)})"
+    return f"{number(found.value)} ({span(found.low, found.high)})"
 
 
 def metric_cell(metrics: Mapping[str, float], key: str) -> str:
@@ -69,11 +69,11 @@ def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
     return estimate(Interval(metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"]))
 
 
-def signed(one: Estimate, resolved: bool = False) -> str:
+def signed(found: Estimate, resolved: bool = False) -> str:
     """A difference with its interval, `+0.0020 (+0.0010 to +0.0030)`; a star where it is more than chance."""
-    return f"{one.value:+.4f} ({signed_span(one)}){' *' if resolved else ''}"
+    return f"{found.value:+.4f} ({signed_span(found)}){' *' if resolved else ''}"
 
 
-def signed_span(one: Estimate) -> str:
+def signed_span(found: Estimate) -> str:
     """`+0.0010 to +0.0030`."""
-    return f"{one.low:+.4f} to {one.high:+.4f}"
+    return f"{found.low:+.4f} to {found.high:+.4f}"

@@ -1,4 +1,4 @@
-"""Where the commands keep what they make, and the lock that keeps two scheduled jobs apart."""
+"""The folders that commands write to, and the locks that keep two jobs apart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOMENT = "%Y%m%dT%H%M%SZ"  # in the names of runs, UTC
 
 @dataclass(frozen=True)
 class Workspace:
-    """One folder (the project's own by default) holding feature sets, runs, bundles and the MLflow store."""
+    """One folder (the working folder by default) with feature sets, runs, bundles and the MLflow store."""
 
     root: Path = Path()
 
@@ -40,7 +40,7 @@ class Workspace:
     def bundles(self, name: str) -> Path:
         """`<run id>/` bundles of one data contract, and two pointers.
 
-        `CURRENT` names the one that passed the gate last, `NEWEST` the one that was exported last.
+        `CURRENT` names the bundle that passed the gate last, `NEWEST` the bundle that was exported last.
         """
         return self.root / "bundles" / name
 
@@ -65,7 +65,7 @@ class Workspace:
             return done[-1]
         if study := self._study_of(run_id):
             raise ConfigError(
-                f"{run_id}: a trial of the sweep {study!r}: trials are measured on validation rows alone, and are not "
+                f"{run_id}: a trial of the sweep {study!r}. Trials are measured on validation rows alone, and are not "
                 f"evaluated. `quadrank train --data … --model {self.runs / TUNE / study}.best.yaml` trains the best "
                 "one's settings as a run."
             )
@@ -73,6 +73,10 @@ class Workspace:
             raise ConfigError(
                 f"{self.runs / run_id}: ended before its evaluation. Finish it with `quadrank train --resume "
                 f"{run_id}` and the options that it was started with."
+            )
+        if run_id == "latest":
+            raise ConfigError(
+                f"{self.runs}: holds no finished run. `quadrank train` makes one; --work names another workspace."
             )
         raise ConfigError(f"{self.runs / run_id}: no finished run of that name. {_known(done, 'Finished runs')}")
 
@@ -84,12 +88,14 @@ class Workspace:
         """
         if run_id != "latest" and (self.runs / run_id / METRICS).is_file():
             raise ConfigError(
-                f"{self.runs / run_id}: finished already, and a finished run is never reopened. Leave out --resume to "
-                "train a new one."
+                f"{self.runs / run_id}: finished, and a finished run is never reopened. Leave out --resume to train "
+                "a new run."
             )
         found = [path.parent for path in self.runs.glob(f"*/{CONFIG}") if not (path.parent / METRICS).is_file()]
         if run_id == "latest" and found:
             return max(found)
+        if run_id == "latest":
+            raise ConfigError(f"{self.runs}: holds no unfinished run. Leave out --resume to start one.")
         if self.runs / run_id in found:
             return self.runs / run_id
         raise ConfigError(
@@ -104,7 +110,7 @@ class Workspace:
 
     @contextmanager
     def lock(self, name: str, wait: float = 0.0) -> Iterator[None]:
-        """Hold a name of the workspace for one job.
+        """Hold a name of the workspace for one job, so that no other job uses it.
 
         Args:
             name: e.g. of a contract.

@@ -409,12 +409,14 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        # typer's own usage errors know how to explain themselves and carry exit code 2.
-        show = getattr(error, "show", None)
-        if show is None:
+        # Usage errors of typer print themselves, with the command's usage line, and have exit code 2.
+        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+        if show is None or message is None:
             raise
         show()
-        return int(getattr(error, "exit_code", 2))
+        code = int(getattr(error, "exit_code", ConfigError.exit_code))
+        finish(_failure(message(), code), as_json)
+        return code
     if code == INTERRUPTED:
         return _failed(f"stopped. {RESUMED_BY.get(name, '')}".strip(), INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
@@ -422,5 +424,9 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
 
 def _failed(message: str, code: int, as_json: bool) -> int:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
-    finish({"status": "error", "exit_code": code, "error": message}, as_json)
+    finish(_failure(message, code), as_json)
     return code
+
+
+def _failure(message: str, code: int) -> dict[str, Any]:
+    return {"status": "error", "exit_code": code, "error": message}

@@ -1,1 +1,1 @@
-"""Looking at one run, bundle or feature set: drift, vectors, stress, explanation, submission, speed."""
+"""Commands on one run, bundle or feature set: drift, vectors, stress, explanation, submission, speed."""

@@ -1,4 +1,4 @@
-"""Runs one benchmark of the checkout: table, ratios and pictures into a folder, one JSON summary."""
+"""Run one benchmark of the checkout: write its table, ratios and figures, and one JSON summary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
             `benchmarks.harness.report.Report`.
         console: for the table.
         out: where results are written; default `benchmarks/results/<name>/`.
-        work: where raw data and what is built of it lie meanwhile; default the system's folder for such things.
+        work: folder for temporary raw data and builds; default the system's temporary folder.
         arguments: of the benchmark.
 
     Raises:

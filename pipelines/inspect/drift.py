@@ -1,4 +1,4 @@
-"""Whether a new feature set is of the world that the base was: a table, a picture, and exit code 3 where it is not."""
+"""Compare a new feature set with a base: a table, a figure, and exit code 3 if there is drift."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def drift_between(
     Args:
         base, new: folders of feature sets, or their `profile.json`.
         split: train, valid or test; default all rows.
-        days: newest UTC days of base and of new; default all.
+        days: numbers of newest UTC days of the base and the new one; default all.
         overrides: `--set drift.KEY=VALUE`.
-        picture: a PNG to write.
-        console: where people read.
+        picture: PNG file to write; default none.
+        console: where messages are printed.
 
     Raises:
         ConfigError: no such split, no rows in it, an impossible threshold.
@@ -90,7 +90,7 @@ def _sentence(drift: Drift) -> str:
     if drifted:
         return f"drift in {len(drifted)} of {len(drift.columns)} columns, first in {drifted[0]}"
     unclear = sum(column.verdict == "too few rows" for column in drift.columns)
-    told = f"; {unclear} with too few rows to tell" if unclear else ""
+    told = f"; {unclear} with too few rows" if unclear else ""
     return f"no drift in {len(drift.columns)} columns{told}"
 
 
@@ -121,5 +121,5 @@ def _size(change: Change | None) -> str:
 
 
 def _mark(change: Change, text: str) -> str:
-    """A star where the measure itself alarms."""
+    """The text, with a star if the measure alarms."""
     return f"{text} *" if change.alarm else text

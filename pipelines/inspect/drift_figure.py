@@ -1,4 +1,4 @@
-"""The figure of a drift check: shares on both sides, of the columns that changed most."""
+"""The figure of a drift check: shares of both feature sets, for the columns that changed most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which vector sets are worth using, before any training: a table, a figure, and one line of advice for each."""
+"""Measure the vector sets of a contract before any training: a table, a figure, one line of advice for each set."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def inspect_embeddings(source: Source, workspace: Workspace, out: Path | None, c
     """Inspect every vector set of a contract; writes `inspection.json` and `inspection.png`, returns the JSON summary.
 
     Args:
-        source: contract and days whose clicks and item columns vectors are held against; its feature set is built
-            or reused.
-        workspace: where feature sets lie.
+        source: contract and days whose clicks and item columns the vectors are compared with; its feature set is
+            built or reused.
+        workspace: where feature sets are.
         out: folder of the results; default `inspections/<name>/` of the workspace.
-        console: where people read.
+        console: where messages are printed.
 
     Raises:
         ConfigError: the contract has no vectors.
@@ -72,39 +72,42 @@ def _table(found: Inspection, name: str) -> Table:
 def _lines(found: Inspection) -> list[tuple[str, list[str]]]:
     sets = found.sets
     lines = [
-        ("width", [f"{one.width}" for one in sets]),
-        ("items with a vector", [f"{one.items_covered:.1%}" for one in sets]),
-        ("clicks on them", [f"{one.clicks_covered:.1%}" for one in sets]),
-        ("length, mean ± deviation", [f"{one.norms[0]:.3g} ± {one.norms[1]:.2g}" for one in sets]),
-        ("length, least – greatest", [f"{one.norms[2]:.3g} – {one.norms[-1]:.3g}" for one in sets]),
-        ("dead dimensions", [f"{one.dead_dimensions}" for one in sets]),
-        ("effective dimensions", [f"{one.effective_dimension:.1f}" for one in sets]),
-        ("mean cosine of random pairs", [f"{one.anisotropy:.3f}" for one in sets]),
-        ("items with a twin", [f"{one.duplicates:.1%}" for one in sets]),
-        ("items with a near twin", [f"{one.near_duplicates:.1%}" for one in sets]),
-        ("next click in 10 nearest", [_recall(one.recall) for one in sets]),
-        ("the same, centred", [_recall(one.centred_recall) for one in sets]),
-        ("  10 random items", [f"{one.random_recall:.4f}" for one in sets]),
-        ("  10 most clicked items", [f"{one.popular_recall:.4f}" for one in sets]),
-        ("times as good as chance", [f"{times_random(one):.1f}" for one in sets]),
+        ("width", [f"{report.width}" for report in sets]),
+        ("items with a vector", [f"{report.items_covered:.1%}" for report in sets]),
+        ("clicks on them", [f"{report.clicks_covered:.1%}" for report in sets]),
+        ("length, mean ± deviation", [f"{report.norms[0]:.3g} ± {report.norms[1]:.2g}" for report in sets]),
+        ("length, least – greatest", [f"{report.norms[2]:.3g} – {report.norms[-1]:.3g}" for report in sets]),
+        ("dead dimensions", [f"{report.dead_dimensions}" for report in sets]),
+        ("effective dimensions", [f"{report.effective_dimension:.1f}" for report in sets]),
+        ("mean cosine of random pairs", [f"{report.anisotropy:.3f}" for report in sets]),
+        ("items with a twin", [f"{report.duplicates:.1%}" for report in sets]),
+        ("items with a near twin", [f"{report.near_duplicates:.1%}" for report in sets]),
+        ("next click in 10 nearest", [_recall(report.recall) for report in sets]),
+        ("the same, centred", [_recall(report.centred_recall) for report in sets]),
+        ("  10 random items", [f"{report.random_recall:.4f}" for report in sets]),
+        ("  10 most clicked items", [f"{report.popular_recall:.4f}" for report in sets]),
+        ("times as good as chance", [f"{times_random(report):.1f}" for report in sets]),
     ]
-    for column in dict.fromkeys(name for one in sets for name in one.probe):
+    for column in dict.fromkeys(name for report in sets for name in report.probe):
         lines.append(
-            (f"tells {column} (AUC)", [f"{one.probe[column]:.3f}" if column in one.probe else "" for one in sets])
+            (
+                f"tells {column} (AUC)",
+                [f"{report.probe[column]:.3f}" if column in report.probe else "" for report in sets],
+            )
         )
-    for one in sets if len(sets) > 1 else ():
-        shares = [_shared(found, one.name, other.name) for other in sets]
-        lines.append((f"neighbours shared with {one.name}", shares))
+    for report in sets if len(sets) > 1 else ():
+        shares = [_shared(found, report.name, other.name) for other in sets]
+        lines.append((f"neighbours shared with {report.name}", shares))
     return lines
 
 
-def _shared(found: Inspection, one: str, other: str) -> str:
-    share = found.overlap.get((one, other), found.overlap.get((other, one)))
+def _shared(found: Inspection, first: str, other: str) -> str:
+    share = found.overlap.get((first, other), found.overlap.get((other, first)))
     return "" if share is None else f"{share:.1%}"
 
 
-def _recall(one: Interval | None) -> str:
-    return "too few pairs" if one is None else estimate(one)
+def _recall(recall: Interval | None) -> str:
+    return "too few pairs" if recall is None else estimate(recall)
 
 
 def _payload(found: Inspection, advice: dict[str, str]) -> dict[str, Any]:

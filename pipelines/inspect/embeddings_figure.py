@@ -17,7 +17,7 @@ TITLE_WIDTH = 105  # characters of the title's size in the width of the figure
 
 
 def embeddings_figure(found: Inspection, title: str) -> Figure:
-    """Recall of the next click on top; below, a row for each set: its cosines, its variance and its lengths.
+    """Recall of the next click at the top; below it, cosines, variance and lengths, a row for each set.
 
     Args:
         found: what was measured.
@@ -39,21 +39,21 @@ def embeddings_figure(found: Inspection, title: str) -> Figure:
 
 def _recalls(axes: Axes, found: Inspection) -> None:
     for row, report in enumerate(found.sets):
-        for shift, one, colour in ((-0.18, report.recall, BLUE), (0.18, report.centred_recall, GREEN)):
-            if one is None:
+        for shift, recall, colour in ((-0.18, report.recall, BLUE), (0.18, report.centred_recall, GREEN)):
+            if recall is None:
                 continue
-            whiskers = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
-            axes.barh(row + shift, one.value, height=0.32, color=colour, alpha=0.85)
-            axes.errorbar(one.value, row + shift, xerr=whiskers, color="black", capsize=3, linewidth=1)
-            times = f"{one.value / report.random_recall:.1f} × chance"
+            whiskers = [[max(recall.value - recall.low, 0)], [max(recall.high - recall.value, 0)]]
+            axes.barh(row + shift, recall.value, height=0.32, color=colour, alpha=0.85)
+            axes.errorbar(recall.value, row + shift, xerr=whiskers, color="black", capsize=3, linewidth=1)
+            times = f"{recall.value / report.random_recall:.1f} × chance"
             axes.annotate(
-                times, (one.high, row + shift), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
+                times, (recall.high, row + shift), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
             )
         axes.vlines(report.random_recall, row - 0.4, row + 0.4, color=ORANGE, linewidth=2)
         axes.plot(report.popular_recall, row, "D", color=GREY, markersize=6)
-    axes.set_yticks(range(len(found.sets)), [f"{one.name}\n{one.pairs:,} pairs" for one in found.sets])
+    axes.set_yticks(range(len(found.sets)), [f"{report.name}\n{report.pairs:,} pairs" for report in found.sets])
     axes.set_ylim(len(found.sets) - 0.5, -0.5)
-    shown = [one.high for report in found.sets for one in (report.recall, report.centred_recall) if one]
+    shown = [recall.high for report in found.sets for recall in (report.recall, report.centred_recall) if recall]
     axes.set_xlim(0, 1.15 * max([*shown, *(report.popular_recall for report in found.sets), 1e-6]))
     axes.set_xlabel("share of items clicked next that are among the 10 nearest (whiskers: 95 % interval)")
     legend = [

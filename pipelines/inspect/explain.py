@@ -1,4 +1,4 @@
-"""`explain`: one request, and why each of its best candidates is where it is."""
+"""`explain`: what the scores of a request's best candidates are made of."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PAST_SHOWN, FIELDS_SHOWN = 5, 8
 
 
 def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Score a request with the model of a run, and print why the best candidates are the best.
+    """Score a request with the model of a run, and print the past items and fields behind the best candidates' scores.
 
     Args:
         run_id: of a finished run, or `latest`.
         path: the request, JSON as `quadrank rank` takes it.
-        top: candidates that are explained.
+        top: number of candidates that are explained.
         workspace: where the run is.
-        console: where to print.
+        console: where messages are printed.
 
     Raises:
         ConfigError: no such run or file, or a malformed request, or one that replaces user columns.
@@ -40,11 +40,13 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     encoder = Encoder.load(feature_set.path)
     request = _read(path, encoder)
     by_rows = _by_rows(request, encoder)
-    found = sorted(explain(model, frozen_tables(feature_set), by_rows), key=lambda one: -one.score)[:top]
+    found = sorted(explain(model, frozen_tables(feature_set), by_rows), key=lambda explanation: -explanation.score)[
+        :top
+    ]
     history = request.history[-model.schema.history_max_len :]
-    payload = [told(one, history, encoder, feature_set) for one in found]
-    for one in payload:
-        _print(one, console)
+    payload = [told(explanation, history, encoder, feature_set) for explanation in found]
+    for explanation in payload:
+        _print(explanation, console)
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, "explained": payload}
 
 
@@ -55,7 +57,9 @@ def _read(path: Path, encoder: Encoder) -> Request:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}. Write it as `quadrank rank` takes it.") from None
     request = parse_request(raw, encoder.contract)
     if request.user_columns:
-        raise ConfigError(f"{path}: user_columns: an explanation reads the user as the feature set knows them.")
+        raise ConfigError(
+            f"{path}: user_columns: an explanation reads the columns of the user from the feature set. Leave them out."
+        )
     return request
 
 
@@ -64,20 +68,22 @@ def _by_rows(request: Request, encoder: Encoder) -> RowRequest:
     return RowRequest.of_encoded(encoder.encode_request(request), user)
 
 
-def told(one: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet) -> dict[str, Any]:
-    """An explanation in raw ids, values and tags."""
-    tags = _tags(one.item, encoder, feature_set)
+def told(
+    explanation: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet
+) -> dict[str, Any]:
+    """An explanation with raw ids, values and tags."""
+    tags = _tags(explanation.item, encoder, feature_set)
     past = []
-    for place, weight in one.past[:PAST_SHOWN]:
+    for place, weight in explanation.past[:PAST_SHOWN]:
         row = encoder.items.index(history[place])
         shared = sorted(tags & _tags(row, encoder, feature_set))
         past.append(
             {"item": history[place], "events_ago": len(history) - 1 - place, "weight": weight, "shared": shared}
         )
-    by_size = sorted(one.contributions.items(), key=lambda entry: -abs(entry[1]))
+    by_size = sorted(explanation.contributions.items(), key=lambda entry: -abs(entry[1]))
     return {
-        "item": encoder.items.value(one.item) if one.item >= FIRST_VALUE else None,
-        "score": one.score,
+        "item": encoder.items.value(explanation.item) if explanation.item >= FIRST_VALUE else None,
+        "score": explanation.score,
         "tags": sorted(tags),
         "past": past,
         "contributions": dict(by_size[:FIELDS_SHOWN]),
@@ -85,32 +91,32 @@ def told(one: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_s
 
 
 def _tags(row: int, encoder: Encoder, feature_set: FeatureSet) -> set[str]:
-    """Raw tags and categories of an item, its id apart."""
+    """Raw tags and categories of an item, without its id."""
     found: set[str] = set()
     for field in feature_set.schema.item[1:]:
         if field.kind == "numeric":
             continue
         index = feature_set.items[field.name][row]
-        if field.name not in encoder.item:  # a semantic id: a number without a name
+        if field.name not in encoder.item:  # a semantic id has a number alone
             found |= {f"{field.name} {index - FIRST_VALUE}"} if index >= FIRST_VALUE else set()
             continue
         value = encoder.item[field.name].raw_value(index)
         if value is None and field.kind == "categorical" and index >= FIRST_VALUE:
-            value = f"{field.name} {index - FIRST_VALUE}"  # of a hash, without an example
+            value = f"{field.name} {index - FIRST_VALUE}"  # a hash without an example
         values = value if isinstance(value, list) else [value]
-        found |= {str(one) for one in values if one is not None}
+        found |= {str(tag) for tag in values if tag is not None}
     return found
 
 
-def _print(one: dict[str, Any], console: Console) -> None:
-    about = f" ({', '.join(one['tags'][:6])})" if one["tags"] else ""
-    console.print(f"\nitem {one['item']}{about}: {one['score']:.4f}", style="bold")
-    if one["past"]:
+def _print(explained: dict[str, Any], console: Console) -> None:
+    about = f" ({', '.join(explained['tags'][:6])})" if explained["tags"] else ""
+    console.print(f"\nitem {explained['item']}{about}: {explained['score']:.4f}", style="bold")
+    if explained["past"]:
         table = Table("past item", "events ago", "weight", "shared", title_justify="left")
-        for past in one["past"]:
+        for past in explained["past"]:
             table.add_row(
                 str(past["item"]), str(past["events_ago"]), f"{past['weight']:.3f}", ", ".join(past["shared"])
             )
         console.print(table)
-    parts = ", ".join(f"{name} {value:+.2f}" for name, value in one["contributions"].items())
+    parts = ", ".join(f"{name} {value:+.2f}" for name, value in explained["contributions"].items())
     console.print(f"  adds to the logit: {parts}")

@@ -1,4 +1,4 @@
-"""Score one request file with a bundle: the smallest use of `ctr.serving.ranker`."""
+"""Score one request file with a bundle."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def rank_file(
 
     Args:
         path: the bundle, or a pointer to it.
-        request: the file; default the bundle's own example, `request.json` in it.
+        request: the file; default the example of the bundle, its `request.json`.
         config: threads and limits.
         strict: whether an unknown id is an error.
-        top: how many of the best are returned; default all.
-        console: where to print.
+        top: number of best candidates to return; default all.
+        console: where messages are printed.
 
     Raises:
         ConfigError: the file is missing, no JSON, or not a legal request of this bundle.

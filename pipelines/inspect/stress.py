@@ -1,4 +1,4 @@
-"""`stress`: what a finished run's model loses with corrupted vectors, as a table, a plot and a record."""
+"""`stress`: the AUC drop of a finished run's model with corrupted vectors, as a table, a figure and a record."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from pipelines.workspace import Workspace
 
 
 def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Stress the model of a run on its judged rows; writes `stress.json` and `stress.png`, into its MLflow run too.
+    """Stress the model of a run on its evaluation rows; writes `stress.json` and `stress.png`, and logs both.
 
     Raises:
         ConfigError: no such run, or its feature set has no vectors.
     """
     run_dir, model, feature_set = load_run(run_id, workspace)
     if not feature_set.schema.vectors:
-        raise ConfigError(f"{feature_set.path}: no vector sets, so there is nothing to stress.")
+        raise ConfigError(
+            f"{feature_set.path}: no vector sets, so there is nothing to stress. Declare `embeddings` in the contract."
+        )
     found = stress_model(model, feature_set, feature_set.judged_by, config)
     console.print(_table(f"{run_dir.name}: vectors under stress, {found.split} rows", found))
     console.print(_verdict(found, config))
     record = asdict(found) | {
-        "stresses": [asdict(one) | {"auc_drop": one.auc_drop._asdict()} for one in found.stresses]
+        "stresses": [asdict(result) | {"auc_drop": result.auc_drop._asdict()} for result in found.stresses]
     }
     write_text(run_dir / "stress.json", json.dumps(record, indent=2))
     figure = stress_plot(found)
@@ -47,7 +49,7 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
 def _table(title: str, found: StressResult) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.caption = (
-        "Intervals: 95 %, by drawing users with all of their rows; each for its own AUC drop alone. "
+        "Intervals: 95 %, from resampling users with all of their rows; each is for its own AUC drop alone. "
         f"*: p < {LEVEL} after Holm's correction for the {len(found.stresses)} stresses of this table."
     )
     table.add_column("stress")
@@ -55,18 +57,18 @@ def _table(title: str, found: StressResult) -> Table:
         table.add_column(column, justify="right")
     table.add_row("no stress", f"{found.auc:.4f}", "", f"{found.log_loss:.4f}", "")
     before = ""
-    stars = resolved([one.auc_drop for one in found.stresses])
-    for one, star in zip(found.stresses, stars, strict=True):
-        if one.sets != before:
+    stars = resolved([result.auc_drop for result in found.stresses])
+    for result, star in zip(found.stresses, stars, strict=True):
+        if result.sets != before:
             table.add_section()
-        before = one.sets
-        sets = "all sets" if one.sets == "all" else one.sets
+        before = result.sets
+        sets = "all sets" if result.sets == "all" else result.sets
         table.add_row(
-            f"{sets}: {one.label}",
-            f"{one.auc:.4f}",
-            signed(one.auc_drop, star),
-            f"{one.log_loss:.4f}",
-            f"{one.mean_abs_change:.4f}",
+            f"{sets}: {result.label}",
+            f"{result.auc:.4f}",
+            signed(result.auc_drop, star),
+            f"{result.log_loss:.4f}",
+            f"{result.mean_abs_change:.4f}",
         )
     return table
 

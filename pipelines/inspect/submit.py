@@ -19,7 +19,7 @@ from features.store.feature_set import FeatureSet
 from pipelines.job.load_run import load_run
 from pipelines.workspace import Workspace
 
-# The archive holds one file of this name, as the organisers' baseline writes it.
+# Name of the file in the archive, as in the organisers' baseline.
 MEMBER = "prediction.csv"
 ID = "ID"
 
@@ -32,7 +32,7 @@ def submit_run(run_id: str, out: Path | None, column: str, workspace: Workspace,
         out: the zip; default `submission.zip` in the run.
         column: name of the column of predictions.
         workspace: where the run is.
-        console: where to say what was written.
+        console: where messages are printed.
 
     Raises:
         ConfigError: the test rows have labels, or the split is not by files.
@@ -43,7 +43,7 @@ def submit_run(run_id: str, out: Path | None, column: str, workspace: Workspace,
     contract = feature_set.contract
     if feature_set.manifest.windows["test"].labelled or contract.split.by != "files":
         raise ConfigError(
-            f"{feature_set.path}: its test rows have labels, or are no file of their own: there is nothing to submit. "
+            f"{feature_set.path}: its test rows have labels, or are not a separate file: there is nothing to submit. "
             "`quadrank evaluate --split test` measures them."
         )
     path = contract.resolve(str(contract.split.test))
@@ -63,7 +63,7 @@ def submit_run(run_id: str, out: Path | None, column: str, workspace: Workspace,
 
 
 def _places_in_file(table: pl.DataFrame, feature_set: FeatureSet, path: str) -> np.ndarray:
-    """Row of the file that each stored row is: the k-th of a user there is the k-th of that user here."""
+    """Row in the file of each stored row: the k-th row of a user there is the k-th of that user here."""
     log = feature_set.contract.interactions
     encoder = Encoder.load(feature_set.path)
     raw = pl.DataFrame({"user": encoder.users.encode(table[log.user]), "item": encoder.items.encode(table[log.item])})
@@ -83,7 +83,7 @@ def _places_in_file(table: pl.DataFrame, feature_set: FeatureSet, path: str) -> 
     if kept.height != raw.height or found["place"].null_count() or (found["item"] != found["item_right"]).any():
         raise DataError(
             f"{path}: its {raw.height:,} rows are not the {kept.height:,} test rows of {feature_set.path}. "
-            "Was the file changed, or were rows put aside by checks, after the build? Build the feature set again."
+            "The file changed after the build, or checks removed rows. Build the feature set again."
         )
     return found["place"].to_numpy()
 

@@ -1,4 +1,4 @@
-"""Stage 3: metrics of a split with intervals, beside the controls."""
+"""Stage 3: the metrics of a split with intervals, beside the controls."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from pipelines.workspace import Workspace
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one split's rows, with what the metrics need beside them; arrays are [N].
+    """Scores of the rows of one split, and the other inputs of the metrics; arrays are [N].
 
     Args:
         labels: 0 or 1.
         scores: probabilities.
-        groups: user of each row: the groups of GAUC, and what intervals draw again.
-        base_rate: share of positives in training, by row weights.
-        weights: of the rows; ones where the log has none.
-        requests: of each row, where the log names them.
+        groups: user of each row: the groups of GAUC, and the units that intervals resample.
+        base_rate: weighted share of positives in training.
+        weights: of the rows; 1 if the log has none.
+        requests: request of each row, if the log names it.
     """
 
     labels: np.ndarray
@@ -51,10 +51,10 @@ class Scored:
     requests: np.ndarray | None = None
 
     def metrics(self, intervals: bool = True) -> Metrics:
-        """Every metric; those of ranked lists where rows name requests. Intervals are 95 %, of users drawn again.
+        """Every metric; those of ranked lists if rows name requests. 95 % intervals resample users.
 
         Args:
-            intervals: also that of AUC.
+            intervals: whether the interval of AUC is computed too.
         """
         found = evaluate(self.labels, self.scores, self.groups, self.base_rate, self.weights, intervals)
         if self.requests is not None:
@@ -85,7 +85,7 @@ def task_labels(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndar
 
 
 def task_metrics(feature_set: FeatureSet, split: SplitName, scores: Mapping[str, np.ndarray]) -> dict[str, Metrics]:
-    """Weighted metrics of each further label that a model predicts, over the rows whose label is known.
+    """Weighted metrics of each further label that a model predicts, over the rows with a known label.
 
     Args:
         scores: probabilities by label, [rows of the split].
@@ -105,12 +105,12 @@ def task_metrics(feature_set: FeatureSet, split: SplitName, scores: Mapping[str,
 
 
 def controls(feature_set: FeatureSet, split: SplitName, calibration: Method = "platt") -> dict[str, Metrics]:
-    """Popularity always; the optimum where the log is simulated and its truth lies beside it.
+    """Metrics of popularity, and of the optimum if the log is simulated and its true probabilities are there.
 
     Args:
         feature_set: whose rows are scored.
         split: which of them.
-        calibration: of popularity, on validation rows as the model beside it; the optimum needs none.
+        calibration: method for popularity, on validation rows like the model's; the optimum needs none.
     """
     result = {"popularity": scored(feature_set, split, _popularity(feature_set, split, calibration)).metrics()}
     optimum = optimum_scores(feature_set, split)
@@ -120,7 +120,7 @@ def controls(feature_set: FeatureSet, split: SplitName, calibration: Method = "p
 
 
 def _popularity(feature_set: FeatureSet, split: SplitName, calibration: Method) -> np.ndarray:
-    """Calibrated by the validation rows; where these are judged, each user by those of other users, if there are."""
+    """Scores calibrated on validation rows; of the validation split, each user on the rows of other users, if any."""
     scores, valid = popularity_scores(feature_set, split), popularity_scores(feature_set, "valid")
     labels, weights = column(feature_set, "valid", "label"), row_weights(feature_set, "valid")
     if split != "valid":
@@ -130,9 +130,9 @@ def _popularity(feature_set: FeatureSet, split: SplitName, calibration: Method) 
 
 
 def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: Console) -> Summary:
-    """Score a split through the ONNX graph, as a server would have, and print it beside the controls.
+    """Score a split through the ONNX graph, as a server does, and print its metrics beside the controls.
 
-    Items and users that change are read as of each row's time: then it was the latest that a server had.
+    Items and users that change are read as of each row's time.
 
     Raises:
         ConfigError: no such split, or the feature set the bundle was trained on is not in the workspace.
@@ -154,7 +154,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     scores, tasks = served[:, 0], dict(zip(ranker.tasks, served[:, 1:].T, strict=True))
     sampling = feature_set.manifest.sampling
     if sampling is not None and sampling.rate is not None:
-        # Served probabilities are of the log as it happened; these rows hold the drawn negatives alone.
+        # Served probabilities are those of all possible negatives; these rows hold the drawn ones alone.
         scores = scores / (scores + (1 - scores) * sampling.rate)
     summary = Summary(run_id=manifest.model_version, feature_set=str(folder), bundle=str(path))
     summary.rows = {split: len(scores)}
@@ -166,7 +166,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     print_results(console, f"{manifest.name}, {split} window, as served", summary, split, manifest.architecture)
     found = slice_metrics(feature_set, split, scores)
     console.print(slices_table(f"slices of the {split} window", found))
-    summary.slices = [asdict(one) for one in found]
+    summary.slices = [asdict(result) for result in found]
     lists = top_lists(feature_set, split, scores)
     console.print(lists_table(lists))
     summary.top_lists = asdict(lists)
@@ -174,7 +174,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
 
 
 def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
-    """One request a row: the row's own context and history, and its item as the only candidate."""
+    """Scores of each row as one request: its context and history, and its item as the only candidate."""
     schema = feature_set.schema
     parts = zip(feature_set.rows(split), feature_set.events(split), strict=True)
     total = feature_set.manifest.windows[split].rows

@@ -1,4 +1,4 @@
-"""Stage 5: the best weights of a run -> a verified ONNX bundle."""
+"""Stage 5: from the best weights of a run to a verified ONNX bundle."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipelines.workspace import CONFIG, METRICS, Workspace
 def export_model(
     model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path | None, workspace: Workspace, console: Console
 ) -> ExportResult:
-    """Fold, export, prove parity and publish a run's model.
+    """Export a run's model, check that the graphs give the model's scores, and publish the bundle.
 
     Args:
         model: with the run's weights.
         feature_set: it was trained on.
         run_dir: of an evaluated run.
-        out: a new folder; default `bundles/<name>/<run id>` of the workspace, or `<run id>-2` and so on where the
-            run was exported before. The `NEWEST` pointer there then names it.
-        workspace: where bundles lie.
-        console: where people read.
+        out: a new folder; default `bundles/<name>/<run id>` of the workspace, or `<run id>-2` and so on if that is
+            taken. The `NEWEST` pointer there then names the new bundle.
+        workspace: where bundles are.
+        console: where messages are printed.
 
     Raises:
         ConfigError: `out` exists and is not empty.
@@ -61,7 +61,7 @@ def export_model(
 
 
 def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Export a finished run again, from its folder alone.
+    """Export a finished run from its folder.
 
     Raises:
         ConfigError: no such run, its feature set is gone, or `out` exists and is not empty.
@@ -81,6 +81,6 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
 
 
 def _free(folder: Path, name: str) -> Path:
-    """`folder/name`, or with the first number after it under which nothing is there."""
+    """`folder/name`; if that exists, with the first number appended that is free."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(folder / one for one in names if not (folder / one).exists())
+    return next(folder / free for free in names if not (folder / free).exists())

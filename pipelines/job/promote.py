@@ -1,4 +1,4 @@
-"""Stage 6: the gate between a new bundle and what servers follow: the `champion` alias and `CURRENT`."""
+"""Stage 6: the gate. A bundle that passes it gets what servers follow: the `champion` alias and `CURRENT`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CALIBRATION_RANGE = (0.8, 1.25)
 
 
 def gate(path: Path, registry: Registry) -> Bundle:
-    """Decide whether a bundle may serve; returns it verified.
+    """Check whether a bundle may serve, and return it.
 
-    It must load, replay its golden requests, and give no reason against it (`reasons_against`).
+    It must load, give the expected scores of its golden requests, and pass every rule of `reasons_against`.
 
     Raises:
-        GateError: every reason at once, with the numbers.
+        GateError: a rule is broken; the message has all reasons, with their numbers.
     """
     bundle = open_bundle(path)
     Ranker.load(bundle.path)
@@ -39,11 +39,11 @@ def gate(path: Path, registry: Registry) -> Bundle:
 
 
 def reasons_against(manifest: BundleManifest, champion: Mapping[str, str]) -> list[str]:
-    """Why a bundle must not serve; empty where it may.
+    """Why a bundle must not serve; empty if it may.
 
-    Its calibration ratio on the test window must lie within `CALIBRATION_RANGE` (both ends allowed); its AUC be above
-    the popularity control's; and the upper end of its AUC's 95 % interval not below the champion's AUC, where the
-    champion was measured on the same feature set. A number that is NaN, or was not measured, does not pass.
+    On the test window its calibration ratio must be within `CALIBRATION_RANGE` (both ends included), and its AUC above
+    the popularity control's. If the champion was measured on the same feature set, the upper end of the 95 % interval
+    of its AUC must not be below the champion's AUC. A number that is NaN or was not measured does not pass.
 
     Args:
         manifest: of the bundle.
@@ -66,16 +66,16 @@ def reasons_against(manifest: BundleManifest, champion: Mapping[str, str]) -> li
 
 
 def make_champion(bundle: Bundle, version: str, registry: Registry, workspace: Workspace) -> list[str]:
-    """Let `models:/quadrank-<name>@champion` name this version, then the workspace's `CURRENT` the bundle.
+    """Move `models:/quadrank-<name>@champion` to this version, then the workspace's `CURRENT` to the bundle.
 
     Args:
         bundle: one that passed the gate.
         version: of the registered model.
         registry: where the alias moves.
-        workspace: whose `bundles/<name>/CURRENT` is flipped, where the bundle lies there.
+        workspace: its `bundles/<name>/CURRENT` moves if the bundle is in that folder.
 
     Returns:
-        What was done, a sentence each.
+        One sentence for each step that was done.
     """
     name = f"quadrank-{bundle.manifest.name}"
     registry.set_alias(name, ALIAS, version)
@@ -84,12 +84,12 @@ def make_champion(bundle: Bundle, version: str, registry: Registry, workspace: W
     if bundle.path.parent == bundles.resolve():
         done.append(f"{point_at(bundles, bundle.path.name)} is now {bundle.path.name}")
     else:
-        done.append(f"{bundles / 'CURRENT'} stays as it is: the bundle lies elsewhere")
+        done.append(f"{bundles / 'CURRENT'} does not change: the bundle is in another folder")
     return done
 
 
 def promote_bundle(path: Path, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Gate a bundle by hand, registering it first where no run has. Raises GateError (exit 6)."""
+    """Promote a bundle if it passes the gate; register it first if no run did. Raises GateError (exit 6)."""
     registry, tracker = Registry(workspace.root), Tracker(workspace.root)
     bundle = gate(path, registry)
     name = f"quadrank-{bundle.manifest.name}"

@@ -1,4 +1,4 @@
-"""What a command ends with: a readable table for people, one JSON object for programs."""
+"""The result of a command: tables for people, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.cells import HEADINGS, metric_cell
 
 Metrics = dict[str, float]
 
-DRAWN = "Intervals draw users again with all of their rows; each is of one number alone, and of one training."
+DRAWN = "Intervals resample users with all of their rows; each is for one number alone, and for one training."
 OF_A_SLICE = ("auc", "interval", "log_loss", "calibration_ratio", "ece")
 
 
@@ -57,13 +57,13 @@ def peak_mib() -> float:
 
 
 def control_label(name: str, values: Mapping[str, Any], run_id: str | None) -> str:
-    """What the tables of a run call a control: by its day too, where another run trained it."""
+    """The name of a control in tables, with its day if another run trained it."""
     label = name.replace("_", "-")
     return label if values.get("run_id", run_id) == run_id else f"{label} of {values['day']}"
 
 
 def results_table(title: str, rows: dict[str, Metrics]) -> Table:
-    """A table of rankers (rows) by metric (columns); what a ranker has no value for stays empty."""
+    """A table of rankers (rows) by metric (columns); a cell is empty if a ranker has no value."""
     shown = [key for key in HEADINGS if key == "interval" or any(key in metrics for metrics in rows.values())]
     table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
     table.add_column("ranker")
@@ -75,24 +75,24 @@ def results_table(title: str, rows: dict[str, Metrics]) -> Table:
 
 
 def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
-    """Slices (rows) with what they hold and how well they are ranked."""
+    """Slices (table rows) with their numbers of rows and positives, and their metrics."""
     table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
     table.add_column("slice")
     for heading in ("rows", "positive", *(HEADINGS[key] for key in OF_A_SLICE)):
         table.add_column(heading, justify="right")
     before = ""
-    for one in slices:
-        if one.dimension != before:
+    for part in slices:
+        if part.dimension != before:
             table.add_section()
-        before = one.dimension
-        name = one.name if one.dimension == "all" else f"{one.dimension}: {one.name}"
-        cells = [metric_cell(one.metrics, key) for key in OF_A_SLICE]
-        table.add_row(name, f"{one.rows:,}", f"{one.positives / one.rows:.1%}", *cells)
+        before = part.dimension
+        name = part.name if part.dimension == "all" else f"{part.dimension}: {part.name}"
+        cells = [metric_cell(part.metrics, key) for key in OF_A_SLICE]
+        table.add_row(name, f"{part.rows:,}", f"{part.positives / part.rows:.1%}", *cells)
     return table
 
 
 def lists_table(lists: TopLists) -> Table:
-    """What the best scored rows of each user or request would show, beside random lists."""
+    """Coverage and novelty of the best rows of each user or request, beside random lists."""
     title = f"lists of the {lists.k} best ({lists.groups_cut:,} of {lists.groups:,} had more to choose from)"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
@@ -105,15 +105,15 @@ def lists_table(lists: TopLists) -> Table:
         "share of tail items": lists.tail_share,
         "share of new items": lists.new_share,
     }
-    for name, one in numbers.items():
-        table.add_row(name, *(f"{value:.3f}" for value in (one.listed, one.random, one.shown)))
+    for name, measure in numbers.items():
+        table.add_row(name, *(f"{value:.3f}" for value in (measure.listed, measure.random, measure.shown)))
     if lists.calibration is not None:
         table.add_row("calibration of listed rows", f"{lists.calibration:.3f}", "", "")
     return table
 
 
 def print_results(console: Console, title: str, summary: Summary, split: str, model: str) -> None:
-    """Print the model beside its controls on one split, and what share of the optimum's lift it reached."""
+    """Print the model beside its controls on one split, and its share of the optimum's AUC lift."""
     rows = {
         model: summary.metrics[split],
         **{f"{model}: {name}": m for name, m in summary.tasks.get(split, {}).items()},

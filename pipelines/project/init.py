@@ -67,6 +67,5 @@ def _refuse_taken(folder: Path) -> None:
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if found:
         raise ConfigError(
-            f"{folder}: holds {len(found)} entries, e.g. {found[0]}, and nothing is written over. Name a new or an "
-            "empty folder."
+            f"{folder}: not empty, it holds {found[0]}, and nothing is written over. Name a new or an empty folder."
         )

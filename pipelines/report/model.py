@@ -1,4 +1,4 @@
-"""Report sections that look inside the model: its calibration, the gates of its vectors, examples of its attention."""
+"""Report sections on the inside of the model: its calibration, the gates of its vectors, examples of its attention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES, FIELDS_SHOWN = 4, 6
 
 
 def model_sections(model: ClickModel, feature_set: FeatureSet, run_dir: Path) -> list[Section]:
-    """What there is to show of this model: not every one has gates, or weighs its history."""
+    """The sections that this model has: not every model has gates, or weighs its history."""
     found = [_calibration(run_dir), _gates(model, feature_set), _examples(model, feature_set)]
     return [section for section in found if section is not None]
 
@@ -37,15 +37,15 @@ def _calibration(run_dir: Path) -> Section | None:
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         [name, *(f"{record[moment][key]:.4f}" if key in record[moment] else "" for key in ("log_loss", "ece"))]
-        for moment, name in (("before", "as trained"), ("after", "calibrated by other users' rows"))
+        for moment, name in (("before", "as trained"), ("after", "calibrated on other users' rows"))
     ]
     return Section(
         "Calibration before and after",
-        f"What {record['method']} calibration does to validation rows that did not fit it.",
+        f"What {record['method']} calibration changes on validation rows that it was not fitted on.",
         table(["scores", "log loss", "ECE"], rows)
         + remark(
-            "For this table each half of the users is calibrated by the other half; the model's own curve is fitted "
-            "on all of them. The reliability diagram above shows the test rows, after it."
+            "For this table, each half of the users is calibrated on the other half; the model's own curve is fitted "
+            "on all of them. The reliability diagram above shows the evaluation rows after calibration."
         ),
     )
 
@@ -56,14 +56,16 @@ def _gates(model: ClickModel, feature_set: FeatureSet) -> Section | None:
     if gates_IM is None:
         return None
     rows = []
-    for place, one in enumerate(feature_set.schema.vectors):
-        present_I = torch.from_numpy(feature_set.present(one.name)[FIRST_VALUE:].copy())
+    for place, vectors in enumerate(feature_set.schema.vectors):
+        present_I = torch.from_numpy(feature_set.present(vectors.name)[FIRST_VALUE:].copy())
         has, lacks = gates_IM[present_I, place], gates_IM[~present_I, place]
         quantiles = torch.quantile(has, torch.tensor(QUANTILES)).tolist() if len(has) else [float("nan")] * 3
-        rows.append([one.name, *(f"{value:.2f}" for value in quantiles), f"{lacks.mean():.2f}" if len(lacks) else ""])
+        rows.append(
+            [vectors.name, *(f"{value:.2f}" for value in quantiles), f"{lacks.mean():.2f}" if len(lacks) else ""]
+        )
     return Section(
         "Gates of the vector sets",
-        "How much each item's vectors count, from 0 (ignored) over 1 (as they are) to 2.",
+        "The weight of each item's vectors, from 0 (ignored) over 1 (unchanged) to 2.",
         table(["set", "5 % of items below", "median", "95 % below", "mean where the vector is missing"], rows),
     )
 
@@ -73,9 +75,9 @@ def _examples(model: ClickModel, feature_set: FeatureSet) -> Section | None:
     groups: dict[str, list[list[str]]] = {}
     for row in chosen_rows(feature_set)[-EXAMPLES:]:
         request = logged_request(feature_set, row, _target(feature_set, row))
-        (one,) = explain(model, tables, request)
+        (explanation,) = explain(model, tables, request)
         history = tuple(encoder.items.value(item) for item in request.history_item)
-        content = told(one, history, encoder, feature_set)
+        content = told(explanation, history, encoder, feature_set)
         if not content["past"]:
             continue
         parts = ", ".join(
@@ -90,8 +92,8 @@ def _examples(model: ClickModel, feature_set: FeatureSet) -> Section | None:
     if not groups:
         return None
     return Section(
-        "What spoke for a target",
-        "Logged rows: the past items that weighed most in the score of their target, and what they share with it.",
+        "Past items behind a score",
+        "Logged rows: the past items with the largest weights in the target's score, and the tags they share with it.",
         grouped_table(["past item", "events ago", "weight", "shared tags"], groups),
     )
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: sections, a table of contents, one style sheet."""
+"""A report as one self-contained HTML page: sections, a table of contents, one style sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sections of a report are made of: plots, tables, facts. Text is escaped here, once."""
+"""The parts of a report's sections: plots, tables, facts. Text is escaped here, once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plot(figure: Figure, name: str, caption: str) -> str:
 
     Args:
         figure: drawn anew for the page.
-        name: letters and dashes, another one for each plot of a page; ids inside the SVG begin with it.
+        name: letters and dashes, unique on the page; ids inside the SVG begin with it.
         caption: plain text.
     """
     return (
@@ -33,7 +33,7 @@ def plot(figure: Figure, name: str, caption: str) -> str:
 def svg(figure: Figure, name: str, label: str) -> str:
     """The `<svg>` element of a figure, ids and references to them prefixed by `name`; `label` is for screen readers."""
     written = io.StringIO()
-    # The salt makes ids, and so the page, the same each time.
+    # A fixed salt gives the same ids, and so the same page, each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         # A name in Chinese has no glyph in matplotlib's font, which only measures it: the browser draws it.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -86,7 +86,7 @@ def beside(left: str, right: str) -> str:
 
 
 def folded(title: str, html: str) -> str:
-    """A part that opens on a click, and is open on paper."""
+    """A part that opens on a click; it is open on paper."""
     return f"<details><summary>{escape(title)}</summary>{html}</details>"
 
 

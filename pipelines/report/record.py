@@ -1,4 +1,4 @@
-"""What a run folder says of its run: settings, metrics, curve, how long it took."""
+"""What a run folder holds: settings, metrics, curve, duration."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class RunRecord:
         config: `config.json`.
         metrics: of the model, by split.
         controls: metrics by name; `target_only` also has `run_id` and `day` of the run that trained it.
-        curve: one mapping a look at the validation rows.
-        seconds: wall time from the first file to the weights, an interruption in between included.
+        curve: one mapping an evaluation of the validation rows.
+        seconds: wall time from the first file to the weights, pauses included.
     """
 
     run_id: str

@@ -1,4 +1,4 @@
-"""`report`: everything worth knowing of a training run on one HTML page, kept with its MLflow run."""
+"""`report`: one HTML page on a training run, kept with its MLflow run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ REPORT = "report.html"
 
 
 def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Score a finished run's test rows again and tell what was found as one self-contained HTML page.
+    """Score the evaluation rows of a finished run again, and write the results as one self-contained HTML page.
 
     Args:
         run_id: or `latest`.
         out: the file to write; `report.html` in the run folder without one.
         workspace: where the run is.
-        console: where to say what was written.
+        console: where messages are printed.
 
     Raises:
-        ConfigError: no such run, one that was never evaluated, or one whose feature set was built from another
+        ConfigError: no such run, one that was never evaluated, or its feature set was built from another
             contract.
         DataError: its feature set is gone.
     """
@@ -44,7 +44,7 @@ def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
     judged = score_split(model, feature_set, split)
     importances = permutation_importance(model, feature_set, split)
     sections = [
-        section.the_run(record, feature_set, sum(one.numel() for one in model.parameters())),
+        section.the_run(record, feature_set, sum(weights.numel() for weights in model.parameters())),
         section.metrics_and_controls(record, split),
         section.learning(record),
         section.ranking(judged),
@@ -66,8 +66,8 @@ def report_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
         "run_id": run_dir.name,
         "report": str(path),
         "importance": {
-            f"{one.side}.{one.name}": {"drop": one.drop.value, "low": one.drop.low, "high": one.drop.high}
-            for one in importances
+            f"{found.side}.{found.name}": {"drop": found.drop.value, "low": found.drop.low, "high": found.drop.high}
+            for found in importances
         },
         "seconds": round(time.monotonic() - started, 2),
     }

@@ -26,7 +26,7 @@ from pipelines.report.record import RunRecord
 RANKER_METRICS = ("gauc_by_samples", "log_loss", "normalized_entropy", "calibration_ratio", "ece")
 CONTROLS = {
     "target_only": "Target-only is the same model without history.",
-    "popularity": "Popularity knows the item's training clicks alone.",
+    "popularity": "Popularity uses the item's training clicks alone.",
     "optimum": "The optimum knows the true probabilities of a simulated log.",
 }
 SLICE_METRICS = ("log_loss", "calibration_ratio", "ece")
@@ -35,11 +35,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def the_run(record: RunRecord, feature_set: FeatureSet, parameters: int) -> Section:
-    """Headline numbers, and the facts that tell this run from another."""
+    """The main metrics, and what distinguishes this run from others."""
     split = feature_set.judged_by
     preset, manifest, schema = record.config["preset"], feature_set.manifest, feature_set.schema
-    best, metric = _best_look(record), preset["train"]["metric"].replace("_", " ")
-    vectors = ", ".join(f"{one.name} ({one.width})" for one in schema.vectors)
+    best, metric = _best_evaluation(record), preset["train"]["metric"].replace("_", " ")
+    vectors = ", ".join(f"{vector_set.name} ({vector_set.width})" for vector_set in schema.vectors)
     listed = {
         "Data": f"{manifest.name}, feature set {manifest.version}",
         **{f"{name.capitalize()} rows": _rows_of(window) for name, window in manifest.windows.items()},
@@ -48,7 +48,7 @@ def the_run(record: RunRecord, feature_set: FeatureSet, parameters: int) -> Sect
         "Model": f"{preset['model']['architecture']}, {parameters:,} parameters",
         "Seed": str(preset["train"]["seed"]),
         "Training": f"{record.curve[-1]['epoch']:.2f} epochs, {_duration(record.seconds)} from start to weights",
-        "Weights": f"of step {best['step']:,.0f}, the best of {len(record.curve)} looks by {metric}",
+        "Weights": f"of step {best['step']:,.0f}, the best of {len(record.curve)} evaluations by {metric}",
         "Code": f"git {record.config['git_revision']}",
         "Libraries": ", ".join(f"{name} {number}" for name, number in record.config["versions"].items()),
     }
@@ -60,7 +60,7 @@ def the_run(record: RunRecord, feature_set: FeatureSet, parameters: int) -> Sect
 
 
 def metrics_and_controls(record: RunRecord, split: str) -> Section:
-    """The model beside what it has to beat."""
+    """The model beside its controls."""
     model = record.config["preset"]["model"]["architecture"]
     rankers = {model: record.metrics[split]}
     rankers |= {control_label(name, found, record.run_id): found for name, found in record.controls.items()}
@@ -76,40 +76,39 @@ def metrics_and_controls(record: RunRecord, split: str) -> Section:
     ]
     return Section(
         "Model and controls",
-        "Does the model beat what costs less?",
+        "Is the model better than cheaper rankers?",
         table(["ranker", "AUC", "95 % interval", *(HEADINGS[key] for key in shown)], rows)
         + remark(
-            "AUC: the chance that a positive outranks a negative, its interval draws users again with all of their "
-            "rows; GAUC: the same within a user. Log loss: nats a row; "
-            "NE: normalized entropy, below 1 where the model beats predicting the training rate for all rows. "
-            "Calibration: predicted over observed "
-            "positives, 1 is right. ECE: mean distance between promised and observed rates, 0 is right. "
+            "AUC: the probability that a positive ranks above a negative; its interval resamples users with all of "
+            "their rows. GAUC: AUC within a user. Log loss: nats a row. NE: normalized entropy, below 1 where the "
+            "model is better than the training rate predicted for all rows. Calibration: predicted over observed "
+            "positives; 1 is best. ECE: mean distance between predicted and observed rates; 0 is best. "
             + " ".join(text for name, text in CONTROLS.items() if name in record.controls)
         )
         + plot(
             control_bars(rankers),
             "controls",
-            "A longer bar ranks better; where two whiskers do not overlap, the difference is more than luck.",
+            "A longer bar is a higher AUC. Where two whiskers do not overlap, the difference is significant.",
         ),
     )
 
 
 def learning(record: RunRecord) -> Section:
-    """The curve of the validation rows."""
+    """Losses and metrics of the validation rows during training."""
     return Section(
         "Learning curves",
-        "Had it learned all it could, and did it begin to learn by heart?",
+        "Was training long enough, and did the model begin to overfit?",
         plot(
             learning_curve(record.curve),
             "learning",
-            "Each point is a look at the validation rows, the star the best one; a training loss that goes on falling "
-            "while the validation loss rises is overfitting.",
+            "Each point is an evaluation of the validation rows; the star is the best one. A training loss that falls "
+            "while the validation loss rises shows overfitting.",
         ),
     )
 
 
 def ranking(judged: Scored) -> Section:
-    """The ROC curve, and what the top of the ranking holds."""
+    """The ROC curve, and the share of positives at the top of the ranking."""
     order = np.argsort(-judged.scores, kind="stable")
     found_N = np.cumsum(judged.labels[order] > 0)
     rows, positives = len(order), int(found_N[-1])
@@ -121,22 +120,22 @@ def ranking(judged: Scored) -> Section:
         lines.append([f"{share:.0%}", f"{rate:.1%}", f"{rate * rows / positives:.2f}", f"{found:.1%}"])
     return Section(
         "ROC curve",
-        "How well does it rank, and what is at the top?",
+        "How well does the model rank, and how many positives are at the top?",
         beside(
             plot(
                 roc_curve(judged.labels, judged.scores, judged.weights),
                 "roc",
-                "The further the curve bends to the upper left, the fewer negatives stand above the positives; its "
-                "area is the AUC.",
+                "The closer the curve is to the upper left corner, the fewer negatives rank above positives; the area "
+                "under it is the AUC.",
             ),
             table(["top of the ranking", "positive", "lift", "of all positives"], lines)
-            + remark("All rows in one ranking. Lift: how many times more positives than among all rows."),
+            + remark("All rows are in one ranking. Lift: the share of positives over that of all rows."),
         ),
     )
 
 
 def calibration(judged: Scored) -> Section:
-    """The reliability diagram with its summary."""
+    """The reliability diagram and its numbers."""
     labels, scores, weights = judged.labels, judged.scores, judged.weights
     rates = {
         "Mean predicted": f"{np.average(scores, weights=weights):.4f}",
@@ -147,13 +146,13 @@ def calibration(judged: Scored) -> Section:
     }
     return Section(
         "Reliability",
-        "Do its probabilities come true?",
+        "Do predicted probabilities agree with observed rates?",
         beside(
             plot(
                 reliability_diagram(judged.labels, judged.scores, judged.weights),
                 "reliability",
-                "Each point is a twentieth of the rows: below the dashed line the model promised too much, above it "
-                "too little; the histogram says where the rows are.",
+                "Each point is a twentieth of the rows: below the dashed line the model predicts too much, above it "
+                "too little. The histogram shows how many rows have each prediction.",
             ),
             facts(rates),
         ),
@@ -168,11 +167,12 @@ def score_distribution(judged: Scored) -> Section:
     ]
     return Section(
         "Scores by label",
-        "How far apart are positives and negatives?",
+        "How far apart are the scores of positives and negatives?",
         plot(
             score_histogram(judged.labels, judged.scores),
             "scores",
-            "Each outline is one class, its heights sum to 1: the less they overlap, the better they are told apart.",
+            "Each outline is one class; its heights sum to 1. The less the outlines overlap, the better the model "
+            "separates the classes.",
         )
         + table(["quantile of the score", *(f"{share:.0%}" for share in QUANTILES)], lines),
     )
@@ -181,25 +181,25 @@ def score_distribution(judged: Scored) -> Section:
 def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
     """AUC by slice as a plot, and all metrics as a table."""
     by_dimension: dict[str, list[SliceResult]] = {}
-    for one in found:
-        by_dimension.setdefault("" if one.dimension == "all" else one.dimension, []).append(one)
+    for part in found:
+        by_dimension.setdefault("" if part.dimension == "all" else part.dimension, []).append(part)
     ranked = {
-        dimension: {one.name: _interval(one.metrics) for one in group if "auc_low" in one.metrics}
+        dimension: {part.name: _interval(part.metrics) for part in group if "auc_low" in part.metrics}
         for dimension, group in by_dimension.items()
     }
-    # All rows are the plot's dashed line.
+    # The plot shows all rows as its dashed line.
     ranked = {dimension: group for dimension, group in ranked.items() if dimension and group}
     rows = {
         dimension: [
             [
-                one.name,
-                f"{one.rows:,}",
-                f"{one.positives / one.rows:.1%}",
-                metric_cell(one.metrics, "auc"),
-                metric_cell(one.metrics, "interval"),
-                *(metric_cell(one.metrics, key) for key in SLICE_METRICS),
+                part.name,
+                f"{part.rows:,}",
+                f"{part.positives / part.rows:.1%}",
+                metric_cell(part.metrics, "auc"),
+                metric_cell(part.metrics, "interval"),
+                *(metric_cell(part.metrics, key) for key in SLICE_METRICS),
             ]
-            for one in group
+            for part in group
         ]
         for dimension, group in by_dimension.items()
     }
@@ -207,7 +207,7 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
         plot(
             slice_forest(ranked, whole_auc),
             "slices",
-            "A slice whose line ends left of the dashed one is ranked worse than all rows together; a long line means "
+            "A slice whose line ends left of the dashed one has a lower AUC than all rows together; a long line means "
             "few rows.",
         )
         if ranked
@@ -215,14 +215,14 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
     )
     return Section(
         "Slices",
-        "For whom and for what does it work less well?",
+        "For which users, items and days is the model worse?",
         picture
         + grouped_table(
             ["slice", "rows", "positive", "AUC", "95 % interval", *(HEADINGS[key] for key in SLICE_METRICS)],
             rows,
         )
         + remark(
-            f"Intervals draw users again, with all of their rows; each is of one slice alone. A slice of fewer than "
+            f"Intervals resample users with all of their rows; each is for one slice alone. A slice of fewer than "
             f"{FEWEST_ROWS} rows, or of one class, has no AUC, one of fewer than {FEWEST_ROWS_OF_ECE:,} rows no ECE. "
             "Calibration: predicted over observed positives."
         ),
@@ -230,32 +230,32 @@ def slices(found: Sequence[SliceResult], whole_auc: float) -> Section:
 
 
 def importance(found: Sequence[Importance]) -> Section:
-    """What each input is worth to the model."""
-    rows = [[described(one), *_drop_cells(one.drop)] for one in found]
+    """How much the AUC drops without each input."""
+    rows = [[described(measured), *_drop_cells(measured.drop)] for measured in found]
     return Section(
         "Permutation importance",
-        "What does the model rely on?",
+        "Which inputs does the model use?",
         plot(
             importance_bars(found),
             "importance",
-            "How much AUC is lost when one input is shuffled and all else stays: blue is more than chance, all inputs "
-            "considered (Holm), grey may be nothing.",
+            "The AUC drop when one input is shuffled and all others stay. Blue is significant after Holm's correction "
+            "for all inputs; grey is within chance.",
         )
-        + folded("The same as a table", table(["input", "AUC lost", "95 % interval"], rows))
+        + folded("The same as a table", table(["input", "AUC drop", "95 % interval"], rows))
         + remark(
-            f"Measured on at most {MOST_ROWS:,} rows. Of two inputs that say the same, each may be missed little; an "
-            "input that the model does not read loses exactly 0."
+            f"Measured on at most {MOST_ROWS:,} rows. Of two inputs with the same information, each may have a small "
+            "drop; an input that the model does not read has a drop of exactly 0."
         ),
     )
 
 
 def settings(config: Mapping[str, Any]) -> Section:
-    """Every setting of the run, folded away."""
+    """Every setting of the run, folded."""
     preset = config["preset"]
     others = {name: value for name, value in config.items() if name != "preset"}
     return Section(
         "Settings",
-        "With which settings was it made?",
+        "Which settings did the run have?",
         "".join(
             folded(name.capitalize(), facts(_flat(values))) for name, values in {**preset, "origin": others}.items()
         ),
@@ -268,7 +268,7 @@ def _headline(metrics: Metrics, controls: Mapping[str, Metrics]) -> list[tuple[s
         "auc": metric_cell(metrics, "interval"),
         "gauc_by_samples": "AUC within a user",
         "log_loss": f"normalized {metrics['normalized_entropy']:.4f}",
-        "calibration_ratio": "1 is right" + (f"; ECE {metrics['ece']:.4f}" if "ece" in metrics else ""),
+        "calibration_ratio": "1 is best" + (f"; ECE {metrics['ece']:.4f}" if "ece" in metrics else ""),
     }
     shown = [(names[key], f"{metrics[key]:.4f}", asides[key]) for key in names if key in metrics]
     if "optimum" in controls:
@@ -283,10 +283,10 @@ def _rows_of(window: Window) -> str:
     return f"{window.rows:,}, {window.positives / window.rows:.2%} positive"
 
 
-def _best_look(record: RunRecord) -> dict[str, float]:
+def _best_evaluation(record: RunRecord) -> dict[str, float]:
     metric = record.config["preset"]["train"]["metric"]
     best = min if metric == "log_loss" else max
-    return best(record.curve, key=lambda look: look[metric])
+    return best(record.curve, key=lambda evaluation: evaluation[metric])
 
 
 def _duration(seconds: float) -> str:
@@ -310,7 +310,7 @@ def _interval(metrics: Mapping[str, float]) -> Interval:
 
 
 def _drop_cells(drop: Interval) -> list[str]:
-    """An input that was not read says 0, not +0.0000, which could be very little."""
+    """An input that was not read shows 0; +0.0000 could be a very small drop."""
     if drop == (0, 0, 0):
         return ["0", ""]
     return [f"{drop.value:+.4f}", signed_span(drop)]

@@ -27,7 +27,9 @@ Scores = dict[SplitName, np.ndarray]
 
 # Probabilities by split, [seeds, rows]. Popularity has no seed: one row, however many seeds the study has.
 BASELINES: dict[Control, Callable[[FeatureSet, Sequence[SplitName], int], Scores]] = {
-    "popularity": lambda feature_set, splits, _: {one: popularity_scores(feature_set, one)[None] for one in splits},
+    "popularity": lambda feature_set, splits, _: {
+        split: popularity_scores(feature_set, split)[None] for split in splits
+    },
     "counters": counters_control,
     "boosting": tabular_control,
 }
@@ -35,15 +37,15 @@ BASELINES: dict[Control, Callable[[FeatureSet, Sequence[SplitName], int], Scores
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study, and how and where it is run.
+    """A study, with where and how it runs.
 
     Args:
         study: what is compared.
         train: file of training defaults; the presets' own settings go before them.
         root: of the raw files, instead of the data contract's.
-        workspace: where feature sets, trials and results lie.
+        workspace: where feature sets, trials and results are.
         workers: trainings at a time.
-        console: where people read.
+        console: where messages are printed.
         split: whose rows are compared on; default: test, or valid where test has no labels.
     """
 
@@ -62,7 +64,7 @@ class Comparison:
 
 
 def run_comparison(comparison: Comparison) -> dict[str, Any]:
-    """Train what is missing of a study, compare all rankers on the same rows, and record the result.
+    """Train the missing trials of a study, compare all rankers on the same rows, and record the result.
 
     Every ranker is calibrated alike, on the validation rows. Writes `comparisons/<study>/summary.json`, `forest.png`
     and one MLflow run with a child a variant; returns the JSON summary.
@@ -80,8 +82,8 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
     trials = run_trials(plans, feature_sets, study.seeds, comparison.folder, comparison.workers, say=console.print)
     splits: list[SplitName] = ["valid", split] if split != "valid" else ["valid"]
     rankers = {
-        one.name: _variant(one, trials[one.name], feature_set, split)
-        for one, feature_set in zip(plans, feature_sets, strict=True)
+        variant.name: _variant(variant, trials[variant.name], feature_set, split)
+        for variant, feature_set in zip(plans, feature_sets, strict=True)
     }
     rankers |= _opponents(comparison, first, splits)
     reference = study.reference or plans[0].name
@@ -113,9 +115,9 @@ def trained_at(trials: Mapping[str, Sequence[Trial]]) -> list[str]:
 def _feature_sets(plans: Sequence[Plan], comparison: Comparison) -> list[FeatureSet]:
     """Of each variant, built or reused. Raises DataError where their rows differ."""
     found = []
-    for one in plans:
-        result = build(one.contract, comparison.workspace)
-        comparison.console.print(f"{one.name}: {describe(result)}", style="dim")
+    for variant in plans:
+        result = build(variant.contract, comparison.workspace)
+        comparison.console.print(f"{variant.name}: {describe(result)}", style="dim")
         found.append(result.feature_set)
     require_same_rows(found)
     return found
@@ -125,22 +127,20 @@ def _compared_split(feature_set: FeatureSet, asked: SplitName | None) -> SplitNa
     if asked is None:
         return feature_set.judged_by
     if not feature_set.manifest.windows[asked].labelled:
-        raise ConfigError(
-            f"--split {asked}: the {asked} rows of {feature_set.path} have no labels. Take --split valid."
-        )
+        raise ConfigError(f"--split {asked}: the {asked} rows of {feature_set.path} have no labels. Use --split valid.")
     return asked
 
 
-def _variant(one: Plan, trials: Sequence[Trial], feature_set: FeatureSet, split: SplitName) -> Ranker:
-    """A trained variant: its scores by seed, and medians over seeds of what its trainings recorded."""
+def _variant(variant: Plan, trials: Sequence[Trial], feature_set: FeatureSet, split: SplitName) -> Ranker:
+    """A trained variant: its scores by seed, and medians over seeds of the facts that its trainings recorded."""
     names = ("parameters", "rows_per_second", "seconds", "epochs", "valid_ece_before", "valid_ece_after")
     known = [name for name in names if all(name in trial.facts for trial in trials)]
     facts = {name: float(np.median([trial.facts[name] for trial in trials])) for name in known}
     return Ranker(
         evaluated=np.stack([trial.scores[split] for trial in trials]),
         valid=np.stack([trial.scores["valid"] for trial in trials]),
-        facts=facts | {"rank_ms": rank_latency(one.preset.model, trials[0].folder, feature_set)},
-        why=one.why,
+        facts=facts | {"rank_ms": rank_latency(variant.preset.model, trials[0].folder, feature_set)},
+        why=variant.why,
     )
 
 

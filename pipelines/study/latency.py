@@ -1,4 +1,4 @@
-"""How long a ranking request takes in the exported graph: what a server would wait for, without its encoding."""
+"""The time of a ranking request in the exported graph, without its encoding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rank_latency(config: ModelConfig, run: Path, feature_set: FeatureSet) -> flo
 
 
 def _full(request: RowRequest, length: int) -> RowRequest:
-    """The request with a full history and 100 candidates, made of its own by repeating them."""
+    """The request with a full history and 100 candidates, by repeating its own."""
     candidates = np.resize(np.arange(len(request.candidate_item)), CANDIDATES)
     events = len(request.history_item)
     places = np.resize(np.arange(events), length if events else 0)

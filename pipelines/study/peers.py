@@ -1,4 +1,4 @@
-"""Public libraries as opponents of a study, each in an environment of its own."""
+"""Public libraries as peers of a study, each in its own environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2"}
 
 
 def require_peers(peers: Sequence[Peer], contract: Contract, folder: Path) -> None:
-    """Make the environment of a study's peers, where it has any: what fails fails before anything is trained.
+    """Make the environment of a study's peers, if it has any, so that a failure comes before the first training.
 
     Args:
         peers: of the study.
@@ -61,10 +61,12 @@ def peer_scores(
     from benchmarks.peers.fuxictr_rows import train_peer
 
     found = [train_peer(feature_set.path, MODELS[peer], seed, _work(folder)) for seed in range(1, seeds + 1)]
-    facts = {name: float(np.median([one.facts[name] for one in found])) for name in ("rows_per_second", "parameters")}
-    return {split: np.stack([one.scores[split] for one in found]) for split in splits}, facts
+    facts = {
+        name: float(np.median([trained.facts[name] for trained in found])) for name in ("rows_per_second", "parameters")
+    }
+    return {split: np.stack([trained.scores[split] for trained in found]) for split in splits}, facts
 
 
 def _work(folder: Path) -> Path:
-    """Where peers keep their environment, files and scores."""
+    """The folder of the peers' environment, files and scores."""
     return folder / "fuxictr"

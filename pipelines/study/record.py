@@ -1,4 +1,4 @@
-"""What a study leaves: its JSON summary, a figure and MLflow runs."""
+"""The records of a study: its JSON summary, a figure and MLflow runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class StudyResult:
 
 
 def summary_of(result: StudyResult) -> dict[str, Any]:
-    """The JSON summary: how the rankers were compared, and what was found of each."""
+    """The JSON summary: how the rankers were compared, and the result of each."""
     base = scored(result.feature_set, result.split, next(iter(result.rankers.values())).evaluated[0])
     best = auc(base.labels, result.optimum, base.weights) if result.optimum is not None else None
     parts = slices(result.feature_set, result.split)
@@ -89,7 +89,7 @@ def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, 
     intervals = {name: found.auc.interval() for name, found in result.verdicts.items()}
     figure = ranker_forest(intervals, f"{result.split} AUC", result.reference)
     save_png(figure, folder / "forest.png")
-    presets = {one.name: one.preset for one in result.plans}
+    presets = {variant.name: variant.preset for variant in result.plans}
     tracker = Tracker(workspace.root)
     experiment = f"quadrank-{result.plans[0].contract.name}"
     tags = {"git_revision": git_revision(), "study": result.study.name}
@@ -108,15 +108,15 @@ def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, 
 def _slice_aucs(
     parts: Sequence[Slice], base: Scored, scores_SN: np.ndarray, optimum_N: np.ndarray | None
 ) -> list[dict[str, Any]]:
-    """Mean AUC over seeds of each slice that has one."""
+    """Mean AUC over seeds of each slice that has an AUC."""
     found = []
-    for one in parts:
-        labels, weights = base.labels[one.rows_N], base.weights[one.rows_N]
+    for part in parts:
+        labels, weights = base.labels[part.rows_N], base.weights[part.rows_N]
         if len(labels) < FEWEST_ROWS or len(np.unique(labels[weights > 0])) < 2:
             continue
-        value = float(np.mean([auc(labels, scores_N[one.rows_N], weights) for scores_N in scores_SN]))
-        entry = {"dimension": one.dimension, "name": one.name, "rows": len(labels), "auc": value}
+        value = float(np.mean([auc(labels, scores_N[part.rows_N], weights) for scores_N in scores_SN]))
+        entry = {"dimension": part.dimension, "name": part.name, "rows": len(labels), "auc": value}
         if optimum_N is not None:
-            entry["optimal_lift_share"] = optimal_lift_share(value, auc(labels, optimum_N[one.rows_N], weights))
+            entry["optimal_lift_share"] = optimal_lift_share(value, auc(labels, optimum_N[part.rows_N], weights))
         found.append(entry)
     return found

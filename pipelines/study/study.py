@@ -29,7 +29,7 @@ class Variant(Settings):
         None, description="embedding sets that are kept, and what is made of them alone"
     )
     shuffle_vectors: bool = Field(False, description="control: every item has another item's vectors")
-    why: str = Field("", description="what it is there for; shown beside its result")
+    why: str = Field("", description="its purpose; shown beside its result")
 
 
 class Study(Settings):
@@ -47,14 +47,14 @@ class Study(Settings):
 
 @dataclass(frozen=True)
 class Plan:
-    """A variant with its files read: nothing of it can turn out wrong in the middle of the night.
+    """A variant whose files were read and checked, before anything is trained.
 
     Args:
         name: of the variant.
         contract: its data.
         preset: its model and training.
         shuffle_vectors: whether vectors are exchanged among items.
-        why: what it is there for.
+        why: its purpose.
     """
 
     name: str
@@ -74,7 +74,7 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
 
 
 def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
-    """An ad-hoc study of presets, with all controls of the house.
+    """A study of presets, with every control.
 
     Args:
         models: names in conf/model, or paths.
@@ -82,7 +82,7 @@ def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
         seeds: of each.
 
     Raises:
-        ConfigError: a preset is not there.
+        ConfigError: there is no such preset.
     """
     found = [Path(model) if model.endswith(".yaml") else default_settings(f"model/{model}.yaml") for model in models]
     if missing := [path for path in found if not path.is_file()]:
@@ -108,7 +108,7 @@ def plan(study: Study, train_defaults: Path, root: str | None) -> list[Plan]:
     """Read all files of a study.
 
     Raises:
-        ConfigError: a file is missing, or a setting does not exist or cannot be.
+        ConfigError: a file is missing, or a setting does not exist or has an impossible value.
     """
     return [_planned(name, variant, study, train_defaults, root) for name, variant in study.variants.items()]
 
@@ -118,7 +118,7 @@ def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, ro
     content = contract.model_dump(mode="json") | variant.data
     if variant.modalities is not None:
         known = content["embeddings"]
-        if unknown := [one for one in variant.modalities if one not in known]:
+        if unknown := [name_of_set for name_of_set in variant.modalities if name_of_set not in known]:
             raise ConfigError(f"variants.{name}.modalities: no set {unknown[0]!r}; there are {', '.join(known)}.")
         content = content | _without_others(content, variant.modalities)
     changed = variant.data or variant.modalities is not None

@@ -1,4 +1,4 @@
-"""The trials of a study: each variant with each seed, in worker processes, restartable where it was stopped.
+"""The trials of a study: each variant with each seed, in worker processes. A stopped study continues.
 
 comparisons/<study>/<variant>/seed-<k>/   model.safetensors, curve, scores-<split>.npy, trial.json (written last)
 """
@@ -38,7 +38,7 @@ SPLITS: tuple[SplitName, ...] = ("valid", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """One training of one variant; small, to be sent to a worker."""
+    """One training of one variant, small enough to be sent to a worker."""
 
     name: str
     seed: int
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """What the result depends on, the code included; a finished trial of another key is trained again."""
+        """Hash of everything that the result depends on, code included; a trial with another key is trained again."""
         manifest = FeatureSet.open(self.feature_set).manifest
         files = {name: entry.sha256 for name, entry in manifest.files.items() if name.endswith((".arrow", ".npy"))}
         content = [self.preset.model_dump(mode="json"), self.seed, self.shuffle_vectors, files, self.code]
@@ -65,9 +65,9 @@ class Trial:
     Args:
         scores: probabilities by split, float32 [rows].
         facts: parameters, rows_per_second, seconds, epochs, calibration.
-        folder: where it lies.
+        folder: its folder.
         git_revision: commit that it was trained at. Trials of one study may have several, where commits between them
-            left every source file as it was.
+            changed no source file.
     """
 
     scores: dict[str, np.ndarray]
@@ -84,7 +84,7 @@ def run_trials(
     workers: int,
     say: Callable[[str], None],
 ) -> dict[str, list[Trial]]:
-    """Train what is not there yet, and read all of it; trials by variant, by seed.
+    """Train the missing trials and read all of them; trials by variant, by seed.
 
     Args:
         plans: the variants.
@@ -92,7 +92,7 @@ def run_trials(
         seeds: 1 to this number.
         folder: of the study.
         workers: processes at a time; they share the cores.
-        say: tells people what is trained again, and why.
+        say: prints what is trained again, and why.
 
     Raises:
         QuadRankError: a trial failed; the others that were finished stay.
@@ -132,7 +132,7 @@ def train_one(task: Task) -> None:
     if source_hash() != task.code:
         raise ConfigError(
             f"{task.folder}: the code changed while the study ran: its trials would not be comparable. Run the study "
-            "again: trials of the code as it is now are kept."
+            "again: trials of the present code are kept."
         )
     keep_freed_memory()
     torch.set_num_threads(task.threads)
@@ -165,7 +165,7 @@ def train_one(task: Task) -> None:
 
 
 def shuffled(tables: FrozenTables, seed: int, codes: Sequence[str] = ()) -> FrozenTables:
-    """The tables with each item's vectors, and their presence, given to another item: what is left is no content.
+    """The tables with each item's vectors, and their presence, moved to another item, so that they carry no content.
 
     Item columns that were made of vectors (`codes`: semantic ids) go with them.
     """
@@ -191,7 +191,7 @@ def require_same_rows(feature_sets: Sequence[FeatureSet]) -> None:
     for other in others:
         for split in SPLITS:
             for name in ("time", "label"):
-                ours, theirs = (column(one, split, name) for one in (first, other))
+                ours, theirs = (column(feature_set, split, name) for feature_set in (first, other))
                 if not np.array_equal(ours, theirs):
                     raise DataError(
                         f"{other.path}: its {split} rows are not those of {first.path} ({name} differs). A study "
@@ -199,22 +199,22 @@ def require_same_rows(feature_sets: Sequence[FeatureSet]) -> None:
                     )
 
 
-def _task(one: Plan, feature_set: FeatureSet, seed: int, folder: Path, threads: int) -> Task:
-    train = one.preset.train.model_copy(update={"seed": seed})
+def _task(variant: Plan, feature_set: FeatureSet, seed: int, folder: Path, threads: int) -> Task:
+    train = variant.preset.train.model_copy(update={"seed": seed})
     return Task(
-        name=one.name,
+        name=variant.name,
         seed=seed,
         feature_set=feature_set.path.resolve(),
-        preset=one.preset.model_copy(update={"train": train}),
-        shuffle_vectors=one.shuffle_vectors,
-        folder=(folder / one.name / f"seed-{seed}").resolve(),
+        preset=variant.preset.model_copy(update={"train": train}),
+        shuffle_vectors=variant.shuffle_vectors,
+        folder=(folder / variant.name / f"seed-{seed}").resolve(),
         threads=threads,
         code=source_hash(),
     )
 
 
 def other_code(tasks: Sequence[Task]) -> dict[str, int]:
-    """Finished trials that other code trained: how many, by the commit it stood at."""
+    """Numbers of finished trials that other code trained, by its commit."""
     found: Counter[str] = Counter()
     for task in tasks:
         if (task.folder / TRIAL).is_file():
@@ -231,7 +231,7 @@ def _finished(task: Task) -> bool:
 
 def _read(task: Task) -> Trial:
     record = json.loads((task.folder / TRIAL).read_text(encoding="utf-8"))
-    scores = {str(one): np.load(task.folder / f"scores-{one}.npy", allow_pickle=False) for one in SPLITS}
+    scores = {str(split): np.load(task.folder / f"scores-{split}.npy", allow_pickle=False) for split in SPLITS}
     return Trial(scores, record["facts"], task.folder, record["git_revision"])
 
 

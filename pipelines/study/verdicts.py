@@ -1,4 +1,4 @@
-"""Rankers compared on the same rows: the same users, one calibration, differences corrected for their number."""
+"""Rankers compared on the same rows: calibrated alike, differences paired by user and corrected for their number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.cells import HEADINGS, LIST_METRICS, metric_cell, metric_with_int
 from pipelines.job.evaluate import Scored, scored
 from pipelines.job.summary import Metrics
 
-ALIKE: Method = "platt"  # how every ranker of a study is calibrated, over whatever calibration it has
+ALIKE: Method = "platt"  # calibration of every ranker of a study, on top of its own
 SHOWN = ("gauc_by_samples", "log_loss", "normalized_entropy", "ece")
 FACTS = {"rows_per_second": "rows/s", "parameters": "parameters", "rank_ms": "rank ms"}
 PROBABILITIES = ("log_loss", "normalized_entropy", "calibration_ratio", "ece")
@@ -30,9 +30,9 @@ class Ranker:
 
     Args:
         evaluated: of the rows that all rankers are compared on, [S, N].
-        valid: of the validation rows, [S, V]: it is calibrated on them. None where they are not known: it is then
+        valid: of the validation rows, [S, V]: it is calibrated on them. None if they are unknown: the ranker is then
             compared uncalibrated, and marked.
-        facts: parameters, rows_per_second, rank_ms, where it was trained here.
+        facts: parameters, rows_per_second and rank_ms, if it was trained here.
         why: the purpose of the ranker.
     """
 
@@ -44,14 +44,14 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study found of one ranker.
+    """The result of one ranker in a study.
 
     Args:
         auc: of each seed and resample.
         metrics: means over seeds. Ranking metrics use the scores as they are, the others the calibrated ones.
         spread: their standard deviations over seeds.
         facts, why: of the ranker.
-        calibrated: whether it was calibrated as all others.
+        calibrated: whether it was calibrated like all others.
         difference: its mean AUC minus the reference's; None for the reference itself.
         p_adjusted: `difference.p`, adjusted for all differences of the study.
     """
@@ -67,7 +67,7 @@ class Verdict:
 
     @property
     def resolved(self) -> bool:
-        """Whether its difference from the reference is more than chance, all comparisons of the study considered."""
+        """Whether its difference from the reference is significant, corrected for all comparisons of the study."""
         return self.p_adjusted is not None and self.p_adjusted < LEVEL
 
     def record(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Verdict:
             "auc": own.value,
             "auc_low": own.low,
             "auc_high": own.high,
-            "auc_by_seed": [round(float(one), 6) for one in self.auc.by_seed],
+            "auc_by_seed": [round(float(value), 6) for value in self.auc.by_seed],
             "difference": apart.value,
             "difference_low": apart.low,
             "difference_high": apart.high,
@@ -98,7 +98,7 @@ def verdicts(
     rankers: Mapping[str, Ranker],
     reference: str,
 ) -> dict[str, Verdict]:
-    """What is found of each ranker, by mean AUC, best first.
+    """The result of each ranker, in order of mean AUC, best first.
 
     Args:
         feature_set: whose rows were scored.
@@ -107,10 +107,10 @@ def verdicts(
         reference: the ranker that differences are taken from.
     """
     base = scored(feature_set, split, next(iter(rankers.values())).evaluated[0])
-    scores = {name: one.evaluated for name, one in rankers.items()}
+    scores = {name: ranker.evaluated for name, ranker in rankers.items()}
     aucs = seeded_aucs(base.labels, scores, base.weights, clusters=base.groups)
     differences = {name: found.minus(aucs[reference]) for name, found in aucs.items() if name != reference}
-    adjusted = holm({name: one.p for name, one in differences.items()})
+    adjusted = holm({name: difference.p for name, difference in differences.items()})
     result = {}
     for name, found in rankers.items():
         calibrated = _calibrated(feature_set, split, found)
@@ -121,8 +121,8 @@ def verdicts(
         values = {key: np.array([metrics[key] for metrics in by_seed]) for key in by_seed[0]}
         result[name] = Verdict(
             auc=aucs[name],
-            metrics={key: float(one.mean()) for key, one in values.items()},
-            spread={key: float(one.std()) for key, one in values.items()},
+            metrics={key: float(of_seeds.mean()) for key, of_seeds in values.items()},
+            spread={key: float(of_seeds.std()) for key, of_seeds in values.items()},
             facts=found.facts,
             why=found.why,
             calibrated=calibrated is not None,
@@ -133,7 +133,7 @@ def verdicts(
 
 
 def _calibrated(feature_set: FeatureSet, split: SplitName, found: Ranker) -> np.ndarray | None:
-    """Calibrated on the validation rows, [S, N]; where these are compared on, each user by the rows of other users."""
+    """Scores calibrated on the validation rows, [S, N]; if these are compared on, each user on the rows of others."""
     if found.valid is None:
         return None
     labels, weights = column(feature_set, "valid", "label"), row_weights(feature_set, "valid")
@@ -141,13 +141,13 @@ def _calibrated(feature_set: FeatureSet, split: SplitName, found: Ranker) -> np.
         pairs = zip(found.valid, found.evaluated, strict=True)
         return np.stack([recalibrated(ALIKE, valid, labels, weights, evaluated) for valid, evaluated in pairs])
     users = column(feature_set, "valid", "user")
-    halves = [cross_fitted(ALIKE, one, labels, users, weights) for one in found.evaluated]
-    known = [one for one in halves if one is not None]
+    halves = [cross_fitted(ALIKE, scores_N, labels, users, weights) for scores_N in found.evaluated]
+    known = [scores_N for scores_N in halves if scores_N is not None]
     return np.stack(known) if len(known) == len(halves) else None
 
 
 def _metrics(base: Scored, raw_N: np.ndarray, calibrated_N: np.ndarray) -> Metrics:
-    """Ranking metrics of the raw scores, since two curves for two halves of the rows mix ranks; the rest calibrated."""
+    """Ranking metrics of raw scores, since two curves for two halves mix ranks; the others of calibrated ones."""
     found = replace(base, scores=raw_N).metrics(intervals=False)
     likely = replace(base, scores=calibrated_N, requests=None).metrics(intervals=False)
     return found | {key: likely[key] for key in PROBABILITIES if key in likely}
@@ -161,21 +161,21 @@ def study_table(title: str, found: Mapping[str, Verdict], reference: str) -> Tab
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.caption = " ".join(conventions(found))
     table.add_column("ranker")
-    lists = [key for key in LIST_METRICS if all(key in one.metrics for one in found.values())]
+    lists = [key for key in LIST_METRICS if all(key in verdict.metrics for verdict in found.values())]
     metrics = [HEADINGS[key] for key in (*SHOWN, *lists)]
     for heading in ("seeds", "AUC", HEADINGS["interval"], f"against {reference}", *metrics, *FACTS.values()):
         table.add_column(heading, justify="right")
-    for name, one in found.items():
-        own = one.auc.interval()
+    for name, verdict in found.items():
+        own = verdict.auc.interval()
         table.add_row(
-            name.replace("_", " ") + ("" if one.calibrated else " (uncalibrated)"),
-            f"{len(one.auc.by_seed)}",
+            name.replace("_", " ") + ("" if verdict.calibrated else " (uncalibrated)"),
+            f"{len(verdict.auc.by_seed)}",
             number(own.value),
             span(own.low, own.high),
-            "" if one.difference is None else signed(one.difference, one.resolved),
-            *(metric_cell(one.metrics, key) for key in SHOWN),
-            *(metric_with_interval(one.metrics, key) for key in lists),
-            *(_fact(one.facts, key) for key in FACTS),
+            "" if verdict.difference is None else signed(verdict.difference, verdict.resolved),
+            *(metric_cell(verdict.metrics, key) for key in SHOWN),
+            *(metric_with_interval(verdict.metrics, key) for key in lists),
+            *(_fact(verdict.facts, key) for key in FACTS),
         )
     return table
 
@@ -183,12 +183,12 @@ def study_table(title: str, found: Mapping[str, Verdict], reference: str) -> Tab
 def conventions(found: Mapping[str, Verdict]) -> list[str]:
     """How the numbers of a study were computed, a sentence each."""
     first = next(iter(found.values()))
-    comparisons = sum(one.difference is not None for one in found.values())
+    comparisons = sum(verdict.difference is not None for verdict in found.values())
     sentences = [
-        f"Intervals: 95 %, by drawing {first.auc.users:,} users again with all of their rows, and by the spread over "
-        "seeds divided by their number; each of one number alone."
+        f"Intervals: 95 %, from resampling {first.auc.users:,} users with all of their rows and from the variance over "
+        "seeds divided by their number; each is for one number alone."
     ]
-    if any(len(one.auc.by_seed) == 1 for one in found.values()):
+    if any(len(verdict.auc.by_seed) == 1 for verdict in found.values()):
         sentences.append("The interval of a ranker with one seed leaves out the variation between trainings.")
     sentences.append(f"*: p < {LEVEL} after Holm's correction for the {comparisons} differences of this table.")
     sentences.append(

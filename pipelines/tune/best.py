@@ -1,4 +1,4 @@
-"""The best trial of a sweep: its settings as a preset file, its score in MLflow, the summary."""
+"""The best trial of a sweep: its settings as a preset file, its score in MLflow, the JSON summary."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def record_best(study: optuna.Study, search: SearchSpace, settings: JobSettings,
     """Write `runs/tune/<study>.best.yaml`, log it to the study's MLflow run and return the JSON summary.
 
     Args:
-        study: with every trial so far, of all workers.
-        search: the space that was searched.
-        settings: what all trials share.
+        study: with the trials of all workers so far.
+        search: the search space.
+        settings: those that all trials share.
         run_id: of the study's MLflow run.
 
     Raises:
@@ -30,7 +30,10 @@ def record_best(study: optuna.Study, search: SearchSpace, settings: JobSettings,
     states = [trial.state.name.lower() for trial in study.trials]
     counts = {state: states.count(state) for state in sorted(set(states))}
     if "complete" not in counts:
-        raise ConfigError(f"study {study.study_name!r}: no trial finished ({counts}); see the errors above.")
+        raise ConfigError(
+            f"study {study.study_name!r}: no trial finished ({counts}). Correct the errors above, and "
+            "start the command again."
+        )
     best = study.best_trial
     preset = settings.changed(by_section(best.params)).preset()
     out = settings.workspace.runs / TUNE / f"{study.study_name}.best.yaml"

@@ -1,4 +1,4 @@
-"""What a sweep searches: ranges of settings, and the metric that says which trial is best."""
+"""The search space of a sweep: ranges of settings, and the metric that ranks the trials."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
-from features.contract.settings import Settings, load_yaml, validate
+from ctr.config import ModelConfig, TrainConfig
+from features.contract.settings import Settings, load_yaml, unknown_key, validate
 
 Direction = Literal["maximize", "minimize"]
+SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig}
 DIRECTIONS: dict[str, Direction] = {"auc": "maximize", "gauc_by_samples": "maximize", "log_loss": "minimize"}
 
 
@@ -77,17 +79,21 @@ class SearchSpace(Settings):
     def _direction_is_the_metrics(self) -> SearchSpace:
         if self.direction not in (None, self.better):
             raise ValueError(
-                f"direction: {self.direction} would seek the worst model by {self.metric}. Leave the key out: it is "
+                f"direction: {self.direction} would choose the worst model by {self.metric}. Leave the key out: it is "
                 f"{self.better}"
             )
         return self
 
-    @model_validator(mode="after")
-    def _keys_are_settings(self) -> SearchSpace:
-        for name in self.space:
-            if name.split(".")[0] not in ("model", "train") or name.count(".") != 1:
-                raise ValueError(f"space: {name!r} must be model.KEY or train.KEY")
-        return self
+    @field_validator("space")
+    @classmethod
+    def _keys_are_settings(cls, space: dict[str, Range]) -> dict[str, Range]:
+        for name in space:
+            section, _, key = name.partition(".")
+            if section not in SECTIONS or not key or "." in key:
+                raise ValueError(f"{name!r} must be model.KEY or train.KEY")
+            if key not in SECTIONS[section].model_fields:
+                raise ValueError(f"{name!r} is no setting. {unknown_key(key, list(SECTIONS[section].model_fields))}")
+        return space
 
 
 def load_space(path: Path) -> SearchSpace:

@@ -1,4 +1,4 @@
-"""Stage 4: a hyperparameter sweep. Optuna chooses the settings, every trial is a child run in MLflow.
+"""Stage 4: a hyperparameter sweep. Optuna chooses the settings of each trial, which is a child run in MLflow.
 
 runs/tune/<study>.journal      the study, which its workers share
 runs/tune/<study>/<run id>/    a trial
@@ -31,13 +31,13 @@ LONGEST_WAIT = 3600.0  # seconds for another worker to build the feature set
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one worker contributes to a study.
+    """One worker's part of a study.
 
     Args:
         study: name; workers of one name share the study.
-        space: what is searched.
+        space: the search space.
         storage: database URL or journal file of the study; default `runs/tune/<study>.journal`.
-        trials: that this worker runs.
+        trials: number that this worker runs.
     """
 
     study: str
@@ -47,7 +47,7 @@ class Sweep:
 
 
 def open_storage(storage: str | None, study: str, workspace: Workspace) -> Any:
-    """A database URL as it is; otherwise a journal file, which several workers may share."""
+    """The storage of a study: a database URL, or a journal file that several workers may share."""
     if storage and "://" in storage:
         return storage
     path = Path(storage) if storage else workspace.runs / TUNE / f"{study}.journal"
@@ -56,12 +56,12 @@ def open_storage(storage: str | None, study: str, workspace: Workspace) -> Any:
 
 
 def run_sweep(settings: JobSettings, sweep: Sweep) -> dict[str, Any]:
-    """Run a worker's trials of a study, new or joined; returns the JSON summary of the best trial.
+    """Run one worker's trials of a new or existing study; returns the JSON summary of the best trial.
 
-    The feature set is built once, before the first trial; where another worker builds it, this one waits.
+    The feature set is built once, before the first trial; if another worker builds it, this one waits.
 
     Raises:
-        ConfigError: the space names a setting that does not exist, or no trial of the study finished.
+        ConfigError: a setting cannot have a value of the space, or no trial of the study finished.
         LockError: another process still builds the feature set after `LONGEST_WAIT`.
     """
     _require_settings(settings, sweep.space)
@@ -69,7 +69,7 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> dict[str, Any]:
     settings.console.print(describe(result))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     started = time.monotonic()
-    # One worker at a time: each must find the study, and its MLflow run, that the first one makes.
+    # One worker at a time: the first one makes the study and its MLflow run, the others find them.
     with settings.workspace.lock(f"tune-{sweep.study}", wait=LONGEST_WAIT):
         study = _open_study(sweep, settings.workspace)
         parent = _parent_run(study, settings, sweep.space)
@@ -84,8 +84,12 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> dict[str, Any]:
 
 
 def _require_settings(settings: JobSettings, space: SearchSpace) -> None:
-    """A key that does not exist must stop the sweep here, not in the middle of the night."""
-    settings.changed(by_section(space.any_values())).preset()
+    """Read the settings of a trial before the first one. Raises ConfigError for a value that a setting cannot have."""
+    settings.preset()
+    try:
+        settings.changed(by_section(space.any_values())).preset()
+    except ConfigError as error:
+        raise ConfigError(f"a value of the search space cannot be used: {error}") from None
 
 
 def _open_study(sweep: Sweep, workspace: Workspace) -> optuna.Study:
@@ -99,14 +103,14 @@ def _open_study(sweep: Sweep, workspace: Workspace) -> optuna.Study:
     )
     if study.direction.name.lower() != space.better:
         raise ConfigError(
-            f"study {sweep.study!r}: was begun to {study.direction.name.lower()}, and {space.metric} is to be "
-            f"{space.better}d. Give the sweep another name with --study."
+            f"study {sweep.study!r}: its direction is {study.direction.name.lower()}, and that of {space.metric} is "
+            f"{space.better}. Give the sweep another name with --study."
         )
     return study
 
 
 def _parent_run(study: optuna.Study, settings: JobSettings, space: SearchSpace) -> str:
-    """The study's MLflow run, kept in the study itself so that every worker nests under the same one."""
+    """The study's MLflow run; its id is kept in the study, so that the trials of all workers are its children."""
     known = study.user_attrs.get("mlflow_run_id")
     if known:
         return str(known)
@@ -129,7 +133,7 @@ def _run_trial(trial: optuna.Trial, settings: JobSettings, sweep: Sweep, feature
     preset = settings.changed(by_section(chosen)).preset()
     job = Job.start(preset, feature_set, settings.workspace, settings.console, study=sweep.study)
     trial.set_user_attr("run", job.run_dir.name)
-    # Evaluations fall on other steps for every batch size: the pruner compares trials by the evaluation's number.
+    # The step of an evaluation depends on the batch size, so the pruner compares trials by the evaluation's number.
     evaluations = 0
 
     def report(evaluation: Evaluation) -> None:

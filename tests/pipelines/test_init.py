@@ -130,7 +130,7 @@ def test_version_control_leaves_out_what_the_commands_write(project):
 def test_a_folder_that_holds_anything_is_refused(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     assert init(tmp_path) == 2
-    assert "holds 1 entries, e.g. notes.txt" in capsys.readouterr().err
+    assert "not empty, it holds notes.txt" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
 
 

@@ -60,7 +60,7 @@ def test_a_finished_run_is_never_reopened(workspace: Workspace) -> None:
     make(workspace, OLD, FINISHED[:2])
     make(workspace, NEW, FINISHED)
     assert workspace.unfinished_run("latest").name == OLD
-    with pytest.raises(ConfigError, match=f"{NEW}: finished already, and a finished run is never reopened"):
+    with pytest.raises(ConfigError, match=f"{NEW}: finished, and a finished run is never reopened"):
         workspace.unfinished_run(NEW)
 
 
@@ -72,9 +72,10 @@ def test_the_newest_unfinished_run_is_reopened(workspace: Workspace) -> None:
 
 
 def test_what_is_not_there_names_what_is(workspace: Workspace) -> None:
-    for ask in (workspace.run, workspace.unfinished_run):
-        with pytest.raises(ConfigError, match="none; start with `quadrank train`"):
-            ask("latest")
+    with pytest.raises(ConfigError, match=r"runs: holds no finished run\. `quadrank train` makes one"):
+        workspace.run("latest")
+    with pytest.raises(ConfigError, match=r"runs: holds no unfinished run\. Leave out --resume"):
+        workspace.unfinished_run("latest")
     make(workspace, OLD, FINISHED)
     make(workspace, NEW, FINISHED[:1])
     with pytest.raises(ConfigError, match=f"Finished runs: {OLD}\\."):

@@ -230,7 +230,7 @@ def test_a_bundle_of_no_run_here_is_registered_and_promoted(shell, job, work, tm
     elsewhere = tmp_path / "elsewhere"
     code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
     assert (code, result["version"], result["bundle"]) == (0, "1", str(bundle))
-    assert "CURRENT stays as it is: the bundle lies elsewhere" in shell.error
+    assert "CURRENT does not change: the bundle is in another folder" in shell.error
     assert not (elsewhere / "bundles").exists()
     code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
     assert (code, result["version"]) == (0, "1")  # once
@@ -276,7 +276,7 @@ def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, job, raw, work,
     # Finished now: it is never reopened, by name or as the latest.
     before = (interrupted / "metrics.json").stat().st_mtime_ns
     code, result = shell("train", *data(raw, work), "--resume", interrupted.name, *SMALL)
-    assert code == 2 and "finished already" in result["error"]
+    assert code == 2 and "never reopened" in result["error"]
     code, result = shell("train", *data(raw, work), "--resume", "latest", *SMALL)
     assert code == 2 and "no unfinished run" in result["error"]
     assert (interrupted / "metrics.json").stat().st_mtime_ns == before

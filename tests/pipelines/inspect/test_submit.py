@@ -74,7 +74,7 @@ def test_a_file_that_changed_is_refused(shell, work):
     try:
         whole.reverse().write_parquet(path)
         code, found = shell("submit", "--work", work)
-        assert code == 4 and "Was the file changed" in found["error"]
+        assert code == 4 and "The file changed after the build" in found["error"]
         whole.drop("ID").write_parquet(path)
         code, found = shell("submit", "--work", work)
         assert code == 4 and "needs a column 'ID'" in found["error"]

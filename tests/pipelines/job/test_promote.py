@@ -211,4 +211,4 @@ def test_a_bundle_of_another_place_leaves_current(tmp_path: Path) -> None:
     done = make_champion(Bundle(tmp_path / "elsewhere", manifest(METRICS)), "3", registry, Workspace(tmp_path / "work"))
     assert registry.aliases == [("quadrank-toy", "champion", "3")]
     current = tmp_path / "work/bundles/toy/CURRENT"
-    assert done[-1] == f"{current} stays as it is: the bundle lies elsewhere" and not current.exists()
+    assert done[-1] == f"{current} does not change: the bundle is in another folder" and not current.exists()

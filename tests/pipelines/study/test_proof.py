@@ -188,7 +188,10 @@ def test_report_shows_the_inside_of_the_model(shell, work):
     code, found = shell("report", "--work", work)
     assert code == 0, shell.error
     text = (work / "runs" / found["run_id"] / "report.html").read_text()
-    assert all(word in text for word in ("Gates of the vector sets", "Calibration before and after", "What spoke for"))
+    assert all(
+        word in text
+        for word in ("Gates of the vector sets", "Calibration before and after", "Past items behind a score")
+    )
 
 
 def test_explain_names_past_items_and_fields(shell, work):

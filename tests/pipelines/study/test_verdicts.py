@@ -115,7 +115,7 @@ def test_a_difference_that_only_its_own_interval_resolves_has_no_star(compared):
 
 def test_the_table_says_how_it_came_about(compared):
     said = " ".join(conventions(compared))
-    assert "drawing 100 users again" in said and "Holm's correction for the 2 differences" in said
+    assert "resampling 100 users" in said and "Holm's correction for the 2 differences" in said
     assert "one seed" in said and "every ranker is calibrated by platt" in said
     assert "one seed" not in " ".join(conventions({name: one for name, one in compared.items() if name != "bad"}))
-    assert "users again" in shown(compared, "good")
+    assert "from resampling" in shown(compared, "good")

@@ -36,7 +36,7 @@ def test_what_is_better_follows_from_the_metric(metric: str, better: str) -> Non
     assert validate(SearchSpace, space | {"direction": better}, "tune.yaml").better == better
     worse = {"maximize": "minimize", "minimize": "maximize"}[better]
     with pytest.raises(
-        ConfigError, match=f"tune.yaml: .*{worse} would seek the worst model by {metric}.*it is {better}"
+        ConfigError, match=f"tune.yaml: .*{worse} would choose the worst model by {metric}.*it is {better}"
     ):
         validate(SearchSpace, space | {"direction": worse}, "tune.yaml")
 
@@ -98,7 +98,7 @@ def reporting(report, values):
 
 def test_a_study_of_another_direction_is_not_joined(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(work, monkeypatch, "turned", 1)
-    with pytest.raises(ConfigError, match=r"study 'turned': was begun to maximize.*another name with --study"):
+    with pytest.raises(ConfigError, match=r"study 'turned': its direction is maximize.*another name with --study"):
         sweep(work, monkeypatch, "turned", 1, metric="log_loss")
 
 
