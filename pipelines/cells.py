@@ -1,4 +1,4 @@
-"""How numbers read in tables: headings of metrics, a number, an interval, a difference. The same everywhere."""
+"""The form of numbers in all tables: headings of metrics, a number, an interval, a difference."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def metric_cell(metrics: Mapping[str, float], key: str) -> str:
 
 
 def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
-    """A metric with its interval, where it has one."""
+    """A metric with its interval, if it has one."""
     if f"{key}_low" not in metrics:
         return number(metrics.get(key))
     return estimate(Interval(metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"]))
 
 
 def signed(found: Estimate, resolved: bool = False) -> str:
-    """A difference with its interval, `+0.0020 (+0.0010 to +0.0030)`; a star where it is more than chance."""
+    """A difference with its interval, `+0.0020 (+0.0010 to +0.0030)`; a star if it is significant."""
     return f"{found.value:+.4f} ({signed_span(found)}){' *' if resolved else ''}"
 
 

@@ -1,4 +1,4 @@
-"""Which extra of the package brings a module: what a command says where one is not installed."""
+"""The extra of the package that installs a module, for the message of a command that lacks it."""
 
 from __future__ import annotations
 

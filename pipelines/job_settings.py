@@ -1,4 +1,4 @@
-"""What a job is made of: the data, the settings of model and training, the workspace."""
+"""The inputs of a job: data, settings of model and training, workspace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.workspace import Workspace
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What `train`, `run` and `tune` are given.
+    """The inputs of `train`, `run` and `tune`.
 
     Args:
         source: contract, and the days of its log that are read.
@@ -25,8 +25,8 @@ class JobSettings:
         model: preset file.
         train: file of training defaults; the preset's own settings go before them.
         overrides: `--set` values of the sections `model` and `train`; they go before both files.
-        workspace: where feature sets, runs and bundles lie.
-        console: where people read.
+        workspace: where feature sets, runs and bundles are.
+        console: where messages are printed.
     """
 
     source: Source

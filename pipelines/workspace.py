@@ -148,7 +148,7 @@ def _held(path: Path, why_not: str, wait: float = 0.0) -> Iterator[None]:
 
 
 def started_at(run_id: str) -> datetime | None:
-    """When a run began, by its id; None where the id does not say."""
+    """When a run began, by its id; None if the id has no time."""
     try:
         return datetime.strptime(run_id.split("-")[0], MOMENT).replace(tzinfo=UTC)
     except ValueError:

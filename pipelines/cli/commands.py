@@ -361,7 +361,7 @@ def drift(
 ) -> None:
     """Compare two feature sets, column by column.
 
-    Exit 3 when a change is both large and more than chance.
+    Exit 3 when a change is both large and significant.
     """
     from pipelines.inspect.drift import drift_between
 

@@ -1,4 +1,4 @@
-"""The commands that prove a ranker: compare, ablate, stress, report, explain; and submit, to be proved by others."""
+"""Commands that measure and explain a ranker: compare, ablate, stress, report, explain, submit."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def compare(
     """Compare several models trained on the same rows.
 
     Trains only what is missing, so a stopped comparison continues. Differences are paired by user; a star marks a
-    difference that is more than chance, corrected for the number of differences in the table (Holm).
+    significant difference, corrected for the number of differences in the table (Holm).
     """
     from features.errors import ConfigError
     from pipelines.study.compare import Comparison, run_comparison
     from pipelines.study.study import load_study, study_of_models
 
     if (study is None) == (models is None):
-        raise ConfigError("compare: name either --study FILE or --models A,B. Studies lie in conf/studies.")
+        raise ConfigError("compare: name either --study FILE or --models A,B. Study files are in conf/studies.")
     if models and assignments:
         raise ConfigError("--set changes a study file, and --models has none: use --seeds and --data, or --study.")
     overrides = overrides_of(assignments, ("study",)).get("study", {})
@@ -93,7 +93,7 @@ def ablate(
 ) -> None:
     """Measure what each part of a model and data adds.
 
-    Use --split test only for a choice that is already made: parts chosen on test rows look better than they are.
+    Use --split test only for a choice that is already made: the AUC of parts that were chosen on test rows is too high.
     """
     from pipelines.study.compare import Comparison, run_comparison
     from pipelines.study.study import load_study
@@ -134,9 +134,9 @@ def stress(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what missing, noisy or stale vectors cost.
+    """Measure the AUC drop with corrupted vectors.
 
-    Also shows which vector sets the model ignores.
+    Corruptions: missing, swapped, noisy, stale and rounded vectors. Also shows which sets the model ignores.
     """
     from ctr.diagnosis.vector_stress import load_stress_config
     from pipelines.inspect.stress import stress_run

@@ -1,4 +1,4 @@
-"""What all commands say and where: text for people, one JSON line for programs."""
+"""The output of all commands: text for people, one JSON line for programs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON summary
 
 
 def console(as_json: bool) -> Console:
-    """Where people read: stdout, or stderr when stdout carries JSON."""
+    """The console for messages: stdout, or stderr if stdout carries JSON."""
     stream = sys.stderr if as_json else sys.stdout
-    # A log file has no width of its own; tables need one.
+    # A log file has no width, and tables need one.
     return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 120)
 
 
 def finish(payload: dict[str, Any], as_json: bool) -> None:
-    """End a command: its summary as the last line on stdout, if that was asked for."""
+    """End a command: with --json, print its summary as the last line of stdout."""
     if as_json:
         print(json.dumps(payload), flush=True)

@@ -44,7 +44,7 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
         :top
     ]
     history = request.history[-model.schema.history_max_len :]
-    payload = [told(explanation, history, encoder, feature_set) for explanation in found]
+    payload = [in_raw_ids(explanation, history, encoder, feature_set) for explanation in found]
     for explanation in payload:
         _print(explanation, console)
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, "explained": payload}
@@ -68,7 +68,7 @@ def _by_rows(request: Request, encoder: Encoder) -> RowRequest:
     return RowRequest.of_encoded(encoder.encode_request(request), user)
 
 
-def told(
+def in_raw_ids(
     explanation: Explanation, history: tuple[Any, ...], encoder: Encoder, feature_set: FeatureSet
 ) -> dict[str, Any]:
     """An explanation with raw ids, values and tags."""

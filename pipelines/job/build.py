@@ -1,4 +1,4 @@
-"""Stage 1: raw tables -> feature set, or the one already built from the same input."""
+"""Stage 1: from raw tables to a feature set, or the one already built from the same input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def build(source: Source | Contract, workspace: Workspace, wait: float = 0.0) ->
     """Build (or reuse) a feature set below the workspace.
 
     Args:
-        source: of its rows; a contract alone stands for its whole log.
-        workspace: where feature sets lie.
+        source: contract and days; a contract alone means its whole log.
+        workspace: where feature sets are.
         wait: seconds to wait for another process that builds a feature set of this contract.
 
     Raises:
@@ -30,7 +30,7 @@ def build(source: Source | Contract, workspace: Workspace, wait: float = 0.0) ->
 
 
 def describe(result: BuildResult) -> str:
-    """For people: reused or built, how large, where; then what the checks found, a line each."""
+    """Text for people: reused or built, sizes, folder; then one line for each finding of the checks."""
     manifest = result.feature_set.manifest
     rows = {name: window.rows for name, window in manifest.windows.items()}
     counts = " / ".join(f"{rows[name]:,}" for name in ("train", "valid", "test"))

@@ -1,4 +1,4 @@
-"""Tell whose a public data set is and on what terms, and fetch it for those who agree."""
+"""Show the owner and terms of a public data set, and fetch it if the user accepts them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def download(name: str, out: Path, agreed: bool, console: Console) -> dict[str, 
         name: of the data set.
         out: folder to unpack into.
         agreed: the user has read and accepts the terms (`--yes`).
-        console: where people read.
+        console: where messages are printed.
 
     Returns:
         The JSON summary; `folder` is None where nothing was fetched.

@@ -25,7 +25,7 @@ class LoadedRun(NamedTuple):
     """A finished run.
 
     Args:
-        folder: where it lies; its name is the run id.
+        folder: its folder, named by the run id.
         model: in evaluation mode, its tables attached.
         feature_set: it was trained on.
     """

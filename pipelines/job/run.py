@@ -71,5 +71,5 @@ def _next_steps(console: Console, bundle: Path, contract_path: Path, run_dir: Pa
     quadrank, mlflow = command_here("quadrank"), command_here("mlflow")
     console.print(f"\nbundle  {bundle}\nrun     {run_dir}\n\nnext:")
     console.print(f"  {quadrank} rank --bundle {bundle}   # score its request.json, from raw ids")
-    console.print(f"  {quadrank} tune --data {contract_path} --study first --trials 10   # look for better settings")
+    console.print(f"  {quadrank} tune --data {contract_path} --study first --trials 10   # search for better settings")
     console.print(f"  {mlflow} ui --backend-store-uri sqlite:///mlflow.db   # curves, plots and bundles of every run")

@@ -1,4 +1,4 @@
-"""`quadrank init`: writes a project folder: ready to run on the simulated log, to be filled in for your own."""
+"""`quadrank init`: write a project folder, with the simulated log's contract and one to fill in."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DATA_PLACE = "@DATA@"  # in the templates: name of the contract that `make` uses
 
 
 def init_project(folder: Path, data: str, console: Console) -> dict[str, Any]:
-    """Write a project folder and say what to do next; returns the JSON form.
+    """Write a project folder and print the next steps; returns the JSON summary.
 
     Args:
         folder: made where it is not there; must be empty.
         data: name of the shipped contract that the Makefile uses by default.
-        console: where to print.
+        console: where messages are printed.
 
     Raises:
         ConfigError: no such contract is shipped; the folder is not empty, or a file.

@@ -15,7 +15,7 @@ from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
-from pipelines.inspect.explain import told
+from pipelines.inspect.explain import in_raw_ids
 from pipelines.job.fitting import CALIBRATION
 from pipelines.report.page import Section
 from pipelines.report.parts import grouped_table, remark, table
@@ -77,7 +77,7 @@ def _examples(model: ClickModel, feature_set: FeatureSet) -> Section | None:
         request = logged_request(feature_set, row, _target(feature_set, row))
         (explanation,) = explain(model, tables, request)
         history = tuple(encoder.items.value(item) for item in request.history_item)
-        content = told(explanation, history, encoder, feature_set)
+        content = in_raw_ids(explanation, history, encoder, feature_set)
         if not content["past"]:
             continue
         parts = ", ".join(

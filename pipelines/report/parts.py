@@ -17,7 +17,7 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def plot(figure: Figure, name: str, caption: str) -> str:
-    """A figure as inline SVG whose text stays text, with a caption that says how to read it.
+    """A figure as inline SVG whose text stays text, with a caption that explains it.
 
     Args:
         figure: drawn anew for the page.

@@ -156,7 +156,7 @@ def _metrics(base: Scored, raw_N: np.ndarray, calibrated_N: np.ndarray) -> Metri
 def study_table(title: str, found: Mapping[str, Verdict], reference: str) -> Table:
     """Rankers (rows) with AUC, its interval, the paired difference from the reference, and the other metrics.
 
-    The caption says what intervals, stars and probabilities mean here.
+    The caption explains intervals, stars and calibration.
     """
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.caption = " ".join(conventions(found))

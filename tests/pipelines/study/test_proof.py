@@ -145,12 +145,14 @@ def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatc
         "all": {},
         "text": {"modalities": ["text"]},
         "image": {"modalities": ["image"]},
+        "both": {"modalities": ["text", "image"]},
         "none": {"modalities": []},
     }
     base = {"name": "fused", "data": str(work / "fused.yaml"), "base": "conf/model/lr.yaml", "variants": variants}
     found = plan(Study.model_validate(base), Path("conf/train.yaml"), None)
     made = [(set(p.contract.vectors.fusion), set(p.contract.vectors.semantic_ids)) for p in found]
-    assert made == [({"both"}, {"theme", "words"}), (set(), {"words"}), (set(), set()), (set(), set())]
+    everything = ({"both"}, {"theme", "words"})
+    assert made == [everything, (set(), {"words"}), (set(), set()), everything, (set(), set())]
 
 
 def test_shuffled_vectors_take_their_codes_along():
