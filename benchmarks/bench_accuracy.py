@@ -52,8 +52,8 @@ STUDIES = {
     # As shipped, to the last digit that half precision and merged rows may change.
     "precision": Study(
         {
-            "fp32": Variant(),
-            "bf16": Variant(train={"precision": "bf16"}),
+            "fp32": Variant(model={"merge_rows": False}),
+            "bf16": Variant(model={"merge_rows": False}, train={"precision": "bf16"}),
             "fp32_merged": Variant(model={"merge_rows": True}),
             "bf16_merged": Variant(model={"merge_rows": True}, train={"precision": "bf16"}),
         }
