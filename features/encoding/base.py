@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -45,6 +45,11 @@ class ColumnEncoder(ABC):
     def encode_one(self, value: Any) -> np.ndarray:
         """One value, with a leading axis of 1: int64 or float32. None is missing."""
 
+    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+        """Several values of a request, None for missing: int64 [N] or float32 [N], as `encode_one` gives each."""
+        empty = np.empty(0, np.float32 if self.field("").kind == "numeric" else np.int64)
+        return np.concatenate([empty, *map(self.encode_one, values)])
+
     @abstractmethod
     def raw_value(self, encoded: Any) -> Any:
         """A raw value that is encoded so (an index, or a number); None for what is unknown or missing."""
@@ -59,6 +64,11 @@ class ColumnEncoder(ABC):
         Without it the value would be unknown, online alone: a build refuses such a column.
         """
         return
+
+    def check_many(self, where: str, values: Sequence[Any], first: int = 0) -> None:
+        """`check` of each value; `where` holds `{}` for its number, counted from `first`."""
+        for i, value in enumerate(values, first):
+            self.check(where.format(i), value)
 
     @abstractmethod
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:

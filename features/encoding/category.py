@@ -49,6 +49,10 @@ class CategoricalEncoder(ColumnEncoder):
         """One value, int64 [1]."""
         return np.array([self.vocabulary.index(value)], np.int64)
 
+    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+        """Several values, int64 [N]."""
+        return self.vocabulary.indices(values)
+
     def raw_value(self, encoded: Any) -> Any:
         """The value of an index."""
         return self.vocabulary.value(encoded) if encoded >= FIRST_VALUE else None
@@ -60,6 +64,10 @@ class CategoricalEncoder(ColumnEncoder):
     def check(self, where: str, value: Any) -> None:
         """Refuse text where whole numbers were learned, and the other way round."""
         check_kind(where, value, self.vocabulary, "values of this column")
+
+    def check_many(self, where: str, values: Sequence[Any], first: int = 0) -> None:
+        """`check` of each value, by the types that they have."""
+        check_kinds(where, values, self.vocabulary, "values of this column", first)
 
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
         """The vocabulary."""
@@ -264,6 +272,17 @@ class TagsEncoder(ColumnEncoder):
     def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
         """Read what `to_json` wrote."""
         return cls(find(learned["vocabulary"]), learned["max_len"], learned["separator"])
+
+
+def check_kinds(where: str, values: Sequence[Any], vocabulary: Vocabulary, what: str, first: int = 0) -> None:
+    """`check_kind` of each value; `where` may hold `{}` for its number. Values are looked at only if one is wrong."""
+    types = set(map(type, values))
+    if types <= {int, float, bool, type(None)} and vocabulary.whole_numbers:
+        return
+    if types <= {str, bool, type(None)} and not vocabulary.whole_numbers:
+        return
+    for i, value in enumerate(values, first):
+        check_kind(where.format(i), value, vocabulary, what)
 
 
 def check_kind(where: str, value: Any, vocabulary: Vocabulary, what: str) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features.contract.columns import Gap
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.encoding.base import ColumnEncoder, Columns
-from features.encoding.category import check_kind
-from features.encoding.registry import ENCODERS, encode_value
+from features.encoding.category import check_kind, check_kinds
+from features.encoding.registry import ENCODERS, encode_value, encode_values
 from features.encoding.request import Request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
@@ -44,6 +45,7 @@ class EncodedRequest:
         candidate: numbers of each candidate, float32 [N].
         unknown_history: how many history items are unknown.
         unknown_candidates: raw ids of the unknown candidates.
+        missing: how many values the request lacks of each column that the model was trained on.
     """
 
     user: dict[str, np.ndarray]
@@ -54,6 +56,7 @@ class EncodedRequest:
     candidate: dict[str, np.ndarray]
     unknown_history: int
     unknown_candidates: tuple[Any, ...]
+    missing: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,16 +138,17 @@ class Encoder:
             context={name: self._context(name, encoder, request) for name, encoder in self.context.items()},
             history_item=history_item,
             history_events={
-                name: self._events(name, encoder, request.history_events[name][newest], cut)
+                name: encode_values(f"history[{{}}].{name}", encoder, request.history_events[name][newest], cut)
                 for name, encoder in self.event.items()
             },
             candidate_item=candidate_item,
             candidate={
-                name: self._counted(name, encoder, request.candidate_columns[name], candidate_item)
+                name: self._counted(encoder, request.candidate_columns[name], self.snapshot.items[name][candidate_item])
                 for name, encoder in self.candidate.items()
             },
             unknown_history=int((history_item == UNKNOWN).sum()),
             unknown_candidates=tuple(request.candidates[i] for i in unknown),
+            missing=self._missing(request, cut),
         )
 
     def save(self, folder: Path) -> None:
@@ -190,8 +194,7 @@ class Encoder:
         )
 
     def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
-        for value in ids:
-            check_kind(where, value, self.items, "ids of this log")
+        check_kinds(where, ids, self.items, "ids of this log")
         return self.items.indices(ids)
 
     def _user(self, request: Request) -> dict[str, np.ndarray]:
@@ -211,17 +214,27 @@ class Encoder:
         spec = self.contract.interactions.context[name]
         return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
 
-    def _counted(self, name: str, encoder: ColumnEncoder, given: tuple[Any, ...], rows: np.ndarray) -> np.ndarray:
+    def _counted(self, encoder: ColumnEncoder, given: tuple[Any, ...], known_N: np.ndarray) -> np.ndarray:
         """A counter of the candidates: as the request says, else as it stood at the end of the log."""
-        known = self.snapshot.items[name][rows]
-        values = [old if value is None else value for value, old in zip(given, known.tolist(), strict=True)]
-        return encoder.encode(pl.Series(name, values, pl.Float64))
+        given_N = np.array(given, np.float64)
+        return encoder.encode_many(np.where(np.isnan(given_N), known_N, given_N).tolist())
 
-    def _events(self, name: str, encoder: ColumnEncoder, values: tuple[Any, ...], first: int) -> np.ndarray:
-        """An event column; `first` is where in the request's history the values begin."""
-        dtype = np.float32 if encoder.field(name).kind == "numeric" else np.int64
-        encoded = [encode_value(f"history[{i}].{name}", encoder, value)[0] for i, value in enumerate(values, first)]
-        return np.array(encoded, dtype)
+    def _missing(self, request: Request, first: int) -> dict[str, int]:
+        """How many values of the model's columns the request does not give; only columns that lack some.
+
+        The first event of a user has no event before it, so one pause may be missing.
+        """
+        specs = self.contract.history.columns
+        missing = {}
+        for name in self.event:
+            values = request.history_events[name][first:]
+            spared = isinstance(specs[name], Gap) and first == 0 and bool(values) and values[0] is None
+            missing[name] = values.count(None) - spared
+        for name in self.context:
+            if name not in self.snapshot.users:
+                spec = self.contract.interactions.context[name]
+                missing[name] = int(request.context.get(name, spec.default) is None)
+        return {name: lacking for name, lacking in missing.items() if lacking}
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:

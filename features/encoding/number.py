@@ -68,6 +68,10 @@ class NumericEncoder(ColumnEncoder):
         """One value, float32 [1]; None is missing."""
         return self._standardised(np.array([np.nan if value is None else value], np.float64))
 
+    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+        """Several values, float32 [N]."""
+        return self._standardised(np.array(values, np.float64))
+
     def raw_value(self, encoded: Any) -> Any:
         """The number before scaling, to float32's precision."""
         if np.isnan(encoded):
@@ -145,6 +149,10 @@ class BucketsEncoder(ColumnEncoder):
     def encode_one(self, value: Any) -> np.ndarray:
         """One value, int64 [1]; None is missing."""
         return self._buckets(np.array([np.nan if value is None else value], np.float64))
+
+    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+        """Several values, int64 [N]."""
+        return self._buckets(np.array(values, np.float64))
 
     def raw_value(self, encoded: Any) -> Any:
         """The bucket's lower edge; a number below the first edge for the first bucket."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,19 @@ def encode_value(where: str, encoder: ColumnEncoder, value: Any) -> np.ndarray:
     """One raw value of a column. Raises ConfigError, naming `where`, for a type that the column does not have."""
     encoder.check(where, value)
     return encoder.encode_one(value)
+
+
+def encode_values(where: str, encoder: ColumnEncoder, values: Sequence[Any], first: int = 0) -> np.ndarray:
+    """Several raw values of a column, int64 [N] or float32 [N].
+
+    Args:
+        where: names them in an error, with `{}` for a value's number.
+        encoder: of the column.
+        values: as a request has them, None for missing.
+        first: number of the first.
+
+    Raises:
+        ConfigError: a value of a type that the column does not have.
+    """
+    encoder.check_many(where, values, first)
+    return encoder.encode_many(values)

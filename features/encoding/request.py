@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+import numpy as np
 from pydantic import PositiveInt
 
 from features.contract.columns import ColumnSpec
@@ -83,23 +85,53 @@ def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) ->
 def _entries(
     where: str, entries: list[Any], declared: Mapping[str, ColumnSpec]
 ) -> tuple[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
-    """Items given as ids, or as objects of `item` and any of the declared columns: the ids, and a tuple a column."""
-    items, given = [], []
-    for i, entry in enumerate(entries):
-        if isinstance(entry, dict):
+    """Items given as ids, or as objects of `item` and any of the declared columns: the ids, and a tuple a column.
+
+    Each column is checked at once, by the types it holds. Only where that fails are its values looked at one by one,
+    to name the first that is wrong.
+    """
+    if dict not in set(map(type, entries)):
+        return _ids(where, entries), {name: (None,) * len(entries) for name in declared}
+    given = [entry if isinstance(entry, dict) else {"item": entry} for entry in entries]
+    if not {"item", *declared}.issuperset(chain.from_iterable(given)):
+        for i, entry in enumerate(given):
             _known_keys(f"{where}[{i}]", entry, ["item", *declared])
-            if "item" not in entry:
-                raise ConfigError(f"{where}[{i}]: needs `item`, e.g. {{'item': 3}}.")
-            items.append(_id(f"{where}[{i}].item", entry["item"]))
-            given.append(entry)
-        else:
-            items.append(_id(f"{where}[{i}]", entry))
-            given.append({})
+    try:
+        items = [entry["item"] for entry in given]
+    except KeyError:
+        i = next(i for i, entry in enumerate(given) if "item" not in entry)
+        raise ConfigError(f"{where}[{i}]: needs `item`, e.g. {{'item': 3}}.") from None
     columns = {
-        name: tuple(_value(f"{where}[{i}].{name}", entry.get(name), spec) for i, entry in enumerate(given))
-        for name, spec in declared.items()
+        name: _column(where, name, [entry.get(name) for entry in given], spec) for name, spec in declared.items()
     }
-    return tuple(items), columns
+    return _ids(where, items, ".item"), columns
+
+
+def _ids(where: str, values: list[Any], key: str = "") -> tuple[Any, ...]:
+    types = set(map(type, values))
+    if types == {str} or (types == {int} and min(values) >= 0 and max(values) < 2**63):
+        return tuple(values)
+    return tuple(_id(f"{where}[{i}]{key}", value) for i, value in enumerate(values))
+
+
+def _column(where: str, name: str, values: list[Any], spec: ColumnSpec) -> tuple[Any, ...]:
+    types = set(map(type, values)) - {type(None)}
+    if spec.form == "number":
+        sound = types <= {int, float} and _all_finite(values)
+    else:
+        sound = not types or (spec.form != "names" and types <= {int, str})
+    if sound:
+        return tuple(values)
+    return tuple(_value(f"{where}[{i}].{name}", value, spec) for i, value in enumerate(values))
+
+
+def _all_finite(values: list[Any]) -> bool:
+    """Whether numbers that may be None are all finite, and none is beyond what a float holds."""
+    try:
+        numbers = np.array(values, np.float64)
+    except OverflowError:
+        return False
+    return int(np.isfinite(numbers).sum()) == len(values) - values.count(None)
 
 
 def _columns(section: str, raw: dict[str, Any], declared: Any) -> dict[str, Any]:
