@@ -43,7 +43,7 @@ OPTIONS = key='[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z0-9_-]+)+=([^=].*)?'; set --; \
 	[[ -z $$rest ]] || set -- --set "$$rest" "$$@"; \
 	[[ -z $$ROOT ]] || set -- --root "$$ROOT" "$$@";
 
-.PHONY: help setup simulate features train test test-slow mutants tune export promote report mmctr bench lint format lock docs wheel clean clean-all
+.PHONY: help setup simulate features train test test-slow mutants tune export promote serve report mmctr bench lint format lock docs wheel clean clean-all
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -97,6 +97,9 @@ export: $(READY)  ## the newest run's checkpoint -> bundle (RUN=id for another)
 
 promote: $(READY)  ## gate the newest bundle, then make it champion and CURRENT (BUNDLE=folder)
 	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/NEWEST)
+
+serve: $(READY)  ## answer ranking requests on port 8000 with the bundle that passed the gate last (BUNDLE=folder)
+	@$(QUADRANK) serve --bundle $(or $(BUNDLE),bundles/$(DATA)/CURRENT)
 
 report: $(READY)  ## one HTML page of the newest run (RUN=id for another)
 	@$(QUADRANK) report --run $(or $(RUN),latest)

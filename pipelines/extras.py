@@ -21,6 +21,7 @@ MODULES = {
             "fsspec",
         }
     ),
+    "serve": frozenset({"starlette", "uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"}),
     "bench": frozenset({"pandas"}),
 }
 

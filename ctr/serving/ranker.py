@@ -12,33 +12,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import Field, PositiveInt
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from ctr.serving.agreement import logit_difference
 from ctr.serving.bundle import RANKER, SCORE, Bundle, open_bundle
-from features.contract.settings import Settings, load_yaml, merge, validate
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError, NumericalError
 from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message
-
-
-class ServeConfig(Settings):
-    """`conf/serve.yaml`: threads of one serving process, and the largest request it accepts."""
-
-    threads: PositiveInt = Field(1, description="threads of one request")
-    limits: Limits = Limits()
-
-
-def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> ServeConfig:
-    """Read a serving file, `--set` on top.
-
-    Raises:
-        ConfigError: missing file, unknown key (nearest valid one named), impossible value.
-    """
-    return validate(ServeConfig, merge(load_yaml(path), overrides or {}), str(path))
 
 
 @dataclass(frozen=True)
@@ -88,8 +72,10 @@ class Ranker:
         self.encoder = encoder
         self.limits = limits
         self._session = session
-        self._inputs = [node.name for node in session.get_inputs()]
-        self._outputs = [node.name for node in session.get_outputs()]
+        self.inputs = tuple(session.get_inputs())
+        self.outputs = tuple(session.get_outputs())
+        self._inputs = [node.name for node in self.inputs]
+        self._outputs = [node.name for node in self.outputs]
 
     @classmethod
     def load(cls, path: Path, threads: int = 1, limits: Limits | None = None) -> Ranker:
@@ -166,7 +152,33 @@ class Ranker:
         _check_rows("candidates", encoded.candidate_item, items)
         _check_rows("history", encoded.history_item, items)
         feed = graph_inputs(encoded)
-        scores_NH = np.stack(self._session.run(None, {name: feed[name] for name in self._inputs}), axis=-1)
+        return self._finite(np.stack(self._session.run(None, {name: feed[name] for name in self._inputs}), axis=-1))
+
+    def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Scores of inputs that a client encoded itself: each output by name, float32 [N].
+
+        Raises:
+            ConfigError: an input that is missing, unknown, of another type or shape, or an index outside its table.
+            NumericalError: a score is not finite.
+        """
+        unknown, lacking = sorted(set(feed) - set(self._inputs)), sorted(set(self._inputs) - set(feed))
+        if unknown or lacking:
+            what = f"the model has no input {unknown[0]!r}" if unknown else f"{lacking[0]!r} is missing"
+            raise ConfigError(f"inputs: {what}; it reads {', '.join(self._inputs)}.")
+        for name, values in feed.items():
+            # ONNX Runtime reads index -1 as the last row; what is too large it refuses itself.
+            if values.dtype.kind == "i" and values.size and values.min() < 0:
+                raise ConfigError(f"inputs: {name!r} holds {values.min()}; indices begin with 0.")
+        if not feed["candidate_item"].size:
+            raise ConfigError("inputs: 'candidate_item' is empty: there is nothing to score.")
+        try:
+            outputs = self._session.run(None, feed)
+        except (OrtFail, InvalidArgument, RuntimeException) as error:
+            raise ConfigError(f"inputs: {str(error).splitlines()[0][:300]}") from None
+        scores_NH = self._finite(np.stack(outputs, axis=-1))
+        return dict(zip(self._outputs, scores_NH.T, strict=True))
+
+    def _finite(self, scores_NH: np.ndarray) -> np.ndarray:
         if not np.isfinite(scores_NH).all():
             raise NumericalError(
                 f"{self.model_version}: {int((~np.isfinite(scores_NH)).sum())} of {scores_NH.size} scores are "

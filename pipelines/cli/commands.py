@@ -34,6 +34,7 @@ from pipelines.cli.options import (
     settings_of,
 )
 from pipelines.cli.proof import proof_app
+from pipelines.cli.serving import serving_app
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.extras import missing_extra
 from pipelines.workspace import Workspace
@@ -48,15 +49,10 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 
-ServeSetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Change one setting of the --serve file; repeatable."),
-]
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
 DEFAULT_SPACE = Path("conf/tune.yaml")
-DEFAULT_SERVE = Path("conf/serve.yaml")
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
 # Commands that go on where Ctrl-C stopped them, and how.
 RESUMED_BY = {
@@ -292,34 +288,6 @@ def export(
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 
-@app.command(epilog="Example: quadrank rank --bundle bundles/simulated/CURRENT --request request.json --top 10")
-def rank(
-    bundle: BundleOption,
-    request: Annotated[
-        Path | None,
-        typer.Option("--request", help="JSON file: user, history, candidates, context; default: the bundle's example."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a request with an id that the bundle does not know.")
-    ] = False,
-    top: Annotated[
-        int | None, typer.Option("--top", help="Print only the N best candidates; default: all.", min=1)
-    ] = None,
-    serve: Annotated[
-        Path,
-        typer.Option("--serve", callback=settings_file, help="Serving settings: threads, and limits of a request."),
-    ] = DEFAULT_SERVE,
-    assignments: ServeSetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Rank the candidates of one request, given by raw ids."""
-    from ctr.serving.ranker import load_serve_config
-    from pipelines.inspect.rank import rank_file
-
-    config = load_serve_config(serve, overrides_of(assignments, ("serve",)).get("serve"))
-    finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
-
-
 @app.command(epilog="Example: quadrank promote --bundle bundles/simulated/NEWEST")
 def promote(
     bundle: BundleOption,
@@ -386,7 +354,7 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-app.registered_commands += proof_app.registered_commands
+app.registered_commands += serving_app.registered_commands + proof_app.registered_commands
 
 
 def main(arguments: list[str] | None = None) -> None:

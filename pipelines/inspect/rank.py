@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.serving.bundle import MODEL_CARD, REQUEST
-from ctr.serving.ranker import Ranker, ServeConfig
+from ctr.serving.ranker import Ranker
+from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError
 
 

@@ -26,7 +26,8 @@ from ctr.export.parity import random_requests
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE
 from ctr.serving.bundle import GOLDEN, ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, BundleMetadata, open_bundle, seal
-from ctr.serving.ranker import Ranker, load_serve_config, open_session
+from ctr.serving.ranker import Ranker, open_session
+from ctr.serving.settings import load_serve_config
 from features.encoding.category import CategoricalEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.number import NumericEncoder
@@ -490,7 +491,7 @@ def test_an_encoder_that_changed_since_the_build_is_not_exported(
     [
         (NumericEncoder, "encode_one", 1e-4, r"context\.load"),
         (CategoricalEncoder, "encode_one", 1, r"context\.device"),
-        (NumericEncoder, "encode", np.float32(1e-4), r"candidate\.item_rate"),
+        (NumericEncoder, "encode_many", np.float32(1e-4), r"history_events\.residual"),
     ],
 )
 def test_encoding_otherwise_online_than_offline_is_not_exported(

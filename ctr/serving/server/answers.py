@@ -1,0 +1,143 @@
+"""One request from the bytes of its body to the bytes of its answer, with the time that each stage took."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ctr.serving.ranker import Ranker
+from features.encoding.encoder import EncodedRequest
+from features.encoding.request import Limits, Request, parse_request
+from features.errors import ConfigError
+
+# Keys of the body that are not part of the request that a ranker reads.
+ENVELOPE = ("id", "top_k")
+LONGEST_ID = 128  # characters of a request id
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass
+class Stages:
+    """Seconds by stage, in the order in which they ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def end(self, stage: str) -> None:
+        """The stage ends now; the next one begins."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranked request, with what the log and the metrics need of it.
+
+    Args:
+        body: JSON.
+        raw: the request as it was read, without the envelope.
+        order: places of the ranked candidates in the request, best first.
+        scores: of all candidates, in the order of the request, float32 [N].
+        state: `ok`, or `fallback`.
+    """
+
+    body: bytes
+    request_id: str
+    model_version: str
+    raw: dict[str, Any]
+    request: Request
+    encoded: EncodedRequest
+    order: np.ndarray
+    scores: np.ndarray
+    stages: dict[str, float]
+    state: str
+
+
+def read_body(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        ConfigError: no JSON, not an object, nested too deep, or a key twice over the request's limits.
+    """
+    try:
+        raw = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"body: not valid JSON: {error}.") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"body: expected a JSON object, got {type(raw).__name__}.")
+    return raw
+
+
+def answer(ranker: Ranker, body: bytes, limits: Limits) -> Answer:
+    """Rank what a body asks for.
+
+    Raises:
+        ConfigError: the body is no legal request of this bundle; says which part and why.
+        NumericalError: the model gave a score that is no number.
+    """
+    stages = Stages()
+    raw = read_body(body)
+    request_id, top_k = _envelope(raw)
+    stages.end("decode")
+    request = parse_request(raw, ranker.encoder.contract, limits)
+    encoded = ranker.encoder.encode_request(request)
+    stages.end("encode")
+    scores_NH = ranker.scores(encoded)
+    stages.end("model")
+    order = np.argsort(-scores_NH[:, 0], kind="stable")[:top_k]
+    return _respond(ranker, raw, request, encoded, scores_NH, order, request_id, stages, "ok")
+
+
+def _envelope(raw: dict[str, Any]) -> tuple[str, int | None]:
+    """Take the request's id and `top_k` out of the body."""
+    given, top_k = raw.pop("id", None), raw.pop("top_k", None)
+    if given is not None and not (isinstance(given, str) and 0 < len(given) <= LONGEST_ID):
+        raise ConfigError(f"id: expected text of 1 to {LONGEST_ID} characters. Leave it out for one of ours.")
+    if top_k is not None and not (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
+        raise ConfigError(f"top_k: expected a whole number from 1 on, got {top_k!r}. Leave it out for all candidates.")
+    return given or secrets.token_hex(8), top_k
+
+
+def _respond(
+    ranker: Ranker,
+    raw: dict[str, Any],
+    request: Request,
+    encoded: EncodedRequest,
+    scores_NH: np.ndarray,
+    order: np.ndarray,
+    request_id: str,
+    stages: Stages,
+    state: str,
+) -> Answer:
+    names = ranker.tasks
+    best = scores_NH[order].tolist()
+    if names:
+        ranked = [
+            {"item": request.candidates[i], "score": row[0], "tasks": dict(zip(names, row[1:], strict=True))}
+            for i, row in zip(order.tolist(), best, strict=True)
+        ]
+    else:
+        ranked = [{"item": request.candidates[i], "score": row[0]} for i, row in zip(order.tolist(), best, strict=True)]
+    content = {
+        "request_id": request_id,
+        "model_version": ranker.model_version,
+        "state": state,
+        "ranked": ranked,
+        "unknown": {"candidates": len(encoded.unknown_candidates), "history": encoded.unknown_history},
+        "missing": encoded.missing,
+    }
+    listed = _encode(content)
+    stages.end("respond")
+    took = _encode({stage: round(seconds * 1e3, 3) for stage, seconds in stages.seconds.items()})
+    body = b"".join((listed[:-1], b',"took_ms":', took, b"}"))
+    return Answer(
+        body, request_id, ranker.model_version, raw, request, encoded, order, scores_NH[:, 0], stages.seconds, state
+    )

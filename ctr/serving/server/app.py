@@ -1,0 +1,250 @@
+"""The ASGI app: routes, sizes, tokens and error answers. Ranking itself runs in the pool's threads."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from ctr.serving.ranker import Ranker
+from ctr.serving.server import inference
+from ctr.serving.server.answers import Answer, answer
+from ctr.serving.server.metrics import ServerMetrics
+from ctr.serving.server.openapi import DOCUMENT, page
+from ctr.serving.server.pool import OverloadedError, RankingPool
+from ctr.serving.server.served_log import ServedLog
+from ctr.serving.server.versions import Source, Versions
+from ctr.serving.settings import ServeConfig
+from features.errors import ConfigError, NumericalError
+
+TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
+log = logging.getLogger("quadrank.serve")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class TooLargeError(Exception):
+    """A body above `max_body_kib`."""
+
+
+class Server:
+    """A ranking server: what its routes do.
+
+    Args:
+        source: says which bundle is wanted.
+        config: threads, limits, queue, log.
+        token: what `Authorization: Bearer …` must say on routes that write; without one they do not exist.
+    """
+
+    def __init__(self, source: Source, config: ServeConfig, token: str | None = None) -> None:
+        self.config = config
+        self.metrics = ServerMetrics()
+        self.pool = RankingPool(config.concurrency, config.queue.size, config.queue.deadline_ms / 1e3)
+        self._token = token
+        self.log = ServedLog(config.log, self.metrics.log_dropped.inc) if config.log.folder else None
+        self.versions = Versions(
+            source,
+            lambda path: Ranker.load(path, config.threads, config.limits),
+            config.warm_up,
+            on_swap=self._swapped,
+            on_refusal=self._refused,
+        )
+
+    def app(self) -> Starlette:
+        """The ASGI app."""
+        routes = [
+            Route("/v1/rank", self._guarded("rank", self.rank), methods=["POST"]),
+            Route("/v2", self.server_metadata),
+            Route("/v2/health/live", self.healthy),
+            Route("/v2/health/ready", self.healthy),
+            Route("/v2/models/{name}", self._guarded("metadata", self.model_metadata)),
+            Route("/v2/models/{name}/versions/{version}", self._guarded("metadata", self.model_metadata)),
+            Route("/v2/models/{name}/ready", self._guarded("metadata", self.model_ready)),
+            Route("/v2/models/{name}/versions/{version}/ready", self._guarded("metadata", self.model_ready)),
+            Route("/v2/models/{name}/infer", self._guarded("infer", self.infer), methods=["POST"]),
+            Route("/v2/models/{name}/versions/{version}/infer", self._guarded("infer", self.infer), methods=["POST"]),
+            Route("/metrics", self.prometheus),
+            Route("/openapi.json", self.openapi),
+            Route("/docs", self.docs),
+        ]
+        if self._token:
+            routes.append(Route("/v1/rollback", self._guarded("rollback", self.rollback), methods=["POST"]))
+        return Starlette(routes=routes, lifespan=self._lifespan)
+
+    async def rank(self, request: Request) -> Response:
+        """`POST /v1/rank`: candidates of one user, best first."""
+        body = await self._body(request)
+        ranker = self.versions.current
+        answered = await self.pool.run(lambda: answer(ranker, body, self.config.limits))
+        self._note(answered)
+        return Response(answered.body, media_type="application/json")
+
+    async def rollback(self, request: Request) -> Response:
+        """`POST /v1/rollback`: the version before answers again."""
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
+            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
+        return _json({"model_version": self.versions.roll_back().model_version})
+
+    async def healthy(self, request: Request) -> Response:
+        """A server that answers has loaded and checked its bundle."""
+        return _json({"live": True, "ready": True})
+
+    async def server_metadata(self, request: Request) -> Response:
+        """`GET /v2`."""
+        return _json({"name": "quadrank", "version": "1", "extensions": ["binary_tensor_data"]})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """`GET /v2/models/NAME`."""
+        return _json(inference.metadata(self._named(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        """`GET /v2/models/NAME/ready`."""
+        return _json({"name": self._named(request).bundle.manifest.name, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        """`POST /v2/models/NAME/infer`: encoded tensors in, scores out."""
+        ranker = self._named(request)
+        header = request.headers.get(inference.BINARY)
+        if header is not None and not header.isdigit():
+            raise ConfigError(f"{inference.BINARY}: expected a number of bytes.")
+        body = await self._body(request)
+        content, length = await self.pool.run(
+            lambda: inference.infer(ranker, body, None if header is None else int(header))
+        )
+        if length is None:
+            return Response(content, media_type="application/json")
+        return Response(content, media_type="application/octet-stream", headers={inference.BINARY: str(length)})
+
+    async def prometheus(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        self.metrics.waiting.set(self.pool.taken)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`."""
+        return _json(DOCUMENT)
+
+    async def docs(self, request: Request) -> Response:
+        """`GET /docs`: the document as a page, without anything from elsewhere."""
+        return HTMLResponse(page(DOCUMENT))
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.versions.watch(self.config.poll_seconds)
+        yield
+        self.versions.close()
+        self.pool.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _guarded(self, route: str, endpoint: Endpoint) -> Endpoint:
+        """The endpoint with errors as answers: no path, version or trace of ours in them."""
+
+        async def guarded(request: Request) -> Response:
+            response = await self._answered(endpoint, request)
+            self.metrics.requests.labels(route, str(response.status_code)).inc()
+            return response
+
+        return guarded
+
+    async def _answered(self, endpoint: Endpoint, request: Request) -> Response:
+        try:
+            with self.metrics.took.time():
+                return await endpoint(request)
+        except ConfigError as error:
+            return _error(400, "bad_request", str(error))
+        except LookupError as error:
+            return _error(404, "not_found", str(error.args[0]))
+        except TooLargeError:
+            limit = self.config.max_body_kib
+            return _error(413, "too_large", f"The body is larger than {limit} KiB. Send fewer candidates or events.")
+        except OverloadedError as error:
+            self.metrics.shed.labels(error.reason).inc()
+            response = _error(503, "overloaded", "The server is busy or stopping: try again later.")
+            response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
+            return response
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except NumericalError as error:
+            log.error("%s", error)
+            return _error(500, "no_score", "The model gave a score that is no number.")
+        except Exception:
+            log.exception("unexpected error")
+            return _error(500, "internal", "The server could not answer. Its log says why.")
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.config.max_body_kib * 1024
+        if int(request.headers.get("content-length") or 0) > limit:
+            raise TooLargeError
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise TooLargeError
+            parts.append(part)
+        return b"".join(parts)
+
+    def _named(self, request: Request) -> Ranker:
+        ranker, path = self.versions.current, request.path_params
+        if path["name"] != ranker.bundle.manifest.name or path.get("version") not in (None, ranker.model_version):
+            raise LookupError("This server has no such model or version; GET /v2/models lists nothing else.")
+        return ranker
+
+    def _note(self, answered: Answer) -> None:
+        metrics, encoded = self.metrics, answered.encoded
+        for stage, seconds in answered.stages.items():
+            metrics.seconds.labels(stage).observe(seconds)
+        metrics.candidates.inc(len(answered.scores))
+        metrics.score_sum.inc(float(answered.scores.sum()))
+        if encoded.unknown_candidates:
+            metrics.unknown.labels("candidates").inc(len(encoded.unknown_candidates))
+        if encoded.unknown_history:
+            metrics.unknown.labels("history").inc(encoded.unknown_history)
+        for column, values in encoded.missing.items():
+            metrics.missing.labels(column).inc(values)
+        self.versions.remember(answered.raw)
+        if self.log is not None:
+            self.log.add(answered)
+
+    def _swapped(self, ranker: Ranker, seconds: float) -> None:
+        self.metrics.swapped(ranker, seconds)
+        log.info("version %s answers, loaded in %.1f s", ranker.model_version, seconds)
+
+    def _refused(self, path: Path, reason: str) -> None:
+        self.metrics.refused.inc()
+        log.error("%s is refused, the version before answers on: %s", path, reason)
+
+
+def token_of(file: Path | None) -> str | None:
+    """The token of routes that write: a file's first line, else the environment's.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty.
+    """
+    if file is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if not token:
+        raise ConfigError(f"{file}: is empty. Write the token into it.")
+    return token
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    content = msgspec.json.encode({"error": {"code": code, "message": message}})
+    return Response(content, status, media_type="application/json")

@@ -1,0 +1,93 @@
+"""The Open Inference Protocol (KServe v2) over the encoded inputs of a bundle's graph: health, metadata, infer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ctr.serving.ranker import Ranker
+from features.errors import ConfigError
+
+DATATYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype(np.int64), "FP32": np.dtype(np.float32)}
+NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+BINARY = "inference-header-content-length"  # header of the binary extension: bytes of JSON before the tensors
+
+
+def metadata(ranker: Ranker) -> dict[str, Any]:
+    """Names, types and shapes of the graph's inputs and outputs; an axis of any length is -1."""
+    return {
+        "name": ranker.bundle.manifest.name,
+        "versions": [ranker.model_version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [_tensor(node) for node in ranker.inputs],
+        "outputs": [_tensor(node) for node in ranker.outputs],
+    }
+
+
+def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes, int | None]:
+    """Scores of encoded inputs, as JSON or as JSON followed by bytes; the length of the JSON where bytes follow.
+
+    Raises:
+        ConfigError: malformed request; an input that is missing, of another type or shape, or outside its table.
+    """
+    try:
+        request = msgspec.json.decode(body if header_length is None else body[:header_length])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"body: not valid JSON: {error}.") from None
+    if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
+        raise ConfigError("body: needs `inputs`, a list of tensors; GET /v2/models/NAME names them.")
+    feed = _feed(request["inputs"], body[header_length:] if header_length is not None else b"")
+    scores = ranker.run(feed)
+    asked = [entry for entry in request.get("outputs") or [] if isinstance(entry, dict)]
+    wanted = [str(entry.get("name")) for entry in asked] or list(scores)
+    unknown = [name for name in wanted if name not in scores]
+    if unknown:
+        raise ConfigError(f"outputs: the model has no output {unknown[0]!r}, but {', '.join(scores)}.")
+    binary = bool((request.get("parameters") or {}).get("binary_data_output")) or any(
+        (entry.get("parameters") or {}).get("binary_data") for entry in asked
+    )
+    outputs, tail = [], b""
+    for name in wanted:
+        values = np.ascontiguousarray(scores[name])
+        output: dict[str, Any] = {"name": name, "datatype": NAMES[values.dtype], "shape": list(values.shape)}
+        if binary:
+            output["parameters"] = {"binary_data_size": values.nbytes}
+            tail += values.tobytes()
+        else:
+            output["data"] = values.ravel().tolist()
+        outputs.append(output)
+    answer = {"model_name": ranker.bundle.manifest.name, "model_version": ranker.model_version, "outputs": outputs}
+    if request.get("id") is not None:
+        answer["id"] = str(request["id"])
+    head = msgspec.json.encode(answer)
+    return (head + tail, len(head)) if binary else (head, None)
+
+
+def _feed(inputs: list[Any], tail: bytes) -> dict[str, np.ndarray]:
+    feed = {}
+    for i, entry in enumerate(inputs):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise ConfigError(f"inputs[{i}]: needs `name`, `datatype`, `shape` and `data`.")
+        name, dtype = str(entry["name"]), DATATYPES.get(str(entry.get("datatype")))
+        shape: Any = entry.get("shape")
+        if dtype is None:
+            raise ConfigError(f"inputs[{i}].datatype: {entry.get('datatype')!r} is none of {', '.join(DATATYPES)}.")
+        if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+            raise ConfigError(f"inputs[{i}].shape: expected a list of lengths, got {shape!r}.")
+        size = (entry.get("parameters") or {}).get("binary_data_size")
+        try:
+            if size is not None:
+                values, tail = np.frombuffer(tail[:size], dtype), tail[size:]
+            else:
+                values = np.asarray(entry.get("data"), dtype).ravel()
+            feed[name] = values.reshape(shape)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ConfigError(f"inputs[{i}] {name!r}: does not hold {shape} of {entry['datatype']}: {error}.") from None
+    return feed
+
+
+def _tensor(node: Any) -> dict[str, Any]:
+    datatype = {"tensor(int64)": "INT64", "tensor(float)": "FP32"}[node.type]
+    return {"name": node.name, "datatype": datatype, "shape": [n if isinstance(n, int) else -1 for n in node.shape]}

@@ -1,0 +1,83 @@
+"""What a Prometheus server scrapes at `/metrics`."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from ctr.serving.ranker import Ranker
+
+STAGES = ("decode", "encode", "model", "respond")
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds the processes up
+
+
+class ServerMetrics:
+    """Counters, gauges and histograms of one process; `text` adds up those of all processes of a server."""
+
+    def __init__(self) -> None:
+        own = CollectorRegistry()
+        self._registry = own
+        self.requests = Counter("quadrank_requests_total", "Answers by status.", ["route", "status"], registry=own)
+        self.shed = Counter("quadrank_shed_total", "Requests answered 503, by reason.", ["reason"], registry=own)
+        self.seconds = Histogram("quadrank_seconds", "Time by stage.", ["stage"], buckets=SECONDS, registry=own)
+        self.took = Histogram("quadrank_request_seconds", "Time from body to answer.", buckets=SECONDS, registry=own)
+        self.waiting = Gauge(
+            "quadrank_waiting", "Requests that run or wait.", multiprocess_mode="livesum", registry=own
+        )
+        self.candidates = Counter("quadrank_candidates_total", "Candidates ranked.", registry=own)
+        self.unknown = Counter("quadrank_unknown_total", "Ids read as unknown.", ["of"], registry=own)
+        self.missing = Counter(
+            "quadrank_missing_total", "Values that a request did not give.", ["column"], registry=own
+        )
+        self.score_sum = Counter("quadrank_scores_sum", "Sum of the scores; over candidates, their mean.", registry=own)
+        self.fallback = Counter("quadrank_fallback_total", "Answers by popularity.", registry=own)
+        self.log_dropped = Counter("quadrank_log_dropped_total", "Answers that the log had no place for.", registry=own)
+        self.refused = Counter(
+            "quadrank_versions_refused_total", "New versions that failed their checks.", registry=own
+        )
+        self.swaps = Counter("quadrank_swaps_total", "Versions that began to answer.", registry=own)
+        self.swap_seconds = Gauge(
+            "quadrank_swap_seconds",
+            "Time to verify, load and warm up the version.",
+            multiprocess_mode="max",
+            registry=own,
+        )
+        self._created = Gauge(
+            "quadrank_model_created_seconds", "When the model was exported (Unix time).", multiprocess_mode="min",
+            registry=own,
+        )  # fmt: skip
+        self._data_end = Gauge(
+            "quadrank_model_data_end_seconds", "End of the data the model saw (Unix time).", multiprocess_mode="min",
+            registry=own,
+        )  # fmt: skip
+        self._age = Gauge(
+            "quadrank_model_age_seconds", "Now less the export of the model.", multiprocess_mode="max", registry=own
+        )
+
+    def swapped(self, ranker: Ranker, seconds: float) -> None:
+        """Note the version that answers from now on."""
+        self.swaps.inc()
+        self.swap_seconds.set(seconds)
+        manifest = ranker.bundle.manifest
+        self._created.set(_unix(manifest.created))
+        self._data_end.set(max(window.last_time for window in manifest.windows.values()) / 1e6)
+        self._model_created = _unix(manifest.created)
+
+    def text(self) -> bytes:
+        """The exposition text."""
+        self._age.set(time.time() - self._model_created)
+        if SEVERAL_PROCESSES not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return generate_latest(registry)
+
+
+def _unix(text: str) -> float:
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

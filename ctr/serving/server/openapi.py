@@ -1,0 +1,116 @@
+"""The OpenAPI document of the server's own routes, and a plain page of it."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+ID = {"oneOf": [{"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, {"type": "string"}]}
+ENTRY = {
+    "oneOf": [
+        ID,
+        {
+            "type": "object",
+            "required": ["item"],
+            "properties": {"item": ID},
+            "description": "`item`, and any of the columns that the contract declares",
+        },
+    ]
+}
+ERROR = {
+    "description": "What is wrong and what to do.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "required": ["code", "message"],
+                        "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+                    }
+                },
+            }
+        }
+    },
+}
+BUSY = ERROR | {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}}
+
+REQUEST: dict[str, Any] = {
+    "type": "object",
+    "required": ["candidates"],
+    "additionalProperties": False,
+    "properties": {
+        "id": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 128,
+            "description": "of the request; default one of ours",
+        },
+        "user": {**ID, "description": "left out for an anonymous user"},
+        "user_columns": {"type": "object", "description": "replace what the bundle knows of the user"},
+        "context": {"type": "object", "description": "columns of the moment"},
+        "history": {"type": "array", "items": ENTRY, "description": "what the user did, oldest first"},
+        "candidates": {"type": "array", "items": ENTRY, "minItems": 1},
+        "top_k": {"type": "integer", "minimum": 1, "description": "answer with so many of the best"},
+    },
+}
+ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["request_id", "model_version", "state", "ranked", "unknown", "missing", "took_ms"],
+    "properties": {
+        "request_id": {"type": "string"},
+        "model_version": {"type": "string"},
+        "state": {"enum": ["ok", "fallback"]},
+        "ranked": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["item", "score"],
+                "properties": {"item": ID, "score": {"type": "number"}, "tasks": {"type": "object"}},
+            },
+        },
+        "unknown": {"type": "object", "description": "ids that the model never saw, by part of the request"},
+        "missing": {"type": "object", "description": "values that the model was trained on and the request lacks"},
+        "took_ms": {"type": "object", "description": "milliseconds by stage: decode, encode, model, respond"},
+    },
+}
+DOCUMENT: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "info": {"title": "QuadRank", "version": "1", "description": "Ranks the candidates of one user by raw ids."},
+    "paths": {
+        "/v1/rank": {
+            "post": {
+                "summary": "Candidates, best first",
+                "requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST}}},
+                "responses": {
+                    "200": {"description": "ranked", "content": {"application/json": {"schema": ANSWER}}},
+                    "400": ERROR,
+                    "413": ERROR,
+                    "503": BUSY,
+                },
+            }
+        },
+        "/v2/health/ready": {
+            "get": {"summary": "Whether the server answers", "responses": {"200": {"description": "it does"}}}
+        },
+        "/metrics": {"get": {"summary": "For Prometheus", "responses": {"200": {"description": "exposition text"}}}},
+    },
+}
+
+
+def page(document: dict[str, Any]) -> str:
+    """The document as HTML: each route with its request and answers; nothing is loaded from elsewhere."""
+    parts = [f"<h1>{html.escape(document['info']['title'])}</h1><p>{html.escape(document['info']['description'])}</p>"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
+            parts.append(f"<p>{html.escape(operation['summary'])}</p>")
+            shown = {key: operation[key] for key in ("requestBody", "responses") if key in operation}
+            parts.append(f"<pre>{html.escape(json.dumps(shown, indent=1))}</pre>")
+    style = (
+        "body{font-family:sans-serif;max-width:60em;margin:2em auto}pre{background:#f4f4f4;padding:1em;overflow:auto}"
+    )
+    return f"<!doctype html><meta charset=utf-8><title>QuadRank</title><style>{style}</style>{''.join(parts)}"

@@ -1,0 +1,95 @@
+"""Runs the server: one process, or several that share a socket; SIGTERM lets it finish what it took."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from ctr.serving.server.metrics import SEVERAL_PROCESSES
+from ctr.serving.server.versions import Source
+from ctr.serving.settings import ServeConfig
+from features.errors import ConfigError
+
+DRAIN_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class MakeApp:
+    """Makes a process's app; it travels to the processes of a server."""
+
+    source: Source
+    config: ServeConfig
+    token: str | None
+
+    def __call__(self) -> Any:
+        """The ASGI app of one process, its bundle loaded."""
+        from ctr.serving.server.app import Server
+
+        return Server(self.source, self.config, self.token).app()
+
+
+def run_server(make_app: MakeApp, host: str, port: int, processes: int, quiet: bool = False) -> None:
+    """Answer until SIGTERM or Ctrl-C.
+
+    Args:
+        make_app: of each process.
+        host: address to bind; other machines reach it only if this is not a loopback address.
+        port: 0 for any that is free.
+        processes: each ranks on its own; they share the socket and the pages of the mapped item table.
+        quiet: no line a request.
+
+    Raises:
+        ConfigError: an address that cannot be bound.
+    """
+    settings = uvicorn.Config(
+        make_app,
+        host=host,
+        port=port,
+        factory=True,
+        workers=processes,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=not quiet,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        limit_concurrency=None,
+    )
+    server = uvicorn.Server(settings)
+    if processes == 1:
+        server.run()
+        return
+    with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
+        os.environ[SEVERAL_PROCESSES] = folder
+        socket = settings.bind_socket()
+        Multiprocess(settings, [socket]).run()
+
+
+def check_address(host: str, public: bool) -> None:
+    """Refuse to be reachable from elsewhere unless that was asked for.
+
+    Raises:
+        ConfigError: the address is no loopback address and `--public` was not given.
+    """
+    loopback = host == "localhost"
+    with contextlib.suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
+    if not loopback and not public:
+        raise ConfigError(
+            f"--host {host}: other machines could reach it. Say --public if that is meant, behind a proxy that "
+            "authenticates; routes that write stay off without a token."
+        )
+
+
+def example(path: Path, host: str, port: int) -> str:
+    """A curl line that works on the bundle's own example."""
+    return f"curl -s http://{host}:{port}/v1/rank -d @{path}"

@@ -1,0 +1,197 @@
+"""The version that answers: taken from a pointer or an alias, replaced while the server runs, and taken back."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ctr.serving.ranker import Ranker
+from features.encoding.request import Limits, parse_request
+from features.errors import ConfigError, DataError, QuadRankError
+from features.store.pointer import follow
+
+ALIAS_TIMEOUT = 5.0  # seconds
+
+
+class Source(Protocol):
+    """Says which bundle folder is wanted now."""
+
+    def wanted(self) -> Path:
+        """Raises DataError where it cannot be told."""
+
+
+@dataclass(frozen=True)
+class PointerSource:
+    """A bundle folder, or a pointer to one (`bundles/NAME/CURRENT`)."""
+
+    path: Path
+
+    def wanted(self) -> Path:
+        """The folder that the pointer names now."""
+        return follow(self.path).resolve()
+
+
+@dataclass(frozen=True)
+class AliasSource:
+    """`models:/NAME@alias` of an MLflow server, asked by its REST call: MLflow itself is not imported.
+
+    Args:
+        server: address of the tracking server, `http://…`.
+        name, alias: of the registered model.
+        bundles: folder that holds its bundles by version.
+    """
+
+    server: str
+    name: str
+    alias: str
+    bundles: Path
+
+    def wanted(self) -> Path:
+        """The bundle folder of the model version that the alias names now."""
+        query = urllib.parse.urlencode({"name": self.name, "alias": self.alias})
+        address = f"{self.server.rstrip('/')}/api/2.0/mlflow/registered-models/alias?{query}"
+        try:
+            with urllib.request.urlopen(address, timeout=ALIAS_TIMEOUT) as answer:
+                version = json.load(answer)["model_version"]
+        except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
+            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error}") from None
+        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+        name = tags.get("model_version", "")
+        folder = self.bundles / Path(name).name
+        if not name or not folder.is_dir():
+            raise DataError(
+                f"models:/{self.name}@{self.alias}: its bundle {name!r} is not in {self.bundles}. Copy it there, or "
+                "download it from the registry."
+            )
+        return folder.resolve()
+
+
+def source_of(model: str, bundle: Path | None, server: str | None, bundles: Path) -> Source:
+    """What `--bundle` or `--model models:/NAME@alias` asks for.
+
+    Raises:
+        ConfigError: neither or both, a model that names no alias, or an alias without an MLflow server.
+    """
+    if bool(model) == (bundle is not None):
+        raise ConfigError("Give either --bundle DIR or --model models:/NAME@ALIAS.")
+    if bundle is not None:
+        return PointerSource(bundle)
+    name, at, alias = model.removeprefix("models:/").partition("@")
+    if not model.startswith("models:/") or not at or not name or not alias:
+        raise ConfigError(f"--model: {model!r} names no alias; write models:/NAME@ALIAS, e.g. models:/shop@champion.")
+    if not server or not server.startswith(("http://", "https://")):
+        raise ConfigError(
+            "--model needs an MLflow server: set MLFLOW_TRACKING_URI=http://HOST:PORT, or give "
+            "--bundle bundles/NAME/CURRENT, which follows the same promotions."
+        )
+    return AliasSource(server, name, alias, bundles / name)
+
+
+class Versions:
+    """The ranker that answers, the one before it, and their replacement.
+
+    A new version is verified, replays its golden requests and ranks recent requests before it answers; one that fails
+    is refused and named, and the one that answers stays. The switch is one assignment: a request that began with a
+    version ends with it.
+
+    Args:
+        source: says which bundle is wanted.
+        load: opens and verifies it.
+        warm_up: how many recent requests are kept and ranked by a new version.
+        on_swap: called with the new version and the seconds it took; on_refusal with the reason.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        load: Callable[[Path], Ranker],
+        warm_up: int = 32,
+        on_swap: Callable[[Ranker, float], None] = lambda ranker, seconds: None,
+        on_refusal: Callable[[Path, str], None] = lambda path, reason: None,
+    ) -> None:
+        self._source = source
+        self._load = load
+        self._recent: deque[dict[str, Any]] = deque(maxlen=warm_up)
+        self._on_swap, self._on_refusal = on_swap, on_refusal
+        self._lock = threading.Lock()
+        self._passed_over: Path | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        began = time.perf_counter()
+        self.current = load(source.wanted())
+        self.previous: Ranker | None = None
+        on_swap(self.current, time.perf_counter() - began)
+
+    def remember(self, request: dict[str, Any]) -> None:
+        """Keep an answered request for the warm-up of the next version."""
+        self._recent.append(request)
+
+    def refresh(self) -> bool:
+        """Replace the version if another one is wanted; whether it was."""
+        with self._lock:
+            try:
+                wanted = self._source.wanted()
+            except (QuadRankError, OSError) as error:
+                self._on_refusal(self.current.bundle.path, str(error))
+                return False
+            if wanted in (self.current.bundle.path, self._passed_over):
+                return False
+            began = time.perf_counter()
+            try:
+                ranker = self._load(wanted)
+                self._warm(ranker)
+            except (QuadRankError, OSError) as error:
+                self._passed_over = wanted  # until another one is wanted
+                self._on_refusal(wanted, str(error))
+                return False
+            self.previous, self.current, self._passed_over = self.current, ranker, None
+            self._on_swap(ranker, time.perf_counter() - began)
+            return True
+
+    def roll_back(self) -> Ranker:
+        """Let the version before answer again, until another one than now is wanted.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self._lock:
+            if self.previous is None:
+                raise ConfigError("There is no version before this one: the server has answered with one version only.")
+            self._passed_over = self.current.bundle.path
+            self.current, self.previous = self.previous, self.current
+            self._on_swap(self.current, 0.0)
+            return self.current
+
+    def watch(self, seconds: float) -> None:
+        """Begin to look for another version every so many seconds, in a thread of its own."""
+
+        def look() -> None:
+            while not self._stop.wait(seconds):
+                self.refresh()
+
+        self._thread = threading.Thread(target=look, name="versions", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the watching."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _warm(self, ranker: Ranker) -> None:
+        for raw in list(self._recent):
+            try:
+                request = parse_request(raw, ranker.encoder.contract, Limits())
+                encoded = ranker.encoder.encode_request(request)
+            except ConfigError:
+                continue  # the new contract reads other columns
+            ranker.scores(encoded)

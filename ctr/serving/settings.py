@@ -1,0 +1,51 @@
+"""What a server may use and what it does: `conf/serve.yaml`, typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from features.contract.settings import Settings, load_yaml, merge, validate
+from features.encoding.request import Limits
+
+
+class QueueSettings(Settings):
+    """How many requests may wait, and how long."""
+
+    size: PositiveInt = Field(64, description="requests that wait in one process; more are answered 503 at once")
+    deadline_ms: PositiveFloat = Field(500.0, description="a request that waited so long is answered 503, unranked")
+    retry_after_s: PositiveInt = Field(1, description="`Retry-After` of a 503")
+
+
+class LogSettings(Settings):
+    """The log of what was served: parquet parts that `quadrank features` reads."""
+
+    folder: Path | None = Field(None, description="where the parts go; none: nothing is logged")
+    rows_per_part: PositiveInt = 50_000
+    seconds_per_part: PositiveFloat = 60.0
+    waiting: PositiveInt = Field(10_000, description="answers that wait to be written; more are dropped and counted")
+    users: Literal["raw", "hashed"] = Field("raw", description="hashed: keyed by the secret in QUADRANK_LOG_KEY")
+
+
+class ServeConfig(Settings):
+    """One serving process: threads, limits, queue, log."""
+
+    threads: PositiveInt = Field(1, description="of one request, inside ONNX Runtime")
+    concurrency: PositiveInt = Field(1, description="requests that a process ranks at the same time")
+    limits: Limits = Limits()
+    max_body_kib: PositiveInt = Field(1024, description="a larger body is answered 413")
+    queue: QueueSettings = QueueSettings()
+    poll_seconds: PositiveFloat = Field(2.0, description="how often the pointer or alias is read")
+    warm_up: int = Field(32, ge=0, description="recent requests that a new version ranks before it answers")
+    log: LogSettings = LogSettings()
+
+
+def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> ServeConfig:
+    """Read a serving file, `--set` on top.
+
+    Raises:
+        ConfigError: missing file, unknown key (nearest valid one named), impossible value.
+    """
+    return validate(ServeConfig, merge(load_yaml(path), overrides or {}), str(path))

@@ -1,0 +1,82 @@
+"""Commands that put a bundle to work: rank, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.options import BundleOption, WorkOption, overrides_of, settings_file
+from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.workspace import Workspace
+
+serving_app = typer.Typer()
+
+ServeSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Change one setting of the --serve file; repeatable."),
+]
+DEFAULT_SERVE = Path("conf/serve.yaml")
+
+
+@serving_app.command(epilog="Example: quadrank rank --bundle bundles/simulated/CURRENT --request request.json --top 10")
+def rank(
+    bundle: BundleOption,
+    request: Annotated[
+        Path | None,
+        typer.Option("--request", help="JSON file: user, history, candidates, context; default: the bundle's example."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a request with an id that the bundle does not know.")
+    ] = False,
+    top: Annotated[
+        int | None, typer.Option("--top", help="Print only the N best candidates; default: all.", min=1)
+    ] = None,
+    serve: Annotated[
+        Path,
+        typer.Option("--serve", callback=settings_file, help="Serving settings: threads, and limits of a request."),
+    ] = DEFAULT_SERVE,
+    assignments: ServeSetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the candidates of one request, given by raw ids."""
+    from ctr.serving.settings import load_serve_config
+    from pipelines.inspect.rank import rank_file
+
+    config = load_serve_config(serve, overrides_of(assignments, ("serve",)).get("serve"))
+    finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
+
+
+@serving_app.command(epilog="Example: quadrank serve --bundle bundles/simulated/CURRENT --port 8000")
+def serve(
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="Folder of a bundle, or bundles/NAME/CURRENT, which the server follows."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Model of an MLflow server instead: models:/NAME@ALIAS, which is followed.")
+    ] = "",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=0, max=65535)] = 8000,
+    processes: Annotated[
+        int, typer.Option("--processes", help="Number of processes that share the port; one for each core.", min=1)
+    ] = 1,
+    public: Annotated[bool, typer.Option("--public", help="Allow an address that other machines can reach.")] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="File with the token of routes that write; default: $QUADRANK_TOKEN."),
+    ] = None,
+    serve_file: Annotated[
+        Path,
+        typer.Option("--serve", callback=settings_file, help="Serving settings: threads, limits, queue, log."),
+    ] = DEFAULT_SERVE,
+    assignments: ServeSetOption = None,
+    work: WorkOption = Path(),
+) -> None:
+    """Answer ranking requests over HTTP."""
+    from ctr.serving.settings import load_serve_config
+    from pipelines.serving.serve import serve_bundle
+
+    config = load_serve_config(serve_file, overrides_of(assignments, ("serve",)).get("serve"))
+    serve_bundle(bundle, model, config, host, port, processes, public, token_file, Workspace(work), console(False))

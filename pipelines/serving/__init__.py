@@ -1,0 +1,1 @@
+"""Putting a bundle to work: the HTTP server."""

@@ -1,0 +1,43 @@
+"""`quadrank serve`: which bundle, on which address, with how many processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from ctr.serving.bundle import REQUEST
+from ctr.serving.server.app import token_of
+from ctr.serving.server.run import MakeApp, check_address, example, run_server
+from ctr.serving.server.versions import source_of
+from ctr.serving.settings import ServeConfig
+from pipelines.workspace import Workspace
+
+
+def serve_bundle(
+    bundle: Path | None,
+    model: str,
+    config: ServeConfig,
+    host: str,
+    port: int,
+    processes: int,
+    public: bool,
+    token_file: Path | None,
+    workspace: Workspace,
+    console: Console,
+) -> None:
+    """Answer until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigError: neither or both of bundle and model, an address that others can reach without `public`, or no
+            token in the file.
+        DataError: no bundle there, or a changed one.
+    """
+    token = token_of(token_file)
+    check_address(host, public)
+    source = source_of(model, bundle, os.environ.get("MLFLOW_TRACKING_URI"), workspace.root / "bundles")
+    folder = source.wanted()
+    console.print(f"serving {folder.name} on http://{host}:{port}, follow with /metrics; an example:")
+    console.print(f"  {example(folder / REQUEST, host, port)}", soft_wrap=True)
+    run_server(MakeApp(source, config, token), host, port, processes)

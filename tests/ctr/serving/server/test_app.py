@@ -1,0 +1,302 @@
+"""The server's routes, over ASGI: answers, refusals, sizes, metrics, the two protocols."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from ctr.config import ModelConfig
+from ctr.export.onnx_export import export_bundle
+from ctr.serving.ranker import Ranker
+from ctr.serving.server.app import Server, token_of
+from ctr.serving.server.versions import PointerSource
+from ctr.serving.settings import LogSettings, QueueSettings, ServeConfig
+from features.encoding.request import Limits
+from features.errors import ConfigError
+from features.store.pointer import point_at
+from tests.trained import built_feature_set, random_model
+
+TOKEN = "a secret"
+REQUEST: dict[str, Any] = {
+    "user": "u3",
+    "context": {"device": "desk", "load": 2.5},
+    "history": [{"item": 101, "label": 1}, {"item": 107, "label": 0}],
+    "candidates": [110, 111, 112, 113, 114],
+}
+
+
+def export(feature_set: Any, out: Path, seed: int) -> Path:
+    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
+    return export_bundle(
+        model, feature_set, out, model_version=out.name, architecture="qin", metrics={}, controls={}, git_revision="0"
+    ).path
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    feature_set = built_feature_set(tmp_path_factory.mktemp("shop"))
+    for number, name in enumerate(("first", "second")):
+        export(feature_set, folder / name, seed=number)
+    return folder
+
+
+@pytest.fixture
+def shop(bundles: Path, tmp_path: Path) -> Path:
+    """Both bundles, and a pointer to the first."""
+    folder = tmp_path / "shop"
+    shutil.copytree(bundles, folder)
+    point_at(folder, "first")
+    return folder
+
+
+def client_of(folder: Path, token: str | None = None, **settings: Any) -> tuple[TestClient, Server]:
+    server = Server(PointerSource(folder / "CURRENT"), ServeConfig(poll_seconds=60, **settings), token)
+    return TestClient(server.app()), server
+
+
+@pytest.fixture
+def client(shop: Path) -> Iterator[TestClient]:
+    with client_of(shop)[0] as client:
+        yield client
+
+
+def test_an_answer_has_the_scores_of_the_ranker(client, shop):
+    answer = client.post("/v1/rank", json=REQUEST | {"id": "r1"}).json()
+    expected = Ranker.load(shop / "first").rank(REQUEST)
+    assert answer["ranked"] == [pytest.approx({"item": one.item, "score": one.score}) for one in expected.ranked]
+    assert (answer["request_id"], answer["model_version"], answer["state"]) == ("r1", "first", "ok")
+    assert answer["unknown"] == {"candidates": len(expected.unknown_candidates), "history": expected.unknown_history}
+    assert list(answer["took_ms"]) == ["decode", "encode", "model", "respond"]
+    assert all(milliseconds > 0 for milliseconds in answer["took_ms"].values())
+
+
+def test_top_k_gives_the_best(client):
+    whole = client.post("/v1/rank", json=REQUEST).json()["ranked"]
+    assert client.post("/v1/rank", json=REQUEST | {"top_k": 2}).json()["ranked"] == whole[:2]
+
+
+def test_values_that_a_request_does_not_give_are_counted(client):
+    without = REQUEST | {"history": [101, {"item": 107, "label": 0}]}
+    given, lacking = (client.post("/v1/rank", json=one).json()["missing"] for one in (REQUEST, without))
+    assert lacking["label"] == 1 and "label" not in given
+    assert 'quadrank_missing_total{column="label"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b'{"candidates": [NaN]}', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"candidates": []}', "nothing to rank"),
+        (b'{"candidates": [-1]}', "cannot be an id"),
+        (b'{"candidates": [1.7]}', "cannot be an id"),
+        (b'{"candidates": [9223372036854775808]}', "cannot be an id"),
+        (b'{"candidates": [true]}', "cannot be an id"),
+        (b'{"candidates": [1], "top_k": 0}', "top_k"),
+        (b'{"candidates": [1], "top_k": true}', "top_k"),
+        (b'{"candidates": [1], "id": ""}', "id: expected text"),
+        (b'{"candidates": [1], "histroy": []}', "history"),
+        (b'{"candidates": [1, 2, 3]}', "at most 2"),
+        (b'{"candidates": ["\xff"]}', "not valid JSON"),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_reason(shop, body, message):
+    with client_of(shop, limits=Limits(max_candidates=2))[0] as client:
+        answer = client.post("/v1/rank", content=body)
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"] and str(shop) not in answer.text
+        assert client.post("/v1/rank", json={"candidates": [110, 111]}).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_refused(shop, chunked):
+    body = b" " * 3000
+    with client_of(shop, max_body_kib=2)[0] as client:
+        answer = client.post("/v1/rank", content=iter([body[:1500], body[1500:]]) if chunked else body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_fault_of_ours_says_nothing_of_the_machine(shop, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise RuntimeError(f"in {shop}")
+
+    client, server = client_of(shop)
+    with client:
+        monkeypatch.setattr(type(server.versions.current), "scores", broken)
+        answer = client.post("/v1/rank", json=REQUEST)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal"
+    assert str(shop) not in answer.text and "Traceback" not in answer.text
+
+
+def test_a_full_queue_is_answered_at_once(shop, monkeypatch):
+    client, server = client_of(shop, queue=QueueSettings(size=1, retry_after_s=7))
+    with client:
+        monkeypatch.setattr(server.pool, "_taken", 2)
+        answer = client.post("/v1/rank", json=REQUEST)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+        assert 'quadrank_shed_total{reason="full"} 1.0' in client.get("/metrics").text
+
+
+def test_what_waited_too_long_is_not_ranked(shop):
+    with client_of(shop, queue=QueueSettings(deadline_ms=1e-6))[0] as client:
+        assert client.post("/v1/rank", json=REQUEST).status_code == 503
+        assert 'quadrank_shed_total{reason="late"} 1.0' in client.get("/metrics").text
+
+
+def test_the_metrics_tell_candidates_scores_and_the_models_age(client):
+    scores = [entry["score"] for entry in client.post("/v1/rank", json=REQUEST).json()["ranked"]]
+    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    assert float(lines["quadrank_candidates_total"]) == 5
+    assert float(lines["quadrank_scores_sum_total"]) == pytest.approx(sum(scores), rel=1e-5)
+    assert 0 < float(lines["quadrank_model_age_seconds"]) < 3600
+    assert float(lines['quadrank_seconds_count{stage="model"}']) == 1
+
+
+def test_the_next_version_answers_after_a_refresh_and_the_one_before_after_a_rollback(shop):
+    client, server = client_of(shop, token=TOKEN)
+    with client:
+
+        def version() -> str:
+            return client.post("/v1/rank", json=REQUEST).json()["model_version"]
+
+        assert version() == "first" and not server.versions.refresh()
+        point_at(shop, "second")
+        assert server.versions.refresh() and version() == "second"
+        assert client.post("/v1/rollback").status_code == 401
+        assert client.post("/v1/rollback", headers={"authorization": "Bearer a secret!"}).status_code == 401
+        rolled_back = client.post("/v1/rollback", headers={"authorization": f"Bearer {TOKEN}"})
+        assert rolled_back.json() == {"model_version": "first"} and version() == "first"
+        assert not server.versions.refresh(), "the pointer still names the version that was rolled back"
+
+
+def test_a_changed_bundle_is_refused_and_the_one_before_answers_on(shop):
+    client, server = client_of(shop)
+    with client:
+        table = shop / "second" / "item_table.bin"
+        content = bytearray(table.read_bytes())
+        content[-1] ^= 1
+        table.write_bytes(content)
+        point_at(shop, "second")
+        assert not server.versions.refresh()
+        assert client.post("/v1/rank", json=REQUEST).json()["model_version"] == "first"
+        assert "quadrank_versions_refused_total 1.0" in client.get("/metrics").text
+
+
+def test_routes_that_write_do_not_exist_without_a_token(client):
+    assert client.post("/v1/rollback").status_code == 404
+
+
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("QUADRANK_TOKEN", raising=False)
+    assert token_of(None) is None
+    (tmp_path / "token").write_text("t\n")
+    assert token_of(tmp_path / "token") == "t"
+    (tmp_path / "empty").write_text("\n")
+    for wrong in (tmp_path / "empty", tmp_path / "none"):
+        with pytest.raises(ConfigError):
+            token_of(wrong)
+    monkeypatch.setenv("QUADRANK_TOKEN", "e")
+    assert token_of(None) == "e"
+
+
+def test_the_log_holds_what_was_answered(shop, tmp_path):
+    log = LogSettings(folder=tmp_path / "served")
+    with client_of(shop, log=log)[0] as client:
+        answers = [client.post("/v1/rank", json=REQUEST | {"id": name}).json() for name in ("a", "b")]
+    (part,) = (tmp_path / "served").iterdir()
+    rows = pq.read_table(part).to_pylist()
+    assert [row["request"] for row in rows] == ["a", "b"]
+    for row, answer in zip(rows, answers, strict=True):
+        by_position = sorted(zip(row["positions"], row["candidates"], row["scores"], strict=True))
+        assert [item for _, item, _ in by_position] == [str(entry["item"]) for entry in answer["ranked"]]
+        assert [score for *_, score in by_position] == pytest.approx([entry["score"] for entry in answer["ranked"]])
+        assert (row["user"], row["version"], json.loads(row["context"])) == ("u3", "first", REQUEST["context"])
+
+
+def test_hashed_users_need_a_key_and_never_show_the_id(shop, tmp_path, monkeypatch):
+    log = LogSettings(folder=tmp_path / "served", users="hashed")
+    monkeypatch.delenv("QUADRANK_LOG_KEY", raising=False)
+    with pytest.raises(ConfigError, match="QUADRANK_LOG_KEY"):
+        client_of(shop, log=log)
+    monkeypatch.setenv("QUADRANK_LOG_KEY", "k")
+    with client_of(shop, log=log)[0] as client:
+        client.post("/v1/rank", json=REQUEST)
+    (part,) = (tmp_path / "served").iterdir()
+    (user,) = pq.read_table(part)["user"].to_pylist()
+    assert len(user) == 32 and user != "u3"
+
+
+class TestOpenInference:
+    def feed(self, shop: Path) -> dict[str, np.ndarray]:
+        from ctr.serving.ranker import graph_inputs
+        from features.encoding.request import parse_request
+
+        ranker = Ranker.load(shop / "first")
+        encoded = ranker.encoder.encode_request(parse_request(REQUEST, ranker.encoder.contract))
+        return {node.name: graph_inputs(encoded)[node.name] for node in ranker.inputs}
+
+    def inputs(self, feed: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "shape": list(values.shape),
+                "datatype": "FP32" if values.dtype.kind == "f" else "INT64",
+                "data": [None if isinstance(x, float) and x != x else x for x in values.ravel().tolist()],
+            }
+            for name, values in feed.items()
+        ]
+
+    def test_it_gives_the_scores_of_the_ranker(self, client, shop):
+        name = client.get("/v2").json()["name"]
+        assert name == "quadrank" and client.get("/v2/health/ready").json()["ready"]
+        model = Ranker.load(shop / "first").bundle.manifest.name
+        described, feed = client.get(f"/v2/models/{model}").json(), self.feed(shop)
+        assert {entry["name"] for entry in described["inputs"]} == set(feed)
+        answer = client.post(f"/v2/models/{model}/infer", json={"id": "7", "inputs": self.inputs(feed)})
+        assert answer.status_code == 200, answer.text
+        (output,) = answer.json()["outputs"]
+        ranked = Ranker.load(shop / "first").rank(REQUEST).ranked
+        by_item = {one.item: one.score for one in ranked}
+        assert output["data"] == pytest.approx([by_item[item] for item in REQUEST["candidates"]])
+        assert answer.json()["id"] == "7"
+
+    @pytest.mark.parametrize("change", ["drop", "negative", "shape", "type", "beyond"])
+    def test_wrong_tensors_are_refused(self, client, shop, change):
+        model = Ranker.load(shop / "first").bundle.manifest.name
+        inputs = self.inputs(self.feed(shop))
+        candidate = next(entry for entry in inputs if entry["name"] == "candidate_item")
+        match change:
+            case "drop":
+                inputs.remove(candidate)
+            case "negative":
+                candidate["data"][0] = -1
+            case "shape":
+                candidate["shape"] = [4]
+            case "type":
+                candidate["datatype"] = "BOOL"
+            case "beyond":
+                candidate["data"][0] = 10**6
+        answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
+        assert answer.status_code == 400 and "inputs" in answer.json()["error"]["message"]
+
+    def test_another_model_is_not_found(self, client):
+        assert client.get("/v2/models/other").status_code == 404
+
+
+def test_the_document_is_served_and_needs_nothing_from_elsewhere(client):
+    document = client.get("/openapi.json").json()
+    assert "/v1/rank" in document["paths"]
+    page = client.get("/docs").text
+    assert "/v1/rank" in page and "http" not in page.replace("<!doctype html>", "")
