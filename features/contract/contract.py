@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,13 +167,13 @@ class Contract(Settings):
         """Whether a row reads items or users as of an instant: a table has `valid_from`."""
         return any(table is not None and table.valid_from is not None for table in (self.items, self.users))
 
-    @property
+    @cached_property
     def context_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of itself: the log's context columns, and counters of users."""
         counters = {name: counter.column for name, counter in self.counters.items() if counter.of == "user"}
         return {**self.interactions.context, **counters}
 
-    @property
+    @cached_property
     def candidate_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of each candidate: counters of items."""
         return {name: counter.column for name, counter in self.counters.items() if counter.of == "item"}

@@ -45,7 +45,7 @@ class ColumnEncoder(ABC):
     def encode_one(self, value: Any) -> np.ndarray:
         """One value, with a leading axis of 1: int64 or float32. None is missing."""
 
-    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+    def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Several values of a request, None for missing: int64 [N] or float32 [N], as `encode_one` gives each."""
         empty = np.empty(0, np.float32 if self.field("").kind == "numeric" else np.int64)
         return np.concatenate([empty, *map(self.encode_one, values)])
@@ -67,6 +67,8 @@ class ColumnEncoder(ABC):
 
     def check_many(self, where: str, values: Sequence[Any], first: int = 0) -> None:
         """`check` of each value; `where` holds `{}` for its number, counted from `first`."""
+        if type(self).check is ColumnEncoder.check:
+            return
         for i, value in enumerate(values, first):
             self.check(where.format(i), value)
 

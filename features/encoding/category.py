@@ -49,9 +49,9 @@ class CategoricalEncoder(ColumnEncoder):
         """One value, int64 [1]."""
         return np.array([self.vocabulary.index(value)], np.int64)
 
-    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+    def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Several values, int64 [N]."""
-        return self.vocabulary.indices(values)
+        return self.vocabulary.indices(list(values))
 
     def raw_value(self, encoded: Any) -> Any:
         """The value of an index."""

@@ -217,7 +217,7 @@ class Encoder:
     def _counted(self, encoder: ColumnEncoder, given: tuple[Any, ...], known_N: np.ndarray) -> np.ndarray:
         """A counter of the candidates: as the request says, else as it stood at the end of the log."""
         given_N = np.array(given, np.float64)
-        return encoder.encode_many(np.where(np.isnan(given_N), known_N, given_N).tolist())
+        return encoder.encode_many(np.where(np.isnan(given_N), known_N, given_N))
 
     def _missing(self, request: Request, first: int) -> dict[str, int]:
         """How many values of the model's columns the request does not give; only columns that lack some.

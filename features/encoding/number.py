@@ -68,9 +68,9 @@ class NumericEncoder(ColumnEncoder):
         """One value, float32 [1]; None is missing."""
         return self._standardised(np.array([np.nan if value is None else value], np.float64))
 
-    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+    def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Several values, float32 [N]."""
-        return self._standardised(np.array(values, np.float64))
+        return self._standardised(np.asarray(values, np.float64))
 
     def raw_value(self, encoded: Any) -> Any:
         """The number before scaling, to float32's precision."""
@@ -150,9 +150,9 @@ class BucketsEncoder(ColumnEncoder):
         """One value, int64 [1]; None is missing."""
         return self._buckets(np.array([np.nan if value is None else value], np.float64))
 
-    def encode_many(self, values: Sequence[Any]) -> np.ndarray:
+    def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Several values, int64 [N]."""
-        return self._buckets(np.array(values, np.float64))
+        return self._buckets(np.asarray(values, np.float64))
 
     def raw_value(self, encoded: Any) -> Any:
         """The bucket's lower edge; a number below the first edge for the first bucket."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from ctr.config import ModelConfig
-from ctr.export.onnx_export import export_bundle
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server, token_of
 from ctr.serving.server.versions import PointerSource
@@ -22,31 +22,14 @@ from ctr.serving.settings import LogSettings, QueueSettings, ServeConfig
 from features.encoding.request import Limits
 from features.errors import ConfigError
 from features.store.pointer import point_at
-from tests.trained import built_feature_set, random_model
+from tests.ctr.serving.server.shop import REQUEST, two_bundles
 
 TOKEN = "a secret"
-REQUEST: dict[str, Any] = {
-    "user": "u3",
-    "context": {"device": "desk", "load": 2.5},
-    "history": [{"item": 101, "label": 1}, {"item": 107, "label": 0}],
-    "candidates": [110, 111, 112, 113, 114],
-}
-
-
-def export(feature_set: Any, out: Path, seed: int) -> Path:
-    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
-    return export_bundle(
-        model, feature_set, out, model_version=out.name, architecture="qin", metrics={}, controls={}, git_revision="0"
-    ).path
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    feature_set = built_feature_set(tmp_path_factory.mktemp("shop"))
-    for number, name in enumerate(("first", "second")):
-        export(feature_set, folder / name, seed=number)
-    return folder
+    return two_bundles(tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture
@@ -58,8 +41,8 @@ def shop(bundles: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def client_of(folder: Path, token: str | None = None, **settings: Any) -> tuple[TestClient, Server]:
-    server = Server(PointerSource(folder / "CURRENT"), ServeConfig(poll_seconds=60, **settings), token)
+def client_of(folder: Path, token: str | None = None, **config: Any) -> tuple[TestClient, Server]:
+    server = Server(PointerSource(folder / "CURRENT"), ServeConfig(poll_seconds=60, **config), token)
     return TestClient(server.app()), server
 
 
@@ -300,3 +283,33 @@ def test_the_document_is_served_and_needs_nothing_from_elsewhere(client):
     assert "/v1/rank" in document["paths"]
     page = client.get("/docs").text
     assert "/v1/rank" in page and "http" not in page.replace("<!doctype html>", "")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder = shutil.copytree(bundles, tmp_path_factory.mktemp("fuzzed") / "shop")
+    point_at(folder, "first")
+    with client_of(folder)[0] as client:
+        yield client
+
+
+@given(st.sampled_from([*REQUEST, "top_k", "id", "user_columns", "other"]), json_values)
+@settings(max_examples=200, deadline=None)
+def test_no_json_makes_a_fault_of_the_server(fuzzed, key, value):
+    answer = fuzzed.post("/v1/rank", content=json.dumps({**REQUEST, key: value}).encode(errors="surrogatepass"))
+    assert answer.status_code in (200, 400), answer.text
+
+
+@given(st.integers(0, len(json.dumps(REQUEST))), st.integers(0, 255))
+@settings(max_examples=200, deadline=None)
+def test_no_changed_byte_makes_a_fault_of_the_server(fuzzed, place, byte):
+    body = bytearray(json.dumps(REQUEST).encode())
+    body[place : place + 1] = bytes([byte])
+    assert fuzzed.post("/v1/rank", content=bytes(body)).status_code in (200, 400)

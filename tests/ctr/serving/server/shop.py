@@ -1,0 +1,34 @@
+"""Two small bundles of one shop, and a request for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ctr.config import ModelConfig
+from ctr.export.onnx_export import export_bundle
+from features.store.feature_set import FeatureSet
+from tests.trained import built_feature_set, random_model
+
+REQUEST: dict[str, Any] = {
+    "user": "u3",
+    "context": {"device": "desk", "load": 2.5},
+    "history": [{"item": 101, "label": 1}, {"item": 107, "label": 0}],
+    "candidates": [110, 111, 112, 113, 114],
+}
+
+
+def export(feature_set: FeatureSet, out: Path, seed: int) -> Path:
+    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
+    return export_bundle(
+        model, feature_set, out, model_version=out.name, architecture="qin", metrics={}, controls={}, git_revision="0"
+    ).path
+
+
+def two_bundles(folder: Path) -> Path:
+    """`bundles/first` and `bundles/second` below the folder; returns `bundles`."""
+    (folder / "shop").mkdir()
+    feature_set = built_feature_set(folder / "shop")
+    for seed, name in enumerate(("first", "second")):
+        export(feature_set, folder / "bundles" / name, seed)
+    return folder / "bundles"

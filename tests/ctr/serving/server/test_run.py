@@ -1,0 +1,94 @@
+"""The server as processes: it answers, follows SIGTERM, and shares its socket and metrics with others."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctr.serving.server.run import check_address
+from features.errors import ConfigError
+from features.store.pointer import point_at
+from tests.ctr.serving.server.shop import REQUEST, two_bundles
+
+START_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = two_bundles(tmp_path_factory.mktemp("served"))
+    point_at(folder, "first")
+    return folder
+
+
+@pytest.fixture
+def start(shop: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """Starts a server on a free port; returns its process and its address."""
+    servers: list[subprocess.Popen[str]] = []
+
+    def started(*options: str) -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-m", "pipelines", "serve", "--bundle", str(shop / "CURRENT"), "--port", "0"]
+        server = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+        )
+        servers.append(server)
+        assert server.stdout is not None
+        ready, address = 0, ""
+        for line in server.stdout:
+            if found := re.search(r"running on (http://127.0.0.1:\d+)", line):
+                address = found[1]
+            ready += "startup complete" in line
+            if address and ready >= (int(options[1]) if options[:1] == ("--processes",) else 1):
+                return server, address
+        raise AssertionError(f"the server ended with {server.wait()}")
+
+    yield started
+    for server in servers:
+        if server.poll() is None:
+            server.terminate()
+            server.wait(START_SECONDS)
+
+
+def post(address: str, request: dict[str, Any]) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{address}/v1/rank", json.dumps(request).encode(), timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_it_answers_and_ends_with_0_on_sigterm(start):
+    server, address = start()
+    assert post(address, REQUEST)["model_version"] == "first"
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(30) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_processes_share_a_socket_and_their_metrics(start):
+    _, address = start("--processes", "2")
+    for _ in range(10):
+        post(address, REQUEST)
+    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    assert "quadrank_candidates_total 50.0" in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_needs_no_permission(host):
+    check_address(host, public=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "ranker.example"])
+def test_an_address_that_others_reach_needs_one(host):
+    with pytest.raises(ConfigError, match="--public"):
+        check_address(host, public=False)
+    check_address(host, public=True)
