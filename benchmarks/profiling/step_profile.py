@@ -104,11 +104,13 @@ def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
     config = model.config
     tables = [module for module in model.modules() if isinstance(module, RowTable)]
     by_row = sum(table.weight.numel() for table in tables if table.by_row)
+    logit = model.network.logit
+    assert isinstance(logit, nn.Linear)
     return Sizes(
         batch=len(batch),
         positions=batch.history_BS.shape[1],
         item_dim=model.item_encoder.width,
-        tower_dim=model.network.logit.in_features,
+        tower_dim=logit.in_features,
         # Without noise the rows are multiplied as the one matrix that they add up to.
         rows=1 if config.merge_rows or not config.dropout else config.rows,
         layers=config.layers,
