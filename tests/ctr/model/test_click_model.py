@@ -41,7 +41,7 @@ def test_the_paper_preset_trains_as_the_paper_does():
 
 
 def test_the_default_preset_is_valid():
-    assert load_preset(CONF / "model/qin.yaml", CONF / "train.yaml").model == ModelConfig()
+    assert load_preset(CONF / "model/qin.yaml", CONF / "train.yaml").model == ModelConfig(merge_rows=True)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

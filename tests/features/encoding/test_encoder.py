@@ -128,11 +128,11 @@ def backwards(self: TagsEncoder, value: Any) -> np.ndarray:
     return np.array([known + [0] * (self.max_len - len(known))])
 
 
-index_from_two = Vocabulary.index
+indices_from_two = Vocabulary.indices
 
 
-def from_one(self: Vocabulary, value: Any) -> int:
-    return max(index_from_two(self, value) - 1, 1)
+def from_one(self: Vocabulary, values: Any) -> np.ndarray:
+    return np.maximum(indices_from_two(self, values) - 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def from_one(self: Vocabulary, value: Any) -> int:
     [
         (NumericEncoder, "encode_one", off_by_a_hair, "load"),
         (TagsEncoder, "encode_one", backwards, "likes"),
-        (Vocabulary, "index", from_one, "history"),
+        (Vocabulary, "indices", from_one, "history"),
     ],
 )
 def test_a_mutated_online_path_is_caught(
