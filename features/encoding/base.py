@@ -70,7 +70,7 @@ class ColumnEncoder(ABC):
         if type(self).check is ColumnEncoder.check:
             return
         for i, value in enumerate(values, first):
-            self.check(where.format(i), value)
+            self.check(where.replace("{}", str(i), 1), value)
 
     @abstractmethod
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def check_kinds(where: str, values: Sequence[Any], vocabulary: Vocabulary, what:
     if types <= {str, bool, type(None)} and not vocabulary.whole_numbers:
         return
     for i, value in enumerate(values, first):
-        check_kind(where.format(i), value, vocabulary, what)
+        check_kind(where.replace("{}", str(i), 1), value, vocabulary, what)
 
 
 def check_kind(where: str, value: Any, vocabulary: Vocabulary, what: str) -> None:

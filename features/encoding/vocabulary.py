@@ -109,17 +109,14 @@ class Vocabulary:
 
         A search of its own for each of a request's thousand candidates would take ten times as long.
         """
-        if self.whole_numbers and len(self.values) and set(map(type, values)) == {int}:
-            with suppress(OverflowError):  # a number that 64 bits do not hold is looked for by itself
+        types = set(map(type, values)) if len(self.values) else set()
+        # Numbers of more than 64 bits and halves of a surrogate pair are in no column: they are looked for by themselves.
+        with suppress(OverflowError, UnicodeEncodeError, TypeError):
+            if types == {int} and self.whole_numbers:
                 return self._indices_of(np.array(values, np.int64)).astype(np.int64)
-        if len(values) < MANY or not len(self.values):
-            return np.array([self.index(value) for value in values], np.int64)
-        try:
-            keys = pl.Series(values, dtype=self.values.dtype)
-        except UnicodeEncodeError:
-            # Half a surrogate pair, which no column can hold.
-            return np.array([self.index(value) for value in values], np.int64)
-        return self.encode(keys).astype(np.int64)
+            if len(values) >= MANY and types <= {int if self.whole_numbers else str, type(None)}:
+                return self.encode(pl.Series(values, dtype=self.values.dtype)).astype(np.int64)
+        return np.array([self.index(value) for value in values], np.int64)
 
     def is_of_kind(self, value: Any) -> bool:
         """Whether `value` is of the type learned from (`encode` refuses others); None is, and all is if none was."""

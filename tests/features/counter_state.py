@@ -11,7 +11,7 @@ PERIODS = {"event": 1, "hour": 3_600_000_000, "day": 86_400_000_000}  # µs
 
 
 class CounterState:
-    """A counter that is told of events, and asked for values, in order of time."""
+    """A counter of one contract: events are added and values read in order of time."""
 
     def __init__(self, counter: Counter, mean: float) -> None:
         self.counter = counter

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from features.contract.contract import Contract
 from features.contract.settings import merge, validate
+from features.encoding.category import CategoricalEncoder
+from features.encoding.registry import encode_values
 from features.encoding.request import Limits, Request, parse_request
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError
 from tests.features.raw import CONTENT
 
@@ -215,3 +220,9 @@ def test_the_example_in_the_message_is_legal(tmp_path: Path) -> None:
         parse_request([], CONTRACT)
     text = str(caught.value)
     assert parse_request(json.loads(text[text.index("{") : text.rindex("}") + 1]), CONTRACT).user == 7
+
+
+def test_an_error_in_a_column_whose_name_has_braces_names_it():
+    check = CategoricalEncoder(Vocabulary(pl.Series([1, 2])))
+    with pytest.raises(ConfigError, match=re.escape("history[4].a{0}{b}: 'x'")):
+        encode_values("history[{}].a{0}{b}", check, [1, "x"], first=3)

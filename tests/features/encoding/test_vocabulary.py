@@ -171,3 +171,13 @@ def test_what_cannot_be_a_key_is_named(column: pl.Series, words: str) -> None:
 def test_another_type_than_learned_is_refused() -> None:
     with pytest.raises(DataError, match=r"'c': holds String where whole numbers"):
         Vocabulary.fit(pl.Series("c", [1])).encode(pl.Series("c", ["1"]))
+
+
+@pytest.mark.parametrize("learned", [[1, 2, 3], [1, 2, 10**12], ["a", "true"]])
+@pytest.mark.parametrize(
+    "values", [[2**70], [-(2**70), 2], [True, 2], [1, None], [1, "a"], [2.0], ["a", True], ["a", 5], ["\ud800"], [None]]
+)
+def test_many_values_of_any_type_get_the_index_of_each(learned, values):
+    vocabulary = Vocabulary(pl.Series(learned))
+    many = values * 40
+    assert vocabulary.indices(many).tolist() == [vocabulary.index(value) for value in many]
