@@ -20,7 +20,7 @@ class QueueSettings(Settings):
 
 
 class LogSettings(Settings):
-    """The log of what was served: parquet parts that `quadrank features` reads."""
+    """The log of what was served, in parquet parts."""
 
     folder: Path | None = Field(None, description="where the parts go; none: nothing is logged")
     rows_per_part: PositiveInt = 50_000

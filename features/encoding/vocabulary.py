@@ -110,7 +110,7 @@ class Vocabulary:
         A search of its own for each of a request's thousand candidates would take ten times as long.
         """
         types = set(map(type, values)) if len(self.values) else set()
-        # Numbers of more than 64 bits and halves of a surrogate pair are in no column: they are looked for by themselves.
+        # What no column holds (numbers of more than 64 bits, half a surrogate pair) is looked for one by one.
         with suppress(OverflowError, UnicodeEncodeError, TypeError):
             if types == {int} and self.whole_numbers:
                 return self._indices_of(np.array(values, np.int64)).astype(np.int64)

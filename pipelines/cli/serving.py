@@ -17,6 +17,10 @@ ServeSetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SERVE.KEY=VALUE", help="Change one setting of the --serve file; repeatable."),
 ]
+ServeFileOption = Annotated[
+    Path,
+    typer.Option("--serve", callback=settings_file, help="Serving settings: threads, limits, queue, log."),
+]
 DEFAULT_SERVE = Path("conf/serve.yaml")
 
 
@@ -33,10 +37,7 @@ def rank(
     top: Annotated[
         int | None, typer.Option("--top", help="Print only the N best candidates; default: all.", min=1)
     ] = None,
-    serve: Annotated[
-        Path,
-        typer.Option("--serve", callback=settings_file, help="Serving settings: threads, and limits of a request."),
-    ] = DEFAULT_SERVE,
+    serve_file: ServeFileOption = DEFAULT_SERVE,
     assignments: ServeSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -44,7 +45,7 @@ def rank(
     from ctr.serving.settings import load_serve_config
     from pipelines.inspect.rank import rank_file
 
-    config = load_serve_config(serve, overrides_of(assignments, ("serve",)).get("serve"))
+    config = load_serve_config(serve_file, overrides_of(assignments, ("serve",)).get("serve"))
     finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
 
 
@@ -67,10 +68,7 @@ def serve(
         Path | None,
         typer.Option("--token-file", help="File with the token of routes that write; default: $QUADRANK_TOKEN."),
     ] = None,
-    serve_file: Annotated[
-        Path,
-        typer.Option("--serve", callback=settings_file, help="Serving settings: threads, limits, queue, log."),
-    ] = DEFAULT_SERVE,
+    serve_file: ServeFileOption = DEFAULT_SERVE,
     assignments: ServeSetOption = None,
     work: WorkOption = Path(),
 ) -> None:

@@ -40,4 +40,5 @@ def serve_bundle(
     folder = source.wanted()
     console.print(f"serving {folder.name} on http://{host}:{port}, follow with /metrics; an example:")
     console.print(f"  {example(folder / REQUEST, host, port)}", soft_wrap=True)
-    run_server(MakeApp(source, config, token), host, port, processes)
+    # A request reaches one process, which would roll back alone: several of them follow the pointer.
+    run_server(MakeApp(source, config, token if processes == 1 else None), host, port, processes)

@@ -15,8 +15,6 @@ from features.encoding.encoder import EncodedRequest
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError
 
-# Keys of the body that are not part of the request that a ranker reads.
-ENVELOPE = ("id", "top_k")
 LONGEST_ID = 128  # characters of a request id
 
 _decode = msgspec.json.Decoder().decode
@@ -46,7 +44,7 @@ class Answer:
         raw: the request as it was read, without the envelope.
         order: places of the ranked candidates in the request, best first.
         scores: of all candidates, in the order of the request, float32 [N].
-        state: `ok`, or `fallback`.
+        stages: seconds by stage.
     """
 
     body: bytes
@@ -58,14 +56,13 @@ class Answer:
     order: np.ndarray
     scores: np.ndarray
     stages: dict[str, float]
-    state: str
 
 
 def read_body(body: bytes) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
-        ConfigError: no JSON, not an object, nested too deep, or a key twice over the request's limits.
+        ConfigError: not JSON, nested too deep, or not an object.
     """
     try:
         raw = _decode(body)
@@ -93,7 +90,7 @@ def answer(ranker: Ranker, body: bytes, limits: Limits) -> Answer:
     scores_NH = ranker.scores(encoded)
     stages.end("model")
     order = np.argsort(-scores_NH[:, 0], kind="stable")[:top_k]
-    return _respond(ranker, raw, request, encoded, scores_NH, order, request_id, stages, "ok")
+    return _respond(ranker, raw, request, encoded, scores_NH, order, request_id, stages)
 
 
 def _envelope(raw: dict[str, Any]) -> tuple[str, int | None]:
@@ -115,7 +112,6 @@ def _respond(
     order: np.ndarray,
     request_id: str,
     stages: Stages,
-    state: str,
 ) -> Answer:
     names = ranker.tasks
     best = scores_NH[order].tolist()
@@ -129,7 +125,7 @@ def _respond(
     content = {
         "request_id": request_id,
         "model_version": ranker.model_version,
-        "state": state,
+        "state": "ok",
         "ranked": ranked,
         "unknown": {"candidates": len(encoded.unknown_candidates), "history": encoded.unknown_history},
         "missing": encoded.missing,
@@ -138,6 +134,4 @@ def _respond(
     stages.end("respond")
     took = _encode({stage: round(seconds * 1e3, 3) for stage, seconds in stages.seconds.items()})
     body = b"".join((listed[:-1], b',"took_ms":', took, b"}"))
-    return Answer(
-        body, request_id, ranker.model_version, raw, request, encoded, order, scores_NH[:, 0], stages.seconds, state
-    )
+    return Answer(body, request_id, ranker.model_version, raw, request, encoded, order, scores_NH[:, 0], stages.seconds)

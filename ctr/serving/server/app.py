@@ -183,7 +183,8 @@ class Server:
 
     async def _body(self, request: Request) -> bytes:
         limit = self.config.max_body_kib * 1024
-        if int(request.headers.get("content-length") or 0) > limit:
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
             raise TooLargeError
         parts, size = [], 0
         async for part in request.stream():
@@ -196,7 +197,9 @@ class Server:
     def _named(self, request: Request) -> Ranker:
         ranker, path = self.versions.current, request.path_params
         if path["name"] != ranker.bundle.manifest.name or path.get("version") not in (None, ranker.model_version):
-            raise LookupError("This server has no such model or version; GET /v2/models lists nothing else.")
+            raise LookupError(
+                "This server has no such model or version. Each answer of /v1/rank names its `model_version`."
+            )
         return ranker
 
     def _note(self, answered: Answer) -> None:

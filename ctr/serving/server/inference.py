@@ -40,13 +40,15 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
         raise ConfigError("body: needs `inputs`, a list of tensors; GET /v2/models/NAME names them.")
     feed = _feed(request["inputs"], body[header_length:] if header_length is not None else b"")
     scores = ranker.run(feed)
-    asked = [entry for entry in request.get("outputs") or [] if isinstance(entry, dict)]
+    asked = request.get("outputs") or []
+    if not isinstance(asked, list) or not all(isinstance(entry, dict) for entry in asked):
+        raise ConfigError("outputs: expected a list of objects with `name`. Leave it out for all outputs.")
     wanted = [str(entry.get("name")) for entry in asked] or list(scores)
     unknown = [name for name in wanted if name not in scores]
     if unknown:
         raise ConfigError(f"outputs: the model has no output {unknown[0]!r}, but {', '.join(scores)}.")
-    binary = bool((request.get("parameters") or {}).get("binary_data_output")) or any(
-        (entry.get("parameters") or {}).get("binary_data") for entry in asked
+    binary = bool(_parameters(request).get("binary_data_output")) or any(
+        _parameters(entry).get("binary_data") for entry in asked
     )
     outputs, tail = [], b""
     for name in wanted:
@@ -76,16 +78,31 @@ def _feed(inputs: list[Any], tail: bytes) -> dict[str, np.ndarray]:
             raise ConfigError(f"inputs[{i}].datatype: {entry.get('datatype')!r} is none of {', '.join(DATATYPES)}.")
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
             raise ConfigError(f"inputs[{i}].shape: expected a list of lengths, got {shape!r}.")
-        size = (entry.get("parameters") or {}).get("binary_data_size")
+        size: Any = _parameters(entry).get("binary_data_size")
         try:
             if size is not None:
                 values, tail = np.frombuffer(tail[:size], dtype), tail[size:]
             else:
-                values = np.asarray(entry.get("data"), dtype).ravel()
+                values = _given(entry.get("data"), dtype)
             feed[name] = values.reshape(shape)
         except (ValueError, TypeError, OverflowError) as error:
             raise ConfigError(f"inputs[{i}] {name!r}: does not hold {shape} of {entry['datatype']}: {error}.") from None
     return feed
+
+
+def _given(data: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """Numbers of a JSON list, flat; None is a missing number. Raises ValueError for what the type does not hold."""
+    flat = np.array(data, object).ravel().tolist()
+    kinds = {int} if dtype.kind == "i" else {int, float, type(None)}
+    wrong = [value for value in flat if type(value) not in kinds]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is no such number")
+    return np.array(flat, dtype)
+
+
+def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
+    given = entry.get("parameters")
+    return given if isinstance(given, dict) else {}
 
 
 def _tensor(node: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from ctr.serving.ranker import Ranker
 
-STAGES = ("decode", "encode", "model", "respond")
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds the processes up
 
@@ -35,7 +34,6 @@ class ServerMetrics:
             "quadrank_missing_total", "Values that a request did not give.", ["column"], registry=own
         )
         self.score_sum = Counter("quadrank_scores_sum", "Sum of the scores; over candidates, their mean.", registry=own)
-        self.fallback = Counter("quadrank_fallback_total", "Answers by popularity.", registry=own)
         self.log_dropped = Counter("quadrank_log_dropped_total", "Answers that the log had no place for.", registry=own)
         self.refused = Counter(
             "quadrank_versions_refused_total", "New versions that failed their checks.", registry=own

@@ -63,7 +63,7 @@ ANSWER: dict[str, Any] = {
     "properties": {
         "request_id": {"type": "string"},
         "model_version": {"type": "string"},
-        "state": {"enum": ["ok", "fallback"]},
+        "state": {"const": "ok"},
         "ranked": {
             "type": "array",
             "items": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,10 @@ def run_server(make_app: MakeApp, host: str, port: int, processes: int, quiet: b
         timeout_graceful_shutdown=DRAIN_SECONDS,
         limit_concurrency=None,
     )
-    server = uvicorn.Server(settings)
+    # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     if processes == 1:
-        server.run()
+        uvicorn.Server(settings).run()
         return
     with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
         os.environ[SEVERAL_PROCESSES] = folder

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -22,14 +24,15 @@ from features.errors import ConfigError
 from features.store.atomic import flush
 
 KEY = "QUADRANK_LOG_KEY"  # secret by which users are hashed
+LOOK_SECONDS = 0.2  # after which the thread looks whether a part is due, or the server ends
+
+log = logging.getLogger("quadrank.serve")
 # Ids are text here, whichever kind the log has: one file format for all contracts.
 SCHEMA = pa.schema(
     [
         ("request", pa.string()),
         ("time", pa.timestamp("us", tz="UTC")),
         ("version", pa.string()),
-        ("variant", pa.string()),
-        ("state", pa.string()),
         ("user", pa.string()),
         ("context", pa.string()),
         ("history_hash", pa.string()),
@@ -67,42 +70,38 @@ class ServedLog:
             if not self._key:
                 raise ConfigError(f"log.users: hashed needs a secret in the environment variable {KEY}.")
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._queue: queue.Queue[tuple[float, str, Answer] | None] = queue.Queue(settings.waiting)
+        self._stopping = threading.Event()
+        self._queue: queue.Queue[tuple[float, Answer]] = queue.Queue(settings.waiting)
         self._on_drop = on_drop
         self._thread = threading.Thread(target=self._write_parts, name="served-log", daemon=True)
         self._thread.start()
 
-    def add(self, answer: Answer, variant: str = "champion") -> None:
+    def add(self, answer: Answer) -> None:
         """Log an answer, or drop it where the queue is full."""
         try:
-            self._queue.put_nowait((time.time(), variant, answer))
+            self._queue.put_nowait((time.time(), answer))
         except queue.Full:
             self._on_drop()
 
     def close(self) -> None:
         """Write what waits, and end."""
-        self._queue.put(None)
+        self._stopping.set()
         self._thread.join()
 
     def _write_parts(self) -> None:
         rows: list[dict[str, Any]] = []
-        latest = time.monotonic() + self._seconds
-        while True:
-            try:
-                entry = self._queue.get(timeout=max(0.0, latest - time.monotonic()))
-            except queue.Empty:
-                entry = ()  # type: ignore[assignment]
-            if entry:
-                rows.append(self._row(*entry))
-            if rows and (entry is None or len(rows) >= self._rows or time.monotonic() >= latest):
-                self._write(rows)
-                rows = []
-            if entry is None:
-                return
-            if time.monotonic() >= latest:
-                latest = time.monotonic() + self._seconds
+        due = time.monotonic() + self._seconds
+        ended = False
+        while not ended:
+            with suppress(queue.Empty):
+                rows.append(self._row(*self._queue.get(timeout=LOOK_SECONDS)))
+            ended = self._stopping.is_set() and self._queue.empty()
+            if ended or len(rows) >= self._rows or time.monotonic() >= due:
+                if rows:
+                    self._write(rows)
+                rows, due = [], time.monotonic() + self._seconds
 
-    def _row(self, moment: float, variant: str, answer: Answer) -> dict[str, Any]:
+    def _row(self, moment: float, answer: Answer) -> dict[str, Any]:
         request = answer.request
         position_N = {place: position for position, place in enumerate(answer.order.tolist())}
         history = [str(item) for item in request.history]
@@ -110,8 +109,6 @@ class ServedLog:
             "request": answer.request_id,
             "time": int(moment * 1e6),
             "version": answer.model_version,
-            "variant": variant,
-            "state": answer.state,
             "user": None if request.user is None else self._user(str(request.user)),
             "context": _text(request.context),
             "history_hash": hashlib.sha256("\x1f".join(history).encode()).hexdigest()[:16],
@@ -131,10 +128,17 @@ class ServedLog:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         target = self._folder / f"served-{stamp}-{secrets.token_hex(4)}.parquet"
         partial = target.with_name(f".{target.name}")
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial)
-        flush(partial)
-        partial.rename(target)
-        flush(self._folder)
+        try:
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial)
+            flush(partial)
+            partial.rename(target)
+            flush(self._folder)
+        except OSError as error:
+            log.error("%s: %d answers are not logged: %s", target, len(rows), error)
+            for _ in rows:
+                self._on_drop()
+            with suppress(OSError):
+                partial.unlink()
 
 
 def _text(values: Any) -> str:

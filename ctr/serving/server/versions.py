@@ -65,11 +65,11 @@ class AliasSource:
         except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
             raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error}") from None
         tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-        name = tags.get("model_version", "")
-        folder = self.bundles / Path(name).name
-        if not name or not folder.is_dir():
+        bundle = tags.get("model_version", "")
+        folder = self.bundles / Path(bundle).name
+        if not bundle or not folder.is_dir():
             raise DataError(
-                f"models:/{self.name}@{self.alias}: its bundle {name!r} is not in {self.bundles}. Copy it there, or "
+                f"models:/{self.name}@{self.alias}: its bundle {bundle!r} is not in {self.bundles}. Copy it there, or "
                 "download it from the registry."
             )
         return folder.resolve()
@@ -100,14 +100,15 @@ class Versions:
     """The ranker that answers, the one before it, and their replacement.
 
     A new version is verified, replays its golden requests and ranks recent requests before it answers; one that fails
-    is refused and named, and the one that answers stays. The switch is one assignment: a request that began with a
-    version ends with it.
+    is refused, and the one that answers stays. A wrong bundle is passed over until another one is wanted.
+    The switch is one assignment: a request that began with a version ends with it.
 
     Args:
         source: says which bundle is wanted.
         load: opens and verifies it.
         warm_up: how many recent requests are kept and ranked by a new version.
-        on_swap: called with the new version and the seconds it took; on_refusal with the reason.
+        on_swap: called with the new version and the seconds it took.
+        on_refusal: called with the path and the reason.
     """
 
     def __init__(
@@ -143,17 +144,21 @@ class Versions:
             except (QuadRankError, OSError) as error:
                 self._on_refusal(self.current.bundle.path, str(error))
                 return False
-            if wanted in (self.current.bundle.path, self._passed_over):
+            if wanted == self._passed_over:
+                return False
+            self._passed_over = None
+            if wanted == self.current.bundle.path:
                 return False
             began = time.perf_counter()
             try:
                 ranker = self._load(wanted)
                 self._warm(ranker)
-            except (QuadRankError, OSError) as error:
-                self._passed_over = wanted  # until another one is wanted
+            except Exception as error:
+                # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
+                self._passed_over = wanted if isinstance(error, QuadRankError) else None
                 self._on_refusal(wanted, str(error))
                 return False
-            self.previous, self.current, self._passed_over = self.current, ranker, None
+            self.previous, self.current = self.current, ranker
             self._on_swap(ranker, time.perf_counter() - began)
             return True
 

@@ -1,0 +1,147 @@
+"""Which version answers: pointers and aliases, versions that fail, rollback, and the thread that looks for the next."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ctr.serving.server.versions import AliasSource, PointerSource, Versions, source_of
+from features.errors import ConfigError, DataError
+
+
+class Wanted:
+    """A source that a test sets."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def wanted(self) -> Path:
+        return self.path
+
+
+def ranker(path: Path) -> Any:
+    return SimpleNamespace(bundle=SimpleNamespace(path=path))
+
+
+A, B, C = Path("/bundles/a"), Path("/bundles/b"), Path("/bundles/c")
+
+
+def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching():
+    faults = [RuntimeError("out of memory"), OSError("disk"), None]
+    refused: list[str] = []
+    loaded = threading.Event()
+
+    def load(path: Path) -> Any:
+        if path == B and (fault := faults.pop(0)):
+            raise fault
+        if path == B:
+            loaded.set()
+        return ranker(path)
+
+    source = Wanted(A)
+    versions = Versions(source, load, on_refusal=lambda path, reason: refused.append(reason))
+    source.path = B
+    versions.watch(0.01)
+    assert loaded.wait(10)
+    versions.close()
+    assert versions.current.bundle.path == B and refused == ["out of memory", "disk"]
+
+
+def test_a_bundle_that_is_wrong_is_tried_once_until_another_is_wanted():
+    tries: list[Path] = []
+
+    def load(path: Path) -> Any:
+        tries.append(path)
+        if path == B:
+            raise DataError("changed")
+        return ranker(path)
+
+    source = Wanted(A)
+    versions = Versions(source, load)
+    for wanted in (B, B, A, B, C):
+        source.path = wanted
+        versions.refresh()
+    assert tries == [A, B, B, C] and versions.current.bundle.path == C
+
+
+def test_after_a_rollback_the_version_that_was_left_answers_when_it_is_wanted_anew():
+    source = Wanted(A)
+    versions = Versions(source, ranker)
+    source.path = B
+    assert versions.refresh() and versions.roll_back().bundle.path == A
+    assert not versions.refresh()
+    source.path = A
+    assert not versions.refresh()
+    source.path = B
+    assert versions.refresh() and versions.current.bundle.path == B
+
+
+def test_without_a_version_before_there_is_no_rollback():
+    with pytest.raises(ConfigError, match="no version before"):
+        Versions(Wanted(A), ranker).roll_back()
+
+
+@pytest.fixture
+def tracking_server() -> Iterator[tuple[str, dict[str, Any]]]:
+    """An MLflow server of one route, and what it answers."""
+    answers: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = answers.get(self.path)
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_alias_names_the_bundle_of_its_model_version(tracking_server, tmp_path):
+    address, answers = tracking_server
+    source = source_of("models:/shop@champion", None, address, tmp_path)
+    assert source == AliasSource(address, "shop", "champion", tmp_path / "shop")
+    with pytest.raises(DataError, match="models:/shop@champion: the tracking server does not say"):
+        source.wanted()
+    route = "/api/2.0/mlflow/registered-models/alias?name=shop&alias=champion"
+    answers[route] = {"model_version": {"version": "3", "tags": [{"key": "model_version", "value": "run-3"}]}}
+    with pytest.raises(DataError, match="'run-3' is not in"):
+        source.wanted()
+    (tmp_path / "shop" / "run-3").mkdir(parents=True)
+    assert source.wanted() == tmp_path / "shop" / "run-3"
+    answers[route] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../shop/run-3"}]}}
+    assert source.wanted() == tmp_path / "shop" / "run-3", "no path leads out of the folder of bundles"
+
+
+@pytest.mark.parametrize(
+    ("model", "bundle", "server", "message"),
+    [
+        ("", None, "http://h", "either --bundle"),
+        ("models:/shop@champion", A, "http://h", "either --bundle"),
+        ("models:/shop/3", None, "http://h", "names no alias"),
+        ("shop@champion", None, "http://h", "names no alias"),
+        ("models:/shop@champion", None, "sqlite:///mlflow.db", "needs an MLflow server"),
+        ("models:/shop@champion", None, None, "needs an MLflow server"),
+    ],
+)
+def test_what_names_no_bundle_is_refused(model, bundle, server, message):
+    with pytest.raises(ConfigError, match=message):
+        source_of(model, bundle, server, Path())
+
+
+def test_a_folder_needs_no_server():
+    assert source_of("", A, None, Path()) == PointerSource(A)
