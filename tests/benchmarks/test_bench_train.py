@@ -71,7 +71,10 @@ def test_training_beside_the_literal_equations(tmp_path: Path):
             "step, without the profiler",
         ]
         assert all(row["ms"] > 0 for name, row in parts.items() if not name.endswith("loader"))
-        assert 0 < report.ratios[f"share_of_roofline_{way}"] < 1
+        # Rates and step are measured one after the other: on a machine that others use, the share may exceed 1.
+        least = sum(parts[f"{way}: {part}"]["best_ms"] for part in ("quadratic", "attention", "items"))
+        share = least / parts[f"{way}: step, without the profiler"]["ms"]
+        assert report.ratios[f"share_of_roofline_{way}"] == pytest.approx(share, rel=0.02) > 0
     assert "where a step's time goes" in report.markdown()
 
 

@@ -23,7 +23,7 @@ from ctr.serving.settings import LogSettings, QueueSettings, ServeConfig
 from features.encoding.request import Limits
 from features.errors import ConfigError
 from features.store.pointer import point_at
-from tests.ctr.serving.server.shop import REQUEST, two_bundles
+from tests.ctr.serving.shop import REQUEST, two_bundles
 
 TOKEN = "a secret"
 

@@ -19,7 +19,7 @@ import pytest
 from ctr.serving.server.run import check_address
 from features.errors import ConfigError
 from features.store.pointer import point_at
-from tests.ctr.serving.server.shop import REQUEST, two_bundles
+from tests.ctr.serving.shop import REQUEST, two_bundles
 
 START_SECONDS = 120
 

@@ -1,4 +1,4 @@
-"""Two small bundles of one shop, and a request for them."""
+"""Small bundles of one shop, and a request for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ctr.config import ModelConfig
-from ctr.export.onnx_export import export_bundle
+from ctr.export.onnx_export import ExportResult, export_bundle
+from ctr.model.click_model import ClickModel
 from features.store.feature_set import FeatureSet
 from tests.trained import built_feature_set, random_model
 
@@ -18,11 +19,17 @@ REQUEST: dict[str, Any] = {
 }
 
 
-def export(feature_set: FeatureSet, out: Path, seed: int) -> Path:
-    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
+def export(model: ClickModel, feature_set: FeatureSet, out: Path, version: str = "run-1") -> ExportResult:
     return export_bundle(
-        model, feature_set, out, model_version=out.name, architecture="qin", metrics={}, controls={}, git_revision="0"
-    ).path
+        model,
+        feature_set,
+        out,
+        model_version=version,
+        architecture="qin",
+        metrics={"test": {"auc": 0.71, "auc_low": 0.69, "log_loss": 0.512}},
+        controls={"popularity": {"auc": 0.6}},
+        git_revision="0123abcd",
+    )
 
 
 def two_bundles(folder: Path) -> Path:
@@ -30,5 +37,6 @@ def two_bundles(folder: Path) -> Path:
     (folder / "shop").mkdir()
     feature_set = built_feature_set(folder / "shop")
     for seed, name in enumerate(("first", "second")):
-        export(feature_set, folder / "bundles" / name, seed)
+        model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
+        export(model, feature_set, folder / "bundles" / name, version=name)
     return folder / "bundles"

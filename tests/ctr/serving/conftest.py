@@ -1,0 +1,42 @@
+"""One exported bundle of a small log for all tests of serving."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ctr.config import ModelConfig
+from ctr.export.onnx_export import ExportResult
+from ctr.model.click_model import ClickModel
+from ctr.serving.ranker import Ranker
+from features.store.feature_set import FeatureSet
+from tests.ctr.serving.shop import export
+from tests.trained import built_feature_set, random_model
+
+
+@pytest.fixture(scope="module")
+def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return built_feature_set(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def model(feature_set: FeatureSet) -> ClickModel:
+    parts = {"match_features": True, "tasks": ("like", "stay")}
+    return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8, **parts), seed=5)
+
+
+@pytest.fixture(scope="module")
+def exported(model: ClickModel, feature_set: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    return export(model, feature_set, tmp_path_factory.mktemp("bundles") / "first")
+
+
+@pytest.fixture(scope="module")
+def ranker(exported: ExportResult) -> Ranker:
+    return Ranker.load(exported.path)
+
+
+@pytest.fixture
+def copy(exported: ExportResult, tmp_path: Path) -> Path:
+    return shutil.copytree(exported.path, tmp_path / "copy")
