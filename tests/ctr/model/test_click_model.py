@@ -41,7 +41,9 @@ def test_the_paper_preset_trains_as_the_paper_does():
 
 
 def test_the_default_preset_is_valid():
-    assert load_preset(CONF / "model/qin.yaml", CONF / "train.yaml").model == ModelConfig(merge_rows=True)
+    assert load_preset(CONF / "model/qin.yaml", CONF / "train.yaml").model == ModelConfig(
+        embedding_dim=8, merge_rows=True, cross_cells=400
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

@@ -1,0 +1,39 @@
+"""Of tests that run whole commands: MLflow's tables are made once, since each new store takes seconds to migrate."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctr.reporting.mlflow_store import MlflowStore
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stores_begin_with_their_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A work folder without a store gets a copy of an empty one; `tests/ctr/reporting` makes stores from nothing."""
+    opened = MlflowStore.client.func
+
+    @cache
+    def empty() -> Path:
+        store = MlflowStore(tmp_path_factory.mktemp("empty-store"))
+        opened(store)
+        return store.root / "mlflow.db"
+
+    def client(self: MlflowStore) -> Any:
+        file = self.root / "mlflow.db"
+        if self.uri == f"sqlite:///{file}" and self.root.is_dir() and not file.exists():
+            copied = file.with_name(f"mlflow.db.{os.getpid()}")
+            shutil.copy(empty(), copied)
+            copied.replace(file)
+        return opened(self)
+
+    with_tables = cached_property(client)
+    with_tables.__set_name__(MlflowStore, "client")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(MlflowStore, "client", with_tables)
+        yield
