@@ -24,9 +24,9 @@ from features.sources.impressions import CLICKED
 def raw_events(stored: RowRequest, time_H: np.ndarray, encoder: Encoder) -> list[dict[str, Any]] | None:
     """The history of a row as the log has it; None where ready columns say as much, or do not tell what the log has.
 
-    A client need not compute a column that depends on other events or on a counter (`gap`, `residual`): where there
-    is one, the example has raw events. They can be told from a feature set if every raw column that the contract reads of them is a plain
-    column there.
+    A client need not compute a column that depends on other events or on a counter (`gap`, `residual`): where there is
+    one, the example has raw events. They can be told from a feature set if every raw column that the contract reads of
+    them is a plain column there.
 
     Args:
         stored: the row's request.

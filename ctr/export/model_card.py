@@ -10,6 +10,7 @@ from typing import Any
 from ctr.serving.bundle import BundleMetadata, GoldenRequest
 from features.contract.columns import ColumnSpec
 from features.contract.contract import Contract
+from features.contract.labels import LABEL_NAMES
 from features.store.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.
@@ -110,10 +111,10 @@ def _read_of_events(contract: Contract) -> str:
     log, history = contract.interactions, contract.history
     texts = [spec.source or name for name, spec in history.columns.items() if spec.type not in ("gap", "residual")]
     texts += [history.events] if history.events != "all" else []
-    if any(spec.type == "residual" for spec in history.columns.values()):
-        texts.append(log.label or "clicked")
+    texts += ["label" for spec in history.columns.values() if spec.type == "residual"]
+    texts = [(log.label or "clicked") if text in LABEL_NAMES else text for text in texts]
     read = ", ".join(f"`{text}`" for text in dict.fromkeys(texts) if text != log.time)
-    return f" with what {read} read" if read else ""
+    return f" (read of the log's columns: {read})" if read else ""
 
 
 def _context(column: ColumnSpec, counted: bool) -> str:

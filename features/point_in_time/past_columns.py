@@ -24,7 +24,7 @@ from features.encoding.encoder import EncodedHistory, EncodedRequest, Encoder, S
 from features.encoding.past import Past, PastEvent
 from features.encoding.raw_values import known_keys
 from features.encoding.request import Request
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.point_in_time.history import gap_seconds, history_spans, without_repeats
 from features.point_in_time.raw_columns import Given, RawColumns, RawEvents, log_time
 from features.sources.labelled import columns_in
@@ -158,10 +158,13 @@ class RequestEncoder:
     def _of_time(self, name: str, moment: int) -> Any:
         contract, column = self.encoder.contract, self.context_of_time[name]
         timed = str(contract.interactions.time)
-        found = log_time(np.array([moment]), self.encoder.log_columns[timed], contract)
-        if column is not None:
-            found = found.to_frame(timed).select(column).to_series()
-        value = found.item()
+        try:
+            found = log_time(np.array([moment]), self.encoder.log_columns[timed], contract)
+            if column is not None:
+                found = found.to_frame(timed).select(column).to_series()
+            value = found.item()
+        except (pl.exceptions.PolarsError, ValueError, OverflowError) as error:
+            raise ConfigError(f"time: context.{name} cannot be computed of it: {str(error).splitlines()[0]}.") from None
         return value.isoformat() if isinstance(value, date) else value
 
     def _refuse_unknown_keys(self, past: Past) -> None:
@@ -215,5 +218,8 @@ def _encoded(
         chosen = [None if label != label else int(label) for label in events.label[place_S].tolist()]
         return encoder.encode_many(chosen), chosen.count(None)
     found = events.computed(reading)[place_S].rename(name)
-    encoded = encoder.encode(found)
+    try:
+        encoded = encoder.encode(found)
+    except DataError as error:
+        raise ConfigError(f"history: {error}") from None
     return encoded.astype(np.float32 if encoded.dtype == np.float32 else np.int64), found.null_count()

@@ -9,7 +9,7 @@ Shapes: H events.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import eq, ge, gt, le, lt, ne
@@ -258,7 +258,7 @@ class RawEvents:
                 return pl.Series(values, dtype=pl.String).cast(dtype, strict=False)
             return pl.Series(values, dtype=dtype)
         except (TypeError, OverflowError, pl.exceptions.PolarsError):
-            place = next(i for i, one in enumerate(values) if not _fits(one, dtype))
+            place = next((i for i, one in enumerate(values) if not _fits(one, dtype)), 0)
             raise ConfigError(
                 f"history[{place}].{name}: {values[place]!r} is not what the log has there, {dtype}. Send it as "
                 "the log has it."
@@ -269,7 +269,7 @@ def log_time(time_H: np.ndarray, dtype: pl.DataType, contract: Contract) -> pl.S
     """Times (µs since 1970, int64 [H]) as the log's time column has them."""
     log = contract.interactions
     if dtype.is_integer():
-        return pl.Series(time_H // (SECOND // PER_SECOND[log.time_unit]), dtype=pl.Int64).cast(dtype)
+        return pl.Series(time_H // (SECOND // PER_SECOND[log.time_unit]), dtype=pl.Int64).cast(dtype, strict=False)
     moments = pl.Series(time_H, dtype=pl.Int64).cast(pl.Datetime("us"))
     if dtype == pl.String and log.time_format is not None:
         return moments.dt.strftime(log.time_format)
@@ -280,19 +280,17 @@ def _times_as_logged(time_H: np.ndarray, reading: RawColumns) -> pl.Series:
     return log_time(time_H, reading.log[str(reading.contract.interactions.time)], reading.contract)
 
 
-def _times(where: str, values: Sequence[Any], dtype: pl.DataType, contract: Contract) -> pl.Series:
+def _times(where: str, values: list[Any], dtype: pl.DataType, contract: Contract) -> pl.Series:
     """ISO text as a column of times; None is null."""
-    found = [
-        None if one is None else int(instants(where.replace("{}", str(i)), [one], contract)[0])
-        for i, one in enumerate(values)
-    ]
+    known_H = instants(where, [0 if one is None else one for one in values], contract).tolist()
+    found = [None if one is None else known for one, known in zip(values, known_H, strict=True)]
     return _zoned(pl.Series(found, dtype=pl.Int64).cast(pl.Datetime("us")), dtype)
 
 
 def _zoned(moments: pl.Series, dtype: pl.DataType) -> pl.Series:
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
         moments = moments.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
-    return moments.cast(dtype)
+    return moments.cast(dtype, strict=False)
 
 
 def _fits(value: Any, dtype: pl.DataType) -> bool:

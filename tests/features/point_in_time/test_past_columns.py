@@ -192,6 +192,26 @@ def test_context_of_the_time_alone(tmp_path: Path) -> None:
     assert found.missing == {"late": 1}
 
 
+def test_what_an_expression_reads_has_the_type_of_the_log(tmp_path: Path) -> None:
+    """A client's 4 is the log's 4.0; a value that the column cannot hold is named."""
+    columns = {"half": {"type": "numeric", "source": "load * 2 + clicked * 0", "scale": "none"}}
+    encoder = encoder_of(tmp_path, {"columns": columns})
+    found = encoded(encoder, [event(101, 9, load=4, clicked=1), event(102, 8, load=0.5, clicked=0.0), event(103, 7)])
+    assert found.history_events["half"].tolist() == pytest.approx([8, 1, np.nan], nan_ok=True)
+    assert found.missing == {"half": 1}
+    with pytest.raises(ConfigError, match=r"history\[1\]\.load: 'x' is not what the log has there, Float64\. Send"):
+        encoded(encoder, [event(101, 9, load=4), event(102, 8, load="x")])
+    with pytest.raises(ConfigError, match=r"history\[0\]\.clicked: 300 is not what the log has there, Int8"):
+        encoded(encoder, [event(101, 9, load=4, clicked=300)])
+
+
+def test_a_computed_value_that_its_column_cannot_have_is_refused(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path, {"columns": {"ten": {"type": "categorical", "source": "ROUND(load * 10 + 0, 1)"}}})
+    assert encoded(encoder, [event(101, 9, load=2)]).history_events["ten"][0] > 1
+    with pytest.raises(ConfigError, match=r"history: column 'ten': 1 values, e.g. 2.5, are not whole numbers"):
+        encoded(encoder, [event(101, 9, load=0.25)])
+
+
 def test_a_bundle_of_an_earlier_version_takes_no_raw_events(encoder: Encoder) -> None:
     from dataclasses import replace
 

@@ -75,7 +75,9 @@ def contract_of(folder: Path, history: dict[str, Any], log: dict[str, Any] | Non
     return Contract.model_validate(content | {"history": history, "checks": {"duplicate": "warn"}} | more)
 
 
-def write_log(folder: Path, rows: int = 200, seed: int = 0, time: str = "seconds") -> pl.DataFrame:
+def write_log(
+    folder: Path, rows: int = 200, users: int = 6, items: int = 7, seed: int = 0, time: str = "seconds"
+) -> pl.DataFrame:
     """Few users, items and instants: many ties, some of one user and item; missing values in every column."""
     draw = np.random.default_rng(seed)
     seconds = START + STEP * draw.integers(rows // 4, size=rows)
@@ -83,8 +85,8 @@ def write_log(folder: Path, rows: int = 200, seed: int = 0, time: str = "seconds
     table = pl.DataFrame(
         {
             "row": np.arange(rows, dtype=np.float64),
-            "user": [f"u{user}" for user in draw.integers(6, size=rows)],
-            "item": 100 + draw.integers(7, size=rows),
+            "user": [f"u{user}" for user in draw.integers(users, size=rows)],
+            "item": 100 + draw.integers(items, size=rows),
             "time": seconds,
             "rating": draw.integers(1, 6, rows).astype(np.int8),
             "device": [None if one == "none" else one for one in draw.choice(["phone", "tv", "desk", "none"], rows)],
@@ -261,7 +263,7 @@ def test_candidates_of_impressions(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("repeats", ["keep", "consecutive", "first"])
 def test_five_thousand_rows(repeats: str, tmp_path: Path) -> None:
-    log = write_log(tmp_path, rows=5_000, seed=1)
+    log = write_log(tmp_path, rows=5_000, users=50, items=25, seed=1)
     residuals = {f"residual_{name}": {"type": "residual", "counter": name} for name in RATES}
     history = {
         "max_len": 30,
