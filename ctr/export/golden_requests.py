@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ctr.export.example_request import as_logged, raw_events
 from ctr.export.parity import expected
 from ctr.export.row_request import RowRequest
 from ctr.model.click_model import ClickModel
@@ -25,6 +26,7 @@ from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
+from features.point_in_time.past_columns import RequestEncoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
 
@@ -37,7 +39,7 @@ RawRequest = dict[str, Any]
 
 
 def golden_requests(model: ClickModel, feature_set: FeatureSet, encoder: Encoder, seed: int = 0) -> list[GoldenRequest]:
-    """About ten requests with their scores: logged ones of the test window by history length, and legal edge cases.
+    """About ten requests with their scores: an example, logged ones by history length, and legal edge cases.
 
     Args:
         model: trained, with the tables of `feature_set` attached.
@@ -48,18 +50,30 @@ def golden_requests(model: ClickModel, feature_set: FeatureSet, encoder: Encoder
     Raises:
         DataError: a request does not encode to what the feature set holds for it (online/offline skew).
     """
-    made = []
-    for name, request, stored in _requests(feature_set, encoder, np.random.default_rng(seed)):
-        encoded = encoder.encode_request(parse_request(request, encoder.contract))
+    made, requests = [], RequestEncoder(encoder)
+    for name, request, stored in _requests(feature_set, requests, np.random.default_rng(seed)):
+        encoded = requests.encode(parse_request(request, encoder.contract))
+        if stored is None:
+            # What only the events before those shown would tell is not what the feature set holds.
+            made.append(_scored(name, request, RowRequest.of_encoded(encoded, _user(request, encoder)), model))
+            continue
         _refuse_skew(name, encoded, stored.encoded(feature_set.schema, feature_set.users))
         # A raw number has seven digits: the scores must be those of the number that it encodes to.
         as_encoded = replace(
             stored, context=encoded.context, history_events=encoded.history_events, candidate=encoded.candidate
         )
-        scores, *tasks = expected(model, as_encoded).T.tolist()
-        by_task = dict(zip(model.config.tasks, tasks, strict=True))
-        made.append(GoldenRequest(name=name, request=request, scores=scores, tasks=by_task))
+        made.append(_scored(name, request, as_encoded, model))
     return made
+
+
+def _scored(name: str, request: RawRequest, stored: RowRequest, model: ClickModel) -> GoldenRequest:
+    scores, *tasks = expected(model, stored).T.tolist()
+    by_task = dict(zip(model.config.tasks, tasks, strict=True))
+    return GoldenRequest(name=name, request=request, scores=scores, tasks=by_task)
+
+
+def _user(request: RawRequest, encoder: Encoder) -> int:
+    return UNKNOWN if request["user"] is None else encoder.users.index(request["user"])
 
 
 def raw_request(stored: RowRequest, encoder: Encoder) -> RawRequest:
@@ -125,12 +139,15 @@ class LoggedRow:
 
 
 def _requests(
-    feature_set: FeatureSet, encoder: Encoder, draw: np.random.Generator
-) -> Iterator[tuple[str, RawRequest, RowRequest]]:
+    feature_set: FeatureSet, requests: RequestEncoder, draw: np.random.Generator
+) -> Iterator[tuple[str, RawRequest, RowRequest | None]]:
+    encoder, chosen = requests.encoder, chosen_rows(feature_set)
     example, *others = [
-        replayable(logged_request(feature_set, row, _candidates(feature_set, row, draw)), encoder)
-        for row in chosen_rows(feature_set)
+        replayable(logged_request(feature_set, row, _candidates(feature_set, row, draw)), encoder) for row in chosen
     ]
+    moment, time_H = _times(feature_set, chosen[0])
+    if (events := raw_events(example, time_H, encoder)) is not None:
+        yield "events as the log has them", _with_events(raw_request(example, encoder), events, moment, requests), None
     yield "logged", raw_request(example, encoder), example
     for number, stored in enumerate(others, start=1):
         yield f"logged {number}, history of {len(stored.history_item)}", raw_request(stored, encoder), stored
@@ -143,7 +160,7 @@ def _requests(
     none = {name: values[:0] for name, values in example.history_events.items()}
     empty = replace(example, history_item=np.zeros(0, np.int64), history_events=none)
     yield "no history", raw_request(empty, encoder), empty
-    yield _anonymous(empty, encoder)
+    yield _anonymous(empty, requests, moment)
     yield _unknown(example, encoder)
     longest = others[-1]
     if len(longest.history_item):
@@ -169,10 +186,38 @@ def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generat
     return np.array(list(dict.fromkeys([target, *map(int, others)]))[:CANDIDATES], np.int64)
 
 
-def _anonymous(empty: RowRequest, encoder: Encoder) -> tuple[str, RawRequest, RowRequest]:
-    """Only ids of candidates: no user, no history, each context column and counter at its default."""
-    request = {"candidates": [encoder.items.value(row) for row in empty.candidate_item]}
-    encoded = encoder.encode_request(parse_request(request, encoder.contract))
+def _times(feature_set: FeatureSet, row: LoggedRow) -> tuple[int, np.ndarray]:
+    """Of a row and of the events of its history, µs since 1970."""
+    rows, events = feature_set.rows("test")[row.part], feature_set.events("test")[row.part]
+    end = int(rows["history_end"][row.index])
+    length = int(rows["history_len"][row.index])
+    none = np.zeros(0, np.int64)  # of events of given histories
+    return int(rows["time"][row.index]), events["time"][end - length : end] if "time" in events else none
+
+
+def _with_events(ready: RawRequest, events: list[dict[str, Any]], moment: int, requests: RequestEncoder) -> RawRequest:
+    """The request with raw events, and its time in place of context columns that tell it."""
+    context = {name: value for name, value in ready["context"].items() if name not in requests.context_of_time}
+    (time,) = as_logged(np.array([moment]), requests.encoder)
+    return {
+        "user": ready["user"],
+        "time": time,
+        "context": context,
+        "history": events,
+        "candidates": ready["candidates"],
+    }
+
+
+def _anonymous(empty: RowRequest, requests: RequestEncoder, moment: int) -> tuple[str, RawRequest, RowRequest]:
+    """Only ids of candidates: no user, no history, each context column and counter at its default.
+
+    A replay has another time of day: where columns tell the time, the request names one.
+    """
+    encoder = requests.encoder
+    request: RawRequest = {"candidates": [encoder.items.value(row) for row in empty.candidate_item]}
+    if requests.context_of_time:
+        (request["time"],) = as_logged(np.array([moment]), encoder)
+    encoded = requests.encode(parse_request(request, encoder.contract))
     anonymous = replace(empty, user=UNKNOWN, context=encoded.context, candidate=encoded.candidate)
     return "candidates alone", request, anonymous
 

@@ -10,6 +10,7 @@ from typing import Any
 from ctr.serving.bundle import BundleMetadata, GoldenRequest
 from features.contract.columns import ColumnSpec
 from features.contract.contract import Contract
+from features.contract.labels import LABEL_NAMES
 from features.store.schema import Schema
 
 # Report columns, in reading order; a metric that was not measured has no column.
@@ -92,11 +93,28 @@ def _fields(contract: Contract, schema: Schema) -> str:
         named = ", ".join(f"`{name}`" for name in contract.users.columns)
         rows.append(("`user_columns`", f"optional, instead of the user table's row: {named}"))
     rows += [(f"`context.{name}`", _context(column, name in contract.counters)) for name, column in context.items()]
-    rows.append(("`history`", f"`{contract.item_field}`s, oldest first{with_events}"))
+    raw = ""
+    if contract.interactions.time is not None:
+        rows.append(("`time`", "of the request, as the log has times; now where a request gives none"))
+        raw = (
+            f'events as the log has them, in any order: `{{"item": id, "time": …, …}}`{_read_of_events(contract)}; or '
+        )
+    rows.append(("`history`", f"{raw}`{contract.item_field}`s, oldest first{with_events}"))
     counters = ", ".join(f"`{field.name}`" for field in schema.candidate)
     fresher = f', or `{{"item": id, …}}` with fresher values of any of {counters}' if counters else ""
     rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one{fresher}"))
     return _table(("in a request", "what"), rows)
+
+
+def _read_of_events(contract: Contract) -> str:
+    """What the contract reads of raw events: columns of the log, and expressions over some."""
+    log, history = contract.interactions, contract.history
+    texts = [spec.source or name for name, spec in history.columns.items() if spec.type not in ("gap", "residual")]
+    texts += [history.events] if history.events != "all" else []
+    texts += ["label" for spec in history.columns.values() if spec.type == "residual"]
+    texts = [(log.label or "clicked") if text in LABEL_NAMES else text for text in texts]
+    read = ", ".join(f"`{text}`" for text in dict.fromkeys(texts) if text != log.time)
+    return f" (read of the log's columns: {read})" if read else ""
 
 
 def _context(column: ColumnSpec, counted: bool) -> str:

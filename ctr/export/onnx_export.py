@@ -48,7 +48,7 @@ from ctr.serving.bundle import (
     write_json,
 )
 from ctr.serving.ranker import Ranker
-from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
+from features.encoding.encoder import COUNTERS, ENCODER, LOG_COLUMNS, USERS, VOCABULARIES, Encoder
 from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
 from features.store.schema import Field, Schema
@@ -271,7 +271,10 @@ def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
     """
     for name, entry in feature_set.manifest.files.items():
         path = feature_set.path / name
-        if name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS, TRANSFORMS)) and sha256_of(path) != entry.sha256:
+        if (
+            name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS, LOG_COLUMNS, TRANSFORMS))
+            and sha256_of(path) != entry.sha256
+        ):
             raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)
     encoder = replace(encoder, contract=encoder.contract.model_copy(update={"root": ".", "truth": None}))

@@ -17,9 +17,11 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from ctr.serving.agreement import logit_difference
 from ctr.serving.bundle import RANKER, SCORE, Bundle, open_bundle
-from features.encoding.encoder import EncodedRequest, Encoder
+from features.encoding.encoder import EncodedRequest, Encoder, Snapshot
+from features.encoding.past import PastEvent
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError, NumericalError
+from features.point_in_time.past_columns import RequestEncoder
 from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message
@@ -47,12 +49,14 @@ class RankResult:
         ranked: by score, highest first; equal scores keep the request's order.
         unknown_candidates: raw ids of candidates that were scored as the unknown item.
         unknown_history: number of history items that were read as the unknown item.
+        missing: how many values the request lacks of each column that the model was trained on.
     """
 
     model_version: str
     ranked: tuple[Ranked, ...]
     unknown_candidates: tuple[Any, ...]
     unknown_history: int
+    missing: dict[str, int] = field(default_factory=dict)
 
 
 class Ranker:
@@ -71,6 +75,7 @@ class Ranker:
         self.bundle = bundle
         self.encoder = encoder
         self.limits = limits
+        self._requests = RequestEncoder(encoder)
         self._session = session
         self.inputs = tuple(session.get_inputs())
         self.outputs = tuple(session.get_outputs())
@@ -110,18 +115,20 @@ class Ranker:
 
         Args:
             raw_request: `user`, `context`, `history`, `candidates` by raw ids; see MODEL_CARD.md.
-            strict: refuse unknown ids instead of scoring them as the unknown item.
+            strict: refuse unknown ids instead of scoring them as the unknown item, and requests that lack what the
+                model was trained on.
             top: return only the best so many.
 
         Raises:
-            ConfigError: malformed request, a limit exceeded, `top` below 1, or (strict) unknown ids.
+            ConfigError: malformed request, a limit exceeded, `top` below 1, or (strict) unknown ids or missing values.
         """
         if top is not None and top < 1:
             raise ConfigError(f"top: must be at least 1, got {top}. Leave it out for all candidates.")
         request = parse_request(raw_request, self.encoder.contract, self.limits)
-        encoded = self.encoder.encode_request(request)
+        encoded = self.encode(request)
         if strict:
-            _refuse_unknown(request, encoded)
+            _refuse_unknown(encoded)
+            refuse_missing(encoded)
         scores_NH = self.scores(encoded)
         order = np.argsort(-scores_NH[:, 0], kind="stable")[:top]
         tasks = {name: scores_NH[:, place] for place, name in enumerate(self.tasks, start=1)}
@@ -135,7 +142,14 @@ class Ranker:
             ),
             unknown_candidates=encoded.unknown_candidates,
             unknown_history=encoded.unknown_history,
+            missing=encoded.missing,
         )
+
+    def encode(
+        self, request: Request, past: Sequence[PastEvent] = (), snapshot: Snapshot | None = None
+    ) -> EncodedRequest:
+        """As `RequestEncoder.encode`: a parsed request, and what a source of pasts knows of its user, for the graph."""
+        return self._requests.encode(request, past, snapshot)
 
     def score(self, encoded: EncodedRequest) -> np.ndarray:
         """Click probabilities float32 [N]: the first column of `scores`."""
@@ -197,7 +211,7 @@ class Ranker:
         for case in golden.cases:
             # A server's own limits may be tighter than a golden request is long.
             request = parse_request(case.request, self.encoder.contract, Limits())
-            scores_NH = self.scores(self.encoder.encode_request(request))
+            scores_NH = self.scores(self.encode(request))
             wanted_NH = np.stack([case.scores, *(case.tasks[name] for name in self.tasks)], axis=-1)
             difference = logit_difference(scores_NH, wanted_NH)
             # Written so that NaN fails too.
@@ -233,9 +247,18 @@ def graph_inputs(encoded: EncodedRequest) -> dict[str, np.ndarray]:
     }
 
 
-def _refuse_unknown(request: Request, encoded: EncodedRequest) -> None:
-    cut = len(request.history) - len(encoded.history_item)
-    history = [request.history[cut + place] for place in np.flatnonzero(encoded.history_item == UNKNOWN)]
+def refuse_missing(encoded: EncodedRequest) -> None:
+    """Raise ConfigError for a request that lacks values of columns that the model was trained on."""
+    if encoded.missing:
+        lacking = ", ".join(f"{name} ({count})" for name, count in encoded.missing.items())
+        raise ConfigError(
+            f"missing: {lacking}. The model was trained on these values: send them, as MODEL_CARD.md shows. `strict` "
+            "refuses a request without them."
+        )
+
+
+def _refuse_unknown(encoded: EncodedRequest) -> None:
+    history = [encoded.history[place] for place in np.flatnonzero(encoded.history_item == UNKNOWN)]
     unknown = {"candidates": encoded.unknown_candidates, "history": history}
     problems = [f"{name}: {_some(ids)}" for name, ids in unknown.items() if ids]
     if problems:

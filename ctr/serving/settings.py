@@ -35,6 +35,7 @@ class ServeConfig(Settings):
     threads: PositiveInt = Field(1, description="of one request, inside ONNX Runtime")
     concurrency: PositiveInt = Field(1, description="requests that a process ranks at the same time")
     limits: Limits = Limits()
+    strict: bool = Field(False, description="refuse a request that lacks what the model was trained on")
     max_body_kib: PositiveInt = Field(1024, description="a larger body is answered 413")
     queue: QueueSettings = QueueSettings()
     poll_seconds: PositiveFloat = Field(2.0, description="how often the pointer or alias is read")

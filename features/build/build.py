@@ -33,7 +33,7 @@ from features.point_in_time.encoded_log import EncodedLog
 from features.point_in_time.instants import Instants
 from features.progress import progress
 from features.sources.files import looked_at_once
-from features.sources.log import Log, Unchecked, open_log
+from features.sources.log import Log, Unchecked, log_columns, open_log
 from features.store.feature_set import (
     FORMAT,
     MANIFEST,
@@ -161,6 +161,7 @@ class Build:
         shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
         self.clock.lap("rows and histories")
         encoder = counted.added_to(with_vectors(fitted.encoder, vectors))
+        encoder = replace(encoder, log_columns=log_columns(self.contract))
         encoder.save(self.staging)
         write_profile(self.staging, parts, encoder)
         self.clock.lap("profile")

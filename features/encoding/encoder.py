@@ -29,7 +29,25 @@ ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"
 USERS = "users.arrow"
 COUNTERS = "counters"
+LOG_COLUMNS = "log_columns.arrow"
 SECTIONS = ("item", "user", "context", "candidate", "event")  # of columns, as an encoder and its file have them
+
+
+@dataclass(frozen=True)
+class EncodedHistory:
+    """A user's past as the graph takes it, H events, oldest first; H is at most `history_max_len`.
+
+    Args:
+        items: raw ids.
+        rows: item rows, int64 [H].
+        events: event columns, int64 or float32 [H].
+        missing: how many values lack of each column that was asked for.
+    """
+
+    items: tuple[Any, ...]
+    rows: np.ndarray
+    events: dict[str, np.ndarray]
+    missing: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,7 @@ class EncodedRequest:
         unknown_history: how many history items are unknown.
         unknown_candidates: raw ids of the unknown candidates.
         missing: how many values the request lacks of each column that the model was trained on.
+        history: raw ids of the history items.
     """
 
     user: dict[str, np.ndarray]
@@ -57,6 +76,7 @@ class EncodedRequest:
     unknown_history: int
     unknown_candidates: tuple[Any, ...]
     missing: dict[str, int] = field(default_factory=dict)
+    history: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,7 @@ class Encoder:
         user_table: encoded user columns; row i is user row i.
         candidate: encoders of item counters; those of user counters are among `context`.
         snapshot: the counters at the end of the log.
+        log_columns: of the raw log, with their types, so that raw events are read as it was; empty where unknown.
     """
 
     contract: Contract
@@ -116,47 +137,57 @@ class Encoder:
     user_table: Mapping[str, np.ndarray]
     candidate: Columns = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
+    log_columns: pl.Schema = field(default_factory=pl.Schema)
 
     def __post_init__(self) -> None:
         for name in (*SECTIONS, "user_table"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
-    def encode_request(self, request: Request) -> EncodedRequest:
+    def encode_request(
+        self, request: Request, history: EncodedHistory | None = None, snapshot: Snapshot | None = None
+    ) -> EncodedRequest:
         """Raw ids and values to rows, indices and numbers; the history is cut to its newest `history_max_len`.
+
+        Args:
+            request: with ready columns of the history, or with none.
+            history: the past of a request that has it as the log does.
+            snapshot: of counters, fresher than the encoder's.
 
         Raises:
             ConfigError: ids or values that are text where the log has whole numbers, or the other way round.
         """
-        newest = slice(-self.schema.history_max_len, None)
-        history = request.history[newest]
-        cut = len(request.history) - len(history)
-        history_item = self._item_rows("history", history)
-        candidate_item = self._item_rows("candidates", request.candidates)
+        snapshot = snapshot or self.snapshot
+        history = history or self._ready_history(request)
+        candidate_item = self.item_rows("candidates", request.candidates)
         unknown = np.flatnonzero(candidate_item == UNKNOWN)
         return EncodedRequest(
             user=self._user(request),
-            context={name: self._context(name, encoder, request) for name, encoder in self.context.items()},
-            history_item=history_item,
-            history_events={
-                name: encode_values(f"history[{{}}].{name}", encoder, request.history_events[name][newest], cut)
-                for name, encoder in self.event.items()
-            },
+            context={name: self._context(name, encoder, request, snapshot) for name, encoder in self.context.items()},
+            history_item=history.rows,
+            history_events=history.events,
             candidate_item=candidate_item,
             candidate={
-                name: self._counted(encoder, request.candidate_columns[name], self.snapshot.items[name][candidate_item])
+                name: self._counted(encoder, request.candidate_columns[name], snapshot.items[name][candidate_item])
                 for name, encoder in self.candidate.items()
             },
-            unknown_history=int((history_item == UNKNOWN).sum()),
+            unknown_history=int((history.rows == UNKNOWN).sum()),
             unknown_candidates=tuple(request.candidates[i] for i in unknown),
-            missing=self._missing(request, cut),
+            missing=history.missing | self._missing_context(request),
+            history=history.items,
         )
 
+    def item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
+        """Rows of raw item ids, int64 [N]. Raises ConfigError, naming `where`, for ids of another kind."""
+        check_kinds(where, ids, self.items, "ids of this log")
+        return self.items.indices(ids)
+
     def save(self, folder: Path) -> None:
-        """Write `encoder.json` and `vocabularies/*.arrow`."""
+        """Write `encoder.json`, `vocabularies/*.arrow`, counters, and an empty table with the log's columns."""
         (folder / VOCABULARIES).mkdir(parents=True, exist_ok=True)
         self.items.save(folder / VOCABULARIES / "items.arrow")
         self.users.save(folder / VOCABULARIES / "users.arrow")
         self.snapshot.save(folder)
+        pl.DataFrame(schema=self.log_columns).write_ipc(folder / LOG_COLUMNS)
         sections = {}
         for section in SECTIONS:
             columns: Columns = getattr(self, section)
@@ -183,6 +214,7 @@ class Encoder:
             section: {entry["name"]: _from_json(folder, entry) for entry in entries}
             for section, entries in record["columns"].items()
         }
+        log = folder / LOG_COLUMNS  # a bundle of an earlier version has none
         return cls(
             contract=validate(Contract, record["contract"], str(folder / ENCODER)),
             schema=validate(Schema, record["schema"], str(folder / ENCODER)),
@@ -190,12 +222,31 @@ class Encoder:
             users=Vocabulary.load(folder / VOCABULARIES / "users.arrow"),
             user_table=read_arrow(folder / USERS),
             snapshot=Snapshot.load(folder),
+            log_columns=pl.read_ipc(log).schema if log.is_file() else pl.Schema(),
             **columns,
         )
 
-    def _item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
-        check_kinds(where, ids, self.items, "ids of this log")
-        return self.items.indices(ids)
+    def _ready_history(self, request: Request) -> EncodedHistory:
+        """The past of a request that brings the columns of its events."""
+        assert request.past is None, "events with times become a history in features.point_in_time"
+        newest = slice(-self.schema.history_max_len, None)
+        items = request.history[newest]
+        cut = len(request.history) - len(items)
+        given = {name: request.history_events[name][newest] for name in self.event}
+        missing = {}
+        for name, values in given.items():
+            # The first event of a user has no event before it, so one pause may be missing.
+            is_gap = isinstance(self.contract.history.columns[name], Gap)
+            missing[name] = values.count(None) - (is_gap and cut == 0 and bool(values) and values[0] is None)
+        return EncodedHistory(
+            items=items,
+            rows=self.item_rows("history", items),
+            events={
+                name: encode_values(f"history[{{}}].{name}", encoder, given[name], cut)
+                for name, encoder in self.event.items()
+            },
+            missing={name: lacking for name, lacking in missing.items() if lacking},
+        )
 
     def _user(self, request: Request) -> dict[str, np.ndarray]:
         row = UNKNOWN
@@ -206,11 +257,11 @@ class Encoder:
         given = request.user_columns.items()
         return known | {name: encode_value(f"user_columns.{name}", self.user[name], value) for name, value in given}
 
-    def _context(self, name: str, encoder: ColumnEncoder, request: Request) -> np.ndarray:
+    def _context(self, name: str, encoder: ColumnEncoder, request: Request, snapshot: Snapshot) -> np.ndarray:
         if name in self.snapshot.users:
             given = request.context.get(name)
             row = UNKNOWN if request.user is None else self.users.index(request.user)
-            return encode_value(f"context.{name}", encoder, self.snapshot.users[name][row] if given is None else given)
+            return encode_value(f"context.{name}", encoder, snapshot.users[name][row] if given is None else given)
         spec = self.contract.interactions.context[name]
         return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
 
@@ -219,22 +270,11 @@ class Encoder:
         given_N = np.array(given, np.float64)
         return encoder.encode_many(np.where(np.isnan(given_N), known_N, given_N))
 
-    def _missing(self, request: Request, first: int) -> dict[str, int]:
-        """How many values of the model's columns the request does not give; only columns that lack some.
-
-        The first event of a user has no event before it, so one pause may be missing.
-        """
-        specs = self.contract.history.columns
-        missing = {}
-        for name in self.event:
-            values = request.history_events[name][first:]
-            spared = isinstance(specs[name], Gap) and first == 0 and bool(values) and values[0] is None
-            missing[name] = values.count(None) - spared
-        for name in self.context:
-            if name not in self.snapshot.users:
-                spec = self.contract.interactions.context[name]
-                missing[name] = int(request.context.get(name, spec.default) is None)
-        return {name: lacking for name, lacking in missing.items() if lacking}
+    def _missing_context(self, request: Request) -> dict[str, int]:
+        """1 for each context column that the request does not give; counters of users are never missing."""
+        specs = self.contract.interactions.context
+        names = [name for name in self.context if name not in self.snapshot.users]
+        return {name: 1 for name in names if request.context.get(name, specs[name].default) is None}
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:

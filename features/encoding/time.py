@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
@@ -18,6 +19,8 @@ from features.errors import ConfigError, DataError
 from features.store.schema import FIRST_VALUE, UNKNOWN, Field
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": SECOND}
+HOUR_SECONDS, DAY_SECONDS = 3_600, 86_400
+NO_TIME = -(2**63)  # seconds of a missing time
 # How many values a part has, and the first of them.
 PARTS = {"hour": (24, 0), "weekday": (7, 1), "day": (31, 1), "month": (12, 1), "week": (53, 1)}
 
@@ -48,20 +51,18 @@ class DatePartEncoder(ColumnEncoder):
 
     def encode(self, raw: pl.Series) -> np.ndarray:
         """A column of times, dates or whole numbers, int32 [rows]."""
-        times = pl.from_epoch(_seconds(raw, self.time_unit), time_unit="s")
-        part = getattr(times.dt, self.part)().cast(pl.Int32)
-        return (part - PARTS[self.part][1] + FIRST_VALUE).fill_null(UNKNOWN).to_numpy()
+        return self._encoded(_seconds(raw, self.time_unit).fill_null(NO_TIME).to_numpy()).astype(np.int32)
 
     def encode_one(self, value: Any) -> np.ndarray:
         """One time, as ISO text (UTC where it names no zone) or a whole number, int64 [1]."""
-        if isinstance(value, str):
-            time = datetime.fromisoformat(value)
-            # Whole numbers: as a float, the last microsecond of a far year is already the next second.
-            value = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
-            value = value // timedelta(seconds=1) * PER_SECOND[self.time_unit]
-        elif value is not None and not -(2**63) <= value < 2**63:
-            value = None
-        return self.encode(pl.Series("time", [value], dtype=pl.Int64)).astype(np.int64)
+        return self.encode_many([value])
+
+    def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Several times, int64 [N]."""
+        if set(map(type, values)) == {int}:
+            with suppress(OverflowError):
+                return self._encoded(np.array(values, np.int64) // PER_SECOND[self.time_unit])
+        return self._encoded(np.array([self._seconds_of(value) for value in values], np.int64))
 
     def raw_value(self, encoded: Any) -> Any:
         """A time of that part, as ISO text."""
@@ -96,6 +97,20 @@ class DatePartEncoder(ColumnEncoder):
                 f"in {self.time_unit!r}."
             )
 
+    def _seconds_of(self, value: Any) -> int:
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value)
+            # Whole numbers: as a float, the last microsecond of a far year is already the next second.
+            return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH) // timedelta(seconds=1)
+        if value is None or not -(2**63) <= value < 2**63:
+            return NO_TIME
+        return int(value) // PER_SECOND[self.time_unit]
+
+    def _encoded(self, seconds_R: np.ndarray) -> np.ndarray:
+        """Indices of seconds since 1970, int64 [R]; 1 outside the calendar."""
+        inside_R = (seconds_R >= FIRST_TIME // SECOND) & (seconds_R < LAST_TIME // SECOND)
+        return np.where(inside_R, FIRST_VALUE + _part(np.where(inside_R, seconds_R, 0), self.part), UNKNOWN)
+
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
         """The part and the unit."""
         return {"part": self.part, "time_unit": self.time_unit}
@@ -117,8 +132,27 @@ class GapEncoder(BucketsEncoder):
         return cls([float(2**power) for power in range(1, spec.buckets)])
 
 
+def _part(seconds_R: np.ndarray, part: str) -> np.ndarray:
+    """A part of the date in UTC, counted from 0, of seconds since 1970, int64 [R]."""
+    if part == "hour":
+        return seconds_R % DAY_SECONDS // HOUR_SECONDS
+    day_R = seconds_R // DAY_SECONDS
+    weekday_R = (day_R + 3) % 7  # 1970 began on a Thursday
+    if part == "weekday":
+        return weekday_R
+    date_R = day_R.astype("datetime64[D]")
+    month_R = date_R.astype("datetime64[M]")
+    if part == "day":
+        return (date_R - month_R).astype(np.int64)
+    if part == "month":
+        return month_R.astype(np.int64) % 12
+    # The ISO week of a day is that of its Thursday, counted within the Thursday's year.
+    thursday_R = date_R + (3 - weekday_R)
+    return (thursday_R - thursday_R.astype("datetime64[Y]")).astype(np.int64) // 7
+
+
 def _seconds(raw: pl.Series, time_unit: str) -> pl.Series:
-    """Whole seconds since 1970, rounded down; null where missing or outside the calendar."""
+    """Whole seconds since 1970, rounded down; null where missing."""
     if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
         per_second, ticks = 1_000_000, raw.cast(pl.Datetime("us")).cast(pl.Int64)
     elif raw.dtype.is_integer() or raw.dtype == pl.Null:
@@ -127,5 +161,4 @@ def _seconds(raw: pl.Series, time_unit: str) -> pl.Series:
         raise DataError(
             f"column {raw.name!r}: declared `date` but holds {raw.dtype}, expected times or whole numbers. Cast it."
         )
-    seconds = ticks // per_second
-    return seconds.set(~seconds.is_between(FIRST_TIME // SECOND, LAST_TIME // SECOND, closed="left"), None)
+    return ticks // per_second

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -27,11 +27,12 @@ from features.chunk import (
 )
 from features.contract.columns import Gap, Residual
 from features.contract.contract import Contract
-from features.contract.labels import CLICKED_NAMES, LABEL_NAMES, columns_read
+from features.contract.labels import CLICKED_NAMES
 from features.contract.log import HistoryTable, PrecomputedHistory
 from features.errors import DataError, error_prefix
-from features.sources.impressions import CLICKED, exploded, exploded_unlabelled, tells_clicks
+from features.sources.impressions import exploded, exploded_unlabelled, tells_clicks
 from features.sources.keys import canonical
+from features.sources.labelled import Labelled, Lacking, columns_in
 from features.sources.tables import expression, readable, refuse_not_common, require_columns, scan
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -99,6 +100,11 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
         # Rows without a time stay: the checks report them.
         frame = frame.filter((pl.col(TIME) < end_of(as_of)) | pl.col(TIME).is_null())
     return Unchecked(frame, path, unlabelled)
+
+
+def log_columns(contract: Contract) -> pl.Schema:
+    """The raw log's columns and their types; of a log split by files, those of the training file."""
+    return _raw(contract, contract.resolve(contract.interactions.path)).collect_schema()
 
 
 def event_tables(contract: Contract) -> tuple[pl.LazyFrame, ...]:
@@ -169,20 +175,7 @@ def _raw(contract: Contract, path: str) -> pl.LazyFrame:
     return exploded(raw, path, log.candidates, log.item)
 
 
-@dataclass(frozen=True)
-class _Lacking:
-    """What a test file without labels has not.
-
-    Args:
-        labels: unknown ones, by their fixed names.
-        columns: of the log that such labels are made of, with their types.
-    """
-
-    labels: frozenset[str] = frozenset()
-    columns: Mapping[str, pl.DataType] = field(default_factory=dict)
-
-
-def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.LazyFrame, _Lacking]:
+def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.LazyFrame, Lacking]:
     """The test file, and what it has not of its labels.
 
     A label is unknown where the file lacks a column that the training file has and the label is made of, or where it
@@ -203,42 +196,36 @@ def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.L
     if log.label is not None:
         targets[LABEL] = log.label
     for key, text in targets.items():
-        roots = _roots(text, train_schema)
+        roots = columns_in(text, train_schema)
         missing = {name: train_schema[name] for name in roots if name in train_schema and name not in own}
         refuse_not_common(path, missing)
         # What is made of the click is as unknown as the click.
         if missing or (not clicks and roots.intersection(CLICKED_NAMES)):
             unknown.add(key)
         lacking |= missing
-    return raw, _Lacking(frozenset(unknown), lacking)
+    return raw, Lacking(frozenset(unknown), lacking)
 
 
 def _under_fixed_names(
-    raw: pl.LazyFrame, path: str, contract: Contract, lacking: _Lacking | None = None
+    raw: pl.LazyFrame, path: str, contract: Contract, lacking: Lacking | None = None
 ) -> pl.LazyFrame:
     """Select what the contract declares; labels that are lacking are null."""
-    lacking = lacking or _Lacking()
+    lacking = lacking or Lacking()
     log = contract.interactions
     require_columns(raw, path, [name for name in (log.user, log.item, log.time, log.weight, log.request) if name])
-    labelled = _Labelled(raw, path, contract, lacking)
-    events = pl.lit(True)
-    if contract.history.events != "all":
-        events = labelled.expression("history.events", contract.history.events).fill_null(False)
+    labelled = Labelled(raw, path, contract, lacking)
     carried = {name: spec for name, spec in contract.history.columns.items() if not isinstance(spec, Gap | Residual)}
     columns: dict[str, pl.Expr] = {
         USER: pl.col(log.user),
         ITEM: pl.col(log.item),
         TIME: microseconds(raw, path, log.time, log.time_unit, log.time_format) if log.time else pl.lit(0, pl.Int64),
         LABEL: pl.col(LABEL),
-        EVENT: events,
+        EVENT: labelled.is_event(contract.history.events),
         **{
             CONTEXT + name: expression(raw, path, f"interactions.context.{name}", spec.source or name)
             for name, spec in log.context.items()
         },
-        **{
-            HISTORY + name: labelled.event_column(f"history.columns.{name}", spec.source or name)
-            for name, spec in carried.items()
-        },
+        **{HISTORY + name: labelled.event_column(name, spec.source or name) for name, spec in carried.items()},
         **{
             LABELS + name: pl.lit(None, pl.Int8)
             if LABELS + name in lacking.labels
@@ -253,63 +240,6 @@ def _under_fixed_names(
     if contract.history.given:
         columns[GIVEN] = _given(raw, path, contract.history.given)
     return labelled.frame.select(**columns)
-
-
-class _Labelled:
-    """The raw columns and the computed label, which has the name `_label`, and `label` where no raw column has it.
-
-    Whether a candidate was clicked is `clicked` likewise. Columns that only unknown labels are made of are null.
-
-    Args:
-        raw, path, contract: of the log, or of one of its files.
-        lacking: of a test file without labels.
-
-    Raises:
-        DataError: the label's expression cannot be computed, or a column is called `_label`.
-    """
-
-    def __init__(self, raw: pl.LazyFrame, path: str, contract: Contract, lacking: _Lacking) -> None:
-        log, names = contract.interactions, raw.collect_schema().names()
-        self._path = path
-        self._label = log.label
-        if LABEL in names and log.label != LABEL:
-            raise DataError(f"{path}: column {LABEL!r} has the name of the computed label. Rename it in the export.")
-        aliases = LABEL_NAMES if log.candidates is None else (*LABEL_NAMES, *CLICKED_NAMES)
-        # What the log has under a name of the label is not the label, unless the contract says so.
-        self._ambiguous = {name for name in aliases if name in names and name not in (log.label, CLICKED)}
-        frame = raw.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking.columns.items())
-        if log.candidates is not None:
-            frame = frame.with_columns(pl.col(CLICKED).alias(name) for name in CLICKED_NAMES if name not in names)
-        if LABEL in lacking.labels:
-            label: pl.Expr = pl.lit(None, pl.Int8)
-        elif log.label is not None:
-            label = expression(frame, path, "interactions.label", log.label)
-        else:
-            # Every row of a log of positives is one.
-            label = pl.lit(1, pl.Int8) if log.candidates is None else pl.col(CLICKED)
-        new = [name for name in LABEL_NAMES if name == LABEL or name not in names]
-        self.frame = frame.with_columns(label.alias(name) for name in new)
-
-    def expression(self, where: str, text: str) -> pl.Expr:
-        """An expression that may name the computed label. Raises DataError where a raw column could be meant too."""
-        if both := sorted(self._ambiguous & _roots(text, self.frame.collect_schema())):
-            raise DataError(
-                f"{self._path}: {where} reads {both[0]!r}, which may be the log's own column or the computed label "
-                f"(interactions.label: {self._label!r}). Write `{LABEL}` for the computed label; to use the column, "
-                "call it something else in the export."
-            )
-        return expression(self.frame, self._path, where, text)
-
-    def event_column(self, where: str, text: str) -> pl.Expr:
-        """A column of the events."""
-        found = self.expression(where, text)
-        # Not strictly: the checks report a label that is no number.
-        return found.cast(pl.Int8, strict=False) if text in LABEL_NAMES else found
-
-
-def _roots(text: str, schema: pl.Schema) -> frozenset[str]:
-    """Columns that a column's name or an SQL expression reads."""
-    return frozenset({text}) if text in schema else columns_read(text)
 
 
 def _given(raw: pl.LazyFrame, path: str, spec: PrecomputedHistory) -> pl.Expr:

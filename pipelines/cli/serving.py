@@ -32,7 +32,8 @@ def rank(
         typer.Option("--request", help="JSON file: user, history, candidates, context; default: the bundle's example."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a request with an id that the bundle does not know.")
+        bool,
+        typer.Option("--strict", help="Refuse unknown ids, and a request that lacks what the model was trained on."),
     ] = False,
     top: Annotated[
         int | None, typer.Option("--top", help="Print only the N best candidates; default: all.", min=1)

@@ -15,6 +15,7 @@ from ctr.export.row_request import RowRequest
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request
 from features.errors import ConfigError
+from features.point_in_time.past_columns import RequestEncoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from pipelines.job.load_run import load_run
@@ -39,12 +40,12 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     run_dir, model, feature_set = load_run(run_id, workspace)
     encoder = Encoder.load(feature_set.path)
     request = _read(path, encoder)
-    by_rows = _by_rows(request, encoder)
+    encoded = RequestEncoder(encoder).encode(request)
+    by_rows = RowRequest.of_encoded(encoded, UNKNOWN if request.user is None else encoder.users.index(request.user))
     found = sorted(explain(model, frozen_tables(feature_set), by_rows), key=lambda explanation: -explanation.score)[
         :top
     ]
-    history = request.history[-model.schema.history_max_len :]
-    payload = [in_raw_ids(explanation, history, encoder, feature_set) for explanation in found]
+    payload = [in_raw_ids(explanation, encoded.history, encoder, feature_set) for explanation in found]
     for explanation in payload:
         _print(explanation, console)
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, "explained": payload}
@@ -61,11 +62,6 @@ def _read(path: Path, encoder: Encoder) -> Request:
             f"{path}: user_columns: an explanation reads the columns of the user from the feature set. Leave them out."
         )
     return request
-
-
-def _by_rows(request: Request, encoder: Encoder) -> RowRequest:
-    user = UNKNOWN if request.user is None else encoder.users.index(request.user)
-    return RowRequest.of_encoded(encoder.encode_request(request), user)
 
 
 def in_raw_ids(

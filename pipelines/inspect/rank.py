@@ -24,7 +24,7 @@ def rank_file(
         path: the bundle, or a pointer to it.
         request: the file; default the example of the bundle, its `request.json`.
         config: threads and limits.
-        strict: whether an unknown id is an error.
+        strict: whether unknown ids, and values that the request lacks, are errors.
         top: number of best candidates to return; default all.
         console: where messages are printed.
 
@@ -56,4 +56,7 @@ def rank_file(
         console.print(
             f"{len(result.unknown_candidates)} candidates are unknown to the bundle and scored as a new item: {shown}"
         )
+    if result.missing:
+        lacking = ", ".join(f"{name} ({count})" for name, count in result.missing.items())
+        console.print(f"the request lacks values that the model was trained on: {lacking}")
     return {"model_version": result.model_version, "ranked": [entry.as_json() for entry in result.ranked]}

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ctr.serving.ranker import Ranker
+from ctr.serving.ranker import Ranker, refuse_missing
 from features.encoding.encoder import EncodedRequest
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError
@@ -73,8 +73,14 @@ def read_body(body: bytes) -> dict[str, Any]:
     return raw
 
 
-def answer(ranker: Ranker, body: bytes, limits: Limits) -> Answer:
+def answer(ranker: Ranker, body: bytes, limits: Limits, strict: bool = False) -> Answer:
     """Rank what a body asks for.
+
+    Args:
+        ranker: of the version that answers.
+        body: JSON.
+        limits: largest request.
+        strict: refuse a request that lacks what the model was trained on.
 
     Raises:
         ConfigError: the body is no legal request of this bundle; says which part and why.
@@ -85,7 +91,9 @@ def answer(ranker: Ranker, body: bytes, limits: Limits) -> Answer:
     request_id, top_k = _envelope(raw)
     stages.end("decode")
     request = parse_request(raw, ranker.encoder.contract, limits)
-    encoded = ranker.encoder.encode_request(request)
+    encoded = ranker.encode(request)
+    if strict:
+        refuse_missing(encoded)
     stages.end("encode")
     scores_NH = ranker.scores(encoded)
     stages.end("model")

@@ -83,7 +83,7 @@ class Server:
         """`POST /v1/rank`: candidates of one user, best first."""
         body = await self._body(request)
         ranker = self.versions.current
-        answered = await self.pool.run(lambda: answer(ranker, body, self.config.limits))
+        answered = await self.pool.run(lambda: answer(ranker, body, self.config.limits, self.config.strict))
         self._note(answered)
         return Response(answered.body, media_type="application/json")
 

@@ -18,6 +18,18 @@ ENTRY = {
         },
     ]
 }
+TIME = {"oneOf": [{"type": "integer"}, {"type": "string"}]}
+EVENT = {
+    "oneOf": [
+        ID,
+        {
+            "type": "object",
+            "required": ["item"],
+            "properties": {"item": ID, "time": TIME},
+            "description": "`item`; with `time`: any columns of the log, else those that the contract declares",
+        },
+    ]
+}
 ERROR = {
     "description": "What is wrong and what to do.",
     "content": {
@@ -51,8 +63,14 @@ REQUEST: dict[str, Any] = {
         },
         "user": {**ID, "description": "left out for an anonymous user"},
         "user_columns": {"type": "object", "description": "replace what the bundle knows of the user"},
+        "time": {**TIME, "description": "of the request; default now"},
         "context": {"type": "object", "description": "columns of the moment"},
-        "history": {"type": "array", "items": ENTRY, "description": "what the user did, oldest first"},
+        "history": {
+            "type": "array",
+            "items": EVENT,
+            "description": "what the user did: events with times, as the log has them, in any order; or, oldest first, "
+            "ids and ready columns",
+        },
         "candidates": {"type": "array", "items": ENTRY, "minItems": 1},
         "top_k": {"type": "integer", "minimum": 1, "description": "answer with so many of the best"},
     },

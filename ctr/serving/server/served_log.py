@@ -104,7 +104,7 @@ class ServedLog:
     def _row(self, moment: float, answer: Answer) -> dict[str, Any]:
         request = answer.request
         position_N = {place: position for position, place in enumerate(answer.order.tolist())}
-        history = [str(item) for item in request.history]
+        history = [str(item) for item in answer.encoded.history]
         return {
             "request": answer.request_id,
             "time": int(moment * 1e6),

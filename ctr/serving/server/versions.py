@@ -196,7 +196,7 @@ class Versions:
         for raw in list(self._recent):
             try:
                 request = parse_request(raw, ranker.encoder.contract, Limits())
-                encoded = ranker.encoder.encode_request(request)
+                encoded = ranker.encode(request)
             except ConfigError:
                 continue  # the new contract reads other columns
             ranker.scores(encoded)

@@ -31,13 +31,16 @@ from tests.trained import HISTORY_LEN
 
 def test_the_golden_requests_cover_the_edges(ranker: Ranker) -> None:
     cases = {case.name: case for case in ranker.bundle.golden().cases}
-    assert len(cases) == 10
+    assert len(cases) == 11
     assert {"no history", "one candidate", "candidates alone"} <= set(cases)
     assert cases["no history"].request["history"] == []
     # With what the counters say, and without.
     assert set(cases["logged"].request["candidates"][0]) == {"item", "item_rate", "item_count"}
     assert all(isinstance(item, int) for item in cases["candidates alone"].request["candidates"])
     assert len(cases["history longer than is read"].request["history"]) == HISTORY_LEN + 2
+    events = cases["events as the log has them"].request
+    assert events["history"] and {*map(frozenset, events["history"])} == {frozenset({"item", "time", "clicked"})}
+    assert ranker.rank(events, strict=True).missing == {}
     unknown = cases["unknown user, history item and candidate"]
     result = ranker.rank(unknown.request)
     assert (len(result.unknown_candidates), result.unknown_history) == (1, 1)
@@ -47,7 +50,7 @@ def test_the_golden_requests_cover_the_edges(ranker: Ranker) -> None:
 
 def test_a_changed_golden_score_of_a_task_is_refused(copy: Path) -> None:
     golden = as_served(copy)
-    golden["cases"][0]["tasks"]["stay"][0] = moved(golden["cases"][0]["tasks"]["stay"][0], 1.2)
+    golden["cases"][1]["tasks"]["stay"][0] = moved(golden["cases"][1]["tasks"]["stay"][0], 1.2)
     with pytest.raises(NumericalError, match="golden request 'logged' scores 1"):
         Ranker.load(with_golden(copy, golden))
 
@@ -80,7 +83,7 @@ def with_golden(copy: Path, golden: dict[str, Any]) -> Path:
 
 def test_other_scores_than_recorded_are_refused(copy: Path) -> None:
     golden = as_served(copy)
-    golden["cases"][1]["scores"][0] = moved(golden["cases"][1]["scores"][0], 1.2)
+    golden["cases"][2]["scores"][0] = moved(golden["cases"][2]["scores"][0], 1.2)
     with pytest.raises(NumericalError, match=r"golden request 'logged 1, history of .*' scores 1.*e-05 in") as caught:
         Ranker.load(with_golden(copy, golden))
     assert caught.value.exit_code == 5

@@ -183,7 +183,33 @@ def test_strict_names_unknown_ids(ranker: Ranker) -> None:
     many = {**REQUEST, "candidates": list(range(900, 920))}
     with pytest.raises(ConfigError, match="unknown ids 900, 901, 902, 903, 904 and 15 more"):
         ranker.rank(many, strict=True)
-    assert ranker.rank(REQUEST, strict=True) == ranker.rank(REQUEST)
+    whole = {
+        **REQUEST,
+        "history": [{"item": 101, "label": 1, "residual": 0.5}, {"item": 107, "label": 0, "residual": 0, "pause": 9}],
+    }
+    assert ranker.rank(whole, strict=True) == ranker.rank(whole)
+
+
+def test_strict_names_what_the_request_lacks(ranker: Ranker) -> None:
+    assert ranker.rank(REQUEST).missing == {"residual": 2, "pause": 1}
+    with pytest.raises(ConfigError, match=r"missing: residual \(2\), pause \(1\)\. The model was trained on these"):
+        ranker.rank(REQUEST, strict=True)
+
+
+def test_raw_events_are_ranked_as_their_ready_columns_are(ranker: Ranker) -> None:
+    raw = [
+        {"item": 107, "time": 1_009, "clicked": 0, "item_rate": 0.25},
+        {"item": 101, "time": 1_000, "clicked": 1, "item_rate": 0.4},
+    ]
+    ready = [{"item": 101, "label": 1, "residual": 0.6}, {"item": 107, "label": 0, "residual": -0.25, "pause": 9}]
+    asked = {**REQUEST, "time": 1_010}
+    assert scores(ranker, time=1_010, history=raw) == pytest.approx(scores(ranker, history=ready), abs=1e-7)
+    assert ranker.rank({**asked, "history": raw}, strict=True).missing == {}
+    # At its own instant an event is not known yet.
+    assert scores(ranker, time=1_009, history=raw) == pytest.approx(scores(ranker, history=ready[:1]), abs=1e-7)
+    unknown = [{"item": 999, "time": 1_000, "clicked": 1}]
+    with pytest.raises(ConfigError, match="history: unknown ids 999"):
+        ranker.rank({**asked, "history": unknown}, strict=True)
 
 
 NO_ID = st.one_of(

@@ -142,7 +142,7 @@ def test_none_is_an_anonymous_user_but_no_item(place: str) -> None:
     ("raw", "words"),
     [
         ({"candidate": [1]}, "request: unknown key 'candidate'. Did you mean 'candidates'?"),
-        ({"zzz": 1}, "unknown key 'zzz'. Valid keys: candidates, context, history, user, user_columns."),
+        ({"zzz": 1}, "unknown key 'zzz'. Valid keys: candidates, context, history, time, user, user_columns."),
         ({"context": {"hours": 1}}, "context: unknown key 'hours'. Did you mean 'hour'?"),
         ({"user_columns": {"segmnt": 1}}, "user_columns: unknown key 'segmnt'. Did you mean 'segment'?"),
         ({"history": [{"item": 1, "ratin": 2}]}, "history[0]: unknown key 'ratin'. Did you mean 'rating'?"),

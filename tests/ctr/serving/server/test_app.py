@@ -75,6 +75,19 @@ def test_values_that_a_request_does_not_give_are_counted(client):
     assert 'quadrank_missing_total{column="label"} 1.0' in client.get("/metrics").text
 
 
+def test_strict_answers_400_for_a_request_that_lacks_values(shop):
+    whole = {"item": 101, "time": 1_000, "clicked": 1}
+    with client_of(shop, strict=True)[0] as client:
+        asked = REQUEST | {"time": 1_010, "history": [whole, whole | {"clicked": None}]}
+        answer = client.post("/v1/rank", json=asked)
+        assert answer.status_code == 400
+        assert "missing: label (1), residual (1)." in answer.json()["error"]["message"]
+        # A counter that the event does not bring is the bundle's: it is not missing. Nor is an unknown id.
+        answer = client.post("/v1/rank", json=asked | {"history": [whole, whole | {"item": 999}]})
+        assert (answer.status_code, answer.json()["missing"]) == (200, {})
+        assert answer.json()["unknown"]["history"] == 1
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
