@@ -48,7 +48,8 @@ from ctr.serving.bundle import (
     write_json,
 )
 from ctr.serving.ranker import Ranker
-from features.encoding.encoder import COUNTERS, ENCODER, USERS, VOCABULARIES, Encoder
+from features.encoding.encoder import ENCODER, USERS, VOCABULARIES, Encoder
+from features.encoding.snapshot import COUNTERS
 from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
 from features.store.schema import Field, Schema
