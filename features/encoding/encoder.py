@@ -22,7 +22,7 @@ from features.encoding.request import Request
 from features.encoding.snapshot import Snapshot
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.store.feature_set import read_arrow, write_arrow
+from features.store.feature_set import read_arrow
 from features.store.schema import UNKNOWN, Field, Schema
 from features.store.versions import ROW, VALID_FROM
 

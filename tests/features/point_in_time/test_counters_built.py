@@ -149,7 +149,7 @@ def test_neither_buckets_nor_chunks_change_a_counter(
 
 
 def test_counters_go_on_from_the_state_that_a_build_ended_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log built up to some day, in eight shards, and the events of the days after it: the whole log in plain Python."""
+    """A log built up to some day, in eight shards, and the events after it: the whole log in plain Python."""
     monkeypatch.setattr("features.build.build.ROWS_A_SHARD", 250)
     simulate(tmp_path, rows=2_400, users=80, items=120, seed=1)
     fading = {name: {**one, "half_life": "2d"} for name, one in COUNTERS.items()}
