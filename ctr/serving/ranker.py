@@ -17,6 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from ctr.serving.agreement import logit_difference
 from ctr.serving.bundle import RANKER, SCORE, Bundle, open_bundle
+from ctr.serving.pasts.source import Pasts, RequestPasts
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError, NumericalError
@@ -59,7 +60,8 @@ class Ranker:
     """Ranks the candidates of one request with the model of a bundle. Safe to share between threads.
 
     `threads` threads compute one request, 1 by default: a server answers several requests at once, and the threads of
-    one request would take cores from another.
+    one request would take cores from another. `encoder` may be replaced by one with fresher counters, `pasts` by a
+    source of users' pasts, which is empty by default.
 
     Example:
         >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
@@ -71,6 +73,7 @@ class Ranker:
         self.bundle = bundle
         self.encoder = encoder
         self.limits = limits
+        self.pasts: Pasts = RequestPasts()
         self._session = session
         self.inputs = tuple(session.get_inputs())
         self.outputs = tuple(session.get_outputs())

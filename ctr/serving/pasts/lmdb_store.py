@@ -32,7 +32,7 @@ class LmdbStore:
     def __init__(self, folder: Path, size: int) -> None:
         import lmdb
 
-        self.full = lmdb.MapFullError
+        self.failures, self.full = lmdb.Error, lmdb.MapFullError
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Without a sync of LMDB's own pages a power cut may take back the last writes, never the database.
@@ -59,9 +59,13 @@ class LmdbPasts:
         self._name = contract.name.encode()
 
     def newest(self, user: Any) -> list[PastEvent]:
-        """The newest events of a user, oldest first."""
-        with self._store.environment.begin(buffers=True) as transaction:
-            return self._blobs.events(transaction.get(self._key(user)))
+        """The newest events of a user, oldest first; none where the database cannot be read."""
+        try:
+            with self._store.environment.begin(buffers=True) as transaction:
+                return self._blobs.events(transaction.get(self._key(user)))
+        except self._store.failures:
+            self._blobs.note("failed")
+            return []
 
     def add(self, user: Any, events: Iterable[PastEvent]) -> None:
         """Keep events of a user too; on disk when it returns."""
@@ -72,6 +76,8 @@ class LmdbPasts:
                 transaction.put(key, pack(merged(known, events, silent.keep), silent.header))
         except self._store.full:
             raise AwayError("the database is full: raise pasts.size_mib") from None
+        except self._store.failures as error:
+            raise AwayError(f"the database cannot be written: {error}") from None
 
     def _key(self, user: Any) -> bytes:
         """`NAME:i7` or `NAME:t…` of a text; a long text by its sha256."""

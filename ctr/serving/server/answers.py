@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 
 from ctr.serving.ranker import Ranker
 from features.encoding.encoder import EncodedRequest
+from features.encoding.past import PastEvent
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError
 
@@ -45,6 +46,7 @@ class Answer:
         order: places of the ranked candidates in the request, best first.
         scores: of all candidates, in the order of the request, float32 [N].
         stages: seconds by stage.
+        past: what the source of pasts knows of the user.
     """
 
     body: bytes
@@ -56,6 +58,7 @@ class Answer:
     order: np.ndarray
     scores: np.ndarray
     stages: dict[str, float]
+    past: tuple[PastEvent, ...] = ()
 
 
 def read_body(body: bytes) -> dict[str, Any]:
@@ -85,12 +88,15 @@ def answer(ranker: Ranker, body: bytes, limits: Limits) -> Answer:
     request_id, top_k = _envelope(raw)
     stages.end("decode")
     request = parse_request(raw, ranker.encoder.contract, limits)
+    # JOIN HERE: the source's events and the request's become one history. So far the request's alone are encoded.
+    past = () if request.user is None else tuple(ranker.pasts.newest(request.user))
     encoded = ranker.encoder.encode_request(request)
     stages.end("encode")
     scores_NH = ranker.scores(encoded)
     stages.end("model")
     order = np.argsort(-scores_NH[:, 0], kind="stable")[:top_k]
-    return _respond(ranker, raw, request, encoded, scores_NH, order, request_id, stages)
+    answered = _respond(ranker, raw, request, encoded, scores_NH, order, request_id, stages)
+    return replace(answered, past=past)
 
 
 def _envelope(raw: dict[str, Any]) -> tuple[str, int | None]:
