@@ -18,7 +18,7 @@ from ctr.serving.server.answers import read_body
 from features.calendar import FIRST_TIME, LAST_TIME, first_instant, microseconds_of, text_of
 from features.contract.columns import Gap, Residual
 from features.contract.event_columns import event_columns
-from features.contract.labels import CLICKED_NAMES, LABEL_NAMES, columns_read
+from features.contract.labels import CLICKED_NAMES, LABEL_NAMES
 from features.encoding.encoder import Encoder
 from features.encoding.past import PastEvent
 from features.encoding.request import Limits, parse_request
@@ -177,6 +177,7 @@ class EventReader:
         """Labels float64 [E], NaN where unknown, and which events may stand in histories, bool [E]."""
         log, history = self._contract.interactions, self._contract.history
         table = pl.DataFrame({"": range(len(events))})
+        given = {name for event in events for name in event.columns}
         try:
             columns = {name: _column(name, [event.columns.get(name) for event in events]) for name in self._reads}
             table = table.with_columns(columns.values())
@@ -184,12 +185,12 @@ class EventReader:
                 clicked = pl.coalesce(*CLICKED_NAMES)
                 table = table.with_columns(clicked.alias(name) for name in CLICKED_NAMES)
             if log.label is not None:
-                label = _expression(table, log.label)
+                label = _expression(given, log.label)
             else:
                 label = pl.lit(1) if log.candidates is None else pl.col(CLICKED_NAMES[0])
             table = table.with_columns(label.cast(pl.Float64).alias(name) for name in LABEL_NAMES if name != log.label)
             found = table.lazy().with_columns(label.cast(pl.Float64).alias(LABEL_NAMES[1])).collect()
-            is_event = pl.lit(True) if history.events == "all" else _expression(found, history.events)
+            is_event = pl.lit(True) if history.events == "all" else _expression(given, history.events)
             is_event_E = found.select(pl.repeat(True, pl.len()) & is_event.fill_null(False)).to_series().to_numpy()
         except pl.exceptions.PolarsError as error:
             raise ConfigError(
@@ -226,14 +227,13 @@ def instant_of(value: Any, factor: int, text_format: str | None) -> int | None:
 
 
 def _refuse_unsound(name: str, value: Any) -> None:
-    """Refuse what no column of a log holds: lists and objects, numbers of more than 64 bits, half of a character."""
-    if isinstance(value, str):
-        with suppress(UnicodeEncodeError):
-            value.encode()
-            return
-    elif value is None or isinstance(value, bool | float) or (isinstance(value, int) and -(2**63) <= value < 2**63):
-        return
-    raise ConfigError(f"{name}: {str(value)[:40]!r} is no value of a column: text, a number, true, false or null.")
+    """Refuse what no column of a log holds: lists, objects, and whole numbers of more than 64 bits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        sound = -(2**63) <= value < 2**63
+    else:
+        sound = value is None or isinstance(value, bool | float | str)
+    if not sound:
+        raise ConfigError(f"{name}: {str(value)[:40]!r} is no value of a column: text, a number, true, false or null.")
 
 
 def _column(name: str, values: list[Any]) -> pl.Series:
@@ -243,11 +243,9 @@ def _column(name: str, values: list[Any]) -> pl.Series:
         return pl.Series(name, values, strict=False)
 
 
-def _expression(table: pl.DataFrame, text: str) -> pl.Expr:
-    """A column's name, or an SQL expression; columns that no event has are null."""
-    if text in table.columns and len(columns_read(text)) == 1:
-        return pl.col(text)
-    return pl.sql_expr(text)
+def _expression(given: set[str], text: str) -> pl.Expr:
+    """A column that some event has, or an SQL expression."""
+    return pl.col(text) if text in given else pl.sql_expr(text)
 
 
 def _number(reason: str) -> int:

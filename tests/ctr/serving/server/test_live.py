@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ def later(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return built(tmp_path_factory.mktemp("late") / "log", stars_log().head(110))
 
 
+def micros_of(moment: datetime) -> int:
+    return MICROS + (moment - START) // timedelta(microseconds=1)
+
+
 def events(rows: pl.DataFrame) -> Events:
     found = [
         PastEvent(row["what"], int((row["at"] - START) / timedelta(microseconds=1)) + MICROS) for row in rows.to_dicts()
@@ -54,8 +58,8 @@ def expected(rows: pl.DataFrame, ranker: Any, minute: float) -> dict[str, list[f
         counter = Counter.model_validate(spec)
         state = CounterState(counter, ranker.encoder.snapshot.mean)
         for row in rows.to_dicts():
-            time_of = int((row["at"] - START) / timedelta(microseconds=1)) + MICROS
-            state.update(row["what"] if counter.of == "item" else row["who"], time_of, float(row["stars"] >= 4))
+            key = row["what"] if counter.of == "item" else row["who"]
+            state.update(key, micros_of(row["at"]), float(row["stars"] >= 4))
         ids = ranker.encoder.items if counter.of == "item" else ranker.encoder.users
         found[name] = [state.value(ids.value(row), int(at(minute) * 1e6)) for row in range(2, ids.size)]
     return found
