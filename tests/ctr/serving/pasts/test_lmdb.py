@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from ctr.serving.settings import PastsSettings
 from features.contract.contract import Contract
 from features.encoding.past import PastEvent
 from features.errors import ConfigError
+from pipelines.extras import missing_extra
 
 MIB = 2**20
 Note = Callable[[str], None]
@@ -142,3 +144,13 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         Stores(PastsSettings(kind="lmdb", folder=tmp_path / "file"), print)
     with pytest.raises(ValueError, match=r"pasts\.folder: lmdb needs one"):
         PastsSettings(kind="lmdb")
+
+
+@pytest.mark.parametrize("module", ["lmdb", "redis"])
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as error:
+        Stores(PastsSettings(kind=module, folder=tmp_path), print)
+    assert 'pip install "quadrank[pasts]"' in str(missing_extra(error.value, "serve"))
