@@ -17,6 +17,7 @@ from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import EventSettings, PastsSettings, ServeConfig
 from features.encoding.past import PastEvent
 from features.encoding.request import Limits
+from features.encoding.snapshot import Snapshot
 from features.errors import ConfigError
 from features.store.pointer import point_at
 from tests.ctr.serving.shop import REQUEST, two_bundles
@@ -41,6 +42,16 @@ def client_of(bundles: Path, token: str | None = "a secret", **config: Any) -> t
 
 def post(client: TestClient, *events: Any) -> Any:
     return client.post("/v1/events", json={"events": list(events)}, headers=TOKEN)
+
+
+def rated(snapshot: Snapshot, row: int) -> tuple[float, float]:
+    """Rows of an item in the log, and the positive ones."""
+    state = snapshot.states["item_rate"]
+    newest = state.open_row == row  # those of the log's last microsecond
+    return (
+        float(state.count[row] + state.open_count[newest].sum()),
+        float(state.positives[row] + state.open_positives[newest].sum()),
+    )
 
 
 def test_the_route_is_there_for_whoever_has_the_token(bundles: Path) -> None:
@@ -81,12 +92,10 @@ def test_rankings_read_counters_that_are_as_fresh_as_the_events(bundles: Path) -
         before = client.post("/v1/rank", json=REQUEST).json()["ranked"]
         ranker = server.versions.current
         row = ranker.encoder.items.index(110)
-        counted = float(ranker.encoder.snapshot.items["item_rate"][row])
-        # The rate after n rows, p of them positive, with a prior of 10 rows: (p + 10 m) / (n + 10).
         snapshot = ranker.encoder.snapshot
-        state = snapshot.states["item_rate"]
-        rows = float(state.count[row])
-        positives = float(state.positives[row])
+        counted = float(snapshot.items["item_rate"][row])
+        rows, positives = rated(snapshot, row)
+        # The rate after n rows, p of them positive, with a prior of 10 rows: (p + 10 m) / (n + 10).
         assert counted == pytest.approx((positives + 10 * snapshot.mean) / (rows + 10))
         assert post(client, *[EVENT | {"time": NOW - 60 - i} for i in range(5)]).json()["taken"] == 5
         until = time.monotonic() + 30
@@ -160,8 +169,8 @@ def test_the_next_version_has_the_events_too(bundles: Path, tmp_path: Path) -> N
         until = time.monotonic() + 30
         while second.encoder.snapshot.items["item_rate"][row] < 0.5 and time.monotonic() < until:
             time.sleep(0.01)
-        state = second.encoder.snapshot.states["item_rate"]
-        expected = (state.positives[row] + 5 + 10 * second.encoder.snapshot.mean) / (state.count[row] + 15)
+        rows, positives = rated(second.encoder.snapshot, row)
+        expected = (positives + 5 + 10 * second.encoder.snapshot.mean) / (rows + 5 + 10)
         assert second.encoder.snapshot.items["item_rate"][row] == pytest.approx(expected)
 
 
