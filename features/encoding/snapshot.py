@@ -79,13 +79,13 @@ class Snapshot:
     @classmethod
     def load(cls, folder: Path) -> Snapshot:
         """Read what `save` wrote."""
-        files = {name: folder / COUNTERS / f"{name}.arrow" for name in ("items", "users")}
-        values = {name: read_arrow(path) if path.is_file() else {} for name, path in files.items()}
+        files = [folder / COUNTERS / f"{name}.arrow" for name in ("items", "users")]
+        items, users = (read_arrow(path) if path.is_file() else {} for path in files)
         if not (folder / COUNTERS / STATE).is_file():
-            return cls(**values)
+            return cls(items, users)
         record = json.loads((folder / COUNTERS / STATE).read_text(encoding="utf-8"))
         states = {name: _state(folder / COUNTERS, number) for number, name in enumerate(record["counters"])}
-        return cls(**values, states=states, mean=record["mean"], newest=record["newest"])
+        return cls(items, users, states, record["mean"], record["newest"])
 
 
 def _state(folder: Path, number: int) -> CounterState:

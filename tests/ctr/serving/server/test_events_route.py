@@ -105,7 +105,7 @@ def test_rankings_read_counters_that_are_as_fresh_as_the_events(bundles: Path) -
         assert fresher == pytest.approx((positives + 5 + 10 * snapshot.mean) / (rows + 5 + 10))
         after = client.post("/v1/rank", json=REQUEST).json()["ranked"]
         assert {one["item"]: one["score"] for one in after}[110] != {one["item"]: one["score"] for one in before}[110]
-        age = float(client.get("/metrics").text.split("quadrank_counters_age_seconds ")[1].split()[0])
+        age = float(client.get("/metrics").text.split("\nquadrank_counters_age_seconds ")[1].split()[0])
         assert 50 < age < 600
 
 
