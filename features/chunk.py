@@ -14,6 +14,7 @@ USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_e
 WEIGHT, REQUEST, GIVEN = "_weight", "_request", "_given"
 RAW_TIME = "_raw_time"  # of an event of another table
 CONTEXT, HISTORY, LABELS = "_context.", "_history.", "_labels."
+RAW = "_raw."  # of columns as the log has them
 
 Values = Any  # a numpy array [R] or [R, width]; lists of different lengths as a pa.LargeListArray (64-bit offsets)
 

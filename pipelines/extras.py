@@ -22,6 +22,7 @@ MODULES = {
         }
     ),
     "serve": frozenset({"starlette", "uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"}),
+    "pasts": frozenset({"lmdb", "redis"}),
     "bench": frozenset({"pandas"}),
 }
 

@@ -48,7 +48,8 @@ from ctr.serving.bundle import (
     write_json,
 )
 from ctr.serving.ranker import Ranker
-from features.encoding.encoder import COUNTERS, ENCODER, LOG_COLUMNS, USERS, VOCABULARIES, Encoder
+from features.encoding.encoder import ENCODER, LOG_COLUMNS, USERS, VOCABULARIES, Encoder
+from features.encoding.snapshot import COUNTERS
 from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
 from features.store.schema import Field, Schema
@@ -93,6 +94,7 @@ def export_bundle(
     metrics: Mapping[str, Mapping[str, Any]],
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
+    pasts: bool = False,
 ) -> ExportResult:
     """Export a trained model and publish the bundle at `out`, or leave nothing there.
 
@@ -108,9 +110,10 @@ def export_bundle(
         metrics: by split, then by metric.
         controls: the same metrics of each control.
         git_revision: of the code that trained it.
+        pasts: bring the newest events of each user too; the raw log is read again.
 
     Raises:
-        ConfigError: `out` exists and is not empty.
+        ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
         DataError: the encoder changed since the feature set was built, or encodes a request to something else.
         NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5 in logits.
     """
@@ -119,6 +122,11 @@ def export_bundle(
     model = _for_serving(model, manifest.sampling)
     with publish(out) as folder:
         encoder = _write_encoder(feature_set, folder)
+        if pasts:
+            # Packing needs a package of the extra `serve`.
+            from ctr.export.past_snapshot import write_pasts
+
+            write_pasts(feature_set, encoder, folder)
         golden = Golden(cases=golden_requests(model, feature_set, encoder))
         write_json(folder / GOLDEN, golden)
         example = json.dumps(golden.cases[0].request, indent=2, ensure_ascii=False)

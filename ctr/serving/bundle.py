@@ -23,7 +23,7 @@ from features.store.atomic import flush, flush_tree
 from features.store.feature_set import FileEntry, SplitName, Window, sha256_of
 from features.store.pointer import CURRENT, NEWEST, follow
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
 ITEM_TABLE = "item_table.bin"

@@ -17,7 +17,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from ctr.serving.agreement import logit_difference
 from ctr.serving.bundle import RANKER, SCORE, Bundle, open_bundle
-from features.encoding.encoder import EncodedRequest, Encoder, Snapshot
+from ctr.serving.pasts.source import Pasts, RequestPasts
+from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.past import PastEvent
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError, NumericalError
@@ -63,7 +64,8 @@ class Ranker:
     """Ranks the candidates of one request with the model of a bundle. Safe to share between threads.
 
     `threads` threads compute one request, 1 by default: a server answers several requests at once, and the threads of
-    one request would take cores from another.
+    one request would take cores from another. `encoder` may be replaced by one with fresher counters, `pasts` by a
+    source of users' pasts, which is empty by default.
 
     Example:
         >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
@@ -75,6 +77,8 @@ class Ranker:
         self.bundle = bundle
         self.encoder = encoder
         self.limits = limits
+        self.counters = encoder.snapshot
+        self.pasts: Pasts = RequestPasts()
         self._requests = RequestEncoder(encoder)
         self._session = session
         self.inputs = tuple(session.get_inputs())
@@ -145,11 +149,9 @@ class Ranker:
             missing=encoded.missing,
         )
 
-    def encode(
-        self, request: Request, past: Sequence[PastEvent] = (), snapshot: Snapshot | None = None
-    ) -> EncodedRequest:
+    def encode(self, request: Request, past: Sequence[PastEvent] = ()) -> EncodedRequest:
         """As `RequestEncoder.encode`: a parsed request, and what a source of pasts knows of its user, for the graph."""
-        return self._requests.encode(request, past, snapshot)
+        return self._requests.encode(request, past, self.counters)
 
     def score(self, encoded: EncodedRequest) -> np.ndarray:
         """Click probabilities float32 [N]: the first column of `scores`."""

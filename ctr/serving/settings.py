@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from features.contract.columns import Duration
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.encoding.request import Limits
 
@@ -29,8 +30,38 @@ class LogSettings(Settings):
     users: Literal["raw", "hashed"] = Field("raw", description="hashed: keyed by the secret in QUADRANK_LOG_KEY")
 
 
+class PastsSettings(Settings):
+    """Where the past of a user is asked for that a request does not bring."""
+
+    kind: Literal["request", "snapshot", "lmdb", "redis"] = Field(
+        "request", description="request: nowhere; snapshot: in the bundle; lmdb: on this host; redis: for several hosts"
+    )
+    folder: Path | None = Field(None, description="lmdb: of the database")
+    size_mib: PositiveInt = Field(4096, description="lmdb: the database grows no further")
+    url: str = Field("redis://127.0.0.1:6379/0", description="redis: its password is in QUADRANK_REDIS_PASSWORD")
+    timeout_ms: PositiveFloat = Field(20.0, description="redis: a ranking waits no longer")
+    pause_ms: PositiveFloat = Field(1000.0, description="redis: not asked for so long after it did not answer")
+    ttl: Duration = Field("30d", validate_default=True, description="redis: users without events are forgotten")
+
+    @model_validator(mode="after")
+    def _lmdb_has_a_folder(self) -> PastsSettings:
+        if self.kind == "lmdb" and self.folder is None:
+            raise ValueError("pasts.folder: lmdb needs one, e.g. pasts.folder=served/pasts")
+        return self
+
+
+class EventSettings(Settings):
+    """Events that `POST /v1/events` takes in."""
+
+    most: PositiveInt = Field(1000, description="events of one request; more are refused")
+    seconds: PositiveFloat = Field(1.0, description="counters take new events in this often")
+    remembered: PositiveInt = Field(
+        100_000, description="newest events that a second sending of is recognised, and that the next bundle gets too"
+    )
+
+
 class ServeConfig(Settings):
-    """One serving process: threads, limits, queue, log."""
+    """One serving process: threads, limits, queue, pasts, log."""
 
     threads: PositiveInt = Field(1, description="of one request, inside ONNX Runtime")
     concurrency: PositiveInt = Field(1, description="requests that a process ranks at the same time")
@@ -40,6 +71,8 @@ class ServeConfig(Settings):
     queue: QueueSettings = QueueSettings()
     poll_seconds: PositiveFloat = Field(2.0, description="how often the pointer or alias is read")
     warm_up: int = Field(32, ge=0, description="recent requests that a new version ranks before it answers")
+    pasts: PastsSettings = PastsSettings()
+    events: EventSettings = EventSettings()
     log: LogSettings = LogSettings()
 
 

@@ -19,16 +19,16 @@ from features.encoding.base import ColumnEncoder, Columns
 from features.encoding.category import check_kind, check_kinds
 from features.encoding.registry import ENCODERS, encode_value, encode_values
 from features.encoding.request import Request
+from features.encoding.snapshot import Snapshot
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.store.feature_set import read_arrow, write_arrow
+from features.store.feature_set import read_arrow
 from features.store.schema import UNKNOWN, Field, Schema
 from features.store.versions import ROW, VALID_FROM
 
 ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"
 USERS = "users.arrow"
-COUNTERS = "counters"
 LOG_COLUMNS = "log_columns.arrow"
 SECTIONS = ("item", "user", "context", "candidate", "event")  # of columns, as an encoder and its file have them
 
@@ -77,34 +77,6 @@ class EncodedRequest:
     unknown_candidates: tuple[Any, ...]
     missing: dict[str, int] = field(default_factory=dict)
     history: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What the counters said at the end of the log: a request that brings no fresher values gets these.
-
-    Args:
-        items: raw values by counter, float32, one an item row.
-        users: likewise, one a user row.
-    """
-
-    items: Mapping[str, np.ndarray] = field(default_factory=dict)
-    users: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def save(self, folder: Path) -> None:
-        """Write `counters/items.arrow` and `counters/users.arrow`, where there are such counters."""
-        for name, columns in self._sides().items():
-            if columns:
-                write_arrow(folder / COUNTERS / f"{name}.arrow", dict(columns))
-
-    @classmethod
-    def load(cls, folder: Path) -> Snapshot:
-        """Read what `save` wrote."""
-        files = {name: folder / COUNTERS / f"{name}.arrow" for name in ("items", "users")}
-        return cls(**{name: read_arrow(path) if path.is_file() else {} for name, path in files.items()})
-
-    def _sides(self) -> dict[str, Mapping[str, np.ndarray]]:
-        return {"items": self.items, "users": self.users}
 
 
 @dataclass(frozen=True, eq=False)

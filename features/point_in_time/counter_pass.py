@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from features.chunk import LABEL, Chunk, Values
 from features.contract.log import Counter
 from features.draws import drawn, one_in
 from features.encoding.base import Columns
-from features.encoding.encoder import Encoder, Snapshot, fields
+from features.encoding.encoder import Encoder, fields
 from features.encoding.number import NumericEncoder
+from features.encoding.snapshot import CounterState, Snapshot
 from features.fitting.split import Splitter
-from features.point_in_time.counters import final, running
+from features.point_in_time.counters import final, running, state
 from features.point_in_time.encoded_log import EncodedLog
 from features.store.shuffle import shuffle_by_key
 
@@ -30,6 +32,8 @@ class Counted:
         raw: at every row of the log, in its order, float64 [rows] by counter (memory-mapped).
         encoders: which scale them, by counter.
         finals: at the end of the log, float32 by counter, one an item (user) row.
+        states: what each needs to go on from there.
+        newest: time of the log's newest row, µs.
         mean: the rate that keys without rows have; None without counters.
     """
 
@@ -37,6 +41,8 @@ class Counted:
     raw: Mapping[str, np.ndarray] = field(default_factory=dict)
     encoders: Columns = field(default_factory=dict)
     finals: Mapping[str, np.ndarray] = field(default_factory=dict)
+    states: Mapping[str, CounterState] = field(default_factory=dict)
+    newest: int = 0
     mean: float | None = None
 
     def onto(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -53,11 +59,13 @@ class Counted:
         names = {of: [name for name, counter in self.counters.items() if counter.of == of] for of in ("item", "user")}
         candidate = {name: self.encoders[name] for name in names["item"]}
         context = {**encoder.context, **{name: self.encoders[name] for name in names["user"]}}
+        items, users = ({name: self.finals[name] for name in names[of]} for of in ("item", "user"))
+        snapshot = Snapshot(items, users, self.states, self.mean or 0.0, self.newest)
         return replace(
             encoder,
             candidate=candidate,
             context=context,
-            snapshot=Snapshot(*({name: self.finals[name] for name in names[of]} for of in ("item", "user"))),
+            snapshot=snapshot,
             schema=encoder.schema.model_copy(update={"context": fields(context), "candidate": fields(candidate)}),
         )
 
@@ -101,6 +109,7 @@ def count_log(
     sizes = {"item": schema.items, "user": schema.users}
     raw: dict[str, np.ndarray] = {}
     finals: dict[str, np.ndarray] = {}
+    states: dict[str, CounterState] = {}
     newest = stream.newest_time()
     for of, size in sizes.items():
         wanted = {name: counter for name, counter in counters.items() if counter.of == of}
@@ -114,9 +123,23 @@ def count_log(
             mine = np.arange(number, size, shards)
             for name, counter in wanted.items():
                 raw[name][shard["place"]] = running(key, time, label, counter, mean, counted, shard["instant"])
-                state = final(key[counted], time[counted], label[counted], counter, mean, size, newest)
-                finals[name][mine] = state[mine]
-    return Counted(counters, raw, prior.encoders if prior else _fitted(stream, splitter, raw), finals, mean)
+                logged = key[counted], time[counted], label[counted]
+                finals[name][mine] = final(*logged, counter, mean, size, newest)[mine]
+                of_shard = state(*logged, counter, size, newest)
+                states[name] = _together(states[name], of_shard) if name in states else of_shard
+    encoders = prior.encoders if prior else _fitted(stream, splitter, raw)
+    return Counted(counters, raw, encoders, finals, states, newest, mean)
+
+
+def _together(first: CounterState, second: CounterState) -> CounterState:
+    """The states of shards, which have keys of their own and zeros for the others."""
+    pairs = {one.name: (getattr(first, one.name), getattr(second, one.name)) for one in dataclass_fields(CounterState)}
+    return CounterState(
+        **{
+            name: np.concatenate(pair) if name.startswith("open_") else pair[0] + pair[1]
+            for name, pair in pairs.items()
+        }
+    )
 
 
 def _keys(stream: EncodedLog, of: str) -> Iterator[dict[str, Values]]:

@@ -5,12 +5,17 @@ Shapes: R rows of the log.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from features.calendar import DAY, HOUR
 from features.contract.log import Counter
+from features.encoding.snapshot import CounterState
 
 PERIODS = {"event": 1, "hour": HOUR, "day": DAY}  # µs
+
+Times = TypeVar("Times", int, np.ndarray)
 
 
 def running(
@@ -42,7 +47,7 @@ def running(
     """
     counted_R = np.ones(len(key_R), bool) if counted_R is None else counted_R
     known = _Prefix(key_R[counted_R], time_R[counted_R], label_R[counted_R], counter)
-    return known.at(key_R, _as_of(time_R if instant_R is None else instant_R, counter), mean)
+    return known.at(key_R, as_of(time_R if instant_R is None else instant_R, counter), mean)
 
 
 def final(
@@ -67,6 +72,44 @@ def final(
     return _Prefix(key_R, time_R, label_R, counter).at(np.arange(keys), np.full(keys, newest + 1), mean)
 
 
+def state(
+    key_R: np.ndarray, time_R: np.ndarray, label_R: np.ndarray, counter: Counter, keys: int, newest: int
+) -> CounterState:
+    """What a counter must remember at the end of the log, to go on by events.
+
+    Args:
+        key_R, time_R, label_R: rows that count.
+        counter: as of `running`.
+        keys: how many keys there are.
+        newest: time of the log's newest row, µs.
+    """
+    is_open = time_R >= as_of(newest, counter)
+    known = _Prefix(key_R[~is_open], time_R[~is_open], label_R[~is_open], counter).sums(keys)
+    opened = _Prefix(key_R[is_open], time_R[is_open], label_R[is_open], counter).sums(keys)
+    row = np.flatnonzero(opened[0])
+    return CounterState(*known, row, opened[2][row], opened[0][row], opened[1][row])
+
+
+def as_of(time: Times, counter: Counter) -> Times:
+    """The instant that a counter looks back from: its time, or the beginning of its hour or day (UTC). µs."""
+    period = PERIODS[counter.as_of]
+    return time // period * period
+
+
+def fade(age: np.ndarray, counter: Counter) -> np.ndarray:
+    """What an event of such an age (µs) still weighs."""
+    if counter.half_life is None:
+        return np.ones(len(age))
+    return np.exp2(-age / counter.half_life)
+
+
+def value(count: np.ndarray, positives: np.ndarray, counter: Counter, mean: float) -> np.ndarray:
+    """A counter's value of faded sums."""
+    if counter.value == "count":
+        return count
+    return (positives + counter.prior * mean) / (count + counter.prior)
+
+
 class _Prefix:
     """Faded sums up to each event of each key, to be asked at any instant."""
 
@@ -74,6 +117,8 @@ class _Prefix:
         if counter.value == "rate":
             labelled = ~np.isnan(label)
             key, time, label = key[labelled], time[labelled], label[labelled]
+        else:
+            label = np.zeros(len(key))  # what is shown counts, whatever came of it
         order = np.lexsort((time, key))
         self.key, self.time = key[order].astype(np.int64), time[order]
         self.counter = counter
@@ -81,18 +126,26 @@ class _Prefix:
         self.counts = self._summed(np.ones(len(order)))
         self.positives = self._summed(label[order].astype(np.float64))
         # A single NaN would run through all sums after it.
-        assert counter.value == "count" or np.isfinite(self.positives).all(), "a label that is counted is not finite"
+        assert np.isfinite(self.positives).all(), "a label that is counted is not finite"
 
     def at(self, key_Q: np.ndarray, instant_Q: np.ndarray, mean: float) -> np.ndarray:
         """Values at these instants, of events strictly before them."""
         if not len(self.key):
             nothing = np.zeros(len(key_Q))
-            return _value(nothing, nothing, self.counter, mean)
+            return value(nothing, nothing, self.counter, mean)
         before_Q = self._events_before(key_Q.astype(np.int64), instant_Q)
         last_Q = np.maximum(before_Q - 1, 0)
         some_Q = (before_Q > 0) & (self.key[last_Q] == key_Q)
-        fade_Q = np.where(some_Q, self._fade(instant_Q - self.time[last_Q]), 0.0)
-        return _value(self.counts[last_Q] * fade_Q, self.positives[last_Q] * fade_Q, self.counter, mean)
+        fade_Q = np.where(some_Q, fade(instant_Q - self.time[last_Q], self.counter), 0.0)
+        return value(self.counts[last_Q] * fade_Q, self.positives[last_Q] * fade_Q, self.counter, mean)
+
+    def sums(self, keys: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each key all events: count and positives faded to the newest one, float64 [keys], and its time."""
+        count, positives, time = np.zeros(keys), np.zeros(keys), np.zeros(keys, np.int64)
+        last = np.flatnonzero(np.r_[self.key[1:] != self.key[:-1], len(self.key) > 0])
+        key = self.key[last]
+        count[key], positives[key], time[key] = self.counts[last], self.positives[last], self.time[last]
+        return count, positives, time
 
     def _events_before(self, key_Q: np.ndarray, instant_Q: np.ndarray) -> np.ndarray:
         """How many events stand before (key, instant) in order of key and time."""
@@ -118,22 +171,6 @@ class _Prefix:
         while reach <= place.max(initial=0):
             later = np.flatnonzero(place >= reach)
             earlier = later - reach
-            total[later] += total[earlier] * self._fade(self.time[later] - self.time[earlier])
+            total[later] += total[earlier] * fade(self.time[later] - self.time[earlier], self.counter)
             reach *= 2
         return total
-
-    def _fade(self, age: np.ndarray) -> np.ndarray:
-        if self.counter.half_life is None:
-            return np.ones(len(age))
-        return np.exp2(-age / self.counter.half_life)
-
-
-def _as_of(time: np.ndarray, counter: Counter) -> np.ndarray:
-    period = PERIODS[counter.as_of]
-    return time // period * period
-
-
-def _value(count: np.ndarray, positives: np.ndarray, counter: Counter, mean: float) -> np.ndarray:
-    if counter.value == "count":
-        return count
-    return (positives + counter.prior * mean) / (count + counter.prior)

@@ -20,10 +20,11 @@ import polars as pl
 
 from features.contract.columns import ColumnSpec, DatePart, Gap, Residual
 from features.encoding.base import ColumnEncoder
-from features.encoding.encoder import EncodedHistory, EncodedRequest, Encoder, Snapshot
+from features.encoding.encoder import EncodedHistory, EncodedRequest, Encoder
 from features.encoding.past import Past, PastEvent
 from features.encoding.raw_values import known_keys
 from features.encoding.request import Request
+from features.encoding.snapshot import Snapshot
 from features.errors import ConfigError, DataError
 from features.point_in_time.history import gap_seconds, history_spans, without_repeats
 from features.point_in_time.raw_columns import Given, RawColumns, RawEvents, log_time
@@ -78,7 +79,7 @@ class RequestEncoder:
         """
         rules = self.encoder.contract.history
         self._refuse_unknown_keys(past)
-        events = RawEvents(self.columns, past, user)
+        events = RawEvents(self.columns, past, (user,) * len(past.items))
         rows_H = self.encoder.item_rows("history", past.items)
         place_R = _by_time(past, moment)
         time_R = np.append(past.time_H, moment)[place_R]

@@ -9,7 +9,7 @@ Shapes: H events.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import eq, ge, gt, le, lt, ne
@@ -150,12 +150,12 @@ class RawColumns:
 
 @dataclass(eq=False)
 class RawEvents:
-    """What the contract says of the events of one request.
+    """What the contract says of some events.
 
     Args:
         reading: of the contract.
         past: the events.
-        user: raw id of their user.
+        users: raw id of each event's user.
 
     Raises:
         ConfigError: a value of a type that its column does not have; names the event and the column.
@@ -163,7 +163,7 @@ class RawEvents:
 
     reading: RawColumns
     past: Past
-    user: Any = None
+    users: Sequence[Any]
     _frame: pl.DataFrame | None = field(default=None, init=False)
 
     def given(self, name: str) -> list[Any]:
@@ -172,7 +172,7 @@ class RawEvents:
         if name == log.item:
             return list(self.past.items)
         if name == log.user:
-            return [self.user] * len(self.past.items)
+            return list(self.users)
         if name == CLICKED and log.candidates is not None:
             bare = CLICKED_NAMES[0]
             return [row.get(CLICKED, row.get(bare)) for row in self.past.columns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from features.chunk import (
     ITEM,
     LABEL,
     LABELS,
+    RAW,
     RAW_TIME,
     REQUEST,
     SPLIT,
@@ -73,12 +74,13 @@ class Unchecked:
     unlabelled: bool = False
 
 
-def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
+def open_log(contract: Contract, as_of: str | None = None, raw_columns: Collection[str] = ()) -> Unchecked:
     """The log, in whatever shape it was recorded.
 
     Args:
         contract: what to read and how.
         as_of: leave out what came after this day (UTC).
+        raw_columns: that are wanted too, as `_raw.<name>`; names that the log does not have are passed over.
 
     Raises:
         DataError: missing file or column, an expression that is none, a column that holds no times.
@@ -86,13 +88,13 @@ def open_log(contract: Contract, as_of: str | None = None) -> Unchecked:
     path = contract.resolve(contract.interactions.path)
     unlabelled = False
     if contract.split.by != "files":
-        frame = _under_fixed_names(_raw(contract, path), path, contract)
+        frame = _under_fixed_names(_raw(contract, path), path, contract, raw_columns=raw_columns)
     else:
         valid, test = contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))
         labelled = [(_raw(contract, file), file) for file in (path, valid)]
-        parts = [_under_fixed_names(raw, file, contract) for raw, file in labelled]
+        parts = [_under_fixed_names(raw, file, contract, raw_columns=raw_columns) for raw, file in labelled]
         raw, lacking = _test_file(contract, test, labelled[0][0])
-        parts.append(_under_fixed_names(raw, test, contract, lacking))
+        parts.append(_under_fixed_names(raw, test, contract, lacking, raw_columns))
         unlabelled = LABEL in lacking.labels
         numbered = [part.with_columns(pl.lit(number, pl.Int8).alias(SPLIT)) for number, part in enumerate(parts)]
         frame = pl.concat(numbered, how="vertical_relaxed")
@@ -207,7 +209,11 @@ def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.L
 
 
 def _under_fixed_names(
-    raw: pl.LazyFrame, path: str, contract: Contract, lacking: Lacking | None = None
+    raw: pl.LazyFrame,
+    path: str,
+    contract: Contract,
+    lacking: Lacking | None = None,
+    raw_columns: Collection[str] = (),
 ) -> pl.LazyFrame:
     """Select what the contract declares; labels that are lacking are null."""
     lacking = lacking or Lacking()
@@ -239,7 +245,8 @@ def _under_fixed_names(
         columns[REQUEST] = pl.col(log.request)
     if contract.history.given:
         columns[GIVEN] = _given(raw, path, contract.history.given)
-    return labelled.frame.select(**columns)
+    there = labelled.frame.collect_schema().names() if raw_columns else []
+    return labelled.frame.select(**columns, **{RAW + name: pl.col(name) for name in there if name in raw_columns})
 
 
 def _given(raw: pl.LazyFrame, path: str, spec: PrecomputedHistory) -> pl.Expr:

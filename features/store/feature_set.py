@@ -26,7 +26,7 @@ SplitName = Literal["train", "valid", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 MANIFEST = "MANIFEST.json"
-FORMAT = 4
+FORMAT = 5
 
 
 class FileEntry(Settings):
@@ -124,7 +124,7 @@ class FeatureSet:
         embeddings/<set>.scale.npy                 float32 [items], of an int8 set
         semantic_ids/<column>/                     a `SemanticCoder`
         transforms/                                what was learned from vectors
-        counters/{items,users}.arrow               what the counters said at the end of the log
+        counters/                                  what the counters said at the end of the log, and their states
         vocabularies/*.arrow  encoder.json  profile.json  MANIFEST.json
     """
 

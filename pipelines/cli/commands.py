@@ -276,6 +276,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="New folder of the bundle; default: bundles/NAME/RUN_ID.")
     ] = None,
+    pasts: Annotated[
+        bool, typer.Option("--pasts", help="Bring the newest events of each user too; reads the raw log again.")
+    ] = False,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -284,7 +287,7 @@ def export(
     Checks that the exported graphs give the same scores as the model."""
     from pipelines.job.export import export_run
 
-    result = export_run(run_id, out, Workspace(work), console(as_json))
+    result = export_run(run_id, out, Workspace(work), console(as_json), pasts)
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 

@@ -19,7 +19,13 @@ from pipelines.workspace import CONFIG, METRICS, Workspace
 
 
 def export_model(
-    model: ClickModel, feature_set: FeatureSet, run_dir: Path, out: Path | None, workspace: Workspace, console: Console
+    model: ClickModel,
+    feature_set: FeatureSet,
+    run_dir: Path,
+    out: Path | None,
+    workspace: Workspace,
+    console: Console,
+    pasts: bool = False,
 ) -> ExportResult:
     """Export a run's model, check that the graphs give the model's scores, and publish the bundle.
 
@@ -31,9 +37,10 @@ def export_model(
             taken. The `NEWEST` pointer there then names the new bundle.
         workspace: where bundles are.
         console: where messages are printed.
+        pasts: bring the newest events of each user too.
 
     Raises:
-        ConfigError: `out` exists and is not empty.
+        ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
     """
     record = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
     config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
@@ -50,6 +57,7 @@ def export_model(
         metrics=record["metrics"] | of_tasks,
         controls=record["controls"],
         git_revision=config["git_revision"],
+        pasts=pasts,
     )
     if result.path.parent.resolve() == bundles.resolve():
         point_at(bundles, result.path.name, NEWEST)
@@ -60,8 +68,10 @@ def export_model(
     return result
 
 
-def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Console) -> dict[str, Any]:
-    """Export a finished run from its folder.
+def export_run(
+    run_id: str, out: Path | None, workspace: Workspace, console: Console, pasts: bool = False
+) -> dict[str, Any]:
+    """Export a finished run from its folder, with the newest events of each user where they are asked for.
 
     Raises:
         ConfigError: no such run, its feature set is gone, or `out` exists and is not empty.
@@ -69,7 +79,7 @@ def export_run(run_id: str, out: Path | None, workspace: Workspace, console: Con
     if out is not None:
         refuse_taken(out)
     run_dir, model, feature_set = load_run(run_id, workspace)
-    result = export_model(model, feature_set, run_dir, out, workspace, console)
+    result = export_model(model, feature_set, run_dir, out, workspace, console, pasts)
     return {
         "run_id": run_dir.name,
         "bundle": str(result.path),

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ctr.serving.bundle import REQUEST
+from ctr.serving.pasts.stores import Stores
 from ctr.serving.server.app import token_of
 from ctr.serving.server.run import MakeApp, check_address, example, run_server
 from ctr.serving.server.versions import source_of
@@ -36,6 +37,8 @@ def serve_bundle(
     """
     token = token_of(token_file)
     check_address(host, public)
+    # What cannot be opened ends here, and not in each process.
+    Stores(config.pasts, lambda outcome: None).close()
     source = source_of(model, bundle, os.environ.get("MLFLOW_TRACKING_URI"), workspace.root / "bundles")
     folder = source.wanted()
     console.print(f"serving {folder.name} on http://{host}:{port}, follow with /metrics; an example:")

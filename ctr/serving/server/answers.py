@@ -91,7 +91,8 @@ def answer(ranker: Ranker, body: bytes, limits: Limits, strict: bool = False) ->
     request_id, top_k = _envelope(raw)
     stages.end("decode")
     request = parse_request(raw, ranker.encoder.contract, limits)
-    encoded = ranker.encode(request)
+    past = () if request.user is None else ranker.pasts.newest(request.user)
+    encoded = ranker.encode(request, past)
     if strict:
         refuse_missing(encoded)
     stages.end("encode")

@@ -7,17 +7,24 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from ctr.serving.pasts.source import AwayError
+from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
 from ctr.serving.server.answers import Answer, answer
+from ctr.serving.server.events import EventReader
+from ctr.serving.server.live import LiveCounters
 from ctr.serving.server.metrics import ServerMetrics
 from ctr.serving.server.openapi import DOCUMENT, page
 from ctr.serving.server.pool import OverloadedError, RankingPool
@@ -49,10 +56,13 @@ class Server:
         self.metrics = ServerMetrics()
         self.pool = RankingPool(config.concurrency, config.queue.size, config.queue.deadline_ms / 1e3)
         self._token = token
+        self.stores = Stores(config.pasts, self.metrics.past)
+        self.live = LiveCounters(config.events.seconds, config.events.remembered)
+        self._writers = RankingPool(1, config.queue.size, config.queue.deadline_ms / 1e3)
         self.log = ServedLog(config.log, self.metrics.log_dropped.inc) if config.log.folder else None
         self.versions = Versions(
             source,
-            lambda path: Ranker.load(path, config.threads, config.limits),
+            self._load,
             config.warm_up,
             on_swap=self._swapped,
             on_refusal=self._refused,
@@ -77,6 +87,7 @@ class Server:
         ]
         if self._token:
             routes.append(Route("/v1/rollback", self._guarded("rollback", self.rollback), methods=["POST"]))
+            routes.append(Route("/v1/events", self._guarded("events", self.events), methods=["POST"]))
         return Starlette(routes=routes, lifespan=self._lifespan)
 
     async def rank(self, request: Request) -> Response:
@@ -89,10 +100,16 @@ class Server:
 
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
-            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
+        if not self._has_token(request):
+            return _unauthorized()
         return _json({"model_version": self.versions.roll_back().model_version})
+
+    async def events(self, request: Request) -> Response:
+        """`POST /v1/events`: what users did, for their pasts and for counters."""
+        if not self._has_token(request):
+            return _unauthorized()
+        body = await self._body(request)
+        return _json(await self._writers.run(lambda: self._take(body)))
 
     async def healthy(self, request: Request) -> Response:
         """A server that answers has loaded and checked its bundle."""
@@ -127,6 +144,7 @@ class Server:
     async def prometheus(self, request: Request) -> Response:
         """`GET /metrics`."""
         self.metrics.waiting.set(self.pool.taken)
+        self.metrics.counters_age.set(self.live.age)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
@@ -140,9 +158,14 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.versions.watch(self.config.poll_seconds)
+        if self._token:
+            self.live.start()
         yield
         self.versions.close()
         self.pool.close()
+        self._writers.close()
+        self.live.close()
+        self.stores.close()
         if self.log is not None:
             self.log.close()
 
@@ -172,6 +195,11 @@ class Server:
             response = _error(503, "overloaded", "The server is busy or stopping: try again later.")
             response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
             return response
+        except AwayError as error:
+            log.error("events are not taken: %s", error)
+            response = _error(503, "pasts_away", "Pasts cannot be kept now: send the same events again later.")
+            response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
+            return response
         except ClientDisconnect:
             return Response(status_code=499)
         except NumericalError as error:
@@ -193,6 +221,34 @@ class Server:
                 raise TooLargeError
             parts.append(part)
         return b"".join(parts)
+
+    def _has_token(self, request: Request) -> bool:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), (self._token or "").encode())
+
+    def _take(self, body: bytes) -> dict[str, Any]:
+        """Keep the events of a body for pasts and counters; what the answer says of them.
+
+        Pasts come first: where they cannot be kept, nothing is counted, and the events may be sent again.
+        """
+        ranker = self.versions.current
+        events = EventReader(ranker.encoder, self.config.events.most).read(body, datetime.now(UTC))
+        for user, of_user in events.by_user().items():
+            ranker.pasts.add(user, of_user)
+        outcomes = {
+            "taken": len(events.users),
+            "refused": events.refused,
+            "repeated": self.live.add(events),
+            "unlabelled": int(np.isnan(events.label_E).sum()),
+        }
+        for outcome, number in outcomes.items():
+            self.metrics.events.labels(outcome).inc(number)
+        return outcomes | ({"reason": events.reason} if events.reason else {})
+
+    def _load(self, path: Path) -> Ranker:
+        ranker = Ranker.load(path, self.config.threads, self.config.limits)
+        ranker.pasts = self.stores.of(ranker.bundle.path, ranker.encoder)
+        return ranker
 
     def _named(self, request: Request) -> Ranker:
         ranker, path = self.versions.current, request.path_params
@@ -219,6 +275,7 @@ class Server:
             self.log.add(answered)
 
     def _swapped(self, ranker: Ranker, seconds: float) -> None:
+        self.live.follow(ranker)
         self.metrics.swapped(ranker, seconds)
         log.info("version %s answers, loaded in %.1f s", ranker.model_version, seconds)
 
@@ -251,3 +308,7 @@ def _json(content: object) -> Response:
 def _error(status: int, code: str, message: str) -> Response:
     content = msgspec.json.encode({"error": {"code": code, "message": message}})
     return Response(content, status, media_type="application/json")
+
+
+def _unauthorized() -> Response:
+    return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")

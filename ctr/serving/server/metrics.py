@@ -35,6 +35,14 @@ class ServerMetrics:
         )
         self.score_sum = Counter("quadrank_scores_sum", "Sum of the scores; over candidates, their mean.", registry=own)
         self.log_dropped = Counter("quadrank_log_dropped_total", "Answers that the log had no place for.", registry=own)
+        self.pasts = Counter(
+            "quadrank_pasts_total", "Pasts asked for at their source, by what came of it.", ["outcome"], registry=own
+        )
+        self.events = Counter("quadrank_events_total", "Reported events, by outcome.", ["outcome"], registry=own)
+        self.counters_age = Gauge(
+            "quadrank_counters_age_seconds", "Now less the newest event counted, or the end of the log.",
+            multiprocess_mode="max", registry=own,
+        )  # fmt: skip
         self.refused = Counter(
             "quadrank_versions_refused_total", "New versions that failed their checks.", registry=own
         )
@@ -56,6 +64,10 @@ class ServerMetrics:
         self._age = Gauge(
             "quadrank_model_age_seconds", "Now less the export of the model.", multiprocess_mode="max", registry=own
         )
+
+    def past(self, outcome: str) -> None:
+        """Note what came of asking for a past."""
+        self.pasts.labels(outcome).inc()
 
     def swapped(self, ranker: Ranker, seconds: float) -> None:
         """Note the version that answers from now on."""

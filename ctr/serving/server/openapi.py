@@ -95,6 +95,41 @@ ANSWER: dict[str, Any] = {
         "took_ms": {"type": "object", "description": "milliseconds by stage: decode, encode, model, respond"},
     },
 }
+EVENTS: dict[str, Any] = {
+    "type": "object",
+    "required": ["events"],
+    "additionalProperties": False,
+    "properties": {
+        "events": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["user", "item", "time"],
+                "properties": {
+                    "user": ID,
+                    "item": ID,
+                    "time": {
+                        "oneOf": [{"type": "integer"}, {"type": "string"}],
+                        "description": "as the log has it: a whole number since 1970, or ISO 8601",
+                    },
+                },
+                "description": "and raw columns of the log, those of the label among them",
+            },
+        }
+    },
+}
+TAKEN: dict[str, Any] = {
+    "type": "object",
+    "required": ["taken", "refused", "repeated", "unlabelled"],
+    "properties": {
+        "taken": {"type": "integer", "description": "events that are sound"},
+        "refused": {"type": "integer", "description": "events that are not"},
+        "repeated": {"type": "integer", "description": "of those taken, how many were sent before: not counted again"},
+        "unlabelled": {"type": "integer", "description": "of those taken, how many lack what the label is made of"},
+        "reason": {"type": "string", "description": "why the first was refused"},
+    },
+}
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {"title": "QuadRank", "version": "1", "description": "Ranks the candidates of one user by raw ids."},
@@ -106,6 +141,20 @@ DOCUMENT: dict[str, Any] = {
                 "responses": {
                     "200": {"description": "ranked", "content": {"application/json": {"schema": ANSWER}}},
                     "400": ERROR,
+                    "413": ERROR,
+                    "503": BUSY,
+                },
+            }
+        },
+        "/v1/events": {
+            "post": {
+                "summary": "What users did, for their pasts and for counters; needs the token",
+                "requestBody": {"required": True, "content": {"application/json": {"schema": EVENTS}}},
+                "responses": {
+                    "200": {"description": "taken or refused", "content": {"application/json": {"schema": TAKEN}}},
+                    "400": ERROR,
+                    "401": ERROR,
+                    "404": {"description": "the server has no token, and so no routes that write"},
                     "413": ERROR,
                     "503": BUSY,
                 },

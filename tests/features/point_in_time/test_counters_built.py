@@ -19,6 +19,7 @@ from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
 from features.fitting.split import TimeSplitter
 from features.point_in_time.counter_pass import _training_places
+from features.point_in_time.live_counters import LiveCounter
 from features.simulator.simulate import simulate
 from features.store.feature_set import SPLITS, FeatureSet
 from tests.features.chunks import chunk_of
@@ -145,6 +146,36 @@ def test_neither_buckets_nor_chunks_change_a_counter(
         )
 
     assert columns(divided) == columns(whole)
+
+
+def test_counters_go_on_from_the_state_that_a_build_ended_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log built up to some day, in eight shards, and the events after it: the whole log in plain Python."""
+    monkeypatch.setattr("features.build.build.ROWS_A_SHARD", 250)
+    simulate(tmp_path, rows=2_400, users=80, items=120, seed=1)
+    fading = {name: {**one, "half_life": "2d"} for name, one in COUNTERS.items()}
+    contract = load_contract(SIMULATED, {"counters": fading}, root=str(tmp_path))
+    log = pl.read_parquet(contract.resolve(contract.interactions.path))
+    log = log.with_columns(micros=pl.col("timestamp").dt.epoch("us")).sort("micros")
+    day = log["timestamp"][1_900].date()
+    built = build_feature_set(contract, tmp_path / "out", as_of=day.isoformat()).feature_set
+    encoder, newest = Encoder.load(built.path), int(log["micros"].max())
+    later = log.filter(pl.col("micros") > encoder.snapshot.newest)
+    assert built.manifest.shards == 8 and later.height and encoder.snapshot.newest < newest
+    for name, counter in contract.counters.items():
+        ids, field = (encoder.items, "item_id") if counter.of == "item" else (encoder.users, "user_id")
+        live = LiveCounter(counter, encoder.snapshot.mean, encoder.snapshot.states[name])
+        row_E = ids.encode(later[field])
+        known = row_E > 1  # the catalogue has no row for what came later
+        live.add(
+            *(one[known] for one in (row_E, later["micros"].to_numpy(), later["clicked"].to_numpy().astype(float)))
+        )
+        expected = CounterState(counter, built.manifest.label_mean or 0.0)
+        for event in log.to_dicts():
+            expected.update(event[field], event["micros"], event["clicked"])
+        for instant in (newest + 1, newest + 90_000_000_000):
+            found = live.values(instant)
+            wanted = [expected.value(ids.value(row), instant) for row in range(2, ids.size)]
+            np.testing.assert_allclose(found[2:], wanted, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_a_scale_is_fitted_on_rows_of_every_slot_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:

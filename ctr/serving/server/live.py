@@ -1,0 +1,139 @@
+"""Counters fresher than the bundle's: a thread folds reported events in, and swaps what rankings read by pointer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ctr.serving.ranker import Ranker
+from ctr.serving.server.events import Events
+from features.encoding.snapshot import Snapshot
+from features.point_in_time.live_counters import LiveCounter
+from features.store.schema import FIRST_VALUE
+
+log = logging.getLogger("quadrank.serve")
+Key = tuple[Any, Any, int]  # user, item and time of an event
+
+
+class LiveCounters:
+    """Counters of the version that answers.
+
+    They begin with the state at the end of its log, and take in events after it; before the first of these, rankings
+    read the values at the end of the log. An event of the same user, item and time as one of the last ones is a second
+    sending and not counted again; events up to the end of the log are in the log. Of users and items that the bundle
+    has no row for nothing is counted. A version that replaces another gets the remembered events too.
+
+    Args:
+        seconds: between two looks for events.
+        remembered: how many of the newest events are kept.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, seconds: float, remembered: int, clock: Callable[[], float] = time.time) -> None:
+        self._seconds, self._remembered, self._clock = seconds, remembered, clock
+        self._lock = threading.Lock()
+        self._seen: dict[Key, float] = {}
+        self._waiting: dict[Key, float] = {}
+        self._version: _Version | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def follow(self, ranker: Ranker) -> None:
+        """Keep the counters of another version from now on."""
+        with self._lock:
+            self._version = _Version(ranker)
+            self._waiting = dict(self._seen)
+
+    def add(self, events: Events) -> int:
+        """Take events in, to be counted at the next look; returns how many had been there before."""
+        again = 0
+        with self._lock:
+            for user, event, label in zip(events.users, events.events, events.label_E.tolist(), strict=True):
+                key = (user, event.item, event.time)
+                if key in self._seen:
+                    again += 1
+                    continue
+                self._seen[key] = self._waiting[key] = label
+                if len(self._seen) > self._remembered:
+                    del self._seen[next(iter(self._seen))]
+        return again
+
+    def fold(self) -> None:
+        """Count what waits, and let rankings read the values of this instant."""
+        with self._lock:
+            version, waiting, self._waiting = self._version, self._waiting, {}
+        if version is not None:
+            version.fold(waiting, int(self._clock() * 1e6))
+
+    @property
+    def age(self) -> float:
+        """Seconds since the newest event that is counted, or since the end of the log."""
+        version = self._version
+        return 0.0 if version is None else self._clock() - version.newest / 1e6
+
+    def start(self) -> None:
+        """Begin to look for events, in a thread of its own."""
+
+        def look() -> None:
+            while not self._stop.wait(self._seconds):
+                try:
+                    self.fold()
+                except Exception:
+                    log.exception("counters stay as they are")
+
+        self._thread = threading.Thread(target=look, name="live-counters", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the looking."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+@dataclass
+class _Version:
+    """The counters of one version; one thread folds."""
+
+    ranker: Ranker
+    newest: int = field(init=False)
+    _begun: dict[str, LiveCounter] = field(default_factory=dict, init=False)
+    _snapshot: Snapshot = field(init=False)
+
+    def __post_init__(self) -> None:
+        # From the bundle: after a roll-back the ranker's own are those of its last look.
+        self._snapshot = Snapshot.load(self.ranker.bundle.path)
+        windows = self.ranker.bundle.manifest.windows.values()
+        self.newest = self._snapshot.newest or max(window.last_time for window in windows)
+
+    def fold(self, waiting: dict[Key, float], now: int) -> None:
+        """Count events after the end of the log, and let the ranker read the values at `now`, µs."""
+        after = {key: label for key, label in waiting.items() if key[2] > self._snapshot.newest}
+        counters = self.ranker.encoder.contract.counters
+        if not counters or not (after or self._begun):
+            return
+        if not self._begun:
+            mean, states = self._snapshot.mean, self._snapshot.states
+            self._begun = {name: LiveCounter(one, mean, states[name]) for name, one in counters.items()}
+        if after:
+            self._count(after)
+            self.newest = max(self.newest, *(time for _, _, time in after))
+        values = {name: live.values(now).astype(np.float32) for name, live in self._begun.items()}
+        items, users = ({name: values[name] for name in values if counters[name].of == of} for of in ("item", "user"))
+        self.ranker.counters = replace(self._snapshot, items=items, users=users)
+
+    def _count(self, events: dict[Key, float]) -> None:
+        encoder = self.ranker.encoder
+        users, items, times = zip(*events, strict=True)
+        time_E, label_E = np.array(times, np.int64), np.array(list(events.values()))
+        rows = {"user": encoder.users.indices(users), "item": encoder.items.indices(items)}
+        for name, live in self._begun.items():
+            row_E = rows[encoder.contract.counters[name].of]
+            known = row_E >= FIRST_VALUE
+            live.add(row_E[known], time_E[known], label_E[known])

@@ -1,0 +1,156 @@
+"""Pasts in LMDB: kept over a restart and between processes, and nothing lost between two writers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctr.serving.pasts.lmdb_store import LmdbStore
+from ctr.serving.pasts.packing import header_of, pack
+from ctr.serving.pasts.source import AwayError
+from ctr.serving.pasts.stores import Stores
+from ctr.serving.settings import PastsSettings
+from features.contract.contract import Contract
+from features.encoding.past import PastEvent
+from features.errors import ConfigError
+from pipelines.extras import missing_extra
+
+MIB = 2**20
+Note = Callable[[str], None]
+
+
+def events(*times: int) -> list[PastEvent]:
+    return [PastEvent(100 + time, time, {"clicked": time % 2}) for time in times]
+
+
+def test_a_past_is_there_after_a_restart(tmp_path: Path, contract: Contract, note: Note, outcomes: list[str]) -> None:
+    store = LmdbStore(tmp_path / "a" / "pasts", 16 * MIB)
+    pasts = store.of(contract, note)
+    assert pasts.newest("u1") == []
+    pasts.add("u1", events(3, 1))
+    pasts.add("u1", events(2, 3))
+    pasts.add("u2", events(9))
+    store.close()
+    again = LmdbStore(tmp_path / "a" / "pasts", 16 * MIB)
+    assert again.of(contract, note).newest("u1") == events(1, 2, 3)
+    assert again.of(contract, note).newest("u2") == events(9)
+    again.close()
+    assert outcomes == ["absent", "found", "found"]
+
+
+def test_the_newest_seven_are_kept(tmp_path: Path, contract: Contract, note: Note) -> None:
+    store = LmdbStore(tmp_path / "pasts", 16 * MIB)
+    pasts = store.of(contract, note)
+    for time in (5, 1, 9, 3, 7, 2, 8, 4, 6):
+        pasts.add("u", events(time))
+    assert pasts.newest("u") == events(3, 4, 5, 6, 7, 8, 9)
+    store.close()
+
+
+def test_whole_numbers_texts_and_long_texts_are_users_of_their_own(
+    tmp_path: Path, contract: Contract, note: Note
+) -> None:
+    store = LmdbStore(tmp_path / "pasts", 16 * MIB)
+    pasts = store.of(contract, note)
+    users = [7, "7", "", "x" * 499, "x" * 5000, "x" * 5001, "\ud800", 2**63 - 1]
+    for place, user in enumerate(users):
+        pasts.add(user, events(place))
+    assert [pasts.newest(user) for user in users] == [events(place) for place in range(len(users))]
+    store.close()
+
+
+def test_another_contract_sees_nothing_and_writes_over(
+    tmp_path: Path, contract: Contract, note: Note, outcomes: list[str]
+) -> None:
+    store = LmdbStore(tmp_path / "pasts", 16 * MIB)
+    changed = contract.model_copy(update={"history": contract.history.model_copy(update={"max_len": 9})})
+    named = contract.model_copy(update={"name": "other"})
+    store.of(contract, note).add("u", events(1))
+    assert store.of(changed, note).newest("u") == [] and store.of(named, note).newest("u") == []
+    store.of(changed, note).add("u", events(2))
+    assert store.of(changed, note).newest("u") == events(2)
+    assert store.of(contract, note).newest("u") == []
+    assert outcomes == ["foreign", "absent", "found", "foreign"]
+    store.close()
+
+
+def test_a_blob_that_is_cut_short_is_nothing(
+    tmp_path: Path, contract: Contract, note: Note, outcomes: list[str]
+) -> None:
+    store = LmdbStore(tmp_path / "pasts", 16 * MIB)
+    blob = pack(events(1, 2), header_of(contract.fingerprint()))
+    with store.environment.begin(write=True) as transaction:
+        transaction.put(b"shop:tu", blob[:-3])
+    pasts = store.of(contract, note)
+    assert pasts.newest("u") == [] and outcomes == ["broken"]
+    pasts.add("u", events(3))
+    assert pasts.newest("u") == events(3)
+    store.close()
+
+
+def test_of_threads_that_write_to_one_user_none_loses_an_event(tmp_path: Path, contract: Contract, note: Note) -> None:
+    many = contract.model_copy(update={"history": contract.history.model_copy(update={"max_len": 200})})
+    store = LmdbStore(tmp_path / "pasts", 16 * MIB)
+    pasts = store.of(many, note)
+
+    def write(first: int) -> None:
+        for time in range(first, 60, 3):
+            pasts.add("u", events(time))
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pasts.newest("u") == events(*range(60))
+    store.close()
+
+
+def test_what_another_process_writes_is_seen(tmp_path: Path, contract: Contract, note: Note) -> None:
+    store = LmdbStore(tmp_path / "pasts", 16 * MIB)
+    pasts = store.of(contract, note)
+    pasts.add("u", events(1))
+    code = (
+        "import sys; from pathlib import Path; from ctr.serving.pasts.lmdb_store import LmdbStore\n"
+        "from features.contract.contract import Contract; from features.encoding.past import PastEvent\n"
+        "contract = Contract.model_validate_json(sys.argv[2])\n"
+        "LmdbStore(Path(sys.argv[1]), 2**24).of(contract, print).add('u', [PastEvent(102, 2, {'clicked': 0})])"
+    )
+    arguments = [str(tmp_path / "pasts"), contract.model_dump_json()]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=Path(__file__).parents[4])
+    assert pasts.newest("u") == events(1, 2)
+    store.close()
+
+
+def test_a_full_database_says_so(tmp_path: Path, contract: Contract, note: Note) -> None:
+    store = LmdbStore(tmp_path / "pasts", 64 * 1024)
+    pasts = store.of(contract, note)
+    with pytest.raises(AwayError, match="full"):
+        for user in range(200):
+            pasts.add(user, [PastEvent(1, 1, {"text": "x" * 2000})])
+    assert pasts.newest(0)[0].columns == {"text": "x" * 2000}
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"pasts\.folder: .* cannot be opened"):
+        Stores(PastsSettings(kind="lmdb", folder=tmp_path / "file"), print)
+    with pytest.raises(ValueError, match=r"pasts\.folder: lmdb needs one"):
+        PastsSettings(kind="lmdb")
+
+
+@pytest.mark.parametrize("module", ["lmdb", "redis"])
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as error:
+        Stores(PastsSettings(kind=module, folder=tmp_path), print)
+    assert 'pip install "quadrank[pasts]"' in str(missing_extra(error.value, "serve"))
