@@ -64,8 +64,8 @@ class Ranker:
     """Ranks the candidates of one request with the model of a bundle. Safe to share between threads.
 
     `threads` threads compute one request, 1 by default: a server answers several requests at once, and the threads of
-    one request would take cores from another. `encoder` may be replaced by one with fresher counters, `pasts` by a
-    source of users' pasts, which is empty by default.
+    one request would take cores from another. `counters` may be replaced by fresher ones, `pasts` by a source of
+    users' pasts, which is empty by default.
 
     Example:
         >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
@@ -79,7 +79,7 @@ class Ranker:
         self.limits = limits
         self.counters = encoder.snapshot
         self.pasts: Pasts = RequestPasts()
-        self._requests = RequestEncoder(encoder)
+        self.requests = RequestEncoder(encoder)
         self._session = session
         self.inputs = tuple(session.get_inputs())
         self.outputs = tuple(session.get_outputs())
@@ -151,7 +151,7 @@ class Ranker:
 
     def encode(self, request: Request, past: Sequence[PastEvent] = ()) -> EncodedRequest:
         """As `RequestEncoder.encode`: a parsed request, and what a source of pasts knows of its user, for the graph."""
-        return self._requests.encode(request, past, self.counters)
+        return self.requests.encode(request, past, self.counters)
 
     def score(self, encoded: EncodedRequest) -> np.ndarray:
         """Click probabilities float32 [N]: the first column of `scores`."""

@@ -232,7 +232,7 @@ class Server:
         Pasts come first: where they cannot be kept, nothing is counted, and the events may be sent again.
         """
         ranker = self.versions.current
-        events = EventReader(ranker.encoder, self.config.events.most).read(body, datetime.now(UTC))
+        events = EventReader(ranker.requests, self.config.events.most).read(body, datetime.now(UTC))
         for user, of_user in events.by_user().items():
             ranker.pasts.add(user, of_user)
         outcomes = {

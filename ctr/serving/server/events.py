@@ -17,7 +17,6 @@ from ctr.serving.server.answers import read_body
 from features.calendar import first_instant, microseconds_of, text_of
 from features.contract.columns import Gap, Residual
 from features.contract.event_columns import event_columns
-from features.encoding.encoder import Encoder
 from features.encoding.past import Past, PastEvent, instants
 from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError
@@ -63,13 +62,14 @@ class EventReader:
     """Reads bodies of `POST /v1/events` by the contract of a bundle.
 
     Args:
-        encoder: of the bundle.
+        requests: the encoder of the bundle's requests.
         most: events of one body.
     """
 
-    def __init__(self, encoder: Encoder, most: int) -> None:
+    def __init__(self, requests: RequestEncoder, most: int) -> None:
+        encoder = requests.encoder
         self._contract, self._users, self._items = encoder.contract, encoder.users, encoder.items
-        self._requests = RequestEncoder(encoder)
+        self._requests = requests
         self._most = most
         self._reads = event_columns(encoder.contract)
         specs = encoder.contract.history.columns

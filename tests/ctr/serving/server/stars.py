@@ -59,7 +59,8 @@ def as_ranker(feature_set: FeatureSet) -> Any:
     """What live counters use of a ranker."""
     manifest = SimpleNamespace(windows=feature_set.manifest.windows)
     bundle = SimpleNamespace(path=feature_set.path, manifest=manifest)
-    return SimpleNamespace(encoder=Encoder.load(feature_set.path), bundle=bundle)
+    encoder = Encoder.load(feature_set.path)
+    return SimpleNamespace(encoder=encoder, counters=encoder.snapshot, bundle=bundle)
 
 
 def values(ranker: Any) -> dict[str, np.ndarray]:

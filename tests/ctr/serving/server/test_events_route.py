@@ -15,7 +15,6 @@ from ctr.serving.server.answers import answer
 from ctr.serving.server.app import Server
 from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import EventSettings, PastsSettings, ServeConfig
-from features.encoding.past import PastEvent
 from features.encoding.request import Limits
 from features.encoding.snapshot import Snapshot
 from features.errors import ConfigError
@@ -115,11 +114,10 @@ def test_a_past_that_was_reported_is_found_by_the_next_ranking(bundles: Path, tm
         assert post(client, EVENT, EVENT | {"item": 111, "time": NOW + 1, "clicked": 0}).status_code == 200
         body = b'{"user": "u3", "candidates": [101, 102]}'
         found = answer(server.versions.current, body, Limits())
-        assert found.past == (
-            PastEvent(110, NOW * 1_000_000, {"clicked": 1}),
-            PastEvent(111, (NOW + 1) * 1_000_000, {"clicked": 0}),
-        )
-        assert answer(server.versions.current, b'{"candidates": [101, 102]}', Limits()).past == ()
+        assert found.encoded.history == (110, 111) and "clicked" not in found.encoded.missing
+        clicks = server.versions.current.encoder.event["clicked"].encode_many([1, 0])
+        assert found.encoded.history_events["clicked"].tolist() == clicks.tolist()
+        assert answer(server.versions.current, b'{"candidates": [101, 102]}', Limits()).encoded.history == ()
         assert client.post("/v1/rank", content=b'{"user": "u9", "candidates": [101]}').status_code == 200
         text = client.get("/metrics").text
         assert 'quadrank_pasts_total{outcome="found"} 1.0' in text

@@ -125,11 +125,11 @@ def test_a_request_reads_the_fresher_values(earlier: Any) -> None:
     ranker = as_ranker(earlier)
     live = LiveCounters(1.0, 100, clock=lambda: at(200))
     request = parse_request({"user": "a", "candidates": [100, 101]}, ranker.encoder.contract)
-    before = ranker.encoder.encode_request(request)
+    before = ranker.encoder.encode_request(request, snapshot=ranker.counters)
     live.follow(ranker)
     live.add(events(stars_log()[100:]))
     live.fold()
-    after = ranker.encoder.encode_request(request)
+    after = ranker.encoder.encode_request(request, snapshot=ranker.counters)
     wanted = expected(stars_log(), ranker, 200)
     rows = [ranker.encoder.items.index(item) - 2 for item in (100, 101)]
     of_items = ranker.encoder.candidate["shown"].encode_many(np.array(wanted["shown"])[rows])

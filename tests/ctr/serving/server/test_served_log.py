@@ -21,6 +21,7 @@ def answer(name: str = "r") -> Any:
         request_id=name,
         model_version="v",
         request=Request(candidates=(1, 2), history=(3,), user="u"),
+        encoded=SimpleNamespace(history=(3,)),
         order=np.array([1, 0]),
         scores=np.array([0.2, 0.7], np.float32),
     )
