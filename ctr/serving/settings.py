@@ -29,6 +29,14 @@ class LogSettings(Settings):
     users: Literal["raw", "hashed"] = Field("raw", description="hashed: keyed by the secret in QUADRANK_LOG_KEY")
 
 
+class ItemSettings(Settings):
+    """New items over HTTP, `POST /v1/items`."""
+
+    max_items: PositiveInt = Field(1000, description="of one request")
+    max_body_kib: PositiveInt = Field(16_384, description="a larger body is answered 413")
+    waiting: PositiveInt = Field(4, description="requests that wait while one makes its version; more are answered 503")
+
+
 class ServeConfig(Settings):
     """One serving process: threads, limits, queue, log."""
 
@@ -40,6 +48,7 @@ class ServeConfig(Settings):
     poll_seconds: PositiveFloat = Field(2.0, description="how often the pointer or alias is read")
     warm_up: int = Field(32, ge=0, description="recent requests that a new version ranks before it answers")
     log: LogSettings = LogSettings()
+    items: ItemSettings = ItemSettings()
 
 
 def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> ServeConfig:

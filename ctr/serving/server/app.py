@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import os
@@ -15,24 +16,37 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from ctr.serving.items.new_items import items_of_json
+from ctr.serving.items.upsert import Upserted, upsert_items
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
-from ctr.serving.server.answers import Answer, answer
+from ctr.serving.server.answers import Answer, answer, read_body
 from ctr.serving.server.metrics import ServerMetrics
 from ctr.serving.server.openapi import DOCUMENT, page
 from ctr.serving.server.pool import OverloadedError, RankingPool
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.server.versions import Source, Versions
 from ctr.serving.settings import ServeConfig
-from features.errors import ConfigError, NumericalError
+from features.errors import ConfigError, NewItemsError, NumericalError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+UPSERT_WAITS = 60.0  # seconds, for upserts before it
+
+
 class TooLargeError(Exception):
-    """A body above `max_body_kib`."""
+    """A body above its limit, in KiB."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class UnauthorizedError(Exception):
+    """A route that writes was called without the server's token."""
 
 
 class Server:
@@ -48,6 +62,7 @@ class Server:
         self.config = config
         self.metrics = ServerMetrics()
         self.pool = RankingPool(config.concurrency, config.queue.size, config.queue.deadline_ms / 1e3)
+        self._upserts = RankingPool(1, config.items.waiting, UPSERT_WAITS)
         self._token = token
         self.log = ServedLog(config.log, self.metrics.log_dropped.inc) if config.log.folder else None
         self.versions = Versions(
@@ -76,7 +91,10 @@ class Server:
             Route("/docs", self.docs),
         ]
         if self._token:
-            routes.append(Route("/v1/rollback", self._guarded("rollback", self.rollback), methods=["POST"]))
+            routes += [
+                Route("/v1/rollback", self._guarded("rollback", self.rollback), methods=["POST"]),
+                Route("/v1/items", self._guarded("items", self.items), methods=["POST"]),
+            ]
         return Starlette(routes=routes, lifespan=self._lifespan)
 
     async def rank(self, request: Request) -> Response:
@@ -89,10 +107,18 @@ class Server:
 
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
-            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
-        return _json({"model_version": self.versions.roll_back().model_version})
+        self._authorise(request)
+        # In a thread: another version may be loading meanwhile, and requests are answered.
+        ranker = await asyncio.to_thread(self.versions.roll_back)
+        return _json({"model_version": ranker.model_version})
+
+    async def items(self, request: Request) -> Response:
+        """`POST /v1/items`: a version that knows these items too answers from now on."""
+        self._authorise(request)
+        body = await self._body(request, self.config.items.max_body_kib)
+        made, kept = await self._upserts.run(lambda: self._upsert(body))
+        counts = {"new": made.new, "changed": made.changed, "upserted": made.rows}
+        return _json({"model_version": made.model_version, **counts, "kept": kept})
 
     async def healthy(self, request: Request) -> Response:
         """A server that answers has loaded and checked its bundle."""
@@ -143,6 +169,7 @@ class Server:
         yield
         self.versions.close()
         self.pool.close()
+        self._upserts.close()
         if self.log is not None:
             self.log.close()
 
@@ -162,11 +189,14 @@ class Server:
                 return await endpoint(request)
         except ConfigError as error:
             return _error(400, "bad_request", str(error))
+        except NewItemsError as error:
+            return _error(400, "bad_request", str(error))
+        except UnauthorizedError:
+            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
         except LookupError as error:
             return _error(404, "not_found", str(error.args[0]))
-        except TooLargeError:
-            limit = self.config.max_body_kib
-            return _error(413, "too_large", f"The body is larger than {limit} KiB. Send fewer candidates or events.")
+        except TooLargeError as error:
+            return _error(413, "too_large", f"The body is larger than {error.limit} KiB. Send less in one request.")
         except OverloadedError as error:
             self.metrics.shed.labels(error.reason).inc()
             response = _error(503, "overloaded", "The server is busy or stopping: try again later.")
@@ -181,18 +211,28 @@ class Server:
             log.exception("unexpected error")
             return _error(500, "internal", "The server could not answer. Its log says why.")
 
-    async def _body(self, request: Request) -> bytes:
-        limit = self.config.max_body_kib * 1024
+    async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
+        limit_kib = limit_kib or self.config.max_body_kib
+        limit = limit_kib * 1024
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
-            raise TooLargeError
+            raise TooLargeError(limit_kib)
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
             if size > limit:
-                raise TooLargeError
+                raise TooLargeError(limit_kib)
             parts.append(part)
         return b"".join(parts)
+
+    def _authorise(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
+            raise UnauthorizedError
+
+    def _upsert(self, body: bytes) -> tuple[Upserted, bool]:
+        raw, most = read_body(body), self.config.items.max_items
+        return self.versions.upsert(lambda path: upsert_items(path, lambda encoder: items_of_json(encoder, raw, most)))
 
     def _named(self, request: Request) -> Ranker:
         ranker, path = self.versions.current, request.path_params
