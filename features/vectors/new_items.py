@@ -125,7 +125,9 @@ def _transformed(folder: Path, name: str, raw_MW: np.ndarray | None, items: int)
 
 
 def _fill(one: _Set, lenders: Lenders, other: _Set | None) -> None:
-    asking_M = ~one.present_M if other is None else ~one.present_M & has_direction(other.vectors_MW, other.present_M)
+    asking_M = np.logical_not(one.present_M)
+    if other is not None:
+        asking_M &= has_direction(other.vectors_MW, other.present_M)
     borrowed_QW = np.zeros((int(asking_M.sum()), one.vectors_MW.shape[1]), np.float32)
     one.filled_M[asking_M] = lenders.lend(borrowed_QW, None if other is None else other.vectors_MW[asking_M])
     one.vectors_MW[asking_M] = borrowed_QW
@@ -136,4 +138,4 @@ def _fused(learned: FusedTransform, parts: Mapping[str, _Set]) -> _Set:
     vectors_MW = learned.apply({name: part.vectors_MW for name, part in parts.items()}, has)
     present_M = np.logical_or.reduce([part.present_M for part in parts.values()])
     any_M = np.logical_or.reduce(list(has.values()))
-    return _Set(vectors_MW, present_M, any_M & ~present_M)
+    return _Set(vectors_MW, present_M, np.greater(any_M, present_M))

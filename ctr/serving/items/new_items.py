@@ -107,8 +107,9 @@ def _check_ids(encoder: Encoder, ids: pl.Series) -> None:
             f"items: ids are {ids.dtype} (e.g. {ids[0]!r}), those of the log are {encoder.items.kind}, e.g. "
             f"{known[0]!r}. Write them as the log has them."
         )
-    if ids.dtype == pl.Int64 and ids.min() < 0:  # type: ignore[operator]
-        raise NewItemsError(f"items: id {ids.min()} is negative; ids are text or whole numbers from 0 on.")
+    negative = ids.filter(ids < 0) if encoder.items.whole_numbers else ids[:0]
+    if len(negative):
+        raise NewItemsError(f"items: id {negative[0]} is negative; ids are text or whole numbers from 0 on.")
     twice = ids.filter(ids.is_duplicated())
     if len(twice):
         raise NewItemsError(f"items: {twice.n_unique()} ids appear more than once, e.g. {twice[0]!r}. Keep one each.")
