@@ -218,15 +218,15 @@ def test_requests_are_answered_while_versions_are_made(shop):
     assert open_bundle(shop).manifest.model_version == "first+items.3"
 
 
-def test_too_many_at_once_are_refused(shop, monkeypatch):
-    client, server = client_of(PointerSource(shop / "CURRENT"), items=ItemSettings(waiting=1))
+def test_too_many_at_once_are_refused(shop):
+    client, _ = client_of(PointerSource(shop / "CURRENT"), items=ItemSettings(waiting=1))
     with client, ThreadPoolExecutor(4) as pool:
         statuses = [one.status_code for one in pool.map(lambda i: post(client, ITEM | {"item": 900 + i}), range(4))]
     assert statuses.count(503) == 2 and statuses.count(200) == 2
 
 
 def test_a_version_that_fails_its_checks_answers_never(shop, monkeypatch):
-    client, server = client_of(PointerSource(shop / "CURRENT"))
+    client, _ = client_of(PointerSource(shop / "CURRENT"))
     with client:
         monkeypatch.setattr("ctr.serving.items.upsert.seal", lambda *_: 1 / 0)
         answer = post(client, ITEM)
