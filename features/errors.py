@@ -26,6 +26,10 @@ class DataError(QuadRankError):
     exit_code = 4
 
 
+class NewItemsError(DataError):
+    """What was given of new items cannot be theirs: an id of another type, a vector of another width."""
+
+
 class NumericalError(QuadRankError):
     """Training or export produced a number that must not be used (NaN, infinity, lost parity)."""
 

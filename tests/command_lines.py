@@ -17,7 +17,7 @@ from pipelines.cli.commands import app
 from tests.documents import PAGES, ROOT, codes, shell_blocks
 
 QUADRANK = {"quadrank", ".venv/bin/quadrank"}
-GROUPS = {"bench"}  # commands that have commands of their own
+GROUPS = {"bench", "items"}  # commands that have commands of their own
 # What `quadrank init` writes: a page and a Makefile of its own.
 TEMPLATE = ROOT / "pipelines/project/template"
 MAKEFILES = [ROOT / "Makefile", TEMPLATE / "Makefile"]

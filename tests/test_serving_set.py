@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
+import polars as pl
 import pytest
 from packaging.requirements import Requirement
 
@@ -151,6 +152,22 @@ def test_a_request_is_ranked_by_the_command(serving_set, bundle):
     request = json.loads((bundle / "request.json").read_text(encoding="utf-8"))
     ranked = json.loads(result.stdout)["ranked"]
     assert {entry["item"] for entry in ranked} == {candidate["item"] for candidate in request["candidates"]}
+
+
+def test_items_are_upserted_without_torch(serving_set, bundle, tmp_path):
+    items = {"item_id": [900, 901], "genre": ["drama", None], "tags": [["new"], []], "price": [9.5, None]}
+    pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
+    pl.DataFrame({"item_id": [900], "vector": [[0.5] * 8]}).write_parquet(tmp_path / "text.parquet")
+    files = ["--items", str(tmp_path / "items.parquet"), "--vectors", f"text={tmp_path / 'text.parquet'}"]
+    out = ["--out", str(tmp_path / "out")]
+    result = serving_set("-m", "pipelines", "items", "upsert", "--bundle", str(bundle), *files, *out, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["new"] == 2
+    request = tmp_path / "request.json"
+    request.write_text('{"candidates": [900, 901]}')
+    asked = ["--bundle", str(tmp_path / "out"), "--request", str(request), "--strict", "--json"]
+    ranked = serving_set("-m", "pipelines", "rank", *asked)
+    assert ranked.returncode == 0, ranked.stderr
 
 
 @pytest.mark.parametrize(

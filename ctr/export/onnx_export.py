@@ -36,6 +36,7 @@ from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import (
     GOLDEN,
+    ITEM_DELTA,
     ITEM_TABLE,
     ITEMS,
     MODEL_CARD,
@@ -54,12 +55,15 @@ from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
 from features.store.schema import Field, Schema
 from features.vectors.projections import TRANSFORMS
+from features.vectors.semantic_ids import SEMANTIC_IDS
 
 OPSET = 20
 HISTORY = "history"
 CANDIDATES = "candidates"
 ITEMS_AXIS = "items"
+DELTA_AXIS = "later_items"
 RANDOM_REQUESTS = 200
+LEARNED = (TRANSFORMS, SEMANTIC_IDS)  # folders of what was learned from vectors
 PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "polars", "pyarrow", "torch")
 
 Shape = list[int | str]
@@ -183,8 +187,9 @@ def export_request_graph(graph: RequestGraph, schema: Schema, path: Path) -> dic
     shapes = {name: _expected_shape(name, tensor) for name, tensor in examples.items()}
     model = _trace(graph, examples, shapes, graph.output_names)
     _move_table_out(model, "item_table", path.with_name(ITEM_TABLE))
+    width = _open(model, ITEM_DELTA, DELTA_AXIS)
     _save(model, path)
-    check_shapes(path, shapes | {name: [CANDIDATES] for name in graph.output_names})
+    check_shapes(path, shapes | {ITEM_DELTA: [DELTA_AXIS, width]} | {name: [CANDIDATES] for name in graph.output_names})
     return shapes
 
 
@@ -279,18 +284,16 @@ def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
     """
     for name, entry in feature_set.manifest.files.items():
         path = feature_set.path / name
-        if (
-            name.startswith((ENCODER, USERS, VOCABULARIES, COUNTERS, LOG_COLUMNS, TRANSFORMS))
-            and sha256_of(path) != entry.sha256
-        ):
+        kept = (ENCODER, USERS, VOCABULARIES, COUNTERS, LOG_COLUMNS, *LEARNED)
+        if name.startswith(kept) and sha256_of(path) != entry.sha256:
             raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)
     encoder = replace(encoder, contract=encoder.contract.model_copy(update={"root": ".", "truth": None}))
     encoder.save(folder)
     shutil.copyfile(feature_set.path / USERS, folder / USERS)
-    learned = feature_set.path / TRANSFORMS
-    if learned.is_dir():
-        shutil.copytree(learned, folder / TRANSFORMS)
+    for learned in LEARNED:
+        if (feature_set.path / learned).is_dir():
+            shutil.copytree(feature_set.path / learned, folder / learned)
     return encoder
 
 
@@ -356,18 +359,31 @@ def _refuse_non_finite(graph: nn.Module) -> None:
 
 def _move_table_out(model: Any, buffer: str, path: Path) -> None:
     """Write one initializer as raw bytes to `path` and refer to it; the rest of the graph stays one file."""
-    matching = [value for name, value in model.graph.initializers.items() if name.split(".")[-1] == buffer]
-    if len(matching) != 1:
-        # Indexing (`table[rows]`) instead of F.embedding makes the exporter fold one copy for each use.
-        known = ", ".join(model.graph.initializers)
-        raise NumericalError(f"export: expected one initializer {buffer!r} in the graph, found these: {known}.")
-    (value,) = matching
+    value = _initializer(model, buffer)
     table_ID: np.ndarray = value.const_value.numpy()
     table_ID.tofile(path)
     value.name = buffer
     value.const_value = ir.ExternalTensor(
         path.name, 0, table_ID.nbytes, value.dtype, shape=value.shape, name=buffer, base_dir=path.parent
     )
+
+
+def _open(model: Any, buffer: str, axis: str) -> int:
+    """Let whoever runs the graph give another value for one initializer, of any length; returns its width."""
+    value = _initializer(model, buffer)
+    value.name = buffer
+    value.shape = ir.Shape([axis, value.shape[1]])
+    model.graph.inputs.append(value)
+    return int(value.shape[1])
+
+
+def _initializer(model: Any, buffer: str) -> Any:
+    matching = [value for name, value in model.graph.initializers.items() if name.split(".")[-1] == buffer]
+    if len(matching) != 1:
+        # Indexing (`table[rows]`) instead of F.embedding makes the exporter fold one copy for each use.
+        known = ", ".join(model.graph.initializers)
+        raise NumericalError(f"export: expected one initializer {buffer!r} in the graph, found these: {known}.")
+    return matching[0]
 
 
 def _save(model: Any, path: Path) -> None:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from ctr.data.loader import ItemVersions
 from ctr.export.parity import item_inputs
-from ctr.serving.bundle import ITEM_TABLE, ITEMS, RANKER
-from ctr.serving.ranker import Ranker, open_session
+from ctr.serving.bundle import ITEM_DELTA, ITEMS, RANKER
+from ctr.serving.ranker import Ranker, delta_width, open_session
 from features.encoding.encoder import EncodedRequest
 from features.store.feature_set import FeatureSet
 
@@ -31,7 +30,7 @@ class RankerAsOf:
     """Scores requests with the items of their time.
 
     Args:
-        ranker: of a bundle. If items change, its item table has a row for each pair of item and version.
+        ranker: of a bundle. If items change, it reads a row for each pair of item and version.
         versions: numbers the pairs; None if items do not change.
     """
 
@@ -63,8 +62,9 @@ class RankerAsOf:
 def ranker_as_of(ranker: Ranker, feature_set: FeatureSet) -> Iterator[RankerAsOf]:
     """A ranker for logged rows of the feature set that the bundle was trained on.
 
-    If items change, it writes a larger item table to a temporary folder, which is removed after the block: the bundle's
-    rows, then a row for each earlier version, computed by the bundle's `items.onnx`.
+    If items change, a row for each earlier version, computed by the bundle's `items.onnx`, stands behind the item
+    table, where items that were upserted stand in serving. They lie in a temporary folder, which is removed after the
+    block.
     """
     if feature_set.item_versions is None:
         yield RankerAsOf(ranker, None)
@@ -76,22 +76,18 @@ def ranker_as_of(ranker: Ranker, feature_set: FeatureSet) -> Iterator[RankerAsOf
 
 def _with_all_versions(ranker: Ranker, feature_set: FeatureSet, versions: ItemVersions, folder: Path) -> Ranker:
     bundle, items = ranker.bundle.path, feature_set.schema.items
-    session = open_session(bundle / ITEMS)
+    session, graph = open_session(bundle / ITEMS), open_session(bundle / RANKER)
     inputs = [node.name for node in session.get_inputs()]
-    with (folder / ITEM_TABLE).open("wb") as file:
-        file.write((bundle / ITEM_TABLE).read_bytes())
+    path = folder / ITEM_DELTA
+    with path.open("wb") as file:
         for start in range(items, versions.count, ITEMS_PER_CHUNK):
             rows, columns_at = versions.pairs(np.arange(start, min(start + ITEMS_PER_CHUNK, versions.count)))
             feed = item_inputs(feature_set, rows, columns_at)
             (row_VD,) = session.run(["row"], {name: feed[name] for name in inputs})
             file.write(row_VD.astype(np.float32).tobytes())
-    graph = onnx.load(bundle / RANKER, load_external_data=False)
-    (table,) = [one for one in graph.graph.initializer if one.name == "item_table"]
-    table.dims[0] = versions.count
-    for entry in table.external_data:
-        if entry.key == "length":
-            entry.value = str((folder / ITEM_TABLE).stat().st_size)
-    (folder / RANKER).write_bytes(graph.SerializeToString())
+    if versions.count == items:
+        return ranker
+    later_VD = np.memmap(path, np.float32, mode="r", shape=(versions.count - items, delta_width(graph)))
     schema = ranker.encoder.schema.model_copy(update={"items": versions.count})
     encoder = replace(ranker.encoder, schema=schema)
-    return Ranker(ranker.bundle, encoder, open_session(folder / RANKER), ranker.limits)
+    return Ranker(ranker.bundle, encoder, graph, ranker.limits, later_VD)

@@ -44,6 +44,9 @@ class RequestGraph(nn.Module):
         candidate_<field>… float32 [N], numbers of each candidate
         candidate_item     int64 [N] item rows
 
+    Item rows from the table's length on are rows of `item_delta`: items that came after the export. What is exported
+    here is one row of zeros that nothing reads; whoever runs the graph may give another.
+
     Only what the model reads is an input: no user id without `use_user_id`, no history without `use_history`.
     The output, `score`, is float32 [N], the calibrated probability of a click; `score_<task>` follows for each further
     label that the model predicts.
@@ -53,10 +56,12 @@ class RequestGraph(nn.Module):
     """
 
     item_table: Tensor
+    item_delta: Tensor
 
     def __init__(self, model: ClickModel) -> None:
         super().__init__()
         self.register_buffer("item_table", item_table(model))
+        self.register_buffer("item_delta", torch.zeros_like(self.item_table[:1]))
         # Of a row of the item table: x, the item's place in each similarity space, its crossed columns.
         self.widths = (model.item_encoder.width, *(model.spaces.widths if model.spaces is not None else ()))
         self.crosses = None if model.crosses is None else _frozen(model.crosses)
@@ -82,7 +87,7 @@ class RequestGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Calibrated probabilities, float32 [N] each, in the order of `output_names`."""
         context, events, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        target_ND, *target_units = F.embedding(inputs[-1], self.item_table).split(self.widths, dim=-1)
+        target_ND, *target_units = self._rows(inputs[-1]).split(self.widths, dim=-1)
         codes = [] if self.crosses is None else [target_units.pop()]
         blocks = [self.candidate_encoder(numbers)] if numbers else []
         blocks.append(target_ND)
@@ -98,12 +103,19 @@ class RequestGraph(nn.Module):
         pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
         return tuple(_probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
 
+    def _rows(self, item_R: Tensor) -> Tensor:
+        """Rows of the item table and, from its length on, of the delta, float32 [R, D + W]."""
+        items = len(self.item_table)
+        exported = F.embedding(item_R.clamp(max=items - 1), self.item_table)
+        later = F.embedding((item_R - items).clamp(min=0), self.item_delta)
+        return torch.where((item_R < items).unsqueeze(-1), exported, later)
+
     def _history(
         self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
     ) -> RequestHistory:
         # One padding event in front, which no reader counts: so a history of length 0 has a position too.
         item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
-        history_HD, *history_units = F.embedding(item_H, self.item_table).split(self.widths, dim=-1)
+        history_HD, *history_units = self._rows(item_H).split(self.widths, dim=-1)
         history_units = history_units[: len(target_units)]
         mask_1H = (item_H != PADDING).to(history_HD.dtype).unsqueeze(0)
         columns = [column.unsqueeze(0) for column in events]

@@ -8,10 +8,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -27,6 +28,7 @@ FORMAT = 3
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
 ITEM_TABLE = "item_table.bin"
+ITEM_DELTA = "item_delta"  # input of the ranker graph, and name of its files
 ITEMS = "items.onnx"
 GOLDEN = "golden.json"
 MODEL_CARD = "MODEL_CARD.md"
@@ -56,6 +58,7 @@ class BundleMetadata(Settings):
         git_revision: of the code that trained it.
         versions: of Python and of the packages that made it.
         created: UTC, ISO 8601.
+        upserts: how often items were upserted since its export.
     """
 
     name: str
@@ -70,6 +73,7 @@ class BundleMetadata(Settings):
     git_revision: str
     versions: dict[str, str]
     created: str
+    upserts: int = 0
 
 
 class BundleManifest(BundleMetadata):
@@ -114,7 +118,10 @@ class Bundle:
     Layout:
 
         ranker.onnx item_table.bin      scores the candidates of one request; the item table that it reads
+        item_delta.bin item_delta.arrow rows of items that came later, which the graph reads behind the table, and
+                                        their ids; only where items were upserted
         items.onnx                      turns encoded item columns and vectors into rows of the item table
+        transforms/* semantic_ids/*     turn raw vectors of items into those that items.onnx reads
         encoder.json vocabularies/*     turn raw ids and values into inputs of the graphs
         users.arrow counters/*.arrow    user columns, and counters at the end of the log, for requests that give none
         golden.json request.json        requests with their scores; the first of them alone, as an example
@@ -213,10 +220,12 @@ def refuse_taken(out: Path) -> None:
         )
 
 
-def seal(folder: Path, metadata: BundleMetadata) -> BundleManifest:
-    """Hash every file below `folder`, write `MANIFEST.json` there and return it."""
+def seal(
+    folder: Path, metadata: BundleMetadata, known: Mapping[str, FileEntry] = MappingProxyType({})
+) -> BundleManifest:
+    """Hash every file below `folder`, write `MANIFEST.json` there and return it; `known` files are not read again."""
     files = {
-        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        name: known.get(name) or FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
         for name in sorted(_files_below(folder))
     }
     manifest = BundleManifest(format=FORMAT, files=files, **dict(metadata))

@@ -16,7 +16,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OrtFail
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from ctr.serving.agreement import logit_difference
-from ctr.serving.bundle import RANKER, SCORE, Bundle, open_bundle
+from ctr.serving.bundle import ITEM_DELTA, RANKER, SCORE, Bundle, open_bundle
+from ctr.serving.items.delta import ItemDelta
 from ctr.serving.pasts.source import Pasts, RequestPasts
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.past import PastEvent
@@ -26,6 +27,7 @@ from features.point_in_time.past_columns import RequestEncoder
 from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message
+ITEM_INPUTS = ("candidate_item", "history_item")
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,33 @@ class Ranker:
     one request would take cores from another. `counters` may be replaced by fresher ones, `pasts` by a source of
     users' pasts, which is empty by default.
 
+    Args:
+        bundle: a verified one.
+        encoder: turns raw requests into the graph's inputs.
+        session: of `ranker.onnx`.
+        limits: of requests.
+        later_KD: rows of items behind those of the item table, float32 [K, D]; default none.
+        exported: the encoder as it was exported, for the golden requests; default `encoder`.
+
     Example:
         >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
         >>> ranker.rank({"user": 7, "history": [1, 2], "candidates": [3, 4, 5]}, top=1).ranked
         (Ranked(item=4, score=0.31),)
     """
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, session: Any, limits: Limits) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: Encoder,
+        session: Any,
+        limits: Limits,
+        later_KD: np.ndarray | None = None,
+        exported: Encoder | None = None,
+    ) -> None:
         self.bundle = bundle
         self.encoder = encoder
+        self._exported = exported or encoder
+        self._later = {} if later_KD is None else {ITEM_DELTA: later_KD}
         self.limits = limits
         self.counters = encoder.snapshot
         self.pasts: Pasts = RequestPasts()
@@ -94,13 +114,22 @@ class Ranker:
             DataError: a file of the bundle is missing, changed, or not listed in its manifest.
             NumericalError: a golden request gets other scores on this machine.
         """
-        bundle = open_bundle(path)
-        ranker = cls(
-            bundle,
-            Encoder.load(bundle.path),
-            open_session(bundle.path / RANKER, threads),
-            limits or Limits(),
-        )
+        return cls.of(open_bundle(path), threads, limits)
+
+    @classmethod
+    def of(cls, bundle: Bundle, threads: int = 1, limits: Limits | None = None) -> Ranker:
+        """Load a bundle whose files were compared with their hashes, and replay its golden requests.
+
+        Raises:
+            DataError, NumericalError: as `load`.
+        """
+        session = open_session(bundle.path / RANKER, threads)
+        exported, limits = Encoder.load(bundle.path), limits or Limits()
+        later = ItemDelta.load(bundle.path, delta_width(session))
+        if later is None:
+            ranker = cls(bundle, exported, session, limits)
+        else:
+            ranker = cls(bundle, later.onto(exported), session, limits, later.rows_KD, exported)
         ranker.replay()
         return ranker
 
@@ -168,7 +197,8 @@ class Ranker:
         _check_rows("candidates", encoded.candidate_item, items)
         _check_rows("history", encoded.history_item, items)
         feed = graph_inputs(encoded)
-        return self._finite(np.stack(self._session.run(None, {name: feed[name] for name in self._inputs}), axis=-1))
+        feed = {name: feed[name] for name in self._inputs} | self._later
+        return self._finite(np.stack(self._session.run(None, feed), axis=-1))
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Scores of inputs that a client encoded itself: each output by name, float32 [N].
@@ -185,10 +215,12 @@ class Ranker:
             # ONNX Runtime reads index -1 as the last row; what is too large it refuses itself.
             if values.dtype.kind == "i" and values.size and values.min() < 0:
                 raise ConfigError(f"inputs: {name!r} holds {values.min()}; indices begin with 0.")
+            if name in ITEM_INPUTS:
+                _check_rows(f"inputs: {name}", values.ravel(), self.encoder.schema.items)
         if not feed["candidate_item"].size:
             raise ConfigError("inputs: 'candidate_item' is empty: there is nothing to score.")
         try:
-            outputs = self._session.run(None, feed)
+            outputs = self._session.run(None, feed | self._later)
         except (OrtFail, InvalidArgument, RuntimeException) as error:
             raise ConfigError(f"inputs: {str(error).splitlines()[0][:300]}") from None
         scores_NH = self._finite(np.stack(outputs, axis=-1))
@@ -210,10 +242,12 @@ class Ranker:
         """
         worst = 0.0
         golden = self.bundle.golden()
+        exported = RequestEncoder(self._exported)
         for case in golden.cases:
             # A server's own limits may be tighter than a golden request is long.
-            request = parse_request(case.request, self.encoder.contract, Limits())
-            scores_NH = self.scores(self.encode(request))
+            request = parse_request(case.request, self._exported.contract, Limits())
+            # With the items as they were when the scores were recorded.
+            scores_NH = self.scores(exported.encode(request))
             wanted_NH = np.stack([case.scores, *(case.tasks[name] for name in self.tasks)], axis=-1)
             difference = logit_difference(scores_NH, wanted_NH)
             # Written so that NaN fails too.
@@ -234,7 +268,14 @@ def open_session(path: Path, threads: int = 1) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3  # it warns of each graph that has a default for an input, as ours for the delta
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def delta_width(session: Any) -> int:
+    """Width of a row of the item table."""
+    (delta,) = session.get_overridable_initializers()
+    return int(delta.shape[1])
 
 
 def graph_inputs(encoded: EncodedRequest) -> dict[str, np.ndarray]:

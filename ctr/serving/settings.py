@@ -60,6 +60,14 @@ class EventSettings(Settings):
     )
 
 
+class ItemSettings(Settings):
+    """New items over HTTP, `POST /v1/items`."""
+
+    max_items: PositiveInt = Field(1000, description="of one request")
+    max_body_kib: PositiveInt = Field(16_384, description="a larger body is answered 413")
+    waiting: PositiveInt = Field(4, description="requests that wait while one makes its version; more are answered 503")
+
+
 class ServeConfig(Settings):
     """One serving process: threads, limits, queue, pasts, log."""
 
@@ -74,6 +82,7 @@ class ServeConfig(Settings):
     pasts: PastsSettings = PastsSettings()
     events: EventSettings = EventSettings()
     log: LogSettings = LogSettings()
+    items: ItemSettings = ItemSettings()
 
 
 def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> ServeConfig:

@@ -251,6 +251,10 @@ class TagsEncoder(ColumnEncoder):
             result[0, 0] = UNKNOWN
         return result
 
+    def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Several lists, int64 [N, max_len]."""
+        return np.concatenate([np.empty((0, self.max_len), np.int64), *map(self.encode_one, values)])
+
     def raw_value(self, encoded: Any) -> Any:
         """The tags of a row of indices."""
         return [self.vocabulary.value(index) for index in encoded if index >= FIRST_VALUE] or None

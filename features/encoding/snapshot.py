@@ -41,6 +41,24 @@ class CounterState:
     open_count: np.ndarray
     open_positives: np.ndarray
 
+    def with_copies(self, row_N: np.ndarray) -> CounterState:
+        """The same with N further keys, each of which begins as the key `row_N[n]` is, int64 [N]."""
+        order = np.argsort(row_N, kind="stable")
+        first_P, last_P = (np.searchsorted(row_N[order], self.open_row, side) for side in ("left", "right"))
+        copies_P = last_P - first_P
+        entry_C = np.repeat(np.arange(len(copies_P)), copies_P)
+        copy_C = order[np.arange(len(entry_C)) + np.repeat(last_P - np.cumsum(copies_P), copies_P)]
+        place = np.r_[np.arange(len(self.open_row)), entry_C]
+        return CounterState(
+            np.concatenate([self.count, self.count[row_N]]),
+            np.concatenate([self.positives, self.positives[row_N]]),
+            np.concatenate([self.time, self.time[row_N]]),
+            np.concatenate([self.open_row, len(self.count) + copy_C]),
+            self.open_time[place],
+            self.open_count[place],
+            self.open_positives[place],
+        )
+
 
 @dataclass(frozen=True)
 class Snapshot:

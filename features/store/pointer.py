@@ -18,6 +18,22 @@ def point_at(folder: Path, version: str, pointer: str = CURRENT) -> Path:
     return folder / pointer
 
 
+def move_pointer(path: Path, before: Path, after: Path) -> bool:
+    """Let the pointer that `path` means, if it means one, name `after` where it names `before` still; whether it does.
+
+    Args:
+        path: as of `follow`.
+        before, after: folders beside the pointer.
+    """
+    pointer = path / CURRENT if path.is_dir() else path
+    if pointer.name not in POINTERS or not pointer.is_file() or pointer.parent.resolve() != after.parent.resolve():
+        return False
+    if pointer.read_text(encoding="utf-8").strip() != before.name:
+        return False
+    point_at(pointer.parent, after.name, pointer.name)
+    return True
+
+
 def follow(path: Path) -> Path:
     """The version folder that a path means: itself, what a pointer file names, or a folder's `CURRENT` version.
 

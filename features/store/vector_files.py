@@ -54,18 +54,26 @@ def write_vectors(folder: Path, vector_set: ItemVectors, dtype: Dtype) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{vector_set.name}.present.npy", vector_set.present_I)
-    stored_IW = vector_set.vectors_IW
-    if dtype == "float16":
-        _check_float16(vector_set)
-        stored_IW = vector_set.vectors_IW.astype(np.float16)
-    elif dtype == "int8":
-        scale_I = np.maximum(vector_set.vectors_IW.max(axis=1), -vector_set.vectors_IW.min(axis=1)) / np.float32(
-            LARGEST_INT8
-        )
+    stored_IW, scale_I = encoded(vector_set.name, vector_set.vectors_IW, dtype)
+    if scale_I is not None:
         np.save(folder / f"{vector_set.name}.scale.npy", scale_I)
-        divisor_I = np.where(scale_I > 0, scale_I, np.float32(1))
-        stored_IW = np.rint(vector_set.vectors_IW / divisor_I[:, None]).astype(np.int8)
     np.save(folder / f"{vector_set.name}.npy", stored_IW)
+
+
+def encoded(name: str, vectors_IW: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, np.ndarray | None]:
+    """Vectors float32 [items, width] as they are stored, and float32 [items] scales for int8. `decoded` reads them.
+
+    Raises:
+        DataError: a number is beyond float16; `name` is that of the set.
+    """
+    if dtype == "float16":
+        _check_float16(name, vectors_IW)
+        return vectors_IW.astype(np.float16), None
+    if dtype == "int8":
+        scale_I = np.maximum(vectors_IW.max(axis=1), -vectors_IW.min(axis=1)) / np.float32(LARGEST_INT8)
+        divisor_I = np.where(scale_I > 0, scale_I, np.float32(1))
+        return np.rint(vectors_IW / divisor_I[:, None]).astype(np.int8), scale_I
+    return vectors_IW, None
 
 
 def read_stored(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -84,14 +92,14 @@ def decoded(stored_IW: np.ndarray, scale_I: np.ndarray | None) -> np.ndarray:
     return vectors_IW
 
 
-def _check_float16(vector_set: ItemVectors) -> None:
+def _check_float16(name: str, vectors_IW: np.ndarray) -> None:
     largest = float(np.finfo(np.float16).max)
     # Not through |v|, a copy of everything.
-    beyond_I = (vector_set.vectors_IW.max(axis=1) > largest) | (vector_set.vectors_IW.min(axis=1) < -largest)
+    beyond_I = (vectors_IW.max(axis=1) > largest) | (vectors_IW.min(axis=1) < -largest)
     if beyond_I.any():
-        example = float(np.abs(vector_set.vectors_IW[int(np.argmax(beyond_I))]).max())
+        example = float(np.abs(vectors_IW[int(np.argmax(beyond_I))]).max())
         raise DataError(
-            f"vector set {vector_set.name!r}: {int(beyond_I.sum())} of {int(vector_set.present_I.sum())} vectors hold "
+            f"vector set {name!r}: {int(beyond_I.sum())} of {int(vectors_IW.any(axis=1).sum())} vectors hold "
             f"numbers that float16 does not, e.g. {example:g} (its largest is {largest:g}). Normalise them, or choose "
             "float32."
         )

@@ -175,7 +175,9 @@ class _VectorBuild:
 
     def _finish(self, name: str, vector_set: ItemVectors) -> None:
         spec = self.contract.embeddings[name]
-        fill_missing(vector_set, spec, self.trained_I, self.kept, self.coclicks)
+        lenders = fill_missing(vector_set, spec, self.trained_I, self.kept, self.coclicks)
+        if lenders is not None:
+            lenders.save(self.folder, name)
         self.report["filled"][name] = int(vector_set.filled_I.sum())
         self.coverage[name] = vector_set.coverage
         if _is_seen(self.contract, name):

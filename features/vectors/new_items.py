@@ -1,70 +1,141 @@
-"""Raw vectors of items that came after the build, as a model of that build reads them: the inputs of `items.onnx`."""
+"""Raw vectors of items that came after the build, as a model of that build reads them: the inputs of `items.onnx`.
+
+Shapes: M new items, W dimensions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from features.contract.contract import Contract
-from features.errors import DataError
-from features.store.schema import Schema
+from features.contract.settings import unknown_key
+from features.contract.vectors import FillFromNeighbours
+from features.errors import NewItemsError
+from features.store.schema import UNKNOWN, Schema
+from features.store.vector_files import Dtype, decoded, encoded
+from features.vectors.filling import BY_CLICKS, Lenders, has_direction
 from features.vectors.projections import FusedTransform, SetTransform
+from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder
 
-Encoded = dict[str, tuple[np.ndarray, np.ndarray]]
+
+@dataclass(frozen=True)
+class EncodedVectors:
+    """What the vectors of new items became.
+
+    Args:
+        sets: those of the schema by name, vectors float32 [M, W] and whether the item has one of its own, bool [M].
+        columns: semantic ids by name, int32 [M]: 1 without a vector or for a prefix that training does not know.
+    """
+
+    sets: dict[str, tuple[np.ndarray, np.ndarray]]
+    columns: dict[str, np.ndarray]
 
 
-def encode_vectors(folder: Path, contract: Contract, schema: Schema, raw: Mapping[str, np.ndarray]) -> Encoded:
-    """Normalise, reduce and fuse with what the build learned.
+@dataclass
+class _Set:
+    """One set as the build has it in memory: transformed, filled, not yet rounded to its type on disk."""
 
-    An item without a vector gets zeros and is not present: it has no clicks that `missing` could fill it by.
+    vectors_MW: np.ndarray
+    present_M: np.ndarray
+    filled_M: np.ndarray
+
+
+def encode_vectors(
+    folder: Path, contract: Contract, schema: Schema, raw: Mapping[str, np.ndarray], items: int
+) -> EncodedVectors:
+    """Normalise, reduce, fill, fuse and code with what the build learned, as the build did with its own items.
+
+    Nothing is filled by clicks, of which a new item has none.
 
     Args:
         folder: a feature set, or a bundle.
         contract, schema: its own.
         raw: for each declared set, vectors as the encoder made them, float [M, width]; a row of NaN is missing. A set
             that is left out is missing for all.
-
-    Returns:
-        For each set of the schema, `vector_<set>` float32 [M, width] and `present_<set>` bool [M].
+        items: M.
 
     Raises:
-        DataError: vectors of another width than the build's, or sets of unequal length; a transform is missing.
+        NewItemsError: a set that the contract does not declare, vectors of another width than the build's, of another
+            number of rows than `items`, or with NaN or infinity in only some of their numbers.
+        DataError: what the build learned is missing.
     """
-    rows = {len(vectors) for vectors in raw.values()}
-    if len(rows) != 1:
-        raise DataError(f"vectors of new items: sets of {sorted(rows)} rows; give one row an item in each.")
-    items = rows.pop()
-    own: Encoded = {}
-    for name in contract.embeddings:
-        if name in raw:
-            own[name] = _of_one(folder, name, np.array(raw[name], np.float32))
-    fused: Encoded = {}
-    for name, spec in contract.vectors.fusion.items():
-        there = {part: own[part] for part in spec.sets if part in own}
-        learned = FusedTransform.load(folder, name)
-        learned = FusedTransform({part: learned.parts[part] for part in there})
-        if there:
-            vectors = learned.apply(
-                {part: vectors_VW for part, (vectors_VW, _) in there.items()},
-                {part: has for part, (_, has) in there.items()},
-            )
-            fused[name] = (vectors, np.logical_or.reduce([has for _, has in there.values()]))
-    known = own | fused
-    missing = {
-        vector_set.name: (np.zeros((items, vector_set.width), np.float32), np.zeros(items, bool))
-        for vector_set in schema.vectors
+    _check(contract, raw, items)
+    own = {name: _transformed(folder, name, raw.get(name), items) for name in contract.embeddings}
+    for name, spec in contract.embeddings.items():
+        if spec.missing != "zero":
+            by = spec.missing.by if isinstance(spec.missing, FillFromNeighbours) else None
+            if by != BY_CLICKS:
+                _fill(own[name], Lenders.load(folder, name), own.get(by) if by else None)
+    fused = {
+        name: _fused(FusedTransform.load(folder, name), {part: own[part] for part in spec.sets})
+        for name, spec in contract.vectors.fusion.items()
     }
-    return {name: known.get(name, nothing) for name, nothing in missing.items()}
+    known = own | fused
+    columns: dict[str, np.ndarray] = {}
+    for name in contract.vectors.semantic_ids:
+        coder = SemanticCoder.load(folder / SEMANTIC_IDS / name)
+        coded = known[coder.set]
+        for column, index_P in coder.encode(coded.vectors_MW[coded.present_M]).items():
+            columns[column] = np.full(items, UNKNOWN, np.int32)
+            columns[column][coded.present_M] = index_P
+    dtypes: dict[str, Dtype] = {name: spec.dtype for name, spec in contract.embeddings.items()}
+    dtypes |= {name: spec.dtype for name, spec in contract.vectors.fusion.items()}
+    sets = {
+        one.name: (
+            decoded(*encoded(one.name, known[one.name].vectors_MW, dtypes[one.name])),
+            known[one.name].present_M,
+        )
+        for one in schema.vectors
+    }
+    return EncodedVectors(sets, columns)
 
 
-def _of_one(folder: Path, name: str, vectors_MW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    present_M = ~np.isnan(vectors_MW).any(axis=1)
-    vectors_MW[~present_M] = 0
+def _check(contract: Contract, raw: Mapping[str, np.ndarray], items: int) -> None:
+    for name, vectors in raw.items():
+        if name not in contract.embeddings:
+            hint = unknown_key(name, list(contract.embeddings)) if contract.embeddings else "It has none."
+            raise NewItemsError(f"vectors of new items: the model has no set {name!r}. {hint}")
+        if len(vectors) != items:
+            raise NewItemsError(f"vectors of new items: set {name!r} has {len(vectors)} rows for {items} items.")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity
+            single_MW = np.asarray(vectors, np.float32)
+        broken_M = ~np.isfinite(single_MW).all(axis=1) & ~np.isnan(single_MW).all(axis=1)
+        if broken_M.any():
+            raise NewItemsError(
+                f"vectors of new items: set {name!r}: {int(broken_M.sum())} of {items} vectors hold NaN or infinity, "
+                f"the first of them that of item number {int(np.argmax(broken_M))}. Leave such vectors out: a missing "
+                "one is handled, a broken one is not."
+            )
+
+
+def _transformed(folder: Path, name: str, raw_MW: np.ndarray | None, items: int) -> _Set:
     learned = SetTransform.load(folder, name)
+    vectors_MW = np.full((items, learned.width), np.nan, np.float32) if raw_MW is None else np.array(raw_MW, np.float32)
     if vectors_MW.shape[1] != learned.width:
-        raise DataError(f"vectors of new items: set {name!r} is {vectors_MW.shape[1]} wide, not {learned.width}.")
-    made = learned.apply(vectors_MW)
-    made[~present_M] = 0
-    return made, present_M
+        raise NewItemsError(f"vectors of new items: set {name!r} is {vectors_MW.shape[1]} wide, not {learned.width}.")
+    present_M = np.asarray(~np.isnan(vectors_MW).any(axis=1))
+    vectors_MW[~present_M] = 0
+    made_MW = learned.apply(vectors_MW)
+    made_MW[~present_M] = 0
+    return _Set(made_MW, present_M, np.zeros(items, bool))
+
+
+def _fill(one: _Set, lenders: Lenders, other: _Set | None) -> None:
+    asking_M = np.logical_not(one.present_M)
+    if other is not None:
+        asking_M &= has_direction(other.vectors_MW, other.present_M)
+    borrowed_QW = np.zeros((int(asking_M.sum()), one.vectors_MW.shape[1]), np.float32)
+    one.filled_M[asking_M] = lenders.lend(borrowed_QW, None if other is None else other.vectors_MW[asking_M])
+    one.vectors_MW[asking_M] = borrowed_QW
+
+
+def _fused(learned: FusedTransform, parts: Mapping[str, _Set]) -> _Set:
+    has = {name: part.present_M | part.filled_M for name, part in parts.items()}
+    vectors_MW = learned.apply({name: part.vectors_MW for name, part in parts.items()}, has)
+    present_M = np.logical_or.reduce([part.present_M for part in parts.values()])
+    any_M = np.logical_or.reduce(list(has.values()))
+    return _Set(vectors_MW, present_M, np.greater(any_M, present_M))

@@ -13,7 +13,7 @@ from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError, error_prefix
 from features.sources.files import find_files, is_url, read_bytes
 from features.sources.tables import read
-from features.store.schema import UNKNOWN
+from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.store.vector_files import ItemVectors
 
 
@@ -40,6 +40,38 @@ def read_vectors(name: str, contract: Contract, items: Vocabulary) -> ItemVector
     present_I = np.zeros(items.size, bool)
     present_I[row_V[known_V]] = True
     return ItemVectors(name, vectors_IW, present_I, np.zeros(items.size, bool))
+
+
+def read_new_vectors(path: str, spec: Embedding, ids: pl.Series) -> np.ndarray:
+    """Vectors of items that came after the build, float32 [M, width] in the order of `ids`; NaN where there is none.
+
+    Args:
+        path: a table with the columns that the declaration names, or a `.npy` whose rows are the items in their order.
+        spec: declaration of the set.
+        ids: of the items, distinct, as keys.
+
+    Raises:
+        DataError: as `read_vectors`, or a `.npy` of another number of rows.
+    """
+    if path.endswith(".npy"):
+        array = _array(path)
+        if array.ndim != 2 or len(array) != len(ids):
+            raise DataError(f"{path}: shape {array.shape} does not fit the {len(ids)} items. Give one row an item.")
+        with np.errstate(over="ignore"):
+            of, vectors_VW = ids, np.asarray(array, np.float32)
+    else:
+        table = read(path, [spec.id, spec.vector])
+        of, vectors_VW = table[spec.id], _matrix(path, table[spec.id], table[spec.vector])
+    _check(path, of, vectors_VW)
+    items = Vocabulary(ids)
+    with error_prefix(path):
+        place_V = items.encode(of) - FIRST_VALUE
+    ours_V = place_V >= 0
+    if not ours_V.any():
+        raise DataError(f"{path}: none of its {len(of)} ids (e.g. {of[0]!r}) is one of the items (e.g. {ids[0]!r}).")
+    found_MW = np.full((len(ids), vectors_VW.shape[1]), np.nan, np.float32)
+    found_MW[place_V[ours_V]] = vectors_VW[ours_V]
+    return found_MW
 
 
 def _read(contract: Contract, spec: Embedding, path: str) -> tuple[pl.Series, np.ndarray]:

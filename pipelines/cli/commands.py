@@ -34,7 +34,7 @@ from pipelines.cli.options import (
     settings_of,
 )
 from pipelines.cli.proof import proof_app
-from pipelines.cli.serving import serving_app
+from pipelines.cli.serving import items_app, serving_app
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.extras import missing_extra
 from pipelines.workspace import Workspace
@@ -48,6 +48,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(items_app, name="items")
 
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")

@@ -1,4 +1,4 @@
-"""Commands that put a bundle to work: rank, serve."""
+"""Commands that put a bundle to work: rank, serve, items upsert."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
 serving_app = typer.Typer()
+items_app = typer.Typer(help="New and changed items of a bundle.", no_args_is_help=True, rich_markup_mode=None)
 
 ServeSetOption = Annotated[
     list[str] | None,
@@ -79,3 +80,38 @@ def serve(
 
     config = load_serve_config(serve_file, overrides_of(assignments, ("serve",)).get("serve"))
     serve_bundle(bundle, model, config, host, port, processes, public, token_file, Workspace(work), console(False))
+
+
+@items_app.callback()
+def items() -> None:
+    """New and changed items of a bundle."""
+
+
+@items_app.command(
+    "upsert",
+    epilog="Example: quadrank items upsert --bundle bundles/simulated/CURRENT --items new.parquet "
+    "--vectors text=new_text.parquet --vectors image=new_image.parquet",
+)
+def upsert(
+    bundle: BundleOption,
+    items_file: Annotated[
+        Path, typer.Option("--items", help="Table of new and changed items, as the contract's item table is.")
+    ],
+    vectors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vectors",
+            metavar="NAME=FILE",
+            help="Their vectors of one set: id and vector, or .npy in the order of the items; repeatable.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="New folder; default: beside the bundle, and a pointer given to --bundle moves."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a bundle version that knows new items."""
+    from pipelines.serving.upsert import upsert_files
+
+    finish(upsert_files(bundle, items_file, vectors or [], out, console(as_json)), as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import os
@@ -18,11 +19,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from ctr.serving.items.new_items import items_of_json
+from ctr.serving.items.upsert import Upserted, upsert_items
 from ctr.serving.pasts.source import AwayError
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
-from ctr.serving.server.answers import Answer, answer
+from ctr.serving.server.answers import Answer, answer, read_body
 from ctr.serving.server.events import EventReader
 from ctr.serving.server.live import LiveCounters
 from ctr.serving.server.metrics import ServerMetrics
@@ -31,15 +34,26 @@ from ctr.serving.server.pool import OverloadedError, RankingPool
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.server.versions import Source, Versions
 from ctr.serving.settings import ServeConfig
-from features.errors import ConfigError, NumericalError
+from features.errors import ConfigError, NewItemsError, NumericalError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+UPSERT_WAITS = 60.0  # seconds, for upserts before it
+
+
 class TooLargeError(Exception):
-    """A body above `max_body_kib`."""
+    """A body above its limit, in KiB."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class UnauthorizedError(Exception):
+    """A route that writes was called without the server's token."""
 
 
 class Server:
@@ -55,6 +69,7 @@ class Server:
         self.config = config
         self.metrics = ServerMetrics()
         self.pool = RankingPool(config.concurrency, config.queue.size, config.queue.deadline_ms / 1e3)
+        self._upserts = RankingPool(1, config.items.waiting, UPSERT_WAITS)
         self._token = token
         self.stores = Stores(config.pasts, self.metrics.past)
         self.live = LiveCounters(config.events.seconds, config.events.remembered)
@@ -86,8 +101,11 @@ class Server:
             Route("/docs", self.docs),
         ]
         if self._token:
-            routes.append(Route("/v1/rollback", self._guarded("rollback", self.rollback), methods=["POST"]))
-            routes.append(Route("/v1/events", self._guarded("events", self.events), methods=["POST"]))
+            routes += [
+                Route("/v1/rollback", self._guarded("rollback", self.rollback), methods=["POST"]),
+                Route("/v1/items", self._guarded("items", self.items), methods=["POST"]),
+                Route("/v1/events", self._guarded("events", self.events), methods=["POST"]),
+            ]
         return Starlette(routes=routes, lifespan=self._lifespan)
 
     async def rank(self, request: Request) -> Response:
@@ -100,15 +118,23 @@ class Server:
 
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
-        if not self._has_token(request):
-            return _unauthorized()
-        return _json({"model_version": self.versions.roll_back().model_version})
+        self._authorise(request)
+        # In a thread: another version may be loading meanwhile, and requests are answered.
+        ranker = await asyncio.to_thread(self.versions.roll_back)
+        return _json({"model_version": ranker.model_version})
+
+    async def items(self, request: Request) -> Response:
+        """`POST /v1/items`: a version that knows these items too answers from now on."""
+        self._authorise(request)
+        body = await self._body(request, self.config.items.max_body_kib)
+        made, kept = await self._upserts.run(lambda: self._upsert(body))
+        counts = {"new": made.new, "changed": made.changed, "upserted": made.rows}
+        return _json({"model_version": made.model_version, **counts, "kept": kept})
 
     async def events(self, request: Request) -> Response:
         """`POST /v1/events`: what users did, for their pasts and for counters."""
-        if not self._has_token(request):
-            return _unauthorized()
-        body = await self._body(request)
+        self._authorise(request)
+        body = await self._body(request, self.config.max_body_kib)
         return _json(await self._writers.run(lambda: self._take(body)))
 
     async def healthy(self, request: Request) -> Response:
@@ -166,6 +192,7 @@ class Server:
         self._writers.close()
         self.live.close()
         self.stores.close()
+        self._upserts.close()
         if self.log is not None:
             self.log.close()
 
@@ -185,11 +212,14 @@ class Server:
                 return await endpoint(request)
         except ConfigError as error:
             return _error(400, "bad_request", str(error))
+        except NewItemsError as error:
+            return _error(400, "bad_request", str(error))
+        except UnauthorizedError:
+            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
         except LookupError as error:
             return _error(404, "not_found", str(error.args[0]))
-        except TooLargeError:
-            limit = self.config.max_body_kib
-            return _error(413, "too_large", f"The body is larger than {limit} KiB. Send fewer candidates or events.")
+        except TooLargeError as error:
+            return _error(413, "too_large", f"The body is larger than {error.limit} KiB. Send less in one request.")
         except OverloadedError as error:
             self.metrics.shed.labels(error.reason).inc()
             response = _error(503, "overloaded", "The server is busy or stopping: try again later.")
@@ -209,22 +239,28 @@ class Server:
             log.exception("unexpected error")
             return _error(500, "internal", "The server could not answer. Its log says why.")
 
-    async def _body(self, request: Request) -> bytes:
-        limit = self.config.max_body_kib * 1024
+    async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
+        limit_kib = limit_kib or self.config.max_body_kib
+        limit = limit_kib * 1024
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
-            raise TooLargeError
+            raise TooLargeError(limit_kib)
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
             if size > limit:
-                raise TooLargeError
+                raise TooLargeError(limit_kib)
             parts.append(part)
         return b"".join(parts)
 
-    def _has_token(self, request: Request) -> bool:
+    def _authorise(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode(), (self._token or "").encode())
+        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
+            raise UnauthorizedError
+
+    def _upsert(self, body: bytes) -> tuple[Upserted, bool]:
+        raw, most = read_body(body), self.config.items.max_items
+        return self.versions.upsert(lambda path: upsert_items(path, lambda encoder: items_of_json(encoder, raw, most)))
 
     def _take(self, body: bytes) -> dict[str, Any]:
         """Keep the events of a body for pasts and counters; what the answer says of them.
@@ -308,7 +344,3 @@ def _json(content: object) -> Response:
 def _error(status: int, code: str, message: str) -> Response:
     content = msgspec.json.encode({"error": {"code": code, "message": message}})
     return Response(content, status, media_type="application/json")
-
-
-def _unauthorized() -> Response:
-    return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")

@@ -107,8 +107,8 @@ class _Version:
     _snapshot: Snapshot = field(init=False)
 
     def __post_init__(self) -> None:
-        # From the bundle: after a roll-back the ranker's own are those of its last look.
-        self._snapshot = Snapshot.load(self.ranker.bundle.path)
+        # Not `ranker.counters`: after a roll-back these are those of its last look.
+        self._snapshot = self.ranker.encoder.snapshot
         windows = self.ranker.bundle.manifest.windows.values()
         self.newest = self._snapshot.newest or max(window.last_time for window in windows)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ctr.serving.items.upsert import Upserted
 from ctr.serving.ranker import Ranker
 from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError, DataError, QuadRankError
-from features.store.pointer import follow
+from features.store.pointer import follow, move_pointer
 
 ALIAS_TIMEOUT = 5.0  # seconds
 
@@ -27,6 +28,9 @@ class Source(Protocol):
 
     def wanted(self) -> Path:
         """Raises DataError where it cannot be told."""
+
+    def move(self, before: Path, after: Path) -> bool:
+        """Want `after` from now on if `before` is wanted; whether a server that starts later finds it so."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class PointerSource:
     def wanted(self) -> Path:
         """The folder that the pointer names now."""
         return follow(self.path).resolve()
+
+    def move(self, before: Path, after: Path) -> bool:
+        """Move the pointer; a folder cannot be moved."""
+        return move_pointer(self.path, before, after)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,10 @@ class AliasSource:
                 "download it from the registry."
             )
         return folder.resolve()
+
+    def move(self, before: Path, after: Path) -> bool:
+        """An alias names registered versions alone."""
+        return False
 
 
 def source_of(model: str, bundle: Path | None, server: str | None, bundles: Path) -> Source:
@@ -125,6 +137,7 @@ class Versions:
         self._on_swap, self._on_refusal = on_swap, on_refusal
         self._lock = threading.Lock()
         self._passed_over: Path | None = None
+        self._stands_for: Path | None = None  # what is wanted while a version made from it answers
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         began = time.perf_counter()
@@ -139,28 +152,36 @@ class Versions:
     def refresh(self) -> bool:
         """Replace the version if another one is wanted; whether it was."""
         with self._lock:
-            try:
-                wanted = self._source.wanted()
-            except (QuadRankError, OSError) as error:
-                self._on_refusal(self.current.bundle.path, str(error))
-                return False
-            if wanted == self._passed_over:
-                return False
-            self._passed_over = None
-            if wanted == self.current.bundle.path:
-                return False
+            return self._refresh()
+
+    def upsert(self, make: Callable[[Path], Upserted]) -> tuple[Upserted, bool]:
+        """Make a version from the one that answers, and let it answer.
+
+        Args:
+            make: publishes the new version of a bundle folder.
+
+        Returns:
+            The new version, and whether the source names it from now on. Where it does not, the version answers until
+            another one is wanted, or the server ends.
+
+        Raises:
+            What `make` raises, and errors of loading; the version before answers on.
+        """
+        with self._lock:
+            self._refresh()
+            before = self.current.bundle.path
+            made = make(before)
             began = time.perf_counter()
-            try:
-                ranker = self._load(wanted)
-                self._warm(ranker)
-            except Exception as error:
-                # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
-                self._passed_over = wanted if isinstance(error, QuadRankError) else None
-                self._on_refusal(wanted, str(error))
-                return False
-            self.previous, self.current = self.current, ranker
-            self._on_swap(ranker, time.perf_counter() - began)
-            return True
+            ranker = self._load(made.path)
+            self._warm(ranker)
+            wanted = self._source.wanted()
+            kept = wanted == before and self._source.move(before, made.path)
+            if kept:
+                self._stands_for = None
+            elif wanted == before:
+                self._stands_for = before
+            self._switch(ranker, began)
+            return made, kept
 
     def roll_back(self) -> Ranker:
         """Let the version before answer again, until another one than now is wanted.
@@ -191,6 +212,34 @@ class Versions:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+
+    def _refresh(self) -> bool:
+        try:
+            wanted = self._source.wanted()
+        except (QuadRankError, OSError) as error:
+            self._on_refusal(self.current.bundle.path, str(error))
+            return False
+        if wanted == self._passed_over:
+            return False
+        self._passed_over = None
+        if wanted in (self.current.bundle.path, self._stands_for):
+            return False
+        began = time.perf_counter()
+        try:
+            ranker = self._load(wanted)
+            self._warm(ranker)
+        except Exception as error:
+            # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
+            self._passed_over = wanted if isinstance(error, QuadRankError) else None
+            self._on_refusal(wanted, str(error))
+            return False
+        self._stands_for = None
+        self._switch(ranker, began)
+        return True
+
+    def _switch(self, ranker: Ranker, began: float) -> None:
+        self.previous, self.current = self.current, ranker
+        self._on_swap(ranker, time.perf_counter() - began)
 
     def _warm(self, ranker: Ranker) -> None:
         for raw in list(self._recent):

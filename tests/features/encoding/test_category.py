@@ -176,3 +176,12 @@ def test_tags_grow() -> None:
     extended = fit_column(pl.Series("c", ["b|m", None, "a"]), spec, "items.csv", prior=encoder)
     assert extended.encode(pl.Series("c", ["x|m", "b|a"])).tolist() == [[3, 2], [5, 4]]
     assert extended.field("c").max_len == 2
+
+
+def test_several_lists_of_tags_are_encoded_as_a_column_is() -> None:
+    encoder = TagsEncoder(Vocabulary(pl.Series(["a", "b", "c"])), max_len=2)
+    lists = [["c", "a", "b"], [], None, ["nobody"], ["b"]]
+    encoded = encoder.encode_many(lists)
+    assert encoded.tolist() == [[4, 2], [1, 0], [1, 0], [1, 0], [3, 0]] and encoded.dtype == np.int64
+    assert encoded.tolist() == encoder.encode(pl.Series("tags", lists)).tolist()
+    assert encoder.encode_many([]).shape == (0, 2)

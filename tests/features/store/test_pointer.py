@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import DataError
-from features.store.pointer import CURRENT, NEWEST, follow, point_at
+from features.store.pointer import CURRENT, NEWEST, follow, move_pointer, point_at
 
 
 @pytest.fixture
@@ -53,3 +53,19 @@ def test_a_flip_is_one_rename(versions: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "replace", watched)
     point_at(versions, "second")
     assert seen == [("second", "first")] and follow(versions).name == "second"
+
+
+def test_a_pointer_moves_on_from_the_version_that_it_names(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    pointer = point_at(tmp_path, "one")
+    assert move_pointer(pointer, tmp_path / "one", tmp_path / "two") and follow(pointer) == tmp_path / "two"
+    assert not move_pointer(pointer, tmp_path / "one", tmp_path / "three") and follow(pointer) == tmp_path / "two"
+    assert move_pointer(tmp_path, tmp_path / "two", tmp_path / "three") and follow(pointer) == tmp_path / "three"
+    newest = point_at(tmp_path, "one", NEWEST)
+    assert move_pointer(newest, tmp_path / "one", tmp_path / "two")
+    assert (follow(newest), follow(pointer)) == (tmp_path / "two", tmp_path / "three")
+    elsewhere = tmp_path / "sub" / "three"
+    elsewhere.mkdir(parents=True)
+    assert not move_pointer(pointer, tmp_path / "three", elsewhere)
+    assert not move_pointer(tmp_path / "three", tmp_path / "three", tmp_path / "one")

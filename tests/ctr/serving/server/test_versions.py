@@ -145,3 +145,85 @@ def test_what_names_no_bundle_is_refused(model, bundle, server, message):
 
 def test_a_folder_needs_no_server():
     assert source_of("", A, None, Path()) == PointerSource(A)
+
+
+class Moving(Wanted):
+    """A source that can be moved, as a pointer can."""
+
+    def move(self, before: Path, after: Path) -> bool:
+        self.path = after
+        return True
+
+
+class Standing(Wanted):
+    """A source that cannot, as an alias."""
+
+    def move(self, before: Path, after: Path) -> bool:
+        return False
+
+
+def made_at(path: Path) -> Any:
+    return lambda before: SimpleNamespace(path=path)
+
+
+def test_an_upserted_version_answers_and_the_source_names_it():
+    source = Moving(A)
+    versions = Versions(source, ranker)
+    assert versions.upsert(made_at(B))[1] and versions.current.bundle.path == B == source.path
+    assert not versions.refresh()
+    source.path = C
+    assert versions.refresh() and versions.current.bundle.path == C
+
+
+def test_where_the_source_cannot_be_moved_an_upserted_version_answers_until_another_is_wanted():
+    source = Standing(A)
+    versions = Versions(source, ranker)
+    for path in (B, C):
+        assert not versions.upsert(made_at(path))[1]
+        assert not versions.refresh() and versions.current.bundle.path == path
+    assert versions.roll_back().bundle.path == B and not versions.refresh()
+    source.path = Path("/bundles/d")
+    assert versions.refresh()
+    # What it stood for is a version like any other again.
+    source.path = A
+    assert versions.refresh() and versions.current.bundle.path == A
+
+
+def test_a_version_that_is_wanted_comes_before_an_upsert():
+    """Items are added to the new training's bundle, not to the one that it replaces."""
+    source = Moving(A)
+    versions = Versions(source, ranker)
+    source.path = B
+    seen: list[Path] = []
+
+    def make(before: Path) -> Any:
+        seen.append(before)
+        return SimpleNamespace(path=C)
+
+    assert versions.upsert(make)[1] and seen == [B] and versions.previous.bundle.path == B  # type: ignore[union-attr]
+
+
+def test_a_new_bundle_that_is_refused_stays_named_after_an_upsert():
+    """Others may be able to load it: the pointer is not taken away from it."""
+    source = Moving(A)
+
+    def load(path: Path) -> Any:
+        if path == B:
+            raise OSError("no memory")
+        return ranker(path)
+
+    versions = Versions(source, load)
+    source.path = B
+    assert not versions.upsert(made_at(C))[1] and source.path == B and versions.current.bundle.path == C
+
+
+def test_an_upsert_that_fails_changes_nothing():
+    source = Moving(A)
+    versions = Versions(source, ranker)
+
+    def broken(before: Path) -> Any:
+        raise DataError("no such set")
+
+    with pytest.raises(DataError, match="no such set"):
+        versions.upsert(broken)
+    assert versions.current.bundle.path == A == source.path and versions.previous is None
