@@ -144,7 +144,7 @@ def test_a_graph_that_is_not_the_model_fails_its_golden_requests(
     model: ClickModel, feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported_with_a_wrong_weight("export_request_graph", monkeypatch)
-    with pytest.raises(NumericalError, match="golden request 'logged' scores"):
+    with pytest.raises(NumericalError, match="golden request 'events as the log has them' scores"):
         export(model, feature_set, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
