@@ -25,7 +25,7 @@ COUNTERS = [
     Counter(of="item", value=value, as_of=as_of, half_life=half_life, prior=3.0)
     for value, as_of, half_life in product(("count", "rate"), ("event", "hour", "day"), (None, "2h", "3d"))
 ]
-START = 470_000 * HOUR + 17 * 60_000_000  # of a log of our time, and no full hour
+START = 470_000 * HOUR  # of a log of our time, on a full hour: some events are where an hour begins
 rows = st.lists(
     st.tuples(st.integers(2, 5), st.integers(0, 90), st.sampled_from([0.0, 1.0, np.nan])), min_size=1, max_size=40
 )

@@ -95,6 +95,9 @@ def test_after_events_they_are_those_of_the_whole_log(earlier: Any) -> None:
     now[0] = at(200)
     live.fold()
     check(ranker, stars_log(), 200)
+    assert live.add(events(stars_log()[105:])) == 15  # also after they were counted
+    live.fold()
+    check(ranker, stars_log(), 200)
     assert values(ranker)["shown"][1] == 0  # of an unknown item nothing is known
 
 
