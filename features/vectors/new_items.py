@@ -117,7 +117,7 @@ def _transformed(folder: Path, name: str, raw_MW: np.ndarray | None, items: int)
     vectors_MW = np.full((items, learned.width), np.nan, np.float32) if raw_MW is None else np.array(raw_MW, np.float32)
     if vectors_MW.shape[1] != learned.width:
         raise NewItemsError(f"vectors of new items: set {name!r} is {vectors_MW.shape[1]} wide, not {learned.width}.")
-    present_M = np.asarray(~np.isnan(vectors_MW).any(axis=1))
+    present_M = np.logical_not(np.isnan(vectors_MW).any(axis=1))
     vectors_MW[~present_M] = 0
     made_MW = learned.apply(vectors_MW)
     made_MW[~present_M] = 0
