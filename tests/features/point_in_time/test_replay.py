@@ -41,7 +41,7 @@ HISTORIES: dict[str, dict[str, Any]] = {
     "every column": {"max_len": 6, "columns": EVERY},
     "positives": {"events": "label == 1", "columns": {"pause": {"type": "gap"}}},
     "a comparison": {"events": "load < 2.5"},
-    "32 bits": {"events": "weight < 0.3"},
+    "32 bits": {"events": "weight <= 0.3"},
     "an expression": {"events": "device <> 'tv' AND (load > 1 OR seen)"},
     "a boolean": {"events": "seen"},
     "within": {"within": "3h"},
@@ -263,17 +263,17 @@ def test_candidates_of_impressions(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("repeats", ["keep", "consecutive", "first"])
 def test_five_thousand_rows(repeats: str, tmp_path: Path) -> None:
-    log = write_log(tmp_path, rows=5_000, users=50, items=25, seed=1)
+    log = write_log(tmp_path, rows=5_000, users=20, items=300, seed=1)
     residuals = {f"residual_{name}": {"type": "residual", "counter": name} for name in RATES}
     history = {
         "max_len": 30,
         "columns": EVERY | residuals,
         "within": "20d",
-        "session_gap": "5h",
+        "session_gap": "9h",
         "delay": "10m",
         "events": "load < 6",
         "repeats": repeats,
     }
     counters = {name: {"of": "item", "value": "rate"} | counter for name, counter in RATES.items()}
     contract = contract_of(tmp_path, history, {"request": "request"}, counters=counters)
-    assert replayed(contract, log, tmp_path) > 5_000
+    assert replayed(contract, log, tmp_path) > 50_000
