@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from rich.console import Console
 
@@ -18,7 +18,6 @@ from features.contract.settings import unknown_key
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, error_prefix
 from features.fitting.catalogue import read_table
-from features.sources.keys import canonical
 from features.sources.tables import scan
 from features.store.pointer import follow, move_pointer
 from features.vectors.read import read_new_vectors
@@ -63,14 +62,12 @@ def _given(encoder: Encoder, items: Path, vectors: Sequence[str], console: Conso
     contract = encoder.contract
     files = _files_of(vectors, contract)
     table = _read_items(contract, items, console)
-    ids = canonical(table[contract.item_field])
-    found: dict[str, np.ndarray] = {
-        name: read_new_vectors(str(file), contract.embeddings[name], ids) for name, file in files.items()
-    }
+    with error_prefix(str(items)):
+        given = items_of_table(encoder, table)
+    found = {name: read_new_vectors(str(file), contract.embeddings[name], given.ids) for name, file in files.items()}
     if absent := [name for name in contract.embeddings if name not in found]:
         console.print(f"no vectors of {', '.join(absent)}: the items have none there")
-    with error_prefix(str(items)):
-        return items_of_table(encoder, table, found)
+    return replace(given, vectors=found)
 
 
 def _files_of(vectors: Sequence[str], contract: Contract) -> Mapping[str, Path]:

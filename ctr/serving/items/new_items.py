@@ -55,8 +55,8 @@ class NewItems:
         return feed | {f"present_{name}": present for name, (_, present) in made.sets.items()}
 
 
-def items_of_table(encoder: Encoder, table: pl.DataFrame, vectors: Mapping[str, np.ndarray]) -> NewItems:
-    """Items of a table that has the id and every declared column of the contract's item table, raw.
+def items_of_table(encoder: Encoder, table: pl.DataFrame) -> NewItems:
+    """Items, without vectors, of a table that has the id and every declared column of the contract's item table, raw.
 
     Raises:
         NewItemsError: no item, an id that the log's ids cannot be, or one twice.
@@ -64,7 +64,7 @@ def items_of_table(encoder: Encoder, table: pl.DataFrame, vectors: Mapping[str, 
     """
     ids = canonical(table[encoder.contract.item_field])
     _check_ids(encoder, ids)
-    return NewItems(ids, {name: one.encode(table[name]) for name, one in encoder.item.items()}, vectors)
+    return NewItems(ids, {name: one.encode(table[name]) for name, one in encoder.item.items()}, {})
 
 
 def items_of_json(encoder: Encoder, raw: Any, most: int) -> NewItems:

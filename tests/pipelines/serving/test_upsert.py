@@ -148,12 +148,17 @@ def test_wrong_items_are_told_and_leave_nothing(shop: Path, change: Any, words: 
     assert sorted(path.name for path in (shop / "bundles").iterdir()) == ["CURRENT", "run-1"]
 
 
+def of_widths(*widths: int, first: float = 0.0) -> Any:
+    vectors = [[first] * widths[0], *([0.0] * width for width in widths[1:])]
+    return lambda table: table.with_columns(pl.Series("vector", vectors))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table.with_columns(vector=[[0.0] * 7] * 4), "set 'text' is 7 wide, not 8"),
-        (lambda table: table.with_columns(vector=[[0.0] * 7, *[[0.0] * 8] * 3]), "another width than 8, e.g. 7"),
-        (lambda table: table.with_columns(vector=[[float("nan")] * 8, *[[0.0] * 8] * 3]), "1 of 4 vectors hold NaN"),
+        (of_widths(7, 7, 7, 7), "set 'text' is 7 wide, not 8"),
+        (of_widths(7, 8, 8, 8), "another width than 8, e.g. 7"),
+        (of_widths(8, 8, 8, 8, first=float("nan")), "1 of 4 vectors hold NaN"),
         (lambda table: pl.concat([table, table.head(1)]), "1 ids appear more than once, e.g. 500"),
         (lambda table: table.with_columns(pl.col("item_id") + 1000), "none of its 4 ids .e.g. 1500. is one of the"),
         (lambda table: table.with_columns(pl.col("item_id").cast(pl.String)), "holds String where whole numbers"),
