@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 
 from features.build.build import build_feature_set
+from features.calendar import DAY
 from features.encoding.encoder import Encoder
 from features.encoding.later_items import LaterIds, with_later_items
 from features.encoding.request import parse_request
 from features.encoding.snapshot import CounterState
 from features.encoding.vocabulary import Vocabulary
+from features.point_in_time.live_counters import LiveCounter
 from tests.features.raw import raw_log
 
 # Numbers close together, far apart, and text: three ways to look them up.
@@ -83,3 +85,21 @@ def test_further_keys_of_a_counter_begin_as_those_that_they_stand_for() -> None:
     copied = [(4, 51, 2, 0.2), (5, 71, 1, 0.1), (5, 72, 3, 0.3), (7, 71, 1, 0.1), (7, 72, 3, 0.3)]
     assert sorted(entries) == [*before, *copied]
     assert state.with_copies(np.array([], np.int64)).open_row.tolist() == [3, 1, 3, 2]
+
+
+@pytest.mark.parametrize("as_of", ["event", "day"])
+def test_counters_go_on_by_events(tmp_path: Path, as_of: str) -> None:
+    """Of a changed item from what the log had, its newest day included; of a new one from nothing."""
+    contract = raw_log(tmp_path, over={"counters": {"seen": {"of": "item", "value": "count", "as_of": as_of}}})
+    encoder = Encoder.load(build_feature_set(contract, tmp_path / "out").feature_set.path)
+    later = with_later_items(encoder, pl.Series("item_id", [900]), pl.Series("item_id", [105, 104]))
+    live = LiveCounter(contract.counters["seen"], 0.0, later.snapshot.states["seen"])
+    asked = [900, 105, 104, 106]
+    row_E, next_day = later.items.indices([900, 900, 105]), later.snapshot.newest + 2 * DAY
+    live.add(row_E, np.full(3, next_day - 1), np.zeros(3))
+    log = pl.read_parquet(tmp_path / "log.parquet")["item_id"]
+    added = {900: 2, 105: 1}
+    assert live.values(next_day + DAY)[later.items.indices(asked)].tolist() == [
+        (log == item).sum() + added.get(item, 0) for item in asked
+    ]
+    assert len(encoder.snapshot.states["seen"].count) == encoder.schema.items

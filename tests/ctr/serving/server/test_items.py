@@ -233,3 +233,30 @@ def test_a_version_that_fails_its_checks_answers_never(shop, monkeypatch):
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
         assert client.post("/v1/rank", json=ASKED).json()["model_version"] == "first"
     assert sorted(path.name for path in shop.iterdir()) == ["CURRENT", "first"]
+
+
+def test_events_of_new_items_are_counted(shop):
+    """Reported before the item is known or after, they reach its counters; a changed item keeps what it had."""
+    client, server = client_of(PointerSource(shop / "CURRENT"))
+    times = [10**6 + 3600 * i for i in range(3)]
+
+    def seen(item: int) -> float:
+        row = server.versions.current.encoder.items.index(item)
+        return float(server.versions.current.counters.items["item_count"][row])
+
+    def report(item: int, time: int) -> None:
+        event = {"user": "u3", "item": item, "time": time, "clicked": 1, "device": "desk", "load": 1.0}
+        answer = client.post("/v1/events", json={"events": [event]}, headers=ALLOWED)
+        assert answer.json()["taken"] == 1, answer.text
+        server.live.fold()
+
+    with client:
+        before = seen(110)
+        report(900, times[0])
+        report(110, times[0])
+        post(client, ITEM, {"item": 110, "columns": {"genre": "crime"}})
+        report(900, times[1])
+        report(110, times[1])
+        report(110, times[2])
+        assert (seen(900), seen(110)) == (2, before + 3)
+        assert client.post("/v1/rank", json=ASKED).json()["unknown"]["candidates"] == 1
