@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # Under `make test PYTHON=…` a make that a test starts would take over flags and variables of the outer one.
 OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "TORCH_INDEX", "SET", "ROOT")
+HERE = Path(__file__).parent
 for name in OF_MAKE:
     os.environ.pop(name, None)
 
@@ -28,4 +30,4 @@ settings.load_profile("any machine")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole jobs first: with a file a worker (`--dist loadfile`), what ends last is then short."""
-    items.sort(key=lambda item: item.path.parent.name != "pipelines")
+    items.sort(key=lambda item: "pipelines" not in item.path.relative_to(HERE).parts)
