@@ -50,12 +50,13 @@ def golden_requests(model: ClickModel, feature_set: FeatureSet, encoder: Encoder
     Raises:
         DataError: a request does not encode to what the feature set holds for it (online/offline skew).
     """
-    made, requests = [], RequestEncoder(encoder)
+    made: list[GoldenRequest] = []
+    requests = RequestEncoder(encoder)
     for name, request, stored in _requests(feature_set, requests, np.random.default_rng(seed)):
         encoded = requests.encode(parse_request(request, encoder.contract))
         if stored is None:
             # What only the events before those shown would tell is not what the feature set holds.
-            made.append(_scored(name, request, RowRequest.of_encoded(encoded, _user(request, encoder)), model))
+            made.insert(0, _scored(name, request, RowRequest.of_encoded(encoded, _user(request, encoder)), model))
             continue
         _refuse_skew(name, encoded, stored.encoded(feature_set.schema, feature_set.users))
         # A raw number has seven digits: the scores must be those of the number that it encodes to.
@@ -146,9 +147,10 @@ def _requests(
         replayable(logged_request(feature_set, row, _candidates(feature_set, row, draw)), encoder) for row in chosen
     ]
     moment, time_H = _times(feature_set, chosen[0])
+    yield "logged", raw_request(example, encoder), example
+    # After the one whose encoding is compared: a model cannot read what is encoded wrongly.
     if (events := raw_events(example, time_H, encoder)) is not None:
         yield "events as the log has them", _with_events(raw_request(example, encoder), events, moment, requests), None
-    yield "logged", raw_request(example, encoder), example
     for number, stored in enumerate(others, start=1):
         yield f"logged {number}, history of {len(stored.history_item)}", raw_request(stored, encoder), stored
     single = replace(
