@@ -20,6 +20,7 @@ from features.point_in_time.newest_events import newest_events
 from features.progress import progress
 from features.sources.keys import canonical
 from features.store.feature_set import FeatureSet
+from features.store.schema import FIRST_VALUE
 
 USERS_A_BLOCK = 10_000
 
@@ -35,7 +36,9 @@ def write_pasts(feature_set: FeatureSet, encoder: Encoder, bundle: Path) -> None
     until = max(window.last_time for window in feature_set.manifest.windows.values())
     events = newest_events(contract, kept_events(contract.history), until)
     header = header_of(contract.fingerprint())
-    events = events.with_columns(pl.Series(USER, encoder.users.encode(events[USER]))).sort(USER, maintain_order=True)
+    # Users who came after the build share one row, and nobody may read another one's past.
+    rows = pl.Series(USER, encoder.users.encode(events[USER]))
+    events = events.with_columns(rows).filter(pl.col(USER) >= FIRST_VALUE).sort(USER, maintain_order=True)
     user_E = events[USER].to_numpy()
     first_U = np.searchsorted(user_E, np.arange(encoder.users.size + 1))
     size_U = np.zeros(encoder.users.size + 1, np.int64)

@@ -37,11 +37,9 @@ from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError, NewItemsError, NumericalError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
+UPSERT_WAITS = 60.0  # seconds, for upserts before it
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-UPSERT_WAITS = 60.0  # seconds, for upserts before it
 
 
 class TooLargeError(Exception):
@@ -134,7 +132,7 @@ class Server:
     async def events(self, request: Request) -> Response:
         """`POST /v1/events`: what users did, for their pasts and for counters."""
         self._authorise(request)
-        body = await self._body(request, self.config.max_body_kib)
+        body = await self._body(request)
         return _json(await self._writers.run(lambda: self._take(body)))
 
     async def healthy(self, request: Request) -> Response:
@@ -188,11 +186,10 @@ class Server:
             self.live.start()
         yield
         self.versions.close()
-        self.pool.close()
-        self._writers.close()
+        for pool in (self.pool, self._writers, self._upserts):
+            pool.close()
         self.live.close()
         self.stores.close()
-        self._upserts.close()
         if self.log is not None:
             self.log.close()
 
@@ -210,9 +207,7 @@ class Server:
         try:
             with self.metrics.took.time():
                 return await endpoint(request)
-        except ConfigError as error:
-            return _error(400, "bad_request", str(error))
-        except NewItemsError as error:
+        except (ConfigError, NewItemsError) as error:
             return _error(400, "bad_request", str(error))
         except UnauthorizedError:
             return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")

@@ -110,7 +110,7 @@ EVENTS: dict[str, Any] = {
                     "user": ID,
                     "item": ID,
                     "time": {
-                        "oneOf": [{"type": "integer"}, {"type": "string"}],
+                        **TIME,
                         "description": "as the log has it: a whole number since 1970, or ISO 8601",
                     },
                 },
@@ -130,36 +130,78 @@ TAKEN: dict[str, Any] = {
         "reason": {"type": "string", "description": "why the first was refused"},
     },
 }
+ITEMS: dict[str, Any] = {
+    "type": "object",
+    "required": ["items"],
+    "additionalProperties": False,
+    "properties": {
+        "items": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["item"],
+                "additionalProperties": False,
+                "properties": {
+                    "item": ID,
+                    "columns": {"type": "object", "description": "by the names of the contract's item columns"},
+                    "vectors": {
+                        "type": "object",
+                        "additionalProperties": {"type": ["array", "null"], "items": {"type": "number"}},
+                        "description": "by the names of the contract's embeddings, as their encoders made them",
+                    },
+                },
+                "description": "replaces the item whole: what is left out is missing",
+            },
+        }
+    },
+}
+UPSERTED: dict[str, Any] = {
+    "type": "object",
+    "required": ["model_version", "new", "changed", "upserted", "kept"],
+    "properties": {
+        "model_version": {"type": "string", "description": "that answers from now on"},
+        "new": {"type": "integer", "description": "items that the version before did not know"},
+        "changed": {"type": "integer", "description": "items that it knew"},
+        "upserted": {"type": "integer", "description": "items since the export"},
+        "kept": {"type": "boolean", "description": "whether a restart finds this version"},
+    },
+}
+ROLLED_BACK: dict[str, Any] = {
+    "type": "object",
+    "required": ["model_version"],
+    "properties": {"model_version": {"type": "string", "description": "that answers again"}},
+}
+
+
+def _post(summary: str, request: dict[str, Any] | None, answer: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """A route that takes JSON, or no body, and answers JSON."""
+    body = {"requestBody": {"required": True, "content": _json(request)}} if request else {}
+    responses = {"200": {"description": "done", "content": _json(answer)}, "400": ERROR, "413": ERROR, "503": BUSY}
+    return {"post": {"summary": summary, **body, "responses": responses | others}}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+# Of routes that write: without the token they are refused, and a server without one does not have them.
+WITH_TOKEN = {"401": ERROR, "404": {"description": "the server has no token, and so no routes that write"}}
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {"title": "QuadRank", "version": "1", "description": "Ranks the candidates of one user by raw ids."},
     "paths": {
-        "/v1/rank": {
-            "post": {
-                "summary": "Candidates, best first",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST}}},
-                "responses": {
-                    "200": {"description": "ranked", "content": {"application/json": {"schema": ANSWER}}},
-                    "400": ERROR,
-                    "413": ERROR,
-                    "503": BUSY,
-                },
-            }
-        },
-        "/v1/events": {
-            "post": {
-                "summary": "What users did, for their pasts and for counters; needs the token",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": EVENTS}}},
-                "responses": {
-                    "200": {"description": "taken or refused", "content": {"application/json": {"schema": TAKEN}}},
-                    "400": ERROR,
-                    "401": ERROR,
-                    "404": {"description": "the server has no token, and so no routes that write"},
-                    "413": ERROR,
-                    "503": BUSY,
-                },
-            }
-        },
+        "/v1/rank": _post("Candidates, best first", REQUEST, ANSWER),
+        "/v1/events": _post(
+            "What users did, for their pasts and for counters; needs the token", EVENTS, TAKEN, **WITH_TOKEN
+        ),
+        "/v1/items": _post(
+            "New and changed items: a version that knows them answers from now on; needs the token",
+            ITEMS,
+            UPSERTED,
+            **WITH_TOKEN,
+        ),
+        "/v1/rollback": _post("The version before answers again; needs the token", None, ROLLED_BACK, **WITH_TOKEN),
         "/v2/health/ready": {
             "get": {"summary": "Whether the server answers", "responses": {"200": {"description": "it does"}}}
         },

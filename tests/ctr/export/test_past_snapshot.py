@@ -93,6 +93,20 @@ def test_each_user_has_the_newest_events_of_the_log(
     assert pasts.newest(3) == expected(log, 3)
 
 
+def test_of_users_that_the_bundle_does_not_know_nobody_reads_anything(
+    built: tuple[FeatureSet, pl.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that has grown may hold late events of users who came after the build; they share no row."""
+    feature_set, _ = built
+    late = {"_user": [3, 77, 78], "_item": [101, 102, 103], "_time": [1, 2, 3]}
+    monkeypatch.setattr(past_snapshot, "newest_events", lambda *_: pl.DataFrame(late))
+    encoder, outcomes = Encoder.load(feature_set.path), list[str]()
+    write_pasts(feature_set, encoder, tmp_path)
+    pasts = opened(tmp_path, encoder, outcomes)
+    assert pasts.newest(77) == pasts.newest(99) == pasts.newest(None) == []
+    assert [event.item for event in pasts.newest(3)] == [101]
+
+
 def test_of_another_contract_nothing_is_read(built: tuple[FeatureSet, pl.DataFrame], tmp_path: Path) -> None:
     encoder, outcomes = Encoder.load(built[0].path), list[str]()
     write_pasts(built[0], encoder, tmp_path)

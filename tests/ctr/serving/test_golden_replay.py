@@ -184,7 +184,7 @@ def test_an_encoder_that_changed_since_the_build_is_not_exported(
     ("kind", "method", "off", "where"),
     [
         (NumericEncoder, "encode_one", 1e-4, r"context\.load"),
-        (CategoricalEncoder, "encode_one", -1, r"context\.device"),
+        (CategoricalEncoder, "encode_one", 1, r"context\.device"),
         (NumericEncoder, "encode_many", np.float32(1e-4), r"history_events\.residual"),
     ],
 )

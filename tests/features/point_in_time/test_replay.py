@@ -263,7 +263,7 @@ def test_candidates_of_impressions(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("repeats", ["keep", "consecutive", "first"])
 def test_five_thousand_rows(repeats: str, tmp_path: Path) -> None:
-    log = write_log(tmp_path, rows=5_000, users=20, items=300, seed=1)
+    log = write_log(tmp_path, rows=5_000, users=20, items=400, seed=1)
     residuals = {f"residual_{name}": {"type": "residual", "counter": name} for name in RATES}
     history = {
         "max_len": 30,

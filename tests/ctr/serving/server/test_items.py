@@ -74,6 +74,19 @@ def test_a_new_item_is_known_from_the_next_request_on(shop):
     assert scores[0][900] == scores[0][901] != scores[1][900]
 
 
+def test_the_document_describes_the_routes_that_write(shop):
+    with client_of(PointerSource(shop / "CURRENT"))[0] as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        answers = {"/v1/items": post(client, ITEM).json()}
+        answers["/v1/rollback"] = client.post("/v1/rollback", headers=ALLOWED).json()
+        for path, answer in answers.items():
+            described = paths[path]["post"]["responses"]
+            assert set(answer) == set(described["200"]["content"]["application/json"]["schema"]["properties"])
+            assert {"400", "401", "404"} <= set(described)
+        served = {route.path for route in client.app.routes if route.path.startswith("/v1/")}
+        assert served == {path for path in paths if path.startswith("/v1/")}
+
+
 def test_the_version_is_that_of_the_command(shop, tmp_path):
     client, _ = client_of(PointerSource(shop / "CURRENT"))
     with client:
