@@ -8,6 +8,7 @@ from typing import Any
 from ctr.config import ModelConfig
 from ctr.export.onnx_export import ExportResult, export_bundle
 from ctr.model.click_model import ClickModel
+from ctr.serving.settings import QueueSettings, ServeConfig
 from features.store.feature_set import FeatureSet
 from tests.trained import built_feature_set, random_model
 
@@ -40,3 +41,8 @@ def two_bundles(folder: Path) -> Path:
         model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
         export(model, feature_set, folder / "bundles" / name, version=name)
     return folder / "bundles"
+
+
+def serve_config(**config: Any) -> ServeConfig:
+    """Settings of a test's server: a machine busy with other tests must not make a request miss its deadline."""
+    return ServeConfig(**{"poll_seconds": 60, "queue": QueueSettings(deadline_ms=60_000), **config})

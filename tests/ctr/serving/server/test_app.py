@@ -19,18 +19,13 @@ from ctr.serving.ranker import Ranker
 from ctr.serving.server.answers import answer as answer_body
 from ctr.serving.server.app import Server, token_of
 from ctr.serving.server.versions import PointerSource
-from ctr.serving.settings import LogSettings, QueueSettings, ServeConfig
+from ctr.serving.settings import LogSettings, QueueSettings
 from features.encoding.request import Limits
 from features.errors import ConfigError
 from features.store.pointer import point_at
-from tests.ctr.serving.shop import REQUEST, two_bundles
+from tests.ctr.serving.shop import REQUEST, serve_config
 
 TOKEN = "a secret"
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_bundles(tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def shop(bundles: Path, tmp_path: Path) -> Path:
 
 
 def client_of(folder: Path, token: str | None = None, **config: Any) -> tuple[TestClient, Server]:
-    server = Server(PointerSource(folder / "CURRENT"), ServeConfig(poll_seconds=60, **config), token)
+    server = Server(PointerSource(folder / "CURRENT"), serve_config(**config), token)
     return TestClient(server.app()), server
 
 

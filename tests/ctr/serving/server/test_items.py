@@ -17,9 +17,9 @@ from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server
 from ctr.serving.server.versions import PointerSource, Source
-from ctr.serving.settings import ItemSettings, ServeConfig
+from ctr.serving.settings import ItemSettings
 from features.store.pointer import point_at
-from tests.ctr.serving.shop import REQUEST, export
+from tests.ctr.serving.shop import REQUEST, export, serve_config
 from tests.trained import built_feature_set, random_model
 
 TOKEN = "a secret"
@@ -50,7 +50,7 @@ def shop(exported: Path, tmp_path: Path) -> Path:
 
 
 def client_of(source: Source, token: str | None = TOKEN, **config: Any) -> tuple[TestClient, Server]:
-    server = Server(source, ServeConfig(poll_seconds=60, **config), token)
+    server = Server(source, serve_config(**config), token)
     return TestClient(server.app()), server
 
 

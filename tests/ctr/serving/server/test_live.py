@@ -198,13 +198,14 @@ def test_the_thread_folds_and_a_fault_does_not_end_it(earlier: Any, monkeypatch:
 
     monkeypatch.setattr(live, "fold", sometimes)
     live.follow(ranker)
-    before = ranker.encoder
+    before = ranker.counters
     live.start()
     live.add(events(stars_log()[100:]))
     until = time.monotonic() + 30
-    while ranker.encoder is before and time.monotonic() < until:
+    while ranker.counters is before and time.monotonic() < until:
         time.sleep(0.01)
     live.close()
+    assert faults.is_set() and ranker.counters is not before
     check(ranker, stars_log(), 200)
 
 

@@ -18,26 +18,18 @@ import pytest
 
 from ctr.serving.server.run import check_address
 from features.errors import ConfigError
-from features.store.pointer import point_at
-from tests.ctr.serving.shop import REQUEST, two_bundles
+from tests.ctr.serving.shop import REQUEST
 
 START_SECONDS = 120
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = two_bundles(tmp_path_factory.mktemp("served"))
-    point_at(folder, "first")
-    return folder
-
-
 @pytest.fixture
-def start(shop: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+def start(bundles: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
     """Starts a server on a free port; returns its process and its address."""
     servers: list[subprocess.Popen[str]] = []
 
     def started(*options: str) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-m", "pipelines", "serve", "--bundle", str(shop / "CURRENT"), "--port", "0"]
+        command = [sys.executable, "-m", "pipelines", "serve", "--bundle", str(bundles / "CURRENT"), "--port", "0"]
         server = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
         )
