@@ -283,8 +283,18 @@ class TestMake:
 
         project.write_text(right)
         lock.write_text(locked)
-        again = make(clone, *words, PIP_FIND_LINKS=links)
+        (clone / "ctr/deep").mkdir()
+        (clone / "ctr/deep/__init__.py").touch()
+        (clone / "ctr/deep/broken.py").write_text("import absent")
+        broken = make(clone, *words, PIP_FIND_LINKS=links)
+        assert broken.returncode == 2 and "No module named 'absent'" in broken.stderr
+        assert not (clone / ".venv/.ready").exists()
+
+        (clone / "ctr/deep/broken.py").write_text("import small")
+        again = make(clone, *words, PIP_FIND_LINKS=links, PYTHONDONTWRITEBYTECODE="1")
         assert again.returncode == 0, again.stderr
+        # Whatever the shell says, what was imported is compiled, so that no command compiles it again.
+        assert [*(clone / ".venv").glob("lib/python3*/site-packages/__pycache__/small.*.pyc")]
         assert (clone / ".venv/.ready").exists() and "warning" not in again.stderr
         found = installed(clone / ".venv")
         assert {name: found[name][1] for name in ("small", "packaging", "torch", "quadrank")} == dict.fromkeys(

@@ -9,12 +9,12 @@ its torch may hold other packages that do not fit one another.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 import sys
 import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -57,18 +57,20 @@ def version_of(found: Distribution) -> str:
     return Version(found.version).base_version if found.metadata["Name"] == "torch" else found.version
 
 
-def import_all(project: dict[str, Any], packages: list[str]) -> None:
-    """Import torch, the packages and the modules of the commands. Raises what an import raises."""
-    commands = [target.partition(":")[0] for target in project.get("scripts", {}).values()]
-    for name in ["torch", *packages, *commands]:
-        importlib.import_module(name)
+def import_all(packages: list[str]) -> None:
+    """Import torch and every module of the packages. Raises what an import raises."""
+    for name in ["torch", *packages]:
+        module = importlib.import_module(name)
+        if name in packages:
+            for found in pkgutil.walk_packages(module.__path__, f"{name}."):
+                importlib.import_module(found.name)
 
 
 def main() -> int:
     """0 if everything imports and no dependency is unmet; otherwise the problems are written to standard error."""
     with Path(sys.argv[1], "pyproject.toml").open("rb") as file:
         settings = tomllib.load(file)
-    import_all(settings["project"], settings["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    import_all(settings["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
     problems = unmet(settings["project"]["name"])
     print("\n".join(problems), file=sys.stderr)
     return 1 if problems else 0

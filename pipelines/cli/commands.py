@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -363,6 +365,8 @@ app.registered_commands += serving_app.registered_commands + proof_app.registere
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; turn every explained error into its message and exit code."""
+    # Else Python looks at its end, for seconds, for circles among all that torch and MLflow have made.
+    atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), name, "--json" in arguments))
