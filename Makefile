@@ -27,6 +27,9 @@ VENV := $(VENV)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUADRANK := $(BIN)/quadrank
+# The environment is ours: what is imported is compiled once. uv leaves that to the first import, and a shell that forbids
+# it would let every command compile torch and MLflow anew, which takes longer than a small training.
+unexport PYTHONDONTWRITEBYTECODE
 CONTRACT := conf/data/$(DATA).yaml
 PRESET := conf/model/$(MODEL).yaml
 # A file's tests stay in one process, which makes its module fixtures once; tests/conftest.py sorts long files first.

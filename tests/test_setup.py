@@ -293,7 +293,7 @@ class TestMake:
         (clone / "ctr/deep/broken.py").write_text("import small")
         again = make(clone, *words, PIP_FIND_LINKS=links, PYTHONDONTWRITEBYTECODE="1")
         assert again.returncode == 0, again.stderr
-        # Whatever the shell says, what was imported is compiled, so that no command compiles it again.
+        # Whatever the shell says, what was imported is compiled: no command does that again.
         assert [*(clone / ".venv").glob("lib/python3*/site-packages/__pycache__/small.*.pyc")]
         assert (clone / ".venv/.ready").exists() and "warning" not in again.stderr
         found = installed(clone / ".venv")

@@ -132,9 +132,7 @@ def set_up(checkout: Checkout, torch_index: str) -> None:
         "`make lock` resolves the lock anew after a change of pyproject.toml; "
         "TORCH_INDEX=<address of an index> takes another build of torch",
     ):
-        # What it imports is compiled there and then, whatever the shell says: no command waits for that later.
-        check = Path(__file__).parent / "check_environment.py"
-        run([checkout.python, check, checkout.root], {"PYTHONDONTWRITEBYTECODE": ""})
+        run([checkout.python, Path(__file__).parent / "check_environment.py", checkout.root])
     checkout.ready.write_text(torch_index, encoding="utf-8")
 
 
