@@ -34,7 +34,9 @@ ROWS, ITEMS = "rows.parquet", "items.parquet"
 CHUNK_ROWS = 100_000
 
 
-def build(out: str, rows: int, users: int, items: int, max_len: int, seed: int = 1) -> dict[str, Any]:
+def build(
+    out: str, rows: int, users: int, items: int, max_len: int, seed: int = 1, feedback: bool = False
+) -> dict[str, Any]:
     """Write the log, build its feature set, and write the training rows with copied histories.
 
     Ids are whole numbers from 1 on. An item has 1 to 5 tags and a vector of 128 numbers; a row has `likes_level` and
@@ -49,6 +51,7 @@ def build(out: str, rows: int, users: int, items: int, max_len: int, seed: int =
         items: of the catalogue.
         max_len: most events of a history, and the width of a copied one.
         seed: of all that is drawn.
+        feedback: an event says whether it was positive, and against which rate of its item; QIN+ reads that.
 
     Returns:
         `feature_set` and `raw`, both folders; `rows` of training; `mean_history`, events before a training row.
@@ -68,7 +71,7 @@ def build(out: str, rows: int, users: int, items: int, max_len: int, seed: int =
     _write_items(raw, by_rank, draw)
     log = _traffic(rows, users, by_rank, trained, draw)
     pq.write_table(pa.table(log), raw / "interactions.parquet")
-    feature_set = build_feature_set(_contract(raw, max_len), Path(out) / "features").feature_set
+    feature_set = build_feature_set(_contract(raw, max_len, feedback), Path(out) / "features").feature_set
     trained = feature_set.manifest.windows["train"].rows
     _copy_histories(Path(out) / ROWS, {name: values[:trained] for name, values in log.items()}, max_len)
     _pad_items(Path(out) / ITEMS, raw)
@@ -146,9 +149,9 @@ def _show_all(item_B: np.ndarray, items: int, draw: np.random.Generator) -> None
     item_B[draw.choice(spare, size=len(missing), replace=False)] = draw.permutation(missing)
 
 
-def _contract(raw: Path, max_len: int) -> Contract:
+def _contract(raw: Path, max_len: int, feedback: bool) -> Contract:
     level = {"type": "categorical"}
-    content = {
+    content: dict[str, Any] = {
         "name": "mmctr_shaped",
         "root": str(raw.resolve()),
         "interactions": {
@@ -171,6 +174,10 @@ def _contract(raw: Path, max_len: int) -> Contract:
         "history": {"max_len": max_len},
         "split": {"by": "time", "valid": HELD_OUT, "test": HELD_OUT},
     }
+    if feedback:
+        residual = {"type": "residual", "counter": "item_rate"}
+        content["history"] |= {"events": "all", "columns": {"label": {"type": "categorical"}, "residual": residual}}
+        content["counters"] = {"item_rate": {"of": "item", "value": "rate"}}
     return validate(Contract, content, "the contract of benchmarks.inputs.mmctr_shaped")
 
 

@@ -261,7 +261,7 @@ class Ranker:
         return worst
 
 
-def open_session(path: Path, threads: int = 1) -> Any:
+def open_session(graph: Path | bytes, threads: int = 1) -> Any:
     """An ONNX Runtime CPU session for many small requests: threads do not spin, memory is returned after each."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -269,7 +269,7 @@ def open_session(path: Path, threads: int = 1) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3  # it warns of each graph that has a default for an input, as ours for the delta
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def delta_width(session: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from features.errors import ConfigError
 from pipelines.checkout import checkout
 from pipelines.cli.options import overrides_of
 from pipelines.cli.terminal import JsonOption, console, finish
@@ -147,6 +148,41 @@ def bench_train(
     _run("train", as_json, out, work, settings=settings)
 
 
+@bench_app.command("rank", epilog="Example: quadrank bench rank --candidates 500 --threads 2 --no-peers")
+def bench_rank(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = 150_000,
+    items: ItemsOption = MMCTR_ITEMS,
+    max_len: MaxLenOption = MMCTR_LEN,
+    candidates: Annotated[str, typer.Option("--candidates", help="Numbers of candidates.")] = "100,500,2000",
+    threads: Annotated[str, typer.Option("--threads", help="Numbers of threads.")] = "1,2",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time of turns for each of these sizes.")] = 20.0,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="Folder of the peers' packages, filled where it is not.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Also measure graphs of others.")] = True,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure one request, beside the graphs of others.
+
+    At the sizes of the paper; the peers are the literal equations, torch-rechub's DIN and boosting."""
+    checkout("bench_rank", "quadrank bench rank")
+    from benchmarks.bench_rank import RankBench
+
+    settings = RankBench(
+        rows=rows,
+        items=items,
+        max_len=max_len,
+        candidates=_numbers("--candidates", candidates),
+        threads=_numbers("--threads", threads),
+        seconds=seconds,
+        peers=peers,
+        site=site,
+    )
+    _run("rank", as_json, out, work, settings=settings)
+
+
 @bench_app.command("accuracy", epilog="Example: quadrank bench accuracy --study epochs --seeds 2")
 def bench_accuracy(
     study: Annotated[str, typer.Option("--study", help="What to vary: precision or epochs.")] = "precision",
@@ -164,6 +200,13 @@ def bench_accuracy(
 
     Varies half precision, merged rows and regularisation."""
     _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
+    if len(numbers) != text.count(",") + 1 or not all(numbers):
+        raise ConfigError(f"{option} {text!r}: write whole numbers from 1 on, e.g. 100,500.")
+    return numbers
 
 
 def _run(name: str, as_json: bool, out: Path | None, work: Path | None, **arguments: Any) -> None:

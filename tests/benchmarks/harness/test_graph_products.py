@@ -1,0 +1,73 @@
+"""Products are read from a graph and counted once each, whatever way the graph writes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.harness.graph_products import GraphProduct, least_milliseconds, products_of
+
+
+def graph_of(folder: Path, nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]]) -> Path:
+    """A graph of inputs `x` [rows, 3] and `y` [rows, 3]."""
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 3]) for name in ("x", "y")]
+    tensors = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()]
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "graph", inputs, [out], tensors)
+    path = folder / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_products_have_the_sizes_of_the_request(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["a"]),  # [7, 3] x [3, 5]
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "V", "c"], ["d"], transB=1),  # [7, 5] x [5, 2]
+        helper.make_node("Transpose", ["y"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["out"]),  # [7, 3] x [3, 7], no weight
+    ]
+    path = graph_of(tmp_path, nodes, {"W": (3, 5), "V": (2, 5), "c": (2,)})
+    assert products_of(path, {"rows": 7}) == Counter(
+        [GraphProduct(7, 3, 5, True), GraphProduct(7, 5, 2, True), GraphProduct(7, 3, 7, False)]
+    )
+
+
+def test_a_vector_is_a_matrix_of_one_column_and_a_stack_is_many_products(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["a"]),  # [7, 3] x [3]
+        helper.make_node("Unsqueeze", ["y", "front"], ["z"]),  # [1, 7, 3]
+        helper.make_node("MatMul", ["z", "S"], ["out"]),  # [1, 7, 3] x [4, 3, 2]
+    ]
+    path = graph_of(tmp_path, nodes, {"v": (3,), "S": (4, 3, 2)})
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "front"))
+    onnx.save(model, path)
+    wanted = {GraphProduct(7, 3, 1, True): 1, GraphProduct(7, 3, 2, True): 4}
+    assert products_of(path, {"rows": 7}) == Counter(wanted)
+
+
+def test_a_product_of_a_size_that_cannot_be_told_is_an_error(tmp_path):
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["n"]),
+        helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "y"], ["out"]),
+    ]
+    with pytest.raises(ValueError, match="MatMul out: shapes"):
+        products_of(graph_of(tmp_path, nodes, {}), {"rows": 3})
+
+
+def test_operations_are_two_for_each_multiply_add():
+    assert GraphProduct(1_000, 1_000, 500, True).gflop == 1.0
+
+
+def test_more_products_take_longer():
+    small, large = GraphProduct(64, 64, 64, True), GraphProduct(512, 512, 512, True)
+    assert 0 < least_milliseconds(Counter([small]), 1) < least_milliseconds(Counter([large]), 1)
+    both = Counter({large: 20})
+    assert least_milliseconds(both, 1) > 5 * least_milliseconds(Counter([large]), 1)

@@ -1,0 +1,104 @@
+"""`quadrank bench rank` at toy sizes, what is measured called in this process."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks import bench_rank
+from benchmarks.bench_rank import RankBench
+from benchmarks.harness.measured import Measured
+from benchmarks.jobs import rank_peers
+from benchmarks.jobs.rank import alternate, quantiles
+from ctr.serving.ranker import open_session
+from features.errors import ConfigError
+from pipelines.cli.commands import main
+
+SIZES = {"embedding_dim": 4, "vector_dim": 4, "attention_dim": 8, "layers": 1, "rows": 2}
+
+
+def call(target: str, **arguments: Any) -> Measured:
+    """As `measure`, in this process."""
+    module, _, name = target.partition(":")
+    result = getattr(import_module(module), name)(**arguments)
+    return Measured(1.0, 100.0, json.loads(json.dumps(result)))
+
+
+def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench_rank, "measure", call)
+    monkeypatch.setattr(bench_rank, "USERS_A_LOG", 20)
+
+    def not_here(site: Path) -> Path:
+        raise ConfigError("no such package here")
+
+    monkeypatch.setattr(rank_peers, "install", not_here)
+    said: list[str] = []
+    settings = RankBench(3_000, 200, 8, (3, 20), (1,), 0.05, True, None, SIZES)
+    report = bench_rank.run(tmp_path, said.append, settings)
+    names = [row["name"] for row in report.results if row["candidates"] == 3]
+    assert names == [
+        "QIN", "QIN, parse and encode", "QIN, from JSON to JSON",
+        "QIN+", "QIN+, parse and encode", "QIN+, from JSON to JSON",
+        "torch, QIN", "literal QIN",
+    ]  # fmt: skip
+    assert any(line.startswith("torch-rechub DIN and boosting are left out: no such package") for line in said)
+    by_name = {row["name"]: row for row in report.results if row["candidates"] == 20}
+    assert all(row["p50_ms"] > 0 and row["threads"] == 1 for row in by_name.values())
+    # A whole request holds its parts.
+    assert by_name["QIN, from JSON to JSON"]["p50_ms"] > by_name["QIN"]["p50_ms"]
+    ratios = report.ratios
+    over = by_name["literal QIN"]["p50_ms"] / by_name["QIN"]["p50_ms"]
+    assert ratios["qin_over_literal_n20_t1"] == pytest.approx(over, abs=0.01)
+    assert by_name["QIN"]["over_literal"] == pytest.approx(over)
+    more = by_name["QIN+"]["p50_ms"] / by_name["QIN"]["p50_ms"]
+    assert ratios["qin_plus_over_qin_time_n20_t1"] == pytest.approx(more, abs=0.01)
+    assert 0 < ratios["qin_share_of_products_n20_t1"] < 2
+
+
+def test_calls_take_turns_and_slow_ones_are_made_five_times():
+    order: list[str] = []
+    calls = {"quick": lambda: order.append("q"), "slow": lambda: (order.append("s"), time.sleep(0.03))[0]}
+    taken = alternate(calls, 0.2)
+    assert order[:12] == ["q", "s"] * 6  # one of each is not counted
+    assert len(taken["slow"]) == 5 and len(taken["quick"]) > 20
+    assert min(taken["slow"]) >= 30 > np.median(taken["quick"])
+
+
+def test_a_p99_needs_a_hundred_calls():
+    assert quantiles([1.0] * 99) == {"p50_ms": 1.0, "p99_ms": None}
+    assert quantiles([*range(1, 101)])["p99_ms"] == pytest.approx(99.01)
+
+
+def test_boosting_gives_the_probabilities_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for skl2onnx, which is not installed here: that its graph reads `rows` is what we add."""
+    site = tmp_path / "skl2onnx"
+    site.mkdir()
+    (site / "__init__.py").write_text(
+        "from onnx import TensorProto as T, helper as h\n"
+        "def to_onnx(model, example, options, target_opset):\n"
+        "    node = h.make_node('Identity', ['X'], ['Y'])\n"
+        "    value = lambda name: h.make_tensor_value_info(name, T.FLOAT, [None, example.shape[1]])\n"
+        "    graph = h.make_graph([node], 'g', [value('X')], [value('Y')])\n"
+        "    return h.make_model(graph, opset_imports=[h.make_opsetid('', target_opset[''])], ir_version=10)\n"
+    )
+    monkeypatch.setattr(rank_peers, "BOOSTED_ROWS", 200)
+    monkeypatch.setattr(rank_peers, "TREES", 2)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    rank_peers.boosting(str(tmp_path), str(tmp_path / "b.onnx"))
+    onnx.checker.check_model(onnx.load(tmp_path / "b.onnx"))
+    (node,) = open_session(tmp_path / "b.onnx").get_inputs()
+    assert (node.name, node.shape[1]) == ("rows", rank_peers.BOOSTED_COLUMNS)
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,", "a", "-1", "1.5"])
+def test_sizes_that_are_no_numbers_are_refused(text: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "rank", "--candidates", text])
+    assert ended.value.code == 2 and "--candidates" in capsys.readouterr().err
