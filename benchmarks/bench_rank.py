@@ -23,7 +23,7 @@ COLUMNS = {
     "threads": "threads",
     "p50_ms": "median ms",
     "p99_ms": "p99 ms",
-    "over_literal": "times as fast as literal",
+    "over_literal": "over literal",
 }
 
 
