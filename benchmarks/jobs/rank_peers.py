@@ -133,7 +133,12 @@ def _export(model: nn.Module, examples: tuple[torch.Tensor, ...], names: tuple[s
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters warn of names and of packages that are not used here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        yield
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

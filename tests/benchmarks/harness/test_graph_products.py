@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.harness import graph_products
 from benchmarks.harness.graph_products import GraphProduct, least_milliseconds, products_of
 
 
@@ -66,8 +67,13 @@ def test_operations_are_two_for_each_multiply_add():
     assert GraphProduct(1_000, 1_000, 500, True).gflop == 1.0
 
 
-def test_more_products_take_longer():
-    small, large = GraphProduct(64, 64, 64, True), GraphProduct(512, 512, 512, True)
+def test_every_product_counts_as_often_as_it_occurs(monkeypatch):
+    monkeypatch.setattr(graph_products, "_milliseconds", lambda product, threads: product.m * threads)
+    products = Counter({GraphProduct(3, 1, 1, True): 2, GraphProduct(5, 1, 1, False): 1})
+    assert least_milliseconds(products, 2) == 2 * (2 * 3 + 5)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_product_is_timed_with_a_weight_and_without(constant):
+    small, large = GraphProduct(8, 8, 8, constant), GraphProduct(1_024, 512, 512, constant)
     assert 0 < least_milliseconds(Counter([small]), 1) < least_milliseconds(Counter([large]), 1)
-    both = Counter({large: 20})
-    assert least_milliseconds(both, 1) > 5 * least_milliseconds(Counter([large]), 1)
