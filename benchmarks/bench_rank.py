@@ -60,26 +60,30 @@ def run(work: Path, say: Say, settings: RankBench) -> Report:
         RuntimeError: a call failed.
     """
     say(f"simulating {settings.rows:,} rows of {settings.items:,} items, histories of up to {settings.max_len}")
-    shape = measure(
-        "benchmarks.inputs.mmctr_shaped:build",
-        out=str(work / "mmctr"),
-        rows=settings.rows,
-        users=USERS_A_LOG,
-        items=settings.items,
-        max_len=settings.max_len,
-        feedback=True,
-    ).result
-    feature_set, bundles = shape["feature_set"], {}
+    feature_sets, bundles = {}, {}
     for name, preset in PRESETS.items():
+        # QIN is given what the literal equations are given; QIN+ reads feedback and rates as well.
+        feature_sets[name] = measure(
+            "benchmarks.inputs.mmctr_shaped:build",
+            out=str(work / f"log_{preset}"),
+            rows=settings.rows,
+            users=USERS_A_LOG,
+            items=settings.items,
+            max_len=settings.max_len,
+            feedback=name == QIN_PLUS,
+        ).result["feature_set"]
         bundles[name] = str(work / preset)
         made = measure(
             "benchmarks.jobs.rank:export_ours",
-            feature_set=feature_set,
+            feature_set=feature_sets[name],
             out=bundles[name],
             preset=preset,
             sizes=settings.sizes,
         )
-        say(f"{name}: {made.result['parameters']:,} parameters, a bundle of {made.result['mib']:,} MiB")
+        made = made.result
+        say(
+            f"{name}: {made['parameters']:,} parameters, a tower {made['tower']:,} wide, a bundle of {made['mib']:,} MiB"
+        )
     graphs = _peers(work, say, settings) if settings.peers else {}
     results, ratios = [], {}
     for threads in settings.threads:
@@ -90,7 +94,7 @@ def run(work: Path, say: Say, settings: RankBench) -> Report:
                 graphs=graphs,
                 eager={EAGER: PRESETS[QIN]},
                 sizes=settings.sizes,
-                feature_set=feature_set,
+                feature_set=feature_sets[QIN],
                 candidates=candidates,
                 threads=threads,
                 seconds=settings.seconds,
@@ -128,7 +132,7 @@ def _peers(work: Path, say: Say, settings: RankBench) -> dict[str, str]:
         name: str(work / f"{file}.onnx") for name, file in ((LITERAL, "literal"), (DIN, "din"), (BOOSTING, "boosting"))
     }
     peers = "benchmarks.jobs.rank_peers"
-    literal = {"folder": str(work / "mmctr"), "max_len": settings.max_len, "sizes": settings.sizes}
+    literal = {"folder": str(work / f"log_{PRESETS[QIN]}"), "max_len": settings.max_len, "sizes": settings.sizes}
     measure(f"{peers}:literal", out=graphs[LITERAL], **literal)
     try:
         from benchmarks.jobs.rank_peers import install

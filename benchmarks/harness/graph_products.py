@@ -26,18 +26,13 @@ class GraphProduct(NamedTuple):
     n: int
     constant: bool
 
-    @property
-    def gflop(self) -> float:
-        """Two operations for each multiply-add, in units of 1e9."""
-        return 2 * self.m * self.k * self.n / 1e9
-
 
 def products_of(path: Path, axes: Mapping[str, int]) -> Counter[GraphProduct]:
     """How often each product occurs in a graph, once its named axes have these sizes.
 
     Args:
         path: of the graph.
-        axes: size by name, e.g. `{"candidates": 500, "history": 64}`.
+        axes: size by name, e.g. `{"candidates": 500, "history": 64}`; other axes have size 1.
 
     Raises:
         ValueError: the shape of a product cannot be told from the graph.

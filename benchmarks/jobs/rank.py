@@ -31,7 +31,7 @@ def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], 
         batch: rows from which batch norm learns its moments, so that no layer is trivial.
 
     Returns:
-        `parameters`, `mib` of the bundle.
+        `parameters`; `tower`, the width of what the quadratic layers multiply; `mib` of the bundle.
     """
     import torch
 
@@ -55,6 +55,7 @@ def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], 
     )
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tower": model.network.logit.in_features,
         "mib": round(exported.bytes / 2**20, 1),
     }
 
@@ -95,7 +96,7 @@ def times(
         graphs: peers that take a row a candidate, by name.
         eager: preset of each torch model that is not exported, by name.
         sizes: model settings over those of the paper.
-        feature_set: folder.
+        feature_set: folder of that of the torch models; peers have as many items and events.
         candidates: N of the request, whose history is as long as it may be.
         threads: of each way.
         seconds: that the turns take, more if a way is slow.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from benchmarks.inputs.mmctr_shaped import LEVELS
 from benchmarks.inputs.presets import DEFAULTS, PAPER
 from benchmarks.jobs.literal import literal_model
 from ctr.config import load_preset
+from ctr.export.onnx_export import quiet_exporter
 from features.errors import ConfigError
 
 REQUIREMENTS = ROOT / "benchmarks" / "peers" / "rank" / "requirements.txt"
@@ -61,7 +58,7 @@ def rechub_din(site: str, out: str, items: int, max_len: int) -> dict[str, Any]:
     )
     ids_N = torch.ones(2, dtype=torch.int64)
     example = {"item": ids_N, "likes": ids_N, "views": ids_N, "history": torch.ones(2, max_len, dtype=torch.int64)}
-    with _quiet():
+    with quiet_exporter():
         ONNXExporter(model).export(out, dummy_input=example, opset_version=OPSET, onnx_export_kwargs={"dynamo": False})
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
@@ -116,7 +113,7 @@ class _Probability(nn.Module):
 
 def _export(model: nn.Module, examples: tuple[torch.Tensor, ...], names: tuple[str, ...], out: str) -> None:
     rows = torch.export.Dim("rows")
-    with _quiet():
+    with quiet_exporter():
         torch.onnx.export(
             model,
             examples,
@@ -128,17 +125,3 @@ def _export(model: nn.Module, examples: tuple[torch.Tensor, ...], names: tuple[s
             dynamic_shapes=(tuple({0: rows} for _ in examples),),
             verbose=False,
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn of names and of packages that are not used here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

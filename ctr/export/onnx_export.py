@@ -309,7 +309,7 @@ def _trace(
     _refuse_non_finite(graph)
     dims = {text: Dim(text) for shape in shapes.values() for text in shape if isinstance(text, str)}
     axes = [{i: dims[d] for i, d in enumerate(shapes[name]) if isinstance(d, str)} for name in examples]
-    with _quiet():
+    with quiet_exporter():
         # Exported here, not inside torch.onnx.export: that retries a failure in ways that freeze named axes.
         exported = torch.export.export(
             graph.eval(),
@@ -392,7 +392,7 @@ def _save(model: Any, path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence the exporter's warnings about packages that are not used here and about names."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks.jobs.rank import alternate, quantiles
 from ctr.serving.ranker import open_session
 from features.errors import ConfigError
 from pipelines.cli.commands import main
+from tests import dummy_wheels
 
 SIZES = {"embedding_dim": 4, "vector_dim": 4, "attention_dim": 8, "layers": 1, "rows": 2}
 
@@ -51,6 +53,8 @@ def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
         "torch, QIN", "literal QIN",
     ]  # fmt: skip
     assert any(line.startswith("torch-rechub DIN and boosting are left out: no such package") for line in said)
+    # Widths of 4: two levels, an item of id, tags and vector, and as wide an interest: what the literal equations read.
+    assert any(line.startswith("QIN: ") and "a tower 32 wide" in line for line in said)
     by_name = {row["name"]: row for row in report.results if row["candidates"] == 20}
     assert all(row["p50_ms"] > 0 and row["threads"] == 1 for row in by_name.values())
     ratios = report.ratios
@@ -76,7 +80,7 @@ def test_a_p99_needs_a_hundred_calls():
     assert quantiles([*range(1, 101)])["p99_ms"] == pytest.approx(99.01)
 
 
-def test_boosting_gives_the_probabilities_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_graph_of_boosting_reads_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A stand-in for skl2onnx, which is not installed here: that its graph reads `rows` is what we add."""
     site = tmp_path / "skl2onnx"
     site.mkdir()
@@ -95,6 +99,33 @@ def test_boosting_gives_the_probabilities_of_its_model(tmp_path: Path, monkeypat
     onnx.checker.check_model(onnx.load(tmp_path / "b.onnx"))
     (node,) = open_session(tmp_path / "b.onnx").get_inputs()
     assert (node.name, node.shape[1]) == ("rows", rank_peers.BOOSTED_COLUMNS)
+
+
+def test_peers_are_installed_once_and_a_failure_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted, index = tmp_path / "requirements.txt", tmp_path / "wheels"
+    index.mkdir()
+    for name in [*os.environ]:
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setattr(rank_peers, "REQUIREMENTS", wanted)
+    monkeypatch.setattr(rank_peers, "ROOT", tmp_path)
+    wanted.write_text("small==1.0\n")
+    with pytest.raises(ConfigError, match=r"(?s)requirements\.txt cannot be installed:.*small==1\.0"):
+        rank_peers.install(tmp_path / "site")
+    dummy_wheels.wheel(index, "small", "1.0", {"small.py": "VERSION = 1"}, ["absent"])
+    site = rank_peers.install(tmp_path / "site")
+    assert (site / "small.py").read_text() == "VERSION = 1"
+    # Once there, it is left alone until other versions are wanted.
+    (site / "small.py").write_text("ours")
+    rank_peers.install(site)
+    assert (site / "small.py").read_text() == "ours"
+    dummy_wheels.wheel(index, "small", "2.0", {"small.py": "VERSION = 2"})
+    wanted.write_text("small==2.0\n")
+    rank_peers.install(site)
+    assert (site / "small.py").read_text() == "VERSION = 2"
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,", "a", "-1", "1.5"])

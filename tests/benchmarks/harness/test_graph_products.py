@@ -63,10 +63,6 @@ def test_a_product_of_a_size_that_cannot_be_told_is_an_error(tmp_path):
         products_of(graph_of(tmp_path, nodes, {}), {"rows": 3})
 
 
-def test_operations_are_two_for_each_multiply_add():
-    assert GraphProduct(1_000, 1_000, 500, True).gflop == 1.0
-
-
 def test_every_product_counts_as_often_as_it_occurs(monkeypatch):
     monkeypatch.setattr(graph_products, "_milliseconds", lambda product, threads: product.m * threads)
     products = Counter({GraphProduct(3, 1, 1, True): 2, GraphProduct(5, 1, 1, False): 1})

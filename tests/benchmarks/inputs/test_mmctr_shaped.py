@@ -1,11 +1,14 @@
 """The MM-CTR-shaped log has the shape of the challenge, and its copied histories are those of its feature set."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 
 from benchmarks.inputs import mmctr_shaped
 from features.errors import ConfigError
+from features.store.feature_set import FeatureSet
 from tests.benchmarks.shaped import ITEMS, MAX_LEN, ROWS, TRAINED, USERS
 
 
@@ -35,6 +38,16 @@ class TestTheLog:
         assert [field.name for field in schema.item] == ["item_id", "tags"] and not schema.event
         assert [field.name for field in schema.context] == ["likes_level", "views_level"]
         assert schema.vectors[0].width == 128 and schema.vectors[0].complete
+
+    def test_feedback_adds_what_an_event_and_a_candidate_say_and_leaves_the_log_as_it_is(self, world, tmp_path):
+        out, _, _ = world
+        with_feedback = mmctr_shaped.build(str(tmp_path / "log"), ROWS, USERS, ITEMS, MAX_LEN, feedback=True)
+        schema = FeatureSet.open(Path(with_feedback["feature_set"])).schema
+        assert [field.name for field in schema.event] == ["label", "residual"]
+        assert [field.name for field in schema.candidate] == ["item_rate"]
+        assert [field.name for field in schema.context] == ["likes_level", "views_level"]
+        logs = [pl.read_parquet(folder / "raw" / "interactions.parquet") for folder in (out, tmp_path / "log")]
+        assert logs[0].equals(logs[1])
 
     def test_every_item_has_an_embedding_of_its_own_and_some_are_popular(self, world):
         out, _, feature_set = world

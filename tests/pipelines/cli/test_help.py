@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from pipelines.cli.commands import app
+from pipelines.cli.commands import app, main
 from tests.command_lines import Command, problem
 
 WIDTH = 53  # what the list of commands has room for on a terminal of 80 columns
@@ -42,3 +44,13 @@ def test_every_command_says_what_it_does_and_gives_an_example(name: str) -> None
     example = (command.epilog or "").removeprefix("Example: ")
     assert example.startswith(f"{name} "), f"{name}: {example!r}"
     assert problem(Command(name, tuple(shlex.split(example)), whole=True)) is None
+
+
+def test_a_command_ends_without_a_last_search_for_circles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is frozen is not searched; before the end nothing is, or memory would grow."""
+    at_the_end: list[Any] = []
+    monkeypatch.setattr(atexit, "register", at_the_end.append)
+    frozen = gc.get_freeze_count()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert gc.freeze in at_the_end and gc.get_freeze_count() == frozen

@@ -30,11 +30,8 @@ TOKEN = "a secret"
 
 @pytest.fixture
 def shop(bundles: Path, tmp_path: Path) -> Path:
-    """Both bundles, and a pointer to the first."""
-    folder = tmp_path / "shop"
-    shutil.copytree(bundles, folder)
-    point_at(folder, "first")
-    return folder
+    """Both bundles, and a pointer to the first, of one test alone."""
+    return shutil.copytree(bundles, tmp_path / "shop")
 
 
 def client_of(folder: Path, token: str | None = None, **config: Any) -> tuple[TestClient, Server]:
@@ -367,10 +364,8 @@ def first(bundles: Path) -> Ranker:
 
 
 @pytest.fixture(scope="module")
-def fuzzed(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder = shutil.copytree(bundles, tmp_path_factory.mktemp("fuzzed") / "shop")
-    point_at(folder, "first")
-    with client_of(folder)[0] as client:
+def fuzzed(bundles: Path) -> Iterator[TestClient]:
+    with client_of(bundles)[0] as client:
         yield client
 
 
