@@ -28,7 +28,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUADRANK := $(BIN)/quadrank
 # The environment is ours: what is imported is compiled once. uv leaves that to the first import, and a shell that forbids
-# it would let every command compile torch and MLflow anew, which takes longer than a small training.
+# it would let every command compile torch and MLflow anew, for half a minute (docs/training.md, the first preset).
 unexport PYTHONDONTWRITEBYTECODE
 CONTRACT := conf/data/$(DATA).yaml
 PRESET := conf/model/$(MODEL).yaml
