@@ -80,10 +80,8 @@ def run(work: Path, say: Say, settings: RankBench) -> Report:
             preset=preset,
             sizes=settings.sizes,
         )
-        made = made.result
-        say(
-            f"{name}: {made['parameters']:,} parameters, a tower {made['tower']:,} wide, a bundle of {made['mib']:,} MiB"
-        )
+        parameters, tower, mib = (made.result[key] for key in ("parameters", "tower", "mib"))
+        say(f"{name}: {parameters:,} parameters, a tower {tower:,} wide, a bundle of {mib:,} MiB")
     graphs = _peers(work, say, settings) if settings.peers else {}
     results, ratios = [], {}
     for threads in settings.threads:
