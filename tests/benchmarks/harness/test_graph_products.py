@@ -30,12 +30,18 @@ def test_products_have_the_sizes_of_the_request(tmp_path):
         helper.make_node("MatMul", ["x", "W"], ["a"]),  # [7, 3] x [3, 5]
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("Gemm", ["b", "V", "c"], ["d"], transB=1),  # [7, 5] x [5, 2]
+        helper.make_node("Gemm", ["x", "T"], ["e"], transA=1),  # [3, 7] x [7, 2]
         helper.make_node("Transpose", ["y"], ["t"], perm=[1, 0]),
         helper.make_node("MatMul", ["x", "t"], ["out"]),  # [7, 3] x [3, 7], no weight
     ]
-    path = graph_of(tmp_path, nodes, {"W": (3, 5), "V": (2, 5), "c": (2,)})
+    path = graph_of(tmp_path, nodes, {"W": (3, 5), "V": (2, 5), "c": (2,), "T": (7, 2)})
     assert products_of(path, {"rows": 7}) == Counter(
-        [GraphProduct(7, 3, 5, True), GraphProduct(7, 5, 2, True), GraphProduct(7, 3, 7, False)]
+        [
+            GraphProduct(7, 3, 5, True),
+            GraphProduct(7, 5, 2, True),
+            GraphProduct(3, 7, 2, True),
+            GraphProduct(7, 3, 7, False),
+        ]
     )
 
 
