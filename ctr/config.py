@@ -22,7 +22,6 @@ class ModelConfig(Settings):
     modality_dropout: float = Field(0.0, ge=0, lt=1, description="chance that training hides a vector")
     attention: Literal["sparse", "din", "mean", "transformer", "none"] = "sparse"
     attention_dim: PositiveInt = Field(64, description="width K of the target attention")
-    retrieve: NonNegativeInt = Field(0, description="events nearest by cosine that are read of a history; 0: all")
     evidence_heads: NonNegativeInt = Field(
         0, description="kernel regressions over past feedback (ctr/history/kernel_attention.py)"
     )
@@ -52,7 +51,7 @@ class ModelConfig(Settings):
     @property
     def compares(self) -> bool:
         """Whether cosines between target and history are needed."""
-        return self.use_history and bool(self.match_features or self.evidence_heads or self.retrieve)
+        return self.use_history and bool(self.match_features or self.evidence_heads)
 
 
 class TrainConfig(Settings):

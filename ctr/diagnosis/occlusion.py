@@ -84,8 +84,6 @@ def explain(model: ClickModel, tables: FrozenTables, request: RowRequest) -> lis
 def _weights(model: ClickModel, batch: Batch) -> Tensor:
     """Weights of the history's events for each candidate, float32 [N, S]; zeros if the model has no attention."""
     past: TargetHistory = model.history(batch)
-    if model.retrieve:
-        past.keep_nearest(model.retrieve)
     for reader in (model.attention, model.evidence):
         if (weigh := getattr(reader, "weights", None)) is not None:
             weights_NS: Tensor = weigh(past)

@@ -71,7 +71,6 @@ class RequestGraph(nn.Module):
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
         self.readers = nn.ModuleList(_folded_reader(reader) for reader in model.readers())
-        self.retrieve = model.retrieve
         self.tower = _folded_tower(model.network, model.context_encoder.width)
         self.calibrators = nn.ModuleList(_frozen(one) for one in (model.calibrator, *model.task_calibrators))
         self.output_names = (SCORE, *(f"{SCORE}_{name}" for name in model.config.tasks))
@@ -93,8 +92,6 @@ class RequestGraph(nn.Module):
         blocks.append(target_ND)
         if self.readers:
             history = self._history(target_ND, target_units, events[0], events[1:])
-            if self.retrieve:
-                history.keep_nearest(self.retrieve)
             blocks += [reader(history) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
         logits_NH = self.tower(context_1C, torch.cat(blocks, dim=-1))

@@ -64,7 +64,7 @@ class SimilaritySpaces(nn.Module):
         small = [i for i, _ in self._tags]
         self._indexed = [i for i, f in fields[1:] if f.kind != "numeric" and f.size > FIRST_VALUE and i not in small]
         for i in self._indexed:
-            require_exact_as_float(schema.item[i], "leave out model.match_features, evidence_heads and retrieve")
+            require_exact_as_float(schema.item[i], "leave out model.match_features and evidence_heads")
         columns = [*small, *self._indexed]
         self.names = (*(one.name for one in schema.vectors), *(schema.item[i].name for i in columns))
         self.unit_spaces = len(self.names) - len(self._indexed)

@@ -29,8 +29,8 @@ class TargetHistory(ABC):
 
     Args:
         target_RD: target items.
-        mask: 1 at an event that is read, 0 at padding; [H, S], or [R, S] where rows read different events. In single
-            precision at least, so that counts and recency are exact under autocast, too.
+        mask: 1 at an event, 0 at padding, [H, S]. In single precision at least, so that counts and recency are exact
+            under autocast, too.
         columns: raw event columns, [H, S] each, in the order of the schema.
         events: embedded event columns, or None where nothing is added to an item.
     """
@@ -61,14 +61,6 @@ class TargetHistory(ABC):
         """`Σ_s weights_rs events_s`, [R, E]."""
         assert self.events is not None
         return self.events.sums(weights_RS)
-
-    def keep_nearest(self, count: int) -> None:
-        """Mask all but the `count` events most similar to the target by mean cosine; ties are all kept."""
-        nearness_RS = torch.where(self.mask > 0, self.similarities.mean(-1), -2.0)
-        # Padded, so that there is always a `count`-th.
-        filled = F.pad(nearness_RS, (0, count), value=-2.0)
-        least_R1 = filled.topk(count, dim=1).values[:, -1:]
-        self.mask = self.mask * (nearness_RS >= least_R1).to(self.mask.dtype)
 
     @abstractmethod
     def dots(self, query_RD: Tensor) -> Tensor:

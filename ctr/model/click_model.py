@@ -81,7 +81,6 @@ class ClickModel(nn.Module):
         # Without anything to compare by, what needs it is left out.
         compares = config.use_history and kinds > 0
         self.match = MatchFeatures(kinds) if compares and config.match_features else None
-        self.retrieve = config.retrieve if compares else 0
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         widths += [reader.width for reader in self.readers()]
         self.network = make_tower(config, widths)
@@ -140,8 +139,6 @@ class ClickModel(nn.Module):
 
     def read(self, history: TargetHistory) -> list[Tensor]:
         """The output of each reader, [R, its width], in the order of `readers`."""
-        if self.retrieve:
-            history.keep_nearest(self.retrieve)
         return [reader(history) for reader in self.readers()]
 
     def item_rows(self, rows_U: Tensor) -> Tensor:

@@ -65,17 +65,6 @@ def test_an_empty_history_speaks_for_nothing():
     assert one.past == [] and one.contributions["history"] == 0
 
 
-def test_only_the_events_that_the_model_reads_are_shown():
-    model = small_world.model(torch.float32, retrieve=2, attention="din").eval()
-    request = case([4, 9, 7, 12, 3], [5])
-    past = model.history(request.batch(model.schema.history_max_len))
-    past.keep_nearest(2)
-    read = {place - 1 for place in past.mask[0].nonzero().flatten().tolist()}
-    assert len(read) == 2
-    (one,) = explain(model, small_world.tables(), request)
-    assert {place for place, _ in one.past} == read
-
-
 def test_events_that_speak_against_a_candidate_have_negative_weights():
     model = small_world.model(torch.float32, attention="din").eval()
     request = case([4, 9, 7], [5])

@@ -16,7 +16,7 @@ from tests.ctr import small_world
 
 PARTS: list[dict[str, Any]] = [
     {"attention": "none", "evidence_heads": 3, "match_features": True, "vector_gate": True},
-    {"retrieve": 2, "layers": 3},
+    {"layers": 3},
     {"attention": "sparse", "tower": "mlp", "hidden": (6, 4)},
     {"attention": "din", "tower": "cross", "hidden": (6,)},
     {"attention": "transformer", "tower": "factorized", "hidden": (6,), "tasks": ("like",)},

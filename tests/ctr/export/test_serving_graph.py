@@ -58,7 +58,7 @@ def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> t
         {"use_user_id": True, "layers": 1},
         {"use_history": False, "layers": 3, "merge_rows": True},
         {"attention": "none", "evidence_heads": 3, "match_features": True},
-        {"retrieve": 2, "evidence_heads": 1, "vector_gate": True, "modality_dropout": 0.2},
+        {"evidence_heads": 1, "vector_gate": True, "modality_dropout": 0.2},
         {"tower": "mlp", "hidden": (6, 4)},
         {"attention": "din", "tower": "cross", "hidden": (6,)},
         {"attention": "transformer", "tower": "factorized", "hidden": (6,)},

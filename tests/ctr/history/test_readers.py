@@ -146,15 +146,6 @@ def test_evidence_without_event_columns_says_that_there_was_one():
     torch.testing.assert_close(share, 1 - 1 / log_mass.exp())
 
 
-def test_only_the_nearest_are_kept_with_ties():
-    one = past([0, 3, 2, 4, 2])
-    one.keep_nearest(1)
-    assert one.mask.tolist() == [[0, 0, 1, 0, 1]]
-    two = past([0, 3, 4])
-    two.keep_nearest(5)
-    assert two.mask.tolist() == [[0, 1, 1]]
-
-
 def test_din_equals_its_literal_equation():
     torch.manual_seed(0)
     layer, items, events = DinAttention(3, 2), torch.randn(5, 3), torch.randn(1, 3, 2)

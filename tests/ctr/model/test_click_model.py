@@ -66,7 +66,7 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
 
 def test_without_vectors_and_tags_nothing_is_compared():
     bare = SCHEMA.model_copy(update={"item": (SCHEMA.item[0], SCHEMA.item[2]), "vectors": ()})
-    config = ModelConfig(evidence_heads=2, match_features=True, retrieve=3)
+    config = ModelConfig(evidence_heads=2, match_features=True)
     model = ClickModel(config, bare)
     model.attach(small_world.tables())
     assert model.match is None and model.eval()(random_batch()).isfinite().all()

@@ -25,7 +25,6 @@ MOST_APART = 0.03
 
 READERS: dict[str, dict[str, Any]] = {
     "sparse": {"attention": "sparse"},
-    "nearest": {"attention": "sparse", "retrieve": 2},
     "din": {"attention": "din"},
     "mean": {"attention": "mean"},
     "transformer": {"attention": "transformer"},
