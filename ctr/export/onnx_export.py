@@ -33,6 +33,7 @@ from ctr.export.golden_requests import golden_requests
 from ctr.export.model_card import model_card
 from ctr.export.parity import check_item_parity, check_parity, grid_requests, random_requests
 from ctr.export.serving_graph import ItemGraph, RequestGraph
+from ctr.export.variants.put import FP32_ALONE, VariantChoice, put_variant
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import (
     GOLDEN,
@@ -79,6 +80,8 @@ class ExportResult:
         max_logit_difference: the same in logits (`ctr.serving.agreement.logit_difference`); parity is judged by it.
         seconds: to build, export and check the graphs.
         bytes: of all its files.
+        variant: of its graph.
+        variants: what was tried, as `BundleMetadata.variants`.
     """
 
     path: Path
@@ -86,6 +89,8 @@ class ExportResult:
     max_logit_difference: float
     seconds: float
     bytes: int
+    variant: str
+    variants: dict[str, dict[str, float]]
 
 
 def export_bundle(
@@ -99,6 +104,7 @@ def export_bundle(
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
     pasts: bool = False,
+    variant: VariantChoice = FP32_ALONE,
 ) -> ExportResult:
     """Export a trained model and publish the bundle at `out`, or leave nothing there.
 
@@ -115,11 +121,13 @@ def export_bundle(
         controls: the same metrics of each control.
         git_revision: of the code that trained it.
         pasts: bring the newest events of each user too; the raw log is read again.
+        variant: which variant of the graph the bundle gets.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
         DataError: the encoder changed since the feature set was built, or encodes a request to something else.
-        NumericalError: a weight is not finite, or the graph and the model disagree by more than 1e-5 in logits.
+        NumericalError: a weight is not finite, the graph and the model disagree by more than 1e-5 in logits, or the
+            variant loses more than is allowed.
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
@@ -135,7 +143,8 @@ def export_bundle(
         write_json(folder / GOLDEN, golden)
         example = json.dumps(golden.cases[0].request, indent=2, ensure_ascii=False)
         (folder / REQUEST).write_text(example + "\n", encoding="utf-8")
-        inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
+        graph = RequestGraph(model)
+        inputs = export_request_graph(graph, schema, folder / RANKER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         metadata = BundleMetadata(
             name=manifest.name,
@@ -158,12 +167,21 @@ def export_bundle(
         requests = itertools.chain(grid_requests(schema), random_requests(schema, RANDOM_REQUESTS))
         parity = check_parity(model, feature_set.users, ranker.scores, requests)
         check_item_parity(folder, feature_set)
+        if variant != FP32_ALONE:
+            metadata = put_variant(folder, sealed, graph.table_blocks, feature_set, variant)
+            card = model_card(metadata, feature_set.contract, schema, golden.cases[0])
+            (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+            changed = (RANKER, ITEM_TABLE, GOLDEN, MODEL_CARD)
+            sealed = seal(folder, metadata, {n: entry for n, entry in sealed.files.items() if n not in changed})
+            Ranker.load(folder)
     return ExportResult(
         path=out,
         max_abs_difference=parity.probability,
         max_logit_difference=parity.logit,
         seconds=time.perf_counter() - started,
         bytes=sum(entry.bytes for entry in sealed.files.values()),
+        variant=sealed.variant,
+        variants=sealed.variants,
     )
 
 

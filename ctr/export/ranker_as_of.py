@@ -8,7 +8,7 @@ Shapes: V versions of all items, D width of a row of the item table.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,12 @@ import numpy as np
 
 from ctr.data.loader import ItemVersions
 from ctr.export.parity import item_inputs
-from ctr.serving.bundle import ITEM_DELTA, ITEMS, RANKER
-from ctr.serving.ranker import Ranker, delta_width, open_session
+from ctr.export.row_request import RowRequest
+from ctr.serving.bundle import ITEM_DELTA, ITEMS
+from ctr.serving.ranker import Ranker, open_session
 from features.encoding.encoder import EncodedRequest
-from features.store.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet, SplitName
+from features.store.versions import instants_of
 
 ITEMS_PER_CHUNK = 16_384
 
@@ -57,6 +59,29 @@ class RankerAsOf:
         )
         return self.ranker.scores(then)
 
+    def row_scores(
+        self, feature_set: FeatureSet, split: SplitName, part: int, rows: Iterable[int]
+    ) -> Iterator[np.ndarray]:
+        """Each logged row as one request: its context and history, and its item as the only candidate.
+
+        Args:
+            feature_set: that the bundle was trained on.
+            split, part: where the rows lie.
+            rows: their places in the part.
+
+        Yields:
+            Probabilities float32 [1 + tasks], row by row.
+        """
+        stored, events = feature_set.rows(split)[part], feature_set.events(split)[part]
+        instant_R = instants_of(stored)
+        users = feature_set.users_as_of(stored["user"], instant_R)
+        for row in rows:
+            own = stored["item"][row : row + 1].astype(np.int64)
+            request = RowRequest.of_row(feature_set.schema, stored, events, row, own)
+            # `users` holds the user of row i in row i.
+            encoded = replace(request, user=row).encoded(feature_set.schema, users)
+            yield self.scores(encoded, instant_R[row])[0]
+
 
 @contextmanager
 def ranker_as_of(ranker: Ranker, feature_set: FeatureSet) -> Iterator[RankerAsOf]:
@@ -76,7 +101,7 @@ def ranker_as_of(ranker: Ranker, feature_set: FeatureSet) -> Iterator[RankerAsOf
 
 def _with_all_versions(ranker: Ranker, feature_set: FeatureSet, versions: ItemVersions, folder: Path) -> Ranker:
     bundle, items = ranker.bundle.path, feature_set.schema.items
-    session, graph = open_session(bundle / ITEMS), open_session(bundle / RANKER)
+    session = open_session(bundle / ITEMS)
     inputs = [node.name for node in session.get_inputs()]
     path = folder / ITEM_DELTA
     with path.open("wb") as file:
@@ -87,7 +112,7 @@ def _with_all_versions(ranker: Ranker, feature_set: FeatureSet, versions: ItemVe
             file.write(row_VD.astype(np.float32).tobytes())
     if versions.count == items:
         return ranker
-    later_VD = np.memmap(path, np.float32, mode="r", shape=(versions.count - items, delta_width(graph)))
+    later_VD = np.memmap(path, np.float32, mode="r", shape=(versions.count - items, ranker.row_width))
     schema = ranker.encoder.schema.model_copy(update={"items": versions.count})
     encoder = replace(ranker.encoder, schema=schema)
-    return Ranker(ranker.bundle, encoder, graph, ranker.limits, later_VD)
+    return ranker.with_rows(encoder, later_VD)

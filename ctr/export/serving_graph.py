@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.export.variants.tables import Block
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.history.target_history import RequestHistory
 from ctr.model.click_model import ClickModel
@@ -67,6 +68,9 @@ class RequestGraph(nn.Module):
         self.crosses = None if model.crosses is None else _frozen(model.crosses)
         self.widths += () if model.crosses is None else (model.crosses.width,)
         self.unit_spaces = model.spaces.unit_spaces if model.spaces is not None else 0
+        # What may lose bits in a variant: neither indices nor crossed columns.
+        compared = 1 + self.unit_spaces
+        self.table_blocks = [Block(width, place >= compared) for place, width in enumerate(self.widths)]
         self.context_encoder = _frozen(model.context_encoder)
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)

@@ -59,6 +59,8 @@ class BundleMetadata(Settings):
         versions: of Python and of the packages that made it.
         created: UTC, ISO 8601.
         upserts: how often items were upserted since its export.
+        variant: of the ranker graph (`ctr.export.variants`); `fp32` is the graph whose parity with torch was proven.
+        variants: those that were tried at the export, with their AUC, time and size.
     """
 
     name: str
@@ -74,6 +76,8 @@ class BundleMetadata(Settings):
     versions: dict[str, str]
     created: str
     upserts: int = 0
+    variant: str = "fp32"
+    variants: dict[str, dict[str, float]] = {}
 
 
 class BundleManifest(BundleMetadata):

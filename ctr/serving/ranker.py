@@ -134,6 +134,20 @@ class Ranker:
         return ranker
 
     @property
+    def row_width(self) -> int:
+        """Width of a row of the item table."""
+        return delta_width(self._session)
+
+    def with_rows(self, encoder: Encoder, later_KD: np.ndarray) -> Ranker:
+        """A ranker with the same graph that reads other rows behind those of the item table.
+
+        Args:
+            encoder: whose schema has as many items more.
+            later_KD: float32 [K, D].
+        """
+        return Ranker(self.bundle, encoder, self._session, self.limits, later_KD)
+
+    @property
     def model_version(self) -> str:
         """The model's name in each answer."""
         return self.bundle.manifest.model_version

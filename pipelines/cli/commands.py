@@ -282,15 +282,27 @@ def export(
     pasts: Annotated[
         bool, typer.Option("--pasts", help="Bring the newest events of each user too; reads the raw log again.")
     ] = False,
+    variant: Annotated[
+        str,
+        typer.Option(
+            "--variant",
+            help="Of the graph: fp32, fp16_table, int8_table, int8_products; auto tries all on validation rows.",
+        ),
+    ] = "fp32",
+    max_auc_loss: Annotated[
+        float, typer.Option("--max-auc-loss", min=0, help="Most validation AUC that a variant may lose.")
+    ] = 0.0005,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
     """Export a run as an ONNX bundle.
 
-    Checks that the exported graphs give the same scores as the model."""
-    from pipelines.job.export import export_run
+    Checks that the exported graphs give the same scores as the model. With --variant auto the bundle gets the fastest
+    graph that loses at most --max-auc-loss, and the model card says what was tried."""
+    from pipelines.job.export import export_run, variant_choice
 
-    result = export_run(run_id, out, Workspace(work), console(as_json), pasts)
+    choice = variant_choice(variant, max_auc_loss)
+    result = export_run(run_id, out, Workspace(work), console(as_json), pasts, choice)
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 

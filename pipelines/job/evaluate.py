@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from ctr.evaluation.evaluate import evaluate
 from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
 from ctr.evaluation.slices import slice_metrics
 from ctr.export.ranker_as_of import RankerAsOf, ranker_as_of
-from ctr.export.row_request import RowRequest
 from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
@@ -25,7 +24,6 @@ from features.contract.contract import LABEL_PREFIX
 from features.errors import ConfigError
 from features.progress import progress
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
-from features.store.versions import instants_of
 from pipelines.job.summary import Metrics, Summary, lists_table, print_results, slices_table
 from pipelines.workspace import Workspace
 
@@ -150,7 +148,7 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
         )
     feature_set = FeatureSet.open(folder)
     with ranker_as_of(ranker, feature_set) as then:
-        served = np.concatenate(list(_served_scores(then, feature_set, split)))
+        served = np.stack(list(_served_scores(then, feature_set, split)))
     scores, tasks = served[:, 0], dict(zip(ranker.tasks, served[:, 1:].T, strict=True))
     sampling = feature_set.manifest.sampling
     if sampling is not None and sampling.rate is not None:
@@ -174,19 +172,10 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
 
 
 def _served_scores(then: RankerAsOf, feature_set: FeatureSet, split: SplitName) -> Iterator[np.ndarray]:
-    """Scores of each row as one request: its context and history, and its item as the only candidate."""
-    schema = feature_set.schema
-    parts = zip(feature_set.rows(split), feature_set.events(split), strict=True)
+    """Probabilities of all rows, float32 [1 + tasks] each."""
     total = feature_set.manifest.windows[split].rows
     with progress(f"scoring {split} through ONNX", total=total, unit="rows") as bar:
-        for rows, events in parts:
-            scores = np.empty((len(rows["item"]), 1 + len(then.ranker.tasks)), np.float32)
-            instant_R = instants_of(rows)
-            users = feature_set.users_as_of(rows["user"], instant_R)
-            for i in range(len(scores)):
-                request = RowRequest.of_row(schema, rows, events, i, rows["item"][i : i + 1].astype(np.int64))
-                # `users` holds the user of row i in row i.
-                encoded = replace(request, user=i).encoded(schema, users)
-                scores[i] = then.scores(encoded, instant_R[i])[0]
+        for part, rows in enumerate(feature_set.rows(split)):
+            for scores in then.row_scores(feature_set, split, part, range(len(rows["item"]))):
+                yield scores
                 bar.advance(1)
-            yield scores

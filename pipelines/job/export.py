@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from ctr.export.onnx_export import ExportResult, export_bundle
+from ctr.export.variants.choose import AUTO, VARIANTS
+from ctr.export.variants.put import FP32_ALONE, VariantChoice
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import refuse_taken
+from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
 from pipelines.job.load_run import load_run
@@ -26,6 +30,7 @@ def export_model(
     workspace: Workspace,
     console: Console,
     pasts: bool = False,
+    variant: VariantChoice = FP32_ALONE,
 ) -> ExportResult:
     """Export a run's model, check that the graphs give the model's scores, and publish the bundle.
 
@@ -38,6 +43,7 @@ def export_model(
         workspace: where bundles are.
         console: where messages are printed.
         pasts: bring the newest events of each user too.
+        variant: which variant of the graph the bundle gets.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
@@ -58,6 +64,7 @@ def export_model(
         controls=record["controls"],
         git_revision=config["git_revision"],
         pasts=pasts,
+        variant=variant,
     )
     if result.path.parent.resolve() == bundles.resolve():
         point_at(bundles, result.path.name, NEWEST)
@@ -65,11 +72,30 @@ def export_model(
         f"bundle {result.path}: {result.bytes / 2**20:.1f} MiB, largest |ONNX - torch| "
         f"{result.max_abs_difference:.1e}, {result.max_logit_difference:.1e} in logits"
     )
+    if result.variants:
+        console.print(_variants_table(result))
     return result
 
 
+def variant_choice(name: str, max_auc_loss: float) -> VariantChoice:
+    """The choice of `--variant`.
+
+    Raises:
+        ConfigError: no such variant.
+    """
+    for known in (*VARIANTS, AUTO):
+        if name == known:
+            return VariantChoice(known, max_auc_loss)
+    raise ConfigError(f"--variant {name}: choose one of {', '.join((*VARIANTS, AUTO))}.")
+
+
 def export_run(
-    run_id: str, out: Path | None, workspace: Workspace, console: Console, pasts: bool = False
+    run_id: str,
+    out: Path | None,
+    workspace: Workspace,
+    console: Console,
+    pasts: bool = False,
+    variant: VariantChoice = FP32_ALONE,
 ) -> dict[str, Any]:
     """Export a finished run from its folder, with the newest events of each user where they are asked for.
 
@@ -79,7 +105,7 @@ def export_run(
     if out is not None:
         refuse_taken(out)
     run_dir, model, feature_set = load_run(run_id, workspace)
-    result = export_model(model, feature_set, run_dir, out, workspace, console, pasts)
+    result = export_model(model, feature_set, run_dir, out, workspace, console, pasts, variant)
     return {
         "run_id": run_dir.name,
         "bundle": str(result.path),
@@ -87,7 +113,28 @@ def export_run(
         "max_abs_difference": result.max_abs_difference,
         "max_logit_difference": result.max_logit_difference,
         "seconds": result.seconds,
+        "variant": result.variant,
+        "variants": result.variants,
     }
+
+
+def _variants_table(result: ExportResult) -> Table:
+    first = result.variants["fp32"]
+    title = f"variants on {int(first['rows']):,} validation rows, a request of 500 candidates on one thread"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("variant")
+    for name in ("AUC", "AUC lost", "largest in logits", "time, fp32 = 1", "MiB"):
+        table.add_column(name, justify="right")
+    for name, trial in result.variants.items():
+        table.add_row(
+            f"{name} (exported)" if name == result.variant else name,
+            f"{trial['auc']:.4f}",
+            f"{trial['auc_loss']:+.5f}",
+            f"{trial['logit_difference']:.1e}",
+            f"{trial['milliseconds'] / first['milliseconds']:.2f}",
+            f"{trial['mib']:.1f}",
+        )
+    return table
 
 
 def _free(folder: Path, name: str) -> Path:

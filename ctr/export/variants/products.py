@@ -1,0 +1,98 @@
+"""The large products of a graph in whole numbers of 8 bits: static, a scale for each output of a weight."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+FEWEST_WEIGHTS = 4_096  # of a product that is worth two conversions
+WARNINGS, ERRORS = 2, 3  # what ONNX Runtime logs: from warnings on, as it begins, or errors alone
+
+Feed = dict[str, np.ndarray]
+
+
+class _Feeds(CalibrationDataReader):
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self._feeds, None)
+
+
+def quantize_products(source: Path, target: Path, feeds: Iterable[Feed]) -> int:
+    """Write a copy of a ranker graph whose products with constant weights are of whole numbers of 8 bits.
+
+    Weights have 7 bits and activations 8, so that processors without instructions for such products do not overflow.
+
+    Args:
+        source: a graph in single precision, its table beside it.
+        target: file of the new graph, in the same folder: both read the one table.
+        feeds: inputs of the graph whose largest and smallest activations set the scales.
+
+    Returns:
+        How many products were converted; with none, the graph is the one that was.
+    """
+    nodes = [node.name for node in large_products(source)]
+    if not nodes:
+        shutil.copyfile(source, target)
+        return 0
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, _quiet():
+        made = Path(scratch) / target.name
+        quantize_static(
+            source,
+            made,
+            _Feeds(feeds),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            use_external_data_format=True,
+        )
+        model = onnx.load(made)
+    _refer_to_table(model, onnx.load(source, load_external_data=False))
+    onnx.save(model, target)
+    onnx.checker.check_model(target, full_check=True)
+    return len(nodes)
+
+
+def large_products(path: Path) -> list[onnx.NodeProto]:
+    """Products of a graph whose right side is a matrix of at least 4,096 weights."""
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer if len(tensor.dims) == 2}
+    return [
+        node
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and weights.get(node.input[1], 0) >= FEWEST_WEIGHTS
+    ]
+
+
+def _refer_to_table(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Let the graph read its table from the file again, as the original does."""
+    for place, tensor in enumerate(model.graph.initializer):
+        external = [one for one in original.graph.initializer if one.name == tensor.name and one.external_data]
+        if external:
+            model.graph.initializer[place].CopyFrom(external[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice to prepare the graph, and without warnings of inputs that have a default, as the delta has."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    ort.set_default_logger_severity(ERRORS)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        ort.set_default_logger_severity(WARNINGS)

@@ -1,0 +1,117 @@
+"""The item table of a graph in fewer bits: half precision, or whole numbers of 8 bits with a scale a row.
+
+Shapes: I items, D width of a row of the item table, W width of one block of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx.external_data_helper import set_external_data
+
+from ctr.serving.bundle import ITEM_TABLE, RANKER
+
+Bits = Literal["fp16", "int8"]
+# What reads rows of a block: the names of an index and of an output, float32, to nodes.
+Gather = Callable[[str, str], list[NodeProto]]
+TABLE = "item_table"
+LARGEST = 127  # of int8, used on both sides of zero
+LARGEST_HALF = float(np.finfo(np.float16).max)
+ALIGNMENT = 4096  # of each tensor in the file, for a page of memory
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring columns of the item table: W of them, `exact` where they hold indices, which stay as they are."""
+
+    width: int
+    exact: bool
+
+
+def reduce_table(source: Path, target: Path, blocks: Sequence[Block], bits: Bits) -> None:
+    """Write a copy of a ranker graph and its item table, the table in fewer bits.
+
+    Each gather from the table becomes gathers from its blocks, whose rows are brought back to single precision at once:
+    whatever follows in the graph is as it was. Rows that came after the export (`item_delta`) stay in single precision.
+
+    Args:
+        source: folder of a graph in single precision, with its table.
+        target: folder of the new graph and table.
+        blocks: of the columns from left to right, together all of them.
+        bits: of the blocks that are not exact. A value that half precision does not hold becomes its largest.
+    """
+    model = onnx.load(source / RANKER, load_external_data=False)
+    graph = model.graph
+    (table,) = (tensor for tensor in graph.initializer if tensor.name == TABLE)
+    items, width = table.dims
+    if sum(block.width for block in blocks) != width:
+        raise ValueError(f"blocks {blocks} are not the {width} columns of the item table")
+    graph.initializer.remove(table)
+    table_ID = np.memmap(source / ITEM_TABLE, np.float32, mode="r", shape=(items, width))
+    gathers = []
+    with (target / ITEM_TABLE).open("wb") as file:
+        start = 0
+        for number, block in enumerate(blocks):
+            values_IW = table_ID[:, start : start + block.width]
+            gathers.append(_stored(graph, f"{TABLE}_{number}", values_IW, "fp32" if block.exact else bits, file))
+            start += block.width
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] == TABLE:
+            nodes += _gathered(node, gathers)
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, target / RANKER)
+    onnx.checker.check_model(target / RANKER, full_check=True)
+
+
+def _stored(graph: GraphProto, name: str, values_IW: np.ndarray, bits: str, file: BinaryIO) -> Gather:
+    """Append a block to the file and to the graph; returns what reads rows of it, float32, by index into an output."""
+    if bits == "fp32":
+        _append(graph, name, np.ascontiguousarray(values_IW), TensorProto.FLOAT, file)
+        return lambda index, out: [helper.make_node("Gather", [name, index], [out])]
+    if bits == "fp16":
+        half_IW = np.clip(values_IW, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        _append(graph, name, half_IW, TensorProto.FLOAT16, file)
+        return lambda index, out: [
+            helper.make_node("Gather", [name, index], [f"{out}_half"]),
+            helper.make_node("Cast", [f"{out}_half"], [out], to=TensorProto.FLOAT),
+        ]
+    scale_I1 = np.abs(values_IW).max(axis=1, keepdims=True) / LARGEST
+    scale_I1[scale_I1 == 0] = 1
+    scale_I1 = scale_I1.astype(np.float32)
+    _append(graph, name, np.rint(values_IW / scale_I1).astype(np.int8), TensorProto.INT8, file)
+    _append(graph, f"{name}_scale", scale_I1, TensorProto.FLOAT, file)
+    return lambda index, out: [
+        helper.make_node("Gather", [name, index], [f"{out}_whole"]),
+        helper.make_node("Gather", [f"{name}_scale", index], [f"{out}_scale"]),
+        helper.make_node("Cast", [f"{out}_whole"], [f"{out}_unscaled"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{out}_unscaled", f"{out}_scale"], [out]),
+    ]
+
+
+def _append(graph: GraphProto, name: str, values: np.ndarray, kind: int, file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    tensor = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=b" ")
+    set_external_data(tensor, ITEM_TABLE, file.tell(), values.nbytes)
+    tensor.ClearField("raw_data")
+    graph.initializer.append(tensor)
+    values.tofile(file)
+
+
+def _gathered(node: NodeProto, gathers: Sequence[Gather]) -> list[NodeProto]:
+    """What replaces a gather from the whole table."""
+    index, (out,) = node.input[1], node.output
+    if len(gathers) == 1:
+        return gathers[0](index, out)
+    parts = [f"{out}_block_{number}" for number in range(len(gathers))]
+    nodes = [made for gather, part in zip(gathers, parts, strict=True) for made in gather(index, part)]
+    return [*nodes, helper.make_node("Concat", parts, [out], axis=-1)]
