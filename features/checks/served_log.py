@@ -53,6 +53,7 @@ def served_findings(contract: Contract, path: str, as_of: str | None = None) -> 
         "undecided": f"{found.undecided} of {found.answers} answers are younger than {wait} at the end of the log: "
         "their outcomes are not known yet, and they are left out.",
         "twice": f"{found.twice} request ids stand at more than one answer; an outcome may count for each of them.",
+        "anonymous": f"{found.anonymous} of {found.answers} answers have no user and are left out.",
         "hashed": f"{found.hashed} answers have hashed users, whom other tables know by other ids.",
     }
     return tuple(

@@ -1,4 +1,4 @@
-"""What the raw log knew of users and items at instants of the past: their events, and every counter, as the build counts.
+"""What the raw log knew of users and items at instants of the past: events, and counters as the build counts them.
 
 Shapes: N candidates, R rows of the log, Q questions to a counter.
 """
@@ -6,7 +6,8 @@ Shapes: N candidates, R rows of the log, Q questions to a counter.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from features.point_in_time.counters import running
 from features.point_in_time.newest_events import plain_columns
 from features.sources.log import open_log
 
-_INSTANT = "_instant"
+_INSTANT = "_instant"  # as of when an event's row knew the past, µs
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,17 @@ class Known:
 
 
 class AsLogged:
-    """Answers from the raw log of a contract. Memory holds the rows of the users and items that are asked for.
+    """Answers from a raw log. Memory holds the rows of the users and items that are asked for.
 
     Args:
-        encoder: of a bundle: its contract says where the log is, its counters' mean what a key without rows has.
-
-    Raises:
-        DataError: as the build; the log cannot be read.
+        encoder: of a bundle: its counters' mean is what a key without rows has.
+        log: checked, under fixed names, with the raw columns that events have.
+        tables: events of `history.tables`.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, log: pl.LazyFrame, tables: tuple[pl.LazyFrame, ...]) -> None:
         self._encoder, self._contract = encoder, encoder.contract
-        log = open_log(self._contract, raw_columns=event_columns(self._contract))
-        self._scratch = tempfile.TemporaryDirectory(prefix="quadrank-replay-")
-        if self._contract.checks.quarantines:
-            known = Tables.read(self._contract).ids(self._contract)
-            log = replace(log, frame=check_log(log, self._contract, *known, Path(self._scratch.name)).frame)
-        self._log = log.frame
-        self._tables = checked_events(self._contract)[0]
+        self._log, self._tables = log, tables
 
     def known(self, asked: Sequence[Asked]) -> list[Known]:
         """What the log knew of each, in one or two passes over it."""
@@ -158,3 +152,19 @@ class AsLogged:
         """The id column in the type that the catalogue has."""
         ids: Vocabulary = self._encoder.items if column == ITEM else self._encoder.users
         return pl.col(column).cast(pl.Int64 if ids.whole_numbers else pl.String)
+
+
+@contextmanager
+def open_as_logged(encoder: Encoder) -> Iterator[AsLogged]:
+    """The raw log of a bundle's contract, rows of a quarantine left out.
+
+    Raises:
+        DataError: as the build; the log cannot be read.
+    """
+    contract = encoder.contract
+    log = open_log(contract, raw_columns=event_columns(contract))
+    with tempfile.TemporaryDirectory(prefix="quadrank-replay-") as scratch:
+        if contract.checks.quarantines:
+            known = Tables.read(contract).ids(contract)
+            log = replace(log, frame=check_log(log, contract, *known, Path(scratch)).frame)
+        yield AsLogged(encoder, log.frame, checked_events(contract)[0])

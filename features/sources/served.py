@@ -38,6 +38,7 @@ class Outcomes:
         unknown: of a request that the log does not hold.
         undecided: answers that were younger than the wait at the end of the log, and are left out.
         twice: request ids that more than one answer has.
+        anonymous: decided answers without a user, which are left out.
         hashed: answers whose user is a hash.
         answers: in the log.
     """
@@ -50,6 +51,7 @@ class Outcomes:
     unknown: int
     undecided: int
     twice: int
+    anonymous: int
     hashed: int
     answers: int
 
@@ -72,7 +74,7 @@ def served_rows(contract: Contract, path: str, as_of: str | None = None) -> pl.L
     log, served = contract.interactions, _served(contract)
     answers = served_answers(contract, path, as_of)
     columns = _context(contract, answers, path)
-    decided = answers.filter(pl.col(_AT) <= _end(answers, path) - served.wait)
+    decided = answers.filter((pl.col(_AT) <= _end(answers, path) - served.wait) & pl.col("user").is_not_null())
     rows, positives = _shown(decided, served), _positives(contract, answers)
     found = rows.join(positives, on=[_REQUEST, _AT, "candidates"], how="left", maintain_order="left")
     names: dict[str, pl.Expr] = {
@@ -93,14 +95,16 @@ def outcomes_of(contract: Contract, as_of: str | None = None) -> Outcomes:
     served, path = _served(contract), contract.resolve(contract.interactions.path)
     answers, outcomes = served_answers(contract, path, as_of), _outcomes(contract)
     end = _end(answers, path)
-    pairs = _shown(answers, served).select(_REQUEST, _AT, pl.col("candidates").alias(_ITEM))
+    pairs = _shown(answers, served).select(_REQUEST, _AT, pl.col("candidates").alias(_ITEM), "user")
     asked = pairs.join(outcomes.select(_REQUEST, _ITEM).unique(), on=[_REQUEST, _ITEM], how="semi")
     known = answers.select(_REQUEST, _AT).join(outcomes.select(_REQUEST).unique(), on=_REQUEST, how="semi")
     matched = outcomes.join(known, on=_REQUEST, how="left").join(
         asked.unique().with_columns(_shown=True), on=[_REQUEST, _AT, _ITEM], how="left"
     )
     age, is_known, is_shown = pl.col(_OUTCOME) - pl.col(_AT), pl.col(_AT).is_not_null(), pl.col("_shown").is_not_null()
-    within = is_shown & (age >= 0) & (age <= served.wait) & (pl.col(_AT) <= end - served.wait)
+    within = (
+        is_shown & pl.col("user").is_not_null() & (age >= 0) & (age <= served.wait) & (pl.col(_AT) <= end - served.wait)
+    )
     repeated = pl.col(_REQUEST).is_duplicated()
     with readable(path):
         counts = matched.select(
@@ -114,6 +118,7 @@ def outcomes_of(contract: Contract, as_of: str | None = None) -> Outcomes:
         about = answers.select(
             answers=pl.len(),
             undecided=(pl.col(_AT) > end - served.wait).sum(),
+            anonymous=(pl.col("user").is_null() & (pl.col(_AT) <= end - served.wait)).sum(),
             hashed=pl.col("user_hashed").sum(),
             twice=pl.col(_REQUEST).filter(repeated).n_unique(),
         ).collect(engine="streaming")

@@ -61,9 +61,7 @@ def read_answers(folder: Path) -> Iterator[LoggedAnswer]:
     """
     parts = sorted(folder.glob("served-*.parquet"), reverse=True)
     if not parts:
-        raise ConfigError(
-            f"{folder}: holds no served-….parquet. Name the folder that `log.folder` of the server named."
-        )
+        raise ConfigError(f"{folder}: holds no served-….parquet. Name the `log.folder` of the server.")
     for part in parts:
         yield from _of_part(part)
 

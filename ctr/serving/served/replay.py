@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import batched
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,8 @@ def replay(answers: Iterable[LoggedAnswer], ranker: Ranker, raw_log: AsLogged | 
         ConfigError: an answer whose inputs are not the bundle's.
     """
     found = Replayed()
-    for some in batched(_of_version(answers, ranker, found), AT_ONCE):
+    left = _of_version(answers, ranker, found)
+    while some := list(islice(left, AT_ONCE)):
         for answer in some:
             _compare_scores(answer, ranker, found.scores)
         if raw_log is not None:

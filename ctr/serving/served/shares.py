@@ -67,5 +67,5 @@ def _at(values: np.ndarray, from_end: int) -> Any:
     """The value so many places before the end; None before the beginning, and for a missing number."""
     if -from_end > len(values):
         return None
-    value = values[from_end].item()
+    value = values.tolist()[from_end]
     return None if value != value else value
