@@ -132,8 +132,8 @@ class AsLogged:
         keys = {key: number for number, key in enumerate(dict.fromkeys(key for key, _ in asked))}
         wanted = [key for key in keys if key is not None]
         label = pl.col(LABEL).cast(pl.Float64).fill_null(float("nan"))
-        rows = self._log.select(self._key(column), TIME, label).filter(pl.col(column).is_in(wanted))
-        rows = rows.collect(engine="streaming")
+        chosen = self._log.select(self._key(column), TIME, label).filter(pl.col(column).is_in(wanted))
+        rows = chosen.collect(engine="streaming")
         key_R = np.array([keys[key] for key in rows[column].to_list()], np.int64)
         key_Q = np.array([keys[key] for key, _ in asked], np.int64)
         instant_Q = np.array([time for _, time in asked], np.int64)

@@ -21,7 +21,7 @@ from features.sources.times import end_of, microseconds
 
 READ = ("request", "time", "user", "candidates", "positions", "context", "user_hashed")
 SAMPLE = 10_000  # answers whose context tells what type each of its columns has
-TYPES = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
+TYPES: dict[type, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
 _AT, _ITEM, _REQUEST, _OUTCOME = "_at", "_item", "_request_id", "_outcome_at"  # columns that exist in between
 
 
@@ -224,7 +224,7 @@ def _context(contract: Contract, answers: pl.LazyFrame, path: str) -> dict[str, 
         shown = sample.str.json_decode(infer_schema_length=None).dtype
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: column 'context' is not JSON: {str(error).splitlines()[0]}.") from None
-    kinds = dict(shown) if isinstance(shown, pl.Struct) else {}
+    kinds: dict[str, Any] = dict(shown) if isinstance(shown, pl.Struct) else {}
     types: dict[str, pl.DataType] = {}
     for name in sorted(names | (others & kinds.keys())):
         found = kinds.get(name, pl.Null())
