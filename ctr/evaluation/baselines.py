@@ -10,8 +10,8 @@ import polars as pl
 from ctr.data.columns import column, row_weights, training_rate
 from features.encoding.encoder import Encoder
 from features.errors import DataError
-from features.sources.log import microseconds
 from features.sources.tables import require_columns, scan
+from features.sources.times import microseconds
 from features.store.feature_set import FeatureSet, SplitName
 from features.store.schema import UNKNOWN
 

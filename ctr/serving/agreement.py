@@ -13,7 +13,12 @@ _STEPS = 4  # by which rounding may set two sigmoids apart
 
 
 def logit_difference(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest `|logit(got) - logit(wanted)| / max(1, |logit(wanted)|)`; NaN where one of them is not a number.
+    """The largest of `logit_differences`; NaN where one of them is not a number."""
+    return float(logit_differences(got, wanted).max())
+
+
+def logit_differences(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Each `|logit(got) - logit(wanted)| / max(1, |logit(wanted)|)`, float64 of the same shape.
 
     At a click probability of 1e-4 it is about a ninth of the relative difference of the probabilities; at 0.5 it is
     four times their absolute difference. Near 1, single precision holds few digits of a logit: the difference that
@@ -27,4 +32,5 @@ def logit_difference(got: np.ndarray, wanted: np.ndarray) -> float:
     logits, wanted_logits = (np.log(one) - np.log1p(-one) for one in (first, second))
     rounding = _STEPS * _STEP / (1 - np.maximum(first, second))
     apart = np.maximum(np.abs(logits - wanted_logits) - rounding, 0)
-    return float((apart / np.maximum(1, np.abs(wanted_logits))).max())
+    apart_of: np.ndarray = apart / np.maximum(1, np.abs(wanted_logits))
+    return apart_of

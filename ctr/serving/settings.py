@@ -24,7 +24,7 @@ class LogSettings(Settings):
     """The log of what was served, in parquet parts."""
 
     folder: Path | None = Field(None, description="where the parts go; none: nothing is logged")
-    rows_per_part: PositiveInt = 50_000
+    rows_per_part: PositiveInt = 10_000
     seconds_per_part: PositiveFloat = 60.0
     waiting: PositiveInt = Field(10_000, description="answers that wait to be written; more are dropped and counted")
     users: Literal["raw", "hashed"] = Field("raw", description="hashed: keyed by the secret in QUADRANK_LOG_KEY")

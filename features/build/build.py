@@ -21,6 +21,7 @@ from features.build.window import take_kept, write_days
 from features.calendar import LAST_TIME, first_instant
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
+from features.checks.served_log import refuse_served_ids, served_findings
 from features.chunk import ITEM, LABEL, TIME, USER, Chunk
 from features.contract.contract import Contract
 from features.encoding.encoder import USERS, Encoder
@@ -151,7 +152,7 @@ class Build:
         vectors = self._vectors(fitted, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
-        findings = (*findings, *instants.findings(self.contract))
+        findings = (*findings, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
         self.clock.lap("requests")
         stream = EncodedLog(self.contract, log, fitted.encoder, self._since(), instants)
         counted = count_log(stream, splitter, shards, self.staging / SCRATCH, self._scales())
@@ -206,6 +207,7 @@ class Build:
     def _checked_log(
         self, earlier: tuple[pl.LazyFrame, ...], tables: Tables
     ) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
+        refuse_served_ids(self.contract, self.as_of)
         whole, plan = open_log(self.contract, self.as_of), self.plan
         if plan is None or not (plan.has_tails and plan.new):
             checked = self._check(whole, tables)

@@ -97,6 +97,11 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     if split.by != "days":
         raise ConfigError(f"--window: needs `split: {{by: days, …}}` in the contract, which has by: {split.by}.")
     valid_days, test_days = int(float(split.valid)), int(float(split.test))
+    if contract.interactions.served is not None:
+        raise ConfigError(
+            "--window: outcomes of a day may come after its build, so no day of a served log can be kept. Build "
+            "without --window; let interactions.path name the days that are wanted."
+        )
     if window <= valid_days + test_days:
         raise ConfigError(
             f"--window {window}d: leaves no day to train on beside {valid_days} to validate and {test_days} to test."

@@ -124,6 +124,8 @@ def source_key(contract: Contract, as_of: str | None, window: int | None = None)
 def source_files(contract: Contract) -> list[str]:
     """Every file that a build of the contract reads. Raises DataError for one that is not there."""
     paths = [contract.interactions.path]
+    if contract.interactions.served is not None:
+        paths.append(contract.interactions.served.outcomes)
     if contract.split.by == "files":
         paths += [str(contract.split.valid), str(contract.split.test)]
     paths += [table.path for table in (*contract.history.tables, contract.items, contract.users) if table]

@@ -16,8 +16,9 @@ from features.chunk import ITEM, RAW_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.contract.log import HistoryTable, Policy
 from features.errors import DataError
-from features.sources.log import MICROSECONDS, end_of, event_tables
+from features.sources.log import event_tables
 from features.sources.tables import readable
+from features.sources.times import MICROSECONDS, end_of
 
 
 @dataclass(frozen=True)

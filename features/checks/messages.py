@@ -13,8 +13,8 @@ from features.checks.quarantine import rows_as_read
 from features.checks.row_rules import Violation, plausible
 from features.chunk import ITEM, LABEL, TIME, USER
 from features.contract.contract import Contract
-from features.sources.log import MICROSECONDS, microseconds
 from features.sources.tables import scan
+from features.sources.times import MICROSECONDS, microseconds
 
 
 def with_example(

@@ -60,7 +60,7 @@ def quarantine(
 
 def rows_as_read(contract: Contract, path: str, rows: int) -> pl.LazyFrame | None:
     """The log with its own columns, where its rows are those of the frame one by one; else None."""
-    if contract.interactions.candidates is not None or contract.split.by == "files":
+    if contract.interactions.tells_clicks or contract.split.by == "files":
         return None
     raw = scan(path, contract.interactions.format)
     # `--as-of` leaves rows out.

@@ -186,6 +186,8 @@ def row_rules(schema: pl.Schema, contract: Contract, now: datetime, unlabelled: 
 def label_name(contract: Contract) -> str | None:
     """What messages call the label; None where every row is a positive by declaration."""
     log = contract.interactions
+    if log.served is not None:
+        return log.served.label or "clicked"
     if log.label is None and log.candidates is not None:
         return log.candidates.clicked or log.candidates.column
     return log.label

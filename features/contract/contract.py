@@ -110,6 +110,8 @@ class Contract(Settings):
     def _parts_fit_together(self) -> Contract:
         if self.interactions.time is None and (self.history.given is None or self.split.by != "files"):
             raise ValueError("interactions.time: may be null only with `history.given` and `split.by: files`")
+        if self.interactions.served is not None and self.split.by == "files":
+            raise ValueError("split.by: a served log is not split by files; choose time, days or user")
         if self.history.given is not None and self.counters:
             raise ValueError("counters: need the log's own events in time, which a given history does not show")
         for section, table in (("items", self.items), ("users", self.users)):
@@ -122,7 +124,7 @@ class Contract(Settings):
                     raise ValueError(
                         f"history.columns.{name}: counter {column.counter!r} is no item rate declared under `counters`"
                     )
-        if self.interactions.label is None and self.interactions.candidates is None:
+        if self.interactions.label is None and not self.interactions.tells_clicks:
             rates = sorted(name for name, counter in self.counters.items() if counter.value == "rate")
             if rates:
                 raise ValueError(

@@ -16,7 +16,7 @@ def event_columns(contract: Contract) -> frozenset[str]:
     texts = [spec.source or name for name, spec in history.columns.items() if not isinstance(spec, Gap | Residual)]
     texts += [text for text in (history.events if history.events != "all" else None, log.label) if text]
     found = frozenset().union(*map(columns_read, texts))
-    if log.candidates is not None:
+    if log.tells_clicks:
         found |= set(CLICKED_NAMES)
     computed = set(LABEL_NAMES) if log.label not in LABEL_NAMES else set(LABEL_NAMES) - {log.label}
     return found - computed - {log.user, log.item, log.time}

@@ -36,6 +36,8 @@ def label_columns(log: Interactions) -> dict[str, str]:
         key = "clicked" if log.candidates.clicked else "column"
         clicked = (*CLICKED_NAMES, log.candidates.clicked or log.candidates.column)
         found |= dict.fromkeys(clicked, f"interactions.candidates.{key}")
+    if log.served is not None:
+        found |= dict.fromkeys(CLICKED_NAMES, "interactions.served")
     targets = {f"interactions.labels.{name}": text for name, text in log.labels.items()}
     if log.label is not None:
         targets["interactions.label"] = log.label

@@ -52,6 +52,25 @@ class Candidates(Settings):
         return self
 
 
+class Served(Settings):
+    """The log is one that the server wrote: a row an answer, exploded to one row for each item that was shown.
+
+    Its user, item, time and request get the names that `interactions` gives them, beside `position` and `version`; the
+    label is whether an outcome of the request and item came in time.
+    """
+
+    outcomes: str = Field(description="table of what users did: file, glob or fsspec URL; one row an outcome")
+    format: Format = Format()
+    request: str = "request"
+    item: str = "item"
+    time: str = "time"
+    time_unit: Literal["s", "ms", "us"] = Field("s", description="unit of an integer time column")
+    time_format: str | None = Field(None, description="of a text time column, e.g. `%Y-%m-%d %H:%M:%S`")
+    label: str | None = Field(None, description="which outcomes are positive: a 0/1 column or SQL; default: each is")
+    wait: Duration = Field("30m", validate_default=True, description="an outcome later than that does not count")
+    shown: PositiveInt | None = Field(None, description="how many of the ranked were shown; default: all")
+
+
 class Negatives(Settings):
     """For a log of positives only: items that were there but not taken, drawn as of each positive's time."""
 
@@ -87,6 +106,7 @@ class Interactions(Settings):
         description="id of an impression or ranked list: its rows know the same past, and have metrics of their own",
     )
     candidates: Candidates | None = None
+    served: Served | None = None
     negatives: Negatives | None = None
     context: dict[str, ScalarColumn] = {}
     user_min_count: PositiveInt = Field(2, description="training rows below which a user id is unknown")
@@ -94,6 +114,13 @@ class Interactions(Settings):
 
     @model_validator(mode="after")
     def _labels_come_from_somewhere(self) -> Interactions:
+        if self.served is not None:
+            others = ("label", "candidates", "negatives")
+            if both := [name for name in others if getattr(self, name) is not None]:
+                raise ValueError(f"interactions.{both[0]}: a served log has its label from its outcomes; remove it")
+            if self.time is None:
+                raise ValueError("interactions.time: may not be null with `served`; name the column, e.g. time")
+            return self
         if self.label is None and self.candidates is None and self.negatives is None:
             raise ValueError("interactions.label: missing. A log of positives alone needs `negatives`")
         if self.candidates is not None and self.negatives is not None:
@@ -104,6 +131,11 @@ class Interactions(Settings):
                 "`negatives`; or remove `label`, and the rows of label 0 from the log"
             )
         return self
+
+    @property
+    def tells_clicks(self) -> bool:
+        """Whether a row's label is that its candidate was clicked, `clicked` in expressions."""
+        return self.candidates is not None or self.served is not None
 
 
 class HistoryTable(Settings):

@@ -42,12 +42,14 @@ class EncodedHistory:
         rows: item rows, int64 [H].
         events: event columns, int64 or float32 [H].
         missing: how many values lack of each column that was asked for.
+        newest: time of the newest event, µs since 1970; None where events have no times, or there are none.
     """
 
     items: tuple[Any, ...]
     rows: np.ndarray
     events: dict[str, np.ndarray]
     missing: dict[str, int]
+    newest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class EncodedRequest:
         unknown_candidates: raw ids of the unknown candidates.
         missing: how many values the request lacks of each column that the model was trained on.
         history: raw ids of the history items.
+        newest: time of the history's newest event, µs since 1970; None where its events have no times, or it is empty.
+        time: of the request, µs since 1970: its own, else when it was encoded; None where nothing needed one.
     """
 
     user: dict[str, np.ndarray]
@@ -77,6 +81,8 @@ class EncodedRequest:
     unknown_candidates: tuple[Any, ...]
     missing: dict[str, int] = field(default_factory=dict)
     history: tuple[Any, ...] = ()
+    newest: int | None = None
+    time: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +152,8 @@ class Encoder:
             unknown_candidates=tuple(request.candidates[i] for i in unknown),
             missing=history.missing | self._missing_context(request),
             history=history.items,
+            newest=history.newest,
+            time=request.time,
         )
 
     def item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ import polars as pl
 from features.calendar import LAST_TIME, first_instant, text_of
 from features.contract.contract import Table
 from features.errors import DataError
-from features.sources.log import MICROSECONDS, end_of, microseconds
+from features.sources.times import MICROSECONDS, end_of, microseconds
 from features.store.versions import VALID_FROM
 
 

@@ -67,11 +67,11 @@ def _events(contract: Contract, scratch: Path) -> Iterator[pl.DataFrame]:
     raw = [name for name in log.frame.collect_schema().names() if name.startswith(RAW)]
     yield from chunks(log.frame.filter(pl.col(EVENT)).select(*KEYS, *raw))
     for table in checked_events(contract)[0]:
-        standing_for = {RAW + name: pl.col(HISTORY + column) for column, name in _plain_columns(contract).items()}
+        standing_for = {RAW + name: pl.col(HISTORY + column) for column, name in plain_columns(contract).items()}
         yield from chunks(table.select(*KEYS, **standing_for))
 
 
-def _plain_columns(contract: Contract) -> dict[str, str]:
+def plain_columns(contract: Contract) -> dict[str, str]:
     """Event columns that are a raw column as it is, and its name; a column that is the label stands for its column."""
     found = {}
     for name, spec in contract.history.columns.items():

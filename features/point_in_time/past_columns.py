@@ -58,7 +58,7 @@ class RequestEncoder:
             ConfigError: a value of a type that its column does not have, or an event with an unknown key.
         """
         moment = time.time_ns() // 1000 if request.time is None else request.time
-        request = self._with_context(request, moment)
+        request = replace(self._with_context(request, moment), time=moment)
         if request.past is None and (request.history or not past):
             return self.encoder.encode_request(request, snapshot=snapshot)
         whole = Past.of(past) if request.past is None else request.past.with_source(past)
@@ -118,6 +118,7 @@ class RequestEncoder:
             rows=rows_H[place_S],
             events=columns,
             missing={name: lacking for name, lacking in missing.items() if lacking},
+            newest=int(time_R[chosen_S[-1]]) if len(chosen_S) else None,
         )
 
     @cached_property

@@ -78,7 +78,7 @@ class RawColumns:
         self.contract = contract
         self.log = log
         self.labelled = Labelled(pl.LazyFrame(schema=log), "events of a request", contract)
-        names = (ITEM, TIME, *log, *(CLICKED_NAMES if contract.interactions.candidates else ()))
+        names = (ITEM, TIME, *log, *(CLICKED_NAMES if contract.interactions.tells_clicks else ()))
         self.known = frozenset((*names, *contract.candidate_columns))
         self.label = self._label()
         events = contract.history.events
@@ -110,7 +110,7 @@ class RawColumns:
 
     @property
     def _clicks(self) -> bool:
-        return self.contract.interactions.candidates is not None
+        return self.contract.interactions.tells_clicks
 
     def _label(self) -> Reading | None:
         """The label's reading; None in a log of positives alone."""
@@ -173,7 +173,7 @@ class RawEvents:
             return list(self.past.items)
         if name == log.user:
             return list(self.users)
-        if name == CLICKED and log.candidates is not None:
+        if name == CLICKED and log.tells_clicks:
             bare = CLICKED_NAMES[0]
             return [row.get(CLICKED, row.get(bare)) for row in self.past.columns]
         return [row.get(name) for row in self.past.columns]

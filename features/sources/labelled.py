@@ -52,12 +52,12 @@ class Labelled:
         self._label = log.label
         if LABEL in names and log.label != LABEL:
             raise DataError(f"{path}: column {LABEL!r} has the name of the computed label. Rename it in the export.")
-        aliases = LABEL_NAMES if log.candidates is None else (*LABEL_NAMES, *CLICKED_NAMES)
+        aliases = LABEL_NAMES if not log.tells_clicks else (*LABEL_NAMES, *CLICKED_NAMES)
         # What the log has under a name of the label is not the label, unless the contract says so.
         self._ambiguous = {name for name in aliases if name in names and name not in (log.label, CLICKED)}
         nulls = [pl.lit(None, dtype).alias(name) for name, dtype in lacking.columns.items()]
         clicks = []
-        if log.candidates is not None:
+        if log.tells_clicks:
             clicks = [pl.col(CLICKED).alias(name) for name in CLICKED_NAMES if name not in names]
         frame = raw.with_columns(nulls).with_columns(clicks)
         if LABEL in lacking.labels:
@@ -66,7 +66,7 @@ class Labelled:
             label = expression(frame, path, "interactions.label", log.label)
         else:
             # Every row of a log of positives is one.
-            label = pl.lit(1, pl.Int8) if log.candidates is None else pl.col(CLICKED)
+            label = pl.col(CLICKED) if log.tells_clicks else pl.lit(1, pl.Int8)
         labels = [label.alias(name) for name in LABEL_NAMES if name == LABEL or name not in names]
         self._added = (nulls, clicks, labels)
         self.frame = self.onto(raw)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
 from typing import Any
 
 import polars as pl
 
-from features.calendar import FIRST_TIME, LAST_TIME
 from features.chunk import (
     CONTEXT,
     EVENT,
@@ -34,9 +32,10 @@ from features.errors import DataError, error_prefix
 from features.sources.impressions import exploded, exploded_unlabelled, tells_clicks
 from features.sources.keys import canonical
 from features.sources.labelled import Labelled, Lacking, columns_in
+from features.sources.served import served_rows
 from features.sources.tables import expression, readable, refuse_not_common, require_columns, scan
+from features.sources.times import end_of, microseconds
 
-MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 ROWS_A_CHUNK = 500_000
 
 
@@ -88,7 +87,7 @@ def open_log(contract: Contract, as_of: str | None = None, raw_columns: Collecti
     path = contract.resolve(contract.interactions.path)
     unlabelled = False
     if contract.split.by != "files":
-        frame = _under_fixed_names(_raw(contract, path), path, contract, raw_columns=raw_columns)
+        frame = _under_fixed_names(_raw(contract, path, as_of), path, contract, raw_columns=raw_columns)
     else:
         valid, test = contract.resolve(str(contract.split.valid)), contract.resolve(str(contract.split.test))
         labelled = [(_raw(contract, file), file) for file in (path, valid)]
@@ -120,24 +119,6 @@ def event_tables(contract: Contract) -> tuple[pl.LazyFrame, ...]:
     return tuple(_events_of(contract, table) for table in contract.history.tables)
 
 
-def microseconds(raw: pl.LazyFrame, path: str, name: str, unit: str, text_format: str | None = None) -> pl.Expr:
-    """A time column as µs since 1970. Raises DataError for a column that holds no times."""
-    dtype = raw.collect_schema()[name]
-    column = pl.col(name)
-    if dtype == pl.String and text_format is not None:
-        return column.str.to_datetime(text_format, time_unit="us", strict=False).dt.timestamp("us")
-    if dtype.is_integer():
-        factor = MICROSECONDS[unit]
-        # Within the years that have a date; a product beyond 64 bits would wrap round to some other one.
-        return column.cast(pl.Int64).clip(FIRST_TIME // factor, LAST_TIME // factor + 1) * factor
-    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
-        return column.cast(pl.Datetime("us")).cast(pl.Int64)
-    raise DataError(
-        f"{path}: time column {name!r} holds {dtype}, expected timestamps, whole numbers in interactions.time_unit, or "
-        "text in interactions.time_format."
-    )
-
-
 def distinct(log: Log, key: str, name: str) -> pl.Series:
     """The distinct values of a column as sorted keys. Raises DataError naming the log's column `name`."""
     with error_prefix(log.path):
@@ -163,14 +144,10 @@ def chunks(frame: pl.LazyFrame, rows: int | None = None) -> Iterator[pl.DataFram
     yield from frame.collect_batches(chunk_size=ROWS_A_CHUNK, engine="streaming", maintain_order=True)
 
 
-def end_of(day: str) -> int:
-    """The first instant after a day (UTC), µs since 1970."""
-    after = datetime.combine(date.fromisoformat(day) + timedelta(days=1), datetime.min.time())
-    return int((after - datetime(1970, 1, 1)).total_seconds()) * 1_000_000
-
-
-def _raw(contract: Contract, path: str) -> pl.LazyFrame:
+def _raw(contract: Contract, path: str, as_of: str | None = None) -> pl.LazyFrame:
     log = contract.interactions
+    if log.served is not None:
+        return served_rows(contract, path, as_of)
     raw = scan(path, log.format)
     if log.candidates is None:
         return raw

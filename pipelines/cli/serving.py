@@ -1,4 +1,4 @@
-"""Commands that put a bundle to work: rank, serve, items upsert."""
+"""Commands that put a bundle to work: rank, serve, replay, items upsert."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import BundleOption, WorkOption, overrides_of, settings_file
+from pipelines.cli.options import BundleOption, RootOption, WorkOption, overrides_of, settings_file
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
@@ -80,6 +80,22 @@ def serve(
 
     config = load_serve_config(serve_file, overrides_of(assignments, ("serve",)).get("serve"))
     serve_bundle(bundle, model, config, host, port, processes, public, token_file, Workspace(work), console(False))
+
+
+@serving_app.command(epilog="Example: quadrank replay --log served --bundle bundles/simulated/CURRENT --rows 5000")
+def replay(
+    log: Annotated[Path, typer.Option("--log", help="Folder with the parts that the server wrote.")],
+    bundle: BundleOption,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="Compute so many of the newest answers again; default: all.", min=1)
+    ] = None,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute served features and scores again offline."""
+    from pipelines.serving.replay import replay_log
+
+    finish(replay_log(log, bundle, rows, root, console(as_json)), as_json)
 
 
 @items_app.callback()

@@ -22,7 +22,7 @@ from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError
 from features.point_in_time.past_columns import RequestEncoder
 from features.point_in_time.raw_columns import RawEvents
-from features.sources.log import end_of
+from features.sources.times import end_of
 
 MOST_COLUMNS = 64  # of one event
 AHEAD = timedelta(days=1)  # of the clock of whoever reports an event

@@ -12,12 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-import msgspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ctr.serving.served.rows import ServedRow, served_row, served_table
 from ctr.serving.server.answers import Answer
 from ctr.serving.settings import LogSettings
 from features.errors import ConfigError
@@ -27,22 +25,6 @@ KEY = "QUADRANK_LOG_KEY"  # secret by which users are hashed
 LOOK_SECONDS = 0.2  # after which the thread looks whether a part is due, or the server ends
 
 log = logging.getLogger("quadrank.serve")
-# Ids are text here, whichever kind the log has: one file format for all contracts.
-SCHEMA = pa.schema(
-    [
-        ("request", pa.string()),
-        ("time", pa.timestamp("us", tz="UTC")),
-        ("version", pa.string()),
-        ("user", pa.string()),
-        ("context", pa.string()),
-        ("history_hash", pa.string()),
-        ("history_items", pa.list_(pa.string())),
-        ("candidates", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float32())),
-        ("positions", pa.list_(pa.int32())),
-        ("candidate_columns", pa.string()),
-    ]
-)
 
 
 class ServedLog:
@@ -89,7 +71,7 @@ class ServedLog:
         self._thread.join()
 
     def _write_parts(self) -> None:
-        rows: list[dict[str, Any]] = []
+        rows: list[ServedRow] = []
         due = time.monotonic() + self._seconds
         ended = False
         while not ended:
@@ -101,35 +83,31 @@ class ServedLog:
                     self._write(rows)
                 rows, due = [], time.monotonic() + self._seconds
 
-    def _row(self, moment: float, answer: Answer) -> dict[str, Any]:
-        request = answer.request
-        position_N = {place: position for position, place in enumerate(answer.order.tolist())}
-        history = [str(item) for item in answer.encoded.history]
-        return {
-            "request": answer.request_id,
-            "time": int(moment * 1e6),
-            "version": answer.model_version,
-            "user": None if request.user is None else self._user(str(request.user)),
-            "context": _text(request.context),
-            "history_hash": hashlib.sha256("\x1f".join(history).encode()).hexdigest()[:16],
-            "history_items": history,
-            "candidates": [str(item) for item in request.candidates],
-            "scores": answer.scores.tolist(),
-            "positions": [position_N.get(place) for place in range(len(request.candidates))],
-            "candidate_columns": _text(request.candidate_columns),
-        }
+    def _row(self, moment: float, answer: Answer) -> ServedRow:
+        user = answer.request.user
+        return served_row(
+            answer.request_id,
+            answer.model_version,
+            int(moment * 1e6),
+            None if user is None else self._user(str(user)),
+            self._key is not None and user is not None,
+            answer.request,
+            answer.encoded,
+            answer.order,
+            answer.scores,
+        )
 
     def _user(self, user: str) -> str:
         if self._key is None:
             return user
         return hmac.new(self._key, user.encode(), hashlib.sha256).hexdigest()[:32]
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: list[ServedRow]) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         target = self._folder / f"served-{stamp}-{secrets.token_hex(4)}.parquet"
         partial = target.with_name(f".{target.name}")
         try:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial)
+            pq.write_table(served_table(rows), partial)
             flush(partial)
             partial.rename(target)
             flush(self._folder)
@@ -139,7 +117,3 @@ class ServedLog:
                 self._on_drop()
             with suppress(OSError):
                 partial.unlink()
-
-
-def _text(values: Any) -> str:
-    return msgspec.json.encode(values).decode()

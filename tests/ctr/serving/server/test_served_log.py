@@ -13,6 +13,7 @@ import pytest
 
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.settings import LogSettings
+from features.encoding.encoder import EncodedRequest
 from features.encoding.request import Request
 
 
@@ -21,7 +22,17 @@ def answer(name: str = "r") -> Any:
         request_id=name,
         model_version="v",
         request=Request(candidates=(1, 2), history=(3,), user="u"),
-        encoded=SimpleNamespace(history=(3,)),
+        encoded=EncodedRequest(
+            user={},
+            context={},
+            history_item=np.array([5]),
+            history_events={},
+            candidate_item=np.array([3, 4]),
+            candidate={"rate": np.array([0.5, 0.25], np.float32)},
+            unknown_history=0,
+            unknown_candidates=(),
+            history=(3,),
+        ),
         order=np.array([1, 0]),
         scores=np.array([0.2, 0.7], np.float32),
     )
