@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -25,7 +26,7 @@ from ctr.serving.pasts.source import AwayError
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
-from ctr.serving.server.answers import Answer, answer, read_body
+from ctr.serving.server.answers import Answer, read_body
 from ctr.serving.server.events import EventReader
 from ctr.serving.server.live import LiveCounters
 from ctr.serving.server.metrics import ServerMetrics
@@ -34,6 +35,7 @@ from ctr.serving.server.pool import OverloadedError, RankingPool
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.server.versions import Source, Versions
 from ctr.serving.settings import ServeConfig
+from ctr.serving.variants.ranking import Ranking
 from features.errors import ConfigError, NewItemsError, NumericalError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
@@ -54,6 +56,10 @@ class UnauthorizedError(Exception):
     """A route that writes was called without the server's token."""
 
 
+class NotFoundError(Exception):
+    """No such model or version; the message goes into the answer."""
+
+
 class Server:
     """A ranking server: what its routes do.
 
@@ -66,7 +72,6 @@ class Server:
     def __init__(self, source: Source, config: ServeConfig, token: str | None = None) -> None:
         self.config = config
         self.metrics = ServerMetrics()
-        self.pool = RankingPool(config.concurrency, config.queue.size, config.queue.deadline_ms / 1e3)
         self._upserts = RankingPool(1, config.items.waiting, UPSERT_WAITS)
         self._token = token
         self.stores = Stores(config.pasts, self.metrics.past)
@@ -80,6 +85,7 @@ class Server:
             on_swap=self._swapped,
             on_refusal=self._refused,
         )
+        self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 
     def app(self) -> Starlette:
         """The ASGI app."""
@@ -109,10 +115,13 @@ class Server:
     async def rank(self, request: Request) -> Response:
         """`POST /v1/rank`: candidates of one user, best first."""
         body = await self._body(request)
-        ranker = self.versions.current
-        answered = await self.pool.run(lambda: answer(ranker, body, self.config.limits, self.config.strict))
+        answered = await self.ranking.rank(self.versions.current, body)
+        for stage, seconds in answered.stages.items():
+            self.metrics.seconds.labels(stage).observe(seconds)
+        if not isinstance(answered, Answer):
+            return Response(answered.body, media_type="application/json")
         self._note(answered)
-        return Response(answered.body, media_type="application/json")
+        return Response(answered.body, media_type="application/json", background=BackgroundTask(self._shadow, answered))
 
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
@@ -158,7 +167,7 @@ class Server:
         if header is not None and not header.isdigit():
             raise ConfigError(f"{inference.BINARY}: expected a number of bytes.")
         body = await self._body(request)
-        content, length = await self.pool.run(
+        content, length = await self.ranking.pool.run(
             lambda: inference.infer(ranker, body, None if header is None else int(header))
         )
         if length is None:
@@ -167,7 +176,7 @@ class Server:
 
     async def prometheus(self, request: Request) -> Response:
         """`GET /metrics`."""
-        self.metrics.waiting.set(self.pool.taken)
+        self.metrics.waiting.set(self.ranking.pool.taken)
         self.metrics.counters_age.set(self.live.age)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -182,11 +191,13 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.versions.watch(self.config.poll_seconds)
+        self.ranking.start(with_events=bool(self._token))
         if self._token:
             self.live.start()
         yield
         self.versions.close()
-        for pool in (self.pool, self._writers, self._upserts):
+        self.ranking.close()
+        for pool in (self._writers, self._upserts):
             pool.close()
         self.live.close()
         self.stores.close()
@@ -211,8 +222,8 @@ class Server:
             return _error(400, "bad_request", str(error))
         except UnauthorizedError:
             return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
-        except LookupError as error:
-            return _error(404, "not_found", str(error.args[0]))
+        except NotFoundError as error:
+            return _error(404, "not_found", str(error))
         except TooLargeError as error:
             return _error(413, "too_large", f"The body is larger than {error.limit} KiB. Send less in one request.")
         except OverloadedError as error:
@@ -266,6 +277,7 @@ class Server:
         events = EventReader(ranker.requests, self.config.events.most).read(body, datetime.now(UTC))
         for user, of_user in events.by_user().items():
             ranker.pasts.add(user, of_user)
+        self.ranking.take(events)
         outcomes = {
             "taken": len(events.users),
             "refused": events.refused,
@@ -284,15 +296,14 @@ class Server:
     def _named(self, request: Request) -> Ranker:
         ranker, path = self.versions.current, request.path_params
         if path["name"] != ranker.bundle.manifest.name or path.get("version") not in (None, ranker.model_version):
-            raise LookupError(
+            raise NotFoundError(
                 "This server has no such model or version. Each answer of /v1/rank names its `model_version`."
             )
         return ranker
 
     def _note(self, answered: Answer) -> None:
         metrics, encoded = self.metrics, answered.encoded
-        for stage, seconds in answered.stages.items():
-            metrics.seconds.labels(stage).observe(seconds)
+        self.ranking.note(answered)
         metrics.candidates.inc(len(answered.scores))
         metrics.score_sum.inc(float(answered.scores.sum()))
         if encoded.unknown_candidates:
@@ -304,6 +315,14 @@ class Server:
         self.versions.remember(answered.raw)
         if self.log is not None:
             self.log.add(answered)
+
+    async def _shadow(self, answered: Answer) -> None:
+        self.ranking.shadow(answered)
+
+    def _note_shadow(self, scored: Answer) -> None:
+        self.ranking.note(scored)
+        if self.log is not None:
+            self.log.add(scored)
 
     def _swapped(self, ranker: Ranker, seconds: float) -> None:
         self.live.follow(ranker)

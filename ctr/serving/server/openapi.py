@@ -81,13 +81,14 @@ ANSWER: dict[str, Any] = {
     "properties": {
         "request_id": {"type": "string"},
         "model_version": {"type": "string"},
-        "state": {"const": "ok"},
+        "variant": {"enum": ["champion", "challenger"], "description": "which model ranked; none did in a fallback"},
+        "state": {"enum": ["ok", "fallback"], "description": "fallback: by popularity, without scores"},
         "ranked": {
             "type": "array",
             "items": {
                 "type": "object",
                 "required": ["item", "score"],
-                "properties": {"item": ID, "score": {"type": "number"}, "tasks": {"type": "object"}},
+                "properties": {"item": ID, "score": {"type": ["number", "null"]}, "tasks": {"type": "object"}},
             },
         },
         "unknown": {"type": "object", "description": "ids that the model never saw, by part of the request"},

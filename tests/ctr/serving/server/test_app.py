@@ -132,7 +132,7 @@ def test_a_fault_of_ours_says_nothing_of_the_machine(shop, monkeypatch):
 def test_a_full_queue_is_answered_at_once(shop, monkeypatch):
     client, server = client_of(shop, queue=QueueSettings(size=1, retry_after_s=7))
     with client:
-        monkeypatch.setattr(server.pool, "_taken", 2)
+        monkeypatch.setattr(server.ranking.pool, "_taken", 2)
         answer = client.post("/v1/rank", json=REQUEST)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
         assert 'quadrank_shed_total{reason="full"} 1.0' in client.get("/metrics").text

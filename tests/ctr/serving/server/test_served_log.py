@@ -20,6 +20,7 @@ def answer(name: str = "r") -> Any:
     return SimpleNamespace(
         request_id=name,
         model_version="v",
+        variant="champion",
         request=Request(candidates=(1, 2), history=(3,), user="u"),
         encoded=SimpleNamespace(history=(3,)),
         order=np.array([1, 0]),
