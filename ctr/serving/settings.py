@@ -91,6 +91,9 @@ class ServeConfig(Settings):
     max_body_kib: PositiveInt = Field(1024, description="a larger body is answered 413")
     queue: QueueSettings = QueueSettings()
     poll_seconds: PositiveFloat = Field(2.0, description="how often the pointer or alias is read")
+    leave_s: float = Field(
+        0.0, ge=0, description="after SIGTERM, health says not ready for so long before the server stops to listen"
+    )
     warm_up: int = Field(32, ge=0, description="recent requests that a new version ranks before it answers")
     pasts: PastsSettings = PastsSettings()
     events: EventSettings = EventSettings()

@@ -22,7 +22,6 @@ from starlette.routing import Route
 
 from ctr.serving.items.new_items import items_of_json
 from ctr.serving.items.upsert import Upserted, upsert_items
-from ctr.serving.pasts.source import AwayError
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
@@ -32,32 +31,18 @@ from ctr.serving.server.live import LiveCounters
 from ctr.serving.server.metrics import ServerMetrics
 from ctr.serving.server.openapi import DOCUMENT, page
 from ctr.serving.server.pool import OverloadedError, RankingPool
+from ctr.serving.server.refusals import NotFoundError, TooLargeError, UnauthorizedError, refusal
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.server.versions import Source, Versions
 from ctr.serving.settings import ServeConfig
+from ctr.serving.termination import on_termination
 from ctr.serving.variants.ranking import Ranking
-from features.errors import ConfigError, NewItemsError, NumericalError
+from features.errors import ConfigError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
 UPSERT_WAITS = 60.0  # seconds, for upserts before it
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class TooLargeError(Exception):
-    """A body above its limit, in KiB."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.limit = limit
-
-
-class UnauthorizedError(Exception):
-    """A route that writes was called without the server's token."""
-
-
-class NotFoundError(Exception):
-    """No such model or version; the message goes into the answer."""
 
 
 class Server:
@@ -71,6 +56,7 @@ class Server:
 
     def __init__(self, source: Source, config: ServeConfig, token: str | None = None) -> None:
         self.config = config
+        self.leaving = False
         self.metrics = ServerMetrics()
         self._upserts = RankingPool(1, config.items.waiting, UPSERT_WAITS)
         self._token = token
@@ -92,8 +78,8 @@ class Server:
         routes = [
             Route("/v1/rank", self._guarded("rank", self.rank), methods=["POST"]),
             Route("/v2", self.server_metadata),
-            Route("/v2/health/live", self.healthy),
-            Route("/v2/health/ready", self.healthy),
+            Route("/v2/health/live", self.live_now),
+            Route("/v2/health/ready", self.ready_now),
             Route("/v2/models/{name}", self._guarded("metadata", self.model_metadata)),
             Route("/v2/models/{name}/versions/{version}", self._guarded("metadata", self.model_metadata)),
             Route("/v2/models/{name}/ready", self._guarded("metadata", self.model_ready)),
@@ -144,9 +130,14 @@ class Server:
         body = await self._body(request)
         return _json(await self._writers.run(lambda: self._take(body)))
 
-    async def healthy(self, request: Request) -> Response:
-        """A server that answers has loaded and checked its bundle."""
-        return _json({"live": True, "ready": True})
+    async def live_now(self, request: Request) -> Response:
+        """`GET /v2/health/live`."""
+        return _json({"live": True})
+
+    async def ready_now(self, request: Request) -> Response:
+        """`GET /v2/health/ready`: 200 while rankings are taken; a server listens once its bundle is checked."""
+        ready = not self.leaving
+        return _json({"ready": ready}, 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
         """`GET /v2`."""
@@ -158,7 +149,8 @@ class Server:
 
     async def model_ready(self, request: Request) -> Response:
         """`GET /v2/models/NAME/ready`."""
-        return _json({"name": self._named(request).bundle.manifest.name, "ready": True})
+        name = self._named(request).bundle.manifest.name
+        return _json({"name": name, "ready": not self.leaving}, 503 if self.leaving else 200)
 
     async def infer(self, request: Request) -> Response:
         """`POST /v2/models/NAME/infer`: encoded tensors in, scores out."""
@@ -194,7 +186,9 @@ class Server:
         self.ranking.start(with_events=bool(self._token))
         if self._token:
             self.live.start()
-        yield
+        with on_termination(self._leave):
+            yield
+        self.leaving = True
         self.versions.close()
         self.ranking.close()
         for pool in (self._writers, self._upserts):
@@ -203,6 +197,15 @@ class Server:
         self.stores.close()
         if self.log is not None:
             self.log.close()
+
+    def _leave(self, stop: Callable[[], None]) -> None:
+        """Say not to be ready, answer on for `leave_s`, and then stop."""
+        if self.leaving:  # asked twice: at once
+            stop()
+            return
+        self.leaving = True
+        log.info("leaving: not ready from now on, answering for %g s more", self.config.leave_s)
+        asyncio.get_running_loop().call_later(self.config.leave_s, stop)
 
     def _guarded(self, route: str, endpoint: Endpoint) -> Endpoint:
         """The endpoint with errors as answers: no path, version or trace of ours in them."""
@@ -218,32 +221,18 @@ class Server:
         try:
             with self.metrics.took.time():
                 return await endpoint(request)
-        except (ConfigError, NewItemsError) as error:
-            return _error(400, "bad_request", str(error))
-        except UnauthorizedError:
-            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
-        except NotFoundError as error:
-            return _error(404, "not_found", str(error))
-        except TooLargeError as error:
-            return _error(413, "too_large", f"The body is larger than {error.limit} KiB. Send less in one request.")
-        except OverloadedError as error:
-            self.metrics.shed.labels(error.reason).inc()
-            response = _error(503, "overloaded", "The server is busy or stopping: try again later.")
-            response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
-            return response
-        except AwayError as error:
-            log.error("events are not taken: %s", error)
-            response = _error(503, "pasts_away", "Pasts cannot be kept now: send the same events again later.")
-            response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
-            return response
         except ClientDisconnect:
             return Response(status_code=499)
-        except NumericalError as error:
-            log.error("%s", error)
-            return _error(500, "no_score", "The model gave a score that is no number.")
-        except Exception:
-            log.exception("unexpected error")
-            return _error(500, "internal", "The server could not answer. Its log says why.")
+        except Exception as error:
+            if isinstance(error, OverloadedError):
+                self.metrics.shed.labels(error.reason).inc()
+            status, code, message = refusal(error)
+            # The Open Inference Protocol has one text where our own routes have an object.
+            content = message if request.url.path.startswith("/v2") else {"code": code, "message": message}
+            response = _json({"error": content}, status)
+            if status == 503:
+                response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
+            return response
 
     async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
         limit_kib = limit_kib or self.config.max_body_kib
@@ -351,10 +340,5 @@ def token_of(file: Path | None) -> str | None:
     return token
 
 
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json")
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    content = msgspec.json.encode({"error": {"code": code, "message": message}})
-    return Response(content, status, media_type="application/json")
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")

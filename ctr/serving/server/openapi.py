@@ -204,7 +204,10 @@ DOCUMENT: dict[str, Any] = {
         ),
         "/v1/rollback": _post("The version before answers again; needs the token", None, ROLLED_BACK, **WITH_TOKEN),
         "/v2/health/ready": {
-            "get": {"summary": "Whether the server answers", "responses": {"200": {"description": "it does"}}}
+            "get": {
+                "summary": "Whether the server takes rankings",
+                "responses": {"200": {"description": "it does"}, "503": {"description": "it is about to stop"}},
+            }
         },
         "/metrics": {"get": {"summary": "For Prometheus", "responses": {"200": {"description": "exposition text"}}}},
     },

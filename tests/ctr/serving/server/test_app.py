@@ -278,7 +278,7 @@ class TestOpenInference:
             case "beyond":
                 candidate["data"][0] = 10**6
         answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
-        assert answer.status_code == 400 and "inputs" in answer.json()["error"]["message"]
+        assert answer.status_code == 400 and "inputs" in answer.json()["error"]
 
     @pytest.mark.parametrize(
         "body",
@@ -306,7 +306,7 @@ class TestOpenInference:
         inputs = self.inputs(self.feed(shop))
         next(entry for entry in inputs if entry["name"] == "candidate_item")["data"][0] += 0.5
         answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
-        assert answer.status_code == 400 and "candidate_item" in answer.json()["error"]["message"]
+        assert answer.status_code == 400 and "candidate_item" in answer.json()["error"]
 
     def test_binary_tensors_give_the_same_bytes(self, client, shop):
         model = Ranker.load(shop / "first").bundle.manifest.name

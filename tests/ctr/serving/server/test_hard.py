@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ctr.serving.server.app import Server
+from ctr.serving.server.openapi import DOCUMENT
 from ctr.serving.server.versions import PointerSource
 from features.encoding.request import Limits
 from tests.ctr.serving.server.over_http import post, serving
@@ -55,6 +56,8 @@ NAMED: dict[str, tuple[bytes, int]] = {
     "a context number NaN": (with_value("context", '{"load": NaN}'), 400),
     "a context number 1e308": (with_value("context", '{"load": 1e308}'), 200),
     "a context number 10^400": (with_value("context", '{"load": 1' + "0" * 400 + "}"), 400),
+    "an event number of 10^18": (with_value("history", '[{"item": 101, "residual": 1e18}]'), 400),
+    "an event number of 10^308": (with_value("history", '[{"item": 101, "residual": 1e308}]'), 200),  # as a missing one
     "time 2^63": (with_value("time", str(2**63)), 400),
     "time -2^63": (with_value("time", str(-(2**63))), 400),
     "no candidates": (with_value("candidates", "[]"), 400),
@@ -217,8 +220,9 @@ def of_the_document(server: Server, examples: int, positive: bool) -> dict[int, 
     """How many requests that schemathesis makes of our own document got each status."""
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     app, found = server.app(), dict[int, int]()
+    # Not of the app: to ask it, schemathesis would start and stop the server.
     mode = schemathesis.GenerationMode.POSITIVE if positive else schemathesis.GenerationMode.NEGATIVE
-    operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/v1/rank"]["POST"]
+    operation = schemathesis.openapi.from_dict(DOCUMENT)["/v1/rank"]["POST"]
 
     @given(operation.as_strategy(generation_mode=mode))
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -234,11 +238,11 @@ def of_the_document(server: Server, examples: int, positive: bool) -> dict[int, 
 
 @pytest.mark.parametrize("positive", [True, False])
 def test_what_the_document_allows_and_forbids_is_ranked_or_refused(server, positive):
-    assert set(of_the_document(server, 100, positive)) <= {200, 400}
+    assert set(of_the_document(server, 20, positive)) <= {200, 400}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("positive", [True, False])
-def test_five_thousand_requests_of_the_document(server, positive):
-    assert set(of_the_document(server, 5000, positive)) <= {200, 400}
+def test_a_thousand_requests_of_the_document(server, positive):
+    assert set(of_the_document(server, 1000, positive)) <= {200, 400}
