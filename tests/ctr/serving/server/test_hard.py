@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -161,13 +162,13 @@ def mutated(draw: random.Random) -> bytes:
             case 0:
                 del owner[key]
             case 1:
-                owner[draw.choice(KEYS) if isinstance(owner, dict) else key] = draw.choice(VALUES)
+                owner[draw.choice(KEYS) if isinstance(owner, dict) else key] = copy.deepcopy(draw.choice(VALUES))
             case 2 if isinstance(owner, list):
-                owner.insert(draw.randrange(len(owner) + 1), draw.choice(VALUES))
+                owner.insert(draw.randrange(len(owner) + 1), copy.deepcopy(draw.choice(VALUES)))
             case 3 if isinstance(owner, list):
                 owner *= draw.choice([0, 2, 30])
             case _:
-                owner[key] = draw.choice(VALUES)
+                owner[key] = copy.deepcopy(draw.choice(VALUES))
         if not whole:
             break
     body = bytearray(json.dumps(whole).encode())
