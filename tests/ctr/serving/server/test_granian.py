@@ -27,7 +27,7 @@ from ctr.serving.server.run import MakeApp
 from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import ServeConfig
 
-def load(_):
+def load():
     return MakeApp(PointerSource(Path(sys.argv[1])), ServeConfig(), None)()
 
 if __name__ == "__main__":
