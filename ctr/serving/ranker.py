@@ -27,6 +27,7 @@ from features.point_in_time.past_columns import RequestEncoder
 from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message
+FAR = 100.0  # of numbers in standard deviations: what may be at fault where a score is not finite
 ITEM_INPUTS = ("candidate_item", "history_item")
 
 
@@ -204,7 +205,7 @@ class Ranker:
         """Probabilities float32 [N, 1 + tasks] of a click and of further labels, in the order of the candidates.
 
         Raises:
-            ConfigError: an item row outside the table.
+            ConfigError: an item row outside the table, or a number so large that a score is not finite.
             NumericalError: a score is not finite.
         """
         items = self.encoder.schema.items
@@ -212,7 +213,7 @@ class Ranker:
         _check_rows("history", encoded.history_item, items)
         feed = graph_inputs(encoded)
         feed = {name: feed[name] for name in self._inputs} | self._later
-        return self._finite(np.stack(self._session.run(None, feed), axis=-1))
+        return self._finite(np.stack(self._session.run(None, feed), axis=-1), feed)
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Scores of inputs that a client encoded itself: each output by name, float32 [N].
@@ -237,11 +238,12 @@ class Ranker:
             outputs = self._session.run(None, feed | self._later)
         except (OrtFail, InvalidArgument, RuntimeException) as error:
             raise ConfigError(f"inputs: {str(error).splitlines()[0][:300]}") from None
-        scores_NH = self._finite(np.stack(outputs, axis=-1))
+        scores_NH = self._finite(np.stack(outputs, axis=-1), feed)
         return dict(zip(self._outputs, scores_NH.T, strict=True))
 
-    def _finite(self, scores_NH: np.ndarray) -> np.ndarray:
+    def _finite(self, scores_NH: np.ndarray, feed: dict[str, np.ndarray]) -> np.ndarray:
         if not np.isfinite(scores_NH).all():
+            _refuse_far(feed)
             raise NumericalError(
                 f"{self.model_version}: {int((~np.isfinite(scores_NH)).sum())} of {scores_NH.size} scores are "
                 "not finite. Roll back to the bundle before this one."
@@ -327,6 +329,16 @@ def _refuse_unknown(encoded: EncodedRequest) -> None:
 def _some(ids: Sequence[Any]) -> str:
     shown = ", ".join(map(repr, ids[:NAMED]))
     return f"unknown ids {shown}" + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+
+
+def _refuse_far(feed: dict[str, np.ndarray]) -> None:
+    """Raise ConfigError for a number far from all that a model sees; NaN stands for a missing one."""
+    for name, values in feed.items():
+        if name != ITEM_DELTA and values.dtype.kind == "f" and (far := values[np.abs(values) > FAR]).size:
+            raise ConfigError(
+                f"{name}: {far[0]:.3g} (encoded) is so far from what the model was trained on that it gives no score. "
+                "Send the value in the unit that the log has, or leave it out."
+            )
 
 
 def _check_rows(name: str, rows: np.ndarray, items: int) -> None:

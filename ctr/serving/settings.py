@@ -68,6 +68,18 @@ class ItemSettings(Settings):
     waiting: PositiveInt = Field(4, description="requests that wait while one makes its version; more are answered 503")
 
 
+class ChallengerSettings(Settings):
+    """A second version beside the one that answers: for some users (A/B), or unseen (shadow)."""
+
+    bundle: Path | None = Field(None, description="folder, or pointer that is followed; none: there is no challenger")
+    mode: Literal["shadow", "ab"] = Field(
+        "shadow", description="shadow: it scores after the answer has left; ab: it answers its users"
+    )
+    share: float = Field(0.1, ge=0, le=1, description="of users; of requests where they name no user")
+    salt: str = Field("", description="another one draws other users")
+    waiting: PositiveInt = Field(64, description="shadow: requests that wait for it; more are dropped and counted")
+
+
 class ServeConfig(Settings):
     """One serving process: threads, limits, queue, pasts, log."""
 
@@ -75,14 +87,19 @@ class ServeConfig(Settings):
     concurrency: PositiveInt = Field(1, description="requests that a process ranks at the same time")
     limits: Limits = Limits()
     strict: bool = Field(False, description="refuse a request that lacks what the model was trained on")
+    fallback: bool = Field(False, description="rank by popularity what the model cannot rank, or not in time")
     max_body_kib: PositiveInt = Field(1024, description="a larger body is answered 413")
     queue: QueueSettings = QueueSettings()
     poll_seconds: PositiveFloat = Field(2.0, description="how often the pointer or alias is read")
+    leave_s: float = Field(
+        0.0, ge=0, description="after SIGTERM, health says not ready for so long before the server stops to listen"
+    )
     warm_up: int = Field(32, ge=0, description="recent requests that a new version ranks before it answers")
     pasts: PastsSettings = PastsSettings()
     events: EventSettings = EventSettings()
     log: LogSettings = LogSettings()
     items: ItemSettings = ItemSettings()
+    challenger: ChallengerSettings = ChallengerSettings()
 
 
 def load_serve_config(path: Path, overrides: dict[str, Any] | None = None) -> ServeConfig:

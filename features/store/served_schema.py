@@ -21,6 +21,7 @@ SERVED = pa.schema(
         ("time", _TIME),  # as encoding used it
         ("logged", _TIME),  # by the server's clock
         ("version", pa.string()),
+        ("variant", pa.string()),  # champion, challenger or shadow, which no user saw
         ("user", pa.string()),
         ("user_hashed", pa.bool_()),
         ("user_columns", pa.string()),  # JSON, as the request gave them

@@ -41,7 +41,10 @@ def serve_bundle(
     Stores(config.pasts, lambda outcome: None).close()
     source = source_of(model, bundle, os.environ.get("MLFLOW_TRACKING_URI"), workspace.root / "bundles")
     folder = source.wanted()
-    console.print(f"serving {folder.name} on http://{host}:{port}, follow with /metrics; an example:")
-    console.print(f"  {example(folder / REQUEST, host, port)}", soft_wrap=True)
+
+    def announce(bound: int) -> None:
+        console.print(f"serving {folder.name} on port {bound} of {host}, follow with /metrics; an example:")
+        console.print(f"  {example(folder / REQUEST, host, bound)}", soft_wrap=True, highlight=False, markup=False)
+
     # A request reaches one process, which would roll back alone: several of them follow the pointer.
-    run_server(MakeApp(source, config, token if processes == 1 else None), host, port, processes)
+    run_server(MakeApp(source, config, token if processes == 1 else None), host, port, processes, announce)

@@ -41,23 +41,13 @@ class ServedRow:
 
 
 def served_row(
-    request_id: str,
-    model_version: str,
-    logged: int,
-    user: str | None,
-    user_hashed: bool,
-    request: Request,
-    encoded: EncodedRequest,
-    order: np.ndarray,
-    scores: np.ndarray,
+    known: Mapping[str, Any], request: Request, encoded: EncodedRequest, order: np.ndarray, scores: np.ndarray
 ) -> ServedRow:
     """An answer as a row.
 
     Args:
-        request_id, model_version: of the answer.
-        logged: the server's clock, µs since 1970.
-        user: id as text, or its hash; None for an anonymous one.
-        user_hashed: whether it is a hash.
+        known: `request`, `version` and `variant` of the answer; `logged`, the server's clock, µs since 1970; `user`,
+            its id as text or a hash of it, None for an anonymous one; `user_hashed`.
         request: as it was parsed.
         encoded: as it was scored.
         order: places of the ranked candidates, best first.
@@ -68,12 +58,8 @@ def served_row(
     position_N[order] = np.arange(len(order))
     return ServedRow(
         one={
-            "request": request_id,
-            "time": logged if encoded.time is None else encoded.time,
-            "logged": logged,
-            "version": model_version,
-            "user": user,
-            "user_hashed": user_hashed,
+            **known,
+            "time": known["logged"] if encoded.time is None else encoded.time,
             "user_columns": _text(request.user_columns),
             "context": _text(request.context),
             "history_newest": encoded.newest,

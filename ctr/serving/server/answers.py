@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from features.errors import ConfigError
 LONGEST_ID = 128  # characters of a request id
 
 _decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Answer:
         order: places of the ranked candidates in the request, best first.
         scores: of all candidates, in the order of the request, float32 [N].
         stages: seconds by stage.
+        variant: who ranked it: `champion`, `challenger` or `shadow`.
     """
 
     body: bytes
@@ -56,6 +57,17 @@ class Answer:
     order: np.ndarray
     scores: np.ndarray
     stages: dict[str, float]
+    variant: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A body that was read: its envelope, and the request itself as raw JSON."""
+
+    raw: dict[str, Any]
+    request_id: str
+    top_k: int | None
+    stages: Stages
 
 
 def read_body(body: bytes) -> dict[str, Any]:
@@ -74,23 +86,49 @@ def read_body(body: bytes) -> dict[str, Any]:
 
 
 def answer(ranker: Ranker, body: bytes, limits: Limits, strict: bool = False) -> Answer:
-    """Rank what a body asks for.
+    """Rank what a body asks for: `read_request`, then `rank`."""
+    return rank(ranker, read_request(body), limits, strict)
 
-    Args:
-        ranker: of the version that answers.
-        body: JSON.
-        limits: largest request.
-        strict: refuse a request that lacks what the model was trained on.
+
+def read_request(body: bytes) -> Asked:
+    """Read a body and its envelope, `id` and `top_k`.
 
     Raises:
-        ConfigError: the body is no legal request of this bundle; says which part and why.
-        NumericalError: the model gave a score that is no number.
+        ConfigError: no JSON object, or an envelope that cannot be.
     """
     stages = Stages()
     raw = read_body(body)
     request_id, top_k = _envelope(raw)
     stages.end("decode")
-    request = parse_request(raw, ranker.encoder.contract, limits)
+    return Asked(raw, request_id, top_k, stages)
+
+
+def rank(
+    ranker: Ranker,
+    asked: Asked,
+    limits: Limits,
+    strict: bool = False,
+    variant: str = "champion",
+    moment: int | None = None,
+) -> Answer:
+    """Rank what was asked for.
+
+    Args:
+        ranker: of the version that answers.
+        asked: a body that was read.
+        limits: largest request.
+        strict: refuse a request that lacks what the model was trained on.
+        variant: who ranks it.
+        moment: the time, µs since 1970, of a request that says none; default now.
+
+    Raises:
+        ConfigError: it is no legal request of this bundle; says which part and why.
+        NumericalError: the model gave a score that is no number.
+    """
+    stages = asked.stages
+    request = parse_request(asked.raw, ranker.encoder.contract, limits)
+    if request.time is None:
+        request = replace(request, time=time.time_ns() // 1000 if moment is None else moment)
     past = () if request.user is None else ranker.pasts.newest(request.user)
     encoded = ranker.encode(request, past)
     if strict:
@@ -98,8 +136,14 @@ def answer(ranker: Ranker, body: bytes, limits: Limits, strict: bool = False) ->
     stages.end("encode")
     scores_NH = ranker.scores(encoded)
     stages.end("model")
-    order = np.argsort(-scores_NH[:, 0], kind="stable")[:top_k]
-    return _respond(ranker, raw, request, encoded, scores_NH, order, request_id, stages)
+    order = np.argsort(-scores_NH[:, 0], kind="stable")[: asked.top_k]
+    return _respond(ranker, asked, request, encoded, scores_NH, order, variant)
+
+
+def with_times(listed: bytes, stages: Stages) -> bytes:
+    """JSON of an answer with `took_ms` as its last key, which tells the time of writing the others too."""
+    took = encode_json({stage: round(seconds * 1e3, 3) for stage, seconds in stages.seconds.items()})
+    return b"".join((listed[:-1], b',"took_ms":', took, b"}"))
 
 
 def _envelope(raw: dict[str, Any]) -> tuple[str, int | None]:
@@ -114,15 +158,14 @@ def _envelope(raw: dict[str, Any]) -> tuple[str, int | None]:
 
 def _respond(
     ranker: Ranker,
-    raw: dict[str, Any],
+    asked: Asked,
     request: Request,
     encoded: EncodedRequest,
     scores_NH: np.ndarray,
     order: np.ndarray,
-    request_id: str,
-    stages: Stages,
+    variant: str,
 ) -> Answer:
-    names = ranker.tasks
+    names, stages = ranker.tasks, asked.stages
     best = scores_NH[order].tolist()
     if names:
         ranked = [
@@ -132,15 +175,16 @@ def _respond(
     else:
         ranked = [{"item": request.candidates[i], "score": row[0]} for i, row in zip(order.tolist(), best, strict=True)]
     content = {
-        "request_id": request_id,
+        "request_id": asked.request_id,
         "model_version": ranker.model_version,
+        "variant": variant,
         "state": "ok",
         "ranked": ranked,
         "unknown": {"candidates": len(encoded.unknown_candidates), "history": encoded.unknown_history},
         "missing": encoded.missing,
     }
-    listed = _encode(content)
+    listed = encode_json(content)
     stages.end("respond")
-    took = _encode({stage: round(seconds * 1e3, 3) for stage, seconds in stages.seconds.items()})
-    body = b"".join((listed[:-1], b',"took_ms":', took, b"}"))
-    return Answer(body, request_id, ranker.model_version, raw, request, encoded, order, scores_NH[:, 0], stages.seconds)
+    body = with_times(listed, stages)
+    version, scores = ranker.model_version, scores_NH[:, 0]
+    return Answer(body, asked.request_id, version, asked.raw, request, encoded, order, scores, stages.seconds, variant)

@@ -15,43 +15,34 @@ from typing import Any
 import msgspec
 import numpy as np
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ctr.serving.items.new_items import items_of_json
 from ctr.serving.items.upsert import Upserted, upsert_items
-from ctr.serving.pasts.source import AwayError
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
-from ctr.serving.server.answers import Answer, answer, read_body
+from ctr.serving.server.answers import Answer, read_body
 from ctr.serving.server.events import EventReader
 from ctr.serving.server.live import LiveCounters
 from ctr.serving.server.metrics import ServerMetrics
 from ctr.serving.server.openapi import DOCUMENT, page
 from ctr.serving.server.pool import OverloadedError, RankingPool
+from ctr.serving.server.refusals import NotFoundError, TooLargeError, UnauthorizedError, refusal
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.server.versions import Source, Versions
 from ctr.serving.settings import ServeConfig
-from features.errors import ConfigError, NewItemsError, NumericalError
+from ctr.serving.termination import on_termination
+from ctr.serving.variants.ranking import Ranking
+from features.errors import ConfigError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
 UPSERT_WAITS = 60.0  # seconds, for upserts before it
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class TooLargeError(Exception):
-    """A body above its limit, in KiB."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.limit = limit
-
-
-class UnauthorizedError(Exception):
-    """A route that writes was called without the server's token."""
 
 
 class Server:
@@ -65,8 +56,8 @@ class Server:
 
     def __init__(self, source: Source, config: ServeConfig, token: str | None = None) -> None:
         self.config = config
+        self.leaving = False
         self.metrics = ServerMetrics()
-        self.pool = RankingPool(config.concurrency, config.queue.size, config.queue.deadline_ms / 1e3)
         self._upserts = RankingPool(1, config.items.waiting, UPSERT_WAITS)
         self._token = token
         self.stores = Stores(config.pasts, self.metrics.past)
@@ -80,14 +71,15 @@ class Server:
             on_swap=self._swapped,
             on_refusal=self._refused,
         )
+        self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 
     def app(self) -> Starlette:
         """The ASGI app."""
         routes = [
             Route("/v1/rank", self._guarded("rank", self.rank), methods=["POST"]),
             Route("/v2", self.server_metadata),
-            Route("/v2/health/live", self.healthy),
-            Route("/v2/health/ready", self.healthy),
+            Route("/v2/health/live", self.live_now),
+            Route("/v2/health/ready", self.ready_now),
             Route("/v2/models/{name}", self._guarded("metadata", self.model_metadata)),
             Route("/v2/models/{name}/versions/{version}", self._guarded("metadata", self.model_metadata)),
             Route("/v2/models/{name}/ready", self._guarded("metadata", self.model_ready)),
@@ -109,10 +101,13 @@ class Server:
     async def rank(self, request: Request) -> Response:
         """`POST /v1/rank`: candidates of one user, best first."""
         body = await self._body(request)
-        ranker = self.versions.current
-        answered = await self.pool.run(lambda: answer(ranker, body, self.config.limits, self.config.strict))
+        answered = await self.ranking.rank(self.versions.current, body)
+        for stage, seconds in answered.stages.items():
+            self.metrics.seconds.labels(stage).observe(seconds)
+        if not isinstance(answered, Answer):
+            return Response(answered.body, media_type="application/json")
         self._note(answered)
-        return Response(answered.body, media_type="application/json")
+        return Response(answered.body, media_type="application/json", background=BackgroundTask(self._shadow, answered))
 
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
@@ -135,9 +130,14 @@ class Server:
         body = await self._body(request)
         return _json(await self._writers.run(lambda: self._take(body)))
 
-    async def healthy(self, request: Request) -> Response:
-        """A server that answers has loaded and checked its bundle."""
-        return _json({"live": True, "ready": True})
+    async def live_now(self, request: Request) -> Response:
+        """`GET /v2/health/live`."""
+        return _json({"live": True})
+
+    async def ready_now(self, request: Request) -> Response:
+        """`GET /v2/health/ready`: 200 while rankings are taken; a server listens once its bundle is checked."""
+        ready = not self.leaving
+        return _json({"ready": ready}, 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
         """`GET /v2`."""
@@ -149,7 +149,8 @@ class Server:
 
     async def model_ready(self, request: Request) -> Response:
         """`GET /v2/models/NAME/ready`."""
-        return _json({"name": self._named(request).bundle.manifest.name, "ready": True})
+        name = self._named(request).bundle.manifest.name
+        return _json({"name": name, "ready": not self.leaving}, 503 if self.leaving else 200)
 
     async def infer(self, request: Request) -> Response:
         """`POST /v2/models/NAME/infer`: encoded tensors in, scores out."""
@@ -158,7 +159,7 @@ class Server:
         if header is not None and not header.isdigit():
             raise ConfigError(f"{inference.BINARY}: expected a number of bytes.")
         body = await self._body(request)
-        content, length = await self.pool.run(
+        content, length = await self.ranking.pool.run(
             lambda: inference.infer(ranker, body, None if header is None else int(header))
         )
         if length is None:
@@ -167,7 +168,7 @@ class Server:
 
     async def prometheus(self, request: Request) -> Response:
         """`GET /metrics`."""
-        self.metrics.waiting.set(self.pool.taken)
+        self.metrics.waiting.set(self.ranking.pool.taken)
         self.metrics.counters_age.set(self.live.age)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -182,16 +183,29 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.versions.watch(self.config.poll_seconds)
+        self.ranking.start(with_events=bool(self._token))
         if self._token:
             self.live.start()
-        yield
+        with on_termination(self._leave):
+            yield
+        self.leaving = True
         self.versions.close()
-        for pool in (self.pool, self._writers, self._upserts):
+        self.ranking.close()
+        for pool in (self._writers, self._upserts):
             pool.close()
         self.live.close()
         self.stores.close()
         if self.log is not None:
             self.log.close()
+
+    def _leave(self, stop: Callable[[], None]) -> None:
+        """Say not to be ready, answer on for `leave_s`, and then stop."""
+        if self.leaving:  # asked twice: at once
+            stop()
+            return
+        self.leaving = True
+        log.info("leaving: not ready from now on, answering for %g s more", self.config.leave_s)
+        asyncio.get_running_loop().call_later(self.config.leave_s, stop)
 
     def _guarded(self, route: str, endpoint: Endpoint) -> Endpoint:
         """The endpoint with errors as answers: no path, version or trace of ours in them."""
@@ -207,32 +221,18 @@ class Server:
         try:
             with self.metrics.took.time():
                 return await endpoint(request)
-        except (ConfigError, NewItemsError) as error:
-            return _error(400, "bad_request", str(error))
-        except UnauthorizedError:
-            return _error(401, "unauthorized", "Send the server's token as `Authorization: Bearer …`.")
-        except LookupError as error:
-            return _error(404, "not_found", str(error.args[0]))
-        except TooLargeError as error:
-            return _error(413, "too_large", f"The body is larger than {error.limit} KiB. Send less in one request.")
-        except OverloadedError as error:
-            self.metrics.shed.labels(error.reason).inc()
-            response = _error(503, "overloaded", "The server is busy or stopping: try again later.")
-            response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
-            return response
-        except AwayError as error:
-            log.error("events are not taken: %s", error)
-            response = _error(503, "pasts_away", "Pasts cannot be kept now: send the same events again later.")
-            response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
-            return response
         except ClientDisconnect:
             return Response(status_code=499)
-        except NumericalError as error:
-            log.error("%s", error)
-            return _error(500, "no_score", "The model gave a score that is no number.")
-        except Exception:
-            log.exception("unexpected error")
-            return _error(500, "internal", "The server could not answer. Its log says why.")
+        except Exception as error:
+            if isinstance(error, OverloadedError):
+                self.metrics.shed.labels(error.reason).inc()
+            status, code, message = refusal(error)
+            # The Open Inference Protocol has one text where our own routes have an object.
+            content = message if request.url.path.startswith("/v2") else {"code": code, "message": message}
+            response = _json({"error": content}, status)
+            if status == 503:
+                response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
+            return response
 
     async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
         limit_kib = limit_kib or self.config.max_body_kib
@@ -266,6 +266,7 @@ class Server:
         events = EventReader(ranker.requests, self.config.events.most).read(body, datetime.now(UTC))
         for user, of_user in events.by_user().items():
             ranker.pasts.add(user, of_user)
+        self.ranking.take(events)
         outcomes = {
             "taken": len(events.users),
             "refused": events.refused,
@@ -284,15 +285,14 @@ class Server:
     def _named(self, request: Request) -> Ranker:
         ranker, path = self.versions.current, request.path_params
         if path["name"] != ranker.bundle.manifest.name or path.get("version") not in (None, ranker.model_version):
-            raise LookupError(
+            raise NotFoundError(
                 "This server has no such model or version. Each answer of /v1/rank names its `model_version`."
             )
         return ranker
 
     def _note(self, answered: Answer) -> None:
         metrics, encoded = self.metrics, answered.encoded
-        for stage, seconds in answered.stages.items():
-            metrics.seconds.labels(stage).observe(seconds)
+        self.ranking.note(answered)
         metrics.candidates.inc(len(answered.scores))
         metrics.score_sum.inc(float(answered.scores.sum()))
         if encoded.unknown_candidates:
@@ -304,6 +304,14 @@ class Server:
         self.versions.remember(answered.raw)
         if self.log is not None:
             self.log.add(answered)
+
+    async def _shadow(self, answered: Answer) -> None:
+        self.ranking.shadow(answered)
+
+    def _note_shadow(self, scored: Answer) -> None:
+        self.ranking.note(scored)
+        if self.log is not None:
+            self.log.add(scored)
 
     def _swapped(self, ranker: Ranker, seconds: float) -> None:
         self.live.follow(ranker)
@@ -332,10 +340,5 @@ def token_of(file: Path | None) -> str | None:
     return token
 
 
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json")
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    content = msgspec.json.encode({"error": {"code": code, "message": message}})
-    return Response(content, status, media_type="application/json")
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")

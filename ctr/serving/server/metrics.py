@@ -34,6 +34,29 @@ class ServerMetrics:
             "quadrank_missing_total", "Values that a request did not give.", ["column"], registry=own
         )
         self.score_sum = Counter("quadrank_scores_sum", "Sum of the scores; over candidates, their mean.", registry=own)
+        self.variant_requests = Counter(
+            "quadrank_variant_requests_total", "Requests that a variant ranked.", ["variant"], registry=own
+        )
+        self.variant_candidates = Counter(
+            "quadrank_variant_candidates_total", "Candidates that a variant ranked.", ["variant"], registry=own
+        )
+        self.variant_score_sum = Counter(
+            "quadrank_variant_scores_sum", "Sum of a variant's scores; over its candidates, their mean.", ["variant"],
+            registry=own,
+        )  # fmt: skip
+        self.fallbacks = Counter("quadrank_fallbacks_total", "Answers by popularity.", ["reason"], registry=own)
+        self.challenger_failed = Counter(
+            "quadrank_challenger_failed_total", "Requests that the challenger could not rank.", registry=own
+        )
+        self.challenger_refused = Counter(
+            "quadrank_challenger_refused_total", "Challengers that failed their checks.", registry=own
+        )
+        self.challenger_loaded = Gauge(
+            "quadrank_challenger_loaded", "Processes that have a challenger.", multiprocess_mode="livesum", registry=own
+        )
+        self.shadow_dropped = Counter(
+            "quadrank_shadow_dropped_total", "Requests that the shadow had no time for.", registry=own
+        )
         self.log_dropped = Counter("quadrank_log_dropped_total", "Answers that the log had no place for.", registry=own)
         self.pasts = Counter(
             "quadrank_pasts_total", "Pasts asked for at their source, by what came of it.", ["outcome"], registry=own

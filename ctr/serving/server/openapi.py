@@ -81,13 +81,14 @@ ANSWER: dict[str, Any] = {
     "properties": {
         "request_id": {"type": "string"},
         "model_version": {"type": "string"},
-        "state": {"const": "ok"},
+        "variant": {"enum": ["champion", "challenger"], "description": "which model ranked; none did in a fallback"},
+        "state": {"enum": ["ok", "fallback"], "description": "fallback: by popularity, without scores"},
         "ranked": {
             "type": "array",
             "items": {
                 "type": "object",
                 "required": ["item", "score"],
-                "properties": {"item": ID, "score": {"type": "number"}, "tasks": {"type": "object"}},
+                "properties": {"item": ID, "score": {"type": ["number", "null"]}, "tasks": {"type": "object"}},
             },
         },
         "unknown": {"type": "object", "description": "ids that the model never saw, by part of the request"},
@@ -203,7 +204,10 @@ DOCUMENT: dict[str, Any] = {
         ),
         "/v1/rollback": _post("The version before answers again; needs the token", None, ROLLED_BACK, **WITH_TOKEN),
         "/v2/health/ready": {
-            "get": {"summary": "Whether the server answers", "responses": {"200": {"description": "it does"}}}
+            "get": {
+                "summary": "Whether the server takes rankings",
+                "responses": {"200": {"description": "it does"}, "503": {"description": "it is about to stop"}},
+            }
         },
         "/metrics": {"get": {"summary": "For Prometheus", "responses": {"200": {"description": "exposition text"}}}},
     },

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import shlex
 import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,14 @@ class MakeApp:
         return Server(self.source, self.config, self.token).app()
 
 
-def run_server(make_app: MakeApp, host: str, port: int, processes: int, quiet: bool = False) -> None:
+def run_server(
+    make_app: MakeApp,
+    host: str,
+    port: int,
+    processes: int,
+    announce: Callable[[int], None] = lambda port: None,
+    quiet: bool = False,
+) -> None:
     """Answer until SIGTERM or Ctrl-C.
 
     Args:
@@ -45,6 +54,7 @@ def run_server(make_app: MakeApp, host: str, port: int, processes: int, quiet: b
         host: address to bind; other machines reach it only if this is not a loopback address.
         port: 0 for any that is free.
         processes: each ranks on its own; they share the socket and the pages of the mapped item table.
+        announce: is told the port once it is bound.
         quiet: no line a request.
 
     Raises:
@@ -67,12 +77,13 @@ def run_server(make_app: MakeApp, host: str, port: int, processes: int, quiet: b
     )
     # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    socket = settings.bind_socket()
+    announce(socket.getsockname()[1])
     if processes == 1:
-        uvicorn.Server(settings).run()
+        uvicorn.Server(settings).run(sockets=[socket])
         return
     with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
         os.environ[SEVERAL_PROCESSES] = folder
-        socket = settings.bind_socket()
         Multiprocess(settings, [socket]).run()
 
 
@@ -93,5 +104,7 @@ def check_address(host: str, public: bool) -> None:
 
 
 def example(path: Path, host: str, port: int) -> str:
-    """A curl line that works on the bundle's own example."""
-    return f"curl -s http://{host}:{port}/v1/rank -d @{path}"
+    """A curl line for the shell that works on the bundle's own example."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    address = f"[{shown}]" if ":" in shown else shown
+    return f"curl -s {shlex.quote(f'http://{address}:{port}/v1/rank')} -d {shlex.quote(f'@{path}')}"

@@ -85,17 +85,15 @@ class ServedLog:
 
     def _row(self, moment: float, answer: Answer) -> ServedRow:
         user = answer.request.user
-        return served_row(
-            answer.request_id,
-            answer.model_version,
-            int(moment * 1e6),
-            None if user is None else self._user(str(user)),
-            self._key is not None and user is not None,
-            answer.request,
-            answer.encoded,
-            answer.order,
-            answer.scores,
-        )
+        known = {
+            "request": answer.request_id,
+            "logged": int(moment * 1e6),
+            "version": answer.model_version,
+            "variant": answer.variant,
+            "user": None if user is None else self._user(str(user)),
+            "user_hashed": self._key is not None and user is not None,
+        }
+        return served_row(known, answer.request, answer.encoded, answer.order, answer.scores)
 
     def _user(self, user: str) -> str:
         if self._key is None:

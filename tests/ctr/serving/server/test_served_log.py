@@ -21,6 +21,7 @@ def answer(name: str = "r") -> Any:
     return SimpleNamespace(
         request_id=name,
         model_version="v",
+        variant="champion",
         request=Request(candidates=(1, 2), history=(3,), user="u"),
         encoded=EncodedRequest(
             user={},

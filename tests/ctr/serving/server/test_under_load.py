@@ -1,0 +1,133 @@
+"""Versions that change under load, and clients that speak the Open Inference Protocol over a socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from ctr.serving.ranker import Ranker, graph_inputs
+from ctr.serving.server.app import Server
+from ctr.serving.server.versions import PointerSource
+from features.encoding.request import parse_request
+from features.store.pointer import point_at
+from tests.ctr.serving.server.over_http import SECONDS, serving
+from tests.ctr.serving.shop import REQUEST, serve_config
+
+
+def flip_under_load(folder: Path, flips: int, threads: int) -> dict[str, int]:
+    """Move the pointer to and fro while threads ask; how many answers each version gave, all with its own scores."""
+    expected = {
+        name: {one.item: one.score for one in Ranker.load(folder / name).rank(REQUEST).ranked}
+        for name in ("first", "second")
+    }
+    server = Server(PointerSource(folder / "CURRENT"), serve_config())
+    given, wrong, end = dict.fromkeys(expected, 0), list[str](), threading.Event()
+    lock, asked = threading.Lock(), threading.Semaphore(0)
+
+    def ask(port: int) -> None:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+        while not end.is_set():
+            client.request("POST", "/v1/rank", json.dumps(REQUEST))
+            answer = client.getresponse()
+            content = json.loads(answer.read())
+            found = {entry["item"]: entry["score"] for entry in content.get("ranked", [])}
+            with lock:
+                if answer.status != 200 or found != pytest.approx(expected[content["model_version"]]):
+                    wrong.append(f"{answer.status} {content}")
+                else:
+                    given[content["model_version"]] += 1
+            asked.release()
+        client.close()
+
+    with serving(server) as port:
+        askers = [threading.Thread(target=ask, args=(port,)) for _ in range(threads)]
+        for asker in askers:
+            asker.start()
+        for flip in range(flips):
+            point_at(folder, ("second", "first")[flip % 2])
+            assert server.versions.refresh()
+            for _ in range(2 * threads):
+                assert asked.acquire(timeout=SECONDS)
+        end.set()
+        for asker in askers:
+            asker.join(SECONDS)
+    assert wrong == []
+    return given
+
+
+@pytest.fixture
+def shop(bundles: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bundles, tmp_path / "shop")
+
+
+def test_every_answer_has_the_scores_of_the_version_that_it_names(shop):
+    given = flip_under_load(shop, flips=6, threads=4)
+    assert min(given.values()) > 6
+
+
+@pytest.mark.slow
+def test_a_hundred_flips_under_load(shop):
+    given = flip_under_load(shop, flips=100, threads=8)
+    assert min(given.values()) > 100
+
+
+@pytest.fixture(scope="module")
+def ranker(bundles: Path) -> Ranker:
+    return Ranker.load(bundles / "first")
+
+
+def feed_of(ranker: Ranker) -> dict[str, np.ndarray]:
+    encoded = ranker.encode(parse_request(REQUEST, ranker.encoder.contract))
+    feed = graph_inputs(encoded)
+    return {node.name: feed[node.name] for node in ranker.inputs}
+
+
+@pytest.fixture(scope="module")
+def client(bundles: Path) -> Any:
+    server = Server(PointerSource(bundles / "CURRENT"), serve_config())
+    with serving(server) as port:
+        client = triton.InferenceServerClient(f"127.0.0.1:{port}", connection_timeout=SECONDS, network_timeout=SECONDS)
+        yield client
+        client.close()
+
+
+def test_tritonclient_finds_server_and_model(client, ranker):
+    name, version = ranker.bundle.manifest.name, ranker.model_version
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_model_ready(name) and client.is_model_ready(name, version) and not client.is_model_ready("other")
+    assert client.get_server_metadata()["name"] == "quadrank"
+    described = client.get_model_metadata(name)
+    assert described["versions"] == [version]
+    assert {entry["name"] for entry in described["inputs"]} == {node.name for node in ranker.inputs}
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_tritonclient_gets_the_scores_of_the_ranker(client, ranker, binary):
+    inputs = []
+    for name, values in feed_of(ranker).items():
+        # A missing number is NaN, which the client cannot write as JSON; as zeros both sides read the same.
+        values = np.nan_to_num(values) if values.dtype.kind == "f" else values
+        tensor = triton.InferInput(name, list(values.shape), "FP32" if values.dtype.kind == "f" else "INT64")
+        tensor.set_data_from_numpy(values, binary_data=binary)
+        inputs.append(tensor)
+    wanted = triton.InferRequestedOutput("score", binary_data=binary)
+    answer = client.infer(ranker.bundle.manifest.name, inputs, outputs=[wanted], request_id="7")
+    feed = {name: np.nan_to_num(v) if v.dtype.kind == "f" else v for name, v in feed_of(ranker).items()}
+    assert answer.as_numpy("score") == pytest.approx(ranker.run(feed)["score"], abs=1e-6)
+    head = answer.get_response()
+    assert (head["id"], head["model_version"]) == ("7", "first")
+
+
+def test_tritonclient_is_told_what_is_wrong(client, ranker):
+    tensor = triton.InferInput("candidate_item", [1], "INT64")
+    tensor.set_data_from_numpy(np.array([-1]))
+    with pytest.raises(triton.InferenceServerException, match="is missing"):
+        client.infer(ranker.bundle.manifest.name, [tensor])
