@@ -32,6 +32,8 @@ from torch.export import Dim
 from ctr.export.golden_requests import golden_requests
 from ctr.export.model_card import model_card
 from ctr.export.parity import check_item_parity, check_parity, grid_requests, random_requests
+from ctr.export.scoring.scorer_parity import check_scorer_parity
+from ctr.export.scoring.scoring_graph import ScoringGraph
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import (
@@ -42,6 +44,7 @@ from ctr.serving.bundle import (
     MODEL_CARD,
     RANKER,
     REQUEST,
+    SCORER,
     BundleMetadata,
     Golden,
     publish,
@@ -63,6 +66,8 @@ CANDIDATES = "candidates"
 ITEMS_AXIS = "items"
 DELTA_AXIS = "later_items"
 RANDOM_REQUESTS = 200
+BATCHED_REQUESTS = 40
+REQUESTS = "requests"
 LEARNED = (TRANSFORMS, SEMANTIC_IDS)  # folders of what was learned from vectors
 PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "polars", "pyarrow", "torch")
 
@@ -135,7 +140,9 @@ def export_bundle(
         write_json(folder / GOLDEN, golden)
         example = json.dumps(golden.cases[0].request, indent=2, ensure_ascii=False)
         (folder / REQUEST).write_text(example + "\n", encoding="utf-8")
-        inputs = export_request_graph(RequestGraph(model), schema, folder / RANKER)
+        folded = RequestGraph(model)
+        inputs = export_request_graph(folded, schema, folder / RANKER)
+        export_scoring_graph(ScoringGraph(folded), schema, folder / SCORER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         metadata = BundleMetadata(
             name=manifest.name,
@@ -157,6 +164,7 @@ def export_bundle(
         ranker = Ranker.load(folder)
         requests = itertools.chain(grid_requests(schema), random_requests(schema, RANDOM_REQUESTS))
         parity = check_parity(model, feature_set.users, ranker.scores, requests)
+        check_scorer_parity(model, feature_set.users, folder, list(random_requests(schema, BATCHED_REQUESTS)))
         check_item_parity(folder, feature_set)
     return ExportResult(
         path=out,
@@ -191,6 +199,27 @@ def export_request_graph(graph: RequestGraph, schema: Schema, path: Path) -> dic
     _save(model, path)
     check_shapes(path, shapes | {ITEM_DELTA: [DELTA_AXIS, width]} | {name: [CANDIDATES] for name in graph.output_names})
     return shapes
+
+
+def export_scoring_graph(graph: ScoringGraph, schema: Schema, path: Path) -> None:
+    """Write a `ScoringGraph` to `path`, which reads the `item_table.bin` that the request graph has written beside it.
+
+    Raises:
+        NumericalError: as `export_request_graph`.
+    """
+    one = example_inputs(schema, graph.input_names)
+    many = {name for name in one if name.startswith(("history_", "candidate_"))}
+    # 3 requests: no other axis has this length.
+    examples = {name: (torch.stack if name in many else torch.cat)([tensor] * 3) for name, tensor in one.items()}
+    shapes: dict[str, Shape] = {
+        name: [REQUESTS, *_expected_shape(name, tensor)[name not in many :]] for name, tensor in one.items()
+    }
+    model = _trace(graph, examples, shapes, graph.output_names)
+    _move_table_out(model, "item_table", path.with_name(ITEM_TABLE), write=False)
+    width = _open(model, ITEM_DELTA, DELTA_AXIS)
+    _save(model, path)
+    scores = {name: [REQUESTS, CANDIDATES] for name in graph.output_names}
+    check_shapes(path, shapes | {ITEM_DELTA: [DELTA_AXIS, width]} | scores)
 
 
 def export_item_graph(graph: ItemGraph, schema: Schema, path: Path) -> dict[str, Shape]:
@@ -357,11 +386,12 @@ def _refuse_non_finite(graph: nn.Module) -> None:
             )
 
 
-def _move_table_out(model: Any, buffer: str, path: Path) -> None:
+def _move_table_out(model: Any, buffer: str, path: Path, write: bool = True) -> None:
     """Write one initializer as raw bytes to `path` and refer to it; the rest of the graph stays one file."""
     value = _initializer(model, buffer)
     table_ID: np.ndarray = value.const_value.numpy()
-    table_ID.tofile(path)
+    if write:
+        table_ID.tofile(path)
     value.name = buffer
     value.const_value = ir.ExternalTensor(
         path.name, 0, table_ID.nbytes, value.dtype, shape=value.shape, name=buffer, base_dir=path.parent

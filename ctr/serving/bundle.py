@@ -27,6 +27,7 @@ from features.store.pointer import CURRENT, NEWEST, follow
 FORMAT = 3
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
+SCORER = "scorer.onnx"
 ITEM_TABLE = "item_table.bin"
 ITEM_DELTA = "item_delta"  # input of the ranker graph, and name of its files
 ITEMS = "items.onnx"
@@ -118,6 +119,7 @@ class Bundle:
     Layout:
 
         ranker.onnx item_table.bin      scores the candidates of one request; the item table that it reads
+        scorer.onnx                     the same for many requests at once, for offline scoring; reads the same table
         item_delta.bin item_delta.arrow rows of items that came later, which the graph reads behind the table, and
                                         their ids; only where items were upserted
         items.onnx                      turns encoded item columns and vectors into rows of the item table
