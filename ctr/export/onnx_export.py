@@ -104,6 +104,7 @@ def export_bundle(
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
     pasts: bool = False,
+    scorer: bool = False,
 ) -> ExportResult:
     """Export a trained model and publish the bundle at `out`, or leave nothing there.
 
@@ -120,6 +121,7 @@ def export_bundle(
         controls: the same metrics of each control.
         git_revision: of the code that trained it.
         pasts: bring the newest events of each user too; the raw log is read again.
+        scorer: bring the graph that scores many requests at once, too; it is compared on 40 random requests.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
@@ -142,7 +144,8 @@ def export_bundle(
         (folder / REQUEST).write_text(example + "\n", encoding="utf-8")
         folded = RequestGraph(model)
         inputs = export_request_graph(folded, schema, folder / RANKER)
-        export_scoring_graph(ScoringGraph(folded), schema, folder / SCORER)
+        if scorer:
+            export_scoring_graph(ScoringGraph(folded), schema, folder / SCORER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         metadata = BundleMetadata(
             name=manifest.name,
@@ -164,7 +167,8 @@ def export_bundle(
         ranker = Ranker.load(folder)
         requests = itertools.chain(grid_requests(schema), random_requests(schema, RANDOM_REQUESTS))
         parity = check_parity(model, feature_set.users, ranker.scores, requests)
-        check_scorer_parity(model, feature_set.users, folder, list(random_requests(schema, BATCHED_REQUESTS)))
+        if scorer:
+            check_scorer_parity(model, feature_set.users, folder, list(random_requests(schema, BATCHED_REQUESTS)))
         check_item_parity(folder, feature_set)
     return ExportResult(
         path=out,
@@ -218,7 +222,7 @@ def export_scoring_graph(graph: ScoringGraph, schema: Schema, path: Path) -> Non
     _move_table_out(model, "item_table", path.with_name(ITEM_TABLE), write=False)
     width = _open(model, ITEM_DELTA, DELTA_AXIS)
     _save(model, path)
-    scores = {name: [REQUESTS, CANDIDATES] for name in graph.output_names}
+    scores: dict[str, Shape] = {name: [REQUESTS, CANDIDATES] for name in graph.output_names}
     check_shapes(path, shapes | {ITEM_DELTA: [DELTA_AXIS, width]} | scores)
 
 

@@ -119,7 +119,8 @@ class Bundle:
     Layout:
 
         ranker.onnx item_table.bin      scores the candidates of one request; the item table that it reads
-        scorer.onnx                     the same for many requests at once, for offline scoring; reads the same table
+        scorer.onnx                     the same for many requests at once, for offline scoring; reads the same table;
+                                        only where it was exported (`export --scorer`)
         item_delta.bin item_delta.arrow rows of items that came later, which the graph reads behind the table, and
                                         their ids; only where items were upserted
         items.onnx                      turns encoded item columns and vectors into rows of the item table

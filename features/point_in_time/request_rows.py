@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from features.contract.columns import ColumnSpec
 from features.encoding.encoder import Encoder
 from features.encoding.number import numbers
 from features.encoding.past import ITEM, TIME
@@ -59,34 +58,32 @@ class RowEncoder:
         encoder: of a bundle.
         columns: of the table.
         pasts: events of the users.
-        where: names the table in messages.
 
     Raises:
-        DataError: a column that nothing reads, that lacks, or is of another type.
+        DataError: a column that lacks.
         ConfigError: histories given twice.
     """
 
-    def __init__(self, encoder: Encoder, columns: pl.Schema, pasts: PastTable | None, where: str) -> None:
+    def __init__(self, encoder: Encoder, columns: pl.Schema, pasts: PastTable | None = None) -> None:
         self.encoder = encoder
         self.pasts = pasts
         log = encoder.contract.interactions
         self._named = {USER: log.user, ITEM: log.item} | ({TIME: log.time} if log.time else {})
         self._now = time.time_ns() // 1000
-        self._where = where
         names = set(with_names(pl.LazyFrame(schema=columns), self._named).collect_schema().names())
         for name in (USER, ITEM):
             if name not in names:
                 raise DataError(
-                    f"{where}: no column {name!r}. A row to score needs `user` and `item`; it may have `time`, context "
+                    f"no column {name!r}. A row to score needs `user` and `item`; it may have `time`, context "
                     "columns and counters by their names."
                 )
         self._lists = HISTORY in names
         if self._lists and pasts is not None:
-            raise ConfigError(f"{where}: has a column `{HISTORY}`, but --events gives histories too. Leave one out.")
+            raise ConfigError(f"rows have a column `{HISTORY}`, but --events gives histories too. Leave one out.")
         lacking = [f"{HISTORY}_{name}" for name in encoder.event if f"{HISTORY}_{name}" not in names]
         if self._lists and lacking:
             raise DataError(
-                f"{where}: no column {lacking[0]!r}. The model was trained on it: give it as a list beside "
+                f"no column {lacking[0]!r}. The model was trained on it: give it as a list beside "
                 f"`{HISTORY}`, or give the raw events with --events, from which it is computed."
             )
         self._of_time = RequestEncoder(encoder).context_of_time
@@ -130,12 +127,12 @@ class RowEncoder:
         if TIME not in table.columns:
             return np.full(len(table), self._now)
         log = self.encoder.contract.interactions
-        column = microseconds(table.lazy(), self._where, TIME, log.time_unit, log.time_format)
+        column = microseconds(table.lazy(), "rows", TIME, log.time_unit, log.time_format)
         found = table.select(column).to_series()
         if found.null_count():
-            place = found.is_null().arg_max()
+            wrong = table[TIME].filter(found.is_null())[0]
             raise DataError(
-                f"column {TIME!r}: {table[TIME][place]!r} is no time. Write times as the log has them, or leave the "
+                f"column {TIME!r}: {wrong!r} is no time. Write times as the log has them, or leave the "
                 "column out for now."
             )
         return found.to_numpy()
@@ -150,7 +147,7 @@ class RowEncoder:
             return encoder.encode_many(_given_or(table, name, known_R)), 0
         if name in table.columns:
             return encoder.encode(table[name]), table[name].null_count()
-        spec: ColumnSpec = self.encoder.contract.interactions.context[name]
+        spec = self.encoder.contract.interactions.context[name]
         if name in self._of_time:
             return encoder.encode(self._computed(name, moment_R)), 0
         value = np.repeat(encoder.encode_one(spec.default), len(table), axis=0)

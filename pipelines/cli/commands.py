@@ -282,6 +282,9 @@ def export(
     pasts: Annotated[
         bool, typer.Option("--pasts", help="Bring the newest events of each user too; reads the raw log again.")
     ] = False,
+    scorer: Annotated[
+        bool, typer.Option("--scorer", help="Bring the graph that `quadrank score` runs; takes some seconds more.")
+    ] = False,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -290,7 +293,7 @@ def export(
     Checks that the exported graphs give the same scores as the model."""
     from pipelines.job.export import export_run
 
-    result = export_run(run_id, out, Workspace(work), console(as_json), pasts)
+    result = export_run(run_id, out, Workspace(work), console(as_json), pasts, scorer)
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 

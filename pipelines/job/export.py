@@ -26,6 +26,7 @@ def export_model(
     workspace: Workspace,
     console: Console,
     pasts: bool = False,
+    scorer: bool = False,
 ) -> ExportResult:
     """Export a run's model, check that the graphs give the model's scores, and publish the bundle.
 
@@ -38,6 +39,7 @@ def export_model(
         workspace: where bundles are.
         console: where messages are printed.
         pasts: bring the newest events of each user too.
+        scorer: bring the graph of offline scoring too.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
@@ -58,6 +60,7 @@ def export_model(
         controls=record["controls"],
         git_revision=config["git_revision"],
         pasts=pasts,
+        scorer=scorer,
     )
     if result.path.parent.resolve() == bundles.resolve():
         point_at(bundles, result.path.name, NEWEST)
@@ -69,9 +72,14 @@ def export_model(
 
 
 def export_run(
-    run_id: str, out: Path | None, workspace: Workspace, console: Console, pasts: bool = False
+    run_id: str,
+    out: Path | None,
+    workspace: Workspace,
+    console: Console,
+    pasts: bool = False,
+    scorer: bool = False,
 ) -> dict[str, Any]:
-    """Export a finished run from its folder, with the newest events of each user where they are asked for.
+    """Export a finished run from its folder; `pasts` and `scorer` as `export_model` has them.
 
     Raises:
         ConfigError: no such run, its feature set is gone, or `out` exists and is not empty.
@@ -79,7 +87,7 @@ def export_run(
     if out is not None:
         refuse_taken(out)
     run_dir, model, feature_set = load_run(run_id, workspace)
-    result = export_model(model, feature_set, run_dir, out, workspace, console, pasts)
+    result = export_model(model, feature_set, run_dir, out, workspace, console, pasts, scorer)
     return {
         "run_id": run_dir.name,
         "bundle": str(result.path),

@@ -13,7 +13,7 @@ from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE, logit_difference
 from ctr.serving.bundle import SCORER
 from ctr.serving.ranker import graph_inputs
-from ctr.serving.scoring.scorer import Scorer
+from ctr.serving.scoring.scorer import Scorer, padded
 from features.errors import NumericalError
 
 TOGETHER = 8
@@ -49,17 +49,3 @@ def check_scorer_parity(
                 )
             worst = max(worst, difference)
     return worst
-
-
-def padded(requests: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Inputs of several requests as those of the scoring graph: histories padded in front, candidates behind."""
-
-    def together(name: str) -> np.ndarray:
-        values = [one[name] for one in requests]
-        if not name.startswith(("history_", "candidate_")):
-            return np.concatenate(values)
-        longest = max(1, *map(len, values))
-        sides = [(longest - len(one), 0) if name.startswith("history_") else (0, longest - len(one)) for one in values]
-        return np.stack([np.pad(one, side) for one, side in zip(values, sides, strict=True)])
-
-    return {name: together(name) for name in requests[0]}

@@ -55,14 +55,16 @@ def scored(model: ClickModel, inputs: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-10)])
-def test_requests_in_one_batch_get_the_scores_of_the_model(settings: dict, dtype: torch.dtype, tolerance: float):
+def test_requests_in_one_batch_get_the_scores_of_the_model(
+    settings: dict, dtype: torch.dtype, tolerance: float
+) -> None:
     model = small_world.model(dtype, **settings)
     cases = [evaluated(model, *one) for one in REQUESTS]
     scores = scored(model, together([inputs for _, inputs in cases]))
     torch.testing.assert_close(scores, torch.stack([expected for expected, _ in cases]), atol=tolerance, rtol=0)
 
 
-def test_each_request_has_its_own_user_and_context():
+def test_each_request_has_its_own_user_and_context() -> None:
     model = small_world.model()
     _, first = evaluated(model, *REQUESTS[0])
     second = first | {"context_age": first["context_age"] % 5 + 1}
@@ -71,7 +73,7 @@ def test_each_request_has_its_own_user_and_context():
     torch.testing.assert_close(scores_UNT[:1], scored(model, together([first])), atol=1e-12, rtol=0)
 
 
-def test_without_any_context_the_graph_has_item_inputs_only():
+def test_without_any_context_the_graph_has_item_inputs_only() -> None:
     schema = SCHEMA.model_copy(update={"user": SCHEMA.user[:1], "context": ()})
     model = small_world.model(schema=schema)
     cases = [evaluated(model, *one) for one in REQUESTS]
