@@ -276,7 +276,9 @@ def test_golden_requests_are_replayed_by_the_scoring_graph(shop: Path) -> None:
 def test_the_command_scores(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--input", str(shop / "rows.parquet"), "--output", str(tmp_path / "scores.parquet")]
     events = ["--events", str(shop / "raw/log.parquet")]
-    assert main(["score", "--bundle", str(shop / "bundle"), *files, *events, "--json"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "--bundle", str(shop / "bundle"), *files, *events, "--json"])
+    assert ended.value.code == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["rows"] == 60 and summary["model_version"] == "run-1"
     assert pl.read_parquet(tmp_path / "scores.parquet").height == 60
