@@ -109,6 +109,16 @@ def test_rows_with_raw_events_score_as_requests_do(shop: Path, rows: pl.DataFram
     assert summary["rows_per_s"] == pytest.approx(60 / summary["seconds"])
 
 
+def test_rows_that_differ_in_their_time_alone_have_their_own_histories(shop: Path, tmp_path: Path) -> None:
+    times = [0, 200_000, 500_000, 500_000, 10**6]
+    table = pl.DataFrame({"user": "u3", "item": 110, "time": times, "device": "tv", "load": 1.0, "item_rate": 0.5})
+    scored(shop, tmp_path, table)
+    ranker = Ranker.load(shop / "bundle")
+    expected = [alone(ranker, request_of(row, logged(shop, "u3"))) for row in table.to_dicts()]
+    assert len({score for score, *_ in expected}) == 4
+    assert logit_difference(outputs(tmp_path), np.array(expected)) <= TOLERANCE
+
+
 def test_the_output_has_the_rows_of_the_input_in_its_order(shop: Path, rows: pl.DataFrame, tmp_path: Path) -> None:
     kept = rows.with_columns(campaign=pl.lit("mail"))
     scored(shop, tmp_path, kept, batch=7)
