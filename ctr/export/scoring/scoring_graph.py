@@ -72,8 +72,6 @@ class ScoringGraph(nn.Module):
         blocks.append(target_RD)
         if folded.readers:
             history = self._history(target_RD, target_units, events, requests, repeat)
-            if folded.retrieve:
-                history.keep_nearest(folded.retrieve)
             blocks += [_read(reader, history) for reader in folded.readers]
         context_UC = folded.context_encoder(context) if folded.context_encoder.width else None
         logits_RT = _logits(folded.tower, context_UC, torch.cat(blocks, dim=-1), repeat)

@@ -22,7 +22,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"use_user_id": True, "layers": 1},
     {"use_history": False, "layers": 3},
     {"attention": "none", "evidence_heads": 3, "match_features": True},
-    {"retrieve": 2, "evidence_heads": 1, "vector_gate": True},
+    {"evidence_heads": 1, "vector_gate": True},
     {"attention": "din", "tower": "cross", "hidden": (6,)},
     {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
     {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
