@@ -100,6 +100,7 @@ def bundle(tmp_path_factory) -> Path:
         metrics={"test": {"auc": 0.71}},
         controls={"popularity": {"auc": 0.6}},
         git_revision="0123abcd",
+        extras=Extras(scorer=True),
     ).path
 
 
@@ -168,6 +169,19 @@ def test_items_are_upserted_without_torch(serving_set, bundle, tmp_path):
     asked = ["--bundle", str(tmp_path / "out"), "--request", str(request), "--strict", "--json"]
     ranked = serving_set("-m", "pipelines", "rank", *asked)
     assert ranked.returncode == 0, ranked.stderr
+
+
+def test_rows_are_scored_without_torch(serving_set, bundle, tmp_path):
+    rows, log = tmp_path / "rows.parquet", tmp_path / "log.parquet"
+    pl.DataFrame({"user": ["u1", "u2"], "item": [101, 102], "device": ["tv", None], "load": [1.0, 2.0]}).write_parquet(
+        rows
+    )
+    pl.DataFrame({"user": ["u1"], "item": [103], "time": [5], "clicked": [1]}).write_parquet(log)
+    files = ["--input", str(rows), "--events", str(log), "--output", str(tmp_path / "scores.parquet")]
+    result = serving_set("-m", "pipelines", "score", "--bundle", str(bundle), *files, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["rows"] == 2
+    assert pl.read_parquet(tmp_path / "scores.parquet")["score"].is_between(0, 1).all()
 
 
 @pytest.mark.parametrize(

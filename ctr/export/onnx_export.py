@@ -32,8 +32,10 @@ from torch.export import Dim
 from ctr.export.golden_requests import golden_requests
 from ctr.export.model_card import model_card
 from ctr.export.parity import check_item_parity, check_parity, grid_requests, random_requests
+from ctr.export.precision.put import FP32_ALONE, VariantChoice, put_variant
+from ctr.export.scoring.scorer_parity import check_scorer_parity
+from ctr.export.scoring.scoring_graph import ScoringGraph
 from ctr.export.serving_graph import ItemGraph, RequestGraph
-from ctr.export.variants.put import FP32_ALONE, VariantChoice, put_variant
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import (
     GOLDEN,
@@ -43,6 +45,7 @@ from ctr.serving.bundle import (
     MODEL_CARD,
     RANKER,
     REQUEST,
+    SCORER,
     BundleMetadata,
     Golden,
     publish,
@@ -64,10 +67,30 @@ CANDIDATES = "candidates"
 ITEMS_AXIS = "items"
 DELTA_AXIS = "later_items"
 RANDOM_REQUESTS = 200
+BATCHED_REQUESTS = 40
+REQUESTS = "requests"
 LEARNED = (TRANSFORMS, SEMANTIC_IDS)  # folders of what was learned from vectors
 PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "polars", "pyarrow", "torch")
 
 Shape = list[int | str]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a bundle gets beside the graphs in single precision, each on demand.
+
+    Args:
+        pasts: the newest events of each user; the raw log is read again.
+        scorer: the graph that scores many requests at once; it is compared on 40 random requests.
+        variant: which variant of the ranker graph stands in its place.
+    """
+
+    pasts: bool = False
+    scorer: bool = False
+    variant: VariantChoice = FP32_ALONE
+
+
+GRAPHS_ALONE = Extras()
 
 
 @dataclass(frozen=True)
@@ -103,8 +126,7 @@ def export_bundle(
     metrics: Mapping[str, Mapping[str, Any]],
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
-    pasts: bool = False,
-    variant: VariantChoice = FP32_ALONE,
+    extras: Extras = GRAPHS_ALONE,
 ) -> ExportResult:
     """Export a trained model and publish the bundle at `out`, or leave nothing there.
 
@@ -120,8 +142,7 @@ def export_bundle(
         metrics: by split, then by metric.
         controls: the same metrics of each control.
         git_revision: of the code that trained it.
-        pasts: bring the newest events of each user too; the raw log is read again.
-        variant: which variant of the graph the bundle gets.
+        extras: what the bundle gets beside the graphs in single precision.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
@@ -134,7 +155,7 @@ def export_bundle(
     model = _for_serving(model, manifest.sampling)
     with publish(out) as folder:
         encoder = _write_encoder(feature_set, folder)
-        if pasts:
+        if extras.pasts:
             # Packing needs a package of the extra `serve`.
             from ctr.export.past_snapshot import write_pasts
 
@@ -145,6 +166,8 @@ def export_bundle(
         (folder / REQUEST).write_text(example + "\n", encoding="utf-8")
         graph = RequestGraph(model)
         inputs = export_request_graph(graph, schema, folder / RANKER)
+        if extras.scorer:
+            export_scoring_graph(ScoringGraph(graph), schema, folder / SCORER)
         export_item_graph(ItemGraph(model), schema, folder / ITEMS)
         metadata = BundleMetadata(
             name=manifest.name,
@@ -166,12 +189,14 @@ def export_bundle(
         ranker = Ranker.load(folder)
         requests = itertools.chain(grid_requests(schema), random_requests(schema, RANDOM_REQUESTS))
         parity = check_parity(model, feature_set.users, ranker.scores, requests)
+        if extras.scorer:
+            check_scorer_parity(model, feature_set.users, folder, list(random_requests(schema, BATCHED_REQUESTS)))
         check_item_parity(folder, feature_set)
-        if variant != FP32_ALONE:
-            metadata = put_variant(folder, sealed, graph.table_blocks, feature_set, variant)
+        if extras.variant != FP32_ALONE:
+            metadata = put_variant(folder, sealed, graph.table_blocks, feature_set, extras.variant)
             card = model_card(metadata, feature_set.contract, schema, golden.cases[0])
             (folder / MODEL_CARD).write_text(card, encoding="utf-8")
-            changed = (RANKER, ITEM_TABLE, GOLDEN, MODEL_CARD)
+            changed = (RANKER, SCORER, ITEM_TABLE, GOLDEN, MODEL_CARD)
             sealed = seal(folder, metadata, {n: entry for n, entry in sealed.files.items() if n not in changed})
             Ranker.load(folder)
     return ExportResult(
@@ -209,6 +234,27 @@ def export_request_graph(graph: RequestGraph, schema: Schema, path: Path) -> dic
     _save(model, path)
     check_shapes(path, shapes | {ITEM_DELTA: [DELTA_AXIS, width]} | {name: [CANDIDATES] for name in graph.output_names})
     return shapes
+
+
+def export_scoring_graph(graph: ScoringGraph, schema: Schema, path: Path) -> None:
+    """Write a `ScoringGraph` to `path`, which reads the `item_table.bin` that the request graph has written beside it.
+
+    Raises:
+        NumericalError: as `export_request_graph`.
+    """
+    one = example_inputs(schema, graph.input_names)
+    many = {name for name in one if name.startswith(("history_", "candidate_"))}
+    # 3 requests: no other axis has this length.
+    examples = {name: (torch.stack if name in many else torch.cat)([tensor] * 3) for name, tensor in one.items()}
+    shapes: dict[str, Shape] = {
+        name: [REQUESTS, *_expected_shape(name, tensor)[name not in many :]] for name, tensor in one.items()
+    }
+    model = _trace(graph, examples, shapes, graph.output_names)
+    _move_table_out(model, "item_table", path.with_name(ITEM_TABLE), write=False)
+    width = _open(model, ITEM_DELTA, DELTA_AXIS)
+    _save(model, path)
+    scores: dict[str, Shape] = {name: [REQUESTS, CANDIDATES] for name in graph.output_names}
+    check_shapes(path, shapes | {ITEM_DELTA: [DELTA_AXIS, width]} | scores)
 
 
 def export_item_graph(graph: ItemGraph, schema: Schema, path: Path) -> dict[str, Shape]:
@@ -375,11 +421,12 @@ def _refuse_non_finite(graph: nn.Module) -> None:
             )
 
 
-def _move_table_out(model: Any, buffer: str, path: Path) -> None:
+def _move_table_out(model: Any, buffer: str, path: Path, write: bool = True) -> None:
     """Write one initializer as raw bytes to `path` and refer to it; the rest of the graph stays one file."""
     value = _initializer(model, buffer)
     table_ID: np.ndarray = value.const_value.numpy()
-    table_ID.tofile(path)
+    if write:
+        table_ID.tofile(path)
     value.name = buffer
     value.const_value = ir.ExternalTensor(
         path.name, 0, table_ID.nbytes, value.dtype, shape=value.shape, name=buffer, base_dir=path.parent

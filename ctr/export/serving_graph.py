@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctr.export.variants.tables import Block
+from ctr.export.precision.tables import Block
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.history.target_history import RequestHistory
 from ctr.model.click_model import ClickModel
@@ -90,7 +90,7 @@ class RequestGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Calibrated probabilities, float32 [N] each, in the order of `output_names`."""
         context, events, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        target_ND, *target_units = self._rows(inputs[-1]).split(self.widths, dim=-1)
+        target_ND, *target_units = self.rows(inputs[-1]).split(self.widths, dim=-1)
         codes = [] if self.crosses is None else [target_units.pop()]
         blocks = [self.candidate_encoder(numbers)] if numbers else []
         blocks.append(target_ND)
@@ -102,9 +102,9 @@ class RequestGraph(nn.Module):
         if self.crosses is not None:
             logits_NH = logits_NH + self.crosses(context, *codes)
         pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
-        return tuple(_probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
+        return tuple(probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
 
-    def _rows(self, item_R: Tensor) -> Tensor:
+    def rows(self, item_R: Tensor) -> Tensor:
         """Rows of the item table and, from its length on, of the delta, float32 [R, D + W]."""
         items = len(self.item_table)
         exported = F.embedding(item_R.clamp(max=items - 1), self.item_table)
@@ -116,7 +116,7 @@ class RequestGraph(nn.Module):
     ) -> RequestHistory:
         # One padding event in front, which no reader counts: so a history of length 0 has a position too.
         item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
-        history_HD, *history_units = self._rows(item_H).split(self.widths, dim=-1)
+        history_HD, *history_units = self.rows(item_H).split(self.widths, dim=-1)
         history_units = history_units[: len(target_units)]
         mask_1H = (item_H != PADDING).to(history_HD.dtype).unsqueeze(0)
         columns = [column.unsqueeze(0) for column in events]
@@ -301,7 +301,7 @@ def item_table(model: ClickModel) -> Tensor:
     return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
 
 
-def _probability(logit_N: Tensor) -> Tensor:
+def probability(logit_N: Tensor) -> Tensor:
     """`1 / (1 + exp(-logit))` in three operations, because ONNX Runtime's sigmoid is only exact to 1e-7 absolute.
 
     At a click probability of 3e-5 that is an error of a quarter of a percent.

@@ -27,6 +27,7 @@ from features.store.pointer import CURRENT, NEWEST, follow
 FORMAT = 3
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
+SCORER = "scorer.onnx"
 ITEM_TABLE = "item_table.bin"
 ITEM_DELTA = "item_delta"  # input of the ranker graph, and name of its files
 ITEMS = "items.onnx"
@@ -59,7 +60,7 @@ class BundleMetadata(Settings):
         versions: of Python and of the packages that made it.
         created: UTC, ISO 8601.
         upserts: how often items were upserted since its export.
-        variant: of the ranker graph (`ctr.export.variants`); `fp32` is the graph whose parity with torch was proven.
+        variant: of the ranker graph (`ctr.export.precision`); `fp32` is the graph whose parity with torch was proven.
         variants: those that were tried at the export, with their AUC, time and size.
     """
 
@@ -122,6 +123,8 @@ class Bundle:
     Layout:
 
         ranker.onnx item_table.bin      scores the candidates of one request; the item table that it reads
+        scorer.onnx                     the same for many requests at once, for offline scoring; reads the same table;
+                                        only where it was exported (`export --scorer`)
         item_delta.bin item_delta.arrow rows of items that came later, which the graph reads behind the table, and
                                         their ids; only where items were upserted
         items.onnx                      turns encoded item columns and vectors into rows of the item table

@@ -193,7 +193,7 @@ class RawEvents:
         """Which events may stand in a history, bool [H]."""
         reading = self.reading.events
         if reading is None:
-            return np.ones(len(self.past.items), bool)
+            return np.ones(len(self.past.time_H), bool)
         if isinstance(reading, Computed):
             return self._series(reading.column).fill_null(False).to_numpy()
         if isinstance(reading, Compared):
@@ -205,7 +205,7 @@ class RawEvents:
         """The label, float32 [H], NaN where not given."""
         reading = self.reading.label
         if reading is None:
-            return np.ones(len(self.past.items), np.float32)
+            return np.ones(len(self.past.time_H), np.float32)
         if isinstance(reading, Computed):
             found_H = self._series(reading.column.cast(pl.Float64)).fill_null(float("nan")).to_numpy()
         else:
@@ -237,7 +237,7 @@ class RawEvents:
         if self._frame is None:
             columns = {name: self._typed(name) for name in sorted(self.reading.computed_of)}
             # A row index keeps the number of rows where expressions read the label of a log of positives alone.
-            frame = pl.DataFrame({"": np.arange(len(self.past.items))} | columns)
+            frame = pl.DataFrame({"": np.arange(len(self.past.time_H))} | columns)
             self._frame = self.reading.labelled.onto(frame)
         try:
             return self._frame.select(column).to_series()

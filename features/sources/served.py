@@ -18,8 +18,9 @@ from features.errors import DataError
 from features.sources.impressions import CLICKED
 from features.sources.tables import expression, readable, require_columns, scan
 from features.sources.times import end_of, microseconds
+from features.store.served_schema import SHADOW
 
-READ = ("request", "time", "user", "candidates", "positions", "context", "user_hashed")
+READ = ("request", "time", "user", "candidates", "positions", "context", "user_hashed", "variant")
 SAMPLE = 10_000  # answers whose context tells what type each of its columns has
 TYPES: dict[type, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
 _AT, _ITEM, _REQUEST, _OUTCOME = "_at", "_item", "_request_id", "_outcome_at"  # columns that exist in between
@@ -141,7 +142,9 @@ def served_answers(contract: Contract, path: str, as_of: str | None) -> pl.LazyF
             f"{path}: no column {lacking[0]!r}, so it is no log that `quadrank serve` of this version wrote. Let "
             "interactions.path name parts called served-….parquet alone."
         )
-    found = raw.with_columns(pl.col("request").alias(_REQUEST), pl.col("time").dt.timestamp("us").alias(_AT))
+    # The scores of a shadow were shown to nobody.
+    seen = raw.filter(pl.col("variant").ne_missing(SHADOW))
+    found = seen.with_columns(pl.col("request").alias(_REQUEST), pl.col("time").dt.timestamp("us").alias(_AT))
     return found if as_of is None else found.filter(pl.col(_AT) < end_of(as_of))
 
 

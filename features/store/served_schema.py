@@ -14,6 +14,7 @@ import pyarrow as pa
 _TIME = pa.timestamp("us", tz="UTC")
 # One input of the model: numbers of a numeric column, indices of any other one; the other list is null.
 INPUT = pa.struct([("name", pa.string()), ("numbers", pa.list_(pa.float32())), ("indices", pa.list_(pa.int64()))])
+SHADOW = "shadow"  # the variant of scores that no user saw
 # Ids are text here, whichever kind the log has: one file format for all contracts.
 SERVED = pa.schema(
     [
@@ -21,7 +22,7 @@ SERVED = pa.schema(
         ("time", _TIME),  # as encoding used it
         ("logged", _TIME),  # by the server's clock
         ("version", pa.string()),
-        ("variant", pa.string()),  # champion, challenger or shadow, which no user saw
+        ("variant", pa.string()),  # champion, challenger or shadow
         ("user", pa.string()),
         ("user_hashed", pa.bool_()),
         ("user_columns", pa.string()),  # JSON, as the request gave them

@@ -292,6 +292,9 @@ def export(
     max_auc_loss: Annotated[
         float, typer.Option("--max-auc-loss", min=0, help="Most validation AUC that a variant may lose.")
     ] = 0.0005,
+    scorer: Annotated[
+        bool, typer.Option("--scorer", help="Bring the graph that `quadrank score` runs; takes some seconds more.")
+    ] = False,
     work: WorkOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -299,10 +302,11 @@ def export(
 
     Checks that the exported graphs give the same scores as the model. With --variant auto the bundle gets the fastest
     graph that loses at most --max-auc-loss, and the model card says what was tried."""
+    from ctr.export.onnx_export import Extras
     from pipelines.job.export import export_run, variant_choice
 
     choice = variant_choice(variant, max_auc_loss)
-    result = export_run(run_id, out, Workspace(work), console(as_json), pasts, choice)
+    result = export_run(run_id, out, Workspace(work), console(as_json), Extras(pasts, scorer, choice))
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 

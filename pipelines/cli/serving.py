@@ -1,4 +1,4 @@
-"""Commands that put a bundle to work: rank, serve, replay, items upsert."""
+"""Commands that put a bundle to work: rank, score, serve, replay, items upsert."""
 
 from __future__ import annotations
 
@@ -49,6 +49,31 @@ def rank(
 
     config = load_serve_config(serve_file, overrides_of(assignments, ("serve",)).get("serve"))
     finish(rank_file(bundle, request, config, strict, top, console(as_json)), as_json)
+
+
+@serving_app.command(
+    epilog="Example: quadrank score --bundle bundles/simulated/CURRENT --input pairs.parquet --events log.parquet "
+    "--output scores.parquet"
+)
+def score(
+    bundle: BundleOption,
+    input_file: Annotated[
+        Path,
+        typer.Option("--input", help="Parquet: a row a score, with user, item, and maybe time, context and history."),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Parquet to write: the input's columns, and the scores.")],
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", help="What users did, as the log has it; each row knows what was before its time."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Rows that are read at once.", min=1)] = 32_768,
+    threads: Annotated[int, typer.Option("--threads", help="Threads of the model; 0 for one a core.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Score many rows offline, parquet to parquet."""
+    from pipelines.serving.score import score_file
+
+    finish(score_file(bundle, input_file, output, events, batch, threads, console(as_json)), as_json)
 
 
 @serving_app.command(epilog="Example: quadrank serve --bundle bundles/simulated/CURRENT --port 8000")

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.export.onnx_export import ExportResult, export_bundle
-from ctr.export.variants.choose import AUTO, VARIANTS
-from ctr.export.variants.put import FP32_ALONE, VariantChoice
+from ctr.export.onnx_export import GRAPHS_ALONE, ExportResult, Extras, export_bundle
+from ctr.export.precision.choose import AUTO, VARIANTS
+from ctr.export.precision.put import VariantChoice
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import refuse_taken
 from features.errors import ConfigError
@@ -29,8 +29,7 @@ def export_model(
     out: Path | None,
     workspace: Workspace,
     console: Console,
-    pasts: bool = False,
-    variant: VariantChoice = FP32_ALONE,
+    extras: Extras = GRAPHS_ALONE,
 ) -> ExportResult:
     """Export a run's model, check that the graphs give the model's scores, and publish the bundle.
 
@@ -42,8 +41,7 @@ def export_model(
             taken. The `NEWEST` pointer there then names the new bundle.
         workspace: where bundles are.
         console: where messages are printed.
-        pasts: bring the newest events of each user too.
-        variant: which variant of the graph the bundle gets.
+        extras: what the bundle gets beside the graphs in single precision.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
@@ -63,8 +61,7 @@ def export_model(
         metrics=record["metrics"] | of_tasks,
         controls=record["controls"],
         git_revision=config["git_revision"],
-        pasts=pasts,
-        variant=variant,
+        extras=extras,
     )
     if result.path.parent.resolve() == bundles.resolve():
         point_at(bundles, result.path.name, NEWEST)
@@ -94,10 +91,9 @@ def export_run(
     out: Path | None,
     workspace: Workspace,
     console: Console,
-    pasts: bool = False,
-    variant: VariantChoice = FP32_ALONE,
+    extras: Extras = GRAPHS_ALONE,
 ) -> dict[str, Any]:
-    """Export a finished run from its folder, with the newest events of each user where they are asked for.
+    """Export a finished run from its folder; `extras` as `export_model` has them.
 
     Raises:
         ConfigError: no such run, its feature set is gone, or `out` exists and is not empty.
@@ -105,7 +101,7 @@ def export_run(
     if out is not None:
         refuse_taken(out)
     run_dir, model, feature_set = load_run(run_id, workspace)
-    result = export_model(model, feature_set, run_dir, out, workspace, console, pasts, variant)
+    result = export_model(model, feature_set, run_dir, out, workspace, console, extras)
     return {
         "run_id": run_dir.name,
         "bundle": str(result.path),

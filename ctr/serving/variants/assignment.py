@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from typing import Any
 
-CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
+CHAMPION, CHALLENGER = "champion", "challenger"
 BYTES = 8  # of the hash
 
 

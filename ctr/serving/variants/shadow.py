@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.answers import Answer, Asked, Stages, rank
-from ctr.serving.variants.assignment import SHADOW
 from features.encoding.request import Limits
+from features.store.served_schema import SHADOW
 
 LOOK_SECONDS = 0.002  # between two looks whether rankings have ended
 log = logging.getLogger("quadrank.serve")

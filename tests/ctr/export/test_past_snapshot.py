@@ -135,14 +135,14 @@ def test_a_log_without_events_gives_empty_pasts(
 
 def test_an_export_brings_them_where_that_is_asked_for(tmp_path: Path) -> None:
     from ctr.config import ModelConfig
-    from ctr.export.onnx_export import export_bundle
+    from ctr.export.onnx_export import Extras, export_bundle
     from tests.trained import built_feature_set, random_model
 
     feature_set = built_feature_set(tmp_path)
     model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=5)
     common: dict[str, Any] = {"architecture": "qin", "controls": {}, "git_revision": "0123abcd", "model_version": "a"}
     metrics = {"test": {"auc": 0.71, "auc_low": 0.69, "log_loss": 0.512}}
-    export_bundle(model, feature_set, tmp_path / "with", metrics=metrics, pasts=True, **common)
+    export_bundle(model, feature_set, tmp_path / "with", metrics=metrics, extras=Extras(pasts=True), **common)
     assert {"pasts/offsets.npy", "pasts/events.bin"} <= set(open_bundle(tmp_path / "with").manifest.files)
     user = Encoder.load(tmp_path / "with").users.value(2)
     log = pl.read_parquet(tmp_path / "raw" / "log.parquet").filter(pl.col("user") == user)
@@ -151,5 +151,5 @@ def test_an_export_brings_them_where_that_is_asked_for(tmp_path: Path) -> None:
     assert [(event.item, event.columns["clicked"]) for event in newest] == wanted
     (tmp_path / "raw" / "log.parquet").unlink()
     with pytest.raises(DataError, match=r"log\.parquet"):
-        export_bundle(model, feature_set, tmp_path / "gone", metrics=metrics, pasts=True, **common)
+        export_bundle(model, feature_set, tmp_path / "gone", metrics=metrics, extras=Extras(pasts=True), **common)
     assert not (tmp_path / "gone").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctr.config import ModelConfig
-from ctr.export.onnx_export import ExportResult, export_bundle
+from ctr.export.onnx_export import ExportResult, Extras, export_bundle
 from ctr.model.click_model import ClickModel
 from ctr.serving.settings import QueueSettings, ServeConfig
 from features.store.feature_set import FeatureSet
@@ -20,7 +20,9 @@ REQUEST: dict[str, Any] = {
 }
 
 
-def export(model: ClickModel, feature_set: FeatureSet, out: Path, version: str = "run-1") -> ExportResult:
+def export(
+    model: ClickModel, feature_set: FeatureSet, out: Path, version: str = "run-1", scorer: bool = False
+) -> ExportResult:
     return export_bundle(
         model,
         feature_set,
@@ -30,6 +32,7 @@ def export(model: ClickModel, feature_set: FeatureSet, out: Path, version: str =
         metrics={"test": {"auc": 0.71, "auc_low": 0.69, "log_loss": 0.512}},
         controls={"popularity": {"auc": 0.6}},
         git_revision="0123abcd",
+        extras=Extras(scorer=scorer),
     )
 
 

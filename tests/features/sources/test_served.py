@@ -92,6 +92,19 @@ def test_each_shown_candidate_is_a_row_with_its_label(tmp_path: Path):
     assert times == [int(at(minute).timestamp() * 1e6) for minute in (0, 10, 70)]
 
 
+def test_scores_of_a_shadow_are_no_rows(tmp_path: Path):
+    """A shadow logs the same request once more; nobody saw its places."""
+    log = [
+        *LOG,
+        served("a", 0, ["1", "2", "3"], [0, 1, 2], variant="shadow"),
+        served("c", 70, ["2"], [0], variant="challenger"),
+    ]
+    (tmp_path / "plain").mkdir()
+    assert rows(written(tmp_path, log))[:3] == rows(written(tmp_path / "plain"))[:3]
+    assert [row[2] for row in rows(written(tmp_path, log)) if row[0] == "c"] == [1, 3, 2]
+    assert outcomes_of(written(tmp_path, log[:-1])) == outcomes_of(written(tmp_path / "plain"))
+
+
 def test_what_became_of_each_outcome(tmp_path: Path):
     contract = written(tmp_path)
     assert outcomes_of(contract) == Outcomes(

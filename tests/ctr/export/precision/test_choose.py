@@ -12,13 +12,13 @@ import pytest
 from ctr.config import ModelConfig
 from ctr.data.columns import row_weights
 from ctr.evaluation.metrics import auc
-from ctr.export.onnx_export import ExportResult, export_bundle
+from ctr.export.onnx_export import ExportResult, Extras, export_bundle
+from ctr.export.precision import choose
+from ctr.export.precision.choose import Trial, fastest
+from ctr.export.precision.products import large_products, quantize_products
+from ctr.export.precision.put import VariantChoice, put_variant
 from ctr.export.ranker_as_of import ranker_as_of
 from ctr.export.serving_graph import RequestGraph
-from ctr.export.variants import choose
-from ctr.export.variants.choose import Trial, fastest
-from ctr.export.variants.products import large_products, quantize_products
-from ctr.export.variants.put import VariantChoice, put_variant
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE
 from ctr.serving.bundle import ITEM_TABLE, MODEL_CARD, RANKER, BundleMetadata, open_bundle, seal
@@ -51,7 +51,7 @@ def exported(model: ClickModel, feature_set: FeatureSet, out: Path, *choice: Any
         metrics={},
         controls={},
         git_revision="0123abcd",
-        variant=VariantChoice(*choice),
+        extras=Extras(variant=VariantChoice(*choice)),
     )
 
 
@@ -168,7 +168,7 @@ def test_a_variant_that_loses_too_much_is_refused(model, feature_set, plain, tmp
 
 def test_a_graph_without_large_products_stays_as_it_is(plain: ExportResult, tmp_path: Path, monkeypatch):
     assert large_products(plain.path / RANKER)
-    monkeypatch.setattr("ctr.export.variants.products.FEWEST_WEIGHTS", 10**9)
+    monkeypatch.setattr("ctr.export.precision.products.FEWEST_WEIGHTS", 10**9)
     assert quantize_products(plain.path / RANKER, tmp_path / "graph.onnx", iter(())) == 0
     assert (tmp_path / "graph.onnx").read_bytes() == (plain.path / RANKER).read_bytes()
 

@@ -5,7 +5,7 @@ Shapes: I items, D width of a row of the item table, W width of one block of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -15,7 +15,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from ctr.serving.bundle import ITEM_TABLE, RANKER
+from ctr.serving.bundle import ITEM_TABLE, RANKER, SCORER
 
 Bits = Literal["fp16", "int8"]
 # What reads rows of a block: the names of an index and of an output, float32, to nodes.
@@ -35,32 +35,48 @@ class Block:
 
 
 def reduce_table(source: Path, target: Path, blocks: Sequence[Block], bits: Bits) -> None:
-    """Write a copy of a ranker graph and its item table, the table in fewer bits.
+    """Write a copy of the graphs that read the item table, and of the table, which gets fewer bits.
 
     Each gather from the table becomes gathers from its blocks, whose rows are brought back to single precision at once:
     whatever follows in the graph is as it was. Rows that came after the export (`item_delta`) stay in single precision.
 
     Args:
-        source: folder of a graph in single precision, with its table.
-        target: folder of the new graph and table.
+        source: folder of `ranker.onnx`, and maybe `scorer.onnx`, in single precision, with their table.
+        target: folder of the new graphs and table.
         blocks: of the columns from left to right, together all of them.
         bits: of the blocks that are not exact. A value that half precision does not hold becomes its largest.
     """
-    model = onnx.load(source / RANKER, load_external_data=False)
-    graph = model.graph
-    (table,) = (tensor for tensor in graph.initializer if tensor.name == TABLE)
-    items, width = table.dims
-    if sum(block.width for block in blocks) != width:
-        raise ValueError(f"blocks {blocks} are not the {width} columns of the item table")
-    graph.initializer.remove(table)
-    table_ID = np.memmap(source / ITEM_TABLE, np.float32, mode="r", shape=(items, width))
-    gathers = []
-    with (target / ITEM_TABLE).open("wb") as file:
-        start = 0
-        for number, block in enumerate(blocks):
-            values_IW = table_ID[:, start : start + block.width]
-            gathers.append(_stored(graph, f"{TABLE}_{number}", values_IW, "fp32" if block.exact else bits, file))
-            start += block.width
+    stored: list[TensorProto] = []
+    gathers: list[Gather] = []
+    for name in (RANKER, SCORER):
+        if not (source / name).is_file():
+            continue
+        model = onnx.load(source / name, load_external_data=False)
+        (table,) = (tensor for tensor in model.graph.initializer if tensor.name == TABLE)
+        if not gathers:
+            with (target / ITEM_TABLE).open("wb") as file:
+                gathers += _stored_blocks(source, table.dims, blocks, bits, stored, file)
+        model.graph.initializer.remove(table)
+        model.graph.initializer.extend(stored)
+        _read_blocks(model.graph, gathers)
+        onnx.save(model, target / name)
+        onnx.checker.check_model(target / name, full_check=True)
+
+
+def _stored_blocks(
+    source: Path, shape: Sequence[int], blocks: Sequence[Block], bits: Bits, stored: list[TensorProto], file: BinaryIO
+) -> Iterator[Gather]:
+    if sum(block.width for block in blocks) != shape[1]:
+        raise ValueError(f"blocks {blocks} are not the {shape[1]} columns of the item table")
+    table_ID = np.memmap(source / ITEM_TABLE, np.float32, mode="r", shape=tuple(shape))
+    start = 0
+    for number, block in enumerate(blocks):
+        values_IW = table_ID[:, start : start + block.width]
+        yield _stored(stored, f"{TABLE}_{number}", values_IW, "fp32" if block.exact else bits, file)
+        start += block.width
+
+
+def _read_blocks(graph: GraphProto, gathers: Sequence[Gather]) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] == TABLE:
@@ -69,18 +85,16 @@ def reduce_table(source: Path, target: Path, blocks: Sequence[Block], bits: Bits
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    onnx.save(model, target / RANKER)
-    onnx.checker.check_model(target / RANKER, full_check=True)
 
 
-def _stored(graph: GraphProto, name: str, values_IW: np.ndarray, bits: str, file: BinaryIO) -> Gather:
-    """Append a block to the file and to the graph; returns what reads rows of it, float32, by index into an output."""
+def _stored(stored: list[TensorProto], name: str, values_IW: np.ndarray, bits: str, file: BinaryIO) -> Gather:
+    """Append a block to the file and to the tensors; returns what reads rows of it, float32."""
     if bits == "fp32":
-        _append(graph, name, np.ascontiguousarray(values_IW), TensorProto.FLOAT, file)
+        _append(stored, name, np.ascontiguousarray(values_IW), TensorProto.FLOAT, file)
         return lambda index, out: [helper.make_node("Gather", [name, index], [out])]
     if bits == "fp16":
         half_IW = np.clip(values_IW, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
-        _append(graph, name, half_IW, TensorProto.FLOAT16, file)
+        _append(stored, name, half_IW, TensorProto.FLOAT16, file)
         return lambda index, out: [
             helper.make_node("Gather", [name, index], [f"{out}_half"]),
             helper.make_node("Cast", [f"{out}_half"], [out], to=TensorProto.FLOAT),
@@ -88,8 +102,8 @@ def _stored(graph: GraphProto, name: str, values_IW: np.ndarray, bits: str, file
     scale_I1 = np.abs(values_IW).max(axis=1, keepdims=True) / LARGEST
     scale_I1[scale_I1 == 0] = 1
     scale_I1 = scale_I1.astype(np.float32)
-    _append(graph, name, np.rint(values_IW / scale_I1).astype(np.int8), TensorProto.INT8, file)
-    _append(graph, f"{name}_scale", scale_I1, TensorProto.FLOAT, file)
+    _append(stored, name, np.rint(values_IW / scale_I1).astype(np.int8), TensorProto.INT8, file)
+    _append(stored, f"{name}_scale", scale_I1, TensorProto.FLOAT, file)
     return lambda index, out: [
         helper.make_node("Gather", [name, index], [f"{out}_whole"]),
         helper.make_node("Gather", [f"{name}_scale", index], [f"{out}_scale"]),
@@ -98,12 +112,12 @@ def _stored(graph: GraphProto, name: str, values_IW: np.ndarray, bits: str, file
     ]
 
 
-def _append(graph: GraphProto, name: str, values: np.ndarray, kind: int, file: BinaryIO) -> None:
+def _append(stored: list[TensorProto], name: str, values: np.ndarray, kind: int, file: BinaryIO) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))
     tensor = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=b" ")
     set_external_data(tensor, ITEM_TABLE, file.tell(), values.nbytes)
     tensor.ClearField("raw_data")
-    graph.initializer.append(tensor)
+    stored.append(tensor)
     values.tofile(file)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ctr.export.variants.choose import AUTO, FP32, VARIANTS, Variant, fastest, install, refuse_loss, try_variants
-from ctr.export.variants.tables import Block
+from ctr.export.precision.choose import AUTO, FP32, VARIANTS, Variant, fastest, install, refuse_loss, try_variants
+from ctr.export.precision.tables import Block
 from ctr.serving.agreement import TOLERANCE
 from ctr.serving.bundle import GOLDEN, RANKER, Bundle, BundleManifest, BundleMetadata, write_json
 from ctr.serving.ranker import Ranker, open_session

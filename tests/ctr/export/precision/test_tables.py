@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from ctr.export.variants.tables import Block, reduce_table
+from ctr.export.precision.tables import Block, reduce_table
 from ctr.serving.bundle import ITEM_TABLE, RANKER
 from ctr.serving.ranker import open_session
 

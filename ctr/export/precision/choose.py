@@ -6,6 +6,7 @@ Shapes: R rows, N candidates.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +18,10 @@ import numpy as np
 
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.metrics import auc
+from ctr.export.precision.products import Feed, quantize_products
+from ctr.export.precision.tables import Block, reduce_table
 from ctr.export.ranker_as_of import RankerAsOf, ranker_as_of
 from ctr.export.row_request import RowRequest
-from ctr.export.variants.products import Feed, quantize_products
-from ctr.export.variants.tables import Block, reduce_table
 from ctr.serving.agreement import logit_difference
 from ctr.serving.bundle import ITEM_TABLE, RANKER, Bundle, BundleManifest
 from ctr.serving.ranker import Ranker, graph_inputs, open_session
@@ -134,16 +135,22 @@ def refuse_loss(name: Variant, trial: Trial, max_auc_loss: float) -> None:
 
 
 def install(folder: Path, name: Variant, tried: Iterable[Variant]) -> None:
-    """Put graph and table of a variant in the place of those of the bundle, and remove what else was tried."""
+    """Put graphs and table of a variant in the place of those of the bundle, and remove what else was tried.
+
+    `scorer.onnx` reads the same table; its products stay in single precision.
+    """
     graph, table = _paths(folder, name)
-    os.replace(graph, folder / RANKER)
-    os.replace(table, folder / ITEM_TABLE)
+    if table.parent == folder:
+        os.replace(graph, folder / RANKER)
+    else:  # every graph that reads the table was written anew
+        for path in table.parent.iterdir():
+            os.replace(path, folder / path.name)
     for other in tried:
-        for path in _paths(folder, other):
-            if path not in (folder / RANKER, folder / ITEM_TABLE):
-                path.unlink(missing_ok=True)
-                if path.parent != folder and path.parent.exists() and not any(path.parent.iterdir()):
-                    path.parent.rmdir()
+        graph, table = _paths(folder, other)
+        if table.parent != folder:
+            shutil.rmtree(table.parent)
+        elif other != FP32:
+            graph.unlink(missing_ok=True)
 
 
 def _paths(folder: Path, name: Variant) -> tuple[Path, Path]:

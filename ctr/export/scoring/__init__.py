@@ -1,0 +1,1 @@
+"""The second graph of a bundle, which scores many requests at once: its module and its parity check."""

@@ -1,1 +1,0 @@
-"""Variants of a ranker graph: smaller or faster, and almost the same scores. Which one is exported is measured."""

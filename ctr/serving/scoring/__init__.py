@@ -1,0 +1,1 @@
+"""Offline scoring: many requests in one batch of `scorer.onnx`."""

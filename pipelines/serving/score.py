@@ -1,0 +1,124 @@
+"""`quadrank score`: a parquet file of rows to one with their scores, a batch at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from ctr.serving.bundle import open_bundle
+from ctr.serving.scoring.batches import score_rows
+from ctr.serving.scoring.scorer import Scorer
+from features.encoding.encoder import Encoder
+from features.errors import ConfigError, DataError, error_prefix
+from features.point_in_time.past_table import PastTable
+from features.point_in_time.request_rows import RowEncoder
+from features.progress import progress
+from features.store.atomic import replace_file
+
+
+def score_file(
+    bundle: Path, source: Path, output: Path, events: Path | None, batch: int, threads: int, console: Console
+) -> dict[str, Any]:
+    """Score each row of a parquet file; returns what was done, for JSON.
+
+    The output has the rows and columns of the input, in its order, and `score` (`score_<task>` of further labels). It
+    appears when it is complete.
+
+    Args:
+        bundle: its folder, or a pointer to it.
+        source: the rows, as `features.point_in_time.request_rows.RowEncoder` reads them.
+        output: the file to write; one that is there is replaced.
+        events: what users did, as the log has it.
+        batch: rows that are read at once.
+        threads: of the model; 0 for one a core.
+        console: where messages are printed.
+
+    Raises:
+        ConfigError: a bundle without the graph, or an output that is the input.
+        DataError: files that are not what the contract says.
+        NumericalError: a score that is no number, or golden requests that score differently here.
+    """
+    started = time.perf_counter()
+    if output.resolve() == source.resolve():
+        raise ConfigError(f"--output {output}: is the input, which would be replaced. Name another file.")
+    opened = open_bundle(bundle)
+    exported, scorer = Encoder.load(opened.path), Scorer.open(opened.path, threads)
+    scorer.replay(opened, exported)
+    encoder = exported if scorer.later is None else scorer.later.onto(exported)
+    with _parquet(source) as file:
+        taken = [name for name in scorer.outputs if name in file.schema_arrow.names]
+        if taken:
+            raise DataError(f"{source}: has a column {taken[0]!r} already. Leave it out: the scores get that name.")
+        pasts = None if events is None else PastTable.read(events, encoder)
+        with error_prefix(str(source)):
+            rows = RowEncoder(encoder, pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema, pasts)
+        counts: Counter[str] = Counter()
+        replace_file(output, lambda fresh: _write(file, fresh, source, rows, scorer, batch, counts))
+        total = file.metadata.num_rows
+    seconds = time.perf_counter() - started
+    missing = {name.partition(" ")[2]: count for name, count in counts.items() if name.startswith("missing ")}
+    console.print(
+        f"{output}: {total:,} rows in {seconds:.1f} s, {total / seconds:,.0f} rows/s; {counts['unknown']:,} of items "
+        "that the model has never seen"
+    )
+    if missing:
+        lacking = ", ".join(f"{name} ({count:,})" for name, count in missing.items())
+        console.print(f"rows lack values that the model was trained on: {lacking}")
+    return {
+        "model_version": opened.manifest.model_version,
+        "output": str(output),
+        "rows": total,
+        "seconds": seconds,
+        "rows_per_s": total / seconds,
+        "unknown": counts["unknown"],
+        "missing": missing,
+    }
+
+
+def _write(
+    file: pq.ParquetFile,
+    fresh: Path,
+    source: Path,
+    rows: RowEncoder,
+    scorer: Scorer,
+    batch: int,
+    counts: Counter[str],
+) -> None:
+    """Write the scored rows to `fresh`, and count unknown items and missing values."""
+    schema = file.schema_arrow
+    for name in scorer.outputs:
+        schema = schema.append(pa.field(name, pa.float32()))
+    with (
+        pq.ParquetWriter(fresh, schema) as writer,
+        progress("scoring", file.metadata.num_rows) as bar,
+        error_prefix(str(source)),
+    ):
+        for part in file.iter_batches(batch):
+            encoded = rows.encode(pl.DataFrame(pl.from_arrow(part)))
+            scores_RH = score_rows(scorer, encoded)
+            columns = [pa.array(np.ascontiguousarray(score_R)) for score_R in scores_RH.T]
+            writer.write_batch(pa.RecordBatch.from_arrays([*part.columns, *columns], schema=schema))
+            counts["unknown"] += encoded.unknown
+            counts.update({f"missing {name}": count for name, count in encoded.missing.items()})
+            bar.advance(part.num_rows)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. It must be a parquet file of rows to score.") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}.") from None
