@@ -12,7 +12,7 @@ MEASURING = sorted((ROOT / "benchmarks").rglob("*.py"))
 FOLDERS = sorted({path.parent for path in (*MODULES, *MEASURING, *(ROOT / "tools").rglob("*.py"))})
 # Packages of a floor in the order in which data moves: one imports only those before it, and the floor's own files.
 FLOORS = {
-    "features": "contract store sources encoding checks fitting point_in_time vectors monitor build",
+    "features": "contract store sources encoding checks fitting point_in_time requests vectors monitor build",
     "ctr": "data kernels history towers model evaluation training serving export diagnosis reporting",
     "pipelines": "project job tune study inspect report serving cli",
 }

@@ -19,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from ctr.config import ModelConfig
-from ctr.export.onnx_export import Extras, export_bundle
+from ctr.export.export_bundle import Extras, export_bundle
 from tests.trained import built_feature_set, random_model
 
 ROOT = Path(__file__).parent.parent

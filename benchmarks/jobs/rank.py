@@ -36,7 +36,7 @@ def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], 
     import torch
 
     from ctr.data.loader import Loader
-    from ctr.export.onnx_export import export_bundle
+    from ctr.export.export_bundle import export_bundle
     from features.store.feature_set import FeatureSet
 
     data = FeatureSet.open(Path(feature_set))

@@ -16,8 +16,8 @@ from ctr.export.row_request import RowRequest
 from features.contract.columns import ColumnSpec, Gap, Residual
 from features.encoding.encoder import Encoder
 from features.encoding.past import ITEM, TIME
-from features.point_in_time.past_columns import RequestEncoder
-from features.point_in_time.raw_columns import LABEL, Given, RawColumns, log_time
+from features.requests.past_columns import RequestEncoder
+from features.requests.raw_columns import LABEL, Given, RawColumns, log_time
 from features.sources.impressions import CLICKED
 
 

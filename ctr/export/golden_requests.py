@@ -26,7 +26,7 @@ from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import parse_request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.point_in_time.past_columns import RequestEncoder
+from features.requests.past_columns import RequestEncoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
 

@@ -23,7 +23,7 @@ from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.past import PastEvent
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError, NumericalError
-from features.point_in_time.past_columns import RequestEncoder
+from features.requests.past_columns import RequestEncoder
 from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message

@@ -302,7 +302,7 @@ def export(
 
     Checks that the exported graphs give the same scores as the model. With --variant auto the bundle gets the fastest
     graph that loses at most --max-auc-loss, and the model card says what was tried."""
-    from ctr.export.onnx_export import Extras
+    from ctr.export.export_bundle import Extras
     from pipelines.job.export import export_run, variant_choice
 
     choice = variant_choice(variant, max_auc_loss)

@@ -15,7 +15,7 @@ from ctr.export.row_request import RowRequest
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request
 from features.errors import ConfigError
-from features.point_in_time.past_columns import RequestEncoder
+from features.requests.past_columns import RequestEncoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from pipelines.job.load_run import load_run

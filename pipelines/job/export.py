@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.export.onnx_export import GRAPHS_ALONE, ExportResult, Extras, export_bundle
+from ctr.export.export_bundle import GRAPHS_ALONE, ExportResult, Extras, export_bundle
 from ctr.export.precision.choose import AUTO, VARIANTS
 from ctr.export.precision.put import VariantChoice
 from ctr.model.click_model import ClickModel

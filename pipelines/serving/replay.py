@@ -17,7 +17,7 @@ from ctr.serving.served.replay import Replayed, replay
 from ctr.serving.served.shares import Share, Shares
 from features.contract.contract import Contract
 from features.errors import ConfigError, DataError
-from features.point_in_time.as_logged import open_as_logged
+from features.requests.as_logged import open_as_logged
 from features.sources.files import find_files
 
 

@@ -20,9 +20,9 @@ from ctr.serving.scoring.batches import score_rows
 from ctr.serving.scoring.scorer import Scorer
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, error_prefix
-from features.point_in_time.past_table import PastTable
-from features.point_in_time.request_rows import RowEncoder
 from features.progress import progress
+from features.requests.past_table import PastTable
+from features.requests.request_rows import RowEncoder
 from features.store.atomic import replace_file
 
 
@@ -36,7 +36,7 @@ def score_file(
 
     Args:
         bundle: its folder, or a pointer to it.
-        source: the rows, as `features.point_in_time.request_rows.RowEncoder` reads them.
+        source: the rows, as `features.requests.request_rows.RowEncoder` reads them.
         output: the file to write; one that is there is replaced.
         events: what users did, as the log has it.
         batch: rows that are read at once.

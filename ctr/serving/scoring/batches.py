@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctr.serving.scoring.scorer import Scorer
-from features.point_in_time.request_rows import RequestRows
+from features.requests.request_rows import RequestRows
 
 MOST_CANDIDATES = 256  # of one request in a batch; longer lists are cut into pieces
 MOST_CELLS = 1 << 16  # history positions, or candidates times history positions, of a batch

@@ -18,7 +18,7 @@ from ctr.serving.ranker import delta_width, graph_inputs
 from features.encoding.encoder import Encoder
 from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError, NumericalError
-from features.point_in_time.past_columns import RequestEncoder
+from features.requests.past_columns import RequestEncoder
 
 
 class Scorer:

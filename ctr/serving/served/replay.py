@@ -22,7 +22,7 @@ from features.encoding.past import Past
 from features.encoding.request import Request
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.point_in_time.as_logged import Asked, AsLogged, Known
+from features.requests.as_logged import Asked, AsLogged, Known
 from features.store.served_schema import history_hash
 
 AT_ONCE = 2_000  # answers for which the raw log is read once

@@ -20,8 +20,8 @@ from features.contract.event_columns import event_columns
 from features.encoding.past import Past, PastEvent, instants
 from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError
-from features.point_in_time.past_columns import RequestEncoder
-from features.point_in_time.raw_columns import RawEvents
+from features.requests.past_columns import RequestEncoder
+from features.requests.raw_columns import RawEvents
 from features.sources.times import end_of
 
 MOST_COLUMNS = 64  # of one event

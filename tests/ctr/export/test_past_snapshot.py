@@ -135,7 +135,7 @@ def test_a_log_without_events_gives_empty_pasts(
 
 def test_an_export_brings_them_where_that_is_asked_for(tmp_path: Path) -> None:
     from ctr.config import ModelConfig
-    from ctr.export.onnx_export import Extras, export_bundle
+    from ctr.export.export_bundle import Extras, export_bundle
     from tests.trained import built_feature_set, random_model
 
     feature_set = built_feature_set(tmp_path)

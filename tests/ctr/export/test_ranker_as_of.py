@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ctr.config import ModelConfig
-from ctr.export.onnx_export import export_bundle
+from ctr.export.export_bundle import export_bundle
 from ctr.export.ranker_as_of import ranker_as_of
 from ctr.model.click_model import ClickModel
 from ctr.serving.ranker import Ranker

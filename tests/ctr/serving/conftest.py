@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctr.config import ModelConfig
-from ctr.export.onnx_export import ExportResult
+from ctr.export.export_bundle import ExportResult
 from ctr.model.click_model import ClickModel
 from ctr.serving.ranker import Ranker
 from features.store.feature_set import FeatureSet

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctr.config import ModelConfig
-from ctr.export.onnx_export import ExportResult, Extras, export_bundle
+from ctr.export.export_bundle import ExportResult, Extras, export_bundle
 from ctr.model.click_model import ClickModel
 from ctr.serving.settings import QueueSettings, ServeConfig
 from features.store.feature_set import FeatureSet

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import ctr.export.onnx_export
+import ctr.export.export_bundle
 from ctr.export.golden_requests import golden_requests
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE
@@ -113,7 +113,7 @@ def test_a_failed_export_leaves_nothing(
     def broken(*_: Any) -> float:
         raise NumericalError("parity: lost")
 
-    monkeypatch.setattr("ctr.export.onnx_export.check_parity", broken)
+    monkeypatch.setattr("ctr.export.export_bundle.check_parity", broken)
     with pytest.raises(NumericalError, match="lost"):
         export(model, feature_set, copy.parent / "second")
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
@@ -129,15 +129,15 @@ def with_a_wrong_weight(path: Path) -> None:
 
 
 def exported_with_a_wrong_weight(graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this export function of `ctr.export.onnx_export` write a graph that is not the model."""
-    write = getattr(ctr.export.onnx_export, graph)
+    """Let this export function of `ctr.export.export_bundle` write a graph that is not the model."""
+    write = getattr(ctr.export.export_bundle, graph)
 
     def wrong(model: Any, schema: Any, path: Path) -> Any:
         shapes = write(model, schema, path)
         with_a_wrong_weight(path)
         return shapes
 
-    monkeypatch.setattr(ctr.export.onnx_export, graph, wrong)
+    monkeypatch.setattr(ctr.export.export_bundle, graph, wrong)
 
 
 def test_a_graph_that_is_not_the_model_fails_its_golden_requests(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctr.export.onnx_export import ExportResult
+from ctr.export.export_bundle import ExportResult
 from ctr.export.parity import random_requests
 from ctr.serving.bundle import ITEM_TABLE, MANIFEST, MODEL_CARD, RANKER, open_bundle
 from ctr.serving.ranker import Ranker, open_session

@@ -14,7 +14,7 @@ from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.evaluation.baselines import popularity_scores
 from ctr.evaluation.metrics import auc, log_loss
-from ctr.export.onnx_export import export_bundle
+from ctr.export.export_bundle import export_bundle
 from ctr.export.ranker_as_of import ranker_as_of
 from ctr.serving.agreement import TOLERANCE, logit_difference
 from ctr.serving.ranker import Ranker

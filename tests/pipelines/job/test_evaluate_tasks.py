@@ -12,7 +12,7 @@ from ctr.data.columns import column, row_weights
 from ctr.evaluation.baselines import popularity_scores
 from ctr.evaluation.evaluate import evaluate
 from ctr.evaluation.metrics import auc, log_loss
-from ctr.export.onnx_export import export_bundle
+from ctr.export.export_bundle import export_bundle
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import predict, predict_tasks
 from features.build.build import build_feature_set

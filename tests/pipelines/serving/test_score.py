@@ -22,7 +22,7 @@ from ctr.serving.ranker import Ranker
 from ctr.serving.scoring import batches
 from ctr.serving.scoring.scorer import Scorer
 from features.errors import ConfigError, DataError, NumericalError
-from features.point_in_time.request_rows import RowEncoder
+from features.requests.request_rows import RowEncoder
 from pipelines.cli.commands import main
 from pipelines.serving.score import score_file
 from tests.ctr.serving.shop import export

@@ -12,7 +12,7 @@ import pytest
 from ctr.config import ModelConfig
 from ctr.data.columns import row_weights
 from ctr.evaluation.metrics import auc
-from ctr.export.onnx_export import ExportResult, Extras, export_bundle
+from ctr.export.export_bundle import ExportResult, Extras, export_bundle
 from ctr.export.precision import choose
 from ctr.export.precision.choose import Trial, fastest
 from ctr.export.precision.products import large_products, quantize_products

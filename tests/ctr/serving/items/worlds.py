@@ -12,7 +12,7 @@ import torch
 
 from ctr.config import ModelConfig
 from ctr.data.feature_tables import frozen_tables
-from ctr.export.onnx_export import ExportResult
+from ctr.export.export_bundle import ExportResult
 from ctr.export.serving_graph import RequestGraph, item_table
 from ctr.model.click_model import ClickModel
 from ctr.serving.ranker import graph_inputs

@@ -19,7 +19,7 @@ from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.encoding.past import PastEvent
 from features.errors import ConfigError
-from features.point_in_time.past_columns import RequestEncoder
+from features.requests.past_columns import RequestEncoder
 from tests.ctr.serving.server.stars import MICROS, built, stars_contract
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

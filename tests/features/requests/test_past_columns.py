@@ -16,8 +16,8 @@ from features.encoding.encoder import EncodedRequest, Encoder, Snapshot
 from features.encoding.past import PastEvent
 from features.encoding.request import parse_request
 from features.errors import ConfigError
-from features.point_in_time.past_columns import RequestEncoder
-from features.point_in_time.raw_columns import Compared, Computed, Given
+from features.requests.past_columns import RequestEncoder
+from features.requests.raw_columns import Compared, Computed, Given
 
 NOON = 1_767_268_800  # Thursday 2026-01-01T12:00:00Z, in seconds
 ITEMS = 5  # 100 to 104: rows 2 to 6

@@ -15,7 +15,7 @@ from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.encoding.request import parse_request
-from features.point_in_time.past_columns import RequestEncoder
+from features.requests.past_columns import RequestEncoder
 from features.store.feature_set import SPLITS, FeatureSet
 from tests.features.counter_state import CounterState
 

@@ -12,8 +12,8 @@ import pytest
 from features.encoding.encoder import Encoder
 from features.encoding.past import Past
 from features.errors import ConfigError, DataError
-from features.point_in_time.past_columns import RequestEncoder
-from features.point_in_time.past_table import PastTable
+from features.requests.past_columns import RequestEncoder
+from features.requests.past_table import PastTable
 from tests.trained import built_feature_set
 
 SECOND = 1_000_000

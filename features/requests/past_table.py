@@ -18,10 +18,10 @@ from features.encoding.past import ITEM, TIME, Past
 from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError, error_prefix
 from features.point_in_time.history import gap_seconds, history_spans, without_repeats
-from features.point_in_time.raw_columns import Given, RawColumns, RawEvents
+from features.requests.raw_columns import Given, RawColumns, RawEvents
 from features.sources.keys import canonical
-from features.sources.log import microseconds
 from features.sources.tables import readable, require_columns, scan
+from features.sources.times import microseconds
 
 USER = "user"
 

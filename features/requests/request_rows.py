@@ -15,10 +15,10 @@ from features.encoding.encoder import Encoder
 from features.encoding.number import numbers
 from features.encoding.past import ITEM, TIME
 from features.errors import ConfigError, DataError
-from features.point_in_time.past_columns import RequestEncoder
-from features.point_in_time.past_table import USER, Histories, PastTable, with_names
-from features.point_in_time.raw_columns import log_time
-from features.sources.log import microseconds
+from features.requests.past_columns import RequestEncoder
+from features.requests.past_table import USER, Histories, PastTable, with_names
+from features.requests.raw_columns import log_time
+from features.sources.times import microseconds
 from features.store.schema import UNKNOWN
 
 HISTORY = "history"

@@ -27,7 +27,7 @@ from features.encoding.request import Request
 from features.encoding.snapshot import Snapshot
 from features.errors import ConfigError, DataError
 from features.point_in_time.history import gap_seconds, history_spans, without_repeats
-from features.point_in_time.raw_columns import Given, RawColumns, RawEvents, log_time
+from features.requests.raw_columns import Given, RawColumns, RawEvents, log_time
 from features.sources.labelled import columns_in
 from features.sources.tables import expression
 from features.store.schema import UNKNOWN
