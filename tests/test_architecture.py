@@ -125,6 +125,21 @@ def test_no_file_imports_itself_by_way_of_others():
     assert circle(imports) == []
 
 
+@pytest.mark.parametrize("parent", sorted({path.parent.parent for path in MODULES} - {ROOT}), ids=named)
+def test_no_folder_imports_its_neighbour_that_imports_it(parent):
+    """Of the packages inside a package: `ctr/serving/server` reads `answering`, never the other way."""
+    prefix = named(parent).replace("/", ".") + "."
+    imports: dict[str, set[str]] = {}
+    for path in parent.rglob("*.py"):
+        own = dotted(path).removeprefix(prefix).split(".")
+        names = {name.removeprefix(prefix).split(".")[0] for name in imports_of(path) if name.startswith(prefix)}
+        # A file beside the packages is no package.
+        folders = {name for name in names if (parent / name).is_dir()}
+        if len(own) > 1 and (parent / own[0]).is_dir():
+            imports.setdefault(own[0], set()).update(folders - {own[0]})
+    assert circle(imports) == []
+
+
 @pytest.mark.parametrize("floor", PACKAGES)
 def test_every_package_of_a_floor_has_its_place_in_the_order(floor):
     found = {path.name for path in (ROOT / floor).iterdir() if (path / "__init__.py").exists()}

@@ -164,8 +164,8 @@ def quantiles(milliseconds: list[float]) -> dict[str, float | None]:
 
 
 def _calls_of_bundle(name: str, path: Path, candidates: int, threads: int) -> dict[str, Callable[[], object]]:
+    from ctr.serving.answering.answers import answer
     from ctr.serving.ranker import Ranker
-    from ctr.serving.server.answers import answer
     from features.encoding.request import Limits, parse_request
 
     limits = Limits(max_candidates=candidates)

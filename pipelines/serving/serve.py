@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ctr.serving.answering.versions import source_of
 from ctr.serving.bundle import REQUEST
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.server.app import token_of
 from ctr.serving.server.run import MakeApp, check_address, example, run_server
-from ctr.serving.server.versions import source_of
 from ctr.serving.settings import ServeConfig
 from pipelines.workspace import Workspace
 

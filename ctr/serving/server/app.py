@@ -20,23 +20,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from ctr.serving.answering.answers import Answer, read_body
+from ctr.serving.answering.events import EventReader
+from ctr.serving.answering.live import LiveCounters
+from ctr.serving.answering.metrics import ServerMetrics
+from ctr.serving.answering.pool import OverloadedError, RankingPool
+from ctr.serving.answering.ranking import Ranking
+from ctr.serving.answering.versions import Source, Versions
 from ctr.serving.items.new_items import items_of_json
 from ctr.serving.items.upsert import Upserted, upsert_items
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
-from ctr.serving.server.answers import Answer, read_body
-from ctr.serving.server.events import EventReader
-from ctr.serving.server.live import LiveCounters
-from ctr.serving.server.metrics import ServerMetrics
 from ctr.serving.server.openapi import DOCUMENT, page
-from ctr.serving.server.pool import OverloadedError, RankingPool
 from ctr.serving.server.refusals import NotFoundError, TooLargeError, UnauthorizedError, refusal
 from ctr.serving.server.served_log import ServedLog
-from ctr.serving.server.versions import Source, Versions
 from ctr.serving.settings import ServeConfig
 from ctr.serving.termination import on_termination
-from ctr.serving.variants.ranking import Ranking
 from features.errors import ConfigError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does

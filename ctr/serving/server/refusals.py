@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from ctr.serving.answering.pool import OverloadedError
 from ctr.serving.pasts.source import AwayError
-from ctr.serving.server.pool import OverloadedError
 from features.errors import ConfigError, NewItemsError, NumericalError
 
 log = logging.getLogger("quadrank.serve")

@@ -16,8 +16,8 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from ctr.serving.server.metrics import SEVERAL_PROCESSES
-from ctr.serving.server.versions import Source
+from ctr.serving.answering.metrics import SEVERAL_PROCESSES
+from ctr.serving.answering.versions import Source
 from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError
 

@@ -15,8 +15,8 @@ from contextlib import suppress
 
 import pyarrow.parquet as pq
 
+from ctr.serving.answering.answers import Answer
 from ctr.serving.served.rows import ServedRow, served_row, served_table
-from ctr.serving.server.answers import Answer
 from ctr.serving.settings import LogSettings
 from features.errors import ConfigError
 from features.store.atomic import flush

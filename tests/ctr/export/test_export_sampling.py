@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.export.onnx_export import _for_serving
+from ctr.export.export_bundle import _for_serving
 from ctr.export.parity import expected, grid_requests
 from ctr.model.calibrator import Curve
 from features.store.feature_set import Sampling

@@ -1,4 +1,4 @@
-"""One exported bundle of a small log for all tests of serving."""
+"""Exported bundles of a small log for all tests of serving: one for each test module, and two that servers replace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ctr.export.export_bundle import ExportResult
 from ctr.model.click_model import ClickModel
 from ctr.serving.ranker import Ranker
 from features.store.feature_set import FeatureSet
-from tests.ctr.serving.shop import export
+from features.store.pointer import point_at
+from tests.ctr.serving.shop import export, two_bundles
 from tests.trained import built_feature_set, random_model
 
 
@@ -40,3 +41,17 @@ def ranker(exported: ExportResult) -> Ranker:
 @pytest.fixture
 def copy(exported: ExportResult, tmp_path: Path) -> Path:
     return shutil.copytree(exported.path, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def exported_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bundles of one shop, exported once in a process."""
+    return two_bundles(tmp_path_factory.mktemp("two-bundles"))
+
+
+@pytest.fixture(scope="module")
+def bundles(exported_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`first`, `second` and a pointer to the first, of this module alone."""
+    folder = shutil.copytree(exported_bundles, tmp_path_factory.mktemp("server") / "bundles")
+    point_at(folder, "first")
+    return folder

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ctr.serving.answering.answers import answer
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.answers import answer
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.settings import LogSettings
 from features.encoding.request import Limits

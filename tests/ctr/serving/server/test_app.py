@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from ctr.serving.answering.answers import answer as answer_body
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.answers import answer as answer_body
 from ctr.serving.server.app import Server, token_of
-from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import LogSettings, QueueSettings
 from features.encoding.request import Limits
 from features.errors import ConfigError

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from ctr.serving.answering.answers import answer
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.pasts.source import AwayError
-from ctr.serving.server.answers import answer
 from ctr.serving.server.app import Server
-from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import EventSettings, PastsSettings
 from features.encoding.request import Limits
 from features.encoding.snapshot import Snapshot

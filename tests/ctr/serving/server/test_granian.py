@@ -24,7 +24,7 @@ from pathlib import Path
 from granian import Granian
 from granian.constants import Interfaces
 from ctr.serving.server.run import MakeApp
-from ctr.serving.server.versions import PointerSource
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.settings import ServeConfig
 
 def load():

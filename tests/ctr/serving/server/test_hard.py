@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
 from ctr.serving.server.openapi import DOCUMENT
-from ctr.serving.server.versions import PointerSource
 from features.encoding.request import Limits
 from tests.ctr.serving.server.over_http import post, serving
 from tests.ctr.serving.shop import REQUEST, serve_config

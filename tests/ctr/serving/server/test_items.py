@@ -11,12 +11,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from ctr.config import ModelConfig
+from ctr.serving.answering.versions import PointerSource, Source
 from ctr.serving.bundle import open_bundle
 from ctr.serving.items.new_items import items_of_json
 from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server
-from ctr.serving.server.versions import PointerSource, Source
 from ctr.serving.settings import ItemSettings
 from features.store.pointer import point_at
 from tests.ctr.serving.shop import REQUEST, export, serve_config

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
 from ctr.serving.server.run import example
-from ctr.serving.server.versions import PointerSource
 from tests.ctr.serving.shop import serve_config
 
 START_SECONDS = 120

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker, graph_inputs
 from ctr.serving.server.app import Server
-from ctr.serving.server.versions import PointerSource
 from features.encoding.request import parse_request
 from features.store.pointer import point_at
 from tests.ctr.serving.server.over_http import SECONDS, serving

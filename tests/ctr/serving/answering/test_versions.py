@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ctr.serving.server.versions import AliasSource, PointerSource, Versions, source_of
+from ctr.serving.answering.versions import AliasSource, PointerSource, Versions, source_of
 from features.errors import ConfigError, DataError
 
 

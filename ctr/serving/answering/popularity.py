@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctr.serving.answering.answers import Stages, encode_json, read_request, with_times
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.answers import Stages, encode_json, read_request, with_times
 from features.encoding.request import Limits, Request, parse_request
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ctr.serving.answering.events import Events
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.events import Events
 from features.encoding.snapshot import Snapshot
 from features.point_in_time.live_counters import LiveCounter
 from features.store.schema import FIRST_VALUE

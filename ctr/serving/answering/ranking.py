@@ -7,16 +7,16 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from ctr.serving.answering.answers import Answer, Asked, rank, read_request
+from ctr.serving.answering.assignment import CHALLENGER
+from ctr.serving.answering.challenger import Challenger
+from ctr.serving.answering.events import Events
+from ctr.serving.answering.metrics import ServerMetrics
+from ctr.serving.answering.pool import OverloadedError, RankingPool
+from ctr.serving.answering.popularity import PopularityAnswer, popularity_answer
+from ctr.serving.answering.shadow import Shadow
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.answers import Answer, Asked, rank, read_request
-from ctr.serving.server.events import Events
-from ctr.serving.server.metrics import ServerMetrics
-from ctr.serving.server.pool import OverloadedError, RankingPool
 from ctr.serving.settings import ServeConfig
-from ctr.serving.variants.assignment import CHALLENGER
-from ctr.serving.variants.challenger import Challenger
-from ctr.serving.variants.popularity import PopularityAnswer, popularity_answer
-from ctr.serving.variants.shadow import Shadow
 from features.errors import ConfigError, NumericalError
 
 log = logging.getLogger("quadrank.serve")

@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr.serving.server.events import Events
-from ctr.serving.server.live import LiveCounters
+from ctr.serving.answering.events import Events
+from ctr.serving.answering.live import LiveCounters
 from features.contract.log import Counter
 from features.encoding.past import PastEvent
 from features.encoding.request import parse_request
-from tests.ctr.serving.server.stars import COUNTERS, MICROS, START, as_ranker, built, stars_log, values
+from tests.ctr.serving.answering.stars import COUNTERS, MICROS, START, as_ranker, built, stars_log, values
 from tests.features.counter_state import CounterState
 
 MINUTE = 60_000_000

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ctr.serving.answering.assignment import meets_challenger
+from ctr.serving.answering.events import Events
+from ctr.serving.answering.live import LiveCounters
+from ctr.serving.answering.versions import PointerSource, Versions
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.events import Events
-from ctr.serving.server.live import LiveCounters
-from ctr.serving.server.versions import PointerSource, Versions
 from ctr.serving.settings import ServeConfig
-from ctr.serving.variants.assignment import meets_challenger
 from features.errors import QuadRankError
 
 

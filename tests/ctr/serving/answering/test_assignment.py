@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from ctr.serving.variants.assignment import meets_challenger
+from ctr.serving.answering.assignment import meets_challenger
 
 
 def test_a_share_of_users_meets_it():
@@ -46,7 +46,7 @@ def test_it_is_the_hash_that_the_docs_state():
 
 def test_processes_agree():
     code = (
-        "from ctr.serving.variants.assignment import meets_challenger as meets\n"
+        "from ctr.serving.answering.assignment import meets_challenger as meets\n"
         "print(''.join(str(int(meets(f'u{i}', '', 0.5, 's'))) for i in range(64)))"
     )
     here = "".join(str(int(meets_challenger(f"u{i}", "", 0.5, "s"))) for i in range(64))

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from ctr.serving.answering.answers import Answer, Asked, Stages, rank
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.answers import Answer, Asked, Stages, rank
 from features.encoding.request import Limits
 from features.store.served_schema import SHADOW
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server
-from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import LogSettings, QueueSettings
 from features.errors import NumericalError
 from tests.ctr.serving.shop import REQUEST, serve_config

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctr.serving.server.events import EventReader, Events
+from ctr.serving.answering.events import EventReader, Events
 from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.encoding.past import PastEvent
 from features.errors import ConfigError
 from features.requests.past_columns import RequestEncoder
-from tests.ctr.serving.server.stars import MICROS, built, stars_contract
+from tests.ctr.serving.answering.stars import MICROS, built, stars_contract
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SECONDS = MICROS // 1_000_000

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from ctr.serving.answering.assignment import meets_challenger
+from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server
-from ctr.serving.server.versions import PointerSource
 from ctr.serving.settings import ChallengerSettings, LogSettings
-from ctr.serving.variants.assignment import meets_challenger
 from features.store.pointer import point_at
 from tests.ctr.serving.shop import REQUEST, serve_config
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ctr.serving.server.answers import read_body
+from ctr.serving.answering.answers import read_body
 from features.calendar import first_instant, microseconds_of, text_of
 from features.contract.columns import Gap, Residual
 from features.contract.event_columns import event_columns
