@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.harness.measured import ROOT, measure
 from benchmarks.harness.report import Report
+from benchmarks.jobs.rank import INT8
 from features.errors import ConfigError
 
 DEFAULT_SITE = ROOT / ".bench" / "rank"
@@ -73,6 +74,7 @@ def run(work: Path, say: Say, settings: RankBench) -> Report:
             feedback=name == QIN_PLUS,
         ).result["feature_set"]
         bundles[name] = str(work / preset)
+        bundles[f"{name} int8"] = f"{work / preset}{INT8}"
         made = measure(
             "benchmarks.jobs.rank:export_ours",
             feature_set=feature_sets[name],
@@ -83,7 +85,8 @@ def run(work: Path, say: Say, settings: RankBench) -> Report:
         parameters, tower, mib = (made.result[key] for key in ("parameters", "tower", "mib"))
         say(f"{name}: {parameters:,} parameters, a tower {tower:,} wide, a bundle of {mib:,} MiB")
     graphs = _peers(work, say, settings) if settings.peers else {}
-    results, ratios = [], {}
+    results: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
     for threads in settings.threads:
         for candidates in settings.candidates:
             done = measure(
@@ -118,7 +121,7 @@ def compared(
     literal = p50.get(LITERAL)
     rows = [{**way, "over_literal": literal / way["p50_ms"] if literal else None} for way in ways]
     ratios = {"qin_plus_over_qin_time": p50[QIN_PLUS] / p50[QIN], "qin_over_torch": p50[EAGER] / p50[QIN]}
-    for name, short in ((QIN, "qin"), (QIN_PLUS, "qin_plus")):
+    for name, short in ((QIN, "qin"), (QIN_PLUS, "qin_plus"), (f"{QIN} int8", "qin_int8")):
         ratios[f"{short}_share_of_products"] = products_ms[name] / p50[name]
         if literal:
             ratios[f"{short}_over_literal"] = literal / p50[name]

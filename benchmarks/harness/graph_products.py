@@ -19,12 +19,16 @@ CALLS, WARM_UP = 15, 3
 
 
 class GraphProduct(NamedTuple):
-    """`[m, k] x [k, n]`; `constant` where the right side is a weight, which ONNX Runtime packs once."""
+    """`[m, k] x [k, n]`; `constant` where the right side is a weight, which ONNX Runtime packs once.
+
+    `whole` where weight and activation are whole numbers of 8 bits.
+    """
 
     m: int
     k: int
     n: int
     constant: bool
+    whole: bool = False
 
 
 def products_of(path: Path, axes: Mapping[str, int]) -> Counter[GraphProduct]:
@@ -47,6 +51,10 @@ def products_of(path: Path, axes: Mapping[str, int]) -> Counter[GraphProduct]:
     shapes = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    # A weight of 8 bits reaches its product by way of a node that names its scale.
+    whole = {
+        node.output[0] for node in inferred.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
     found: Counter[GraphProduct] = Counter()
     for node in inferred.node:
         if node.op_type not in ("MatMul", "Gemm"):
@@ -62,7 +70,8 @@ def products_of(path: Path, axes: Mapping[str, int]) -> Counter[GraphProduct]:
         # Of a stack of right sides, each has its own rows.
         times = int(np.prod(right[:-2]))
         m = rows[-1] if right[:-2] else int(np.prod(rows))
-        found[GraphProduct(m, k, n, node.input[1] in constants)] += times
+        weight = node.input[1]
+        found[GraphProduct(m, k, n, weight in constants or weight in whole, weight in whole)] += times
     return found
 
 
@@ -83,8 +92,10 @@ def _milliseconds(product: GraphProduct, threads: int) -> float:
         inputs.append(helper.make_tensor_value_info("right", TensorProto.FLOAT, right_KN.shape))
         feed["right"] = right_KN
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, (product.m, product.n))
-    node = helper.make_node("MatMul", ["left", "right"], ["out"])
-    graph = helper.make_graph([node], "product", inputs, [out], weights)
+    nodes = [helper.make_node("MatMul", ["left", "right"], ["out"])]
+    if product.whole:
+        nodes, weights = _in_whole_numbers(right_KN)
+    graph = helper.make_graph(nodes, "product", inputs, [out], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     session = open_session(model.SerializeToString(), threads)
     times = []
@@ -93,3 +104,21 @@ def _milliseconds(product: GraphProduct, threads: int) -> float:
         session.run(None, feed)
         times.append(time.perf_counter() - started)
     return median(times[WARM_UP:]) * 1e3
+
+
+def _in_whole_numbers(right_KN: np.ndarray) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """Nodes and weights of the product as a graph of 8 bits has it: a scale for each column of the weight."""
+    scale_N = (np.abs(right_KN).max(axis=0) / 63).astype(np.float32)
+    weights = {
+        "step": np.float32(8 / 255),
+        "zero": np.uint8(128),
+        "weight": np.rint(right_KN / scale_N).astype(np.int8),
+        "scale": scale_N,
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["left", "step", "zero"], ["left_whole"]),
+        helper.make_node("DequantizeLinear", ["left_whole", "step", "zero"], ["left_back"]),
+        helper.make_node("DequantizeLinear", ["weight", "scale"], ["right"], axis=1),
+        helper.make_node("MatMul", ["left_back", "right"], ["out"]),
+    ]
+    return nodes, [numpy_helper.from_array(np.asarray(values), name) for name, values in weights.items()]

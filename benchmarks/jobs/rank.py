@@ -16,16 +16,18 @@ from features.store.schema import FIRST_VALUE
 
 FEWEST_CALLS, MOST_CALLS = 5, 400
 CALLS_OF_A_P99 = 100
+ROWS_TRIED = 200
+INT8 = "_int8"
 OF_PAPER = ("embedding_dim", "vector_dim", "attention_dim", "layers", "rows", "tower")
 Feed = dict[str, np.ndarray]
 
 
 def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], batch: int = 1_024) -> dict[str, Any]:
-    """Export a model of a preset with the weights that it begins with.
+    """Export a model of a preset with the weights that it begins with, in single precision and with products of 8 bits.
 
     Args:
         feature_set: folder.
-        out: new folder of the bundle.
+        out: new folder of the bundle; that with products of 8 bits is `<out>_int8`.
         preset: name of a file of conf/model.
         sizes: model settings over those of the paper.
         batch: rows from which batch norm learns its moments, so that no layer is trivial.
@@ -36,22 +38,31 @@ def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], 
     import torch
 
     from ctr.data.loader import Loader
-    from ctr.export.export_bundle import export_bundle
+    from ctr.export.export_bundle import GRAPHS_ALONE, Extras, export_bundle
+    from ctr.export.precision.put import VariantChoice
     from features.store.feature_set import FeatureSet
 
     data = FeatureSet.open(Path(feature_set))
     model = model_of(data, preset, sizes)
     with torch.no_grad():
         model.train().outputs(next(iter(Loader(data, "train", batch, seed=1, shuffle=True).epoch(0))))
-    exported = export_bundle(
-        model.eval(),
-        data,
-        Path(out),
-        model_version=preset,
-        architecture=preset,
-        metrics={},
-        controls={},
-        git_revision="",
+    exported, _ = (
+        export_bundle(
+            model.eval(),
+            data,
+            Path(path),
+            model_version=preset,
+            architecture=preset,
+            metrics={},
+            controls={},
+            git_revision="",
+            extras=extras,
+        )
+        for path, extras in (
+            (out, GRAPHS_ALONE),
+            # The weights are not trained: what is lost says nothing.
+            (f"{out}{INT8}", Extras(variant=VariantChoice("int8_products", 1.0, ROWS_TRIED))),
+        )
     )
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

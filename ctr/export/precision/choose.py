@@ -70,7 +70,12 @@ class Trial:
 
 
 def try_variants(
-    folder: Path, manifest: BundleManifest, blocks: Sequence[Block], feature_set: FeatureSet, names: Sequence[Variant]
+    folder: Path,
+    manifest: BundleManifest,
+    blocks: Sequence[Block],
+    feature_set: FeatureSet,
+    names: Sequence[Variant],
+    rows: int = ROWS,
 ) -> dict[Variant, Trial]:
     """Write each variant beside the graph of a bundle and measure it.
 
@@ -80,6 +85,7 @@ def try_variants(
         blocks: of its item table.
         feature_set: that the model was trained on. Only its validation rows are read.
         names: of the variants.
+        rows: how many of them are scored at most.
 
     Returns:
         Trials by name, single precision among them.
@@ -87,7 +93,7 @@ def try_variants(
     Raises:
         NumericalError: a variant scores a row with something that is no number.
     """
-    picked_R = _picked(feature_set)
+    picked_R = _picked(feature_set, rows)
     labels_R = column(feature_set, "valid", "label")[picked_R]
     weights_R = row_weights(feature_set, "valid")[picked_R]
     scores: dict[Variant, np.ndarray] = {}
@@ -180,10 +186,9 @@ def _written(
     return graph, table
 
 
-def _picked(feature_set: FeatureSet) -> np.ndarray:
-    """Places among the validation rows, in random order, at most `ROWS`."""
-    rows = feature_set.manifest.windows["valid"].rows
-    return np.random.default_rng(0).permutation(rows)[:ROWS]
+def _picked(feature_set: FeatureSet, most: int) -> np.ndarray:
+    """Places among the validation rows, in random order, so many at most."""
+    return np.random.default_rng(0).permutation(feature_set.manifest.windows["valid"].rows)[:most]
 
 
 def _located(feature_set: FeatureSet, places: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

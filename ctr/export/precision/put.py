@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ctr.export.precision.choose import AUTO, FP32, VARIANTS, Variant, fastest, install, refuse_loss, try_variants
+from ctr.export.precision.choose import AUTO, FP32, ROWS, VARIANTS, Variant, fastest, install, refuse_loss, try_variants
 from ctr.export.precision.tables import Block
 from ctr.serving.agreement import TOLERANCE
 from ctr.serving.bundle import GOLDEN, RANKER, Bundle, BundleManifest, BundleMetadata, write_json
@@ -30,10 +30,12 @@ class VariantChoice:
     Args:
         name: of the variant; `auto` for the fastest of all that loses at most `max_auc_loss`.
         max_auc_loss: on validation rows, compared with single precision. A named variant that loses more is refused.
+        rows: of the validation window that are scored, drawn where there are more.
     """
 
     name: Variant | Literal["auto"] = FP32
     max_auc_loss: float = MAX_AUC_LOSS
+    rows: int = ROWS
 
 
 FP32_ALONE = VariantChoice()
@@ -61,7 +63,7 @@ def put_variant(
         NumericalError: a named variant loses more than is allowed.
     """
     names = VARIANTS if choice.name == AUTO else (choice.name,)
-    trials = try_variants(folder, manifest, blocks, feature_set, names)
+    trials = try_variants(folder, manifest, blocks, feature_set, names, choice.rows)
     if choice.name == AUTO:
         chosen = fastest(trials, choice.max_auc_loss)
     else:

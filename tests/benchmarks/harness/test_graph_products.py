@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness import graph_products
 from benchmarks.harness.graph_products import GraphProduct, least_milliseconds, products_of
+from ctr.serving.ranker import open_session
 
 
 def graph_of(folder: Path, nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]]) -> Path:
@@ -43,6 +44,30 @@ def test_products_have_the_sizes_of_the_request(tmp_path):
             GraphProduct(7, 3, 7, False),
         ]
     )
+
+
+def test_a_product_of_whole_numbers_is_told_apart_and_timed_as_such(tmp_path, monkeypatch):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["r"]),
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["weight"], axis=1),
+        helper.make_node("MatMul", ["r", "weight"], ["a"]),  # [7, 3] x [3, 5] of 8 bits
+        helper.make_node("MatMul", ["a", "V"], ["out"]),  # [7, 5] x [5, 2]
+    ]
+    path = graph_of(tmp_path, nodes, {"V": (5, 2), "scale": (5,)})
+    model = onnx.load(path)
+    for name, values in (("step", np.float32(0.1)), ("zero", np.uint8(128)), ("w", np.ones((3, 5), np.int8))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+    onnx.save(model, path)
+    found = products_of(path, {"rows": 7})
+    assert found == Counter([GraphProduct(7, 3, 5, True, True), GraphProduct(7, 5, 2, True)])
+    timed = []
+    monkeypatch.setattr(
+        graph_products, "open_session", lambda graph, threads: timed.append(graph) or open_session(graph, threads)
+    )
+    assert least_milliseconds(found, 1) > 0
+    kinds = [{node.op_type for node in onnx.load_from_string(graph).graph.node} for graph in timed]
+    assert sorted(map(sorted, kinds)) == [["DequantizeLinear", "MatMul", "QuantizeLinear"], ["MatMul"]]
 
 
 def test_a_vector_is_a_matrix_of_one_column_and_a_stack_is_many_products(tmp_path):
