@@ -78,6 +78,7 @@ def run_server(
     # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.
     signal.signal(signal.SIGTERM, lambda *_: None)
     socket = settings.bind_socket()
+    socket.listen(settings.backlog)  # whoever reads the address may call it at once, and waits for the bundle
     announce(socket.getsockname()[1])
     if processes == 1:
         uvicorn.Server(settings).run(sockets=[socket])

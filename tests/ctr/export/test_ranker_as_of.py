@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClickModel, Feat
 def test_rows_of_the_past_are_served_what_held_then(exported):
     model, feature_set, ranker = exported
     with ranker_as_of(ranker, feature_set) as then:
-        served = np.concatenate(list(_served_scores(then, feature_set, "test")))[:, 0]
+        served = np.stack(list(_served_scores(then, feature_set, "test")))[:, 0]
     np.testing.assert_allclose(served, predict(model, feature_set, "test"), atol=1e-5)
     time = np.concatenate([part["time"] for part in feature_set.rows("test")])
     assert time.min() < CHANGES[2] * 1_000_000 < time.max()

@@ -91,7 +91,7 @@ ROUNDING = 1e-6  # more than two scores of one pair differ between ONNX and torc
 
 def served_test_scores(feature_set: FeatureSet, bundle: Path) -> np.ndarray:
     with ranker_as_of(Ranker.load(bundle), feature_set) as then:
-        return np.concatenate(list(_served_scores(then, feature_set, "test")))[:, 0]
+        return np.stack(list(_served_scores(then, feature_set, "test")))[:, 0]
 
 
 def test_the_scores_of_the_bundle_are_those_of_the_model(trained):
