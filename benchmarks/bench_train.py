@@ -30,10 +30,12 @@ COLUMNS = {
 }
 LITERAL, FUXICTR = "literal", "fuxictr_din"
 HALF = {"train": {"precision": "bf16"}}
+MERGED = {"model": {"merge_rows": True}}
 OURS: dict[str, dict[str, Any]] = {
     "ours_fp32": {},
+    "ours_fp32_merged": MERGED,
     "ours_bf16": HALF,
-    "ours_bf16_merged": {**HALF, "model": {"merge_rows": True}},
+    "ours_bf16_merged": {**HALF, **MERGED},
 }
 
 
@@ -50,6 +52,7 @@ class TrainBench:
         repeats: calls of each.
         venv: folder of FuxiCTR's environment, made where it is not there; None for `.bench/fuxictr` of the checkout.
         peers: false measures ours alone.
+        half: false leaves out half precision, which takes minutes a step on a processor without products of it.
         with_profile: also where a step's time goes, beside the roofline of this machine.
         with_scaling: also rows a second over batch size, history length and items.
         preset: model and training settings over those of conf/model/qin_paper.yaml, for all but FuxiCTR's own parts.
@@ -63,6 +66,7 @@ class TrainBench:
     repeats: int
     venv: Path | None
     peers: bool
+    half: bool
     with_profile: bool
     with_scaling: bool
     preset: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +108,9 @@ def run(work: Path, say: Say, settings: TrainBench) -> Report:
     results = [_result(name, of_name) for name, of_name in runs.items()]
     report = Report(results, _ratios(results), COLUMNS)
     if settings.with_profile:
-        report = report.with_section(profile(shape["feature_set"], settings.batch_size, settings.preset, say))
+        report = report.with_section(
+            profile(shape["feature_set"], settings.batch_size, settings.preset, settings.half, say)
+        )
     if settings.with_scaling:
         report = report.with_section(scaling(work, say, settings.preset))
     return report
@@ -119,6 +125,8 @@ def _calls(folder: Path, feature_set: str, settings: TrainBench) -> dict[str, Ca
         calls[LITERAL] = lambda: measure("benchmarks.jobs.literal:train", **given)
         calls[FUXICTR] = lambda: measure("benchmarks.peers.fuxictr_peer:train", venv=venv, **given)
     for name, own in OURS.items():
+        if "train" in own and not settings.half:
+            continue
         both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
         calls[name] = lambda both=both: measure(  # type: ignore[misc]
             "benchmarks.jobs.train:train", feature_set=feature_set, warmup=2, preset=both, **shared
@@ -143,15 +151,16 @@ def _result(name: str, runs: list[Measured]) -> Result:
 
 def _ratios(results: list[Result]) -> dict[str, float]:
     by_name = {result["name"]: result for result in results}
+    measured = [name for name in OURS if name in by_name]
     ratios = {}
     for peer in (LITERAL, FUXICTR):
         if peer in by_name:
-            for ours in OURS:
+            for ours in measured:
                 speed = by_name[ours]["rows_per_s"] / by_name[peer]["rows_per_s"]
                 ratios[f"{ours}_over_{peer}"] = round(speed, 2)
     # Memory that a process held before its steps can hide theirs; then there is nothing to compare with.
     if LITERAL in by_name and by_name[LITERAL]["step_mib"]:
-        for ours in OURS:
+        for ours in measured:
             memory = by_name[ours]["step_mib"] / by_name[LITERAL]["step_mib"]
             ratios[f"step_memory_{ours}_over_{LITERAL}"] = round(memory, 3)
     return ratios

@@ -50,7 +50,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def profile(feature_set: str, batch_size: int, preset: dict[str, Any], say: Callable[[str], object]) -> Section:
+def profile(
+    feature_set: str, batch_size: int, preset: dict[str, Any], half: bool, say: Callable[[str], object]
+) -> Section:
     """One table of all ways of training, each profiled in a process of its own.
 
     The least time of a part is that of its matrix products, each at the rate measured for its shape and layout, plus
@@ -59,6 +61,8 @@ def profile(feature_set: str, batch_size: int, preset: dict[str, Any], say: Call
     """
     rows, ratios = [], {}
     for way, own in WAYS.items():
+        if "train" in own and not half:
+            continue
         both = {part: {**preset.get(part, {}), **own.get(part, {})} for part in ("model", "train")}
         done = measure(
             "benchmarks.profiling.step_profile:profile_one", feature_set=feature_set, batch_size=batch_size, preset=both

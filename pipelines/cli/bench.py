@@ -114,6 +114,10 @@ def bench_train(
     peers: Annotated[
         bool, typer.Option("--peers/--no-peers", help="Also measure the literal equations and FuxiCTR.")
     ] = True,
+    half: Annotated[
+        bool,
+        typer.Option("--half/--no-half", help="Also measure half precision; slow on processors without it."),
+    ] = True,
     with_profile: Annotated[
         bool, typer.Option("--profile", help="Also measure the parts of a step, beside the roofline.")
     ] = False,
@@ -141,6 +145,7 @@ def bench_train(
         repeats=repeats,
         venv=venv,
         peers=peers,
+        half=half,
         with_profile=with_profile,
         with_scaling=with_scaling,
         preset=preset,

@@ -42,10 +42,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_beside_the_literal_equations(tmp_path: Path):
     said: list[str] = []
     options: dict[str, Any] = {"steps": 2, "repeats": 2, "venv": None, "with_profile": True, "with_scaling": False}
-    settings = TrainBench(**SIZES, **options, peers=True, preset=SMALL)
+    settings = TrainBench(**SIZES, **options, peers=True, half=True, preset=SMALL)
     report = bench_train.run(tmp_path, said.append, settings)
     by_name = {result["name"]: result for result in report.results}
-    assert list(by_name) == ["literal", "ours_fp32", "ours_bf16", "ours_bf16_merged"]
+    assert list(by_name) == ["literal", "ours_fp32", "ours_fp32_merged", "ours_bf16", "ours_bf16_merged"]
     assert any(line.startswith("fuxictr_din is left out: no such package") for line in said)
     assert all(len(result["all_rows_per_s"]) == 2 and result["rows_per_s"] > 0 for result in report.results)
     # Merged, each of two layers of width 32 has one row of 32 x 32 + 32 less.
@@ -89,7 +89,7 @@ def test_a_peer_that_fails_otherwise_is_not_passed_over(tmp_path: Path, monkeypa
     monkeypatch.setattr(bench_train, "measure", failing)
     options: dict[str, Any] = {"steps": 1, "repeats": 1, "venv": None, "with_profile": False, "with_scaling": False}
     with pytest.raises(ConfigError, match="killed"):
-        bench_train.run(tmp_path, print, TrainBench(**SIZES, **options, peers=True, preset=SMALL))
+        bench_train.run(tmp_path, print, TrainBench(**SIZES, **options, peers=True, half=True, preset=SMALL))
 
 
 def test_growth_varies_one_size_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -139,6 +139,14 @@ def test_the_command_refuses_what_is_no_setting_of_a_model(capsys: pytest.Captur
     assert "It reads: model, train." in capsys.readouterr().err
 
 
+def test_half_precision_can_be_left_out(tmp_path: Path):
+    options: dict[str, Any] = {"steps": 1, "repeats": 1, "venv": None, "with_profile": True, "with_scaling": False}
+    report = bench_train.run(tmp_path, print, TrainBench(**SIZES, **options, peers=False, half=False, preset=SMALL))
+    assert [result["name"] for result in report.results] == ["ours_fp32", "ours_fp32_merged"]
+    (section,) = report.sections
+    assert {row["name"].partition(":")[0] for row in section.results} == {"fp32"}
+
+
 def test_the_command_gives_its_options_to_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given: list[TrainBench] = []
 
@@ -148,10 +156,10 @@ def test_the_command_gives_its_options_to_the_benchmark(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(bench_train, "run", run)
     options = ["--rows", "3000", "--items", "200", "--max-len", "8", "--batch-size", "64", "--steps", "2"]
-    options += ["--repeats", "4", "--no-peers", "--profile", "--set", "train.precision=bf16"]
+    options += ["--repeats", "4", "--no-peers", "--no-half", "--profile", "--set", "train.precision=bf16"]
     with pytest.raises(SystemExit) as ended:
         main(["bench", "train", *options, "--out", str(tmp_path)])
     assert ended.value.code == 0
     preset = {"train": {"precision": "bf16"}}
-    assert given == [TrainBench(**SIZES, steps=2, repeats=4, venv=None, peers=False, with_profile=True,
+    assert given == [TrainBench(**SIZES, steps=2, repeats=4, venv=None, peers=False, half=False, with_profile=True,
                                 with_scaling=False, preset=preset)]  # fmt: skip

@@ -14,8 +14,11 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig
+from ctr.export.precision.put import VariantChoice, put_variant
+from ctr.export.serving_graph import RequestGraph
+from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE, logit_difference
-from ctr.serving.bundle import open_bundle
+from ctr.serving.bundle import open_bundle, seal
 from ctr.serving.items.new_items import items_of_table
 from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
@@ -23,6 +26,7 @@ from ctr.serving.scoring import batches
 from ctr.serving.scoring.scorer import Scorer
 from features.errors import ConfigError, DataError, NumericalError
 from features.requests.request_rows import RowEncoder
+from features.store.feature_set import FeatureSet
 from pipelines.cli.commands import main
 from pipelines.serving.score import score_file
 from tests.ctr.serving.shop import export
@@ -31,13 +35,17 @@ from tests.trained import HISTORY_LEN, built_feature_set, random_model
 NEW = 900  # an item that is upserted
 
 
+def modelled(folder: Path) -> tuple[ClickModel, FeatureSet]:
+    feature_set = built_feature_set(folder)
+    parts = {"match_features": True, "evidence_heads": 2, "evidence_values": 2, "tasks": ("like", "stay")}
+    return random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4, **parts), seed=5), feature_set
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `raw/log.parquet`, `bundle` and `rows.parquet`."""
     folder = tmp_path_factory.mktemp("shop")
-    feature_set = built_feature_set(folder)
-    parts = {"match_features": True, "evidence_heads": 2, "evidence_values": 2, "tasks": ("like", "stay")}
-    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4, **parts), seed=5)
+    model, feature_set = modelled(folder)
     export(model, feature_set, folder / "bundle", scorer=True)
     draw = np.random.default_rng(1)
     count = 60
@@ -107,6 +115,25 @@ def test_rows_with_raw_events_score_as_requests_do(shop: Path, rows: pl.DataFram
     assert unknown > 5 and min(missing.values()) > 5
     assert (summary["rows"], summary["unknown"], summary["missing"]) == (60, unknown, missing)
     assert summary["rows_per_s"] == pytest.approx(60 / summary["seconds"])
+
+
+@pytest.mark.parametrize("variant", ["int8_table", "int8_products"])
+def test_both_graphs_read_a_table_of_fewer_bits(shop, rows, tmp_path, monkeypatch, variant) -> None:
+    monkeypatch.setattr("ctr.export.precision.products.FEWEST_WEIGHTS", 100)
+    (tmp_path / "again").mkdir()
+    model, feature_set = modelled(tmp_path / "again")
+    small = shutil.copytree(shop / "bundle", tmp_path / "small")
+    blocks = RequestGraph(model).table_blocks
+    manifest = open_bundle(small).manifest
+    seal(small, put_variant(small, manifest, blocks, feature_set, VariantChoice(variant, 1.0)))
+    scored(shop, tmp_path, rows, bundle=small)
+    requests = [request_of(row, logged(shop, row["user"])) for row in rows.to_dicts()]
+    single = np.array([alone(Ranker.load(shop / "bundle"), request) for request in requests])
+    fewer = np.array([alone(Ranker.load(small), request) for request in requests])
+    assert 1e-4 < logit_difference(fewer, single) < 0.3
+    # The graph of many requests keeps its products in single precision.
+    wanted = fewer if variant == "int8_table" else single
+    assert logit_difference(outputs(tmp_path), wanted) <= TOLERANCE
 
 
 def test_rows_that_differ_in_their_time_alone_have_their_own_histories(shop: Path, tmp_path: Path) -> None:
