@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -24,7 +25,7 @@ from features.store.atomic import flush, flush_tree
 from features.store.feature_set import FileEntry, SplitName, Window, sha256_of
 from features.store.pointer import CURRENT, NEWEST, follow
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
 SCORER = "scorer.onnx"
@@ -82,10 +83,22 @@ class BundleMetadata(Settings):
 
 
 class BundleManifest(BundleMetadata):
-    """`MANIFEST.json`, written last: a folder without it is not a bundle."""
+    """`MANIFEST.json`, written last: a folder without it is not a bundle.
+
+    Args:
+        format: of the bundle.
+        files: size and sha256 of every other file, by path.
+        checksum: sha256 of all of this but the checksum, as JSON with sorted keys and no spaces.
+    """
 
     format: int
     files: dict[str, FileEntry]
+    checksum: str = ""
+
+    def with_checksum(self) -> BundleManifest:
+        """The same, with the checksum of its content."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"checksum"}), sort_keys=True, separators=(",", ":"))
+        return self.model_copy(update={"checksum": hashlib.sha256(content.encode()).hexdigest()})
 
 
 class GoldenRequest(Settings):
@@ -235,7 +248,8 @@ def seal(
         name: known.get(name) or FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
         for name in sorted(_files_below(folder))
     }
-    manifest = BundleManifest(format=FORMAT, files=files, **dict(metadata))
+    known_fields = {name: getattr(metadata, name) for name in BundleMetadata.model_fields}
+    manifest = BundleManifest(format=FORMAT, files=files, **known_fields).with_checksum()
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -252,6 +266,11 @@ def _read_manifest(path: Path) -> BundleManifest:
         raise DataError(
             f"{path / MANIFEST}: bundle format {manifest.format}, this version reads format {FORMAT}. "
             "Export the run again with `quadrank export`."
+        )
+    if manifest.checksum != manifest.with_checksum().checksum:
+        raise DataError(
+            f"{path / MANIFEST}: changed since it was exported (its checksum is another). Copy the whole folder again, "
+            "or export it again."
         )
     return manifest
 

@@ -12,6 +12,7 @@ from ctr.serving.bundle import (
     GOLDEN,
     MANIFEST,
     STAGING,
+    BundleManifest,
     BundleMetadata,
     Golden,
     GoldenRequest,
@@ -100,7 +101,8 @@ def test_a_manifest_cannot_point_outside_the_bundle(bundle: Path) -> None:
     shutil.copy(bundle / "ranker.onnx", bundle.parent / "outside")
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["files"]["../outside"] = manifest["files"]["ranker.onnx"]
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    # As somebody would write it who knows the format.
+    write_json(bundle / MANIFEST, BundleManifest.model_validate(manifest).with_checksum())
     with pytest.raises(DataError, match="outside: missing"):
         open_bundle(bundle)
 
@@ -110,9 +112,9 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, bundle: Path) -> None:
         open_bundle(tmp_path / "nowhere")
     manifest = json.loads((bundle / MANIFEST).read_text())
     (bundle / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(DataError, match="bundle format 99, this version reads format 3"):
+    with pytest.raises(DataError, match="bundle format 99, this version reads format 4"):
         open_bundle(bundle)
-    (bundle / MANIFEST).write_text(json.dumps({"format": 3}))
+    (bundle / MANIFEST).write_text(json.dumps({"format": 4}))
     with pytest.raises(DataError, match="name: Field required"):
         open_bundle(bundle)
 
@@ -130,10 +132,10 @@ def test_a_malformed_file_is_named_with_the_place_in_it(bundle: Path) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["windows"]["train"]["rows"] = "many"
     (bundle / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"MANIFEST\.json: not a MANIFEST\.json of format 3: windows\.train\.rows: "):
+    with pytest.raises(DataError, match=r"MANIFEST\.json: not a MANIFEST\.json of format 4: windows\.train\.rows: "):
         open_bundle(bundle)
     (bundle / MANIFEST).write_text("no JSON")
-    with pytest.raises(DataError, match=r"of format 3: the file: "):
+    with pytest.raises(DataError, match=r"of format 4: the file: "):
         open_bundle(bundle)
 
 
