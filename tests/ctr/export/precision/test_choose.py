@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from ctr.config import ModelConfig
 from ctr.data.columns import row_weights
@@ -28,6 +29,8 @@ from ctr.serving.ranker import Ranker
 from features.errors import NumericalError
 from features.store.feature_set import FeatureSet
 from tests.trained import built_feature_set, random_model
+
+INT8 = onnx.TensorProto.INT8
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +153,18 @@ def test_a_named_variant_is_put_and_recorded(model, feature_set, plain, tmp_path
     kinds = {one.name: one.data_type for one in graph.initializer}
     if name == "int8_products":
         weights = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"} & set(kinds)
-        assert onnx.TensorProto.INT8 in {kinds[weight] for weight in weights}
+        whole = {one.name: numpy_helper.to_array(one) for one in graph.initializer if kinds[one.name] == INT8}
+        scales = {node.input[0]: node.input[1] for node in graph.node if node.input and node.input[0] in whole}
+        lengths = {one.name: list(one.dims) for one in graph.initializer}
+        assert whole and weights >= set(whole)
+        for weight, values in whole.items():
+            # 7 bits, so that a processor without such products does not overflow; a scale for each output.
+            assert np.abs(values.astype(int)).max() <= 64
+            assert lengths[scales[weight]] in ([values.shape[0]], [values.shape[1]])
         (table,) = (one for one in graph.initializer if one.name == "item_table")
         assert table.external_data and (out / ITEM_TABLE).stat().st_size == 4 * table.dims[0] * table.dims[1]
         return
-    small = onnx.TensorProto.INT8 if name == "int8_table" else onnx.TensorProto.FLOAT16
+    small = INT8 if name == "int8_table" else onnx.TensorProto.FLOAT16
     # x, then a space of unit vectors for each set, then crossed columns, which are indices.
     blocks = [kinds[f"item_table_{number}"] for number in range(len(RequestGraph(model).table_blocks))]
     assert blocks[0] == blocks[1] == small and blocks[-1] == onnx.TensorProto.FLOAT
