@@ -79,6 +79,13 @@ def test_whole_numbers_have_a_scale_for_each_row_of_each_block(source: Path):
     np.testing.assert_array_equal(rows[0], np.zeros(WIDTH))
 
 
+def test_the_largest_value_of_a_row_is_127_steps(source: Path):
+    target = reduced(source, "int8")
+    (block,) = (one for one in onnx.load(target / RANKER).graph.initializer if one.name == "item_table_0")
+    codes = np.abs(onnx.numpy_helper.to_array(block).astype(int)).max(axis=1)
+    assert codes.tolist() == [0, 127, 127, 127, 127]
+
+
 def test_the_table_is_a_half_and_a_quarter_of_what_it_was(source: Path):
     """Each block begins at a page."""
     for bits, size in (("fp16", 2), ("int8", 1)):
