@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ctr.serving.server.run import check_address
+from ctr.serving.server.run import check_address, run_server
 from features.errors import ConfigError
 from tests.ctr.serving.shop import REQUEST
 
@@ -83,6 +84,22 @@ def test_processes_share_a_socket_and_their_metrics(start):
     with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     assert "quadrank_candidates_total 50.0" in text
+
+
+def test_who_is_told_the_port_can_call_it_at_once():
+    class Reached(Exception):
+        pass
+
+    def announce(port: int) -> None:
+        socket.create_connection(("127.0.0.1", port), 30).close()
+        raise Reached
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Reached):
+            run_server(lambda: None, "127.0.0.1", 0, 1, announce)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
