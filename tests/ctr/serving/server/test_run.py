@@ -87,16 +87,16 @@ def test_processes_share_a_socket_and_their_metrics(start):
 
 
 def test_who_is_told_the_port_can_call_it_at_once():
-    class Reached(Exception):
+    class ReachedError(Exception):
         pass
 
     def announce(port: int) -> None:
         socket.create_connection(("127.0.0.1", port), 30).close()
-        raise Reached
+        raise ReachedError
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(Reached):
+        with pytest.raises(ReachedError):
             run_server(lambda: None, "127.0.0.1", 0, 1, announce)
     finally:
         signal.signal(signal.SIGTERM, before)
