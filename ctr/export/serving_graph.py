@@ -207,7 +207,10 @@ class FoldedQuadratic(nn.Module):
         self.logit = _frozen(network.logit)
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to logits float32 [N, T]."""
+        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to logits float32 [N, T].
+
+        Of several requests, context [U, 1, C] and candidates [U, N, X - C] to logits [U · N, T].
+        """
         z_NX = self.first(context_1C, items_NY)
         for layer in self.rest:
             z_NX = layer(z_NX)
@@ -227,9 +230,9 @@ class Expanded(nn.Module):
         self.tower = _frozen(tower)
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to logits float32 [N, T]."""
-        context = [] if context_1C is None else [context_1C.expand(items_NY.shape[0], -1)]
-        logits_NH: Tensor = self.tower(torch.cat([*context, items_NY], dim=-1))
+        """As `FoldedQuadratic`."""
+        context = [] if context_1C is None else [_expanded(context_1C, items_NY)]
+        logits_NH: Tensor = self.tower(torch.cat([*context, items_NY], dim=-1).flatten(0, -2))
         return logits_NH
 
 
@@ -266,7 +269,7 @@ class FoldedLayer(nn.Module):
 
 
 class FoldedFirstLayer(nn.Module):
-    """The first layer: one context row beside N candidates; the context is multiplied once.
+    """The first layer: one context row beside N candidates of each request; the context is multiplied once.
 
     Args:
         layer: the trained layer.
@@ -279,14 +282,17 @@ class FoldedFirstLayer(nn.Module):
         self.context_dim = context_dim
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
-        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to float32 [N, X]."""
+        """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to float32 [N, X].
+
+        Of several requests, context [U, 1, C] and candidates [U, N, X - C] to [U · N, X].
+        """
         if context_1C is None:
-            return self.layer(items_NY)
-        of_context, of_items = self.layer.weight.split([self.context_dim, items_NY.shape[1]], dim=1)
+            z_NX: Tensor = self.layer(items_NY.flatten(0, -2))
+            return z_NX
+        of_context, of_items = self.layer.weight.split([self.context_dim, items_NY.shape[-1]], dim=1)
         linear_NX = F.linear(context_1C, of_context, self.layer.bias) + F.linear(items_NY, of_items)
-        # Not len(): it is a plain int, which would freeze N in the exported graph.
-        z_NX = torch.cat([context_1C.expand(items_NY.shape[0], -1), items_NY], dim=-1)
-        return self.layer.cross(z_NX, linear_NX)
+        z_NX = torch.cat([_expanded(context_1C, items_NY), items_NY], dim=-1)
+        return self.layer.cross(z_NX.flatten(0, -2), linear_NX.flatten(0, -2))
 
 
 @torch.no_grad()
@@ -307,6 +313,12 @@ def probability(logit_N: Tensor) -> Tensor:
     At a click probability of 3e-5 that is an error of a quarter of a percent.
     """
     return torch.reciprocal(1 + torch.exp(-logit_N))
+
+
+def _expanded(context_1C: Tensor, items_NY: Tensor) -> Tensor:
+    """The context beside each candidate, [N, C]; of several requests [U, 1, C] to [U, N, C]."""
+    # Not len(): it is a plain int, which would freeze N in the exported graph.
+    return context_1C.expand(*items_NY.shape[:-1], -1)
 
 
 def _batch_norm_as_scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

@@ -12,16 +12,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ctr.export.serving_graph import (
-    Expanded,
-    FoldedAttention,
-    FoldedFirstLayer,
-    FoldedQuadratic,
-    RequestGraph,
-    probability,
-)
+from ctr.export.serving_graph import FoldedAttention, RequestGraph, probability
 from ctr.history.history_events import Events
 from ctr.history.item_similarity import tag_cosine
 from ctr.history.target_history import TargetHistory
@@ -74,7 +66,8 @@ class ScoringGraph(nn.Module):
             history = self._history(target_RD, target_units, events, requests, repeat)
             blocks += [_read(reader, history) for reader in folded.readers]
         context_UC = folded.context_encoder(context) if folded.context_encoder.width else None
-        logits_RT = _logits(folded.tower, context_UC, torch.cat(blocks, dim=-1), repeat)
+        items_UNY = torch.cat(blocks, dim=-1).view(requests, candidates, -1)
+        logits_RT = folded.tower(None if context_UC is None else context_UC.unsqueeze(1), items_UNY)
         if folded.crosses is not None:
             logits_RT = logits_RT + folded.crosses([repeat(column) for column in context], *codes)
         pairs = zip(folded.calibrators, logits_RT.unbind(dim=-1), strict=True)
@@ -215,26 +208,3 @@ def _interest(attention: FoldedAttention, history: RequestsHistory) -> Tensor:
     if history.events is not None:
         pooled.append(history.event_sums(weights_RS))
     return torch.cat(pooled, dim=-1) @ attention.value_FD + history.target_RD
-
-
-def _logits(tower: nn.Module, context_UC: Tensor | None, items_RY: Tensor, repeat: Repeat) -> Tensor:
-    """Logits, [R, T]; of a quadratic tower's first layer, the context's part is multiplied once a request."""
-    if isinstance(tower, FoldedQuadratic):
-        z_RX = _first_layer(tower.first, context_UC, items_RY, repeat)
-        for layer in tower.rest:
-            z_RX = layer(z_RX)
-        logits_RT: Tensor = tower.logit(z_RX)
-        return logits_RT
-    assert isinstance(tower, Expanded)
-    context = [] if context_UC is None else [repeat(context_UC)]
-    logits_RT = tower.tower(torch.cat([*context, items_RY], dim=-1))
-    return logits_RT
-
-
-def _first_layer(first: FoldedFirstLayer, context_UC: Tensor | None, items_RY: Tensor, repeat: Repeat) -> Tensor:
-    if context_UC is None:
-        z_RX: Tensor = first.layer(items_RY)
-        return z_RX
-    of_context, of_items = first.layer.weight.split([first.context_dim, items_RY.shape[1]], dim=1)
-    linear_RX = repeat(F.linear(context_UC, of_context, first.layer.bias)) + F.linear(items_RY, of_items)
-    return first.layer.cross(torch.cat([repeat(context_UC), items_RY], dim=-1), linear_RX)

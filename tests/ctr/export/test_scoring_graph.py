@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,24 +11,10 @@ from ctr.export.scoring.scoring_graph import ScoringGraph
 from ctr.export.serving_graph import RequestGraph
 from ctr.model.click_model import ClickModel
 from tests.ctr import small_world
-from tests.ctr.export.test_serving_graph import evaluated
+from tests.ctr.export.test_serving_graph import SETTINGS, evaluated
 from tests.ctr.small_world import SCHEMA
 
 REQUESTS = [([3, 9, 1, 4, 4, 29], [5, 1, 28]), ([7], [7, 2, 2]), ([], [4, 5, 6]), ([1, 1], [1, 1, 3])]
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"use_user_id": True, "layers": 1},
-    {"use_history": False, "layers": 3},
-    {"attention": "none", "evidence_heads": 3, "match_features": True},
-    {"evidence_heads": 1, "vector_gate": True},
-    {"attention": "din", "tower": "cross", "hidden": (6,)},
-    {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
-    {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
-    {"attention": "mean", "tower": "linear"},
-    {"tasks": ("like", "long view")},
-    {"cross_cells": 40, "evidence_heads": 2},
-    {"cross_cells": 40, "use_history": False},
-]
 
 
 def together(requests: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,22 @@ CASES = {
 }
 
 
+# Of models; the scoring graph is held to all of them too.
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"use_user_id": True, "layers": 1},
+    {"use_history": False, "layers": 3, "merge_rows": True},
+    {"attention": "none", "evidence_heads": 3, "match_features": True},
+    {"evidence_heads": 1, "vector_gate": True, "modality_dropout": 0.2},
+    {"tower": "mlp", "hidden": (6, 4)},
+    {"attention": "din", "tower": "cross", "hidden": (6,)},
+    {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
+    {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
+    {"attention": "mean", "tower": "linear"},
+    {"tasks": ("like", "long view")},
+    {"cross_cells": 40, "evidence_heads": 2},
+    {"cross_cells": 40, "use_history": False},
+]
 CANDIDATE = ("candidate_rate", "candidate_count", "candidate_item")
 
 
@@ -51,25 +68,7 @@ def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> t
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"use_user_id": True, "layers": 1},
-        {"use_history": False, "layers": 3, "merge_rows": True},
-        {"attention": "none", "evidence_heads": 3, "match_features": True},
-        {"evidence_heads": 1, "vector_gate": True, "modality_dropout": 0.2},
-        {"tower": "mlp", "hidden": (6, 4)},
-        {"attention": "din", "tower": "cross", "hidden": (6,)},
-        {"attention": "transformer", "tower": "factorized", "hidden": (6,)},
-        {"attention": "mean", "tower": "two_streams", "hidden": (6, 4)},
-        {"attention": "mean", "tower": "linear"},
-        {"tasks": ("like", "long view")},
-        {"cross_cells": 40, "evidence_heads": 2},
-        {"cross_cells": 40, "use_history": False},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-10)])
 def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, tolerance: float):
     model = small_world.model(dtype, **settings)
