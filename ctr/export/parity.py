@@ -62,7 +62,11 @@ class Parity:
 
 
 def check_parity(
-    model: ClickModel, users: Mapping[str, np.ndarray], score: Score, requests: Iterable[RowRequest]
+    model: ClickModel,
+    users: Mapping[str, np.ndarray],
+    score: Score,
+    requests: Iterable[RowRequest],
+    graph: str = "the exported graph",
 ) -> Parity:
     """Compare the exported graph with the trained model on each request.
 
@@ -71,6 +75,7 @@ def check_parity(
         users: the encoded user columns of its feature set.
         score: the exported graph, e.g. `Ranker.scores`.
         requests: to score with both.
+        graph: its name in messages.
 
     Raises:
         NumericalError: their logits differ by more than `TOLERANCE`, a score is not a number, or there are no requests.
@@ -86,7 +91,7 @@ def check_parity(
             # Written so that NaN fails too.
             if not logit <= TOLERANCE:
                 raise NumericalError(
-                    f"parity: the exported graph and the trained model differ by {logit:.2e} in logits "
+                    f"parity: {graph} and the trained model differ by {logit:.2e} in logits "
                     f"(at most {TOLERANCE} is allowed) on a request of {len(request.history_item)} history "
                     f"items and {len(wanted_NH)} candidates, user row {request.user}. The bundle is not published."
                 )

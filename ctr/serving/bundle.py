@@ -9,18 +9,19 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
-from ctr.serving.agreement import TOLERANCE
+from ctr.serving.agreement import TOLERANCE, logit_difference
 from features.contract.settings import Settings
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, NumericalError
 from features.store.atomic import flush, flush_tree
 from features.store.feature_set import FileEntry, SplitName, Window, sha256_of
 from features.store.pointer import CURRENT, NEWEST, follow
@@ -158,6 +159,30 @@ class Bundle:
     def golden(self) -> Golden:
         """The golden requests. Raises DataError if the file is malformed."""
         return _read(self.path / GOLDEN, Golden)
+
+    def replay(self, tasks: Sequence[str], score: Callable[[Sequence[GoldenRequest]], Iterable[np.ndarray]]) -> float:
+        """Compare scores of the golden requests with the recorded ones; the largest `logit_difference` of them.
+
+        Args:
+            tasks: further labels in the order of the scores' columns.
+            score: the requests to their scores [N, 1 + tasks], in the same order.
+
+        Raises:
+            NumericalError: it exceeds the tolerance that `golden.json` states.
+        """
+        worst, golden = 0.0, self.golden()
+        for case, scores_NH in zip(golden.cases, score(golden.cases), strict=True):
+            wanted_NH = np.stack([case.scores, *(case.tasks[name] for name in tasks)], axis=-1)
+            difference = logit_difference(scores_NH, wanted_NH)
+            # Written so that NaN fails too.
+            if not difference <= golden.tolerance:
+                raise NumericalError(
+                    f"{self.path}: golden request {case.name!r} scores {difference:.2e} in logits away from "
+                    f"what the trained model gave (at most {golden.tolerance} is allowed). Compare the package "
+                    "versions in MANIFEST.json with the ones installed here."
+                )
+            worst = max(worst, difference)
+        return worst
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ctr.export.parity import expected
+from ctr.export.parity import check_parity
 from ctr.export.row_request import RowRequest
 from ctr.model.click_model import ClickModel
-from ctr.serving.agreement import TOLERANCE, logit_difference
 from ctr.serving.bundle import SCORER
 from ctr.serving.ranker import graph_inputs
 from ctr.serving.scoring.scorer import Scorer, padded
-from features.errors import NumericalError
 
 TOGETHER = 8
 
@@ -33,19 +31,13 @@ def check_scorer_parity(
     Raises:
         NumericalError: their logits differ by more than `TOLERANCE`, or a score is not a number.
     """
-    scorer, worst = Scorer.open(folder), 0.0
-    for first in range(0, len(requests), TOGETHER):
-        some = requests[first : first + TOGETHER]
-        got_UNH = scorer.scores(padded([graph_inputs(one.encoded(model.schema, users)) for one in some]))
-        for request, got_NH in zip(some, got_UNH, strict=True):
-            wanted_NH = expected(model, request)
-            difference = logit_difference(got_NH[: len(wanted_NH)], wanted_NH)
-            # Written so that NaN fails too.
-            if not difference <= TOLERANCE:
-                raise NumericalError(
-                    f"parity: {SCORER} and the trained model differ by {difference:.2e} in logits (at most "
-                    f"{TOLERANCE} is allowed) on a request of {len(request.history_item)} history items and "
-                    f"{len(wanted_NH)} candidates, user row {request.user}. The bundle is not published."
-                )
-            worst = max(worst, difference)
-    return worst
+    scorer = Scorer.open(folder)
+
+    def scores() -> Iterator[np.ndarray]:
+        for first in range(0, len(requests), TOGETHER):
+            some = requests[first : first + TOGETHER]
+            got_UNH = scorer.scores(padded([graph_inputs(one.encoded(model.schema, users)) for one in some]))
+            yield from (got_NH[: len(one.candidate_item)] for one, got_NH in zip(some, got_UNH, strict=True))
+
+    found = scores()
+    return check_parity(model, users, lambda _: next(found), requests, SCORER).logit

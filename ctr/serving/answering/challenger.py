@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ctr.serving.answering.assignment import meets_challenger
 from ctr.serving.answering.events import Events
+from ctr.serving.answering.every import Every
 from ctr.serving.answering.live import LiveCounters
 from ctr.serving.answering.versions import PointerSource, Versions
 from ctr.serving.ranker import Ranker
@@ -43,8 +43,7 @@ class Challenger:
         self._live = LiveCounters(config.events.seconds, config.events.remembered)
         self._versions: Versions | None = None
         self._passed_over: Path | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._looking = Every("challenger", self.refresh)
         self.refresh()
 
     @property
@@ -82,21 +81,13 @@ class Challenger:
 
     def watch(self, seconds: float, with_events: bool) -> None:
         """Begin to look for another version every so many seconds, and for events if the server takes them."""
-
-        def look() -> None:
-            while not self._stop.wait(seconds):
-                self.refresh()
-
-        self._thread = threading.Thread(target=look, name="challenger", daemon=True)
-        self._thread.start()
+        self._looking.start(seconds)
         if with_events:
             self._live.start()
 
     def close(self) -> None:
         """End the watching."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._looking.close()
         self._live.close()
 
     def _begun(self, ranker: Ranker, seconds: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ctr.serving.answering.events import Events
+from ctr.serving.answering.every import Every
 from ctr.serving.ranker import Ranker
 from features.encoding.snapshot import Snapshot
 from features.point_in_time.live_counters import LiveCounter
@@ -41,8 +42,7 @@ class LiveCounters:
         self._seen: dict[Key, float] = {}
         self._waiting: dict[Key, float] = {}
         self._version: _Version | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._looking = Every("live-counters", self._look)
 
     def follow(self, ranker: Ranker) -> None:
         """Keep the counters of another version from now on."""
@@ -79,22 +79,17 @@ class LiveCounters:
 
     def start(self) -> None:
         """Begin to look for events, in a thread of its own."""
-
-        def look() -> None:
-            while not self._stop.wait(self._seconds):
-                try:
-                    self.fold()
-                except Exception:
-                    log.exception("counters stay as they are")
-
-        self._thread = threading.Thread(target=look, name="live-counters", daemon=True)
-        self._thread.start()
+        self._looking.start(self._seconds)
 
     def close(self) -> None:
         """End the looking."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._looking.close()
+
+    def _look(self) -> None:
+        try:
+            self.fold()
+        except Exception:
+            log.exception("counters stay as they are")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ctr.serving.answering.every import Every
 from ctr.serving.items.upsert import Upserted
 from ctr.serving.ranker import Ranker
 from features.encoding.request import Limits, parse_request
@@ -138,8 +139,7 @@ class Versions:
         self._lock = threading.Lock()
         self._passed_over: Path | None = None
         self._stands_for: Path | None = None  # what is wanted while a version made from it answers
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._looking = Every("versions", self.refresh)
         began = time.perf_counter()
         self.current = load(source.wanted())
         self.previous: Ranker | None = None
@@ -199,19 +199,11 @@ class Versions:
 
     def watch(self, seconds: float) -> None:
         """Begin to look for another version every so many seconds, in a thread of its own."""
-
-        def look() -> None:
-            while not self._stop.wait(seconds):
-                self.refresh()
-
-        self._thread = threading.Thread(target=look, name="versions", daemon=True)
-        self._thread.start()
+        self._looking.start(seconds)
 
     def close(self) -> None:
         """End the watching."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._looking.close()
 
     def _refresh(self) -> bool:
         try:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from features.errors import ConfigError, DataError
 from features.store.served_schema import SERVED
 
-BATCH = 500  # answers that are read at once
+BATCH = 500  # answers that become Python objects at once
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LoggedAnswer:
 
 
 def read_answers(folder: Path) -> Iterator[LoggedAnswer]:
-    """The answers of all parts of a folder, the newest part first.
+    """The answers of all parts of a folder, the newest first. Memory holds a row group of a part.
 
     Raises:
         ConfigError: no part is there.
@@ -73,11 +73,14 @@ def _of_part(part: Path) -> Iterator[LoggedAnswer]:
             raise DataError(
                 f"{part}: no column {lacking[0]!r}: a server of an earlier version wrote it. Move such parts away."
             )
-        for batch in file.iter_batches(BATCH, columns=SERVED.names):
-            # As whole numbers: a time of its own type would become a Python object that rounds and has a zone.
-            times = batch.column("time").cast(pa.int64()).to_pylist()
-            for row, time in zip(batch.to_pylist(), times, strict=True):
-                yield _answer(row, time)
+        for group in reversed(range(file.num_row_groups)):
+            table = file.read_row_group(group, columns=SERVED.names)
+            for end in range(len(table), 0, -BATCH):
+                some = table.slice(max(end - BATCH, 0), min(end, BATCH))
+                # As whole numbers: a time of its own type would become a Python object that rounds and has a zone.
+                times = some.column("time").cast(pa.int64()).to_pylist()
+                for row, time in zip(reversed(some.to_pylist()), reversed(times), strict=True):
+                    yield _answer(row, time)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{part}: cannot be read: {str(error).splitlines()[0]}. Restore it, or move it away.") from None
 

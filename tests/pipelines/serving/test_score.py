@@ -18,7 +18,7 @@ from ctr.export.precision.put import VariantChoice, put_variant
 from ctr.export.serving_graph import RequestGraph
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE, logit_difference
-from ctr.serving.bundle import open_bundle, seal
+from ctr.serving.bundle import Bundle, Golden, open_bundle, seal
 from ctr.serving.items.new_items import items_of_table
 from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
@@ -300,14 +300,12 @@ def test_golden_requests_are_replayed_by_the_scoring_graph(shop: Path) -> None:
     golden = bundle.golden()
     golden.cases[2].scores[1] += 0.01
 
-    class Changed:
-        path = bundle.path
-
-        def golden(self) -> Any:
+    class Changed(Bundle):
+        def golden(self) -> Golden:
             return golden
 
     with pytest.raises(NumericalError, match=golden.cases[2].name):
-        scorer.replay(Changed(), ranker.encoder)  # type: ignore[arg-type]
+        scorer.replay(Changed(bundle.path, bundle.manifest), ranker.encoder)
 
 
 def test_the_command_scores(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

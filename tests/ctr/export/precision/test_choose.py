@@ -155,13 +155,20 @@ def test_a_named_variant_is_put_and_recorded(model, feature_set, plain, tmp_path
         weights = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"} & set(kinds)
         found = {one.name: numpy_helper.to_array(one) for one in graph.initializer if kinds[one.name] == INT8}
         whole = {weight: values for weight, values in found.items() if values.ndim == 2}  # the others are zero points
-        scales = {node.input[0]: node.input[1] for node in graph.node if node.input and node.input[0] in whole}
+        scales = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
         lengths = {one.name: list(one.dims) for one in graph.initializer}
         assert whole and weights >= set(whole)
-        for weight, values in whole.items():
+        products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in scales]
+        for product in products:
+            made = scales[product.input[1]]
+            if made.input[0] not in whole:
+                continue
+            values = whole.pop(made.input[0])
             # 7 bits, so that a processor without such products does not overflow; a scale for each output.
             assert np.abs(values.astype(int)).max() <= 64
-            assert lengths[scales[weight]] in ([values.shape[0]], [values.shape[1]])
+            turned = any(one.name == "transB" and one.i for one in product.attribute)
+            assert lengths[made.input[1]] == [values.shape[0 if turned else 1]]
+        assert not whole
         (table,) = (one for one in graph.initializer if one.name == "item_table")
         assert table.external_data and (out / ITEM_TABLE).stat().st_size == 4 * table.dims[0] * table.dims[1]
         return

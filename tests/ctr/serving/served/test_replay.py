@@ -143,8 +143,19 @@ def test_counters_of_the_logs_end_are_found_where_they_are_not_those_of_the_time
     assert wrong == {"candidate_item_rate", "candidate_item_count"}
 
 
-def test_the_newest_answers_alone(served: Path, ranker: Ranker, root: Path, log: pl.DataFrame):
-    assert replayed(served, ranker, root, rows=7)["compared"] == 7
+@pytest.mark.parametrize("batch", [3, 500])
+def test_the_newest_answers_alone(served, ranker, root, tmp_path, monkeypatch, batch: int):
+    monkeypatch.setattr("ctr.serving.served.logged.BATCH", batch)
+
+    def other_scores(row: dict[str, Any]) -> None:
+        row["scores"] = [score / 2 for score in row["scores"]]
+
+    folder = changed(served, tmp_path, other_scores)  # the oldest one
+    newest = replayed(folder, ranker, root, rows=7)
+    assert (newest["compared"], newest["scores"]) == (7, 1.0)
+    assert replayed(folder, ranker, root)["scores"] < 1
+    wanted = pq.read_table(folder)["request"].to_pylist()[::-1]
+    assert [one.request for one in read_answers(folder)] == wanted and len(wanted) == 40
 
 
 def test_without_a_raw_log_scores_alone(served: Path, ranker: Ranker, root: Path, log: pl.DataFrame, tmp_path: Path):
