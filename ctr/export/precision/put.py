@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ctr.export.precision.choose import AUTO, FP32, ROWS, VARIANTS, Variant, fastest, install, refuse_loss, try_variants
 from ctr.export.precision.tables import Block
@@ -57,7 +57,7 @@ def put_variant(
         choice: which variant.
 
     Returns:
-        The bundle's metadata with the variant, and with every trial.
+        The bundle's metadata with the variant, every trial, and `<version>+<variant>` as its version.
 
     Raises:
         NumericalError: a named variant loses more than is allowed.
@@ -70,11 +70,12 @@ def put_variant(
         chosen = choice.name
         refuse_loss(chosen, trials[chosen], choice.max_auc_loss)
     install(folder, chosen, trials)
+    changes: dict[str, Any] = {name: getattr(manifest, name) for name in BundleMetadata.model_fields}
+    changes |= {"variant": chosen, "variants": {name: trial.as_json() for name, trial in trials.items()}}
     if chosen != FP32:
         _widen_tolerance(Bundle(folder, manifest))
-    recorded = {name: trial.as_json() for name, trial in trials.items()}
-    known = {name: getattr(manifest, name) for name in BundleMetadata.model_fields}
-    return BundleMetadata(**known | {"variant": chosen, "variants": recorded})
+        changes["model_version"] = f"{manifest.model_version}+{chosen}"  # other scores are another version
+    return BundleMetadata(**changes)
 
 
 def _widen_tolerance(bundle: Bundle) -> None:

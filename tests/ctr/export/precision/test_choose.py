@@ -142,6 +142,8 @@ def test_a_named_variant_is_put_and_recorded(model, feature_set, plain, tmp_path
     out = tmp_path / "bundle"
     metadata = put(plain, model, feature_set, out, name, 1.0)
     assert metadata.variant == name and list(metadata.variants) == ["fp32", name]
+    # Other scores are another version: in answers, in the log, and for the registry.
+    assert Ranker.load(out).model_version == metadata.model_version == f"run-1+{name}"
     difference = np.abs(logits(valid_scores(out, feature_set)) - logits(valid_scores(plain.path, feature_set)))
     assert 0 < difference.max() < 0.3
     assert difference.max() == pytest.approx(metadata.variants[name]["logit_difference"], rel=0.5)
