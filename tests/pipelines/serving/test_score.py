@@ -18,7 +18,7 @@ from ctr.export.precision.put import VariantChoice, put_variant
 from ctr.export.serving_graph import RequestGraph
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE, logit_difference
-from ctr.serving.bundle import Bundle, Golden, open_bundle, seal
+from ctr.serving.bundle import SCORER, Bundle, Golden, open_bundle, seal
 from ctr.serving.items.new_items import items_of_table
 from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
@@ -30,6 +30,7 @@ from features.store.feature_set import FeatureSet
 from pipelines.cli.commands import main
 from pipelines.serving.score import score_file
 from tests.ctr.serving.shop import export
+from tests.ctr.serving.test_golden_replay import with_a_wrong_weight
 from tests.trained import HISTORY_LEN, built_feature_set, random_model
 
 NEW = 900  # an item that is upserted
@@ -306,6 +307,20 @@ def test_golden_requests_are_replayed_by_the_scoring_graph(shop: Path) -> None:
 
     with pytest.raises(NumericalError, match=golden.cases[2].name):
         scorer.replay(Changed(bundle.path, bundle.manifest), ranker.encoder)
+
+
+def test_a_scoring_graph_that_is_not_the_model_is_not_published(shop, tmp_path, monkeypatch) -> None:
+    (tmp_path / "again").mkdir()
+    model, feature_set = modelled(tmp_path / "again")
+
+    def wrong(graph: Any, schema: Any, path: Path) -> None:
+        shutil.copyfile(shop / "bundle" / SCORER, path)
+        with_a_wrong_weight(path)
+
+    monkeypatch.setattr("ctr.export.export_bundle.export_scoring_graph", wrong)
+    with pytest.raises(NumericalError, match=r"parity: scorer\.onnx and the trained model differ by"):
+        export(model, feature_set, tmp_path / "bundle", scorer=True)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_command_scores(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
