@@ -1,8 +1,9 @@
-"""Exported bundles of a small log for all tests of serving: one for each test module, and two that servers replace."""
+"""Exported bundles of a small log for all tests of serving: one of a process, and two that servers replace."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ctr.config import ModelConfig
 from ctr.export.export_bundle import ExportResult
 from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import open_bundle
 from ctr.serving.ranker import Ranker
 from features.store.feature_set import FeatureSet
 from features.store.pointer import point_at
@@ -17,20 +19,28 @@ from tests.ctr.serving.shop import export, two_bundles
 from tests.trained import built_feature_set, random_model
 
 
-@pytest.fixture(scope="module")
+def shop_model(feature_set: FeatureSet) -> ClickModel:
+    parts = {"match_features": True, "tasks": ("like", "stay")}
+    return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8, **parts), seed=5)
+
+
+@pytest.fixture(scope="session")
 def feature_set(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    """Of a process: nobody changes its files."""
     return built_feature_set(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(scope="module")
 def model(feature_set: FeatureSet) -> ClickModel:
-    parts = {"match_features": True, "tasks": ("like", "stay")}
-    return random_model(feature_set, ModelConfig(embedding_dim=8, attention_dim=8, **parts), seed=5)
+    return shop_model(feature_set)
 
 
-@pytest.fixture(scope="module")
-def exported(model: ClickModel, feature_set: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    return export(model, feature_set, tmp_path_factory.mktemp("bundles") / "first")
+@pytest.fixture(scope="session")
+def exported(feature_set: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportResult]:
+    """Exported once in a process; a test that changes a bundle has a `copy` of its own."""
+    result = export(shop_model(feature_set), feature_set, tmp_path_factory.mktemp("bundles") / "first")
+    yield result
+    open_bundle(result.path)  # nothing changed it
 
 
 @pytest.fixture(scope="module")
