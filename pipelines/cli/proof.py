@@ -16,7 +16,7 @@ from pipelines.cli.options import (
     overrides_of,
     settings_file,
 )
-from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.cli.terminal import JsonOption, command_line, console, finish
 from pipelines.workspace import Workspace
 
 proof_app = typer.Typer()
@@ -71,7 +71,8 @@ def compare(
         raise ConfigError("--set changes a study file, and --models has none: use --seeds and --data, or --study.")
     overrides = overrides_of(assignments, ("study",)).get("study", {})
     found = load_study(study, overrides) if study else study_of_models((models or "").split(","), data, seeds)
-    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, console(as_json))
+    shown = console(as_json)
+    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, shown, command=command_line())
     finish(run_comparison(comparison), as_json)
 
 
@@ -99,7 +100,8 @@ def ablate(
     from pipelines.study.study import load_study
 
     found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
-    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, console(as_json), split)
+    shown = console(as_json)
+    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, shown, split, command_line())
     finish(run_comparison(comparison), as_json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -23,3 +24,8 @@ def finish(payload: dict[str, Any], as_json: bool) -> None:
     """End a command: with --json, print its summary as the last line of stdout."""
     if as_json:
         print(json.dumps(payload), flush=True)
+
+
+def command_line() -> str:
+    """The command that runs, as a record of what made a result."""
+    return shlex.join(["quadrank", *sys.argv[1:]])

@@ -19,8 +19,9 @@ from pipelines.study.latency import rank_latency
 from pipelines.study.peers import peer_scores, require_peers
 from pipelines.study.record import StudyResult, record_study, summary_of
 from pipelines.study.study import Control, Plan, Study, plan
+from pipelines.study.tables import study_tables
 from pipelines.study.trials import Trial, require_same_rows, run_trials
-from pipelines.study.verdicts import Ranker, study_table, verdicts
+from pipelines.study.verdicts import Ranker, conventions, verdicts
 from pipelines.workspace import Workspace
 
 Scores = dict[SplitName, np.ndarray]
@@ -47,6 +48,7 @@ class Comparison:
         workers: trainings at a time.
         console: where messages are printed.
         split: whose rows are compared on; default: test, or valid where test has no labels.
+        command: that runs it, for the record.
     """
 
     study: Study
@@ -56,6 +58,7 @@ class Comparison:
     workers: int
     console: Console
     split: SplitName | None = None
+    command: str = ""
 
     @property
     def folder(self) -> Path:
@@ -66,8 +69,8 @@ class Comparison:
 def run_comparison(comparison: Comparison) -> dict[str, Any]:
     """Train the missing trials of a study, compare all rankers on the same rows, and record the result.
 
-    Every ranker is calibrated alike, on the validation rows. Writes `comparisons/<study>/summary.json`, `forest.png`
-    and one MLflow run with a child a variant; returns the JSON summary.
+    Every ranker is calibrated alike, on the validation rows. Writes `summary.json`, `summary.md` and `forest.png` into
+    `comparisons/<study>/`, and one MLflow run with a child a variant; returns the JSON summary.
 
     Raises:
         QuadRankError: a file of the study cannot be used, a variant's rows differ, the split has no labels, or a trial
@@ -97,13 +100,16 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
         verdicts=verdicts(first, split, rankers, reference),
         optimum=optimum_scores(first, split),
         trained_at=trained_at(trials),
+        command=comparison.command,
     )
     summary = summary_of(result)
-    title = f"{study.name}, {split} window, {study.seeds} seeds"
-    console.print(study_table(title, result.verdicts, reference))
+    console.print(f"{study.name}, {split} window, {study.seeds} seeds")
+    for table in study_tables(result.verdicts, reference):
+        console.print(table.on_terminal())
+    console.print(" ".join(conventions(result.verdicts)), style="dim")
     console.print(f"trained at git {', '.join(result.trained_at)}, sources {summary['source_hash']}")
     record_study(result, summary, comparison.folder, comparison.workspace)
-    console.print(f"written to {comparison.folder}/summary.json and forest.png")
+    console.print(f"written to {comparison.folder}: summary.json, summary.md and forest.png")
     return summary
 
 

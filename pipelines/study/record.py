@@ -21,6 +21,7 @@ from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.evaluate import Scored, scored
 from pipelines.revision import git_revision, source_hash
 from pipelines.study.study import Plan, Study
+from pipelines.study.tables import study_tables
 from pipelines.study.verdicts import ALIKE, Ranker, Verdict, conventions
 from pipelines.workspace import Workspace
 
@@ -39,6 +40,7 @@ class StudyResult:
         verdicts: by name, best first.
         optimum: true probabilities of the rows [N], where the log is simulated.
         trained_at: commits that trials were trained at.
+        command: that ran it.
     """
 
     study: Study
@@ -50,6 +52,7 @@ class StudyResult:
     verdicts: Mapping[str, Verdict]
     optimum: np.ndarray | None
     trained_at: Sequence[str]
+    command: str = ""
 
 
 def summary_of(result: StudyResult) -> dict[str, Any]:
@@ -80,12 +83,24 @@ def summary_of(result: StudyResult) -> dict[str, Any]:
         "results": results,
         "source_hash": source_hash(),
         "trained_at": list(result.trained_at),
+        "command": result.command,
     }
 
 
+def page_of(result: StudyResult) -> str:
+    """The tables of a study in markdown, with what they were made by."""
+    train, valid, judged = (result.feature_set.manifest.windows[one].rows for one in ("train", "valid", result.split))
+    rows = f"{train:,} training and {valid:,} validation rows, compared on {judged:,} {result.split} rows"
+    made = f"`{result.command}`, trained at git {', '.join(result.trained_at)}." if result.command else ""
+    tables = [table.as_markdown() for table in study_tables(result.verdicts, result.reference)]
+    head = [f"## {result.study.name}", f"{result.study.data}: {rows}. {made}".rstrip()]
+    return "\n\n".join([*head, *(table.rstrip() for table in tables), " ".join(conventions(result.verdicts))]) + "\n"
+
+
 def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, workspace: Workspace) -> None:
-    """Write `summary.json` and `forest.png` into the study's folder, and one MLflow run with a child a ranker."""
+    """Write `summary.json`, `summary.md` and `forest.png` into the study's folder; one MLflow run, a child a ranker."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
+    write_text(folder / "summary.md", page_of(result))
     intervals = {name: found.auc.interval() for name, found in result.verdicts.items()}
     figure = ranker_forest(intervals, f"{result.split} AUC", result.reference)
     save_png(figure, folder / "forest.png")
@@ -97,6 +112,7 @@ def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, 
         parent = tracker.run_id
         tracker.log_figure(figure, "forest.png")
         tracker.log_file(folder / "summary.json")
+        tracker.log_file(folder / "summary.md")
         tracker.log_metrics({f"{name}.auc": found.metrics["auc"] for name, found in result.verdicts.items()})
     for name, found in result.verdicts.items():
         params = presets[name].model_dump(mode="json") if name in presets else {}

@@ -7,20 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.bootstrap import LEVEL
 from ctr.evaluation.significance import Difference, SeededAuc, holm, seeded_aucs
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from features.store.feature_set import FeatureSet, SplitName
-from pipelines.cells import HEADINGS, LIST_METRICS, metric_cell, metric_with_interval, number, signed, span
 from pipelines.job.evaluate import Scored, scored
 from pipelines.job.summary import Metrics
 
 ALIKE: Method = "platt"  # calibration of every ranker of a study, on top of its own
-SHOWN = ("gauc_by_samples", "log_loss", "normalized_entropy", "ece")
-FACTS = {"rows_per_second": "rows/s", "parameters": "parameters", "rank_ms": "rank ms"}
 PROBABILITIES = ("log_loss", "normalized_entropy", "calibration_ratio", "ece")
 
 
@@ -153,33 +149,6 @@ def _metrics(base: Scored, raw_N: np.ndarray, calibrated_N: np.ndarray) -> Metri
     return found | {key: likely[key] for key in PROBABILITIES if key in likely}
 
 
-def study_table(title: str, found: Mapping[str, Verdict], reference: str) -> Table:
-    """Rankers (rows) with AUC, its interval, the paired difference from the reference, and the other metrics.
-
-    The caption explains intervals, stars and calibration.
-    """
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    table.caption = " ".join(conventions(found))
-    table.add_column("ranker")
-    lists = [key for key in LIST_METRICS if all(key in verdict.metrics for verdict in found.values())]
-    metrics = [HEADINGS[key] for key in (*SHOWN, *lists)]
-    for heading in ("seeds", "AUC", HEADINGS["interval"], f"against {reference}", *metrics, *FACTS.values()):
-        table.add_column(heading, justify="right")
-    for name, verdict in found.items():
-        own = verdict.auc.interval()
-        table.add_row(
-            name.replace("_", " ") + ("" if verdict.calibrated else " (uncalibrated)"),
-            f"{len(verdict.auc.by_seed)}",
-            number(own.value),
-            span(own.low, own.high),
-            "" if verdict.difference is None else signed(verdict.difference, verdict.resolved),
-            *(metric_cell(verdict.metrics, key) for key in SHOWN),
-            *(metric_with_interval(verdict.metrics, key) for key in lists),
-            *(_fact(verdict.facts, key) for key in FACTS),
-        )
-    return table
-
-
 def conventions(found: Mapping[str, Verdict]) -> list[str]:
     """How the numbers of a study were computed, a sentence each."""
     first = next(iter(found.values()))
@@ -195,10 +164,3 @@ def conventions(found: Mapping[str, Verdict]) -> list[str]:
         f"Log loss, NE, ECE: every ranker is calibrated by {ALIKE}, on validation rows that it is not compared on."
     )
     return sentences
-
-
-def _fact(facts: Mapping[str, float], key: str) -> str:
-    value = facts.get(key)
-    if value is None:
-        return ""
-    return f"{value:.2f}" if key == "rank_ms" else f"{value:,.0f}"

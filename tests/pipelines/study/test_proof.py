@@ -80,6 +80,11 @@ def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
     folder = work / "comparisons" / "tiny"
     assert json.loads((folder / "summary.json").read_text())["study"] == "tiny"
     assert (folder / "forest.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "summary.md").read_text()
+    train, test = (FeatureSet.open(Path(found["feature_set"])).manifest.windows[one].rows for one in ("train", "test"))
+    assert f"{train:,} training and" in page and f"compared on {test:,} test rows" in page
+    assert f"trained at git {found['trained_at'][0]}" in page and f"| lr | 2 | {lr['auc']:.4f} |" in page
+    assert "Holm's correction for the 2 differences" in page
 
     weights = folder / "lr" / "seed-1" / "model.safetensors"
     before = weights.stat().st_mtime_ns

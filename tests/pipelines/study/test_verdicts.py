@@ -13,7 +13,8 @@ from ctr.data.columns import column, row_weights
 from ctr.evaluation.metrics import log_loss
 from ctr.evaluation.significance import holm, seeded_aucs
 from ctr.training.calibrate import cross_fitted, recalibrated
-from pipelines.study.verdicts import Ranker, Verdict, conventions, study_table, verdicts
+from pipelines.study.tables import study_tables
+from pipelines.study.verdicts import Ranker, Verdict, conventions, verdicts
 from tests.toy import toy_feature_set
 
 
@@ -80,13 +81,14 @@ def test_a_ranker_without_validation_scores_is_marked(feature_set):
 
 
 def shown(found: dict[str, Verdict], reference: str) -> str:
-    console = Console(width=400, file=StringIO())
-    console.print(study_table("title", found, reference))
+    console = Console(width=100, file=StringIO())
+    for table in study_tables(found, reference):
+        console.print(table.on_terminal())
     return console.file.getvalue()
 
 
 def line_of(name: str, text: str) -> str:
-    return next(line for line in text.splitlines() if line.strip(" │").startswith(name))
+    return next(line for line in text.splitlines() if line.strip().startswith(name))
 
 
 def test_intervals_and_p_values_draw_users(feature_set, compared):
@@ -118,4 +120,48 @@ def test_the_table_says_how_it_came_about(compared):
     assert "resampling 100 users" in said and "Holm's correction for the 2 differences" in said
     assert "one seed" in said and "every ranker is calibrated by platt" in said
     assert "one seed" not in " ".join(conventions({name: one for name, one in compared.items() if name != "bad"}))
-    assert "from resampling" in shown(compared, "good")
+
+
+FACTS = {"parameters": 12_345_678.0, "rows_per_second": 123_456.0, "rank_ms": 12.3456}
+LISTS = {"group_auc": 0.71234, "group_auc_low": 0.7, "group_auc_high": 0.72, "mrr": 0.4, "ndcg_5": 0.5, "ndcg_10": 0.6}
+
+
+@pytest.fixture
+def wide(compared) -> dict[str, Verdict]:
+    """With long names, costs and metrics of lists: as wide as tables become."""
+    renamed = {"transformer_dcnv2": compared["good"], "shuffled_vectors": compared["bad"]}
+    return {name: replace(one, facts=FACTS, metrics=one.metrics | LISTS) for name, one in renamed.items()}
+
+
+def test_every_cell_is_whole_in_a_terminal_of_100_columns(wide):
+    text = shown(wide, "transformer_dcnv2")
+    assert "…" not in text and max(map(len, text.splitlines())) <= 100
+    difference = wide["shuffled_vectors"].difference
+    assert f"{difference.value:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) *" in text
+    for cell in ("12,345,678", "123,456", "12.35", "0.7123", "0.7000 – 0.7200", "0.4000", "0.6000"):
+        assert cell in line_after("transformer_dcnv2", cell, text)
+
+
+def line_after(name: str, cell: str, text: str) -> str:
+    return next(line for line in text.splitlines() if line.strip().startswith(name) and cell in line)
+
+
+def test_metrics_of_lists_have_a_table_where_every_ranker_has_them(wide, compared):
+    assert [table.title for table in study_tables(wide, "transformer_dcnv2")][2:] == ["Ranking within requests"]
+    assert len(study_tables(compared, "good")) == 2
+    some = wide | {"shuffled_vectors": compared["bad"]}
+    assert len(study_tables(some, "transformer_dcnv2")) == 2
+
+
+def test_markdown_has_the_same_cells(wide):
+    ranking, others, lists = study_tables(wide, "transformer_dcnv2")
+    lines = ranking.as_markdown().splitlines()
+    assert lines[0] == "### Ranking of all rows"
+    assert lines[2] == "| ranker | seeds | AUC | 95 % interval | against transformer_dcnv2 |"
+    assert lines[3] == "| --- | --: | --: | --: | --: |"
+    assert lines[4].startswith("| transformer_dcnv2 | 2 | ") and lines[4].endswith(" |  |")
+    assert lines[5].startswith("| shuffled_vectors | 1 | ") and lines[5].endswith(" * |")
+    assert "| 12,345,678 | 123,456 | 12.35 |" in others.as_markdown()
+    assert lists.as_markdown().splitlines()[4] == (
+        "| transformer_dcnv2 | 0.7123 | 0.7000 – 0.7200 | 0.4000 | 0.5000 | 0.6000 |"
+    )
