@@ -35,20 +35,15 @@ def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], 
     Returns:
         `parameters`; `tower`, the width of what the quadratic layers multiply; `mib` of the bundle.
     """
-    import torch
-
-    from ctr.data.loader import Loader
     from ctr.export.export_bundle import GRAPHS_ALONE, Extras, export_bundle
     from ctr.export.precision.put import VariantChoice
     from features.store.feature_set import FeatureSet
 
     data = FeatureSet.open(Path(feature_set))
-    model = model_of(data, preset, sizes)
-    with torch.no_grad():
-        model.train().outputs(next(iter(Loader(data, "train", batch, seed=1, shuffle=True).epoch(0))))
+    model = as_it_begins(data, preset, sizes, batch)
     exported, _ = (
         export_bundle(
-            model.eval(),
+            model,
             data,
             Path(path),
             model_version=preset,
@@ -69,6 +64,18 @@ def export_ours(feature_set: str, out: str, preset: str, sizes: dict[str, Any], 
         "tower": model.network.logit.in_features,
         "mib": round(exported.bytes / 2**20, 1),
     }
+
+
+def as_it_begins(data: Any, preset: str, sizes: dict[str, Any], batch: int = 1_024) -> Any:
+    """`model_of` in eval mode, after one batch of rows from which batch norm learned its moments."""
+    import torch
+
+    from ctr.data.loader import Loader
+
+    model = model_of(data, preset, sizes)
+    with torch.no_grad():
+        model.train().outputs(next(iter(Loader(data, "train", batch, seed=1, shuffle=True).epoch(0))))
+    return model.eval()
 
 
 def model_of(data: Any, preset: str, sizes: dict[str, Any]) -> Any:
@@ -193,9 +200,9 @@ def _calls_of_bundle(name: str, path: Path, candidates: int, threads: int) -> di
     }
 
 
-def request_of(encoder: Any, candidates: int) -> dict[str, Any]:
+def request_of(encoder: Any, candidates: int, seed: int = 2) -> dict[str, Any]:
     """A raw request of a user whose history is full: events as the log of `mmctr_shaped` has them, or ids alone."""
-    generator, schema = np.random.default_rng(2), encoder.schema
+    generator, schema = np.random.default_rng(seed), encoder.schema
     items = encoder.items.values.to_numpy()
     history = generator.choice(items, schema.history_max_len).tolist()
     rows: list[Any] = history
@@ -206,7 +213,7 @@ def request_of(encoder: Any, candidates: int) -> dict[str, Any]:
         ]
     levels = {name: int(generator.integers(1, LEVELS + 1)) for name in ("likes_level", "views_level")}
     return {
-        "user": int(encoder.users.values.to_numpy()[0]),
+        "user": int(encoder.users.values.to_numpy()[seed % len(encoder.users.values)]),
         "time": START + 10 * len(history),
         "context": levels,
         "history": rows,

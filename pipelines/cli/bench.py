@@ -188,6 +188,46 @@ def bench_rank(
     _run("rank", as_json, out, work, settings=settings)
 
 
+@bench_app.command("serve", epilog="Example: quadrank bench serve --seconds 60 --requests 100000")
+def bench_serve(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = 20_000,
+    items: Annotated[int, typer.Option("--items", min=30, help="Items of the catalogue.")] = 3_000,
+    max_len: Annotated[int, typer.Option("--max-len", min=1, help="Most events of a history.")] = 100,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Widths of the paper; default: those of conf/model/qin.yaml.")
+    ] = False,
+    candidates: Annotated[str, typer.Option("--candidates", help="Numbers of candidates.")] = "50,100,500,2000",
+    under_load: Annotated[int, typer.Option("--under-load", min=1, help="Candidates of requests at a rate.")] = 500,
+    processes: Annotated[str, typer.Option("--processes", help="Numbers of server processes.")] = "1,2",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time of each load.")] = 10.0,
+    requests: Annotated[
+        int, typer.Option("--requests", min=2, help="Requests of all sizes, over which memory is watched.")
+    ] = 5_000,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the ranking server under load.
+
+    Requests a second a core, its slowest answers at 70 % load and while its version changes, and its memory. Uses wrk
+    where it is installed."""
+    checkout("bench_serve", "quadrank bench serve")
+    from benchmarks.bench_serve import ServeBench
+
+    settings = ServeBench(
+        rows=rows,
+        items=items,
+        max_len=max_len,
+        paper=paper,
+        candidates=_numbers("--candidates", candidates),
+        under_load=under_load,
+        processes=_numbers("--processes", processes),
+        seconds=seconds,
+        requests=requests,
+    )
+    _run("serve", as_json, out, work, settings=settings)
+
+
 @bench_app.command("accuracy", epilog="Example: quadrank bench accuracy --study epochs --seeds 2")
 def bench_accuracy(
     study: Annotated[str, typer.Option("--study", help="What to vary: precision or epochs.")] = "precision",

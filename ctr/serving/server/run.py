@@ -22,6 +22,9 @@ from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError
 
 DRAIN_SECONDS = 30
+# uvicorn kills a process that says nothing for so long. One that imports on a busy machine says nothing either, and
+# with uvicorn's own 5 s it would be killed and started again for ever.
+SILENT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def run_server(
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_worker_healthcheck=SILENT_SECONDS,
         limit_concurrency=None,
     )
     # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.

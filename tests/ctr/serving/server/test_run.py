@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -112,3 +113,43 @@ def test_an_address_that_others_reach_needs_one(host):
     with pytest.raises(ConfigError, match="--public"):
         check_address(host, public=False)
     check_address(host, public=True)
+
+
+SLOW_TO_START = """
+import time
+from ctr.serving.server.run import run_server
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+class MakeSlowly:
+    def __call__(self):
+        return app
+
+    def __setstate__(self, state):
+        time.sleep(7)  # longer than uvicorn waits for a process by itself
+
+    def __getstate__(self):
+        return {"any": "state"}
+
+if __name__ == "__main__":
+    run_server(MakeSlowly(), "127.0.0.1", 0, processes=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(START_SECONDS)
+def test_processes_that_take_long_to_import_are_waited_for(tmp_path):
+    (tmp_path / "slowly.py").write_text(SLOW_TO_START)
+    log = tmp_path / "log"
+    with log.open("w") as printed:
+        server = subprocess.Popen([sys.executable, str(tmp_path / "slowly.py")], stdout=printed, stderr=printed)
+    try:
+        while log.read_text().count("startup complete") < 2:
+            assert server.poll() is None and "died" not in log.read_text()
+            time.sleep(0.1)
+    finally:
+        server.terminate()
+        server.wait(START_SECONDS)
