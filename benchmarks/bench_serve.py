@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ CONNECTIONS = 32  # where requests come at a rate
 BODIES = 64
 CHANGE_SECONDS = 1.0
 POLL_SECONDS = 0.2
+SWAP_SECONDS = 120.0
+SWAPS = "quadrank_swaps_total"
 NEW_ITEMS = 10
 FALLBACK_MS = 50.0
 ALLOWED_FACTOR, ALLOWED_MS = 1.5, 2.0  # the server's p99 may be so many times the model's, and so much more
@@ -160,13 +163,13 @@ class _Bench:
             rate = SHARE * next(row["requests_per_s"] for row in fast if row["candidates"] == at)
             rated = [self._rated(server, "alone", rate)]
             for name, change in (
-                ("versions replaced", partial(self._replace, count(1))),
+                ("versions replaced", partial(self._replace, server, count(1))),
                 ("items upserted", partial(self._upsert, server.port, count(self._settings.items + 1, NEW_ITEMS))),
             ):
-                before = server.metric("quadrank_swaps_total")
+                before = server.metric(SWAPS)
                 with meanwhile(change, CHANGE_SECONDS):
                     row = self._rated(server, name, rate)
-                rated.append({**row, "changes": int(server.metric("quadrank_swaps_total") - before)})
+                rated.append({**row, "changes": int(server.metric(SWAPS) - before)})
             if server.metric("quadrank_versions_refused_total"):
                 raise RuntimeError("a version was refused while the server was under load")
         return fast, rated
@@ -253,8 +256,14 @@ class _Bench:
         with served(self._pointer, log, **self._most, **options) as server:
             yield server
 
-    def _replace(self, turns: Iterator[int]) -> None:
+    def _replace(self, server: Served, turns: Iterator[int]) -> None:
+        """Move the pointer, and wait until the version that it names answers."""
+        before, end = server.metric(SWAPS), time.monotonic() + SWAP_SECONDS
         point_at(self._pointer.parent, BUNDLES[next(turns) % 2])
+        while server.metric(SWAPS) == before:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the server did not take a version over within {SWAP_SECONDS:g} s")
+            time.sleep(POLL_SECONDS)
 
     def _upsert(self, port: int, first: Iterator[int]) -> None:
         headers = {"Authorization": f"Bearer {self._token.read_text(encoding='utf-8')}"}
@@ -267,10 +276,11 @@ class _Bench:
 
 @contextmanager
 def meanwhile(act: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Do something again and again, so many seconds after it was done, while the block runs; its error is raised."""
+    """Do something now, and again so many seconds after it was done, while the block runs; its error is raised."""
     over = Event()
 
     def repeat() -> None:
+        act()
         while not over.wait(seconds):
             act()
 

@@ -1,4 +1,4 @@
-"""Runs the server: one process, or several that share a socket; SIGTERM lets it finish what it took."""
+"""Runs the server: one process, or several on one port; SIGTERM lets it finish what it took."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from ctr.serving.answering.metrics import SEVERAL_PROCESSES
 from ctr.serving.answering.versions import Source
+from ctr.serving.server.processes import Processes, listening
 from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError
 
@@ -56,7 +56,7 @@ def run_server(
         make_app: of each process.
         host: address to bind; other machines reach it only if this is not a loopback address.
         port: 0 for any that is free.
-        processes: each ranks on its own; they share the socket and the pages of the mapped item table.
+        processes: each ranks on its own; they share the port and the pages of the mapped item table.
         announce: is told the port once it is bound.
         quiet: no line a request.
 
@@ -81,15 +81,15 @@ def run_server(
     )
     # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    socket = settings.bind_socket()
-    socket.listen(settings.backlog)  # whoever reads the address may call it at once, and waits for the bundle
-    announce(socket.getsockname()[1])
+    # Listening now: whoever reads the address may call it at once, and waits for the bundle.
+    sockets = listening(settings.bind_socket(), processes, settings.backlog)
+    announce(sockets[0].getsockname()[1])
     if processes == 1:
-        uvicorn.Server(settings).run(sockets=[socket])
+        uvicorn.Server(settings).run(sockets=sockets)
         return
     with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
         os.environ[SEVERAL_PROCESSES] = folder
-        Multiprocess(settings, [socket]).run()
+        Processes(settings, sockets).run()
 
 
 def check_address(host: str, public: bool) -> None:

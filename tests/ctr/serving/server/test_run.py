@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -153,3 +154,68 @@ def test_processes_that_take_long_to_import_are_waited_for(tmp_path):
     finally:
         server.terminate()
         server.wait(START_SECONDS)
+
+
+TELLS_ITS_PROCESS = """
+import os
+import sys
+from ctr.serving.server.run import run_server
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+
+class Make:
+    def __call__(self):
+        return app
+
+if __name__ == "__main__":
+    announce = lambda port: print("port", port, flush=True)
+    run_server(Make(), "127.0.0.1", int(sys.argv[1]), processes=2, announce=announce)
+"""
+
+
+def pids_of(port: int, connections: int) -> list[int]:
+    """Which process answers each of some connections that are opened together and kept."""
+    clients = [http.client.HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(connections)]
+    for client in clients:
+        client.connect()
+    found = []
+    for client in clients:
+        client.request("GET", "/")
+        found.append(int(client.getresponse().read()))
+    for client in clients:
+        client.close()
+    return found
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_connections_are_spread_over_processes_and_one_that_died_is_replaced(tmp_path):
+    script, log = tmp_path / "tells.py", tmp_path / "log"
+    script.write_text(TELLS_ITS_PROCESS)
+
+    def until(text: str, times: int) -> str:
+        while log.read_text().count(text) < times:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
+        return log.read_text()
+
+    with log.open("w") as printed:
+        server = subprocess.Popen([sys.executable, str(script), "0"], stdout=printed, stderr=printed)
+    try:
+        port = int(re.search(r"port (\d+)", until("startup complete", 2))[1])
+        # Of one socket, one process takes them all. Spread by chance, one gets all 24 once in 8 million times.
+        first = set(pids_of(port, 24))
+        assert len(first) == 2
+        # A second server may not have the port, though the first one's own sockets share it.
+        other = subprocess.run([sys.executable, str(script), str(port)], capture_output=True, text=True, timeout=60)
+        assert other.returncode and "already in use" in other.stderr
+        killed = min(first)
+        os.kill(killed, signal.SIGKILL)
+        until("startup complete", 3)
+        second = set(pids_of(port, 24))
+        assert len(second) == 2 and len(second & first) == 1 and killed not in second
+    finally:
+        server.terminate()
+        assert server.wait(START_SECONDS) == 0

@@ -1,0 +1,93 @@
+"""Several processes of one server, each with a listening socket of its own on the same port.
+
+Of one socket that processes share, whichever wakes first takes all connections that wait: clients that keep their
+connections, as a load balancer does, would then be served by one process while the others are idle. Of sockets of their
+own, Linux gives each connection to one by a hash of its addresses.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+from uvicorn import Config
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+log = logging.getLogger("uvicorn.error")
+
+
+def listening(bound: socket.socket, processes: int, backlog: int) -> list[socket.socket]:
+    """Sockets that listen where one was bound, one for each process; elsewhere than on Linux the one alone.
+
+    Args:
+        bound: not yet listening; it proved that no other server has the address. Closed if others take its place.
+        processes: how many.
+        backlog: connections that may wait on each.
+    """
+    if processes == 1 or sys.platform != "linux":
+        bound.listen(backlog)
+        return [bound]
+    address, family = bound.getsockname(), bound.family
+    bound.close()
+    return [_listening(family, address, backlog) for _ in range(processes)]
+
+
+def _listening(family: int, address: tuple[object, ...], backlog: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind(address)
+    made.listen(backlog)
+    made.set_inheritable(True)
+    return made
+
+
+class Processes(Multiprocess):
+    """uvicorn's supervisor, whose processes have a socket each; one that died is replaced on the same socket.
+
+    Their number stays: a socket without a process would keep its clients waiting.
+
+    Args:
+        config: of all processes.
+        sockets: one for each process, or one that they share.
+    """
+
+    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._own = sockets if len(sockets) > 1 else sockets * self.processes_num
+
+    def init_processes(self) -> None:
+        """Start each on its own socket."""
+        for own in self._own:
+            process = Process(self.config, [own])
+            process.start()
+            self.processes.append(process)
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace those that ended or say nothing."""
+        self._one_by_one(super().keep_subprocess_alive)
+
+    def restart_all(self) -> None:
+        """Replace all, one after the other."""
+        self._one_by_one(super().restart_all)
+
+    def handle_ttin(self) -> None:
+        """Would start one more process."""
+        log.info("the number of processes stays as --processes says")
+
+    def handle_ttou(self) -> None:
+        """Would end one."""
+        self.handle_ttin()
+
+    def _one_by_one(self, act: Callable[[], None]) -> None:
+        """Let uvicorn, which starts processes on `self.sockets`, look at one process and its socket at a time."""
+        processes, sockets = self.processes, self.sockets
+        try:
+            for place, own in enumerate(self._own):
+                self.processes, self.sockets = [processes[place]], [own]
+                act()
+                processes[place] = self.processes[0]
+        finally:
+            self.processes, self.sockets = processes, sockets
