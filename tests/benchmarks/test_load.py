@@ -150,7 +150,7 @@ def test_wrk_sends_the_bodies_and_tells_errors(bodies):
         found = as_fast_as_answered(port, Path(bodies), 2, 0.5)
     assert seen == {b'{"a": 1}', b'{"b": 2}', b'{"c": 3}'}
     assert found["tool"] == "wrk" and found["requests"] > 4
-    assert found["errors"] == pytest.approx(found["requests"] / 2, abs=2)
+    assert found["errors"] == pytest.approx(found["requests"], abs=2)  # what was refused is not answered
 
 
 def test_what_a_wrk_says_is_read(bodies, tmp_path, monkeypatch):
