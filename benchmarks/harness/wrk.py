@@ -40,7 +40,8 @@ def as_fast_as_answered(port: int, bodies: Path, connections: int, seconds: floa
         seconds: how long; wrk counts whole ones.
 
     Returns:
-        `requests_per_s` and `requests` of status below 400, `errors`, and `tool`: `wrk` where it is on the PATH, else our own generator.
+        `requests_per_s` and `requests` of status below 400, `errors`, and `tool`: `wrk`
+        where it is on the PATH, else our own generator.
 
     Raises:
         RuntimeError: wrk failed.
