@@ -1,4 +1,4 @@
-"""Commands that put a bundle to work: rank, score, serve, replay, items upsert."""
+"""Commands that put a bundle to work: rank, score, serve, replay, publish, items upsert."""
 
 from __future__ import annotations
 
@@ -121,6 +121,26 @@ def replay(
     from pipelines.serving.replay import replay_log
 
     finish(replay_log(log, bundle, rows, root, console(as_json)), as_json)
+
+
+@serving_app.command(epilog="Example: quadrank publish --bundle bundles/simulated/CURRENT --to models --layout triton")
+def publish(
+    bundle: BundleOption,
+    to: Annotated[
+        Path,
+        typer.Option("--to", help="Folder of versions (folder), model repository (triton), or new folder (mlflow)."),
+    ],
+    layout: Annotated[
+        str, typer.Option("--layout", help="What will read it: folder for quadrank serve, triton, or mlflow.")
+    ] = "folder",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle as another program takes it.
+
+    It is loaded back and replays the golden requests before it appears."""
+    from pipelines.serving.publish import publish_bundle
+
+    finish(publish_bundle(bundle, to, layout, console(as_json)), as_json)
 
 
 @items_app.callback()
