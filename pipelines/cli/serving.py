@@ -66,6 +66,12 @@ def score(
         Path | None,
         typer.Option("--events", help="What users did, as the log has it; each row knows what was before its time."),
     ] = None,
+    pasts: Annotated[
+        bool, typer.Option("--pasts", help="Histories are those that the bundle brings (export --pasts).")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse rows that lack context columns which the model was trained on.")
+    ] = False,
     batch: Annotated[int, typer.Option("--batch", help="Rows that are read at once.", min=1)] = 32_768,
     threads: Annotated[int, typer.Option("--threads", help="Threads of the model; 0 for one a core.", min=0)] = 0,
     as_json: JsonOption = False,
@@ -73,7 +79,10 @@ def score(
     """Score many rows offline, parquet to parquet."""
     from pipelines.serving.score import score_file
 
-    finish(score_file(bundle, input_file, output, events, batch, threads, console(as_json)), as_json)
+    summary = score_file(
+        bundle, input_file, output, events, batch, threads, console(as_json), pasts=pasts, strict=strict
+    )
+    finish(summary, as_json)
 
 
 @serving_app.command(epilog="Example: quadrank serve --bundle bundles/simulated/CURRENT --port 8000")
