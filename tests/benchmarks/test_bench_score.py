@@ -46,7 +46,7 @@ def test_ways_that_differ_stop_the_benchmark(tmp_path: Path, monkeypatch: pytest
         )
 
     monkeypatch.setattr(bench_score, "measure", measured)
-    with pytest.raises(RuntimeError, match="7 items a user: both ways differ by 2.0e-05 in logits"):
+    with pytest.raises(RuntimeError, match=r"7 items a user: both ways differ by 2\.0e-05 in logits"):
         bench_score.run(tmp_path, lambda text: None, ScoreBench(3_000, 200, 8, 30, 4, (7,), 1, SIZES))
 
 

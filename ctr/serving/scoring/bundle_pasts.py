@@ -38,8 +38,8 @@ def write_events(bundle: Path, encoder: Encoder, users: pl.Series, path: Path) -
     """
     if not (bundle / FOLDER / OFFSETS).is_file():
         raise ConfigError(
-            f"--pasts: {bundle.name} was exported without pasts. Export the run with `quadrank export --pasts`, or give "
-            "the events with --events."
+            f"--pasts: {bundle.name} was exported without pasts. Export the run with `quadrank export --pasts`, or "
+            "give the events with --events."
         )
     pasts = SnapshotPasts(bundle, encoder.contract, encoder.users, lambda outcome: None)
     reading = RawColumns(encoder.contract, encoder.log_columns)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +97,6 @@ def test_triton_finds_a_model_that_scores_as_torch_did(bundles: Path, tmp_path: 
     assert (config.platform, config.backend) == ("onnxruntime_onnx", "onnxruntime")
     assert config.parameters["model_version"].string_value == version
     graph = onnx.load(folder / "1" / "model.onnx", load_external_data=False).graph
-    types = {onnx.TensorProto.INT64: 4, onnx.TensorProto.FLOAT: 11}  # TYPE_INT64 and TYPE_FP32, by hand
     if version == "run-1":
         as_exported = onnx.load(bundles / version / "ranker.onnx", load_external_data=False).graph
         assert [one.name for one in as_exported.input] == [*(one.name for one in graph.input), "item_delta"]
@@ -154,7 +152,7 @@ def test_a_copy_is_the_bundle_and_the_newest_of_its_folder(bundles: Path, tmp_pa
     assert names == {file.relative_to(to / UPSERTED) for file in (to / UPSERTED).rglob("*") if file.is_file()}
     for name in names:
         assert (to / UPSERTED / name).read_bytes() == (bundles / UPSERTED / name).read_bytes()
-        assert os.stat(to / UPSERTED / name).st_nlink == 1
+        assert (to / UPSERTED / name).stat().st_nlink == 1
     assert summary["bytes"] == sum((to / UPSERTED / name).stat().st_size for name in names)
 
 
@@ -218,7 +216,7 @@ def test_what_is_there_stays(bundles: Path, tmp_path: Path, layout: str) -> None
     taken = {"folder": tmp_path / "run-1", "triton": tmp_path / "shop", "mlflow": tmp_path}[layout]
     taken.mkdir(exist_ok=True)
     (taken / "mine").write_text("here")
-    with pytest.raises(ConfigError, match="is there already. Name another folder with --to"):
+    with pytest.raises(ConfigError, match=r"is there already\. Name another folder with --to"):
         published(bundles / "run-1", tmp_path, layout)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
 

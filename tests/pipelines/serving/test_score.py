@@ -152,7 +152,7 @@ def test_users_without_a_past_have_none(
 def test_pasts_are_given_once_and_by_a_bundle_that_has_them(
     shop: Path, rows: pl.DataFrame, with_pasts: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="bundle was exported without pasts. Export the run with `quadrank export"):
+    with pytest.raises(ConfigError, match=r"bundle was exported without pasts\. Export the run with `quadrank export"):
         scored(shop, tmp_path, rows, events=False, pasts=True)
     with pytest.raises(ConfigError, match="--pasts and --events both give histories"):
         scored(shop, tmp_path, rows, bundle=with_pasts, pasts=True)
