@@ -1,4 +1,4 @@
-"""The C++ program of docs/serving.md is compiled, and scores encoded golden requests with ONNX Runtime's library alone."""
+"""The C++ program of docs/serving.md is compiled, and scores golden requests with ONNX Runtime's library alone."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def write_flavor(bundle: Bundle, folder: Path) -> float:
     save_flavor(bundle.path, folder)
     copy_bundle(bundle, folder / BUNDLE)
     copyfile(bundle.path / MANIFEST, folder / MANIFEST)  # says which run this is
-    return replay_published(bundle, _Predictor(mlflow.pyfunc.load_model(str(folder))), folder)
+    return replay_published(bundle, _Predictor(mlflow.pyfunc.load_model(str(folder))))
 
 
 class _Predictor:

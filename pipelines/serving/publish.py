@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ctr.serving.bundle import Bundle, open_bundle, publish
-from features.errors import ConfigError
+from features.errors import ConfigError, NumericalError
 from features.store.pointer import NEWEST, point_at
 
 FOLDER, TRITON, MLFLOW = "folder", "triton", "mlflow"
@@ -45,7 +45,10 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
         raise ConfigError(f"{out}: is there already. Name another folder with --to, or remove this one yourself.")
     write = _writer(layout)
     with publish(out) as folder:
-        difference = write(opened, folder)
+        try:
+            difference = write(opened, folder)
+        except NumericalError as error:
+            raise NumericalError(f"{out}: not published, since what was written scores otherwise. {error}") from None
     if layout == FOLDER:
         point_at(to, out.name, NEWEST)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

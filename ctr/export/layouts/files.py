@@ -22,7 +22,7 @@ def copy_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path / name, target)
         if sha256_of(target) != bundle.manifest.files[name].sha256:
-            raise DataError(f"{target}: is not what {bundle.path / name} was exported as. Publish it again.")
+            raise DataError(f"{bundle.path / name}: its copy is not what was exported. Publish it again.")
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:

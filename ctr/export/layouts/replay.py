@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,7 +17,7 @@ from features.errors import NumericalError
 LATER_ITEMS = 200  # upserted items that are compared, of the last ones
 
 
-def replay_published(bundle: Bundle, published: Any, where: Path) -> float:
+def replay_published(bundle: Bundle, published: Any) -> float:
     """Replay the golden requests with what was published; the largest `logit_difference` from their recorded scores.
 
     Golden requests know no item that came after the export, so such items are compared with the bundle's own scores.
@@ -26,7 +25,6 @@ def replay_published(bundle: Bundle, published: Any, where: Path) -> float:
     Args:
         bundle: that it was made of.
         published: runs the published graph as a session of ONNX Runtime does; it reads no other inputs than it names.
-        where: it lies, for messages.
 
     Raises:
         NumericalError: a score differs by more than the golden requests allow.
@@ -42,8 +40,8 @@ def replay_published(bundle: Bundle, published: Any, where: Path) -> float:
         # Written so that NaN fails too.
         if not difference <= TOLERANCE:
             raise NumericalError(
-                f"{where}: upserted items score {difference:.2e} in logits away from what {bundle.path} gives them (at "
-                f"most {TOLERANCE} is allowed). Nothing was published."
+                f"{bundle.path}: upserted items score {difference:.2e} in logits away from what the bundle gives them "
+                f"(at most {TOLERANCE} is allowed)."
             )
         worst = max(worst, difference)
     return worst

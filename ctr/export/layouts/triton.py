@@ -42,7 +42,7 @@ def write_triton(bundle: Bundle, folder: Path) -> float:
     config = config_of(bundle, session.get_inputs(), session.get_outputs())
     (folder / CONFIG).write_text(config, encoding="utf-8")
     copyfile(bundle.path / MANIFEST, folder / MANIFEST)  # says which run this is; Triton passes it over
-    return replay_published(bundle, session, folder)
+    return replay_published(bundle, session)
 
 
 def config_of(bundle: Bundle, inputs: Sequence[Any], outputs: Sequence[Any]) -> str:
