@@ -159,7 +159,7 @@ def test_pasts_are_given_once_and_by_a_bundle_that_has_them(
     with pytest.raises(ConfigError, match="rows have a column `history`, but --pasts gives histories too"):
         scored(shop, tmp_path, rows.with_columns(history=[101]), events=False, bundle=with_pasts, pasts=True)
     with pytest.raises(DataError, match="'user': holds Int64 where text"):
-        scored(shop, tmp_path, rows.with_columns(user=7), events=False, bundle=with_pasts, pasts=True)
+        scored(shop, tmp_path, rows.with_columns(user=pl.lit(7, pl.Int64)), events=False, bundle=with_pasts, pasts=True)
     assert [path.name for path in tmp_path.iterdir()] == ["input.parquet"]
 
 
