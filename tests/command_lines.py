@@ -81,7 +81,7 @@ def of_projects() -> list[Command]:
 
 
 def recipes() -> list[Command]:
-    """Lines `$(QUADRANK) …` of the Makefiles, with X for what make and the shell fill in, and what `$(if …)` may add."""
+    """Lines `$(QUADRANK) …` of the Makefiles: X for what make and the shell fill in, and what `$(if …)` may add."""
     found = []
     for makefile in MAKEFILES:
         for number, line in enumerate(makefile.read_text(encoding="utf-8").splitlines(), 1):
