@@ -16,6 +16,7 @@ CONFIRM ?=
 UPGRADE ?=
 MODULE ?=
 SAMPLE ?=
+PASTS ?=
 
 # Another Python than the default has an environment of its own: make test PYTHON=python3.12 makes .venv-3.12.
 ifeq ($(origin PYTHON),file)
@@ -80,8 +81,8 @@ simulate: $(READY)  ## write the simulated log into data/simulated (ROWS=600000 
 features: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## raw tables -> feature set
 	@$(OPTIONS) $(QUADRANK) features --data $(CONTRACT) "$$@"
 
-train: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## the whole job: features, train, evaluate, export, register
-	@$(OPTIONS) $(QUADRANK) run --data $(CONTRACT) --model $(PRESET) "$$@"
+train: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## the whole job: features, train, evaluate, export, register (PASTS=yes: users' pasts too)
+	@$(OPTIONS) $(QUADRANK) run --data $(CONTRACT) --model $(PRESET) $(if $(filter yes,$(PASTS)),--pasts) "$$@"
 
 test: $(READY)  ## the whole test suite, offline
 	@$(BIN)/python -m pytest -n 2 $(SPREAD) -m "not slow"
@@ -95,8 +96,8 @@ mutants: $(READY)  ## mutation scores of the modules where layers meet, forty mi
 tune: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, STUDY=name), read in MLflow
 	@$(OPTIONS) $(QUADRANK) tune --data $(CONTRACT) --model $(PRESET) --study $(STUDY) --trials $(TRIALS) "$$@"
 
-export: $(READY)  ## the newest run's checkpoint -> bundle (RUN=id for another)
-	@$(QUADRANK) export --run $(or $(RUN),latest)
+export: $(READY)  ## the newest run's checkpoint -> bundle (RUN=id for another, PASTS=yes: users' pasts too)
+	@$(QUADRANK) export --run $(or $(RUN),latest) $(if $(filter yes,$(PASTS)),--pasts)
 
 promote: $(READY)  ## gate the newest bundle, then make it champion and CURRENT (BUNDLE=folder)
 	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/NEWEST)

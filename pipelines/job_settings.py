@@ -27,6 +27,7 @@ class JobSettings:
         overrides: `--set` values of the sections `model` and `train`; they go before both files.
         workspace: where feature sets, runs and bundles are.
         console: where messages are printed.
+        pasts: whether the bundle of `run` brings the newest events of each user.
     """
 
     source: Source
@@ -36,6 +37,7 @@ class JobSettings:
     overrides: Mapping[str, Any]
     workspace: Workspace
     console: Console
+    pasts: bool = False
 
     def preset(self) -> Preset:
         """Read the files. Raises ConfigError for a missing file, an unknown key or an impossible value."""

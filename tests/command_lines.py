@@ -81,14 +81,14 @@ def of_projects() -> list[Command]:
 
 
 def recipes() -> list[Command]:
-    """Lines `$(QUADRANK) …` of the Makefiles, with X for what make and the shell fill in."""
+    """Lines `$(QUADRANK) …` of the Makefiles: X for what make and the shell fill in, and what `$(if …)` may add."""
     found = []
     for makefile in MAKEFILES:
         for number, line in enumerate(makefile.read_text(encoding="utf-8").splitlines(), 1):
             if line.startswith("\t") and "$(QUADRANK)" in line:
                 recipe = line.partition("$(QUADRANK)")[2].replace('"$$@"', "")
                 while re.search(r"\$\([^()]*\)", recipe):
-                    recipe = re.sub(r"\$\([^()]*\)", "X", recipe)
+                    recipe = re.sub(r"\$\((?:if [^(),]*,([^(),]*)|[^()]*)\)", lambda found: found[1] or "X", recipe)
                 found += commands_of(f"{makefile.relative_to(ROOT)}:{number}", f"quadrank {recipe}", whole=True)
     return found
 

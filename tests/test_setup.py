@@ -400,6 +400,16 @@ def test_set_reaches_the_command_as_it_was_typed(tmp_path, text, settings):
     assert make(ROOT, *words, SET=text, ROOT="/a b/>c").stdout == expected
 
 
+@pytest.mark.parametrize(("pasts", "last"), [("PASTS=yes", ["--pasts"]), ("PASTS=no", []), ("PASTS=", [])])
+def test_pasts_reach_the_job_and_the_export(pasts, last):
+    ready = ("-n", "-o", ".venv/.ready", "VENV=.venv", "QUADRANK=quadrank", "DATA=movielens_100k", "MODEL=qin", pasts)
+    exported = make(ROOT, *ready, "export").stdout.split()
+    assert exported == ["quadrank", "export", "--run", "latest", *last]
+    job = make(ROOT, *ready, "train").stdout.splitlines()[-1].split()
+    preset = job.index("conf/model/qin.yaml")
+    assert job[preset + 1 :] == [*last, '"$@"']
+
+
 class TestClean:
     KEPT = ("mlflow.db", "mlartifacts", "bundles", "runs", "feature_sets", "data/simulated", "data/ml-100k")
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import re
 import tempfile
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from ctr.reporting.mlflow_flavor import BUNDLE, MODEL, save_flavor
 from ctr.reporting.mlflow_store import MlflowStore
-from ctr.serving.bundle import RANKER, BundleManifest, open_bundle
+from ctr.serving.bundle import BundleManifest, open_bundle
 from features.errors import ConfigError
-
-# Folder names inside a run: the ONNX flavor, and inside it the bundle that a server loads.
-MODEL = "model"
-BUNDLE = "bundle"
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class Registry:
         opened = open_bundle(bundle)
         with tempfile.TemporaryDirectory() as scratch:
             flavor = Path(scratch) / MODEL
-            _save_flavor(opened.path, flavor, run_id)
+            save_flavor(opened.path, flavor, run_id)
             self.store.client.log_artifacts(run_id, str(flavor), MODEL)
         self.store.client.log_artifacts(run_id, str(opened.path), f"{MODEL}/{BUNDLE}")
         try:
@@ -150,64 +143,3 @@ def _version_tags(manifest: BundleManifest) -> dict[str, str]:
         "git_revision": manifest.git_revision,
         **metrics,
     }
-
-
-def _save_flavor(bundle: Path, folder: Path, run_id: str) -> None:
-    """MLflow's ONNX flavor of a bundle that will lie in `folder`/bundle; tables are not copied.
-
-    The graph is small once its tables are external, and a relative location may name a subfolder: the
-    flavor's own `model.onnx` points into the bundle, so that MLflow's loader finds MLmodel beside it and
-    the bundle keeps exactly the files of its manifest.
-    """
-    import mlflow.onnx
-    import onnx
-    from mlflow.models import Model
-
-    graph = onnx.load(bundle / RANKER, load_external_data=False)
-    for tensor in graph.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = f"{BUNDLE}/{entry.value}"
-    signature, example = _signature(graph)
-    mlflow.onnx.save_model(
-        graph,
-        folder,
-        mlflow_model=Model(artifact_path=MODEL, run_id=run_id),
-        signature=signature,
-        input_example=example,
-        # Given, because MLflow would load the model to find them, and its tables are not there yet.
-        pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "numpy", "onnx", "onnxruntime")],
-        onnx_execution_providers=["CPUExecutionProvider"],
-        onnx_session_options={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
-        save_as_external_data=False,
-    )
-
-
-def _signature(model: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """The graph's inputs and outputs as MLflow writes them, and an example of two of each named axis.
-
-    Written by hand: inferring it from an example would turn an axis of one (the user) into any number.
-    The example holds index 1, the unknown value of every table, so it is legal for each bundle.
-    """
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    def described(values: Any) -> dict[str, tuple[np.dtype, list[int]]]:
-        tensors = {value.name: value.type.tensor_type for value in values}
-        return {
-            name: (
-                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
-                [axis.dim_value if axis.HasField("dim_value") else -1 for axis in tensor.shape.dim],
-            )
-            for name, tensor in tensors.items()
-        }
-
-    def schema(tensors: dict[str, tuple[np.dtype, list[int]]]) -> Any:
-        return Schema([TensorSpec(dtype, tuple(shape), name) for name, (dtype, shape) in tensors.items()])
-
-    inputs = described(model.graph.input)
-    example = {
-        name: np.ones([2 if size == -1 else size for size in shape], dtype) for name, (dtype, shape) in inputs.items()
-    }
-    return ModelSignature(schema(inputs), schema(described(model.graph.output))), example

@@ -38,11 +38,7 @@ def newest_events(contract: Contract, keep: int, until: int) -> pl.DataFrame:
         ConfigError: the log has no times, or its histories are given.
         DataError: as the build; the log cannot be read.
     """
-    if contract.interactions.time is None or contract.history.given is not None:
-        raise ConfigError(
-            "pasts: this log has no events in time that could be kept: its rows bring their histories. Export without "
-            "--pasts, and send the history with each request."
-        )
+    require_events_in_time(contract)
     held: list[pl.DataFrame] = []
     newest = pl.DataFrame(schema=dict.fromkeys(KEYS, pl.Null))
     with tempfile.TemporaryDirectory(prefix="quadrank-pasts-") as scratch:
@@ -52,6 +48,15 @@ def newest_events(contract: Contract, keep: int, until: int) -> pl.DataFrame:
             if sum(part.height for part in held) >= newest.height:
                 newest, held = _newest([newest, *held], keep), []
     return _newest([newest, *held], keep)
+
+
+def require_events_in_time(contract: Contract) -> None:
+    """Raise ConfigError for a log of which no pasts can be kept."""
+    if contract.interactions.time is None or contract.history.given is not None:
+        raise ConfigError(
+            "pasts: this log has no events in time that could be kept: its rows bring their histories. Leave out "
+            "--pasts, and send the history with each request."
+        )
 
 
 def _newest(parts: list[pl.DataFrame], keep: int) -> pl.DataFrame:

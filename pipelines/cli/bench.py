@@ -228,6 +228,36 @@ def bench_serve(
     _run("serve", as_json, out, work, settings=settings)
 
 
+@bench_app.command("score", epilog="Example: quadrank bench score --items-a-user 20 --requests 1000")
+def bench_score(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = 150_000,
+    items: ItemsOption = MMCTR_ITEMS,
+    max_len: MaxLenOption = MMCTR_LEN,
+    requests: Annotated[
+        int, typer.Option("--requests", min=1, help="Requests that the scored rows belong to.")
+    ] = 4_000,
+    alone: Annotated[int, typer.Option("--alone", min=1, help="Of them, how many are scored one by one too.")] = 200,
+    items_a_user: Annotated[
+        str, typer.Option("--items-a-user", help="Numbers of items that a request scores.")
+    ] = "1,20,200",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the model, either way.")] = 1,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure offline scoring, beside a request a user.
+
+    The same rows of the log's users, with its events, by `quadrank score` and by the ranker."""
+    checkout("bench_score", "quadrank bench score")
+    from benchmarks.bench_score import ScoreBench
+
+    numbers = _numbers("--items-a-user", items_a_user)
+    if alone >= requests:
+        raise ConfigError(f"--alone {alone}: score at most {requests - 1} of {requests} requests one by one.")
+    settings = ScoreBench(rows, items, max_len, requests, alone, numbers, threads)
+    _run("score", as_json, out, work, settings=settings)
+
+
 @bench_app.command("accuracy", epilog="Example: quadrank bench accuracy --study epochs --seeds 2")
 def bench_accuracy(
     study: Annotated[str, typer.Option("--study", help="What to vary: precision or epochs.")] = "precision",

@@ -25,6 +25,7 @@ from pipelines.cli.options import (
     DataOption,
     DataSetOption,
     ModelOption,
+    PastsOption,
     RootOption,
     RunOption,
     SetOption,
@@ -190,6 +191,7 @@ def run(
     data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
+    pasts: PastsOption = False,
     as_of: AsOfOption = None,
     window: WindowOption = None,
     root: RootOption = None,
@@ -209,7 +211,8 @@ def run(
     started = time.monotonic()
     keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    workspace = Workspace(work)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, console(as_json), pasts)
     summary = run_job(settings)
     finish(summary.closed(started), as_json)
     raise typer.Exit(summary.exit_code)
@@ -279,9 +282,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="New folder of the bundle; default: bundles/NAME/RUN_ID.")
     ] = None,
-    pasts: Annotated[
-        bool, typer.Option("--pasts", help="Bring the newest events of each user too; reads the raw log again.")
-    ] = False,
+    pasts: PastsOption = False,
     variant: Annotated[
         str,
         typer.Option(

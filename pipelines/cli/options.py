@@ -67,6 +67,9 @@ BundleOption = Annotated[
 RunOption = Annotated[
     str, typer.Option("--run", help="Run id, or `latest`: the newest finished run that is no trial of a sweep.")
 ]
+PastsOption = Annotated[
+    bool, typer.Option("--pasts", help="Bring the newest events of each user too; reads the raw log again.")
+]
 AsOfOption = Annotated[
     str | None,
     typer.Option("--as-of", help="Last day (UTC) to read, e.g. 2026-01-31; default: the day of the newest event."),

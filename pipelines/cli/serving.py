@@ -1,4 +1,4 @@
-"""Commands that put a bundle to work: rank, score, serve, replay, items upsert."""
+"""Commands that put a bundle to work: rank, score, serve, replay, publish, items upsert."""
 
 from __future__ import annotations
 
@@ -66,6 +66,12 @@ def score(
         Path | None,
         typer.Option("--events", help="What users did, as the log has it; each row knows what was before its time."),
     ] = None,
+    pasts: Annotated[
+        bool, typer.Option("--pasts", help="Histories are those that the bundle brings (export --pasts).")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse rows that lack context columns which the model was trained on.")
+    ] = False,
     batch: Annotated[int, typer.Option("--batch", help="Rows that are read at once.", min=1)] = 32_768,
     threads: Annotated[int, typer.Option("--threads", help="Threads of the model; 0 for one a core.", min=0)] = 0,
     as_json: JsonOption = False,
@@ -73,7 +79,10 @@ def score(
     """Score many rows offline, parquet to parquet."""
     from pipelines.serving.score import score_file
 
-    finish(score_file(bundle, input_file, output, events, batch, threads, console(as_json)), as_json)
+    summary = score_file(
+        bundle, input_file, output, events, batch, threads, console(as_json), pasts=pasts, strict=strict
+    )
+    finish(summary, as_json)
 
 
 @serving_app.command(epilog="Example: quadrank serve --bundle bundles/simulated/CURRENT --port 8000")
@@ -121,6 +130,26 @@ def replay(
     from pipelines.serving.replay import replay_log
 
     finish(replay_log(log, bundle, rows, root, console(as_json)), as_json)
+
+
+@serving_app.command(epilog="Example: quadrank publish --bundle bundles/simulated/CURRENT --to models --layout triton")
+def publish(
+    bundle: BundleOption,
+    to: Annotated[
+        Path,
+        typer.Option("--to", help="Folder of versions (folder), model repository (triton), or new folder (mlflow)."),
+    ],
+    layout: Annotated[
+        str, typer.Option("--layout", help="What will read it: folder for quadrank serve, triton, or mlflow.")
+    ] = "folder",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle as another program takes it.
+
+    It is loaded back and replays the golden requests before it appears."""
+    from pipelines.serving.publish import publish_bundle
+
+    finish(publish_bundle(bundle, to, layout, console(as_json)), as_json)
 
 
 @items_app.callback()

@@ -15,7 +15,9 @@ from ctr.export.precision.choose import AUTO, VARIANTS
 from ctr.export.precision.put import VariantChoice
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import refuse_taken
+from features.contract.contract import Contract
 from features.errors import ConfigError
+from features.point_in_time.newest_events import require_events_in_time
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
 from pipelines.job.load_run import load_run
@@ -72,6 +74,18 @@ def export_model(
     if result.variants:
         console.print(_variants_table(result))
     return result
+
+
+def check_pasts(contract: Contract) -> None:
+    """Raise what an export with pasts would raise hours later, after the training.
+
+    Raises:
+        ConfigError: a log without events in time.
+        ModuleNotFoundError: the package that packs pasts is not installed.
+    """
+    from ctr.export import past_snapshot  # noqa: F401
+
+    require_events_in_time(contract)
 
 
 def variant_choice(name: str, max_auc_loss: float) -> VariantChoice:

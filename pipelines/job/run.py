@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ctr.export.export_bundle import Extras
 from ctr.reporting.mlflow_registry import Registry
 from features.errors import GateError
 from pipelines.job.build import build, describe
-from pipelines.job.export import export_model
+from pipelines.job.export import check_pasts, export_model
 from pipelines.job.promote import gate, make_champion
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
@@ -25,18 +26,23 @@ def run_job(settings: JobSettings) -> Summary:
     and `NEWEST` names it.
 
     Raises:
+        ConfigError: pasts of a log without events in time; nothing was built then.
         LockError: another job on this contract runs in the workspace.
         QuadRankError: whatever a stage refuses; the MLflow run is then marked FAILED.
     """
     preset, contract = settings.preset(), settings.source.contract
     workspace, console = settings.workspace, settings.console
+    if settings.pasts:
+        check_pasts(contract)
     with workspace.lock(contract.name):
         result = build(settings.source, workspace)
         console.print(describe(result))
         job = Job.start(preset, result.feature_set, workspace, console)
         with job.tracked() as tracker:
             model, summary = job.train_and_evaluate(tracker)
-            exported = export_model(model, job.feature_set, job.run_dir, None, workspace, console)
+            exported = export_model(
+                model, job.feature_set, job.run_dir, None, workspace, console, Extras(pasts=settings.pasts)
+            )
             summary.bundle = str(exported.path)
             registry = Registry(workspace.root)
             version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)

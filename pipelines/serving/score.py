@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,17 +18,27 @@ from rich.console import Console
 
 from ctr.serving.bundle import open_bundle
 from ctr.serving.scoring.batches import score_rows
+from ctr.serving.scoring.bundle_pasts import write_events
 from ctr.serving.scoring.scorer import Scorer
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, error_prefix
 from features.progress import progress
-from features.requests.past_table import PastTable
-from features.requests.request_rows import RowEncoder
+from features.requests.past_table import USER, PastTable, with_names
+from features.requests.request_rows import HISTORY, RowEncoder
 from features.store.atomic import replace_file
 
 
 def score_file(
-    bundle: Path, source: Path, output: Path, events: Path | None, batch: int, threads: int, console: Console
+    bundle: Path,
+    source: Path,
+    output: Path,
+    events: Path | None,
+    batch: int,
+    threads: int,
+    console: Console,
+    *,
+    pasts: bool = False,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Score each row of a parquet file; returns what was done, for JSON.
 
@@ -42,13 +53,18 @@ def score_file(
         batch: rows that are read at once.
         threads: of the model; 0 for one a core.
         console: where messages are printed.
+        pasts: histories are those that the bundle brings.
+        strict: refuse rows that lack context columns which the model was trained on.
 
     Raises:
-        ConfigError: a bundle without the graph, or an output that is the input.
+        ConfigError: a bundle without the graph or without pasts, an output that is the input, histories given twice, or
+            (strict) missing values.
         DataError: files that are not what the contract says.
         NumericalError: a score that is no number, or golden requests that score differently here.
     """
     started = time.perf_counter()
+    if pasts and events is not None:
+        raise ConfigError("--pasts and --events both give histories. Leave one out.")
     if output.resolve() == source.resolve():
         raise ConfigError(f"--output {output}: is the input, which would be replaced. Name another file.")
     opened = open_bundle(bundle)
@@ -59,11 +75,13 @@ def score_file(
         taken = [name for name in scorer.outputs if name in file.schema_arrow.names]
         if taken:
             raise DataError(f"{source}: has a column {taken[0]!r} already. Leave it out: the scores get that name.")
-        pasts = None if events is None else PastTable.read(events, encoder)
+        table = _pasts_of_bundle(opened.path, encoder, source) if pasts else None
+        if events is not None:
+            table = PastTable.read(events, encoder)
         with error_prefix(str(source)):
-            rows = RowEncoder(encoder, pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema, pasts)
+            rows = RowEncoder(encoder, pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema, table)
         counts: Counter[str] = Counter()
-        replace_file(output, lambda fresh: _write(file, fresh, source, rows, scorer, batch, counts))
+        replace_file(output, lambda fresh: _write(file, fresh, source, rows, scorer, batch, counts, strict))
         total = file.metadata.num_rows
     seconds = time.perf_counter() - started
     missing = {name.partition(" ")[2]: count for name, count in counts.items() if name.startswith("missing ")}
@@ -93,6 +111,7 @@ def _write(
     scorer: Scorer,
     batch: int,
     counts: Counter[str],
+    strict: bool,
 ) -> None:
     """Write the scored rows to `fresh`, and count unknown items and missing values."""
     schema = file.schema_arrow
@@ -105,12 +124,34 @@ def _write(
     ):
         for part in file.iter_batches(batch):
             encoded = rows.encode(pl.DataFrame(pl.from_arrow(part)))
+            if strict and encoded.missing:
+                _refuse_missing(encoded.missing)
             scores_RH = score_rows(scorer, encoded)
             columns = [pa.array(np.ascontiguousarray(score_R)) for score_R in scores_RH.T]
             writer.write_batch(pa.RecordBatch.from_arrays([*part.columns, *columns], schema=schema))
             counts["unknown"] += encoded.unknown
             counts.update({f"missing {name}": count for name, count in encoded.missing.items()})
             bar.advance(part.num_rows)
+
+
+def _refuse_missing(missing: dict[str, int]) -> None:
+    lacking = ", ".join(f"{name} ({count:,} rows)" for name, count in missing.items())
+    raise ConfigError(
+        f"missing: {lacking}. The model was trained on these values: give them as columns, or score without --strict."
+    )
+
+
+def _pasts_of_bundle(bundle: Path, encoder: Encoder, source: Path) -> PastTable:
+    """What the bundle knows of the users of the rows."""
+    rows = with_names(pl.scan_parquet(source), {USER: encoder.contract.interactions.user})
+    names = rows.collect_schema().names()
+    if HISTORY in names:
+        raise ConfigError(f"{source}: rows have a column `{HISTORY}`, but --pasts gives histories too. Leave one out.")
+    users = rows.select(USER).unique().collect()[USER] if USER in names else pl.Series(USER, [], pl.Null)
+    with tempfile.TemporaryDirectory(prefix="quadrank-pasts-") as scratch:
+        with error_prefix(str(source)):
+            write_events(bundle, encoder, users, Path(scratch) / "events.parquet")
+        return PastTable.read(Path(scratch) / "events.parquet", encoder)
 
 
 @contextmanager

@@ -31,11 +31,15 @@ def registry(tracker: Tracker) -> Registry:
 
 
 def toy_bundle(path: Path, model_version: str = "run-1") -> Path:
-    """A bundle whose graph sums a candidate's row of an external item table and adds the user."""
+    """A bundle whose graph sums a candidate's row of an external item table and adds the user.
+
+    As the graph of an exported one, it lets whoever runs it give rows behind the table.
+    """
     graph = helper.make_graph(
         [
             helper.make_node("Constant", [], ["last"], value=numpy_helper.from_array(np.array([1]))),
-            helper.make_node("Gather", ["item_table", "candidate_item"], ["rows"]),
+            helper.make_node("Concat", ["item_table", "item_delta"], ["all_rows"], axis=0),
+            helper.make_node("Gather", ["all_rows", "candidate_item"], ["rows"]),
             helper.make_node("ReduceSum", ["rows", "last"], ["sums"], keepdims=0),
             helper.make_node("Cast", ["user_id"], ["user"], to=TensorProto.FLOAT),
             helper.make_node("Add", ["sums", "user"], ["score"]),
@@ -44,9 +48,10 @@ def toy_bundle(path: Path, model_version: str = "run-1") -> Path:
         [
             helper.make_tensor_value_info("user_id", TensorProto.INT64, [1]),
             helper.make_tensor_value_info("candidate_item", TensorProto.INT64, ["candidates"]),
+            helper.make_tensor_value_info("item_delta", TensorProto.FLOAT, ["later_items", 2]),
         ],
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["candidates"])],
-        [numpy_helper.from_array(TABLE, "item_table")],
+        [numpy_helper.from_array(TABLE, "item_table"), numpy_helper.from_array(TABLE[:1], "item_delta")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     metadata = BundleMetadata(

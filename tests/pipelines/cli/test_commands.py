@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from ctr.serving.pasts.snapshot import SnapshotPasts
+from features.encoding.encoder import Encoder
 from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
 
@@ -64,7 +67,7 @@ def job(work, raw):
     with contextlib.redirect_stdout(text), pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.chdir(ROOT)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        main(["run", "--data", "conf/data/simulated.yaml", "--root", str(raw), "--work", str(work), *PASSING, "--json"])
+        main(["run", *data(raw, work), *PASSING, "--pasts", "--json"])
     out.write_text(text.getvalue())
     return int(stop.value.code or 0), json.loads(text.getvalue().strip().splitlines()[-1])
 
@@ -99,6 +102,22 @@ def test_run_does_everything_and_says_what_it_did(job, work):
     assert sum(result["rows"].values()) == 20_000
     assert (Path(result["bundle"]) / "MANIFEST.json").is_file()
     assert (work / "mlflow.db").is_file()
+
+
+def test_the_bundle_of_a_run_with_pasts_has_those_of_the_log(job, raw, work):
+    bundle = work / "bundles" / "simulated" / job[1]["run_id"]
+    encoder = Encoder.load(bundle)
+    pasts = SnapshotPasts(bundle, encoder.contract, encoder.users, lambda outcome: None)
+    log = pl.read_parquet(raw / "interactions.parquet")
+    user = log["user_id"].mode().min()  # has more events than are kept
+    newest = log.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)["item_id"].to_list()
+    assert [event.item for event in pasts.newest(user)] == newest[-65:]
+
+
+def test_pasts_of_a_log_without_events_in_time_are_refused_before_anything_is_built(shell, tmp_path):
+    code, result = shell("run", "--data", "conf/data/mmctr.yaml", "--root", tmp_path, "--work", tmp_path, "--pasts")
+    assert code == 2 and "pasts: this log has no events in time" in result["error"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_control_without_history_has_none(job, work):

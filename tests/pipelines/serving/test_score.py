@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig
+from ctr.export.past_snapshot import write_pasts
 from ctr.export.precision.put import VariantChoice, put_variant
 from ctr.export.serving_graph import RequestGraph
 from ctr.model.click_model import ClickModel
@@ -24,6 +25,7 @@ from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
 from ctr.serving.scoring import batches
 from ctr.serving.scoring.scorer import Scorer
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
 from features.requests.request_rows import RowEncoder
 from features.store.feature_set import FeatureSet
@@ -80,6 +82,7 @@ def scored(shop: Path, out: Path, table: pl.DataFrame, events: bool = True, **se
         settings.get("batch", 1000),
         1,
         Console(quiet=True),
+        **{name: settings[name] for name in ("pasts", "strict") if name in settings},
     )
 
 
@@ -104,6 +107,76 @@ def logged(shop: Path, user: str) -> list[dict[str, Any]]:
     """The whole log of a user, later events included."""
     log = pl.read_parquet(shop / "raw/log.parquet").filter(pl.col("user") == user)
     return log.drop("user").to_dicts()
+
+
+@pytest.fixture(scope="module")
+def with_pasts(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with the newest events of each user."""
+    bundle = shutil.copytree(shop / "bundle", tmp_path_factory.mktemp("pasts") / "bundle")
+    (feature_set,) = (shop / "feature_sets" / "shop").glob("[!.]*/MANIFEST.json")
+    write_pasts(FeatureSet.open(feature_set.parent), Encoder.load(bundle), bundle)
+    seal(bundle, open_bundle(shop / "bundle").manifest)
+    return bundle
+
+
+def test_rows_score_with_the_pasts_of_the_bundle(
+    shop: Path, rows: pl.DataFrame, with_pasts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctr.serving.scoring.bundle_pasts.USERS_A_BLOCK", 7)
+    table = rows.with_columns(user=pl.when(pl.int_range(60) % 11 == 5).then(None).otherwise("user"))
+    scored(shop, tmp_path, table, events=False, bundle=with_pasts, pasts=True)
+    ranker = Ranker.load(shop / "bundle")
+
+    def newest(user: str | None) -> list[dict[str, Any]]:
+        log = pl.read_parquet(shop / "raw/log.parquet").filter(pl.col("user") == user)
+        # One more than the longest history, for the pause before its first event.
+        return log.sort("time", maintain_order=True).tail(HISTORY_LEN + 1).drop("user").to_dicts()
+
+    expected = np.array([alone(ranker, request_of(row, newest(row["user"]))) for row in table.to_dicts()])
+    assert logit_difference(outputs(tmp_path), expected) <= TOLERANCE
+    scored(shop, tmp_path, table, events=False)
+    assert (np.abs(outputs(tmp_path) - expected).max(axis=1) > 1e-4).sum() > 10
+
+
+@pytest.mark.parametrize("users", [["u90", None], ["u3"]])
+def test_users_without_a_past_have_none(
+    shop: Path, rows: pl.DataFrame, with_pasts: Path, tmp_path: Path, users: list[str | None]
+) -> None:
+    table = pl.concat([rows.head(1).with_columns(user=pl.lit(user), time=pl.lit(1)) for user in users])
+    scored(shop, tmp_path, table, events=False, bundle=with_pasts, pasts=True)
+    first = outputs(tmp_path)
+    scored(shop, tmp_path, table, events=False)
+    assert logit_difference(first, outputs(tmp_path)) <= TOLERANCE
+
+
+def test_pasts_are_given_once_and_by_a_bundle_that_has_them(
+    shop: Path, rows: pl.DataFrame, with_pasts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"bundle was exported without pasts\. Export the run with `quadrank export"):
+        scored(shop, tmp_path, rows, events=False, pasts=True)
+    with pytest.raises(ConfigError, match="--pasts and --events both give histories"):
+        scored(shop, tmp_path, rows, bundle=with_pasts, pasts=True)
+    with pytest.raises(ConfigError, match="rows have a column `history`, but --pasts gives histories too"):
+        scored(shop, tmp_path, rows.with_columns(history=[101]), events=False, bundle=with_pasts, pasts=True)
+    with pytest.raises(DataError, match="'user': holds Int64 where text"):
+        scored(shop, tmp_path, rows.with_columns(user=pl.lit(7, pl.Int64)), events=False, bundle=with_pasts, pasts=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["input.parquet"]
+
+
+def test_strict_refuses_rows_that_lack_what_the_model_was_trained_on(
+    shop: Path, rows: pl.DataFrame, tmp_path: Path
+) -> None:
+    lacking = rows["load"].null_count()
+    with pytest.raises(
+        ConfigError, match=rf"missing: device \({rows['device'].null_count()} rows\), load \({lacking} rows"
+    ):
+        scored(shop, tmp_path, rows, strict=True)
+    # A column that lacks has the contract's default, where it declares one.
+    with pytest.raises(ConfigError, match=r"missing: load \(60 rows\)\. The model was trained on these values"):
+        scored(shop, tmp_path, rows.drop("device", "load"), strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["input.parquet"]
+    whole = rows.with_columns(pl.col("load").fill_null(1.0)).drop("device")
+    assert scored(shop, tmp_path, whole, strict=True)["missing"] == {}
 
 
 def test_rows_with_raw_events_score_as_requests_do(shop: Path, rows: pl.DataFrame, tmp_path: Path) -> None:

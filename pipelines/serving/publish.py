@@ -1,0 +1,82 @@
+"""`quadrank publish`: a bundle in the form that another program takes, loaded back and replayed before it appears."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ctr.serving.bundle import Bundle, open_bundle, publish
+from features.errors import ConfigError, NumericalError
+from features.store.pointer import NEWEST, point_at
+
+FOLDER, TRITON, MLFLOW = "folder", "triton", "mlflow"
+LAYOUTS = (FOLDER, TRITON, MLFLOW)
+Write = Callable[[Bundle, Path], float]
+
+
+def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dict[str, Any]:
+    """Write a bundle in one of the layouts, or leave nothing there; returns what was done, for JSON.
+
+    `to` is what the other program is pointed at: for `folder` a folder of versions, whose `NEWEST` then names the copy;
+    for `triton` a model repository, which gets a model of the contract's name; for `mlflow` the model's own folder.
+
+    Args:
+        bundle: its folder, or a pointer to it.
+        to: see above; what it gets must not be there yet.
+        layout: one of `LAYOUTS`.
+        console: where messages are printed.
+
+    Raises:
+        ConfigError: no such layout, or something is there already.
+        DataError: not a bundle, or a changed one.
+        NumericalError: what was written does not give the golden requests their scores.
+    """
+    started = time.perf_counter()
+    if layout not in LAYOUTS:
+        raise ConfigError(f"--layout {layout}: choose one of {', '.join(LAYOUTS)}.")
+    opened = open_bundle(bundle)
+    names = {FOLDER: opened.path.name, TRITON: opened.manifest.name, MLFLOW: ""}
+    out = to / names[layout]
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise ConfigError(f"{out}: is there already. Name another folder with --to, or remove this one yourself.")
+    write = _writer(layout)
+    with publish(out) as folder:
+        try:
+            difference = write(opened, folder)
+        except NumericalError as error:
+            raise NumericalError(f"{out}: not published, since what was written scores otherwise. {error}") from None
+    if layout == FOLDER:
+        point_at(to, out.name, NEWEST)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    version = opened.manifest.model_version
+    console.print(
+        f"{out}: {version} as {layout}, {size / 2**20:.1f} MiB; loaded back, golden requests within "
+        f"{difference:.1e} in logits"
+    )
+    return {
+        "layout": layout,
+        "published": str(out),
+        "model_version": version,
+        "max_logit_difference": difference,
+        "bytes": size,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _writer(layout: str) -> Write:
+    """What fills the folder; only the layouts that edit the graph need packages of the extra `train`."""
+    if layout == TRITON:
+        from ctr.export.layouts.triton import write_triton
+
+        return write_triton
+    if layout == MLFLOW:
+        from ctr.reporting.mlflow_flavor import write_flavor
+
+        return write_flavor
+    from ctr.export.layouts.folder import write_copy
+
+    return write_copy
