@@ -1,6 +1,7 @@
 """Similarity spaces: the ways in which two items are compared, by cosine of vectors or by the values that they share.
 
-Shapes: U items, W width of one space, K spaces, `...` any leading shape.
+Shapes: U items (or, of a ranking server, requests), W width of one space, K spaces, T indices of an item, R rows,
+H histories (R, or 1), S positions, `...` any leading shape.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from features.store.schema import FIRST_VALUE, Field, Schema
 MOST_TAGS = 64
 # Indices that a number of single precision tells apart.
 MOST_INDICES = 2**24
+# A column of more values is compared index by index: a place for each would cost more to clear.
+MOST_PLACES = 2**16
 
 
 class ItemSimilarities(NamedTuple):
@@ -52,6 +55,7 @@ class SimilaritySpaces(nn.Module):
     Attributes:
         names: of the spaces: those of unit vectors, then those of indices. Columns of the item table follow this order.
         widths: of the spaces, in the same order.
+        sizes: how many values the columns of the spaces of indices have, in the same order.
 
     Raises:
         ConfigError: a column of more than 2^24 values.
@@ -70,6 +74,7 @@ class SimilaritySpaces(nn.Module):
         self.unit_spaces = len(self.names) - len(self._indexed)
         widths = (*(one.width for one in schema.vectors), *(size - FIRST_VALUE for _, size in self._tags))
         self.widths = widths + tuple(schema.item[i].max_len for i in self._indexed)
+        self.sizes = tuple(schema.item[i].size for i in self._indexed)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor]) -> ItemSimilarities:
         """Item columns and vectors, in schema order, to what is compared in each space."""
@@ -102,8 +107,53 @@ def require_exact_as_float(field: Field, otherwise: str) -> None:
 def tag_cosine(target_RT: Tensor, event_HST: Tensor) -> Tensor:
     """|A ∩ B| / sqrt(|A| |B|) of sets of up to T indices, [R, S]; H is R or 1. What is unknown is in none."""
     known_RT, known_HST = target_RT >= FIRST_VALUE, event_HST >= FIRST_VALUE
-    same_RS = ((target_RT[:, None, :, None] == event_HST.unsqueeze(2)) & known_RT[:, None, :, None]).sum(dim=(-2, -1))
+    # No index is -1: so what is unknown of a target equals nothing.
+    target_RT = target_RT.masked_fill(~known_RT, -1)
     if target_RT.shape[1] == 1:
-        return same_RS.to(target_RT.dtype)
+        return (target_RT == event_HST.squeeze(-1)).to(target_RT.dtype)
+    same_RS = (target_RT[:, None, :, None] == event_HST.unsqueeze(2)).sum(dim=(-2, -1))
     sizes_RS = known_RT.sum(dim=-1, keepdim=True) * known_HST.sum(dim=-1)
     return same_RS.to(target_RT.dtype) * sizes_RS.clamp(min=1).to(target_RT.dtype).rsqrt()
+
+
+def tag_cosine_of_requests(target_RT: Tensor, event_UST: Tensor, size: int) -> Tensor:
+    """`tag_cosine` of many targets and few histories, without a comparison for each pair: S additions for each index.
+
+    Each index that occurs in the history of a request gets a place there, and each place a row of S numbers: what
+    the index adds to the cosine with each event. A target's row is the sum of those of its indices.
+
+    Args:
+        target_RT: indices of R = U · N targets, as numbers; those of a request follow each other.
+        event_UST: indices of the events of U requests.
+        size: all indices are below it.
+
+    Returns:
+        Cosines [R, S].
+    """
+    if target_RT.shape[1] == 1 or size > MOST_PLACES:
+        return _each_compared(target_RT, event_UST)
+    requests, positions, tags = event_UST.shape
+    known_RT, known_UST = target_RT >= FIRST_VALUE, event_UST >= FIRST_VALUE
+    index_UP = event_UST.long().flatten(1)
+    # Place 0 is of all that is unknown, or in no event. Of an index that occurs more than once, the last place counts.
+    number_UP = torch.arange(1, positions * tags + 1, device=index_UP.device) * known_UST.flatten(1)
+    place_UV = index_UP.new_zeros(requests, size).scatter_reduce(1, index_UP, number_UP, "amax")
+    share_US = known_UST.sum(dim=-1).clamp(min=1).to(target_RT.dtype).rsqrt()
+    share_UP = (known_UST * share_US.unsqueeze(-1)).flatten(1)
+    position_P = torch.arange(positions, device=index_UP.device).unsqueeze(1).expand(-1, tags).flatten()
+    cell_UP = place_UV.gather(1, index_UP) * positions + position_P
+    cells = (positions * tags + 1) * positions
+    added_UC = share_UP.new_zeros(requests, cells).scatter_add(1, cell_UP, share_UP)
+    place_UM = place_UV.gather(1, target_RT.long().view(requests, -1))
+    first_U1 = torch.arange(requests, device=index_UP.device).unsqueeze(1) * (positions * tags + 1)
+    place_RT = (place_UM + first_U1).view(-1, tags)
+    shared_RS = F.embedding(place_RT, added_UC.view(-1, positions)).sum(dim=1)
+    return shared_RS * known_RT.sum(dim=-1, keepdim=True).clamp(min=1).to(target_RT.dtype).rsqrt()
+
+
+def _each_compared(target_RT: Tensor, event_UST: Tensor) -> Tensor:
+    """`tag_cosine` of the targets of each request and its events, [R, S]."""
+    requests, positions, tags = event_UST.shape
+    targets = target_RT.shape[0] // requests
+    event_RST = event_UST.unsqueeze(1).expand(-1, targets, -1, -1).reshape(-1, positions, tags)
+    return tag_cosine(target_RT, event_UST if requests == 1 else event_RST)
