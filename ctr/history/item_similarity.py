@@ -1,7 +1,7 @@
 """Similarity spaces: the ways in which two items are compared, by cosine of vectors or by the values that they share.
 
-Shapes: U items (or, of a ranking server, requests), W width of one space, K spaces, T indices of an item, R rows,
-H histories (R, or 1), S positions, `...` any leading shape.
+Shapes: U items (or, where targets of several requests are compared, requests), W width of one space, K spaces, T
+indices of an item, R rows, H histories (R, or 1), S positions, `...` any leading shape.
 """
 
 from __future__ import annotations
@@ -117,38 +117,39 @@ def tag_cosine(target_RT: Tensor, event_HST: Tensor) -> Tensor:
 
 
 def tag_cosine_of_requests(target_RT: Tensor, event_UST: Tensor, size: int) -> Tensor:
-    """`tag_cosine` of many targets and few histories, without a comparison for each pair: S additions for each index.
+    """`tag_cosine` of many targets and few histories, [R, S], in which no pair of indices is compared.
 
-    Each index that occurs in the history of a request gets a place there, and each place a row of S numbers: what
-    the index adds to the cosine with each event. A target's row is the sum of those of its indices.
+    Each index of a request's P = S · T has a place, one of P. A place has a row: the part of its index in the cosine
+    with each event. A target adds up the rows of its indices, T · S additions where comparing takes T · T · S steps.
 
     Args:
-        target_RT: indices of R = U · N targets, as numbers; those of a request follow each other.
-        event_UST: indices of the events of U requests.
-        size: all indices are below it.
-
-    Returns:
-        Cosines [R, S].
+        target_RT: indices, as numbers, of R = U · N targets; those of a request follow each other.
+        event_UST: indices, as numbers, of the events of U requests.
+        size: how many values the column has; each index is below it.
     """
-    if target_RT.shape[1] == 1 or size > MOST_PLACES:
-        return _each_compared(target_RT, event_UST)
     requests, positions, tags = event_UST.shape
+    if tags == 1 or size > MOST_PLACES:
+        return _each_compared(target_RT, event_UST)
+    dtype, device = target_RT.dtype, target_RT.device
     known_RT, known_UST = target_RT >= FIRST_VALUE, event_UST >= FIRST_VALUE
     index_UP = event_UST.long().flatten(1)
-    # Place 0 is of all that is unknown, or in no event. Of an index that occurs more than once, the last place counts.
-    number_UP = torch.arange(1, positions * tags + 1, device=index_UP.device) * known_UST.flatten(1)
+    # An index that comes again has its last place. Place 0, of what is unknown or in no event, has a row of zeros.
+    number_UP = torch.arange(1, positions * tags + 1, device=device) * known_UST.flatten(1)
     place_UV = index_UP.new_zeros(requests, size).scatter_reduce(1, index_UP, number_UP, "amax")
-    share_US = known_UST.sum(dim=-1).clamp(min=1).to(target_RT.dtype).rsqrt()
-    share_UP = (known_UST * share_US.unsqueeze(-1)).flatten(1)
-    position_P = torch.arange(positions, device=index_UP.device).unsqueeze(1).expand(-1, tags).flatten()
+    part_UST = known_UST * _inverse_root_of_count(known_UST, dtype)
+    position_P = torch.arange(positions, device=device).unsqueeze(1).expand(-1, tags).flatten()
     cell_UP = place_UV.gather(1, index_UP) * positions + position_P
-    cells = (positions * tags + 1) * positions
-    added_UC = share_UP.new_zeros(requests, cells).scatter_add(1, cell_UP, share_UP)
+    places = positions * tags + 1
+    rows_UC = part_UST.new_zeros(requests, places * positions).scatter_add(1, cell_UP, part_UST.flatten(1))
     place_UM = place_UV.gather(1, target_RT.long().view(requests, -1))
-    first_U1 = torch.arange(requests, device=index_UP.device).unsqueeze(1) * (positions * tags + 1)
-    place_RT = (place_UM + first_U1).view(-1, tags)
-    shared_RS = F.embedding(place_RT, added_UC.view(-1, positions)).sum(dim=1)
-    return shared_RS * known_RT.sum(dim=-1, keepdim=True).clamp(min=1).to(target_RT.dtype).rsqrt()
+    row_UM = place_UM + places * torch.arange(requests, device=device).unsqueeze(1)
+    sums_RS = F.embedding(row_UM.view(-1, tags), rows_UC.view(-1, positions)).sum(dim=1)
+    return sums_RS * _inverse_root_of_count(known_RT, dtype)
+
+
+def _inverse_root_of_count(known: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / sqrt(how many of the last axis are known), [..., 1]; 1 where none is."""
+    return known.sum(dim=-1, keepdim=True).clamp(min=1).to(dtype).rsqrt()
 
 
 def _each_compared(target_RT: Tensor, event_UST: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctr.history.similarity_features import MOST_DEVIATIONS
 from ctr.history.target_history import TargetHistory
