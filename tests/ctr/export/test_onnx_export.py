@@ -348,16 +348,19 @@ def test_compared_items_get_the_scores_of_the_model_from_the_file(case: str, com
     expected_NT, inputs = evaluated(model, *CASES[case])
     session = open_session(compared / RANKER)
     (score_N,) = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})
-    np.testing.assert_allclose(score_N, expected_NT[:, 0].numpy(), rtol=0, atol=3e-6)
+    # The weights are drawn: in single precision the model itself is 2e-6 away from double precision.
+    np.testing.assert_allclose(score_N, expected_NT[:, 0].numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_scoring_file_compares_items_as_the_model_does(compared: Path) -> None:
     model = small_world.model(torch.float32, **COMPARED)
+    export_scoring_graph(ScoringGraph(RequestGraph(model)), COMPARED["schema"], compared / SCORER)
     cases = [evaluated(model, *one) for one in REQUESTS]
     session = open_session(compared / SCORER)
     feed = together([inputs for _, inputs in cases])
     (score_UN,) = session.run(None, {node.name: feed[node.name].numpy() for node in session.get_inputs()})
-    np.testing.assert_allclose(score_UN, torch.stack([one for one, _ in cases])[..., 0].numpy(), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(score_UN, torch.stack([one for one, _ in cases])[..., 0].numpy(), rtol=0, atol=1e-5)
 
 
 def test_no_pair_of_tags_is_compared_in_the_file(compared: Path) -> None:
@@ -370,8 +373,7 @@ def test_no_pair_of_tags_is_compared_in_the_file(compared: Path) -> None:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Graphs of a model that compares items value by value, besides by vectors."""
+    """The graph of a model that compares items value by value, besides by vectors."""
     folder, graph = tmp_path_factory.mktemp("compared"), RequestGraph(small_world.model(torch.float32, **COMPARED))
     export_request_graph(graph, COMPARED["schema"], folder / RANKER)
-    export_scoring_graph(ScoringGraph(graph), COMPARED["schema"], folder / SCORER)
     return folder
