@@ -174,7 +174,7 @@ def test_tag_cosines_of_requests_are_counts(
     tags: int, most_places: int, drawn: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(item_similarity, "MOST_PLACES", most_places)
-    size, requests, candidates, positions = 8, 3, 5, 4
+    size, requests, candidates, positions = 6, 3, 5, 4
     # 0 and 1 are padding and unknown; indices occur again, in other events and in other requests.
     target_RT = torch.randint(0, size, (requests * candidates, tags), generator=drawn).double()
     event_UST = torch.randint(0, size, (requests, positions, tags), generator=drawn).double()
@@ -185,7 +185,7 @@ def test_tag_cosines_of_requests_are_counts(
             has, had = [one for one in target if one > 1], [one for one in event if one > 1]
             if has and had:
                 expected[row, place] = sum(has.count(one) for one in had) / math.sqrt(len(has) * len(had))
-    assert (expected > 0).any(dim=1).sum() > 2
+    assert (expected > 0).any()
     found = tag_cosine_of_requests(target_RT, event_UST, size)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     first = tag_cosine_of_requests(target_RT[:candidates], event_UST[:1], size)
