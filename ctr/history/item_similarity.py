@@ -1,6 +1,7 @@
 """Similarity spaces: the ways in which two items are compared, by cosine of vectors or by the values that they share.
 
-Shapes: U items, W width of one space, K spaces, `...` any leading shape.
+Shapes: U items (or, where targets of several requests are compared, requests), W width of one space, K spaces, T
+indices of an item, R rows, H histories (R, or 1), S positions, `...` any leading shape.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from features.store.schema import FIRST_VALUE, Field, Schema
 MOST_TAGS = 64
 # Indices that a number of single precision tells apart.
 MOST_INDICES = 2**24
+# A column of more values is compared index by index: a place for each would cost more to clear.
+MOST_PLACES = 2**16
 
 
 class ItemSimilarities(NamedTuple):
@@ -52,6 +55,7 @@ class SimilaritySpaces(nn.Module):
     Attributes:
         names: of the spaces: those of unit vectors, then those of indices. Columns of the item table follow this order.
         widths: of the spaces, in the same order.
+        sizes: how many values the columns of the spaces of indices have, in the same order.
 
     Raises:
         ConfigError: a column of more than 2^24 values.
@@ -70,6 +74,7 @@ class SimilaritySpaces(nn.Module):
         self.unit_spaces = len(self.names) - len(self._indexed)
         widths = (*(one.width for one in schema.vectors), *(size - FIRST_VALUE for _, size in self._tags))
         self.widths = widths + tuple(schema.item[i].max_len for i in self._indexed)
+        self.sizes = tuple(schema.item[i].size for i in self._indexed)
 
     def forward(self, columns: Sequence[Tensor], vectors: Sequence[Tensor]) -> ItemSimilarities:
         """Item columns and vectors, in schema order, to what is compared in each space."""
@@ -102,8 +107,54 @@ def require_exact_as_float(field: Field, otherwise: str) -> None:
 def tag_cosine(target_RT: Tensor, event_HST: Tensor) -> Tensor:
     """|A ∩ B| / sqrt(|A| |B|) of sets of up to T indices, [R, S]; H is R or 1. What is unknown is in none."""
     known_RT, known_HST = target_RT >= FIRST_VALUE, event_HST >= FIRST_VALUE
-    same_RS = ((target_RT[:, None, :, None] == event_HST.unsqueeze(2)) & known_RT[:, None, :, None]).sum(dim=(-2, -1))
+    # No index is -1: so what is unknown of a target equals nothing.
+    target_RT = target_RT.masked_fill(~known_RT, -1)
     if target_RT.shape[1] == 1:
-        return same_RS.to(target_RT.dtype)
+        return (target_RT == event_HST.squeeze(-1)).to(target_RT.dtype)
+    same_RS = (target_RT[:, None, :, None] == event_HST.unsqueeze(2)).sum(dim=(-2, -1))
     sizes_RS = known_RT.sum(dim=-1, keepdim=True) * known_HST.sum(dim=-1)
     return same_RS.to(target_RT.dtype) * sizes_RS.clamp(min=1).to(target_RT.dtype).rsqrt()
+
+
+def tag_cosine_of_requests(target_RT: Tensor, event_UST: Tensor, size: int) -> Tensor:
+    """`tag_cosine` of many targets and few histories, [R, S], in which no pair of indices is compared.
+
+    Each index of a request's P = S · T has a place, one of P. A place has a row: the part of its index in the cosine
+    with each event. A target adds up the rows of its indices, T · S additions where comparing takes T · T · S steps.
+
+    Args:
+        target_RT: indices, as numbers, of R = U · N targets; those of a request follow each other.
+        event_UST: indices, as numbers, of the events of U requests.
+        size: how many values the column has; each index is below it.
+    """
+    requests, positions, tags = event_UST.shape
+    if tags == 1 or size > MOST_PLACES:
+        return _each_compared(target_RT, event_UST)
+    dtype, device = target_RT.dtype, target_RT.device
+    known_RT, known_UST = target_RT >= FIRST_VALUE, event_UST >= FIRST_VALUE
+    index_UP = event_UST.long().flatten(1)
+    # An index that comes again has its last place. Place 0, of what is unknown or in no event, has a row of zeros.
+    number_UP = torch.arange(1, positions * tags + 1, device=device) * known_UST.flatten(1)
+    place_UV = index_UP.new_zeros(requests, size).scatter_reduce(1, index_UP, number_UP, "amax")
+    part_UST = known_UST * _inverse_root_of_count(known_UST, dtype)
+    position_P = torch.arange(positions, device=device).unsqueeze(1).expand(-1, tags).flatten()
+    cell_UP = place_UV.gather(1, index_UP) * positions + position_P
+    places = positions * tags + 1
+    rows_UC = part_UST.new_zeros(requests, places * positions).scatter_add(1, cell_UP, part_UST.flatten(1))
+    place_UM = place_UV.gather(1, target_RT.long().view(requests, -1))
+    row_UM = place_UM + places * torch.arange(requests, device=device).unsqueeze(1)
+    sums_RS = F.embedding(row_UM.view(-1, tags), rows_UC.view(-1, positions)).sum(dim=1)
+    return sums_RS * _inverse_root_of_count(known_RT, dtype)
+
+
+def _inverse_root_of_count(known: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / sqrt(how many of the last axis are known), [..., 1]; 1 where none is."""
+    return known.sum(dim=-1, keepdim=True).clamp(min=1).to(dtype).rsqrt()
+
+
+def _each_compared(target_RT: Tensor, event_UST: Tensor) -> Tensor:
+    """`tag_cosine` of the targets of each request and its events, [R, S]."""
+    requests, positions, tags = event_UST.shape
+    targets = target_RT.shape[0] // requests
+    event_RST = event_UST.unsqueeze(1).expand(-1, targets, -1, -1).reshape(-1, positions, tags)
+    return tag_cosine(target_RT, event_UST if requests == 1 else event_RST)

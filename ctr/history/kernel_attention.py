@@ -1,6 +1,7 @@
 """Evidence heads: the user's feedback on earlier items, weighted by similarity to the target and by recency.
 
-Shapes: R rows, S positions, H heads, V values of an event, K similarity spaces.
+Shapes: R rows, Q histories (R, or 1 that all rows share), S positions, H heads, V values of an event, K similarity
+spaces.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctr.history.similarity_features import MOST_DEVIATIONS
 from ctr.history.target_history import TargetHistory
@@ -50,7 +50,7 @@ class EvidenceHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.fields = tuple(fields)
-        values = values if fields else 1
+        self.values = values = values if fields else 1
         indexed = [field for field in self.fields if field.kind == "categorical"]
         numbers = len(self.fields) - len(indexed)
         self.tables = nn.ModuleList(nn.Embedding(field.size, values, padding_idx=PADDING) for field in indexed)
@@ -80,44 +80,47 @@ class EvidenceHeads(nn.Module):
     def forward(self, history: TargetHistory) -> Tensor:
         """Normalised means and log masses of all heads, [R, width]; float32 under autocast, too."""
         with torch.autocast(history.target_RD.device.type, enabled=False):
-            weights_RHS = self._weights(history)
-            mass_RH = weights_RHS.sum(dim=-1) + self._prior()
-            pooled_RHV = (weights_RHS @ self._values(history)) / mass_RH.unsqueeze(-1)
+            # Padding counts nothing. The mass is the sum of the weights of one value more, which is 1 at each event.
+            known_QS1 = history.mask.unsqueeze(-1)
+            values_QSV = torch.cat([self._values(history) * known_QS1, known_QS1], dim=-1) if self.fields else known_QS1
+            sums_RHV = history.pooled(self._kernels(history), values_QSV)
+            mass_RH = sums_RHV[..., -1] + self._prior()
+            # Without event columns the one value is that 1.
+            pooled_RHV = sums_RHV[..., : self.values] / mass_RH.unsqueeze(-1)
             normed: Tensor = self.norm(torch.cat([pooled_RHV.flatten(1), mass_RH.log()], dim=-1))
             return normed.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
     def weights(self, history: TargetHistory) -> Tensor:
         """Each event's share of what a head reads, the prior's included, as a mean over heads, [R, S]."""
-        weights_RHS = self._weights(history)
-        mass_RH1 = weights_RHS.sum(dim=-1, keepdim=True) + self._prior().unsqueeze(-1)
-        return (weights_RHS / mass_RH1).mean(dim=1)
+        weights_HRS = self._kernels(history) * history.mask
+        mass_HR1 = weights_HRS.sum(dim=-1, keepdim=True) + self._prior().view(-1, 1, 1)
+        return (weights_HRS / mass_HR1).mean(dim=0)
 
-    def _weights(self, history: TargetHistory) -> Tensor:
-        """The kernel, [R, H, S]."""
-        learned_RS1 = history.learned_similarity(self.projection).to(self.log_prior.dtype).unsqueeze(-1)
+    def _kernels(self, history: TargetHistory) -> Tensor:
+        """The weight w of each event, [H, R, S]; that of padding is arbitrary."""
+        learned_1RS = history.learned_similarity(self.projection).to(self.log_prior.dtype).unsqueeze(0)
         frozen = [history.similarities] if self.kernel.in_features > 1 else []
         sharpness_HK = PARAMETER_SCALE * self.kernel.weight
         decay_H = PARAMETER_SCALE * self.forgetting
         # Σ_k max(κ_hk, 0), the largest that the frozen similarities, each from -1 to 1, can add; the last column is λ.
         largest_H = torch.relu(sharpness_HK[:, :-1]).sum(dim=1)
-        log_RSH = F.linear(torch.cat([*frozen, learned_RS1], dim=-1), sharpness_HK, -largest_H)
-        log_RSH = log_RSH - history.recency.unsqueeze(-1) * decay_H
-        weights_RSH = log_RSH.clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT).exp() * history.mask.unsqueeze(-1)
-        return weights_RSH.transpose(1, 2)
+        # All heads are one product over the similarities, laid out so that the events of a row follow each other.
+        similar_KRS = torch.cat([*frozen, learned_1RS])
+        log_HRS = (sharpness_HK @ similar_KRS.flatten(1)).unflatten(1, similar_KRS.shape[1:])
+        lost_HS = largest_H.unsqueeze(-1) + decay_H.unsqueeze(-1) * history.recency
+        return (log_HRS - lost_HS.unsqueeze(1)).clamp(-LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT).exp()
 
     def _prior(self) -> Tensor:
         return (PARAMETER_SCALE * self.log_prior).exp()
 
     def _values(self, history: TargetHistory) -> Tensor:
-        """The values of each event, [histories, S, V]; those of padding are arbitrary, as their weight is 0."""
+        """The values of each event, [Q, S, V]; those of padding are arbitrary."""
         tables, numbers, parts = iter(self.tables), [], []
         for field, column in zip(self.fields, history.columns, strict=True):
             if field.kind == "categorical":
                 parts.append(next(tables)(column))
             else:
                 numbers.append(column)
-        if not self.fields:
-            return history.mask.unsqueeze(-1)
         if self.numeric is not None:
             known = torch.stack(numbers, dim=-1).to(self.log_prior.dtype)
             missing = torch.isnan(known)

@@ -34,14 +34,13 @@ class MatchFeatures(nn.Module):
 
     def forward(self, history: TargetHistory) -> Tensor:
         """Normalised features, [R, width], at most 8 standard deviations from the mean."""
-        similarity_RSK = history.similarities
-        mask_RS1 = history.mask.unsqueeze(-1).to(similarity_RSK.dtype)
-        events_H1 = history.mask.sum(dim=1, keepdim=True).to(similarity_RSK.dtype)
-        masked_RSK = similarity_RSK * mask_RS1
+        similarity_KRS = history.similarities
+        events_H1 = history.mask.sum(dim=1, keepdim=True).to(similarity_KRS.dtype)
+        masked_KRS = similarity_KRS * history.mask.to(similarity_KRS.dtype)
         # Padded with zeros, so that there are always three.
-        nearest_R3K = F.pad(masked_RSK, (0, 0, 0, NEAREST)).topk(NEAREST, dim=1).values
+        nearest_KR3 = F.pad(masked_KRS, (0, NEAREST)).topk(NEAREST, dim=-1).values
         share_H1 = 1 / events_H1.clamp(min=1)
-        blocks = [nearest_R3K[:, 0], nearest_R3K.mean(dim=1), masked_RSK.sum(dim=1) * share_H1]
-        length_R1 = torch.log1p(events_H1).expand(masked_RSK.shape[0], 1)
+        blocks = [nearest_KR3[..., 0].T, nearest_KR3.mean(dim=-1).T, masked_KRS.sum(dim=-1).T * share_H1]
+        length_R1 = torch.log1p(events_H1).expand(masked_KRS.shape[1], 1)
         normed: Tensor = self.norm(torch.cat([*blocks, length_R1], dim=-1))
         return normed.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)

@@ -5,7 +5,7 @@ request all candidates share one.
 
 Shapes: R rows (of a batch, or candidates of a request), H histories (R in a batch, 1 in a request), S positions
 (newest last, padding in front), D item width, E width of the embedded events, K similarity spaces, W width
-of one of them, T tags of an item.
+of one of them, T tags of an item, G weightings of one history.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.history.history_events import EmbeddedEvents, Events
-from ctr.history.item_similarity import tag_cosine
+from ctr.history.item_similarity import tag_cosine, tag_cosine_of_requests
 from ctr.kernels.bag_products import RowBags
 from features.store.schema import PADDING
 
@@ -49,8 +49,8 @@ class TargetHistory(ABC):
 
     @cached_property
     def similarities(self) -> Tensor:
-        """How alike target and event are in each similarity space, [R, S, K]; 0 where one of them is not in it."""
-        return torch.stack(self._similarities(), dim=-1)
+        """How alike target and event are in each similarity space, [K, R, S]; 0 where one of them is not in it."""
+        return torch.stack(self._similarities())
 
     def event_dots(self, query_RE: Tensor) -> Tensor:
         """`query_r · events_s`, [R, S]."""
@@ -61,6 +61,10 @@ class TargetHistory(ABC):
         """`Σ_s weights_rs events_s`, [R, E]."""
         assert self.events is not None
         return self.events.sums(weights_RS)
+
+    def pooled(self, weights_GRS: Tensor, values_HSV: Tensor) -> Tensor:
+        """`Σ_s weights_grs values_s` of values of the events, [R, G, V]."""
+        return weights_GRS.transpose(0, 1) @ values_HSV
 
     @abstractmethod
     def dots(self, query_RD: Tensor) -> Tensor:
@@ -162,6 +166,7 @@ class RequestHistory(TargetHistory):
         events_1SE: embedded event columns.
         unit_vectors: of candidates [N, W] and history [S, W], in the spaces that compare by cosine.
         indices: of candidates [N, T] and history [S, T], in the spaces that compare value by value.
+        sizes: how many values each of these spaces has.
     """
 
     def __init__(
@@ -173,10 +178,15 @@ class RequestHistory(TargetHistory):
         events_1SE: Tensor | None,
         unit_vectors: Sequence[tuple[Tensor, Tensor]] = (),
         indices: Sequence[tuple[Tensor, Tensor]] = (),
+        sizes: Sequence[int] = (),
     ) -> None:
         super().__init__(target_ND, mask_1S, columns, None if events_1SE is None else EmbeddedEvents(events_1SE))
         self.history_SD = history_SD
-        self._unit_vectors, self._indices = unit_vectors, indices
+        self._unit_vectors, self._indices, self._sizes = unit_vectors, indices, sizes
+
+    def pooled(self, weights_GRS: Tensor, values_HSV: Tensor) -> Tensor:
+        """`Σ_s weights_grs values_s`, [R, G, V]: one product, since all rows have the same values."""
+        return (weights_GRS @ values_HSV.squeeze(0)).transpose(0, 1)
 
     def dots(self, query_RD: Tensor) -> Tensor:
         """`query_r · item_s`, [R, S]."""
@@ -196,4 +206,7 @@ class RequestHistory(TargetHistory):
 
     def _similarities(self) -> list[Tensor]:
         cosines = [target_NW @ history_SW.T for target_NW, history_SW in self._unit_vectors]
-        return cosines + [tag_cosine(target_NT, history_ST.unsqueeze(0)) for target_NT, history_ST in self._indices]
+        return cosines + [
+            tag_cosine_of_requests(target_NT, history_ST.unsqueeze(0), size)
+            for (target_NT, history_ST), size in zip(self._indices, self._sizes, strict=True)
+        ]

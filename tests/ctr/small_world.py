@@ -42,6 +42,12 @@ SCHEMA = Schema(
 )
 
 
+def with_many_tags() -> Schema:
+    """The schema with a vocabulary of tags that is compared value by value."""
+    item = [one.model_copy(update={"size": 100}) if one.name == "item.tags" else one for one in SCHEMA.item]
+    return SCHEMA.model_copy(update={"item": tuple(item)})
+
+
 def tables(seed: int = 0) -> FrozenTables:
     draw = torch.Generator().manual_seed(seed)
     price = torch.randn(ITEMS, generator=draw)

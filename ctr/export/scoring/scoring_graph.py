@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ctr.export.serving_graph import FoldedAttention, RequestGraph, probability
 from ctr.history.history_events import Events
-from ctr.history.item_similarity import tag_cosine
+from ctr.history.item_similarity import tag_cosine_of_requests
 from ctr.history.target_history import TargetHistory
 from features.store.schema import PADDING
 
@@ -93,6 +93,7 @@ class ScoringGraph(nn.Module):
             folded.event_encoder(columns) if folded.event_encoder.width else None,
             pairs[: folded.unit_spaces],
             pairs[folded.unit_spaces :],
+            folded.sizes,
             repeat,
         )
 
@@ -110,6 +111,7 @@ class RequestsHistory(TargetHistory):
         events_USE: embedded event columns.
         unit_vectors: of candidates [R, W] and histories [U, S, W], in the spaces that compare by cosine.
         indices: of candidates [R, T] and histories [U, S, T], in the spaces that compare value by value.
+        sizes: how many values each of these spaces has.
         repeat: rows of requests for their candidates, [U, …] to [R, …].
     """
 
@@ -122,12 +124,13 @@ class RequestsHistory(TargetHistory):
         events_USE: Tensor | None,
         unit_vectors: Sequence[tuple[Tensor, Tensor]],
         indices: Sequence[tuple[Tensor, Tensor]],
+        sizes: Sequence[int],
         repeat: Repeat,
     ) -> None:
         events = None if events_USE is None else RequestsEvents(events_USE, repeat)
         super().__init__(target_RD, repeat(mask_US), [repeat(column) for column in columns], events)
         self._history_USD = history_USD
-        self._unit_vectors, self._indices = unit_vectors, indices
+        self._unit_vectors, self._indices, self._sizes = unit_vectors, indices, sizes
         self._repeat = repeat
 
     def dots(self, query_RD: Tensor) -> Tensor:
@@ -148,7 +151,10 @@ class RequestsHistory(TargetHistory):
 
     def _similarities(self) -> list[Tensor]:
         cosines = [_dots(target_RW, history_USW) for target_RW, history_USW in self._unit_vectors]
-        return cosines + [tag_cosine(target_RT, self._repeat(history_UST)) for target_RT, history_UST in self._indices]
+        return cosines + [
+            tag_cosine_of_requests(target_RT, history_UST, size)
+            for (target_RT, history_UST), size in zip(self._indices, self._sizes, strict=True)
+        ]
 
 
 class RequestsEvents(Events):

@@ -18,19 +18,22 @@ from torch import Tensor, nn
 
 from ctr.config import ModelConfig
 from ctr.export.golden_requests import chosen_rows
-from ctr.export.onnx_export import check_shapes, export_item_graph, export_request_graph
+from ctr.export.onnx_export import check_shapes, export_item_graph, export_request_graph, export_scoring_graph
 from ctr.export.parity import check_item_parity, check_parity, expected, grid_requests, random_requests
 from ctr.export.row_request import RowRequest
+from ctr.export.scoring.scoring_graph import ScoringGraph
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
 from ctr.serving.agreement import TOLERANCE
-from ctr.serving.bundle import ITEM_TABLE, ITEMS, RANKER
+from ctr.serving.bundle import ITEM_TABLE, ITEMS, RANKER, SCORER
 from ctr.serving.ranker import graph_inputs, open_session
 from features.encoding.encoder import EncodedRequest
 from features.errors import NumericalError
 from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN, Schema
 from tests.ctr import small_world
+from tests.ctr.export.test_scoring_graph import REQUESTS, together
+from tests.ctr.export.test_serving_graph import CASES, COMPARED, evaluated
 from tests.toy import toy_feature_set
 from tests.trained import random_model
 
@@ -337,3 +340,40 @@ def test_a_case_becomes_the_batch_the_trainer_sees() -> None:
     assert batch.target_B.tolist() == [2, 1]
     assert batch.user_B.tolist() == [3, 3]
     assert batch.context["hour"].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("case", ["long history", "one event, one candidate", "padding only", "no history"])
+def test_compared_items_get_the_scores_of_the_model_from_the_file(case: str, compared: Path) -> None:
+    model = small_world.model(torch.float32, **COMPARED)
+    expected_NT, inputs = evaluated(model, *CASES[case])
+    session = open_session(compared / RANKER)
+    (score_N,) = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})
+    # The weights are drawn: in single precision the model itself is 2e-6 away from double precision.
+    np.testing.assert_allclose(score_N, expected_NT[:, 0].numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_scoring_file_compares_items_as_the_model_does(compared: Path) -> None:
+    model = small_world.model(torch.float32, **COMPARED)
+    export_scoring_graph(ScoringGraph(RequestGraph(model)), COMPARED["schema"], compared / SCORER)
+    cases = [evaluated(model, *one) for one in REQUESTS]
+    session = open_session(compared / SCORER)
+    feed = together([inputs for _, inputs in cases])
+    (score_UN,) = session.run(None, {node.name: feed[node.name].numpy() for node in session.get_inputs()})
+    np.testing.assert_allclose(score_UN, torch.stack([one for one, _ in cases])[..., 0].numpy(), rtol=0, atol=1e-5)
+
+
+def test_no_pair_of_tags_is_compared_in_the_file(compared: Path) -> None:
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(compared / RANKER, load_external_data=False)).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.value_info}
+    compares = [node for node in inferred.node if node.op_type in ("Equal", "And")]
+    assert compares and max(ranks.get(node.output[0], 0) for node in compares) <= 3
+    assert not [node for node in inferred.node if node.op_type == "PRelu"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of a model that compares items value by value, besides by vectors."""
+    folder, graph = tmp_path_factory.mktemp("compared"), RequestGraph(small_world.model(torch.float32, **COMPARED))
+    export_request_graph(graph, COMPARED["schema"], folder / RANKER)
+    return folder

@@ -11,7 +11,7 @@ from ctr.export.scoring.scoring_graph import ScoringGraph
 from ctr.export.serving_graph import RequestGraph
 from ctr.model.click_model import ClickModel
 from tests.ctr import small_world
-from tests.ctr.export.test_serving_graph import SETTINGS, evaluated
+from tests.ctr.export.test_serving_graph import COMPARED, SETTINGS, evaluated
 from tests.ctr.small_world import SCHEMA
 
 REQUESTS = [([3, 9, 1, 4, 4, 29], [5, 1, 28]), ([7], [7, 2, 2]), ([], [4, 5, 6]), ([1, 1], [1, 1, 3])]
@@ -37,7 +37,7 @@ def scored(model: ClickModel, inputs: dict[str, Tensor]) -> Tensor:
     return torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", [*SETTINGS, COMPARED], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-10)])
 def test_requests_in_one_batch_get_the_scores_of_the_model(
     settings: dict, dtype: torch.dtype, tolerance: float

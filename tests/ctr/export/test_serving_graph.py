@@ -12,7 +12,7 @@ from ctr.export import serving_graph as fold
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.model.click_model import ClickModel
 from tests.ctr import small_world
-from tests.ctr.small_world import ITEMS, SCHEMA, in_dtype
+from tests.ctr.small_world import ITEMS, SCHEMA, in_dtype, with_many_tags
 
 CASES = {
     "long history": ([3, 9, 1, 4, 4, 29], [5, 1, 28, 3]),
@@ -40,6 +40,13 @@ SETTINGS: list[dict[str, Any]] = [
     {"cross_cells": 40, "evidence_heads": 2},
     {"cross_cells": 40, "use_history": False},
 ]
+# All that compares items value by value, besides by vectors.
+COMPARED: dict[str, Any] = {
+    "attention": "none",
+    "evidence_heads": 3,
+    "match_features": True,
+    "schema": with_many_tags(),
+}
 CANDIDATE = ("candidate_rate", "candidate_count", "candidate_item")
 
 
@@ -76,6 +83,23 @@ def test_scores_equal_the_model(case: str, settings: dict, dtype: torch.dtype, t
     graph = RequestGraph(model)
     scores = torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
     torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tags_that_are_looked_up_give_the_scores_of_the_model(case: str):
+    model = small_world.model(**COMPARED)
+    assert model.spaces is not None and model.spaces.sizes == (100, 6)
+    expected, inputs = evaluated(model, *CASES[case])
+    graph = RequestGraph(model)
+    scores = torch.stack(graph(*(inputs[name] for name in graph.input_names)), dim=-1)
+    torch.testing.assert_close(scores, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention": "din", "tower": "mlp", "hidden": (6,)}], ids=str)
+def test_no_slope_is_left_to_be_read_for_each_number(settings: dict):
+    model = small_world.model(**settings)
+    assert any(isinstance(one, torch.nn.PReLU) for one in model.modules())
+    assert not any(isinstance(one, torch.nn.PReLU) for one in RequestGraph(model).modules())
 
 
 def test_padding_contributes_nothing_even_with_an_event_on_it():

@@ -88,10 +88,10 @@ def test_long_vocabularies_and_categories_are_compared_value_by_value():
     target, history = torch.tensor([1, 3]), torch.tensor([0, 2, 3, 4])
     past = BatchHistory(torch.zeros(5, 2), target, torch.stack([history] * 2), (), None, (), indices)
     # {2, 3} shares one with {3, 4, 5}, both with {unknown, 2, 3}; padding and unknown values are like nothing.
-    expected = torch.tensor([[[0, 0], [1 / math.sqrt(6), 1], [0, 0], [1, 0]], [[0.0, 0]] * 4])
+    expected = torch.tensor([[[0, 1 / math.sqrt(6), 0, 1], [0.0] * 4], [[0, 1, 0, 0], [0] * 4]])
     torch.testing.assert_close(past.similarities, expected)
     pairs = [(one[target], one[history]) for one in indices]
-    request = RequestHistory(torch.zeros(2, 2), torch.zeros(4, 2), torch.ones(1, 4), (), None, (), pairs)
+    request = RequestHistory(torch.zeros(2, 2), torch.zeros(4, 2), torch.ones(1, 4), (), None, (), pairs, spaces.sizes)
     torch.testing.assert_close(request.similarities, expected)
 
 
