@@ -133,8 +133,9 @@ def tag_cosine_of_requests(target_RT: Tensor, event_UST: Tensor, size: int) -> T
     dtype, device = target_RT.dtype, target_RT.device
     known_RT, known_UST = target_RT >= FIRST_VALUE, event_UST >= FIRST_VALUE
     index_UP = event_UST.long().flatten(1)
-    # An index that comes again has its last place. Place 0, of what is unknown or in no event, has a row of zeros.
-    number_UP = torch.arange(1, positions * tags + 1, device=device) * known_UST.flatten(1)
+    # An index that comes again has its last place. Place 0, of what is in no event, has a row of zeros, and so have
+    # the places of what is unknown.
+    number_UP = torch.arange(1, positions * tags + 1, device=device).expand_as(index_UP)
     place_UV = index_UP.new_zeros(requests, size).scatter_reduce(1, index_UP, number_UP, "amax")
     part_UST = known_UST * _inverse_root_of_count(known_UST, dtype)
     position_P = torch.arange(positions, device=device).unsqueeze(1).expand(-1, tags).flatten()
