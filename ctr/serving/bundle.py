@@ -187,7 +187,7 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open a bundle after comparing every file with its recorded sha256, large ones once a host (`ctr.serving.verified`).
+    """Open a bundle after comparing every file with its sha256, large ones once a host (`ctr.serving.verified`).
 
     Nothing else notices a damaged file: ONNX Runtime loads an item table with a flipped bit without an error.
 

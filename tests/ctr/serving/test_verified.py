@@ -20,7 +20,7 @@ TICK = 0.02  # seconds; longer than the clock of a file system stands still
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the files that were read to their end, in a world where 1 KiB is large and what was written is settled."""
+    """Names of the files that are read to their end, where 1 KiB is large and what is written is settled at once."""
     found: list[str] = []
     real = verified.sha256_of
 
