@@ -91,6 +91,8 @@ def has_times(entries: Sequence[Any]) -> bool:
     Raises:
         ConfigError: some are and others are not.
     """
+    if dict not in set(map(type, entries)):
+        return False
     timed = [isinstance(entry, dict) and TIME in entry for entry in entries]
     if not any(timed):
         return False
@@ -171,8 +173,7 @@ def _plain_instants(values: Sequence[Any]) -> np.ndarray | None:
         return None
     zone = next((zone for zone in ("Z", "+00:00") if values[0].endswith(zone)), "")
     plain = [text.removesuffix(zone) for text in values]
-    form = "".join(values).translate(ZEROS)
-    if form not in ((FORM + zone) * len(plain), (FORM + ".000000" + zone) * len(plain)):
+    if "".join(plain).translate(ZEROS) not in (FORM * len(plain), (FORM + ".000000") * len(plain)):
         return None
     try:
         found_H = np.array(plain, "datetime64[us]").astype(np.int64)

@@ -37,6 +37,7 @@ class Vocabulary:
 
     def __init__(self, values: pl.Series) -> None:
         self.values = values
+        self._is_empty = not len(values)  # asked for each value, and polars takes its time to tell
 
     @classmethod
     def fit(
@@ -101,7 +102,7 @@ class Vocabulary:
         """Index of one value, as `encode` gives it; None is 1. A boolean is text, or 0 and 1 (a computed label)."""
         if isinstance(value, bool) and not self.whole_numbers:
             value = str(value).lower()
-        if value is None or not self.is_of_kind(value) or not len(self.values):
+        if value is None or self._is_empty or not self.is_of_kind(value):
             return UNKNOWN
         return self._index_of_number(value) if self.whole_numbers else self._index_of_text(value)
 
@@ -111,7 +112,7 @@ class Vocabulary:
         A search of its own for each of a request's thousand candidates would take ten times as long.
         """
         types = set(map(type, values))
-        if not len(self.values) or types <= {type(None)}:
+        if self._is_empty or types <= {type(None)}:
             return np.full(len(values), UNKNOWN, np.int64)
         # What no column holds (numbers of more than 64 bits, half a surrogate pair) is looked for one by one.
         with suppress(OverflowError, UnicodeEncodeError, TypeError):
@@ -135,7 +136,7 @@ class Vocabulary:
 
     def is_of_kind(self, value: Any) -> bool:
         """Whether `value` is of the type learned from (`encode` refuses others); None is, and all is if none was."""
-        if value is None or isinstance(value, bool) or not len(self.values):
+        if value is None or isinstance(value, bool) or self._is_empty:
             return True
         return isinstance(value, str) != self.whole_numbers
 
