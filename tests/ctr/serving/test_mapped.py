@@ -118,7 +118,8 @@ def test_a_table_above_two_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         shutil.rmtree(target)
     with capsys.disabled():
         print(
-            f"\n{size:,} bytes: the export holds {peak.grown / size:.2f} tables; a start that reads all takes {cold:.2f} s, "
+            f"\n{size:,} bytes: the export holds {peak.grown / size:.2f} tables; a start that reads all takes "
+            f"{cold:.2f} s, "
             f"{two[0]['seconds']:.2f} s once the file is verified; each of two processes holds {two[0]}"
         )
 
