@@ -145,7 +145,7 @@ class Encoder:
             history_events=history.events,
             candidate_item=candidate_item,
             candidate={
-                name: self._counted(encoder, request.candidate_columns[name], snapshot.items[name][candidate_item])
+                name: self._counted(encoder, request.candidate_columns.get(name), snapshot.items[name][candidate_item])
                 for name, encoder in self.candidate.items()
             },
             unknown_history=int((history.rows == UNKNOWN).sum()),
@@ -212,7 +212,7 @@ class Encoder:
         newest = slice(-self.schema.history_max_len, None)
         items = request.history[newest]
         cut = len(request.history) - len(items)
-        given = {name: request.history_events[name][newest] for name in self.event}
+        given = {name: request.history_events.get(name, (None,) * len(items))[newest] for name in self.event}
         missing = {}
         for name, values in given.items():
             # The first event of a user has no event before it, so one pause may be missing.
@@ -245,8 +245,10 @@ class Encoder:
         spec = self.contract.interactions.context[name]
         return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
 
-    def _counted(self, encoder: ColumnEncoder, given: tuple[Any, ...], known_N: np.ndarray) -> np.ndarray:
+    def _counted(self, encoder: ColumnEncoder, given: tuple[Any, ...] | None, known_N: np.ndarray) -> np.ndarray:
         """A counter of the candidates: as the request says, else as it stood at the end of the log."""
+        if given is None:
+            return encoder.encode_many(known_N)
         given_N = np.array(given, np.float64)
         return encoder.encode_many(np.where(np.isnan(given_N), known_N, given_N))
 

@@ -20,6 +20,8 @@ from features.encoding.time import PER_SECOND
 from features.errors import ConfigError
 
 ITEM, TIME = "item", "time"  # keys of an event
+FORM = "0000-00-00T00:00:00"
+ZEROS = str.maketrans("123456789", "0" * 9)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def has_times(entries: Sequence[Any]) -> bool:
     Raises:
         ConfigError: some are and others are not.
     """
+    if dict not in set(map(type, entries)):
+        return False
     timed = [isinstance(entry, dict) and TIME in entry for entry in entries]
     if not any(timed):
         return False
@@ -139,7 +143,11 @@ def instants(where: str, values: Sequence[Any], contract: Contract) -> np.ndarra
     if set(map(type, values)) == {int} and _within(values, factor):
         return np.array(values, np.int64) * factor
     formatted: dict[Any, int | None] = {}
-    if log.time_format is not None:
+    if log.time_format is None:
+        found_H = _plain_instants(values)
+        if found_H is not None:
+            return found_H
+    else:
         texts = list({value for value in values if isinstance(value, str)})
         found = pl.Series(texts, dtype=pl.String).str.to_datetime(log.time_format, time_unit="us", strict=False)
         formatted = dict(zip(texts, found.dt.timestamp("us").to_list(), strict=True))
@@ -154,6 +162,24 @@ def instants(where: str, values: Sequence[Any], contract: Contract) -> np.ndarra
             )
         found_H[i] = instant
     return found_H
+
+
+def _plain_instants(values: Sequence[Any]) -> np.ndarray | None:
+    """Times that are all text of one plain form in UTC, µs since 1970, int64 [H]; None where one of them is not.
+
+    The forms are `2026-01-31T13:00:00` and `2026-01-31T13:00:00.000000`, both also with `Z` or `+00:00`.
+    """
+    if set(map(type, values)) != {str}:
+        return None
+    zone = next((zone for zone in ("Z", "+00:00") if values[0].endswith(zone)), "")
+    plain = [text.removesuffix(zone) for text in values]
+    if "".join(plain).translate(ZEROS) not in (FORM * len(plain), (FORM + ".000000") * len(plain)):
+        return None
+    try:
+        found_H = np.array(plain, "datetime64[us]").astype(np.int64)
+    except ValueError:  # no such day or hour
+        return None
+    return found_H if found_H.min() >= FIRST_TIME and found_H.max() < LAST_TIME else None
 
 
 def _within(values: Sequence[int], factor: int) -> bool:

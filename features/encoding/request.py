@@ -34,13 +34,13 @@ class Request:
     Args:
         candidates: item ids.
         history: item ids, oldest first, where they come with ready columns.
-        history_events: for each event column, one value a history item (None where not given).
+        history_events: for each event column that is given, one value a history item (None where not given).
         past: events as the log has them, which take the place of `history`.
         time: of the request, µs since 1970; None for now.
         user: None for an anonymous one.
         user_columns: raw columns that replace what is known of the user.
         context: raw context columns.
-        candidate_columns: for each counter of items, one value a candidate (None where not given).
+        candidate_columns: for each counter of items that is given, one value a candidate (None where not given).
     """
 
     candidates: tuple[Any, ...]
@@ -91,15 +91,16 @@ def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) ->
 def _entries(
     where: str, entries: list[Any], declared: Mapping[str, ColumnSpec]
 ) -> tuple[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
-    """Items given as ids, or as objects of `item` and any of the declared columns: the ids, and a tuple a column.
+    """Items given as ids, or as objects of `item` and any of the declared columns: the ids, and a tuple a given column.
 
     Each column is checked at once, by the types it holds. Only where that fails are its values looked at one by one,
     to name the first that is wrong.
     """
     if dict not in set(map(type, entries)):
-        return ids_of(where, entries), {name: (None,) * len(entries) for name in declared}
+        return ids_of(where, entries), {}
     given = [entry if isinstance(entry, dict) else {"item": entry} for entry in entries]
-    if not {"item", *declared}.issuperset(chain.from_iterable(given)):
+    keys = set(chain.from_iterable(given))
+    if not keys <= {"item", *declared}:
         for i, entry in enumerate(given):
             known_keys(f"{where}[{i}]", entry, ["item", *declared])
     try:
@@ -108,7 +109,9 @@ def _entries(
         i = next(i for i, entry in enumerate(given) if "item" not in entry)
         raise ConfigError(f"{where}[{i}]: needs `item`, e.g. {{'item': 3}}.") from None
     columns = {
-        name: column_of(where, name, [entry.get(name) for entry in given], spec) for name, spec in declared.items()
+        name: column_of(where, name, [entry.get(name) for entry in given], spec)
+        for name, spec in declared.items()
+        if name in keys
     }
     return ids_of(where, items, ".item"), columns
 

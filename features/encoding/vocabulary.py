@@ -22,6 +22,7 @@ from features.store.schema import FIRST_VALUE, UNKNOWN
 DENSE = 16  # whole numbers spread over so many times their count are still looked up in a table
 
 MANY = 32  # values that are worth a search of all at once
+FEW = 10_000  # texts of a vocabulary that may lie in memory as Python objects too: a look takes a twentieth
 
 
 class Vocabulary:
@@ -36,6 +37,7 @@ class Vocabulary:
 
     def __init__(self, values: pl.Series) -> None:
         self.values = values
+        self._is_empty = not len(values)  # asked for each value, and polars takes its time to tell
 
     @classmethod
     def fit(
@@ -100,7 +102,7 @@ class Vocabulary:
         """Index of one value, as `encode` gives it; None is 1. A boolean is text, or 0 and 1 (a computed label)."""
         if isinstance(value, bool) and not self.whole_numbers:
             value = str(value).lower()
-        if value is None or not self.is_of_kind(value) or not len(self.values):
+        if value is None or self._is_empty or not self.is_of_kind(value):
             return UNKNOWN
         return self._index_of_number(value) if self.whole_numbers else self._index_of_text(value)
 
@@ -109,18 +111,32 @@ class Vocabulary:
 
         A search of its own for each of a request's thousand candidates would take ten times as long.
         """
-        types = set(map(type, values)) if len(self.values) else set()
+        types = set(map(type, values))
+        if self._is_empty or types <= {type(None)}:
+            return np.full(len(values), UNKNOWN, np.int64)
         # What no column holds (numbers of more than 64 bits, half a surrogate pair) is looked for one by one.
         with suppress(OverflowError, UnicodeEncodeError, TypeError):
             if types == {int} and self.whole_numbers:
                 return self._indices_of(np.array(values, np.int64)).astype(np.int64)
-            if len(values) >= MANY and types <= {int if self.whole_numbers else str, type(None)}:
+            if types == {int, type(None)} and self.whole_numbers:
+                number_N = np.array([0 if value is None else value for value in values], np.int64)
+                is_none_N = np.array([value is None for value in values])
+                return np.where(is_none_N, UNKNOWN, self._indices_of(number_N)).astype(np.int64)
+            if types <= {str, type(None)} and not self.whole_numbers and len(self.values) <= FEW:
+                found = self._index_of_few.get
+                return np.array([found(value, UNKNOWN) for value in values], np.int64)
+            if len(values) >= MANY and types <= {str, type(None)} and not self.whole_numbers:
                 return self.encode(pl.Series(values, dtype=self.values.dtype)).astype(np.int64)
         return np.array([self.index(value) for value in values], np.int64)
 
+    @cached_property
+    def _index_of_few(self) -> dict[str, int]:
+        """The index of each text of a small vocabulary."""
+        return {value: index for index, value in enumerate(self.values.to_list(), FIRST_VALUE)}
+
     def is_of_kind(self, value: Any) -> bool:
         """Whether `value` is of the type learned from (`encode` refuses others); None is, and all is if none was."""
-        if value is None or isinstance(value, bool) or not len(self.values):
+        if value is None or isinstance(value, bool) or self._is_empty:
             return True
         return isinstance(value, str) != self.whole_numbers
 

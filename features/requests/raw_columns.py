@@ -165,9 +165,15 @@ class RawEvents:
     past: Past
     users: Sequence[Any]
     _frame: pl.DataFrame | None = field(default=None, init=False)
+    _given: dict[str, list[Any]] = field(default_factory=dict, init=False)
 
     def given(self, name: str) -> list[Any]:
         """Raw values of a column as they came, None where not given."""
+        if name not in self._given:
+            self._given[name] = self._read(name)
+        return self._given[name]
+
+    def _read(self, name: str) -> list[Any]:
         log = self.reading.contract.interactions
         if name == log.item:
             return list(self.past.items)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx.external_data_helper import ExternalDataInfo
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 FEWEST_WEIGHTS = 4_096  # of a product that is worth two conversions
@@ -46,21 +47,22 @@ def quantize_products(source: Path, target: Path, feeds: Iterable[Feed]) -> int:
         shutil.copyfile(source, target)
         return 0
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch, _quiet():
-        made = Path(scratch) / target.name
+        given, made = Path(scratch) / "given.onnx", Path(scratch) / target.name
+        # The table is given to the graph like a request, mapped: the tools would load it, and write no 2 GB.
+        tables = _with_tables_given(source, given)
         quantize_static(
-            source,
+            given,
             made,
-            _Feeds(feeds),
+            _Feeds({**feed, **tables} for feed in feeds),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=nodes,
-            use_external_data_format=True,
         )
         model = onnx.load(made)
-    _refer_to_table(model, onnx.load(source, load_external_data=False))
+    _refer_to_tables(model, source)
     onnx.save(model, target)
     onnx.checker.check_model(target, full_check=True)
     return len(nodes)
@@ -77,12 +79,34 @@ def large_products(path: Path) -> list[onnx.NodeProto]:
     ]
 
 
-def _refer_to_table(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Let the graph read its table from the file again, as the original does."""
-    for place, tensor in enumerate(model.graph.initializer):
-        external = [one for one in original.graph.initializer if one.name == tensor.name and one.external_data]
-        if external:
-            model.graph.initializer[place].CopyFrom(external[0])
+def _tables(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """What the graph reads from files beside it."""
+    return [tensor for tensor in graph.initializer if tensor.external_data]
+
+
+def _with_tables_given(source: Path, target: Path) -> Feed:
+    """Write a copy of a graph that takes its tables as inputs, and return them."""
+    model = onnx.load(source, load_external_data=False)
+    found: Feed = {}
+    for tensor in _tables(model.graph):
+        place = ExternalDataInfo(tensor)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        found[tensor.name] = np.memmap(
+            source.with_name(place.location), dtype, mode="r", offset=place.offset or 0, shape=tuple(tensor.dims)
+        )
+        model.graph.initializer.remove(tensor)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, target)
+    return found
+
+
+def _refer_to_tables(model: onnx.ModelProto, source: Path) -> None:
+    """Let the graph read its tables from the files again, as the original does."""
+    tables = _tables(onnx.load(source, load_external_data=False).graph)
+    inputs = [value for value in model.graph.input if value.name not in {tensor.name for tensor in tables}]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.graph.initializer.extend(tables)
 
 
 @contextmanager

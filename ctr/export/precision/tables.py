@@ -5,7 +5,7 @@ Shapes: I items, D width of a row of the item table, W width of one block of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -23,7 +23,8 @@ Gather = Callable[[str, str], list[NodeProto]]
 TABLE = "item_table"
 LARGEST = 127  # of int8, used on both sides of zero
 LARGEST_HALF = float(np.finfo(np.float16).max)
-ALIGNMENT = 4096  # of each tensor in the file, for a page of memory
+ALIGNMENT = 65_536  # of each tensor in the file: the largest page of memory in use
+ROWS = 16_384  # of the table that are converted at a time
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,24 @@ def _read_blocks(graph: GraphProto, gathers: Sequence[Gather]) -> None:
 
 def _stored(stored: list[TensorProto], name: str, values_IW: np.ndarray, bits: str, file: BinaryIO) -> Gather:
     """Append a block to the file and to the tensors; returns what reads rows of it, float32."""
+
+    def append(name: str, kind: int, width: int, convert: Callable[[np.ndarray], np.ndarray]) -> None:
+        # A chunk after the other: the block is larger than memory may be.
+        chunks = (convert(values_IW[start : start + ROWS]) for start in range(0, len(values_IW), ROWS))
+        stored.append(_append(name, kind, (len(values_IW), width), chunks, file))
+
+    width = values_IW.shape[1]
     if bits == "fp32":
-        _append(stored, name, np.ascontiguousarray(values_IW), TensorProto.FLOAT, file)
+        append(name, TensorProto.FLOAT, width, np.ascontiguousarray)
         return lambda index, out: [helper.make_node("Gather", [name, index], [out])]
     if bits == "fp16":
-        half_IW = np.clip(values_IW, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
-        _append(stored, name, half_IW, TensorProto.FLOAT16, file)
+        append(name, TensorProto.FLOAT16, width, _half)
         return lambda index, out: [
             helper.make_node("Gather", [name, index], [f"{out}_half"]),
             helper.make_node("Cast", [f"{out}_half"], [out], to=TensorProto.FLOAT),
         ]
-    scale_I1 = np.abs(values_IW).max(axis=1, keepdims=True) / LARGEST
-    scale_I1[scale_I1 == 0] = 1
-    scale_I1 = scale_I1.astype(np.float32)
-    _append(stored, name, np.rint(values_IW / scale_I1).astype(np.int8), TensorProto.INT8, file)
-    _append(stored, f"{name}_scale", scale_I1, TensorProto.FLOAT, file)
+    append(name, TensorProto.INT8, width, lambda rows: np.rint(rows / _scale(rows)).astype(np.int8))
+    append(f"{name}_scale", TensorProto.FLOAT, 1, _scale)
     return lambda index, out: [
         helper.make_node("Gather", [name, index], [f"{out}_whole"]),
         helper.make_node("Gather", [f"{name}_scale", index], [f"{out}_scale"]),
@@ -112,13 +116,26 @@ def _stored(stored: list[TensorProto], name: str, values_IW: np.ndarray, bits: s
     ]
 
 
-def _append(stored: list[TensorProto], name: str, values: np.ndarray, kind: int, file: BinaryIO) -> None:
+def _half(rows_RW: np.ndarray) -> np.ndarray:
+    return np.clip(rows_RW, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+
+
+def _scale(rows_RW: np.ndarray) -> np.ndarray:
+    """What one step of each row is, float32 [R, 1]; 1 for a row of zeros."""
+    scale_R1 = np.abs(rows_RW).max(axis=1, keepdims=True) / LARGEST
+    scale_R1[scale_R1 == 0] = 1
+    return scale_R1.astype(np.float32)
+
+
+def _append(name: str, kind: int, shape: tuple[int, int], chunks: Iterable[np.ndarray], file: BinaryIO) -> TensorProto:
     file.write(bytes(-file.tell() % ALIGNMENT))
-    tensor = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=b" ")
-    set_external_data(tensor, ITEM_TABLE, file.tell(), values.nbytes)
+    start = file.tell()
+    for chunk in chunks:
+        chunk.tofile(file)
+    tensor = TensorProto(name=name, data_type=kind, dims=shape, raw_data=b" ")
+    set_external_data(tensor, ITEM_TABLE, start, file.tell() - start)
     tensor.ClearField("raw_data")
-    stored.append(tensor)
-    values.tofile(file)
+    return tensor
 
 
 def _gathered(node: NodeProto, gathers: Sequence[Gather]) -> list[NodeProto]:

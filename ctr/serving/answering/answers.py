@@ -60,6 +60,19 @@ class Answer:
     variant: str
 
 
+class Listed(msgspec.Struct, gc=False):
+    """A ranked candidate in an answer. A thousand dicts would make Python look for garbage while it answers."""
+
+    item: Any
+    score: float
+
+
+class ListedWithTasks(Listed, gc=False):
+    """A ranked candidate, and the probabilities of further labels by name."""
+
+    tasks: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Asked:
     """A body that was read: its envelope, and the request itself as raw JSON."""
@@ -166,14 +179,13 @@ def _respond(
     variant: str,
 ) -> Answer:
     names, stages = ranker.tasks, asked.stages
-    best = scores_NH[order].tolist()
+    items = [request.candidates[place] for place in order.tolist()]
+    best_HN = scores_NH[order].T.tolist()
     if names:
-        ranked = [
-            {"item": request.candidates[i], "score": row[0], "tasks": dict(zip(names, row[1:], strict=True))}
-            for i, row in zip(order.tolist(), best, strict=True)
-        ]
+        tasks = (dict(zip(names, of, strict=True)) for of in zip(*best_HN[1:], strict=True))
+        ranked: list[Listed] = list(map(ListedWithTasks, items, best_HN[0], tasks))
     else:
-        ranked = [{"item": request.candidates[i], "score": row[0]} for i, row in zip(order.tolist(), best, strict=True)]
+        ranked = list(map(Listed, items, best_HN[0]))
     content = {
         "request_id": asked.request_id,
         "model_version": ranker.model_version,

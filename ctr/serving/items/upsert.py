@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ctr.serving.items import delta
 from ctr.serving.items.delta import ItemDelta
 from ctr.serving.items.new_items import NewItems
 from ctr.serving.ranker import Ranker, delta_width, open_session
+from ctr.serving.verified import link
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 
@@ -127,13 +127,13 @@ def _named(bundle: Bundle, out: Path | None) -> tuple[Path, BundleMetadata]:
 
 def _link(bundle: Bundle, folder: Path) -> None:
     """Give the files that stay a second name below `folder`."""
-    for name in bundle.manifest.files:
+    for name, entry in bundle.manifest.files.items():
         if name in REWRITTEN:
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(bundle.path / name, target)
+            link(bundle.path / name, target, entry.sha256)
         except OSError:
             shutil.copyfile(bundle.path / name, target)
 

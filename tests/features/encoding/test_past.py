@@ -42,6 +42,26 @@ def test_text_is_iso_8601_and_utc_where_it_names_no_zone() -> None:
     assert times(*texts, NOON) == [1_000_000 * NOON + add for add in (0, 1, 0, -12 * 3_600_000_000, 0)]
 
 
+@pytest.mark.parametrize("zone", ["", "Z", "+00:00"])
+@pytest.mark.parametrize(("fraction", "micros"), [("", 0), (".000001", 1), (".250000", 250_000)])
+def test_texts_of_one_form_are_the_times_that_they_name(zone: str, fraction: str, micros: int) -> None:
+    texts = [f"{day}{fraction}{zone}" for day in ("2026-01-01T12:00:00", "1969-12-31T23:59:59", "2024-02-29T00:00:00")]
+    # From `date -u -d ... +%s`.
+    assert times(*texts) == [second * 1_000_000 + micros for second in (NOON, -1, 1_709_164_800)]
+    assert times(*texts, "2026-01-01T14:00:00+02:00")[-1] == NOON * 1_000_000
+
+
+@pytest.mark.parametrize("bad", ["2026-02-29T00:00:00Z", "2026-01-01T25:00:00Z", "0000-01-01T00:00:00Z"])
+def test_no_such_time_among_texts_of_one_form_is_named(bad: str) -> None:
+    with pytest.raises(ConfigError, match=rf"history\[1\]\.time: '{bad}' is no time"):
+        times("2026-01-01T12:00:00Z", bad)
+
+
+def test_texts_that_make_one_form_only_when_put_together_are_read_one_by_one() -> None:
+    # Two whose lengths add up to those of two plain ones.
+    assert times("2026-01-01T12:00:00.000", "2026-01-01T12:00") == [NOON * 1_000_000] * 2
+
+
 def test_text_in_the_form_of_the_log_comes_first() -> None:
     assert times("01/02/2026", "2026-02-01", time_format="%d/%m/%Y") == [1_769_904_000_000_000] * 2
     assert times("20260102", time_format="%Y%d%m") == [1_769_904_000_000_000]

@@ -74,7 +74,7 @@ def test_candidates_may_bring_counters_and_history_its_residuals() -> None:
         candidates=(101, 102, 101),
         candidate_columns={"item_rate": (None, 1.0, None), "item_count": (None, None, 7.0)},
         history=(3, 5),
-        history_events={"rating": (None, None), "residual": (None, -0.25)},
+        history_events={"residual": (None, -0.25)},
         context={"user_rate": 0.5},
     )
 
@@ -108,7 +108,7 @@ def test_counters_do_not_lift_the_limits() -> None:
 
 def test_the_shortest_request() -> None:
     assert parse(user=None, history=None, context=None, user_columns=None) == parse()
-    assert parse() == Request(candidates=(101, 102), history_events={"rating": (), "device": ()})
+    assert parse() == Request(candidates=(101, 102))
     assert parse(candidates=["a", "b"], user="").candidates == ("a", "b")
 
 

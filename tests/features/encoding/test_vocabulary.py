@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.encoding import vocabulary as vocabularies
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.sources.keys import canonical
@@ -129,6 +130,29 @@ def test_many_values_have_the_indices_of_each(values: list[Any], repeats: int) -
     vocabulary = Vocabulary(pl.Series("c", values))
     absent = "\ud800" if isinstance(values[0], str) else 5
     assert vocabulary.indices([*values, absent] * repeats).tolist() == [2, 3, 1] * repeats
+
+
+@pytest.mark.parametrize("few", [0, 10_000])
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        ([0, 9, 8], [8, None, 5, 0, None, 9]),
+        ([0, 10**12, -3], [-3, None, 5, 0, None, 10**12]),
+        (["m", "", "é"], ["é", None, "None", "m", None, ""]),
+    ],
+    ids=["dense", "sparse", "text"],
+)
+@pytest.mark.parametrize("repeats", [1, 10])
+def test_missing_values_among_many_are_unknown(
+    values: list[Any], asked: list[Any], repeats: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`0` and the empty text are values like others; texts of a large vocabulary are found in another way."""
+    monkeypatch.setattr(vocabularies, "FEW", few)
+    places = {0: 2, "m": 2, 9: 3, 10**12: 3, "": 3, 8: 4, -3: 4, "é": 4}
+    found = Vocabulary(pl.Series("c", values)).indices(asked * repeats)
+    assert found.tolist() == [places.get(value, 1) for value in asked] * repeats and found.dtype == np.int64
+    nothing = Vocabulary(pl.Series("c", values)).indices([None] * 40)
+    assert nothing.tolist() == [1] * 40 and nothing.dtype == np.int64
 
 
 def test_searching_text_keeps_no_python_object_for_each_value() -> None:

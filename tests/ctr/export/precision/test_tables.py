@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
+from ctr.export.precision import tables
 from ctr.export.precision.tables import Block, reduce_table
 from ctr.serving.bundle import ITEM_TABLE, RANKER
 from ctr.serving.ranker import open_session
@@ -96,7 +97,7 @@ def test_the_table_is_a_half_and_a_quarter_of_what_it_was(source: Path):
         }
         assert lengths["item_table_0"] == ITEMS * 3 * size and lengths["item_table_2"] == ITEMS * 4
         offsets = [int(next(e.value for e in one.external_data if e.key == "offset")) for one in stored.values()]
-        assert all(offset % 4096 == 0 for offset in offsets)
+        assert all(offset % 65_536 == 0 for offset in offsets)
         assert "item_table" not in stored
 
 
@@ -105,6 +106,16 @@ def test_values_that_half_precision_does_not_hold_become_its_largest(source: Pat
     values[2, 0] = -1e6
     values.tofile(source / ITEM_TABLE)
     assert read(reduced(source, "fp16"))[2, 0] == -65504
+
+
+@pytest.mark.parametrize("bits", ["fp16", "int8"])
+def test_a_table_converted_in_chunks_is_that_of_one_chunk(source: Path, bits: str, monkeypatch: pytest.MonkeyPatch):
+    wanted = read(reduced(source, bits))
+    table = (source.parent / bits / ITEM_TABLE).read_bytes()
+    (source.parent / bits).rename(source.parent / "whole")
+    monkeypatch.setattr(tables, "ROWS", 2)
+    np.testing.assert_array_equal(read(reduced(source, bits)), wanted)
+    assert (source.parent / bits / ITEM_TABLE).read_bytes() == table
 
 
 def test_one_block_is_read_by_one_gather(source: Path):
