@@ -66,6 +66,10 @@ def popularity(ranker: Ranker, request: Request) -> np.ndarray | None:
     if not of_items:
         return None
     chosen = min(of_items, key=lambda name: contract.counters[name].value != "rate")
-    known_N = ranker.counters.items[chosen][ranker.encoder.item_rows("candidates", request.candidates)]
+    known_N = ranker.counters.items[chosen][ranker.encoder.item_rows("candidates", request.candidates)].astype(
+        np.float64
+    )
+    if chosen not in request.candidate_columns:
+        return known_N
     given_N = np.array(request.candidate_columns[chosen], np.float64)  # None is NaN
     return np.where(np.isnan(given_N), known_N, given_N)
