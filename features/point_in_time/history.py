@@ -43,8 +43,8 @@ def history_spans(
     if not rows:
         return np.empty(0, np.int64), np.empty(0, np.int32)
     place = np.arange(rows)
-    new_user = np.r_[True, user_R[1:] != user_R[:-1]]
-    new_instant = new_user | np.r_[True, time_R[1:] != time_R[:-1]]
+    new_user = _differs(user_R)
+    new_instant = new_user | _differs(time_R)
     instant_start = np.maximum.accumulate(np.where(new_instant, place, 0))
     user_start = np.maximum.accumulate(np.where(new_user, place, 0))
     events_before = np.concatenate([[0], np.cumsum(is_event_R, dtype=np.int64)])
@@ -78,15 +78,11 @@ def without_repeats(
     place_E = np.flatnonzero(is_event_R)
     user_E, item_E = user_R[place_E], item_R[place_E]
     if repeats == "consecutive":
-        new_E = np.ones(len(place_E), bool)
-        new_E[1:] = (user_E[1:] != user_E[:-1]) | (item_E[1:] != item_E[:-1])
+        new_E = _differs(user_E) | _differs(item_E)
     else:
         order = np.lexsort((np.arange(len(place_E)), item_E, user_E))
         new_E = np.zeros(len(place_E), bool)
-        sorted_user, sorted_item = user_E[order], item_E[order]
-        first = np.ones(len(order), bool)
-        first[1:] = (sorted_user[1:] != sorted_user[:-1]) | (sorted_item[1:] != sorted_item[:-1])
-        new_E[order[first]] = True
+        new_E[order[_differs(user_E[order]) | _differs(item_E[order])]] = True
     kept_R[place_E[new_E]] = True
     return kept_R
 
@@ -99,6 +95,13 @@ def gap_seconds(user_R: np.ndarray, time_R: np.ndarray, is_event_R: np.ndarray) 
     seconds = (time_R[place_E[1:]] - time_R[place_E[:-1]]) / 1e6
     gap_R[place_E[1:][same_user]] = seconds[same_user]
     return gap_R
+
+
+def _differs(value_R: np.ndarray) -> np.ndarray:
+    """Where a value is not the one before it, bool [R]; true at the first."""
+    found_R = np.ones(len(value_R), bool)
+    np.not_equal(value_R[1:], value_R[:-1], out=found_R[1:])
+    return found_R
 
 
 def _first_not_older(user_E: np.ndarray, time_E: np.ndarray, user_R: np.ndarray, oldest_R: np.ndarray) -> np.ndarray:
@@ -126,7 +129,8 @@ def _session_start(
     """Where the session begins that runs at each row: its newest event's, or `end_R` when that is too long ago."""
     if not len(time_E):
         return end_R
-    new_E = np.r_[True, (user_E[1:] != user_E[:-1]) | (time_E[1:] - time_E[:-1] > gap)]
+    new_E = _differs(user_E)
+    new_E[1:] |= time_E[1:] - time_E[:-1] > gap
     start_E = np.maximum.accumulate(np.where(new_E, np.arange(len(time_E)), 0))
     last_R = np.maximum(end_R - 1, 0)
     running_R = (end_R > 0) & (instant_R - time_E[last_R] <= gap)

@@ -193,8 +193,8 @@ def _by_time(past: Past, moment: int) -> np.ndarray:
     Of one instant, events of a source stand before those that were sent, each in its own order. The request stands last
     of its instant, whose events it does not know.
     """
-    events = len(past.items)
-    rank_R = np.r_[np.arange(events) < past.sent, True].astype(np.int8)
+    rank_R = np.ones(len(past.items) + 1, np.int8)
+    rank_R[past.sent : -1] = 0
     return np.lexsort((rank_R, np.append(past.time_H, moment)))
 
 

@@ -216,7 +216,7 @@ class RawEvents:
             found_H = self._series(reading.column.cast(pl.Float64)).fill_null(float("nan")).to_numpy()
         else:
             found_H = self._compared(reading) if isinstance(reading, Compared) else self.numbers(reading.name)
-        wrong = np.flatnonzero(~np.isin(found_H, (0, 1)) & ~np.isnan(found_H))
+        wrong = np.flatnonzero((found_H != 0) & (found_H != 1) & ~np.isnan(found_H))
         if len(wrong):
             raise ConfigError(f"history[{wrong[0]}]: its label is {found_H[wrong[0]]:g}, expected 0 or 1.")
         return found_H.astype(np.float32)
