@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,10 @@ settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole jobs first: with a file a worker (`--dist loadfile`), what ends last is then short."""
     items.sort(key=lambda item: "pipelines" not in item.path.relative_to(HERE).parts)
+
+
+def pytest_runtest_setup() -> None:
+    """The exporter's table of operators, a fifth of a small export, is made once a process and not at each export."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(cache(exporter.ONNXRegistry.from_torchlib))
