@@ -59,8 +59,11 @@ def products_of(path: Path, axes: Mapping[str, int]) -> Counter[GraphProduct]:
     for node in inferred.node:
         if node.op_type not in ("MatMul", "Gemm"):
             continue
-        left, right, (out, *_) = shapes.get(node.input[0], []), shapes.get(node.input[1], []), node.output
+        left, right, (out, *_) = list(shapes.get(node.input[0], [])), list(shapes.get(node.input[1], [])), node.output
         flags = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "MatMul" and len(left) > 1 and len(right) > 1:
+            # A size that a reshape leaves open is that of the other side.
+            left[-1], right[-2] = left[-1] or right[-2], right[-2] or left[-1]
         if not (left and right and all(left) and all(right)):
             raise ValueError(f"{path}: {node.op_type} {out}: shapes {left} x {right}")
         left = [1, *left] if len(left) == 1 else left

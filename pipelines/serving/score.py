@@ -18,7 +18,6 @@ from rich.console import Console
 
 from ctr.serving.bundle import open_bundle
 from ctr.serving.scoring.batches import score_rows
-from ctr.serving.scoring.bundle_pasts import write_events
 from ctr.serving.scoring.scorer import Scorer
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, error_prefix
@@ -143,6 +142,9 @@ def _refuse_missing(missing: dict[str, int]) -> None:
 
 def _pasts_of_bundle(bundle: Path, encoder: Encoder, source: Path) -> PastTable:
     """What the bundle knows of the users of the rows."""
+    # Unpacking needs a package of the extra `serve`.
+    from ctr.serving.scoring.bundle_pasts import write_events
+
     rows = with_names(pl.scan_parquet(source), {USER: encoder.contract.interactions.user})
     names = rows.collect_schema().names()
     if HISTORY in names:

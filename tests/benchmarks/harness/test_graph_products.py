@@ -84,14 +84,24 @@ def test_a_vector_is_a_matrix_of_one_column_and_a_stack_is_many_products(tmp_pat
     assert products_of(path, {"rows": 7}) == Counter(wanted)
 
 
+def of_places(*nodes: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Nodes behind `f`, the places of all that is not zero in x, [2, any number]."""
+    places = helper.make_node("NonZero", ["x"], ["n"])
+    return [places, helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT), *nodes]
+
+
 def test_a_product_of_a_size_that_cannot_be_told_is_an_error(tmp_path):
-    nodes = [
-        helper.make_node("NonZero", ["x"], ["n"]),
-        helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["f", "y"], ["out"]),
-    ]
+    nodes = of_places(
+        helper.make_node("Transpose", ["f"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["t", "w"], ["out"])
+    )
     with pytest.raises(ValueError, match="MatMul out: shapes"):
-        products_of(graph_of(tmp_path, nodes, {}), {"rows": 3})
+        products_of(graph_of(tmp_path, nodes, {"w": (2, 5)}), {"rows": 3})
+
+
+def test_a_size_that_both_sides_share_is_told_by_either(tmp_path):
+    nodes = of_places(helper.make_node("MatMul", ["f", "w"], ["out"]))
+    found = products_of(graph_of(tmp_path, nodes, {"w": (9, 5)}), {"rows": 3})
+    assert found == Counter({GraphProduct(2, 9, 5, True): 1})
 
 
 def test_every_product_counts_as_often_as_it_occurs(monkeypatch):
