@@ -188,12 +188,12 @@ class _Bench:
         """A challenger that scores every request after its answer has left."""
         challenger = self._pointer.parent / BUNDLES[1]
         with self._served(challenger__bundle=challenger, challenger__share=1.0) as server:
-            return self._rated(server, "shadow challenger", rate)
+            return self._rated(server, "shadow", rate)
 
     def overloaded(self, most: float) -> dict[str, Any]:
         """More requests than one process can rank, with answers by popularity."""
         with self._served(fallback="true", queue__deadline_ms=FALLBACK_MS) as server:
-            return self._rated(server, "overloaded with fallback", OVERLOAD * most)
+            return self._rated(server, "overloaded", OVERLOAD * most)
 
     def memory(self) -> list[dict[str, Any]]:
         """Resident memory after no request, half of them, and all of them."""
