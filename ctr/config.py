@@ -41,6 +41,9 @@ class ModelConfig(Settings):
     dropout: float = Field(0.1, ge=0, le=0.99, description="chance that training drops a value")
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
+    id_dropout: float = Field(
+        0.0, ge=0, lt=1, description="chance that training reads an item as one whose id is unknown"
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:

@@ -112,17 +112,21 @@ def toy_feature_set(
             _category("item_id", item_ids),
             _category("genre", GENRES + FIRST_VALUE),
             Field(name="tags", kind="tags", size=TAGS + FIRST_VALUE, max_len=TAGS_LEN),
-            Field(name="price", kind="numeric"),
+            _number("price"),
         ),
         user=(_category("user_id", user_ids), _category("segment", SEGMENTS + FIRST_VALUE)),
-        context=(_category("hour", HOURS + FIRST_VALUE), Field(name="load", kind="numeric")),
-        candidate=(Field(name="item_rate", kind="numeric"),),
-        event=(_category("label", 2 + FIRST_VALUE), Field(name="residual", kind="numeric")),
+        context=(_category("hour", HOURS + FIRST_VALUE), _number("load")),
+        candidate=(_number("item_rate"),),
+        event=(_category("label", 2 + FIRST_VALUE), _number("residual")),
         vectors=tuple(VectorSet(name=name, width=width, complete=complete[name]) for name, width in WIDTHS.items()),
         history_max_len=HISTORY_LEN,
     )
     _write_manifest(folder, schema, windows, parts)
     return FeatureSet.open(folder)
+
+
+def _number(name: str) -> Field:
+    return Field(name=name, kind="numeric", edges=(-3.0, -1.0, -0.3, 0.3, 1.0, 3.0))
 
 
 def _category(name: str, size: int) -> Field:

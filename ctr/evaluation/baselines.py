@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from ctr.data.columns import column, row_weights, training_rate
+from ctr.evaluation.metrics import log_loss
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources.tables import require_columns, scan
@@ -38,6 +39,12 @@ def popularity_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
     clicks_I = np.bincount(item_N, weights=weight_N * column(feature_set, "train", "label"), minlength=items)
     rate_I = (clicks_I + PRIOR_ROWS * training_rate(feature_set)) / (rows_I + PRIOR_ROWS)
     return rate_I[column(feature_set, split, "item")]
+
+
+def base_rate_log_loss(feature_set: FeatureSet, split: SplitName) -> float:
+    """Log loss of giving every row of a split the training window's mean label: what a model must be better than."""
+    labels_N, weights_N = column(feature_set, split, "label"), row_weights(feature_set, split)
+    return log_loss(labels_N, np.full(len(labels_N), training_rate(feature_set)), weights_N)
 
 
 def optimum_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:

@@ -26,7 +26,7 @@ from ctr.model.outputs import Outputs
 from ctr.towers import make_tower
 from ctr.towers.cross_tables import WideCrosses
 from features.errors import ConfigError
-from features.store.schema import PADDING, Schema
+from features.store.schema import PADDING, UNKNOWN, Schema
 
 
 class ClickModel(nn.Module):
@@ -131,7 +131,7 @@ class ClickModel(nn.Module):
         """The targets of a batch and the events before each."""
         columns = self.tables.item_columns(batch.items_U, batch.item_versions_U)
         vectors = self.tables.vectors(batch.items_U)
-        x_UD = self.item_encoder(columns, vectors, self.tables.present(batch.items_U))
+        x_UD = self.item_encoder(self._with_unknown_ids(columns), vectors, self.tables.present(batch.items_U))
         raw = [batch.events[field.name] for field in self.event_fields]
         events = self.event_encoder.events(raw) if self.event_encoder.width else None
         unit_vectors, indices = self.spaces(columns, vectors) if self.spaces is not None else ([], [])
@@ -164,6 +164,14 @@ class ClickModel(nn.Module):
         tables = [weight for encoder in encoders for weight in encoder.embedding_weights()]
         crosses = [] if self.crosses is None else list(self.crosses.parameters())
         return tables + self.item_encoder.projection_weights() + crosses
+
+    def _with_unknown_ids(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
+        """In training, a share of ids is unknown: so the row of items that training never saw is trained too."""
+        if not (self.training and self.config.id_dropout):
+            return columns
+        id_U, *others = columns
+        hidden_U = torch.rand(id_U.shape, device=id_U.device) < self.config.id_dropout
+        return [id_U.masked_fill(hidden_U & (id_U != PADDING), UNKNOWN), *others]
 
     def _crossed(self, batch: Batch) -> Tensor:
         assert self.crosses is not None

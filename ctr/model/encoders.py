@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ctr.config import ModelConfig
 from ctr.kernels.bag_products import RowBags
+from ctr.model.numbers import PiecewiseNumbers, StraightNumbers
 from ctr.model.sparse_embedding import INITIAL_STD, RowTable
 from features.store.schema import PADDING, Field, VectorSet
 
@@ -20,14 +21,15 @@ class FieldEncoder(nn.Module):
     """Encodes a list of columns by their semantic type and concatenates the results.
 
         categorical -> E[index];  tags -> mean of E[index] over entries that are not padding;
-        all numeric columns together -> W [value, is missing], one block of width E
+        numeric -> a block of width E each, which bends at the column's edges (`ctr.model.numbers`)
 
     Index 0 embeds to zeros, and stays so. Columns are given in the order of `fields`, never by name, so a
     user column and a context column may share a name.
 
     Args:
         fields: the columns; none at all gives a width of 0.
-        embedding_dim: width E of every table and of the numeric block.
+        embedding_dim: width E of every block.
+        straight: all numeric columns together are one block instead, linear in each.
 
     Example:
         >>> encoder = FieldEncoder([Field(name="genre", kind="categorical", size=20)], embedding_dim=8)
@@ -35,14 +37,19 @@ class FieldEncoder(nn.Module):
         torch.Size([3, 8])
     """
 
-    def __init__(self, fields: Sequence[Field], embedding_dim: int) -> None:
+    def __init__(self, fields: Sequence[Field], embedding_dim: int, straight: bool = False) -> None:
         super().__init__()
         self.fields = tuple(fields)
         indexed = [field for field in self.fields if field.kind != "numeric"]
-        numbers = len(self.fields) - len(indexed)
+        numbers = [field for field in self.fields if field.kind == "numeric"]
         self.tables = nn.ModuleList(RowTable(field.size, embedding_dim) for field in indexed)
-        self.numeric = nn.Linear(2 * numbers, embedding_dim, bias=False) if numbers else None
-        self.widths = (embedding_dim,) * (len(indexed) + bool(numbers))
+        self.numeric: StraightNumbers | PiecewiseNumbers | None = None
+        if numbers:
+            if straight:
+                self.numeric = StraightNumbers(len(numbers), embedding_dim)
+            else:
+                self.numeric = PiecewiseNumbers(numbers, embedding_dim)
+        self.widths = (embedding_dim,) * len(indexed) + (self.numeric.widths if self.numeric is not None else ())
         self.width = sum(self.widths)
 
     def forward(self, columns: Sequence[Tensor]) -> Tensor:
@@ -57,7 +64,7 @@ class FieldEncoder(nn.Module):
             else:
                 blocks.append(next(tables)(column))
         if self.numeric is not None:
-            blocks.append(self.numeric(with_missing_flags(torch.stack(numbers, dim=-1))))
+            blocks.append(self.numeric(torch.stack(numbers, dim=-1)))
         return torch.cat(blocks, dim=-1)
 
     def embedding_weights(self) -> list[nn.Parameter]:
@@ -167,10 +174,3 @@ def _mean_of_tags(table: nn.Module, index: Tensor) -> Tensor:
         return mean.view(*index.shape[:-1], -1)
     # Gather and mask: nn.EmbeddingBag exports to ONNX as a loop, 150 times slower.
     return (share.unsqueeze(-2) @ table(index)).squeeze(-2)
-
-
-def with_missing_flags(values: Tensor) -> Tensor:
-    """Numbers [..., N] to [..., 2 N]: zero where NaN; then 1 where NaN, 0 elsewhere."""
-    missing = torch.isnan(values)
-    filled = torch.where(missing, torch.zeros_like(values), values)
-    return torch.cat([filled, missing.to(values.dtype)], dim=-1)

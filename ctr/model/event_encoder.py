@@ -13,13 +13,22 @@ from torch import Tensor
 
 from ctr.history.history_events import Events
 from ctr.kernels.bag_products import RowBags
-from ctr.model.encoders import FieldEncoder, with_missing_flags
+from ctr.model.encoders import FieldEncoder
+from ctr.model.numbers import StraightNumbers, with_missing_flags
 from ctr.model.sparse_embedding import RowTable
-from features.store.schema import PADDING
+from features.store.schema import PADDING, Field
 
 
 class EventEncoder(FieldEncoder):
-    """A `FieldEncoder` of event columns, which are categorical or numeric, never tags."""
+    """A `FieldEncoder` of event columns, which are categorical or numeric, never tags; linear in numbers.
+
+    Args:
+        fields: the columns.
+        embedding_dim: width of each categorical column, and of all numbers together.
+    """
+
+    def __init__(self, fields: Sequence[Field], embedding_dim: int) -> None:
+        super().__init__(fields, embedding_dim, straight=True)
 
     def events(self, columns: Sequence[Tensor]) -> ColumnEvents:
         """The events of columns [B, S], in the order of `fields`."""
@@ -51,7 +60,7 @@ class ColumnEvents(Events):
         """`query_b · events_s`, [B, S]; 0 at padding."""
         blocks = query_RE.split(self._encoder.widths, dim=-1)
         parts = [bags.dots(block) * real_BS for (bags, real_BS), block in zip(self._bags, blocks, strict=False)]
-        if self._encoder.numeric is not None:
+        if isinstance(self._encoder.numeric, StraightNumbers):
             factors = (blocks[-1] @ self._encoder.numeric.weight).unsqueeze(-1).unbind(dim=1)
             parts += [factor_B1 * number_BS for factor_B1, number_BS in zip(factors, self._numbers, strict=True)]
         return reduce(torch.add, parts)
@@ -59,9 +68,9 @@ class ColumnEvents(Events):
     def sums(self, weights_RS: Tensor) -> Tensor:
         """`Σ_s weights_bs events_s`, [B, E]."""
         parts = [bags.sums(weights_RS * real_BS) for bags, real_BS in self._bags]
-        if self._encoder.numeric is not None:
+        if isinstance(self._encoder.numeric, StraightNumbers):
             sums = [(weights_RS * number_BS).sum(dim=1) for number_BS in self._numbers]
-            parts.append(self._encoder.numeric(torch.stack(sums, dim=-1)))
+            parts.append(torch.stack(sums, dim=-1) @ self._encoder.numeric.weight.T)
         return torch.cat(parts, dim=-1)
 
     @cached_property

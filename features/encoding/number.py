@@ -15,6 +15,8 @@ from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
 from features.store.schema import FIRST_VALUE, UNKNOWN, Field
 
+BINS = 24  # pieces of a number, each with as many training values
+
 
 class NumericEncoder(ColumnEncoder):
     """A number, clipped, transformed and standardised by the training window; float32 [rows], missing is NaN.
@@ -23,23 +25,32 @@ class NumericEncoder(ColumnEncoder):
         transform: `none` or `log1p`.
         mean, deviation: of the training values, clipped and transformed; 0 and 1 leave numbers as they are.
         clip: least and greatest value.
+        edges: quantiles of the training values as they are encoded, ascending; what models cut numbers at.
     """
 
     kind = "numeric"
 
-    def __init__(self, transform: str, mean: float, deviation: float, clip: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        transform: str,
+        mean: float,
+        deviation: float,
+        clip: tuple[float, float] | None = None,
+        edges: Sequence[float] = (),
+    ) -> None:
         self.transform = transform
         self.mean = mean
         self.deviation = deviation
         self.clip = clip
+        self.edges = tuple(edges)
 
     @classmethod
     def fit(cls, raw: pl.Series, spec: Numeric | Residual, times: pl.Series | None = None) -> Self:
         """Learn mean and deviation from training values; a constant column gets deviation 1."""
         if isinstance(spec, Residual) or spec.scale == "none":
             clip, transform = (None, "none") if isinstance(spec, Residual) else (spec.clip, spec.transform)
-            numbers(raw)
-            return cls(transform, 0.0, 1.0, clip)
+            unscaled = cls(transform, 0.0, 1.0, clip)
+            return cls(transform, 0.0, 1.0, clip, _quantiles(unscaled.encode(raw)))
         unscaled = cls(spec.transform, 0.0, 1.0, spec.clip)
         values = unscaled._transformed(numbers(raw))
         values = values[np.isfinite(values)]
@@ -54,11 +65,13 @@ class NumericEncoder(ColumnEncoder):
                 f"column {raw.name!r}: numbers as large as {np.abs(values).max():g} have no mean and deviation. "
                 "Declare `clip`, or make them missing where they mean so."
             )
-        return cls(spec.transform, mean, deviation if varies and deviation > 0 else 1.0, spec.clip)
+        scaled = cls(spec.transform, mean, deviation if varies and deviation > 0 else 1.0, spec.clip)
+        scaled.edges = _quantiles(scaled.encode(raw))
+        return scaled
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""
-        return Field(name=name, kind="numeric")
+        return Field(name=name, kind="numeric", edges=self.edges)
 
     def encode(self, raw: pl.Series) -> np.ndarray:
         """A column, float32 [rows]."""
@@ -89,13 +102,14 @@ class NumericEncoder(ColumnEncoder):
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
         """Transform, mean, deviation and clip."""
         learned = {"transform": self.transform, "mean": self.mean, "deviation": self.deviation}
-        return learned | {"clip": list(self.clip) if self.clip else None}
+        return learned | {"clip": list(self.clip) if self.clip else None, "edges": list(self.edges)}
 
     @classmethod
     def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
         """Read what `to_json` wrote."""
         clip = learned["clip"]
-        return cls(learned["transform"], learned["mean"], learned["deviation"], tuple(clip) if clip else None)
+        scale = learned["transform"], learned["mean"], learned["deviation"]
+        return cls(*scale, tuple(clip) if clip else None, learned["edges"])
 
     def _standardised(self, values: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -178,6 +192,15 @@ class BucketsEncoder(ColumnEncoder):
 
     def _buckets(self, values: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(values), UNKNOWN, FIRST_VALUE + np.searchsorted(self.edges, values, side="right"))
+
+
+def _quantiles(encoded: np.ndarray) -> tuple[float, ...]:
+    """The least, the greatest and the inner quantiles of the values that are there; those that coincide are one."""
+    values = encoded[~np.isnan(encoded)]
+    if not len(values):
+        return ()
+    shares = np.arange(BINS + 1) / BINS
+    return tuple(np.unique(np.quantile(values, shares, method="inverted_cdf")).tolist())
 
 
 def numbers(raw: pl.Series) -> np.ndarray:

@@ -15,13 +15,15 @@ class Field(Settings):
     """One encoded column.
 
     `categorical` and `tags` are int32 indices below `size` (0 padding, 1 unknown or missing, values
-    from 2); `tags` are `max_len` wide, padded with 0. `numeric` is float32, standardised, NaN = missing.
+    from 2); `tags` are `max_len` wide, padded with 0. `numeric` is float32, standardised, NaN = missing; `edges` are
+    quantiles of its training values, ascending, as the column is encoded.
     """
 
     name: str
     kind: Literal["categorical", "tags", "numeric"]
     size: int = 0
     max_len: int = 1
+    edges: tuple[float, ...] = ()
 
 
 class VectorSet(Settings):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ctr.config import Preset
+from ctr.evaluation.baselines import base_rate_log_loss
 from ctr.model.click_model import ClickModel
 from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
 from ctr.reporting.mlflow_runs import Tracker
@@ -180,7 +181,14 @@ class Job:
             on_evaluation: also called with each evaluation.
         """
 
+        base = base_rate_log_loss(self.feature_set, "valid")
+        looks = 0
+
         def record(evaluation: Evaluation) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 1 and not self.resumed and evaluation.log_loss > base:
+                self.console.print(worse_than_base_rate(evaluation.log_loss, base), style="yellow")
             tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
             if on_evaluation is not None:
                 on_evaluation(evaluation)
@@ -298,6 +306,16 @@ def train_run(settings: JobSettings, resume: str | None) -> Summary:
     job = Job.start(*place) if resume is None else Job.resume(resume, *place)
     with job.tracked() as tracker:
         return job.train_and_evaluate(tracker).summary
+
+
+def worse_than_base_rate(log_loss: float, base: float) -> str:
+    """What to tell of a first look that is worse than knowing nothing."""
+    return (
+        f"warning: at the first look the log loss of the validation rows is {log_loss:.4f}, worse than {base:.4f}, "
+        "which the mean label alone has. Items may be memorised that the validation rows do not have: raise "
+        "model.id_dropout and train.embedding_l2, lower train.learning_rate, or look more often "
+        "(train.evaluations_per_epoch)."
+    )
 
 
 def _curve_point(evaluation: Evaluation) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.model.click_model import ClickModel
+from ctr.model.numbers import StraightNumbers
 from ctr.towers.quadratic import QuadraticLayer
 
 
@@ -58,14 +60,12 @@ def item(model: ClickModel, tables: FrozenTables, row: int) -> Tensor:
 
 
 def columns(encoder: torch.nn.Module, kinds: list[str], values: list[Tensor]) -> list[Tensor]:
-    """Blocks of one row's columns: an embedding each, the mean of real tags, one block of all numbers."""
+    """Blocks of one row's columns: an embedding each, the mean of real tags, then those of its numbers."""
     weights = iter([table.weight for table in encoder.tables])
-    blocks, numbers, missing = [], [], []
+    blocks, numbers = [], []
     for kind, value in zip(kinds, values, strict=True):
         if kind == "numeric":
-            gone = math.isnan(float(value))
-            numbers.append(0.0 if gone else float(value))
-            missing.append(float(gone))
+            numbers.append(float(value))
         elif kind == "tags":
             weight = next(weights)
             real = [weight[index] for index in value.tolist() if index != 0]
@@ -73,8 +73,26 @@ def columns(encoder: torch.nn.Module, kinds: list[str], values: list[Tensor]) ->
         else:
             weight = next(weights)
             blocks.append(weight[int(value)] if int(value) else torch.zeros_like(weight[0]))
-    if numbers:
-        blocks.append(encoder.numeric.weight @ torch.tensor(numbers + missing, dtype=encoder.numeric.weight.dtype))
+    return blocks + (number_blocks(encoder, numbers) if numbers else [])
+
+
+def number_blocks(encoder: torch.nn.Module, numbers: list[float]) -> list[Tensor]:
+    """One straight block of all numbers, or a block of each that bends at its edges."""
+    weight = encoder.numeric.weight
+    if isinstance(encoder.numeric, StraightNumbers):
+        missing = [float(math.isnan(value)) for value in numbers]
+        known = [0.0 if gone else value for value, gone in zip(numbers, missing, strict=True)]
+        return [weight @ torch.tensor(known + missing, dtype=weight.dtype)]
+    fields = [field for field in encoder.fields if field.kind == "numeric"]
+    blocks = []
+    for place, (field, value) in enumerate(zip(fields, numbers, strict=True)):
+        if math.isnan(value):
+            blocks.append(weight[place, -1])
+            continue
+        block = torch.zeros_like(weight[place, 0])
+        for k, (low, high) in enumerate(pairwise(field.edges)):
+            block = block + weight[place, k] * min(max((value - low) / (high - low), 0.0), 1.0)
+        blocks.append(block)
     return blocks
 
 

@@ -22,20 +22,25 @@ def category(name: str, size: int) -> Field:
     return Field(name=name, kind="categorical", size=size)
 
 
+def number(name: str) -> Field:
+    """Its pieces are powers of two, so that single precision holds their slopes exactly."""
+    return Field(name=name, kind="numeric", edges=(-4.0, -2.0, -1.0, -0.5, 0.5, 2.5))
+
+
 SCHEMA = Schema(
     items=ITEMS,
     users=USERS,
     item=(
         category("item_id", 20),
         Field(name="item.tags", kind="tags", size=9, max_len=3),
-        Field(name="type", kind="numeric"),
-        Field(name="price", kind="numeric"),
+        number("type"),
+        number("price"),
         category("maker", 6),
     ),
     user=(category("user_id", 8), Field(name="likes", kind="tags", size=7, max_len=4), category("age", 5)),
-    context=(category("age", 6), Field(name="load", kind="numeric")),
-    candidate=(Field(name="rate", kind="numeric"), Field(name="count", kind="numeric")),
-    event=(category("label", 4), Field(name="residual", kind="numeric")),
+    context=(category("age", 6), number("load")),
+    candidate=(number("rate"), number("count")),
+    event=(category("label", 4), number("residual")),
     vectors=(VectorSet(name="text", width=12, complete=False), VectorSet(name="image", width=7)),
     history_max_len=6,
     labels=("like", "long view"),

@@ -53,7 +53,7 @@ def test_a_field_that_the_model_does_not_read_contributes_nothing():
         model.item_encoder.vectors[0].projection.weight.zero_()
         model.item_encoder.vectors[0].missing.zero_()
         model.context_encoder.tables[2].weight[1:] = 1.0  # all ages alike
-    (one,) = explain(model, small_world.tables(), case([4, 9], [5]))
+    (one,) = explain(model, small_world.tables(), case([4, 9, 7, 12], [5]))
     assert one.contributions["text vector"] == pytest.approx(0, abs=1e-6)
     assert one.contributions["age"] == pytest.approx(0, abs=1e-6)
     assert abs(one.contributions["image vector"]) > 1e-3 and abs(one.contributions["history"]) > 1e-3

@@ -9,7 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr.evaluation.baselines import PRIOR_ROWS, optimal_lift_share, optimum_scores, popularity_scores
+from ctr.evaluation.baselines import (
+    PRIOR_ROWS,
+    base_rate_log_loss,
+    optimal_lift_share,
+    optimum_scores,
+    popularity_scores,
+)
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
@@ -48,6 +54,17 @@ def build(folder: Path, truth: pl.DataFrame | None) -> FeatureSet:
         "truth": {"path": "truth.parquet"},
     }
     return build_feature_set(Contract.model_validate(content), folder / "out").feature_set
+
+
+def test_the_base_rate_is_that_of_training(tmp_path: Path):
+    feature_set = build(tmp_path, None)
+    labels = {
+        split: [float(label) for part in feature_set.rows(split) for label in part["label"]]
+        for split in ("train", "valid")
+    }
+    rate, clicks = np.mean(labels["train"]), np.mean(labels["valid"])
+    expected = -(clicks * np.log(rate) + (1 - clicks) * np.log(1 - rate))
+    assert rate != clicks and base_rate_log_loss(feature_set, "valid") == pytest.approx(expected)
 
 
 def test_popularity_is_the_smoothed_mean_label_of_the_item_in_training(tmp_path: Path):

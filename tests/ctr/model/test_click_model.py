@@ -9,7 +9,7 @@ import torch
 from ctr.config import ModelConfig, load_preset
 from ctr.model.click_model import ClickModel
 from features.errors import ConfigError, DataError
-from features.store.schema import Field, Schema, VectorSet
+from features.store.schema import UNKNOWN, Field, Schema, VectorSet
 from tests.ctr import literal, small_world
 from tests.ctr.small_world import SCHEMA, category, in_dtype, random_batch
 
@@ -183,3 +183,38 @@ def test_one_training_row_is_refused():
     batch = in_dtype(random_batch(rows=1), torch.float64)
     with pytest.raises(ConfigError, match="batch_size"):
         model(batch)
+
+
+def test_a_share_of_ids_is_unknown_in_training_alone():
+    model = small_world.model(torch.float32, id_dropout=0.4, dropout=0.0)
+    batch = random_batch()
+    tables = small_world.tables()
+    seen: list[torch.Tensor] = []
+    model.item_encoder.columns.tables[0].register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    ids_U = tables.items["item_id"][batch.items_U]
+    model.eval()(batch)
+    assert torch.equal(seen.pop(), ids_U)
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(300):
+        model.train()(batch)
+        drawn.append(seen.pop())
+    read_DU = torch.stack(drawn)
+    known_U = ids_U > UNKNOWN
+    # An item is whole or unknown; padding, and what is unknown anyway, stays.
+    assert ((read_DU == ids_U) | (read_DU == UNKNOWN)).all() and (read_DU[:, ~known_U] == ids_U[~known_U]).all()
+    share_U = (read_DU[:, known_U] == UNKNOWN).float().mean(dim=0)
+    assert (share_U - 0.4).abs().max() < 0.12 and known_U.sum() > 5
+
+
+def test_the_unknown_row_learns_from_ids_that_were_hidden():
+    gradients = {}
+    for share in (0.0, 0.9):
+        model = small_world.model(torch.float32, id_dropout=share).train()
+        batch = random_batch()
+        known = replace(batch, items_U=batch.items_U.clone())
+        torch.manual_seed(1)
+        model(known).sum().backward()
+        (table,) = (one for one in model.item_encoder.columns.tables if len(one.weight) == 20)
+        gradients[share] = float(table.weight.grad[UNKNOWN].abs().sum())
+    assert gradients[0.9] > gradients[0.0]

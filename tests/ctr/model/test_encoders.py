@@ -21,20 +21,16 @@ def test_tags_are_the_mean_of_their_real_entries():
     torch.testing.assert_close(out, torch.tensor(expected))
 
 
-def test_numbers_share_one_block_of_values_and_missing_flags():
-    fields = [Field(name=name, kind="numeric") for name in ("a", "b")]
-    encoder = FieldEncoder(fields, embedding_dim=1)
+def test_numbers_have_blocks_behind_all_others():
+    fields = [Field(name=name, kind="numeric", edges=(0.0, 2.0)) for name in ("a", "b")]
+    encoder = FieldEncoder([fields[0], Field(name="c", kind="categorical", size=5), fields[1]], embedding_dim=1)
     with torch.no_grad():
-        encoder.numeric.weight.copy_(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
-    # W [a, b, a is missing, b is missing]
-    out = encoder([torch.tensor([2.0, NAN, NAN]), torch.tensor([3.0, 4.0, NAN])])
-    torch.testing.assert_close(out, torch.tensor([[32.0], [140.0], [1100.0]]))
-
-
-def test_missing_numbers_leave_gradients_finite():
-    encoder = FieldEncoder([Field(name="a", kind="numeric")], embedding_dim=3)
-    encoder([torch.tensor([NAN, 1.0])]).sum().backward()
-    assert encoder.numeric.weight.grad.tolist() == [[1.0, 1.0]] * 3
+        encoder.numeric.weight.copy_(torch.tensor([[[1.0], [10.0]], [[100.0], [1000.0]]]))
+    index = torch.tensor([2, 3, 4])
+    out = encoder([torch.tensor([1.0, 2.0, NAN]), index, torch.tensor([1.0, NAN, 0.0])])
+    torch.testing.assert_close(out[:, 1:], torch.tensor([[0.5, 50.0], [1.0, 1000.0], [10.0, 0.0]]))
+    torch.testing.assert_close(out[:, :1], encoder.tables[0](index))
+    assert encoder.widths == (1, 1, 1)
 
 
 def test_columns_keep_the_order_of_the_fields_and_any_leading_shape():

@@ -110,3 +110,21 @@ def test_pauses_double() -> None:
     # The default reaches from a second to 2^23 seconds, 97 days.
     day = GapEncoder.fit(pl.Series("gap", [], dtype=pl.Float64), Gap(type="gap"))
     assert day.encode_one(86_400).tolist() == [2 + 16] and day.encode_one(2**23).tolist() == [2 + 23]
+
+
+def test_edges_are_quantiles_of_the_encoded_training_values() -> None:
+    raw = pl.Series("n", [*range(1, 49), None, float("inf")], dtype=pl.Float64, strict=False)
+    encoder = NumericEncoder.fit(raw, Numeric(type="numeric", transform="log1p"))
+    encoded = encoder.encode(raw)
+    # 24 pieces of 48 values: each edge is the value that ends a piece, the first the least of all.
+    assert encoder.edges == tuple(encoded[[0, *range(1, 48, 2)]].tolist())
+    assert encoder.field("n").edges == encoder.edges
+    assert NumericEncoder.from_json(encoder.to_json(lambda _: ""), lambda _: None).edges == encoder.edges
+
+
+def test_edges_that_coincide_are_one() -> None:
+    few = NumericEncoder.fit(pl.Series("n", [0.0] * 99 + [1.0]), Numeric(type="numeric", scale="none"))
+    assert few.edges == (0.0, 1.0)
+    constant = NumericEncoder.fit(pl.Series("n", [3.0, 3.0]), Numeric(type="numeric", scale="none"))
+    assert constant.edges == (3.0,)
+    assert NumericEncoder.fit(pl.Series("n", [None], dtype=pl.Float64), Numeric(type="numeric")).edges == ()

@@ -112,3 +112,12 @@ def test_a_model_without_history_is_its_own_control(runs: Runs) -> None:
     assert not runs.trained_control(found)
     assert found.controls["target_only"]["run_id"] == found.run_id
     assert found.controls["target_only"]["auc"] == found.metrics["test"]["auc"]
+
+
+def test_a_first_look_that_is_worse_than_the_base_rate_is_told_once(runs: Runs) -> None:
+    runs.run(learning_rate=1.0, evaluations_per_epoch=3, patience=0)
+    assert runs.said.count("warning: at the first look the log loss of the validation rows is") == 1
+    assert f"worse than {train.base_rate_log_loss(runs.data, 'valid'):.4f}, which the mean label alone has" in runs.said
+    assert "raise model.id_dropout" in runs.said
+    runs.run()
+    assert "first look" not in runs.said
