@@ -12,7 +12,7 @@ import polars as pl
 
 from features.build.history_tail import TAILS, tails_suffice
 from features.build.revision import code_hash
-from features.calendar import DAY, day_of
+from features.calendar import DAY, day_of, first_instant
 from features.chunk import TIME
 from features.contract.columns import Gap
 from features.contract.contract import Contract
@@ -21,6 +21,7 @@ from features.fitting.fit import Tables
 from features.sources.files import content_hash, find_files
 from features.sources.log import open_log
 from features.store.feature_set import FORMAT, MANIFEST, FeatureSet, SplitName
+from features.store.versions import VALID_FROM
 
 
 class LogFile(NamedTuple):
@@ -113,7 +114,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
     beside = _beside_the_log(contract, last)
-    keys = {day: _key(contract, files, day, beside) for day in days}
+    compared = _compared_columns(contract, last)
+    keys = {day: _key(contract, files, day, beside, compared) for day in days}
     prior, kept, has_tails = None, 0, False
     for version in versions:
         agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
@@ -166,8 +168,22 @@ def _beside_the_log(contract: Contract, as_of: date) -> str:
     return digest.hexdigest()
 
 
-def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str) -> str:
+def _compared_columns(contract: Contract, as_of: date) -> pl.DataFrame | None:
+    """The item columns that are compared within requests: rows hold what they were among each other."""
+    names = [column.of for column in contract.relative_columns if column.of not in (None, *contract.counters)]
+    if not names:
+        return None
+    tables = Tables.read(contract, as_of.isoformat())
+    table = tables.items if tables.item_versions is None else tables.item_versions
+    assert table is not None, "a column of a table that is not declared"
+    moments = [] if tables.item_versions is None else [VALID_FROM]
+    return table.select(dict.fromkeys((contract.item_field, *moments, *names))).sort(contract.item_field, *moments)
+
+
+def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str, compared: pl.DataFrame | None) -> str:
     """What the rows of a day depend on: every file of the log with a row up to that day, and what lies `beside` it.
+
+    So they do on the item columns that are `compared` within requests, as these were known on that day.
 
     Histories with a greatest age depend on no file that is older; counters and negatives do, and so do events of which
     the one before them decides something: what is kept (`repeats`) or the pause between the two.
@@ -178,6 +194,9 @@ def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str)
     if history.within and not (looks_back or contract.counters or contract.interactions.negatives):
         oldest = day - timedelta(days=-(-history.within // DAY))
     digest = hashlib.sha256(beside.encode())
+    if compared is not None:
+        begun = pl.col(VALID_FROM) < first_instant(day + timedelta(days=1)) if VALID_FROM in compared.columns else True
+        digest.update(repr(compared.filter(begun).rows()).encode())
     # In the log's order, which decides among rows of one instant; a file that is there twice counts twice.
     for file in files:
         if file.first <= day and file.last >= oldest:
