@@ -20,7 +20,7 @@ from features.point_in_time.counter_pass import Counted
 from features.point_in_time.encoded_log import EncodedLog
 from features.point_in_time.relative import numeric, relative_values
 from features.store.shuffle import shuffle_by_key
-from features.store.versions import ITEM_VERSIONS, Versions, columns_as_of
+from features.store.versions import ITEM_VERSIONS, ROW, VALID_FROM, Versions, columns_as_of
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ class _Numbers:
         self.trains: list[np.ndarray] = []
         self._stream, self._counted, self._items, self._splitter = stream, counted, items, splitter
         versions = fitted.versions.get(ITEM_VERSIONS)
-        self._versions = None if versions is None or not items else Versions(items, versions)
+        self._versions = None
+        if versions is not None and items:
+            self._versions = Versions(items, {name: versions[name] for name in (ROW, VALID_FROM, *items)})
 
     def rows(self) -> Iterator[dict[str, Values]]:
         """Request, place in the log and numbers, chunk by chunk."""
