@@ -89,6 +89,10 @@ def refused_relative(
             "interactions.request: missing. `relative` compares the candidates of one request: name the column of its "
             "id, e.g. impression_id, or remove `relative`"
         )
+    both = [column.of for column in declared if column.of in counters and column.of in tables["items"]]
+    if both:
+        yield f"relative: {both[0]!r} is a counter and an item column. Rename one of the two, to tell what is compared"
+        return
     names = [column.name for column in declared]
     taken = {*log.context, *counters, *tables["items"], *tables["users"], *log.labels, *reserved}
     for name in names:

@@ -29,7 +29,7 @@ from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.request import Limits, parse_request
-from features.monitor.profile.file import read_profile
+from features.monitor.profile.file import load_profile
 from features.store.feature_set import FeatureSet
 from features.store.pointer import point_at
 from pipelines.serving.replay import replay_log
@@ -88,9 +88,9 @@ def check(ranker: Ranker, found: EncodedRequest) -> None:
 
 def test_logged_lists_sent_as_requests_are_read_as_they_were_stored(lists: Ranker, listed: FeatureSet) -> None:
     encoder, compared = lists.encoder, 0
-    rows = [row for row in stored_rows(listed) if row["split"] == "test"]
-    for key in sorted({(row["user"], row["page"]) for row in rows}):
-        own = [row for row in stored_rows_of(listed, key)]
+    rows = stored_rows(listed)
+    for key in sorted({(row["user"], row["page"]) for row in rows if row["split"] == "test"}):
+        own = [row for row in rows if (row["user"], row["page"]) == key]
         if len({row["split"] for row in own}) > 1:
             continue
         sent = [
@@ -106,10 +106,6 @@ def test_logged_lists_sent_as_requests_are_read_as_they_were_stored(lists: Ranke
             np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-6, err_msg=f"{name} {key}")
         compared += 1
     assert compared >= 8
-
-
-def stored_rows_of(listed: FeatureSet, key: tuple[str, int]) -> list[dict[str, Any]]:
-    return [row for row in stored_rows(listed) if (row["user"], row["page"]) == key]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +221,7 @@ def test_what_was_served_is_computed_again(lists: Ranker, raw: Path, tmp_path: P
         ]
         context = {"load": 0.1, "active": counter_at(lists, log, "active", "u2", second)}
         past = log.filter((log["user"] == "u2") & (log["time"] < second))
-        history = [dict(item=row["item"], time=row["time"], clicked=row["clicked"]) for row in past.to_dicts()]
+        history = [{name: row[name] for name in ("item", "time", "clicked")} for row in past.to_dicts()]
         requests.append(
             {"id": f"r{number}", "user": "u2", "time": second, "context": context, "history": history}
             | {"candidates": counters}
@@ -244,7 +240,7 @@ def test_diagnosis_drift_and_trees_read_them_as_numbers_of_the_candidate(
     assert set(COLUMNS) < set(found[0].contributions) and found[0].contributions["rate_rank"] != 0
     sides = {one.name: one.side for one in permutation_importance(list_model, listed, "train")}
     assert {sides[name] for name in COLUMNS} == {"candidate"}
-    assert {f"candidate.{name}" for name in COLUMNS} <= set(read_profile(listed.path).columns)
+    assert {f"candidate.{name}" for name in COLUMNS} <= set(load_profile(listed.path).splits["train"].columns)
     scores = tabular_control(listed, ("test",), 1)["test"]
     assert scores.shape[1] == listed.manifest.windows["test"].rows
 

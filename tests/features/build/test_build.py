@@ -365,16 +365,16 @@ def test_opening_what_is_no_feature_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a feature set"):
         FeatureSet.open(tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match=r"not a manifest of format 5 \(\d+ problems\)"):
+    with pytest.raises(DataError, match=r"not a manifest of format 6 \(\d+ problems\)"):
         FeatureSet.open(tmp_path)
 
 
 def test_a_feature_set_of_another_format_is_refused(tmp_path: Path) -> None:
     built = build(tmp_path)
     manifest = json.loads((built.path / MANIFEST).read_text())
-    (built.path / MANIFEST).write_text(json.dumps(manifest | {"format": 4}))
+    (built.path / MANIFEST).write_text(json.dumps(manifest | {"format": 5}))
     with pytest.raises(
-        DataError, match=r"MANIFEST\.json: is of format 4, .* reads format 5\. Build the feature set again"
+        DataError, match=r"MANIFEST\.json: is of format 5, .* reads format 6\. Build the feature set again"
     ):
         FeatureSet.open(built.path)
 

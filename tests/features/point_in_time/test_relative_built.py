@@ -153,7 +153,11 @@ def _times(log: pl.DataFrame) -> dict[tuple[str, int], list[int]]:
             "makes a column 'candidates', but there is another",
         ),
         (
-            {"counters": {"price": {"of": "item", "value": "count", "relative": ["rank"]}}},
+            {"counters": {"price": {"of": "item", "value": "count"}}},
+            "'price' is a counter and an item column",
+        ),
+        (
+            {"counters": {"price_rank": {"of": "item", "value": "count"}}},
             "makes a column 'price_rank'",
         ),
     ],
