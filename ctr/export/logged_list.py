@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ctr.export.row_request import RowRequest, as_input
+from features.calendar import DAY
 from features.encoding.encoder import Encoder
 from features.encoding.request import Limits
 from features.point_in_time.relative import encoded_relative
@@ -44,6 +45,8 @@ def logged_list(feature_set: FeatureSet, row: LoggedRow, encoder: Encoder) -> Ro
     items, numbers = [own], {name: [values] for name, values in alone.candidate.items()}
     for number, others in enumerate(_beside(feature_set, row.part)):
         same = (others["user"] == rows["user"][row.index]) & (others["request"] == rows["request"][row.index])
+        if feature_set.contract.split.by == "days":
+            same &= others["time"] // DAY == rows["time"][row.index] // DAY
         if number == 0:
             same[row.index] = False
         items.append(others["item"][same].astype(np.int64))
@@ -69,11 +72,11 @@ def compared_anew(request: RowRequest, encoder: Encoder) -> RowRequest:
 def _beside(feature_set: FeatureSet, part: int) -> list[dict[str, np.ndarray]]:
     """Rows of a part of the test window, then those of other windows in which its requests may have candidates too.
 
-    A request may lie on both sides of the instant that a window begins at. Files have requests of their own.
+    A request may lie on both sides of the instant that a window begins at. Files and days have requests of their own.
     """
     parts = feature_set.manifest.parts
     own = [entry for entry in parts if entry.split == "test"][part]
     found = [entry for entry in parts if entry.events == own.events and entry.split != "test"]
-    if feature_set.contract.split.by == "files":
+    if feature_set.contract.split.by in ("files", "days"):
         found = []
     return [read_arrow(feature_set.path / entry.rows) for entry in (own, *found)]

@@ -185,7 +185,7 @@ class Build:
             parts=tuple(parts),
             days={day.isoformat(): key for day, key in self.plan.keys.items()} if self.plan else {},
             log_files={file.sha256: (file.first, file.last) for file in self.plan.files} if self.plan else {},
-            list_sizes=list_sizes(self.staging, parts) if encoder.relative else None,
+            list_sizes=list_sizes(self.staging, parts, self.contract.split.by == "days") if encoder.relative else None,
             sampling=stream.sampling(first_instant(self.plan.days[0])) if self.plan else stream.sampling(),
             label_mean=counted.mean,
             findings=tuple(finding.message for finding in findings),
