@@ -177,7 +177,7 @@ def _compared_columns(contract: Contract, as_of: date) -> pl.DataFrame | None:
     table = tables.items if tables.item_versions is None else tables.item_versions
     assert table is not None, "a column of a table that is not declared"
     moments = [] if tables.item_versions is None else [VALID_FROM]
-    return table.select(dict.fromkeys((contract.item_field, *moments, *names))).sort(contract.item_field, *moments)
+    return table.select(contract.item_field, *moments, *dict.fromkeys(names)).sort(contract.item_field, *moments)
 
 
 def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str, compared: pl.DataFrame | None) -> str:

@@ -23,7 +23,7 @@ COUNTED: dict[str, Any] = {
 }
 
 
-def write_pages(folder: Path, days: range, dear: int | None = None) -> None:
+def write_pages(folder: Path, days: range, dear: int = 0) -> None:
     """Days whose requests are a user's rows of twelve hours; some run over midnight."""
     write_days(folder, days)
     for number in days:
