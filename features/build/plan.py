@@ -120,6 +120,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     for version in versions:
         agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
         same = agrees.index(False) if False in agrees else len(days)
+        if same and not _same_numbers(version, compared):
+            continue
         usable = bool(same) and _has_tails(contract, version, days[same - 1])
         if (same, usable) > (kept, has_tails):
             prior, kept, has_tails = version, same, usable
@@ -183,7 +185,8 @@ def _compared_columns(contract: Contract, as_of: date) -> pl.DataFrame | None:
 def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str, compared: pl.DataFrame | None) -> str:
     """What the rows of a day depend on: every file of the log with a row up to that day, and what lies `beside` it.
 
-    So they do on the item columns that are `compared` within requests, as these were known on that day.
+    So they do on the item columns that are `compared` within requests, as these were known on that day; of a table of
+    one row an id, `_same_numbers` says.
 
     Histories with a greatest age depend on no file that is older; counters and negatives do, and so do events of which
     the one before them decides something: what is kept (`repeats`) or the pause between the two.
@@ -194,8 +197,8 @@ def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str,
     if history.within and not (looks_back or contract.counters or contract.interactions.negatives):
         oldest = day - timedelta(days=-(-history.within // DAY))
     digest = hashlib.sha256(beside.encode())
-    if compared is not None:
-        begun = pl.col(VALID_FROM) < first_instant(day + timedelta(days=1)) if VALID_FROM in compared.columns else True
+    if compared is not None and VALID_FROM in compared.columns:
+        begun = pl.col(VALID_FROM) < first_instant(day + timedelta(days=1))
         digest.update(repr(compared.filter(begun).rows()).encode())
     # In the log's order, which decides among rows of one instant; a file that is there twice counts twice.
     for file in files:
