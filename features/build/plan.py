@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from features.build.history_tail import TAILS, tails_suffice
@@ -16,11 +17,13 @@ from features.calendar import DAY, day_of, first_instant
 from features.chunk import TIME
 from features.contract.columns import Gap
 from features.contract.contract import Contract
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.fitting.fit import Tables
 from features.sources.files import content_hash, find_files
 from features.sources.log import open_log
 from features.store.feature_set import FORMAT, MANIFEST, FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE
 from features.store.versions import VALID_FROM
 
 
@@ -180,6 +183,20 @@ def _compared_columns(contract: Contract, as_of: date) -> pl.DataFrame | None:
     assert table is not None, "a column of a table that is not declared"
     moments = [] if tables.item_versions is None else [VALID_FROM]
     return table.select(contract.item_field, *moments, *dict.fromkeys(names)).sort(contract.item_field, *moments)
+
+
+def _same_numbers(version: FeatureSet, compared: pl.DataFrame | None) -> bool:
+    """Whether each item that a version knows has the numbers that its rows were compared by; new ones are in no row."""
+    if compared is None or VALID_FROM in compared.columns:
+        return True
+    encoder = Encoder.load(version.path)
+    name_of_id, *names = compared.columns
+    known = pl.DataFrame({name_of_id: encoder.items.values})
+    now = known.join(compared, on=name_of_id, how="left", maintain_order="left")
+    return all(
+        np.array_equal(encoder.item[name].encode(now[name]), encoder.item_numbers[name][FIRST_VALUE:], equal_nan=True)
+        for name in names
+    )
 
 
 def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str, compared: pl.DataFrame | None) -> str:
