@@ -44,7 +44,7 @@ def by_files(folder: Path) -> Any:
 
 
 def without_a_page(folder: Path) -> Any:
-    write_listed(folder, listed_log().with_columns(page=pl.when(pl.col("page") < 14).then("page")))
+    write_listed(folder, listed_log().with_columns(page=pl.when(pl.col("page") < 12).then("page")))
     return None
 
 

@@ -19,7 +19,7 @@ PRICED: dict[str, Any] = {
     "items": {"columns": {"price": {"type": "numeric", "scale": "none", "relative": ALL}}},
 }
 COUNTED: dict[str, Any] = {
-    "counters": {"rate": {"of": "item", "value": "rate", "relative": ALL}, "shown": {"of": "item", "value": "count"}}
+    "counters": {"rate": {"of": "item", "value": "count", "relative": ALL}, "shown": {"of": "item", "value": "rate"}}
 }
 
 
