@@ -122,11 +122,8 @@ class _Sorted:
 
     def difference(self) -> np.ndarray:
         """Number less the request's mean, float64 [K]; exactly 0 where all are equal."""
-        mean_G = self._sums(self.value_K) / self.count_G
-        last_G = self.first_G + self.count_G - 1
-        # The mean of equal numbers may differ from them by rounding, which would be scaled up to a signal.
-        same_G = self.value_K[self.first_G] == self.value_K[last_G]
-        return np.where(same_G[self.group_K], 0.0, self.value_K - mean_G[self.group_K])
+        # Sums of float32 in float64: the mean of equal numbers is that number, to the last bit.
+        return self.value_K - (self._sums(self.value_K) / self.count_G)[self.group_K]
 
     def share(self, reader: NumericEncoder) -> np.ndarray:
         """Unscaled number of the request's sum, float64 [K]; NaN where the sum is 0."""
