@@ -109,7 +109,9 @@ def test_files_without_labels_have_relative_columns_and_requests_of_their_own(tm
 def test_item_columns_are_compared_as_they_were_when_the_request_began(tmp_path: Path) -> None:
     """Item 100 is cheap at first and the dearest later: its rank says which of the two its request's first row knew."""
     log, items = listed_log(), listed_items()
-    half = int(log["time"].median() or 0)
+    seventh = log.filter(pl.len().over("user", "page") == 7, pl.col("item") == 100)
+    later = seventh.join(log.group_by("user", "page").agg(first=pl.col("time").min()), on=["user", "page"])
+    half = int(later.filter(pl.col("time") > pl.col("first"))["time"].sort()[1])  # between two rows of a request
     dear = items.with_columns(price=pl.when(pl.col("item") == 100).then(500.0).otherwise("price"), begins=half)
     versions = pl.concat([items.with_columns(begins=0), dear])
     write_listed(tmp_path, log, versions)
