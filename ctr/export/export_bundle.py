@@ -40,7 +40,7 @@ from ctr.serving.bundle import (
     write_json,
 )
 from ctr.serving.ranker import Ranker
-from features.encoding.encoder import ENCODER, LOG_COLUMNS, USERS, VOCABULARIES, Encoder
+from features.encoding.encoder import ENCODER, ITEM_NUMBERS, LOG_COLUMNS, USERS, VOCABULARIES, Encoder
 from features.encoding.snapshot import COUNTERS
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, Sampling, sha256_of
@@ -160,6 +160,7 @@ def export_bundle(
             git_revision=git_revision,
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            list_sizes=manifest.list_sizes,
         )
         card = model_card(metadata, feature_set.contract, schema, golden.cases[0])
         (folder / MODEL_CARD).write_text(card, encoding="utf-8")
@@ -207,7 +208,7 @@ def _write_encoder(feature_set: FeatureSet, folder: Path) -> Encoder:
     """
     for name, entry in feature_set.manifest.files.items():
         path = feature_set.path / name
-        kept = (ENCODER, USERS, VOCABULARIES, COUNTERS, LOG_COLUMNS, *LEARNED)
+        kept = (ENCODER, USERS, VOCABULARIES, COUNTERS, LOG_COLUMNS, ITEM_NUMBERS, *LEARNED)
         if name.startswith(kept) and sha256_of(path) != entry.sha256:
             raise DataError(f"{path}: changed since the feature set was built. Build it again, and train on it.")
     encoder = Encoder.load(feature_set.path)

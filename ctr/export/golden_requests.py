@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ctr.export.example_request import as_logged, raw_events
+from ctr.export.logged_list import LoggedRow, compared_anew, logged_list
 from ctr.export.parity import expected
 from ctr.export.row_request import RowRequest
 from ctr.model.click_model import ClickModel
@@ -131,21 +132,11 @@ def logged_request(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.n
     return RowRequest.of_row(feature_set.schema, rows, events, row.index, candidate_item)
 
 
-@dataclass(frozen=True)
-class LoggedRow:
-    """A row of the test window: the part it lies in, and its index there."""
-
-    part: int
-    index: int
-
-
 def _requests(
     feature_set: FeatureSet, requests: RequestEncoder, draw: np.random.Generator
 ) -> Iterator[tuple[str, RawRequest, RowRequest | None]]:
     encoder, chosen = requests.encoder, chosen_rows(feature_set)
-    example, *others = [
-        replayable(logged_request(feature_set, row, _candidates(feature_set, row, draw)), encoder) for row in chosen
-    ]
+    example, *others = [replayable(_stored(feature_set, row, encoder, draw), encoder) for row in chosen]
     moment, time_H = _times(feature_set, chosen[0])
     yield "logged", raw_request(example, encoder), example
     # After the one whose encoding is compared: a model cannot read what is encoded wrongly.
@@ -153,10 +144,13 @@ def _requests(
         yield "events as the log has them", _with_events(raw_request(example, encoder), events, moment, requests), None
     for number, stored in enumerate(others, start=1):
         yield f"logged {number}, history of {len(stored.history_item)}", raw_request(stored, encoder), stored
-    single = replace(
-        example,
-        candidate_item=example.candidate_item[:1],
-        candidate={name: values[:1] for name, values in example.candidate.items()},
+    single = compared_anew(
+        replace(
+            example,
+            candidate_item=example.candidate_item[:1],
+            candidate={name: values[:1] for name, values in example.candidate.items()},
+        ),
+        encoder,
     )
     yield "one candidate", raw_request(single, encoder), single
     none = {name: values[:0] for name, values in example.history_events.items()}
@@ -179,6 +173,13 @@ def chosen_rows(feature_set: FeatureSet) -> list[LoggedRow]:
     chosen += [int(by_length[int(quantile * (len(length) - 1))]) for quantile in QUANTILES]
     parts = np.searchsorted(starts, chosen, side="right") - 1
     return [LoggedRow(int(part), int(row - starts[part])) for part, row in zip(parts, chosen, strict=True)]
+
+
+def _stored(feature_set: FeatureSet, row: LoggedRow, encoder: Encoder, draw: np.random.Generator) -> RowRequest:
+    """The request of a row; where candidates are compared, with the list of which the feature set has the result."""
+    if encoder.relative:
+        return logged_list(feature_set, row, encoder)
+    return logged_request(feature_set, row, _candidates(feature_set, row, draw))
 
 
 def _candidates(feature_set: FeatureSet, row: LoggedRow, draw: np.random.Generator) -> np.ndarray:
@@ -255,12 +256,15 @@ def _unknown(stored: RowRequest, encoder: Encoder) -> tuple[str, RawRequest, Row
     return (
         "unknown user, history item and candidate",
         request,
-        replace(
-            stored,
-            user=UNKNOWN,
-            history_item=np.append(stored.history_item, UNKNOWN)[-max_len:],
-            history_events={name: values[-max_len:] for name, values in events.items()},
-            candidate_item=candidates,
+        compared_anew(
+            replace(
+                stored,
+                user=UNKNOWN,
+                history_item=np.append(stored.history_item, UNKNOWN)[-max_len:],
+                history_events={name: values[-max_len:] for name, values in events.items()},
+                candidate_item=candidates,
+            ),
+            encoder,
         ),
     )
 

@@ -48,7 +48,7 @@ def model_card(metadata: BundleMetadata, contract: Contract, schema: Schema, exa
         "## Call it",
         _call(metadata, example),
         "## Limits",
-        _limits(schema),
+        _limits(metadata, contract, schema),
         "## Graph inputs",
         _inputs(metadata),
     ]
@@ -124,7 +124,7 @@ def _fields(contract: Contract, schema: Schema) -> str:
             f'events as the log has them, in any order: `{{"item": id, "time": …, …}}`{_read_of_events(contract)}; or '
         )
     rows.append(("`history`", f"{raw}`{contract.item_field}`s, oldest first{with_events}"))
-    counters = ", ".join(f"`{field.name}`" for field in schema.candidate)
+    counters = ", ".join(f"`{name}`" for name in contract.candidate_columns)
     fresher = f', or `{{"item": id, …}}` with fresher values of any of {counters}' if counters else ""
     rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one{fresher}"))
     return _table(("in a request", "what"), rows)
@@ -164,8 +164,9 @@ def _call(metadata: BundleMetadata, example: GoldenRequest) -> str:
     )
 
 
-def _limits(schema: Schema) -> str:
+def _limits(metadata: BundleMetadata, contract: Contract, schema: Schema) -> str:
     lines = [
+        *_dependence(metadata, contract),
         f"- It knows {schema.items - 2:,} items and {schema.users - 2:,} users. Other ids are legal: they "
         "are scored as the unknown item or user, and the answer names them.",
         f"- Of a longer history, the newest {schema.history_max_len} items are read.",
@@ -177,6 +178,19 @@ def _limits(schema: Schema) -> str:
         "- An empty history is an array of length 0.",
     ]
     return "\n".join(lines)
+
+
+def _dependence(metadata: BundleMetadata, contract: Contract) -> list[str]:
+    """That a score depends on the other candidates, where it does."""
+    names, sizes = ", ".join(f"`{column.name}`" for column in contract.relative_columns), metadata.list_sizes
+    if sizes is None:
+        return []
+    return [
+        f"- **A candidate's score depends on the other candidates of its request**: {names} compare them. Send the "
+        "list that is shown, whole and at once. Scores of two requests, or of parts of a list, cannot be compared.",
+        f"- Requests of its training had {sizes.least:,} to {sizes.greatest:,} candidates (98 % of them {sizes.low:,} "
+        f"to {sizes.high:,}). An answer to fewer or more says so under `unusual`.",
+    ]
 
 
 def _inputs(metadata: BundleMetadata) -> str:

@@ -24,10 +24,10 @@ from ctr.serving.verified import has_sha256
 from features.contract.settings import Settings
 from features.errors import ConfigError, DataError, NumericalError
 from features.store.atomic import flush, flush_tree
-from features.store.feature_set import FileEntry, SplitName, Window, sha256_of
+from features.store.feature_set import FileEntry, ListSizes, SplitName, Window, sha256_of
 from features.store.pointer import CURRENT, NEWEST, follow
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
 SCORER = "scorer.onnx"
@@ -65,6 +65,7 @@ class BundleMetadata(Settings):
         upserts: how often items were upserted since its export.
         variant: of the ranker graph (`ctr.export.precision`); `fp32` is the graph whose parity with torch was proven.
         variants: those that were tried at the export, with their AUC, time and size.
+        list_sizes: candidates of the requests that it was trained on, where it reads request-relative columns.
     """
 
     name: str
@@ -82,6 +83,7 @@ class BundleMetadata(Settings):
     upserts: int = 0
     variant: str = "fp32"
     variants: dict[str, dict[str, float]] = {}
+    list_sizes: ListSizes | None = None
 
 
 class BundleManifest(BundleMetadata):
@@ -146,6 +148,7 @@ class Bundle:
         transforms/* semantic_ids/*     turn raw vectors of items into those that items.onnx reads
         encoder.json vocabularies/*     turn raw ids and values into inputs of the graphs
         users.arrow counters/*.arrow    user columns, and counters at the end of the log, for requests that give none
+        item_numbers.arrow              item columns that request-relative ones compare; only where there are such
         golden.json request.json        requests with their scores; the first of them alone, as an example
         MODEL_CARD.md MANIFEST.json
 

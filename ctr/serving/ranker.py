@@ -18,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 from ctr.serving.bundle import ITEM_DELTA, RANKER, SCORE, Bundle, GoldenRequest, open_bundle
 from ctr.serving.items.delta import ItemDelta
 from ctr.serving.pasts.source import Pasts, RequestPasts
+from features.contract.relative import CANDIDATES
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.past import PastEvent
 from features.encoding.request import Limits, Request, parse_request
@@ -53,6 +54,7 @@ class RankResult:
         unknown_candidates: raw ids of candidates that were scored as the unknown item.
         unknown_history: number of history items that were read as the unknown item.
         missing: how many values the request lacks of each column that the model was trained on.
+        unusual: as `Ranker.unusual`.
     """
 
     model_version: str
@@ -60,6 +62,7 @@ class RankResult:
     unknown_candidates: tuple[Any, ...]
     unknown_history: int
     missing: dict[str, int] = field(default_factory=dict)
+    unusual: dict[str, int] = field(default_factory=dict)
 
 
 class Ranker:
@@ -190,11 +193,18 @@ class Ranker:
             unknown_candidates=encoded.unknown_candidates,
             unknown_history=encoded.unknown_history,
             missing=encoded.missing,
+            unusual=self.unusual(encoded),
         )
 
     def encode(self, request: Request, past: Sequence[PastEvent] = ()) -> EncodedRequest:
         """As `RequestEncoder.encode`: a parsed request, and what a source of pasts knows of its user, for the graph."""
         return self.requests.encode(request, past, self.counters)
+
+    def unusual(self, encoded: EncodedRequest) -> dict[str, int]:
+        """`candidates`, how many there are, where the model compares them and never saw a request of so few or many."""
+        sizes, candidates = self.bundle.manifest.list_sizes, len(encoded.candidate_item)
+        is_usual = sizes is None or sizes.least <= candidates <= sizes.greatest
+        return {} if is_usual else {CANDIDATES: candidates}
 
     def score(self, encoded: EncodedRequest) -> np.ndarray:
         """Click probabilities float32 [N]: the first column of `scores`."""

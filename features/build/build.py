@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from features.build.history_tail import TAILS, HistoryTail, tails_suffice, write_tail
+from features.build.list_sizes import list_sizes
 from features.build.parts import sorted_part, windows_of, without_rows, write_part
 from features.build.plan import Plan, make_plan
 from features.build.publish import build_lock, find_version, publish, source_key, staged
@@ -32,6 +33,7 @@ from features.monitor.profile.write import write_profile
 from features.point_in_time.counter_pass import Counted, Scales, count_log
 from features.point_in_time.encoded_log import EncodedLog
 from features.point_in_time.instants import Instants
+from features.point_in_time.relative_pass import Related, relate_log
 from features.progress import progress
 from features.sources.files import looked_at_once
 from features.sources.log import Log, Unchecked, log_columns, open_log
@@ -157,11 +159,13 @@ class Build:
         stream = EncodedLog(self.contract, log, fitted.encoder, self._since(), instants)
         counted = count_log(stream, splitter, shards, self.staging / SCRATCH, self._scales())
         self.clock.lap("counters")
-        parts, known = self._parts(stream, counted, splitter, shards)
+        related = relate_log(stream, counted, fitted, splitter, shards, self.staging / SCRATCH, self._prior_encoder())
+        self.clock.lap("relative columns")
+        parts, known = self._parts(stream, counted, related, splitter, shards)
         windows = windows_of(parts, log.path)
         shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
         self.clock.lap("rows and histories")
-        encoder = counted.added_to(with_vectors(fitted.encoder, vectors))
+        encoder = related.added_to(counted.added_to(with_vectors(fitted.encoder, vectors)))
         encoder = replace(encoder, log_columns=log_columns(self.contract))
         encoder.save(self.staging)
         write_profile(self.staging, parts, encoder)
@@ -181,6 +185,7 @@ class Build:
             parts=tuple(parts),
             days={day.isoformat(): key for day, key in self.plan.keys.items()} if self.plan else {},
             log_files={file.sha256: (file.first, file.last) for file in self.plan.files} if self.plan else {},
+            list_sizes=list_sizes(self.staging, parts, self.contract.split.by == "days") if encoder.relative else None,
             sampling=stream.sampling(first_instant(self.plan.days[0])) if self.plan else stream.sampling(),
             label_mean=counted.mean,
             findings=tuple(finding.message for finding in findings),
@@ -256,6 +261,9 @@ class Build:
         encoder = Encoder.load(prior.path)
         return Scales(prior.manifest.label_mean, {**encoder.candidate, **encoder.context})
 
+    def _prior_encoder(self) -> Encoder | None:
+        return Encoder.load(self.plan.prior.path) if self.plan and self.plan.prior else None
+
     def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> VectorResult:
         """Write vectors, what is derived from them, and the item table."""
         encoder = fitted.encoder
@@ -268,7 +276,7 @@ class Build:
         return made
 
     def _parts(
-        self, stream: EncodedLog, counted: Counted, splitter: Splitter, shards: int
+        self, stream: EncodedLog, counted: Counted, related: Related, splitter: Splitter, shards: int
     ) -> tuple[list[PartEntry], dict[str, FileEntry]]:
         """Write `rows/` and `events/`; returns all parts, and the hashes of files that were taken as they are.
 
@@ -287,7 +295,7 @@ class Build:
                 read += came_in
                 bar.advance(came_in)
 
-            encoded = (chunk.columns() for chunk in counted.onto(stream.full()))
+            encoded = (chunk.columns() for chunk in related.onto(counted.onto(stream.full())))
             divided = shuffle_by_key(encoded, "user", shards, self.staging / SCRATCH / "users", advance)
             for number, shard in enumerate(map(Chunk.from_columns, divided)):
                 written += shard.rows

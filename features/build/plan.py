@@ -8,19 +8,23 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from features.build.history_tail import TAILS, tails_suffice
 from features.build.revision import code_hash
-from features.calendar import DAY, day_of
+from features.calendar import DAY, day_of, first_instant
 from features.chunk import TIME
 from features.contract.columns import Gap
 from features.contract.contract import Contract
+from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.fitting.fit import Tables
 from features.sources.files import content_hash, find_files
 from features.sources.log import open_log
 from features.store.feature_set import FORMAT, MANIFEST, FeatureSet, SplitName
+from features.store.schema import FIRST_VALUE
+from features.store.versions import VALID_FROM
 
 
 class LogFile(NamedTuple):
@@ -113,11 +117,14 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
     beside = _beside_the_log(contract, last)
-    keys = {day: _key(contract, files, day, beside) for day in days}
+    compared = _compared_columns(contract, last)
+    keys = {day: _key(contract, files, day, beside, compared) for day in days}
     prior, kept, has_tails = None, 0, False
     for version in versions:
         agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
         same = agrees.index(False) if False in agrees else len(days)
+        if same and not _same_numbers(version, compared):
+            continue
         usable = bool(same) and _has_tails(contract, version, days[same - 1])
         if (same, usable) > (kept, has_tails):
             prior, kept, has_tails = version, same, usable
@@ -166,8 +173,37 @@ def _beside_the_log(contract: Contract, as_of: date) -> str:
     return digest.hexdigest()
 
 
-def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str) -> str:
+def _compared_columns(contract: Contract, as_of: date) -> pl.DataFrame | None:
+    """The item columns that are compared within requests: rows hold what they were among each other."""
+    names = [column.of for column in contract.relative_columns if column.of not in (None, *contract.counters)]
+    if not names:
+        return None
+    tables = Tables.read(contract, as_of.isoformat())
+    table = tables.items if tables.item_versions is None else tables.item_versions
+    assert table is not None, "a column of a table that is not declared"
+    moments = [] if tables.item_versions is None else [VALID_FROM]
+    return table.select(contract.item_field, *moments, *dict.fromkeys(names)).sort(contract.item_field, *moments)
+
+
+def _same_numbers(version: FeatureSet, compared: pl.DataFrame | None) -> bool:
+    """Whether each item that a version knows has the numbers that its rows were compared by; new ones are in no row."""
+    if compared is None or VALID_FROM in compared.columns:
+        return True
+    encoder = Encoder.load(version.path)
+    name_of_id, *names = compared.columns
+    known = pl.DataFrame({name_of_id: encoder.items.values})
+    now = known.join(compared, on=name_of_id, how="left", maintain_order="left")
+    return all(
+        np.array_equal(encoder.item[name].encode(now[name]), encoder.item_numbers[name][FIRST_VALUE:], equal_nan=True)
+        for name in names
+    )
+
+
+def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str, compared: pl.DataFrame | None) -> str:
     """What the rows of a day depend on: every file of the log with a row up to that day, and what lies `beside` it.
+
+    So they do on the item columns that are `compared` within requests, as these were known on that day; of a table of
+    one row an id, `_same_numbers` says.
 
     Histories with a greatest age depend on no file that is older; counters and negatives do, and so do events of which
     the one before them decides something: what is kept (`repeats`) or the pause between the two.
@@ -178,6 +214,9 @@ def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str)
     if history.within and not (looks_back or contract.counters or contract.interactions.negatives):
         oldest = day - timedelta(days=-(-history.within // DAY))
     digest = hashlib.sha256(beside.encode())
+    if compared is not None and VALID_FROM in compared.columns:
+        begun = pl.col(VALID_FROM) < first_instant(day + timedelta(days=1))
+        digest.update(repr(compared.filter(begun).rows()).encode())
     # In the log's order, which decides among rows of one instant; a file that is there twice counts twice.
     for file in files:
         if file.first <= day and file.last >= oldest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, PositiveInt, model_validator
 
 from features.contract.settings import Settings
 
@@ -23,6 +23,17 @@ def _duration(value: object) -> object:
 
 
 Duration = Annotated[PositiveInt, BeforeValidator(_duration)]  # microseconds
+
+RelativeKind = Literal["rank", "difference", "share", "count"]
+
+
+def _each_once(kinds: tuple[RelativeKind, ...]) -> tuple[RelativeKind, ...]:
+    if twice := sorted(kind for kind in set(kinds) if kinds.count(kind) > 1):
+        raise ValueError(f"{twice[0]!r} is named twice; name each once")
+    return kinds
+
+
+Relative = Annotated[tuple[RelativeKind, ...], AfterValidator(_each_once)]
 
 
 class ColumnSpec(Settings):
@@ -70,6 +81,7 @@ class Numeric(ColumnSpec):
     transform: Literal["none", "log1p"] = "none"
     scale: Literal["standardise", "none"] = "standardise"
     default: FiniteFloat | None = Field(None, description="context only: value where a request gives none")
+    relative: Relative = Field((), description="items only: how it stands among the candidates of its request")
 
     @model_validator(mode="after")
     def _clip_is_a_range(self) -> Numeric:

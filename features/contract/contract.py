@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from features.contract.columns import Column, ColumnSpec, Residual
 from features.contract.labels import label_features
 from features.contract.log import Checks, Counter, Format, History, Interactions, Split
+from features.contract.relative import RelativeColumn, refused_relative, relative_columns
 from features.contract.settings import Settings, load_yaml, merge, validate
 from features.contract.vectors import Embedding, Vectors
 from features.errors import ConfigError
@@ -154,6 +155,14 @@ class Contract(Settings):
             raise ValueError("; ".join(wrong))
         return self
 
+    @model_validator(mode="after")
+    def _relative_columns_have_a_list(self) -> Contract:
+        tables = {"items": self.items, "users": self.users}
+        columns = {name: {} if table is None else table.columns for name, table in tables.items()}
+        if wrong := list(refused_relative(self.interactions, self.history, self.counters, columns, RESERVED_COLUMNS)):
+            raise ValueError("; ".join(wrong))
+        return self
+
     @property
     def item_field(self) -> str:
         """Name of the item id field, as the item table (or else the log) calls it."""
@@ -179,6 +188,11 @@ class Contract(Settings):
     def candidate_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of each candidate: counters of items."""
         return {name: counter.column for name, counter in self.counters.items() if counter.of == "item"}
+
+    @cached_property
+    def relative_columns(self) -> tuple[RelativeColumn, ...]:
+        """What is computed of each candidate among the others of its request."""
+        return relative_columns(self.counters, {} if self.items is None else self.items.columns)
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON. `root` and `truth` are left out: they say where, not what."""

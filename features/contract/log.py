@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from features.contract.columns import Duration, EventColumn, Numeric, ScalarColumn
+from features.contract.columns import Duration, EventColumn, Numeric, Relative, ScalarColumn
 from features.contract.settings import Settings
 
 Policy = Literal["error", "quarantine", "warn"]
@@ -199,6 +199,7 @@ class Counter(Settings):
     )
     half_life: Duration | None = Field(None, description="an event counts half after it, e.g. 7d; default: for ever")
     prior: PositiveFloat = Field(10.0, description="rate: rows of average rate that everyone starts with")
+    relative: Relative = Field((), description="of items: how it stands among the candidates of its request")
 
     @property
     def column(self) -> Numeric:

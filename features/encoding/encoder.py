@@ -22,7 +22,7 @@ from features.encoding.request import Request
 from features.encoding.snapshot import Snapshot
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.store.feature_set import read_arrow
+from features.store.feature_set import read_arrow, write_arrow
 from features.store.schema import UNKNOWN, Field, Schema
 from features.store.versions import ROW, VALID_FROM
 
@@ -30,7 +30,8 @@ ENCODER = "encoder.json"
 VOCABULARIES = "vocabularies"
 USERS = "users.arrow"
 LOG_COLUMNS = "log_columns.arrow"
-SECTIONS = ("item", "user", "context", "candidate", "event")  # of columns, as an encoder and its file have them
+ITEM_NUMBERS = "item_numbers.arrow"
+SECTIONS = ("item", "user", "context", "candidate", "relative", "event")  # of columns, as an encoder's file has them
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Encoder:
             vocabulary holds only ids seen often enough in training.
         user_table: encoded user columns; row i is user row i.
         candidate: encoders of item counters; those of user counters are among `context`.
+        relative: encoders of request-relative columns.
+        item_numbers: encoded item columns that these compare, float32 [items] by name.
         snapshot: the counters at the end of the log.
         log_columns: of the raw log, with their types, so that raw events are read as it was; empty where unknown.
     """
@@ -114,17 +117,21 @@ class Encoder:
     event: Columns
     user_table: Mapping[str, np.ndarray]
     candidate: Columns = field(default_factory=dict)
+    relative: Columns = field(default_factory=dict)
+    item_numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
     log_columns: pl.Schema = field(default_factory=pl.Schema)
 
     def __post_init__(self) -> None:
-        for name in (*SECTIONS, "user_table"):
+        for name in (*SECTIONS, "user_table", "item_numbers"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def encode_request(
         self, request: Request, history: EncodedHistory | None = None, snapshot: Snapshot | None = None
     ) -> EncodedRequest:
         """Raw ids and values to rows, indices and numbers; the history is cut to its newest `history_max_len`.
+
+        Request-relative columns are added by `features.requests`.
 
         Args:
             request: with ready columns of the history, or with none.
@@ -168,6 +175,8 @@ class Encoder:
         self.users.save(folder / VOCABULARIES / "users.arrow")
         self.snapshot.save(folder)
         pl.DataFrame(schema=self.log_columns).write_ipc(folder / LOG_COLUMNS)
+        if self.item_numbers:
+            write_arrow(folder / ITEM_NUMBERS, dict(self.item_numbers))
         sections = {}
         for section in SECTIONS:
             columns: Columns = getattr(self, section)
@@ -201,6 +210,7 @@ class Encoder:
             items=Vocabulary.load(folder / VOCABULARIES / "items.arrow"),
             users=Vocabulary.load(folder / VOCABULARIES / "users.arrow"),
             user_table=read_arrow(folder / USERS),
+            item_numbers=read_arrow(folder / ITEM_NUMBERS) if (folder / ITEM_NUMBERS).is_file() else {},
             snapshot=Snapshot.load(folder),
             log_columns=pl.read_ipc(log).schema if log.is_file() else pl.Schema(),
             **columns,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,16 @@ class LaterIds(Vocabulary):
         return np.where(self._before_C[place_R] == row_R, self._after_C[place_R], row_R)
 
 
-def with_later_items(encoder: Encoder, new: pl.Series, changed: pl.Series) -> Encoder:
-    """An encoder that knows these items too; their counters are those of an id without rows, or as they were."""
+def with_later_items(
+    encoder: Encoder, new: pl.Series, changed: pl.Series, numbers: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> Encoder:
+    """An encoder that knows these items too; their counters are those of an id without rows, or as they were.
+
+    Args:
+        encoder: of the catalogue.
+        new, changed: as of `LaterIds`.
+        numbers: what `encoder.item_numbers` are of these items, float32 by name, the new ones first.
+    """
     kept_R = np.concatenate([np.full(len(new), UNKNOWN), encoder.items.encode(changed)])
     counters = {name: np.concatenate([of_I, of_I[kept_R]]) for name, of_I in encoder.snapshot.items.items()}
     states = {
@@ -71,6 +80,7 @@ def with_later_items(encoder: Encoder, new: pl.Series, changed: pl.Series) -> En
         items=LaterIds(encoder.items, new, changed),
         schema=encoder.schema.model_copy(update={"items": encoder.schema.items + len(new) + len(changed)}),
         snapshot=replace(encoder.snapshot, items=counters, states=states),
+        item_numbers={name: np.concatenate([of_I, numbers[name]]) for name, of_I in encoder.item_numbers.items()},
     )
 
 

@@ -87,13 +87,16 @@ class NumericEncoder(ColumnEncoder):
 
     def raw_value(self, encoded: Any) -> Any:
         """The number before scaling, to float32's precision."""
-        if np.isnan(encoded):
-            return None
+        (number,) = self.raw_values(np.array([encoded])).tolist()
+        return None if np.isnan(number) else number
+
+    def raw_values(self, encoded: np.ndarray) -> np.ndarray:
+        """The numbers before scaling, float64 [N]; NaN is missing."""
         with np.errstate(over="ignore"):
-            number = np.float64(encoded) * self.deviation + self.mean
+            number = encoded.astype(np.float64) * self.deviation + self.mean
             number = np.expm1(number) if self.transform == "log1p" else number
         # Rounding may lift the greatest number over what a float holds, and a request takes no infinity.
-        return float(np.clip(number, -sys.float_info.max, sys.float_info.max))
+        return np.clip(number, -sys.float_info.max, sys.float_info.max)
 
     def special_row(self, index: int) -> np.ndarray:
         """The entry of a padding or unknown table row: missing."""

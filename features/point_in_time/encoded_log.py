@@ -32,7 +32,7 @@ from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.vocabulary import id_hashes
 from features.errors import error_prefix
-from features.point_in_time.instants import Instants
+from features.point_in_time.instants import Instants, names_in, request_columns, request_numbers
 from features.point_in_time.negatives import NONE, Drawn, draw_negatives
 from features.sources.keys import canonical
 from features.sources.log import Log, chunks
@@ -63,6 +63,21 @@ class EncodedLog:
         """Chunks without the columns that the contract declares beside user, item, time and label."""
         names = dict.fromkeys((USER, ITEM, TIME, LABEL, EVENT, *self._file, *self.instants.reads))
         yield from self._passes(self.log.frame.select(list(names)), lambda logged, chunk: chunk)
+
+    def requests(self) -> Iterator[tuple[Chunk, np.ndarray]]:
+        """Narrow chunks of the log's own rows, each with the number of its rows' requests, uint64 [R].
+
+        A row without a request id is a request of its own.
+        """
+        columns, first = request_columns(self.contract), 0
+        names = dict.fromkeys((USER, ITEM, TIME, LABEL, EVENT, REQUEST, *names_in(columns), *self._file))
+        names |= dict.fromkeys(self.instants.reads)
+        for logged in chunks(self.log.frame.select(list(names)), self.log.rows):
+            place = np.arange(first, first + logged.height, dtype=np.uint64)
+            first += logged.height
+            with error_prefix(self.log.path):
+                chunk = self._common(logged)
+            yield chunk, np.where(logged[REQUEST].is_null().to_numpy(), place, request_numbers(logged, columns))
 
     def full(self) -> Iterator[Chunk]:
         """Chunks with every column that the contract declares, but counters."""

@@ -55,8 +55,7 @@ class Instants:
         """
         if contract.interactions.request is None or contract.interactions.time is None:
             return cls()
-        apart = {"days": (pl.col(TIME) // DAY,), "files": (pl.col(SPLIT),)}.get(contract.split.by, ())
-        empty = cls((pl.col(USER), pl.col(REQUEST), *apart))
+        empty = cls(request_columns(contract))
         found = [_several_times(shard) for shard in shuffle_by_key(empty.numbered(log), "number", shards, scratch)]
         number_Q, first_Q, lasts_Q = (np.concatenate(column) for column in zip(*found, strict=True))
         if not len(number_Q):
@@ -67,7 +66,7 @@ class Instants:
     @property
     def reads(self) -> tuple[str, ...]:
         """Columns of the log that `of` needs beside the time."""
-        return tuple(dict.fromkeys(name for column in self.columns for name in column.meta.root_names()))
+        return names_in(self.columns)
 
     def of(self, chunk: pl.DataFrame) -> np.ndarray:
         """The time as of which each row of a chunk knows the past: its own, or its request's earliest. int64 [R]."""
@@ -99,7 +98,23 @@ class Instants:
             yield {"number": self._numbers(known), "time": known[TIME].to_numpy()}
 
     def _numbers(self, chunk: pl.DataFrame) -> np.ndarray:
-        return chunk.select(column.alias(str(i)) for i, column in enumerate(self.columns)).hash_rows(seed=1).to_numpy()
+        return request_numbers(chunk, self.columns)
+
+
+def request_columns(contract: Contract) -> tuple[pl.Expr, ...]:
+    """Columns of the log that tell its requests apart: user and id, and the file, or the day of a log split by days."""
+    apart = {"days": (pl.col(TIME) // DAY,), "files": (pl.col(SPLIT),)}.get(contract.split.by, ())
+    return (pl.col(USER), pl.col(REQUEST), *apart)
+
+
+def names_in(columns: tuple[pl.Expr, ...]) -> tuple[str, ...]:
+    """The columns that expressions read."""
+    return tuple(dict.fromkeys(name for column in columns for name in column.meta.root_names()))
+
+
+def request_numbers(chunk: pl.DataFrame, columns: tuple[pl.Expr, ...]) -> np.ndarray:
+    """The number of each row's request, uint64 [R]; it means nothing where the row has no request id."""
+    return chunk.select(column.alias(str(i)) for i, column in enumerate(columns)).hash_rows(seed=1).to_numpy()
 
 
 def _several_times(shard: dict[str, Values]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

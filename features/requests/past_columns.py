@@ -27,6 +27,7 @@ from features.encoding.request import Request
 from features.encoding.snapshot import Snapshot
 from features.errors import ConfigError, DataError
 from features.point_in_time.history import gap_seconds, history_spans, without_repeats
+from features.point_in_time.relative import encoded_relative
 from features.requests.raw_columns import Given, RawColumns, RawEvents, log_time
 from features.sources.labelled import columns_in
 from features.sources.tables import expression
@@ -60,10 +61,10 @@ class RequestEncoder:
         moment = time.time_ns() // 1000 if request.time is None else request.time
         request = replace(self._with_context(request, moment), time=moment)
         if request.past is None and (request.history or not past):
-            return self.encoder.encode_request(request, snapshot=snapshot)
+            return self._with_relative(self.encoder.encode_request(request, snapshot=snapshot))
         whole = Past.of(past) if request.past is None else request.past.with_source(past)
         history = self.history(whole, moment, snapshot, request.user)
-        return self.encoder.encode_request(replace(request, past=None), history, snapshot)
+        return self._with_relative(self.encoder.encode_request(replace(request, past=None), history, snapshot))
 
     def history(self, past: Past, moment: int, snapshot: Snapshot | None = None, user: Any = None) -> EncodedHistory:
         """The history that a row of this user and time would have.
@@ -150,6 +151,14 @@ class RequestEncoder:
                 "Export it again, or send ready columns without times."
             )
         return RawColumns(self.encoder.contract, self.encoder.log_columns)
+
+    def _with_relative(self, encoded: EncodedRequest) -> EncodedRequest:
+        """The request with what its candidates are among each other."""
+        if not self.encoder.relative:
+            return encoded
+        one_list_N = np.zeros(len(encoded.candidate_item), np.int64)
+        relative = encoded_relative(self.encoder, encoded.candidate, encoded.candidate_item, one_list_N)
+        return replace(encoded, candidate=encoded.candidate | relative)
 
     def _with_context(self, request: Request, moment: int) -> Request:
         lacking = [name for name in self.context_of_time if name not in request.context]

@@ -15,6 +15,7 @@ from features.encoding.encoder import Encoder
 from features.encoding.number import numbers
 from features.encoding.past import ITEM, TIME
 from features.errors import ConfigError, DataError
+from features.point_in_time.relative import encoded_relative
 from features.requests.past_columns import RequestEncoder
 from features.requests.past_table import USER, Histories, PastTable, with_names
 from features.requests.raw_columns import log_time
@@ -52,7 +53,8 @@ class RowEncoder:
 
     A row has `user` and `item`, and may have `time` (default: when the encoder was made), context columns and counters
     by their names. Its history is that of `pasts` at its time, or the list column `history` beside
-    `history_<column>`, oldest first; or there is none.
+    `history_<column>`, oldest first; or there is none. Where the model compares candidates, a row has the request's id
+    by its name in the log.
 
     Args:
         encoder: of a bundle.
@@ -77,6 +79,12 @@ class RowEncoder:
                     f"no column {name!r}. A row to score needs `user` and `item`; it may have `time`, context "
                     "columns and counters by their names."
                 )
+        self.request = log.request if encoder.relative else None
+        if self.request is not None and self.request not in names:
+            raise DataError(
+                f"no column {self.request!r}. The model compares the candidates of a request with each other "
+                f"({', '.join(encoder.relative)}): name the request that each row belongs to."
+            )
         self._lists = HISTORY in names
         if self._lists and pasts is not None:
             raise ConfigError(f"rows have a column `{HISTORY}`, but --events gives histories too. Leave one out.")
@@ -88,8 +96,21 @@ class RowEncoder:
             )
         self._of_time = RequestEncoder(encoder).context_of_time
 
+    def list_numbers(self, table: pl.DataFrame) -> np.ndarray:
+        """Which list each row of a table belongs to, int64 [R]: rows of one user and request id are compared.
+
+        A row without a request id is a list of its own.
+        """
+        ids = self.list_ids(table)
+        number_R = ids.select(pl.struct(pl.all()).rank("dense").cast(pl.Int64)).to_series().to_numpy()
+        return np.where(ids[self.request or ""].is_null().to_numpy(), -1 - np.arange(len(table)), number_R)
+
+    def list_ids(self, table: pl.DataFrame) -> pl.DataFrame:
+        """What tells the lists of a table apart: user and request id."""
+        return with_names(table.lazy(), self._named).select(USER, self.request or "").collect()
+
     def encode(self, table: pl.DataFrame) -> RequestRows:
-        """Encode some rows of the table.
+        """Encode some rows of the table; where the model compares candidates, all rows of a request.
 
         Raises:
             DataError: values of a type that the log does not have, or lists of unequal length.
@@ -110,6 +131,9 @@ class RowEncoder:
         else:
             histories = self._given(table)
             told_apart = _contents(histories)
+        candidate = {name: self._counted(name, table, item_R) for name in encoder.candidate}
+        if encoder.relative:
+            candidate |= encoded_relative(encoder, candidate, item_R, self.list_numbers(table))
         request_R, first_Q = _distinct([user_R, *shared.values(), *told_apart])
         return RequestRows(
             request_R=request_R,
@@ -118,7 +142,7 @@ class RowEncoder:
                 histories.item_E, histories.columns, histories.end_R[first_Q], histories.length_R[first_Q]
             ),
             item_R=item_R,
-            candidate={name: self._counted(name, table, item_R) for name in encoder.candidate},
+            candidate=candidate,
             unknown=int((item_R == UNKNOWN).sum()),
             missing={name: count for name, count in missing.items() if count},
         )

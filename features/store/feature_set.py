@@ -58,6 +58,15 @@ class Sampling(Settings):
     rate: float | None = None
 
 
+class ListSizes(Settings):
+    """How many candidates the requests of the training rows have: of 1 % and 99 % of the requests at most so many."""
+
+    least: int
+    low: int
+    high: int
+    greatest: int
+
+
 class Code(Settings):
     """What built it: sha256 of the sources of `features`, and the version and commit that people know them by."""
 
@@ -78,7 +87,8 @@ class PartEntry(Settings):
 class Manifest(Settings):
     """Written last: a folder without it is not a feature set.
 
-    `label_mean` is the rate that rate counters give to what has no rows yet; None without counters.
+    `label_mean` is the rate that rate counters give to what has no rows yet; None without counters. `list_sizes` are
+    counted where columns are request-relative.
     """
 
     format: int
@@ -94,6 +104,7 @@ class Manifest(Settings):
     log_files: dict[str, tuple[date, date]] = {}
     sampling: Sampling | None = None
     label_mean: float | None = None
+    list_sizes: ListSizes | None = None
     findings: tuple[str, ...] = ()
     files: dict[str, FileEntry]
     code: Code
@@ -125,6 +136,7 @@ class FeatureSet:
         semantic_ids/<column>/                     a `SemanticCoder`
         transforms/                                what was learned from vectors
         counters/                                  what the counters said at the end of the log, and their states
+        item_numbers.arrow                         encoded item columns that request-relative ones compare
         vocabularies/*.arrow  encoder.json  profile.json  MANIFEST.json
     """
 

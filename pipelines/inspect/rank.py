@@ -59,4 +59,8 @@ def rank_file(
     if result.missing:
         lacking = ", ".join(f"{name} ({count})" for name, count in result.missing.items())
         console.print(f"the request lacks values that the model was trained on: {lacking}")
+    for part, count in result.unusual.items():
+        console.print(
+            f"the model compares the {part} of a request, and was trained on none of {count}: its scores may deceive"
+        )
     return {"model_version": result.model_version, "ranked": [entry.as_json() for entry in result.ranked]}

@@ -10,7 +10,8 @@ import torch
 
 from ctr.data.feature_tables import frozen_tables
 from ctr.diagnosis.occlusion import explain
-from ctr.export.golden_requests import LoggedRow, chosen_rows, logged_request
+from ctr.export.golden_requests import chosen_rows, logged_request
+from ctr.export.logged_list import LoggedRow
 from ctr.model.click_model import ClickModel
 from features.encoding.encoder import Encoder
 from features.store.feature_set import FeatureSet

@@ -24,6 +24,7 @@ from features.errors import ConfigError, DataError, error_prefix
 from features.progress import progress
 from features.requests.past_table import USER, PastTable, with_names
 from features.requests.request_rows import HISTORY, RowEncoder
+from features.requests.whole_lists import whole_lists
 from features.store.atomic import replace_file
 
 
@@ -121,7 +122,7 @@ def _write(
         progress("scoring", file.metadata.num_rows) as bar,
         error_prefix(str(source)),
     ):
-        for part in file.iter_batches(batch):
+        for part in whole_lists(file.iter_batches(batch), rows):
             encoded = rows.encode(pl.DataFrame(pl.from_arrow(part)))
             if strict and encoded.missing:
                 _refuse_missing(encoded.missing)

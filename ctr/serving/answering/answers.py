@@ -46,6 +46,7 @@ class Answer:
         scores: of all candidates, in the order of the request, float32 [N].
         stages: seconds by stage.
         variant: who ranked it: `champion`, `challenger` or `shadow`.
+        unusual: as `Ranker.unusual`.
     """
 
     body: bytes
@@ -58,6 +59,7 @@ class Answer:
     scores: np.ndarray
     stages: dict[str, float]
     variant: str
+    unusual: dict[str, int] = field(default_factory=dict)
 
 
 class Listed(msgspec.Struct, gc=False):
@@ -195,8 +197,12 @@ def _respond(
         "unknown": {"candidates": len(encoded.unknown_candidates), "history": encoded.unknown_history},
         "missing": encoded.missing,
     }
+    unusual = ranker.unusual(encoded)
+    if unusual:
+        content["unusual"] = unusual
     listed = encode_json(content)
     stages.end("respond")
     body = with_times(listed, stages)
     version, scores = ranker.model_version, scores_NH[:, 0]
-    return Answer(body, asked.request_id, version, asked.raw, request, encoded, order, scores, stages.seconds, variant)
+    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual
+    return Answer(body, asked.request_id, version, *known)

@@ -33,6 +33,9 @@ class ServerMetrics:
         self.missing = Counter(
             "quadrank_missing_total", "Values that a request did not give.", ["column"], registry=own
         )
+        self.unusual = Counter(
+            "quadrank_unusual_total", "Requests unlike those of training, by what is unusual.", ["of"], registry=own
+        )
         self.score_sum = Counter("quadrank_scores_sum", "Sum of the scores; over candidates, their mean.", registry=own)
         self.variant_requests = Counter(
             "quadrank_variant_requests_total", "Requests that a variant ranked.", ["variant"], registry=own

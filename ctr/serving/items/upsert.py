@@ -76,10 +76,10 @@ def upsert_items(path: Path, give: Give, out: Path | None = None) -> Upserted:
     bundle = open_bundle(path)
     encoder = Encoder.load(bundle.path)
     width = delta_width(open_session(bundle.path / RANKER))
-    before = ItemDelta.load(bundle.path, width) or ItemDelta.empty(encoder.items, width)
+    before = ItemDelta.load(bundle.path, width) or ItemDelta.empty(encoder, width)
     items = give(encoder)
     rows_MD = item_rows(bundle.path, items.inputs(bundle.path, encoder), width)
-    after = before.with_rows(items.ids, rows_MD, encoder.items)
+    after = before.with_rows(items.ids, rows_MD, encoder.items, items.columns)
     known = before.onto(encoder).items.encode(items.ids)
     out, metadata = _named(bundle, out)
     with publish(out) as folder:

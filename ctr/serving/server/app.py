@@ -301,6 +301,8 @@ class Server:
             metrics.unknown.labels("history").inc(encoded.unknown_history)
         for column, values in encoded.missing.items():
             metrics.missing.labels(column).inc(values)
+        for part in answered.unusual:
+            metrics.unusual.labels(part).inc()
         self.versions.remember(answered.raw)
         if self.log is not None:
             self.log.add(answered)

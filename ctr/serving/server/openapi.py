@@ -93,6 +93,11 @@ ANSWER: dict[str, Any] = {
         },
         "unknown": {"type": "object", "description": "ids that the model never saw, by part of the request"},
         "missing": {"type": "object", "description": "values that the model was trained on and the request lacks"},
+        "unusual": {
+            "type": "object",
+            "description": "there where a model that compares candidates was trained on no request of so few or many: "
+            "`candidates`, how many there are",
+        },
         "took_ms": {"type": "object", "description": "milliseconds by stage: decode, encode, model, respond"},
     },
 }

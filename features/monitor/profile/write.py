@@ -135,7 +135,7 @@ class _Column:
 def _columns(encoder: Encoder, tables: dict[str, Rows], versions: Mapping[str, Versions]) -> Iterator[_Column]:
     sections = {
         "context": encoder.context,
-        "candidate": encoder.candidate,
+        "candidate": {**encoder.candidate, **encoder.relative},
         "event": encoder.event,
         "item": encoder.item,
         "user": encoder.user,

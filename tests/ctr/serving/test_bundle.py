@@ -112,9 +112,9 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, bundle: Path) -> None:
         open_bundle(tmp_path / "nowhere")
     manifest = json.loads((bundle / MANIFEST).read_text())
     (bundle / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(DataError, match="bundle format 99, this version reads format 4"):
+    with pytest.raises(DataError, match="bundle format 99, this version reads format 5"):
         open_bundle(bundle)
-    (bundle / MANIFEST).write_text(json.dumps({"format": 4}))
+    (bundle / MANIFEST).write_text(json.dumps({"format": 5}))
     with pytest.raises(DataError, match="name: Field required"):
         open_bundle(bundle)
 
@@ -132,10 +132,10 @@ def test_a_malformed_file_is_named_with_the_place_in_it(bundle: Path) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["windows"]["train"]["rows"] = "many"
     (bundle / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"MANIFEST\.json: not a MANIFEST\.json of format 4: windows\.train\.rows: "):
+    with pytest.raises(DataError, match=r"MANIFEST\.json: not a MANIFEST\.json of format 5: windows\.train\.rows: "):
         open_bundle(bundle)
     (bundle / MANIFEST).write_text("no JSON")
-    with pytest.raises(DataError, match=r"of format 4: the file: "):
+    with pytest.raises(DataError, match=r"of format 5: the file: "):
         open_bundle(bundle)
 
 
