@@ -155,7 +155,8 @@ class Build:
         findings = (*findings, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
         self.clock.lap("requests")
         stream = EncodedLog(self.contract, log, fitted.encoder, self._since(), instants)
-        counted = count_log(stream, splitter, shards, self.staging / SCRATCH, self._scales())
+        scratch = self.staging / SCRATCH
+        counted = count_log(stream, fitted.items, splitter, shards, scratch, self._scales())
         self.clock.lap("counters")
         parts, known = self._parts(stream, counted, splitter, shards)
         windows = windows_of(parts, log.path)
@@ -254,7 +255,7 @@ class Build:
         if prior is None or prior.manifest.label_mean is None:
             return None
         encoder = Encoder.load(prior.path)
-        return Scales(prior.manifest.label_mean, {**encoder.candidate, **encoder.context})
+        return Scales(prior.manifest.label_mean, encoder.snapshot.means, {**encoder.candidate, **encoder.context})
 
     def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> VectorResult:
         """Write vectors, what is derived from them, and the item table."""

@@ -26,7 +26,7 @@ SplitName = Literal["train", "valid", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 MANIFEST = "MANIFEST.json"
-FORMAT = 5
+FORMAT = 6
 
 
 class FileEntry(Settings):
