@@ -27,7 +27,7 @@ from features.store.atomic import flush, flush_tree
 from features.store.feature_set import FileEntry, SplitName, Window, sha256_of
 from features.store.pointer import CURRENT, NEWEST, follow
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "MANIFEST.json"
 RANKER = "ranker.onnx"
 SCORER = "scorer.onnx"

@@ -139,14 +139,16 @@ class _Prefix:
     def __init__(self, key: np.ndarray, time: np.ndarray, amount: np.ndarray, counter: Counter) -> None:
         counts, amount = counting(amount, counter)
         key, time = key[counts], time[counts]
-        order = np.lexsort((time, key))
+        key, time, amount = _in_order(key.astype(np.int64), time, amount)
+        begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]][: len(key)])
         if counter.value == "age":  # the first event of a key is all that it is about
-            order = order[np.r_[True, key[order][1:] != key[order][:-1]][: len(order)]]
-        self.key, self.time = key[order].astype(np.int64), time[order]
+            key, time, amount, begins = key[begins], time[begins], amount[begins], np.arange(len(begins))
+        self.key, self.time = key, time
+        self._keys, self._number = key[begins], np.repeat(np.arange(len(begins)), np.diff(np.r_[begins, len(key)]))
         self.counter = counter
-        self.first = np.searchsorted(self.key, self.key, side="left")
-        self.counts = self._summed(np.ones(len(order)))
-        self.totals = self._summed(amount[order])
+        self.first = begins[self._number]
+        self.counts = self._summed(np.ones(len(key)))
+        self.totals = self._summed(amount)
         # A single NaN would run through all sums after it.
         assert np.isfinite(self.totals).all(), "an amount that is counted is not finite"
 
@@ -172,13 +174,11 @@ class _Prefix:
 
     def _events_before(self, key_Q: np.ndarray, instant_Q: np.ndarray) -> np.ndarray:
         """How many events stand before (key, instant) in order of key and time."""
-        events = len(self.key)
-        flag = np.r_[np.ones(events, np.int8), np.zeros(len(key_Q), np.int8)]
-        order = np.lexsort((flag, np.r_[self.time, instant_Q], np.r_[self.key, key_Q]))
-        is_event = order < events
-        before_Q = np.empty(len(key_Q), np.int64)
-        before_Q[order[~is_event] - events] = np.cumsum(is_event)[~is_event]
-        return before_Q
+        # Key and time as one number: the number of the key, and how many distinct times come before.
+        times = np.unique(self.time)
+        place_E = self._number * (len(times) + 1) + np.searchsorted(times, self.time)
+        place_Q = np.searchsorted(self._keys, key_Q) * (len(times) + 1) + np.searchsorted(times, instant_Q)
+        return np.searchsorted(place_E, place_Q)
 
     def _summed(self, weight: np.ndarray) -> np.ndarray:
         """Sum over the events of the same key up to each event, faded to its time.
@@ -197,3 +197,12 @@ class _Prefix:
             total[later] += total[earlier] * fade(self.time[later] - self.time[earlier], self.counter)
             reach *= 2
         return total
+
+
+def _in_order(key: np.ndarray, time: np.ndarray, amount: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Events by key and time. Looking whether they are so already takes a fraction of sorting them."""
+    same = key[1:] == key[:-1]
+    if np.where(same, time[1:] >= time[:-1], key[1:] > key[:-1]).all():
+        return key, time, amount
+    order = np.lexsort((time, key))
+    return key[order], time[order], amount[order]

@@ -114,7 +114,7 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(DataError, match="bundle format 99, this version reads format 4"):
         open_bundle(bundle)
-    (bundle / MANIFEST).write_text(json.dumps({"format": 4}))
+    (bundle / MANIFEST).write_text(json.dumps({"format": 5}))
     with pytest.raises(DataError, match="name: Field required"):
         open_bundle(bundle)
 
