@@ -118,8 +118,8 @@ def instants(rows: list[Row]) -> list[int]:
 PARTS: dict[str, Callable[[Row], Any]] = {
     "user": lambda row: row["user"],
     "item": lambda row: row["item"],
-    "kind": lambda row: ITEMS[row["item"]],
-    "country": lambda row: USERS[row["user"]],
+    "kind": lambda row: ITEMS.get(row["item"]),
+    "country": lambda row: USERS.get(row["user"], "unknown"),
     "device": lambda row: row["device"],
     "hour": lambda row: row["time"] // HOUR % 24,
 }
