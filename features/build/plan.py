@@ -157,10 +157,10 @@ def _beside_the_log(contract: Contract, as_of: date) -> str:
     for table in contract.history.tables:
         for path in find_files(contract.resolve(table.path)):
             digest.update(content_hash(path).encode())
-    for table, side in ((contract.items, "item"), (contract.users, "user")):
+    for declared, side in ((contract.items, "item"), (contract.users, "user")):
         # A column of the table is part of a counter's key.
-        if table is not None and any(of == side != key for key, of in contract.counter_sides.items()):
-            for path in find_files(contract.resolve(table.path)):
+        if declared is not None and any(of == side != key for key, of in contract.counter_sides.items()):
+            for path in find_files(contract.resolve(declared.path)):
                 digest.update(content_hash(path).encode())
     policies = contract.checks.unknown_item, contract.checks.unknown_user
     if "quarantine" in policies:

@@ -153,7 +153,7 @@ def test_neither_shards_nor_chunks_change_anything(made: Any, tmp_path: Path, mo
             for side in ("items", "users")
             if name in getattr(each, side)
         ]
-        np.testing.assert_allclose(*values, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-6, err_msg=name)
         assert name not in one.keys or one.keys[name].keys.tolist() == other.keys[name].keys.tolist()
         for part, of_whole in vars(other.states[name]).items():
             ours_sorted, theirs_sorted = np.sort(getattr(one.states[name], part)), np.sort(of_whole)

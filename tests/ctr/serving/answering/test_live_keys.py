@@ -58,7 +58,12 @@ def test_reported_events_count_in_keys_of_several_columns(ranker: Any) -> None:
     assert mean == pytest.approx(np.mean([row["clicked"] for row in early if row["time"] < CUT - 2 * DAY]))
     assert means(every)[None] != mean
     for user in "abcdef":
-        body = {"user": user, "time": now, "context": {"device": "tv"}, "candidates": [100, 101, 102, 103, 104]}
+        body: dict[str, Any] = {
+            "user": user,
+            "time": now,
+            "context": {"device": "tv"},
+            "candidates": [100, 101, 102, 103, 104],
+        }
         encoded = encoder.encode_request(parse_request(body, declared), snapshot=ranker.counters)
         for name, counter in declared.live_counters.items():
             state = counted([*early, *late], counter, mean)
