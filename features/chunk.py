@@ -14,6 +14,7 @@ USER, ITEM, TIME, LABEL, EVENT, SPLIT = "_user", "_item", "_time", "_label", "_e
 WEIGHT, REQUEST, GIVEN = "_weight", "_request", "_given"
 RAW_TIME = "_raw_time"  # of an event of another table
 CONTEXT, HISTORY, LABELS = "_context.", "_history.", "_labels."
+NUMBERS = "_numbers."  # that counters add up, by counter
 RAW = "_raw."  # of columns as the log has them
 
 Values = Any  # a numpy array [R] or [R, width]; lists of different lengths as a pa.LargeListArray (64-bit offsets)
@@ -38,6 +39,7 @@ class Chunk:
         context: context columns by name, int32 [R], int32 [R, max_len] or float32 [R].
         events: columns of the row's event by name, likewise.
         labels: further labels by name, float32 [R], NaN where unknown.
+        numbers: what counters add up, by counter, float64 [R], NaN where missing; in the pass that counts alone.
         counters: counters by name as a model sees them, float32 [R].
         raw_counters: the same before they are scaled, float64 [R].
         weight: float32 [R]; None where the contract names none.
@@ -58,6 +60,7 @@ class Chunk:
     context: dict[str, np.ndarray] = field(default_factory=dict)
     events: dict[str, np.ndarray] = field(default_factory=dict)
     labels: dict[str, np.ndarray] = field(default_factory=dict)
+    numbers: dict[str, np.ndarray] = field(default_factory=dict)
     counters: dict[str, np.ndarray] = field(default_factory=dict)
     raw_counters: dict[str, np.ndarray] = field(default_factory=dict)
     weight: np.ndarray | None = None

@@ -104,18 +104,25 @@ def _candidate_entries(stored: RowRequest, encoder: Encoder) -> list[Any]:
 
 
 def replayable(stored: RowRequest, encoder: Encoder) -> RowRequest:
-    """The request with indices that can be decoded.
+    """The request with indices that can be decoded, and a value of each counter.
 
     A hash cannot be undone: where no raw value of a hashed index is known, another index of the column takes its place.
+    A request cannot say that a counter has no value: 0 takes its place.
     """
 
     def known(values: dict[str, np.ndarray], columns: Columns) -> dict[str, np.ndarray]:
         hashed = {name: one for name, one in columns.items() if isinstance(one, HashedEncoder)}
         return values | {name: one.with_examples(values[name]) for name, one in hashed.items()}
 
+    def counted(values: dict[str, np.ndarray], columns: Columns) -> dict[str, np.ndarray]:
+        names = encoder.contract.counters.keys() & columns.keys()
+        zero = {name: columns[name].encode_one(0.0) for name in names}
+        return values | {name: np.where(np.isnan(values[name]), zero[name], values[name]) for name in names}
+
     return replace(
         stored,
-        context=known(stored.context, encoder.context),
+        context=counted(known(stored.context, encoder.context), encoder.context),
+        candidate=counted(stored.candidate, encoder.candidate),
         history_events=known(stored.history_events, encoder.event),
     )
 
@@ -214,11 +221,11 @@ def _with_events(ready: RawRequest, events: list[dict[str, Any]], moment: int, r
 def _anonymous(empty: RowRequest, requests: RequestEncoder, moment: int) -> tuple[str, RawRequest, RowRequest]:
     """Only ids of candidates: no user, no history, each context column and counter at its default.
 
-    A replay has another time of day: where columns tell the time, the request names one.
+    A replay has another time of day: where columns or counters tell the time, the request names one.
     """
     encoder = requests.encoder
     request: RawRequest = {"candidates": [encoder.items.value(row) for row in empty.candidate_item]}
-    if requests.context_of_time:
+    if requests.context_of_time or any(counter.grows for counter in encoder.contract.counters.values()):
         (request["time"],) = as_logged(np.array([moment]), encoder)
     encoded = requests.encode(parse_request(request, encoder.contract))
     anonymous = replace(empty, user=UNKNOWN, context=encoded.context, candidate=encoded.candidate)

@@ -157,7 +157,8 @@ class Build:
         findings = (*findings, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
         self.clock.lap("requests")
         stream = EncodedLog(self.contract, log, fitted.encoder, self._since(), instants)
-        counted = count_log(stream, splitter, shards, self.staging / SCRATCH, self._scales())
+        scratch = self.staging / SCRATCH
+        counted = count_log(stream, fitted.items, splitter, shards, scratch, self._scales())
         self.clock.lap("counters")
         related = relate_log(stream, counted, fitted, splitter, shards, self.staging / SCRATCH, self._prior_encoder())
         self.clock.lap("relative columns")
@@ -259,7 +260,7 @@ class Build:
         if prior is None or prior.manifest.label_mean is None:
             return None
         encoder = Encoder.load(prior.path)
-        return Scales(prior.manifest.label_mean, {**encoder.candidate, **encoder.context})
+        return Scales(prior.manifest.label_mean, encoder.snapshot.means, {**encoder.candidate, **encoder.context})
 
     def _prior_encoder(self) -> Encoder | None:
         return Encoder.load(self.plan.prior.path) if self.plan and self.plan.prior else None

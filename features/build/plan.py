@@ -159,11 +159,16 @@ def _days_of(contract: Contract, path: str) -> tuple[date, date] | None:
 
 
 def _beside_the_log(contract: Contract, as_of: date) -> str:
-    """What the rows of every day depend on beside the log: the contract, history tables, ids that keep a row in."""
+    """What the rows of every day depend on beside the log: contract, history tables, keys of counters, ids kept in."""
     digest = hashlib.sha256(f"{FORMAT} {contract.fingerprint()}".encode())
     for table in contract.history.tables:
         for path in find_files(contract.resolve(table.path)):
             digest.update(content_hash(path).encode())
+    for declared, side in ((contract.items, "item"), (contract.users, "user")):
+        # A column of the table is part of a counter's key.
+        if declared is not None and any(of == side != key for key, of in contract.counter_sides.items()):
+            for path in find_files(contract.resolve(declared.path)):
+                digest.update(content_hash(path).encode())
     policies = contract.checks.unknown_item, contract.checks.unknown_user
     if "quarantine" in policies:
         known = Tables.read(contract, as_of.isoformat()).ids(contract)

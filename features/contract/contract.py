@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from features.contract.columns import Column, ColumnSpec, Residual
+from features.contract.counter_keys import SECTIONS, Side, by_half_life, sides
 from features.contract.labels import label_features
 from features.contract.log import Checks, Counter, Format, History, Interactions, Split
 from features.contract.relative import RelativeColumn, refused_relative, relative_columns
@@ -71,6 +72,11 @@ class Contract(Settings):
     checks: Checks = Checks()
     truth: Truth | None = None
 
+    @field_validator("counters", mode="before")
+    @classmethod
+    def _one_counter_a_half_life(cls, value: Any) -> Any:
+        return by_half_life(value)
+
     @field_validator("embeddings")
     @classmethod
     def _names_are_file_names(cls, value: dict[str, Embedding]) -> dict[str, Embedding]:
@@ -121,12 +127,14 @@ class Contract(Settings):
         for name, column in self.history.columns.items():
             if isinstance(column, Residual):
                 counter = self.counters.get(column.counter)
-                if counter is None or counter.of != "item" or counter.value != "rate":
+                if counter is None or (counter.of, counter.value, counter.label) != ("item", "rate", None):
                     raise ValueError(
                         f"history.columns.{name}: counter {column.counter!r} is no item rate declared under `counters`"
                     )
         if self.interactions.label is None and not self.interactions.tells_clicks:
-            rates = sorted(name for name, counter in self.counters.items() if counter.value == "rate")
+            rates = sorted(
+                name for name, counter in self.counters.items() if counter.value == "rate" and counter.label is None
+            )
             if rates:
                 raise ValueError(
                     f"counters.{rates[0]}: every row of a log without `interactions.label` is a positive, so that each "
@@ -146,6 +154,11 @@ class Contract(Settings):
         return self
 
     @model_validator(mode="after")
+    def _counters_have_keys(self) -> Contract:
+        assert self.counter_sides
+        return self
+
+    @model_validator(mode="after")
     def _no_feature_reads_a_label(self) -> Contract:
         sections: dict[str, dict[str, ColumnSpec]] = {"interactions.context": dict(self.interactions.context)}
         for name, table in (("items", self.items), ("users", self.users)):
@@ -159,7 +172,10 @@ class Contract(Settings):
     def _relative_columns_have_a_list(self) -> Contract:
         tables = {"items": self.items, "users": self.users}
         columns = {name: {} if table is None else table.columns for name, table in tables.items()}
-        if wrong := list(refused_relative(self.interactions, self.history, self.counters, columns, RESERVED_COLUMNS)):
+        of_requests = self.context_counters
+        if wrong := list(
+            refused_relative(self.interactions, self.history, self.counters, columns, of_requests, RESERVED_COLUMNS)
+        ):
             raise ValueError("; ".join(wrong))
         return self
 
@@ -179,15 +195,44 @@ class Contract(Settings):
         return any(table is not None and table.valid_from is not None for table in (self.items, self.users))
 
     @cached_property
+    def counter_sides(self) -> dict[str, Side]:
+        """The side that each part of a counter's key stands on, by its name: `item`, `user` or a column."""
+        items, users = ({} if table is None else table.columns for table in (self.items, self.users))
+        tables = {SECTIONS["item"]: self.items, SECTIONS["user"]: self.users}
+        changing = {name: table is not None and table.valid_from is not None for name, table in tables.items()}
+        return sides(self.counters, self.interactions, items, users, changing)
+
+    @cached_property
+    def candidate_counters(self) -> dict[str, Counter]:
+        """Counters that tell candidates apart: their key has something of the item."""
+        of_items = {key for key, side in self.counter_sides.items() if side == "item"}
+        return {name: counter for name, counter in self.counters.items() if of_items.intersection(counter.keys)}
+
+    @cached_property
+    def context_counters(self) -> dict[str, Counter]:
+        """The other counters: one value for all candidates of a request."""
+        return {name: counter for name, counter in self.counters.items() if name not in self.candidate_counters}
+
+    @cached_property
+    def live_counters(self) -> dict[str, Counter]:
+        """Counters of what every event tells: user, item, columns of their tables, time and label."""
+        of_requests = {key for key, side in self.counter_sides.items() if side == "context"}
+        return {
+            name: counter
+            for name, counter in self.counters.items()
+            if not (counter.number or counter.label or of_requests.intersection(counter.keys))
+        }
+
+    @cached_property
     def context_columns(self) -> dict[str, ColumnSpec]:
-        """What a request may say of itself: the log's context columns, and counters of users."""
-        counters = {name: counter.column for name, counter in self.counters.items() if counter.of == "user"}
+        """What a request may say of itself: the log's context columns, and counters without the item."""
+        counters = {name: counter.column for name, counter in self.context_counters.items()}
         return {**self.interactions.context, **counters}
 
     @cached_property
     def candidate_columns(self) -> dict[str, ColumnSpec]:
         """What a request may say of each candidate: counters of items."""
-        return {name: counter.column for name, counter in self.counters.items() if counter.of == "item"}
+        return {name: counter.column for name, counter in self.candidate_counters.items()}
 
     @cached_property
     def relative_columns(self) -> tuple[RelativeColumn, ...]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from features.calendar import DAY, HOUR
 from features.contract.columns import Duration, EventColumn, Numeric, Relative, ScalarColumn
 from features.contract.settings import Settings
 
@@ -190,21 +191,64 @@ class History(Settings):
 
 
 class Counter(Settings):
-    """A running count or positive rate of an item or a user, of rows strictly before, as serving will know it."""
+    """What was counted of a key in rows strictly before, as serving will know it.
 
-    of: Literal["item", "user"]
-    value: Literal["count", "rate"]
+    A key is the item, the user, a column, or several of these together; `number` and `label` name what is added up.
+    """
+
+    of: str | tuple[str, ...] = Field(description="`item`, `user`, a column, or a list of them: [user, category]")
+    value: Literal["count", "rate", "sum", "mean", "age", "since"] = Field(
+        description="rows; share of positives; sum or mean of `number`; hours since the key's first or newest row"
+    )
+    number: str | None = Field(None, description="sum and mean: column of the log, or SQL; missing ones do not count")
+    label: str | None = Field(None, description="rate: one of `interactions.labels`; default: the label")
     as_of: Literal["event", "hour", "day"] = Field(
         "event", description="how fresh: each event, or each full hour/day UTC"
     )
-    half_life: Duration | None = Field(None, description="an event counts half after it, e.g. 7d; default: for ever")
+    half_life: Duration | None = Field(
+        None, description="an event counts half after it, e.g. 7d; default: for ever. A list makes a counter of each"
+    )
     prior: PositiveFloat = Field(10.0, description="rate: rows of average rate that everyone starts with")
     relative: Relative = Field((), description="of items: how it stands among the candidates of its request")
+
+    @field_validator("of")
+    @classmethod
+    def _each_column_once(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            return value
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"{list(value)}: name each column once, e.g. [user, category]")
+        return value[0] if len(value) == 1 else value
+
+    @model_validator(mode="after")
+    def _value_has_what_it_reads(self) -> Counter:
+        if (self.number is not None) != (self.value in ("sum", "mean")):
+            raise ValueError("number: `sum` and `mean` need it, e.g. `number: read_time`, and nothing else takes it")
+        if self.label is not None and self.value != "rate":
+            raise ValueError("label: only a rate has one; for how many were positive write {value: sum, number: …}")
+        if self.half_life is not None and self.value in ("age", "since"):
+            raise ValueError(f"half_life: hours do not fade; remove it from the counter of value: {self.value}")
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What makes a key, in order."""
+        return (self.of,) if isinstance(self.of, str) else self.of
+
+    @property
+    def period(self) -> int:
+        """How long a value stands before a fresher one is known, µs."""
+        return {"event": 1, "hour": HOUR, "day": DAY}[self.as_of]
+
+    @property
+    def grows(self) -> bool:
+        """Whether the value grows with time alone."""
+        return self.value in ("age", "since")
 
     @property
     def column(self) -> Numeric:
         """The column that it becomes."""
-        return Numeric(type="numeric", transform="log1p" if self.value == "count" else "none")
+        return Numeric(type="numeric", transform="log1p" if self.value in ("count", "age", "since") else "none")
 
 
 class Split(Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from features.contract.columns import ColumnSpec, Numeric, RelativeKind
@@ -50,6 +50,7 @@ def refused_relative(
     history: History,
     counters: Mapping[str, Counter],
     tables: Mapping[str, Mapping[str, ColumnSpec]],
+    of_requests: Container[str],
     reserved: frozenset[str],
 ) -> Iterator[str]:
     """What is wrong with the columns that are declared `relative`, and the way out.
@@ -57,6 +58,7 @@ def refused_relative(
     Args:
         log, history, counters: of the contract.
         tables: columns of `items` and `users`.
+        of_requests: counters that are one number for all candidates.
         reserved: names that the feature set uses itself.
     """
     sections: dict[str, Mapping[str, ColumnSpec]] = {
@@ -70,7 +72,7 @@ def refused_relative(
         for name, spec in columns.items()
         if isinstance(spec, Numeric) and spec.relative
     ]
-    shared += [f"counters.{name}" for name, counter in counters.items() if counter.of == "user" and counter.relative]
+    shared += [f"counters.{name}" for name, counter in counters.items() if name in of_requests and counter.relative]
     for where in shared:
         yield (
             f"{where}.relative: is one number for all candidates of a request, so none stands above another. Declare "

@@ -100,7 +100,7 @@ class Encoder:
         item, user, context, event: column encoders by name. `item` and `user` begin with the id field, whose
             vocabulary holds only ids seen often enough in training.
         user_table: encoded user columns; row i is user row i.
-        candidate: encoders of item counters; those of user counters are among `context`.
+        candidate: encoders of counters of the item; those of the others are among `context`.
         relative: encoders of request-relative columns.
         item_numbers: encoded item columns that these compare, float32 [items] by name.
         snapshot: the counters at the end of the log.
@@ -145,16 +145,22 @@ class Encoder:
         history = history or self._ready_history(request)
         candidate_item = self.item_rows("candidates", request.candidates)
         unknown = np.flatnonzero(candidate_item == UNKNOWN)
+        user_row = self._user_row(request)
+        user = self._user(request, user_row)
+        context = {name: self._context(name, request) for name in self.contract.interactions.context}
+        parts = self.other_parts(np.array([user_row]), user, context)
+        context |= {
+            name: self._counted_context(name, request, snapshot, parts)
+            for name in self.contract.context_counters
+            if name in self.context
+        }
         return EncodedRequest(
-            user=self._user(request),
-            context={name: self._context(name, encoder, request, snapshot) for name, encoder in self.context.items()},
+            user=user,
+            context=context,
             history_item=history.rows,
             history_events=history.events,
             candidate_item=candidate_item,
-            candidate={
-                name: self._counted(encoder, request.candidate_columns.get(name), snapshot.items[name][candidate_item])
-                for name, encoder in self.candidate.items()
-            },
+            candidate={name: self._counted(name, request, snapshot, candidate_item, parts) for name in self.candidate},
             unknown_history=int((history.rows == UNKNOWN).sum()),
             unknown_candidates=tuple(request.candidates[i] for i in unknown),
             missing=history.missing | self._missing_context(request),
@@ -238,35 +244,62 @@ class Encoder:
             missing={name: lacking for name, lacking in missing.items() if lacking},
         )
 
-    def _user(self, request: Request) -> dict[str, np.ndarray]:
-        row = UNKNOWN
-        if request.user is not None:
-            check_kind("user", request.user, self.users, "ids of this log")
-            row = self.users.index(request.user)
+    def other_parts(
+        self, user_R: np.ndarray, user: Mapping[str, np.ndarray], context: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """The parts of counters' keys that are not of the item, as `Snapshot.values` takes them.
+
+        Args:
+            user_R: user rows.
+            user, context: encoded columns.
+        """
+        of = {"user": user, "context": context}
+        sides = self.contract.counter_sides.items()
+        return {"user": user_R} | {key: of[side][key] for key, side in sides if side != "item" and key != "user"}
+
+    def _user_row(self, request: Request) -> int:
+        if request.user is None:
+            return UNKNOWN
+        check_kind("user", request.user, self.users, "ids of this log")
+        return self.users.index(request.user)
+
+    def _user(self, request: Request, row: int) -> dict[str, np.ndarray]:
         known = {name: _wide(self.user_table[name][row : row + 1]) for name in self.user}
         given = request.user_columns.items()
         return known | {name: encode_value(f"user_columns.{name}", self.user[name], value) for name, value in given}
 
-    def _context(self, name: str, encoder: ColumnEncoder, request: Request, snapshot: Snapshot) -> np.ndarray:
-        if name in self.snapshot.users:
-            given = request.context.get(name)
-            row = UNKNOWN if request.user is None else self.users.index(request.user)
-            return encode_value(f"context.{name}", encoder, snapshot.users[name][row] if given is None else given)
+    def _context(self, name: str, request: Request) -> np.ndarray:
         spec = self.contract.interactions.context[name]
-        return encode_value(f"context.{name}", encoder, request.context.get(name, spec.default))
+        return encode_value(f"context.{name}", self.context[name], request.context.get(name, spec.default))
 
-    def _counted(self, encoder: ColumnEncoder, given: tuple[Any, ...] | None, known_N: np.ndarray) -> np.ndarray:
+    def _counted_context(
+        self, name: str, request: Request, snapshot: Snapshot, parts: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """A counter without the item: as the request says, else as it stood at the end of the log."""
+        value = request.context.get(name)
+        if value is None:
+            counter = self.contract.counters[name]
+            (value,) = snapshot.values(name, counter, np.zeros(1, np.int64), parts, request.time)
+        return encode_value(f"context.{name}", self.context[name], value)
+
+    def _counted(
+        self, name: str, request: Request, snapshot: Snapshot, item_N: np.ndarray, parts: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
         """A counter of the candidates: as the request says, else as it stood at the end of the log."""
+        encoder, given = self.candidate[name], request.candidate_columns.get(name)
+        given_N = np.array(() if given is None else given, np.float64)
+        if len(given_N) and not np.isnan(given_N).any():
+            return encoder.encode_many(given_N)
+        known_N = snapshot.values(name, self.contract.counters[name], item_N, parts, request.time)
         if given is None:
             return encoder.encode_many(known_N)
-        given_N = np.array(given, np.float64)
-        return encoder.encode_many(np.where(np.isnan(given_N), known_N, given_N))
+        # NaN is a counter without a value, which None is not.
+        return encoder.encode_many(np.where([one is None for one in given], known_N, given_N))
 
     def _missing_context(self, request: Request) -> dict[str, int]:
-        """1 for each context column that the request does not give; counters of users are never missing."""
+        """1 for each context column that the request does not give; counters are never missing."""
         specs = self.contract.interactions.context
-        names = [name for name in self.context if name not in self.snapshot.users]
-        return {name: 1 for name in names if request.context.get(name, specs[name].default) is None}
+        return {name: 1 for name in specs if request.context.get(name, specs[name].default) is None}
 
 
 def fields(columns: Columns) -> tuple[Field, ...]:

@@ -64,22 +64,27 @@ def with_later_items(
 ) -> Encoder:
     """An encoder that knows these items too; their counters are those of an id without rows, or as they were.
 
+    In counters of an item's column, a new item counts as one of an unknown value, and a changed one as it did before.
+
     Args:
         encoder: of the catalogue.
         new, changed: as of `LaterIds`.
         numbers: what `encoder.item_numbers` are of these items, float32 by name, the new ones first.
     """
     kept_R = np.concatenate([np.full(len(new), UNKNOWN), encoder.items.encode(changed)])
-    counters = {name: np.concatenate([of_I, of_I[kept_R]]) for name, of_I in encoder.snapshot.items.items()}
-    states = {
-        name: state.with_copies(kept_R) if name in counters else state
-        for name, state in encoder.snapshot.states.items()
+    snapshot = encoder.snapshot
+    of_items = {name for name in snapshot.items if name not in snapshot.keys}
+    counters = {
+        name: np.concatenate([values, values[kept_R]]) if name in of_items else values
+        for name, values in snapshot.items.items()
     }
+    states = {name: state.with_copies(kept_R) if name in of_items else state for name, state in snapshot.states.items()}
+    columns = {name: np.concatenate([index_I, index_I[kept_R]]) for name, index_I in snapshot.item_columns.items()}
     return replace(
         encoder,
         items=LaterIds(encoder.items, new, changed),
         schema=encoder.schema.model_copy(update={"items": encoder.schema.items + len(new) + len(changed)}),
-        snapshot=replace(encoder.snapshot, items=counters, states=states),
+        snapshot=replace(snapshot, items=counters, states=states, item_columns=columns),
         item_numbers={name: np.concatenate([of_I, numbers[name]]) for name, of_I in encoder.item_numbers.items()},
     )
 

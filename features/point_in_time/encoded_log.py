@@ -20,6 +20,7 @@ from features.chunk import (
     ITEM,
     LABEL,
     LABELS,
+    NUMBERS,
     REQUEST,
     SPLIT,
     TIME,
@@ -30,6 +31,7 @@ from features.chunk import (
 from features.contract.contract import Contract
 from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
+from features.encoding.number import numbers
 from features.encoding.vocabulary import id_hashes
 from features.errors import error_prefix
 from features.point_in_time.instants import Instants, names_in, request_columns, request_numbers
@@ -78,6 +80,27 @@ class EncodedLog:
             with error_prefix(self.log.path):
                 chunk = self._common(logged)
             yield chunk, np.where(logged[REQUEST].is_null().to_numpy(), place, request_numbers(logged, columns))
+
+    def counted(self) -> Iterator[Chunk]:
+        """Chunks with what counters read: the context columns of their keys, their labels and numbers."""
+        counters, sides = self.contract.counters, self.contract.counter_sides
+        context = [name for name, side in sides.items() if side == "context"]
+        labels = sorted({counter.label for counter in counters.values() if counter.label is not None})
+        added = [name for name, counter in counters.items() if counter.number is not None]
+
+        def with_counted(logged: pl.DataFrame, chunk: Chunk) -> Chunk:
+            return replace(
+                chunk,
+                context={name: self.encoder.context[name].encode(_column(logged, CONTEXT, name)) for name in context},
+                labels={name: logged[LABELS + name].cast(pl.Float32).to_numpy() for name in labels},
+                numbers={name: numbers(logged[NUMBERS + name].rename(f"counters.{name}.number")) for name in added},
+            )
+
+        names = dict.fromkeys((USER, ITEM, TIME, LABEL, EVENT, *self._file, *self.instants.reads))
+        names |= dict.fromkeys(
+            [*(CONTEXT + name for name in context), *(LABELS + name for name in labels), *(NUMBERS + n for n in added)]
+        )
+        yield from self._passes(self.log.frame.select(list(names)), with_counted)
 
     def full(self) -> Iterator[Chunk]:
         """Chunks with every column that the contract declares, but counters."""

@@ -1,6 +1,6 @@
 """Counters kept up event by event from the end of the log, by the formula that the log was counted with.
 
-Shapes: K keys (item or user rows), E events, P waiting entries.
+Shapes: K rows of keys, E events, P waiting entries.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 from features.contract.log import Counter
 from features.encoding.snapshot import CounterState
-from features.point_in_time.counters import as_of, fade, value
+from features.point_in_time.counters import as_of, counting, fade, value
 
 
 class LiveCounter:
@@ -26,44 +26,55 @@ class LiveCounter:
 
     def __init__(self, counter: Counter, mean: float, state: CounterState) -> None:
         self._counter, self._mean = counter, mean
-        self._count, self._positives = state.count.astype(np.float64), state.positives.astype(np.float64)
+        self._count, self._total = state.count.astype(np.float64), state.total.astype(np.float64)
         self._time = state.time.astype(np.int64)
-        self._waiting = [(state.open_row, state.open_time, state.open_count, state.open_positives)]
+        self._waiting = [(state.open_row, state.open_time, state.open_count, state.open_total)]
 
-    def add(self, row_E: np.ndarray, time_E: np.ndarray, label_E: np.ndarray) -> None:
+    def add(self, row_E: np.ndarray, time_E: np.ndarray, amount_E: np.ndarray) -> None:
         """Take events in.
 
         Args:
-            row_E: keys, int64 [E].
+            row_E: of their keys, int64 [E].
             time_E: µs, int64 [E].
-            label_E: 0 or 1, NaN where unknown: such events count for a count and for no rate, float64 [E].
+            amount_E: labels or numbers, NaN where unknown: such events count for what needs none, float64 [E].
         """
-        if self._counter.value == "rate":
-            known = ~np.isnan(label_E)
-            row_E, time_E, label_E = row_E[known], time_E[known], label_E[known]
-        positives_E = label_E if self._counter.value == "rate" else np.zeros(len(row_E))
-        self._waiting.append((row_E, time_E, np.ones(len(row_E)), positives_E))
+        counts_E, total_E = counting(amount_E, self._counter)
+        row_E, time_E = row_E[counts_E], time_E[counts_E]
+        self._waiting.append((row_E, time_E, np.ones(len(row_E)), total_E))
+
+    def move(self, place_K: np.ndarray, rows: int) -> None:
+        """Give each key another row, int64 [K], out of so many; rows that none gets are of keys without events."""
+        for name in ("_count", "_total", "_time"):
+            before = getattr(self, name)
+            after = np.zeros(rows, before.dtype)
+            after[place_K] = before
+            setattr(self, name, after)
+        self._waiting = [(place_K[row_P], *others) for row_P, *others in self._waiting]
 
     def values(self, instant: int) -> np.ndarray:
         """The value of each key at an instant (µs), of events strictly before it, float64 [K]."""
         looked_from = as_of(instant, self._counter)
         self._fold(looked_from)
-        fade_K = fade(looked_from - self._time, self._counter)
-        return value(self._count * fade_K, self._positives * fade_K, self._counter, self._mean)
+        return value(self._count, self._total, looked_from - self._time, self._counter, self._mean)
 
     def _fold(self, before: int) -> None:
         """Put waiting entries before an instant into the sums."""
-        row_P, time_P, count_P, positives_P = (np.concatenate(one) for one in zip(*self._waiting, strict=True))
+        row_P, time_P, count_P, total_P = (np.concatenate(one) for one in zip(*self._waiting, strict=True))
         due = time_P < before
-        self._waiting = [(row_P[~due], time_P[~due], count_P[~due], positives_P[~due])]
+        self._waiting = [(row_P[~due], time_P[~due], count_P[~due], total_P[~due])]
         row_P, time_P = row_P[due], time_P[due]
         if not len(row_P):
+            return
+        if self._counter.value == "age":  # of the first event alone
+            self._time[row_P[self._count[row_P] == 0]] = before
+            np.minimum.at(self._time, row_P, time_P)
+            self._count[row_P] = 1
             return
         touched = np.unique(row_P)
         earlier_T = self._time[touched]
         np.maximum.at(self._time, row_P, time_P)
         fade_T = fade(self._time[touched] - earlier_T, self._counter)
         fade_P = fade(self._time[row_P] - time_P, self._counter)
-        for sums, added_P in ((self._count, count_P[due]), (self._positives, positives_P[due])):
+        for sums, added_P in ((self._count, count_P[due]), (self._total, total_P[due])):
             sums[touched] *= fade_T
             np.add.at(sums, row_P, added_P * fade_P)

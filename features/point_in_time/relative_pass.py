@@ -86,7 +86,7 @@ def relate_log(
         return Related()
     scratch.mkdir(parents=True, exist_ok=True)
     compared = {column.of for column in columns if column.of is not None}
-    items = {name: fitted.items[name] for name in compared if name not in counted.counters}
+    items = {name: fitted.items[name] for name in compared if name not in stream.contract.counters}
     readers = numeric({**counted.encoders, **{name: fitted.encoder.item[name] for name in items}})
     numbers = _Numbers(stream, counted, items, fitted, sorted(compared), splitter)
     raw = {

@@ -6,9 +6,9 @@ Shapes: N candidates, R rows of the log, Q questions to a counter.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,33 @@ import polars as pl
 
 from features.checks.check_log import check_log
 from features.checks.history_tables import checked_events
-from features.chunk import EVENT, HISTORY, ITEM, LABEL, RAW, REQUEST, TIME, USER
+from features.chunk import CONTEXT, EVENT, HISTORY, ITEM, LABEL, LABELS, NUMBERS, RAW, REQUEST, TIME, USER
 from features.contract.columns import Residual
 from features.contract.event_columns import event_columns
-from features.contract.log import Counter
 from features.encoding.encoder import Encoder
 from features.encoding.past import PastEvent
 from features.encoding.vocabulary import Vocabulary
 from features.fitting.fit import Tables
+from features.point_in_time.counted_rows import amount_of
 from features.point_in_time.counters import running
 from features.point_in_time.newest_events import plain_columns
 from features.sources.log import open_log
+from features.store.schema import FIRST_VALUE
 
 _INSTANT = "_instant"  # as of when an event's row knew the past, µs
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A user, None for an unknown one, and candidates at an instant (µs since 1970); raw ids."""
+    """A user, None for an unknown one, and candidates at an instant (µs since 1970); raw ids.
+
+    `columns` are encoded user and context columns of the request, [1], for counters that have them in their keys.
+    """
 
     user: Any
     time: int
     candidates: tuple[Any, ...]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Known:
 
     Args:
         past: the user's events strictly before the instant, each with the item counters that it came with.
-        items: counters of the candidates by name, float64 [N].
-        users: counters of the user by name.
+        items: counters of the candidates by name, float64 [N], NaN where they have no value.
+        users: the other counters by name.
     """
 
     past: tuple[PastEvent, ...]
@@ -76,19 +81,22 @@ class AsLogged:
         counters = self._contract.counters
         item_names = [name for name, counter in counters.items() if counter.of == "item"]
         user_names = [name for name, counter in counters.items() if counter.of == "user"]
+        keyed = {name: self._keyed(name, asked) for name in counters if name not in (*item_names, *user_names)}
         items = [(item, one.time) for one in asked for item in one.candidates]
         of_items = self._counted(item_names, ITEM, [*items, *zip(events[ITEM], events[_INSTANT], strict=True)])
         of_users = self._counted(user_names, USER, [(one.user, one.time) for one in asked])
         residual = {spec.counter for spec in self._contract.history.columns.values() if isinstance(spec, Residual)}
         pasts = self._pasts(events, {name: of_items[name][len(items) :] for name in sorted(residual)})
+        candidates = {**of_items, **keyed}
+        others = {**of_users, **keyed}
         found, first = [], 0
         for place, one in enumerate(asked):
             mine = slice(first, first := first + len(one.candidates))
             found.append(
                 Known(
                     past=tuple(event for event in pasts.get(one.user, ()) if event.time < one.time),
-                    items={name: of_items[name][mine] for name in item_names},
-                    users={name: float(of_users[name][place]) for name in user_names},
+                    items={name: candidates[name][mine] for name in self._contract.candidate_counters},
+                    users={name: float(others[name][place]) for name in self._contract.context_counters},
                 )
             )
         return found
@@ -131,27 +139,86 @@ class AsLogged:
             return {}
         keys = {key: number for number, key in enumerate(dict.fromkeys(key for key, _ in asked))}
         wanted = [key for key in keys if key is not None]
-        label = pl.col(LABEL).cast(pl.Float64).fill_null(float("nan"))
-        chosen = self._log.select(self._key(column), TIME, label).filter(pl.col(column).is_in(wanted))
-        rows = chosen.collect(engine="streaming")
+        amounts = {amount_of(name, self._contract.counters[name]) for name in names}
+        chosen = self._log.select(self._key(column), TIME, *map(_amount, sorted(amounts)))
+        rows = chosen.filter(pl.col(column).is_in(wanted)).collect(engine="streaming")
         key_R = np.array([keys[key] for key in rows[column].to_list()], np.int64)
         key_Q = np.array([keys[key] for key, _ in asked], np.int64)
         instant_Q = np.array([time for _, time in asked], np.int64)
-        time_R = rows[TIME].to_numpy()
-        counted = np.r_[np.ones(len(key_R), bool), np.zeros(len(key_Q), bool)]
-        label_RQ = np.r_[rows[LABEL].to_numpy(), np.full(len(key_Q), np.nan)]
+        return {name: self._at(name, rows, key_R, key_Q, instant_Q) for name in names}
 
-        def at(counter: Counter) -> np.ndarray:
-            mean = self._encoder.snapshot.mean
-            every = running(np.r_[key_R, key_Q], np.r_[time_R, instant_Q], label_RQ, counter, mean, counted)
-            return every[len(key_R) :]
+    def _keyed(self, name: str, asked: Sequence[Asked]) -> np.ndarray:
+        """A counter by columns, or by several ids, at each candidate, float64 [Q], or at each question without them.
 
-        return {name: at(self._contract.counters[name]) for name in names}
+        Ids that the bundle does not know have no such counter.
+        """
+        encoder, counter = self._encoder, self._contract.counters[name]
+        snapshot, sides = encoder.snapshot, self._contract.counter_sides
+        context = [key for key in counter.keys if sides[key] == "context"]
+        frame = self._log.select(
+            self._key(USER),
+            self._key(ITEM),
+            TIME,
+            _amount(amount_of(name, counter)),
+            *(CONTEXT + key for key in context),
+        )
+        of_items = name in self._contract.candidate_counters
+        item_Q = [item for one in asked for item in one.candidates] if of_items else [None] * len(asked)
+        times = [len(one.candidates) if of_items else 1 for one in asked]
+        user_Q = [one.user for one, count in zip(asked, times, strict=True) for _ in range(count)]
+        for key, column, ids in (("user", USER, user_Q), ("item", ITEM, item_Q)):
+            if key in counter.keys:
+                frame = frame.filter(pl.col(column).is_in([one for one in set(ids) if one is not None]))
+        rows = frame.collect(engine="streaming")
+        user_R = encoder.users.encode(rows[USER]).astype(np.int64)
+        item_R = encoder.items.encode(rows[ITEM]).astype(np.int64)
+        others_R = {key: encoder.context[key].encode(rows[CONTEXT + key].rename(key)) for key in context} | {
+            "user": user_R
+        }
+        others_R |= {key: encoder.user_table[key][user_R] for key in counter.keys if sides[key] == "user" != key}
+        user_rows_Q = encoder.users.indices(user_Q)
+        others_Q = {
+            key: np.concatenate([np.repeat(one.columns[key], count) for one, count in zip(asked, times, strict=True)])
+            for key in counter.keys
+            if sides[key] != "item" and key != "user"
+        } | {"user": user_rows_Q}
+        item_rows_Q = encoder.items.indices(item_Q)
+        key_R = snapshot.combined(name, counter, item_R, others_R)
+        key_Q = snapshot.combined(name, counter, item_rows_Q, others_Q)
+        instant_Q = np.repeat([one.time for one in asked], times)
+        unknown_Q = np.zeros(len(key_Q), bool)
+        for key, row_Q in (("user", user_rows_Q), ("item", item_rows_Q)):
+            if key in counter.keys:
+                unknown_Q |= row_Q < FIRST_VALUE
+        return self._at(name, rows, key_R, np.where(unknown_Q, -1, key_Q), instant_Q)
+
+    def _at(
+        self, name: str, rows: pl.DataFrame, key_R: np.ndarray, key_Q: np.ndarray, instant_Q: np.ndarray
+    ) -> np.ndarray:
+        """A counter of these rows at keys and instants, float64 [Q]."""
+        counter = self._contract.counters[name]
+        amount_R, time_R = rows[amount_of(name, counter)].to_numpy(), rows[TIME].to_numpy()
+        every = running(
+            np.r_[key_R, key_Q],
+            np.r_[time_R, instant_Q],
+            np.r_[amount_R, np.full(len(key_Q), np.nan)],
+            counter,
+            self._encoder.snapshot.mean_of(counter),
+            np.r_[np.ones(len(key_R), bool), np.zeros(len(key_Q), bool)],
+        )
+        return every[len(key_R) :]
 
     def _key(self, column: str) -> pl.Expr:
         """The id column in the type that the catalogue has."""
         ids: Vocabulary = self._encoder.items if column == ITEM else self._encoder.users
         return pl.col(column).cast(pl.Int64 if ids.whole_numbers else pl.String)
+
+
+def _amount(column: str) -> pl.Expr:
+    """What a counter adds up, under the name that `amount_of` gives it, NaN where missing."""
+    section, _, name = column.partition("/")
+    raw = {"label": LABEL, "labels": LABELS + name, "numbers": NUMBERS + name}[section]
+    return pl.col(raw).cast(pl.Float64).fill_null(float("nan")).alias(column)
 
 
 @contextmanager

@@ -6,11 +6,13 @@ Shapes: R rows, Q requests: what rows have in common (user, context, history) is
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.number import numbers
 from features.encoding.past import ITEM, TIME
@@ -120,18 +122,26 @@ class RowEncoder:
         user_R = encoder.users.encode(table[USER]).astype(np.int64)
         item_R = encoder.items.encode(table[ITEM]).astype(np.int64)
         moment_R = self._moments(table)
-        shared = {f"user_{name}": encoder.user_table[name][user_R] for name in encoder.user}
-        missing = {}
-        for name in encoder.context:
-            shared[f"context_{name}"], lacking = self._context(name, table, user_R, moment_R)
-            missing[name] = lacking
+        user = {name: encoder.user_table[name][user_R] for name in encoder.user}
+        context, missing = {}, {}
+        for name in encoder.contract.interactions.context:
+            context[name], missing[name] = self._context(name, table, moment_R)
+        parts = encoder.other_parts(user_R, user, context)
+        counted = {
+            name: self._counted(name, one, table, item_R, parts, moment_R)
+            for name, one in {**encoder.context, **encoder.candidate}.items()
+            if name in encoder.contract.counters
+        }
+        context |= {name: counted[name] for name in encoder.context if name in counted}
+        shared = {f"user_{name}": values for name, values in user.items()}
+        shared |= {f"context_{name}": values for name, values in context.items()}
         if self.pasts is not None:
             histories = self.pasts.histories(table[USER], moment_R)
             told_apart = [np.stack([histories.end_R, histories.length_R], axis=1)]
         else:
             histories = self._given(table)
             told_apart = _contents(histories)
-        candidate = {name: self._counted(name, table, item_R) for name in encoder.candidate}
+        candidate = {name: counted[name] for name in encoder.candidate}
         if encoder.relative:
             candidate |= encoded_relative(encoder, candidate, item_R, self.list_numbers(table))
         request_R, first_Q = _distinct([user_R, *shared.values(), *told_apart])
@@ -161,14 +171,9 @@ class RowEncoder:
             )
         return found.to_numpy()
 
-    def _context(
-        self, name: str, table: pl.DataFrame, user_R: np.ndarray, moment_R: np.ndarray
-    ) -> tuple[np.ndarray, int]:
-        """A context column, encoded, and how many rows do not give it."""
+    def _context(self, name: str, table: pl.DataFrame, moment_R: np.ndarray) -> tuple[np.ndarray, int]:
+        """A context column of the log, encoded, and how many rows do not give it."""
         encoder = self.encoder.context[name]
-        if name in self.encoder.snapshot.users:
-            known_R = self.encoder.snapshot.users[name][user_R]
-            return encoder.encode_many(_given_or(table, name, known_R)), 0
         if name in table.columns:
             return encoder.encode(table[name]), table[name].null_count()
         spec = self.encoder.contract.interactions.context[name]
@@ -184,9 +189,19 @@ class RowEncoder:
         found = log_time(moment_R, self.encoder.log_columns[timed], contract)
         return (found if column is None else found.to_frame(timed).select(column).to_series()).rename(name)
 
-    def _counted(self, name: str, table: pl.DataFrame, item_R: np.ndarray) -> np.ndarray:
-        known_R = self.encoder.snapshot.items[name][item_R]
-        return self.encoder.candidate[name].encode_many(_given_or(table, name, known_R))
+    def _counted(
+        self,
+        name: str,
+        encoder: ColumnEncoder,
+        table: pl.DataFrame,
+        item_R: np.ndarray,
+        parts: Mapping[str, np.ndarray],
+        moment_R: np.ndarray,
+    ) -> np.ndarray:
+        """A counter, encoded: as a row says, else as it stood at the end of the log."""
+        snapshot, counter = self.encoder.snapshot, self.encoder.contract.counters[name]
+        known_R = snapshot.values(name, counter, item_R, parts, moment_R)
+        return encoder.encode_many(_given_or(table, name, known_R))
 
     def _given(self, table: pl.DataFrame) -> Histories:
         """Histories of the list columns, cut to their newest events; empty ones without such columns."""

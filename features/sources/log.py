@@ -16,6 +16,7 @@ from features.chunk import (
     ITEM,
     LABEL,
     LABELS,
+    NUMBERS,
     RAW,
     RAW_TIME,
     REQUEST,
@@ -45,8 +46,8 @@ class Log:
 
     Args:
         frame: lazily `_user _item _time` (µs since 1970) `_label _event` and, where declared, `_weight _request
-            _given _split _context.<name> _history.<name> _labels.<name>`, one row a training row. Labels are null in
-            the rows of a test file without them.
+            _given _split _context.<name> _history.<name> _labels.<name> _numbers.<counter>`, one row a training row.
+            Labels, and numbers made of them, are null in the rows of a test file without them.
         path: of its file, for messages.
         rows: how many.
         earlier: further events that are no rows: lazily `_user _item _time _history.<name>`, one frame a table.
@@ -171,7 +172,7 @@ def _test_file(contract: Contract, path: str, train: pl.LazyFrame) -> tuple[pl.L
     if log.candidates is not None and not clicks:
         unknown.add(LABEL)
         lacking |= {name: train_schema[name] for name in (log.candidates.clicked,) if name}
-    targets = {LABELS + name: text for name, text in log.labels.items()}
+    targets = {LABELS + name: text for name, text in log.labels.items()} | _counted_numbers(contract)
     if log.label is not None:
         targets[LABEL] = log.label
     for key, text in targets.items():
@@ -215,6 +216,12 @@ def _under_fixed_names(
             else labelled.expression(f"interactions.labels.{name}", text)
             for name, text in log.labels.items()
         },
+        **{
+            key: pl.lit(None, pl.Float64)
+            if key in lacking.labels
+            else labelled.expression(f"counters.{key.removeprefix(NUMBERS)}.number", text)
+            for key, text in _counted_numbers(contract).items()
+        },
     }
     if log.weight:
         columns[WEIGHT] = pl.col(log.weight)
@@ -224,6 +231,11 @@ def _under_fixed_names(
         columns[GIVEN] = _given(raw, path, contract.history.given)
     there = labelled.frame.collect_schema().names() if raw_columns else []
     return labelled.frame.select(**columns, **{RAW + name: pl.col(name) for name in there if name in raw_columns})
+
+
+def _counted_numbers(contract: Contract) -> dict[str, str]:
+    """What counters add up, by its fixed name."""
+    return {NUMBERS + name: counter.number for name, counter in contract.counters.items() if counter.number is not None}
 
 
 def _given(raw: pl.LazyFrame, path: str, spec: PrecomputedHistory) -> pl.Expr:

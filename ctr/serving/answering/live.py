@@ -28,7 +28,9 @@ class LiveCounters:
     They begin with the state at the end of its log, and take in events after it; before the first of these, rankings
     read the values at the end of the log. An event of the same user, item and time as one of the last ones is a second
     sending and not counted again; events up to the end of the log are in the log. Of users and items that the bundle
-    has no row for nothing is counted. A version that replaces another gets the remembered events too.
+    has no row for nothing is counted. An event knows its user, item, time and label: counters by columns of the
+    request, of numbers and of further labels stay as the log ended. A version that replaces another gets the remembered
+    events too.
 
     Args:
         seconds: between two looks for events.
@@ -110,25 +112,42 @@ class _Version:
     def fold(self, waiting: dict[Key, float], now: int) -> None:
         """Count events after the end of the log, and let the ranker read the values at `now`, µs."""
         after = {key: label for key, label in waiting.items() if key[2] > self._snapshot.newest}
-        counters = self.ranker.encoder.contract.counters
+        counters = self.ranker.encoder.contract.live_counters
         if not counters or not (after or self._begun):
             return
         if not self._begun:
-            mean, states = self._snapshot.mean, self._snapshot.states
-            self._begun = {name: LiveCounter(one, mean, states[name]) for name, one in counters.items()}
+            states, mean_of = self._snapshot.states, self._snapshot.mean_of
+            self._begun = {name: LiveCounter(one, mean_of(one), states[name]) for name, one in counters.items()}
         if after:
             self._count(after)
             self.newest = max(self.newest, *(time for _, _, time in after))
         values = {name: live.values(now).astype(np.float32) for name, live in self._begun.items()}
-        items, users = ({name: values[name] for name in values if counters[name].of == of} for of in ("item", "user"))
-        self.ranker.counters = replace(self._snapshot, items=items, users=users)
+        items, users = (
+            {name: values.get(name, known) for name, known in side.items()}
+            for side in (self._snapshot.items, self._snapshot.users)
+        )
+        self.ranker.counters = replace(self._snapshot, items=items, users=users, instants=dict.fromkeys(values, now))
 
     def _count(self, events: dict[Key, float]) -> None:
         encoder = self.ranker.encoder
         users, items, times = zip(*events, strict=True)
         time_E, label_E = np.array(times, np.int64), np.array(list(events.values()))
         rows = {"user": encoder.users.indices(users), "item": encoder.items.indices(items)}
+        user = {name: encoder.user_table[name][rows["user"]] for name in encoder.user}
+        sides, counters = encoder.contract.counter_sides, encoder.contract.live_counters
+        parts = {"user": rows["user"]} | {key: user[key] for key, side in sides.items() if side == "user" != key}
         for name, live in self._begun.items():
-            row_E = rows[encoder.contract.counters[name].of]
-            known = row_E >= FIRST_VALUE
-            live.add(row_E[known], time_E[known], label_E[known])
+            of = {sides[key] for key in counters[name].keys}
+            known = np.logical_and.reduce([rows[side] >= FIRST_VALUE for side in of])
+            others = {key: values[known] for key, values in parts.items()}
+            row_E = self._rows(name, live, rows["item"][known], others)
+            live.add(row_E, time_E[known], label_E[known])
+
+    def _rows(self, name: str, live: LiveCounter, item_E: np.ndarray, others: dict[str, np.ndarray]) -> np.ndarray:
+        """The rows of events' keys; keys that did not occur before get one."""
+        counter, keys = self.ranker.encoder.contract.counters[name], self._snapshot.keys
+        if name in keys:
+            grown, place = keys[name].with_keys(self._snapshot.combined(name, counter, item_E, others))
+            live.move(place, grown.count)
+            self._snapshot = replace(self._snapshot, keys={**keys, name: grown})
+        return self._snapshot.rows(name, counter, item_E, others)

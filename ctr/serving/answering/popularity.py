@@ -56,13 +56,17 @@ def popularity_answer(ranker: Ranker, body: bytes, limits: Limits) -> Popularity
 def popularity(ranker: Ranker, request: Request) -> np.ndarray | None:
     """Each candidate's popularity, float64 [N]: what the request says of the counter, else the newest that is known.
 
-    The counter is the contract's first rate of items, else its first other counter of items; None where it has none.
+    The counter is the contract's first rate of items, else its first count of them; None where it has none.
 
     Raises:
         ConfigError: ids of another type than the log's.
     """
     contract = ranker.encoder.contract
-    of_items = [name for name, counter in contract.counters.items() if counter.of == "item"]
+    of_items = [
+        name
+        for name, counter in contract.counters.items()
+        if counter.of == "item" and counter.value in ("count", "rate") and counter.label is None
+    ]
     if not of_items:
         return None
     chosen = min(of_items, key=lambda name: contract.counters[name].value != "rate")

@@ -99,7 +99,11 @@ def _compare_scores(answer: LoggedAnswer, ranker: Ranker, shares: Shares) -> Non
 def _asked(answer: LoggedAnswer, ranker: Ranker) -> Asked:
     encoder, where = ranker.encoder, f"request {answer.request!r}"
     user = None if answer.user is None or answer.user_hashed else _id(where, answer.user, encoder.users)
-    return Asked(user, answer.time, tuple(_id(where, item, encoder.items) for item in answer.candidates))
+    sides = encoder.contract.counter_sides
+    inputs = {key: f"{side}_{key}" for key, side in sides.items() if side != "item" and key != "user"}
+    columns = {key: answer.inputs[name].reshape(-1) for key, name in inputs.items() if name in answer.inputs}
+    candidates = tuple(_id(where, item, encoder.items) for item in answer.candidates)
+    return Asked(user, answer.time, candidates, columns)
 
 
 def _id(where: str, text: str, ids: Vocabulary) -> Any:

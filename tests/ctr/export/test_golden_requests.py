@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import polars as pl
 import pytest
 
-from ctr.export.golden_requests import chosen_rows, logged_request, raw_request, replayable
+from ctr.export.golden_requests import LoggedRow, _requests, chosen_rows, logged_request, raw_request, replayable
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.encoding.request import parse_request
+from features.requests.past_columns import RequestEncoder
 from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN
 from tests.features.raw import ROWS, Tables, raw_log
+from tests.features.rich_counters import contract, draw_log, write
 
 BUCKETS = 50_000_000
 QUERY = {"query": {"type": "hashed", "buckets": BUCKETS}}
@@ -70,3 +73,37 @@ def test_an_index_without_an_example_gives_way_in_request_and_case_alike(built: 
     query = request["context"]["query"]
     index = 2 + int.from_bytes(hashlib.sha256(query.encode()).digest()[:8], "big") % BUCKETS
     assert query in {f"q{i}" for i in range(50)} and case.context["query"].tolist() == [index]
+
+
+def test_a_counter_without_a_value_is_0_in_request_and_case_alike(tmp_path: Path) -> None:
+    """A request cannot say that there is none: what it leaves out is read from the bundle."""
+    write(tmp_path, draw_log(1, requests=20))
+    built = build_feature_set(contract(tmp_path), tmp_path / "out").feature_set
+    encoder, without = Encoder.load(built.path), set()
+    for part, rows in enumerate(built.rows("test")):
+        for index in range(len(rows["user"])):
+            stored = logged_request(built, LoggedRow(part, index), np.array([2, 3]))
+            case = replayable(stored, encoder)
+            encoded = encoder.encode_request(parse_request(raw_request(case, encoder), encoder.contract))
+            for name in encoder.contract.counters:
+                side = "candidate" if name in encoder.candidate else "context"
+                before, after = getattr(stored, side)[name], getattr(case, side)[name]
+                if np.isnan(before).any():
+                    without.add(name)
+                    nothing = {**encoder.candidate, **encoder.context}[name].encode_one(0)
+                    assert (after == nothing).all()
+                else:
+                    np.testing.assert_array_equal(after, before)
+                np.testing.assert_allclose(getattr(encoded, side)[name], after, rtol=1e-5, atol=1e-5)
+    assert {"user_item", "user_kind"} <= without
+
+
+def test_where_hours_go_on_a_request_without_a_past_names_its_time(tmp_path: Path) -> None:
+    write(tmp_path, draw_log(1))
+    hours = {"seen": {"of": "item", "value": "since"}}
+    log = {**contract(tmp_path).model_dump()["interactions"], "context": {}}
+    built = build_feature_set(contract(tmp_path, hours, interactions=log), tmp_path / "out").feature_set
+    made = _requests(built, RequestEncoder(Encoder.load(built.path)), np.random.default_rng(0))
+    (alone,) = (request for name, request, _ in made if name == "candidates alone")
+    row = chosen_rows(built)[0]
+    assert alone["time"] == built.rows("test")[row.part]["time"][row.index] / 1_000_000

@@ -79,8 +79,8 @@ def test_further_keys_of_a_counter_begin_as_those_that_they_stand_for() -> None:
     )  # fmt: skip
     grown = state.with_copies(np.array([1, 3, 0, 3]))
     assert grown.count.tolist() == [0, 5, 6, 7, 5, 7, 0, 7] and grown.time.tolist() == [0, 50, 60, 70, 50, 70, 0, 70]
-    assert grown.positives.tolist() == (grown.count / 10).tolist()
-    entries = zip(grown.open_row, grown.open_time, grown.open_count, grown.open_positives, strict=True)
+    assert grown.total.tolist() == (grown.count / 10).tolist()
+    entries = zip(grown.open_row, grown.open_time, grown.open_count, grown.open_total, strict=True)
     before = [(1, 51, 2, 0.2), (2, 61, 4, 0.4), (3, 71, 1, 0.1), (3, 72, 3, 0.3)]
     copied = [(4, 51, 2, 0.2), (5, 71, 1, 0.1), (5, 72, 3, 0.3), (7, 71, 1, 0.1), (7, 72, 3, 0.3)]
     assert sorted(entries) == [*before, *copied]

@@ -11,16 +11,11 @@ from hypothesis import strategies as st
 
 from features.contract.log import Counter
 from features.point_in_time.counters import final, running
-from tests.features.counter_state import CounterState
+from tests.features.counter_state import CounterState, every_counter
 
 HOUR = 3_600_000_000
 PERIOD = {"event": 1, "hour": HOUR, "day": 24 * HOUR}
-COUNTERS = [
-    Counter(of="item", value=value, as_of=as_of, half_life=half_life, prior=3.0)
-    for value in ("count", "rate")
-    for as_of in ("event", "hour", "day")
-    for half_life in (None, "2h", "3d")
-]
+COUNTERS = every_counter()
 rows = st.lists(
     st.tuples(
         st.integers(2, 5), st.integers(0, 60).map(lambda step: step * HOUR // 3), st.integers(0, 1), st.booleans()
@@ -43,9 +38,17 @@ def literal(log: list[tuple[Any, ...]], counter: Counter, mean: float) -> list[f
         before = [(at, label) for other, at, label, counted in log if counted and other == key and at < instant]
         weights = [2 ** (-(instant - at) / counter.half_life) if counter.half_life else 1.0 for at, _ in before]
         count = sum(weights)
-        positives = sum(weight * label for weight, (_, label) in zip(weights, before, strict=True))
-        rate = (positives + counter.prior * mean) / (count + counter.prior)
-        result.append(count if counter.value == "count" else rate)
+        total = sum(weight * label for weight, (_, label) in zip(weights, before, strict=True))
+        times = sorted(at for at, _ in before)
+        values = {
+            "count": count,
+            "rate": (total + counter.prior * mean) / (count + counter.prior),
+            "sum": total,
+            "mean": total / count if before else np.nan,
+            "age": (instant - times[0]) / HOUR if before else np.nan,
+            "since": (instant - times[-1]) / HOUR if before else np.nan,
+        }
+        result.append(values[counter.value])
     return result
 
 
@@ -105,7 +108,7 @@ def test_kept_up_event_by_event_it_is_the_same(log: list[tuple[Any, ...]], count
         online.append(state.value(int(key[r]), int(time[r])))
     np.testing.assert_allclose(offline, online, rtol=1e-9, atol=1e-12)
     # As stored: sums of whole numbers are exact, faded ones may fall on either side of a rounding.
-    stored, served = offline.astype(np.float32), np.array(online, np.float32)
+    stored, served = np.nan_to_num(offline).astype(np.float32), np.nan_to_num(np.array(online, np.float32))
     np.testing.assert_array_max_ulp(stored, served, maxulp=1 if counter.half_life else 0)
 
 
@@ -124,9 +127,9 @@ def test_the_end_of_the_log_is_all_of_it(log: list[tuple[Any, ...]], counter: Co
 def test_a_key_without_rows_has_the_mean() -> None:
     nothing = np.zeros(0, np.int64)
     for counter in COUNTERS:
-        fresh = 0.0 if counter.value == "count" else 0.3
-        assert final(nothing, nothing, nothing, counter, 0.3, keys=3, newest=5).tolist() == [fresh] * 3
-        assert CounterState(counter, 0.3).value("new", 5) == fresh
+        fresh = {"count": 0.0, "sum": 0.0, "rate": 0.3}.get(counter.value, np.nan)
+        found = final(nothing, nothing, nothing, counter, 0.3, keys=3, newest=5)
+        np.testing.assert_array_equal([*found, CounterState(counter, 0.3).value("new", 5)], [fresh] * 4)
 
 
 def test_a_long_log_neither_overflows_nor_forgets() -> None:
@@ -177,3 +180,28 @@ def test_rows_of_one_request_ask_at_its_instant_and_count_at_their_own() -> None
     count = Counter(of="item", value="count")
     # The third row belongs to the request that began at 20; the fourth sees it at its own time, 21.
     assert running(key, time, label, count, 0.5, instant_R=instant).tolist() == [0, 1, 1, 3]
+
+
+def test_numbers_and_hours_by_hand() -> None:
+    key, time = np.array([3, 3, 3, 8, 3]), np.array([0, HOUR, HOUR, 3 * HOUR, 4 * HOUR])
+    number = np.array([4.0, np.nan, -1.0, 5.0, 2.0])
+    by_value = {
+        "sum": [0, 4, 4, 0, 3],
+        "mean": [np.nan, 4, 4, np.nan, 1.5],
+        "age": [np.nan, 1, 1, np.nan, 4],
+        # The row without a number was shown all the same.
+        "since": [np.nan, 1, 1, np.nan, 3],
+    }
+    for value, wanted in by_value.items():
+        counter = Counter(of="item", value=value, number="x" if value in ("sum", "mean") else None)
+        np.testing.assert_array_equal(running(key, time, number, counter, 0.5), wanted, err_msg=value)
+    # At four hours the first weighs 1/16 and the third 1/8.
+    fading = Counter(of="item", value="mean", number="x", half_life="1h")
+    assert running(key, time, number, fading, 0.5)[4] == pytest.approx((4 / 16 - 1 / 8) / (1 / 16 + 1 / 8))
+
+
+def test_a_mean_outlives_its_weights() -> None:
+    """After 5,000 half-lives nothing weighs anything, and the mean is what it was."""
+    counter = Counter(of="item", value="mean", number="x", half_life="1m")
+    time = np.array([0, 0, 5_000 * 60_000_000])
+    assert running(np.full(3, 2), time, np.array([1.0, 2.0, 9.0]), counter, 0.5)[2] == 1.5

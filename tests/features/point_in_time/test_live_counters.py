@@ -5,7 +5,6 @@ The log is cut at an instant: the state there, and the events after it, in place
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,11 @@ from features.encoding.snapshot import Snapshot
 from features.point_in_time.counters import running, state
 from features.point_in_time.live_counters import LiveCounter
 from tests.features.counter_state import CounterState as InPython
+from tests.features.counter_state import every_counter
 
 HOUR = 3_600_000_000
 MEAN, KEYS = 0.3, 7
-COUNTERS = [
-    Counter(of="item", value=value, as_of=as_of, half_life=half_life, prior=3.0)
-    for value, as_of, half_life in product(("count", "rate"), ("event", "hour", "day"), (None, "2h", "3d"))
-]
+COUNTERS = every_counter()
 START = 470_000 * HOUR  # of a log of our time, on a full hour: some events are where an hour begins
 rows = st.lists(
     st.tuples(st.integers(2, 5), st.integers(0, 90), st.sampled_from([0.0, 1.0, np.nan])), min_size=1, max_size=40
@@ -126,6 +123,7 @@ def test_the_state_it_begins_with_is_not_changed() -> None:
     live = LiveCounter(counter, MEAN, begun)
     live.add(*columns([(3, 9, 1.0)]))
     assert live.values(START + 50 * HOUR)[3] == 2
+    live.move(np.arange(KEYS) + 1, KEYS + 1)
     np.testing.assert_array_equal(begun.count, before[0])
     np.testing.assert_array_equal(begun.time, before[1])
 
@@ -149,3 +147,20 @@ def test_states_come_back_as_they_were_saved(tmp_path: Any) -> None:
     for name, one in states.items():
         for part, values in vars(one).items():
             np.testing.assert_array_equal(getattr(found.states[name], part), values, err_msg=f"{name} {part}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows, st.integers(0, 90), st.sampled_from(COUNTERS), st.randoms(use_true_random=False))
+def test_keys_may_get_other_rows_at_any_time(
+    log: list[tuple[Any, ...]], cut: int, counter: Counter, random: Any
+) -> None:
+    key, time, label = every = columns(log)
+    before = time <= START + cut * (HOUR // 3)
+    live = at_the_cut((key[before], time[before], label[before]), counter)
+    live.add(key[~before], time[~before], label[~before])
+    place = np.array(random.sample(range(KEYS + 3), KEYS))
+    live.move(place, KEYS + 3)
+    instant = START + 160 * HOUR
+    np.testing.assert_allclose(live.values(instant)[place], whole(every, counter, instant), rtol=1e-9, atol=1e-12)
+    others = np.setdiff1d(np.arange(KEYS + 3), place)
+    np.testing.assert_allclose(live.values(instant)[others], whole(columns([]), counter, instant)[:3], rtol=1e-9)

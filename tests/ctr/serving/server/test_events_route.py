@@ -42,7 +42,7 @@ def rated(snapshot: Snapshot, row: int) -> tuple[float, float]:
     newest = state.open_row == row  # those of the log's last microsecond
     return (
         float(state.count[row] + state.open_count[newest].sum()),
-        float(state.positives[row] + state.open_positives[newest].sum()),
+        float(state.total[row] + state.open_total[newest].sum()),
     )
 
 
