@@ -27,7 +27,7 @@ class ModelConfig(Settings):
     )
     evidence_values: PositiveInt = Field(4, description="values of an event in each evidence head")
     match_features: bool = Field(False, description="highest and mean cosines between target and history")
-    tower: Literal["quadratic", "linear", "mlp", "factorized", "cross", "two_streams"] = "quadratic"
+    tower: Literal["quadratic", "linear", "mlp", "factorized", "cross", "two_streams", "none"] = "quadratic"
     layers: PositiveInt = Field(2, description="quadratic or cross layers L")
     rows: PositiveInt = Field(2, description="linear rows R in each quadratic layer")
     merge_rows: bool = Field(
@@ -38,6 +38,15 @@ class ModelConfig(Settings):
     cross_cells: NonNegativeInt = Field(
         0, description="a weight for each pair of a context and an item value, of column pairs with at most so many"
     )
+    base: Literal["none", "boosting"] = Field(
+        "none",
+        description="boosting: the logit of trees on tabular features (ctr/trees), to which the tower's is added",
+    )
+    trees: PositiveInt = Field(500, description="most trees; the validation rows choose how many count")
+    tree_rate: PositiveFloat = Field(0.05, description="learning rate of the trees")
+    tree_leaves: int = Field(15, ge=2, description="most leaves of a tree")
+    tree_l2: NonNegativeFloat = Field(1.0, description="L2 on the values of leaves")
+    tree_patience: PositiveInt = Field(30, description="trees without improvement before growing stops")
     dropout: float = Field(0.1, ge=0, le=0.99, description="chance that training drops a value")
     use_history: bool = Field(True, description="false: the target-only control")
     use_user_id: bool = Field(False, description="embed the user id; overfits where users are seen rarely")
@@ -49,12 +58,18 @@ class ModelConfig(Settings):
     def _parts_fit(self) -> ModelConfig:
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks: a label is named twice in {', '.join(self.tasks)}")
+        if self.tower == "none" and self.base == "none":
+            raise ValueError("tower: none leaves nothing that predicts; set base: boosting, or another tower")
+        if self.tower == "none" and self.tasks:
+            raise ValueError(
+                f"tasks: trees predict the click alone, not {self.tasks[0]!r}; set tower to another than none"
+            )
         return self
 
     @property
     def compares(self) -> bool:
         """Whether cosines between target and history are needed."""
-        return self.use_history and bool(self.match_features or self.evidence_heads)
+        return self.use_history and bool(self.match_features or self.evidence_heads or self.base == "boosting")
 
 
 class TrainConfig(Settings):

@@ -13,7 +13,7 @@ FOLDERS = sorted({path.parent for path in (*MODULES, *MEASURING, *(ROOT / "tools
 # Packages of a floor in the order in which data moves: one imports only those before it, and the floor's own files.
 FLOORS = {
     "features": "contract store sources encoding checks fitting point_in_time requests vectors monitor build",
-    "ctr": "data kernels history towers model evaluation training serving export diagnosis reporting",
+    "ctr": "data kernels history trees towers model evaluation training serving export diagnosis reporting",
     "pipelines": "project job tune study inspect report serving cli",
 }
 # Beside the path of the data: only `pipelines` imports these, and of their floor they import its own files and `also`.

@@ -33,8 +33,29 @@ def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) ->
                 buffer.normal_(std=0.1)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
+    plant_trees(model, seed)
     model.attach(frozen_tables(feature_set))
     return model.eval()
+
+
+def plant_trees(model: ClickModel, seed: int = 0) -> None:
+    """Give a model random trees, where it has any: each asks two features of a row, drawn at random."""
+    if model.trees is None:
+        return
+    draw, trees = np.random.default_rng(seed), min(model.config.trees, 40)
+    names = ("value", "feature_idx", "num_threshold", "missing_go_to_left", "left", "right", "is_leaf")
+    dtype = list(zip(names, ("<f8", "<i8", "<f8", "u1", "<u4", "<u4", "u1"), strict=True))
+    grown = []
+    for _ in range(trees):
+        nodes = np.zeros(5, dtype)
+        nodes["feature_idx"] = draw.integers(model.trees.features.width, size=5)
+        nodes["num_threshold"] = draw.choice([0.5, -0.25, 0.1], size=5) + 0.01 * draw.normal(size=5)
+        nodes["missing_go_to_left"] = draw.integers(2, size=5)
+        nodes["value"] = 0.3 * draw.normal(size=5)
+        nodes["is_leaf"] = [0, 1, 0, 1, 1]
+        nodes["left"], nodes["right"] = [1, 0, 3, 0, 0], [2, 0, 4, 0, 0]
+        grown.append(nodes)
+    model.trees.ensemble.set(grown, baseline=-0.4)
 
 
 def raw_contract(root: Path) -> Contract:

@@ -83,6 +83,8 @@ def explain(model: ClickModel, tables: FrozenTables, request: RowRequest) -> lis
 
 def _weights(model: ClickModel, batch: Batch) -> Tensor:
     """Weights of the history's events for each candidate, float32 [N, S]; zeros if the model has no attention."""
+    if not model.readers():
+        return torch.zeros(len(batch), batch.history_BS.shape[1])
     past: TargetHistory = model.history(batch)
     for reader in (model.attention, model.evidence):
         if (weigh := getattr(reader, "weights", None)) is not None:
@@ -97,7 +99,7 @@ def _without_row_field(model: ClickModel, batch: Batch) -> Iterator[tuple[str, B
         yield one.name, replace(batch, context=batch.context | {one.name: _blank(one, batch.context[one.name])})
     for one in schema.candidate:
         yield one.name, replace(batch, candidate=batch.candidate | {one.name: _blank(one, batch.candidate[one.name])})
-    if model.readers():
+    if model.reads_history:
         nothing = torch.zeros_like(batch.history_BS)
         none = {name: torch.zeros_like(values) for name, values in batch.events.items()}
         yield "history", replace(batch, history_BS=nothing, events=none)

@@ -119,7 +119,7 @@ def _sample(feature_set: FeatureSet, split: SplitName, seed: int) -> list[Batch]
 @torch.inference_mode()
 def _logits(model: ClickModel, batches: Sequence[Batch]) -> np.ndarray:
     """Logits of all rows, float64 [N]."""
-    device = next(model.parameters()).device
+    device = model.calibrator.slope.device
     return np.concatenate([model(batch.to(device)).double().cpu().numpy() for batch in batches])
 
 

@@ -19,6 +19,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ctr.export.folding.trees import tree_translation
 from ctr.export.scoring.scoring_graph import ScoringGraph
 from ctr.export.serving_graph import ItemGraph, RequestGraph
 from ctr.serving.bundle import (
@@ -180,6 +181,7 @@ def _trace(
             input_names=list(examples),
             output_names=list(outputs),
             dynamic_shapes=(tuple(axes),),
+            custom_translation_table=tree_translation(graph),
             verbose=False,
         )
     assert program is not None

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr.export.folding.item_columns import ItemColumns, Past
+from ctr.export.folding.trees import FoldedTrees
 from ctr.export.precision.tables import Block
 from ctr.history.sparse_attention import SparseTargetAttention
 from ctr.history.target_history import RequestHistory
@@ -34,7 +36,8 @@ class RequestGraph(nn.Module):
 
     Folded into tensors: the representation of every item (one gather replaces all item columns and vectors), the two
     matrix products of the attention, the rows and the batch norm of each quadratic layer. User, context and history
-    are computed once a request, as is the context's part of the first quadratic layer.
+    are computed once a request, as is the context's part of the first quadratic layer. Trees read the same inputs, the
+    columns of an item from the item table.
 
     Inputs, positional, in the order of `input_names`:
 
@@ -63,26 +66,28 @@ class RequestGraph(nn.Module):
         super().__init__()
         self.register_buffer("item_table", item_table(model))
         self.register_buffer("item_delta", torch.zeros_like(self.item_table[:1]))
-        # Of a row of the item table: x, the item's place in each similarity space, its crossed columns.
+        # Of a row of the item table: x, the item's place in each similarity space, what is crossed, what trees read.
         self.widths = (model.item_encoder.width, *(model.spaces.widths if model.spaces is not None else ()))
         self.crosses = None if model.crosses is None else _frozen(model.crosses)
         self.widths += () if model.crosses is None else (model.crosses.width,)
+        self.trees = None if model.trees is None else FoldedTrees(model.trees)
+        self.widths += () if self.trees is None else (self.trees.features.item_width,)
         self.unit_spaces = model.spaces.unit_spaces if model.spaces is not None else 0
         self.sizes = model.spaces.sizes if model.spaces is not None else ()
         # What may lose bits in a variant: neither indices nor crossed columns.
         compared = 1 + self.unit_spaces
-        self.table_blocks = [Block(width, place >= compared) for place, width in enumerate(self.widths)]
+        self.table_blocks = [Block(width, place >= compared) for place, width in enumerate(self.widths) if width]
         self.context_encoder = _frozen(model.context_encoder)
         self.candidate_encoder = _frozen(model.candidate_encoder)
         self.event_encoder = _frozen(model.event_encoder)
         self.readers = nn.ModuleList(_folded_reader(reader) for reader in model.readers())
-        self.tower = _folded_tower(model.network, model.context_encoder.width)
+        self.tower = None if model.network is None else _folded_tower(model.network, model.context_encoder.width)
         self.calibrators = nn.ModuleList(_frozen(one) for one in (model.calibrator, *model.task_calibrators))
         self.output_names = (SCORE, *(f"{SCORE}_{name}" for name in model.config.tasks))
         user = [f"user_{field.name}" for field in model.user_fields]
         context = [f"context_{field.name}" for field in model.context_fields]
         events = [f"history_{field.name}" for field in model.event_fields]
-        history = ["history_item", *events] if self.readers else []
+        history = ["history_item", *events] if model.reads_history else []
         candidate = [f"candidate_{field.name}" for field in model.schema.candidate]
         lengths = (0, len(user) + len(context), len(history), len(candidate))
         self.bounds = tuple(itertools.accumulate(lengths))
@@ -91,19 +96,41 @@ class RequestGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Calibrated probabilities, float32 [N] each, in the order of `output_names`."""
         context, events, numbers = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        target_ND, *target_units = self.rows(inputs[-1]).split(self.widths, dim=-1)
-        codes = [] if self.crosses is None else [target_units.pop()]
+        target = self.columns(self.rows(inputs[-1]))
+        past = self._past(events[0], events[1:]) if events else None
+        logits = [] if self.tower is None else self._tower_logits(self.tower, context, numbers, target, past)
+        if self.trees is not None:
+            of_trees = None if past is None else RequestHistory(*self.trees.compared(target, past), self.sizes)
+            base_N = self.trees(context, numbers, target.of_trees, of_trees)
+            logits = [base_N + logits[0] if logits else base_N, *logits[1:]]
+        pairs = zip(self.calibrators, logits, strict=True)
+        return tuple(probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
+
+    def columns(self, rows: Tensor) -> ItemColumns:
+        """Rows of the item table, [..., D + W], as what they are made of."""
+        x, *others = rows.split(self.widths, dim=-1)
+        of_trees = others.pop() if self.trees is not None else None
+        crossed = others.pop() if self.crosses is not None else None
+        return ItemColumns(x, others[: self.unit_spaces], others[self.unit_spaces :], crossed, of_trees)
+
+    def _tower_logits(
+        self,
+        tower: nn.Module,
+        context: Sequence[Tensor],
+        numbers: Sequence[Tensor],
+        target: ItemColumns,
+        past: Past | None,
+    ) -> list[Tensor]:
         blocks = [self.candidate_encoder(numbers)] if numbers else []
-        blocks.append(target_ND)
-        if self.readers:
-            history = self._history(target_ND, target_units, events[0], events[1:])
+        blocks.append(target.x)
+        if self.readers and past is not None:
+            history = self._history(target, past)
             blocks += [reader(history) for reader in self.readers]
         context_1C = self.context_encoder(context) if self.context_encoder.width else None
-        logits_NH = self.tower(context_1C, torch.cat(blocks, dim=-1))
+        logits_NH: Tensor = tower(context_1C, torch.cat(blocks, dim=-1))
         if self.crosses is not None:
-            logits_NH = logits_NH + self.crosses(context, *codes)
-        pairs = zip(self.calibrators, logits_NH.unbind(dim=-1), strict=True)
-        return tuple(probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
+            logits_NH = logits_NH + self.crosses(context, target.crossed)
+        return list(logits_NH.unbind(dim=-1))
 
     def rows(self, item_R: Tensor) -> Tensor:
         """Rows of the item table and, from its length on, of the delta, float32 [R, D + W]."""
@@ -112,19 +139,19 @@ class RequestGraph(nn.Module):
         later = F.embedding((item_R - items).clamp(min=0), self.item_delta)
         return torch.where((item_R < items).unsqueeze(-1), exported, later)
 
-    def _history(
-        self, target_ND: Tensor, target_units: Sequence[Tensor], item_H: Tensor, events: Sequence[Tensor]
-    ) -> RequestHistory:
+    def _past(self, item_H: Tensor, events: Sequence[Tensor]) -> Past:
         # One padding event in front, which no reader counts: so a history of length 0 has a position too.
         item_H, *events = (F.pad(column, (1, 0)) for column in (item_H, *events))
-        history_HD, *history_units = self.rows(item_H).split(self.widths, dim=-1)
-        history_units = history_units[: len(target_units)]
-        mask_1H = (item_H != PADDING).to(history_HD.dtype).unsqueeze(0)
-        columns = [column.unsqueeze(0) for column in events]
-        events_1HE = self.event_encoder(columns) if self.event_encoder.width else None
-        pairs = list(zip(target_units, history_units, strict=True))
-        unit_vectors, indices = pairs[: self.unit_spaces], pairs[self.unit_spaces :]
-        return RequestHistory(target_ND, history_HD, mask_1H, columns, events_1HE, unit_vectors, indices, self.sizes)
+        items = self.columns(self.rows(item_H))
+        mask_1H = (item_H != PADDING).to(items.x.dtype).unsqueeze(0)
+        return Past(items, mask_1H, [column.unsqueeze(0) for column in events])
+
+    def _history(self, target: ItemColumns, past: Past) -> RequestHistory:
+        events_1HE = self.event_encoder(past.events) if self.event_encoder.width else None
+        unit_vectors, indices = target.pairs(past.items)
+        return RequestHistory(
+            target.x, past.items.x, past.mask, past.events, events_1HE, unit_vectors, indices, self.sizes
+        )
 
 
 class ItemGraph(nn.Module):
@@ -137,7 +164,8 @@ class ItemGraph(nn.Module):
         vector_<set>…      float32 [M, width], zeros where an item has none
         present_<set>…     bool [M], whether the item has a vector
 
-    The output, `row`, is float32 [M, D + W]: x, then the item's place in each similarity space.
+    The output, `row`, is float32 [M, D + W]: x, then the item's place in each similarity space, what is crossed, and
+    what trees read. Only what the model reads is an input.
 
     Args:
         model: a trained model. It is copied, never changed.
@@ -147,7 +175,8 @@ class ItemGraph(nn.Module):
 
     def __init__(self, model: ClickModel) -> None:
         super().__init__()
-        self.encoder = _frozen(model.item_encoder)
+        self.encoder = None if model.network is None else _frozen(model.item_encoder)
+        self.trees = None if model.trees is None else model.trees.features
         self.spaces = model.spaces
         self.crosses = None if model.crosses is None else _frozen(model.crosses)
         columns = [f"item_{field.name}" for field in model.schema.item]
@@ -162,9 +191,10 @@ class ItemGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Rows of the item table, float32 [M, D + W]."""
         columns, vectors, present = (inputs[start:stop] for start, stop in pairwise(self.bounds))
-        blocks = [self.encoder(columns, vectors, present)]
+        blocks = [self.encoder(columns, vectors, present)] if self.encoder is not None else []
         blocks += self.spaces(columns, vectors).columns if self.spaces is not None else []
         blocks += [self.crosses.indices(columns, blocks[0])] if self.crosses is not None else []
+        blocks += [self.trees.item_block(columns)] if self.trees is not None else []
         return torch.cat(blocks, dim=-1)
 
 
@@ -303,7 +333,7 @@ def item_table(model: ClickModel) -> Tensor:
     Args:
         model: its tables attached.
     """
-    device = next(model.parameters()).device
+    device = model.calibrator.slope.device
     rows = torch.arange(model.schema.items, device=device)
     return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
 

@@ -25,6 +25,7 @@ from ctr.model.event_encoder import EventEncoder
 from ctr.model.outputs import Outputs
 from ctr.towers import make_tower
 from ctr.towers.cross_tables import WideCrosses
+from ctr.trees.tree_base import TreeBase
 from features.errors import ConfigError
 from features.store.schema import PADDING, UNKNOWN, Schema
 
@@ -33,12 +34,13 @@ class ClickModel(nn.Module):
     """Click logits from a user's context, the target item and the user's history.
 
         x_i = item columns and projected vectors;  o = attention(x_t, history);
-        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features]) + crosses
+        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features]) + crosses + trees
 
     With the defaults it is the Quadratic Interest Network (arXiv 2504.17699): sparse target attention and a quadratic
     tower. A batch names items by row; `attach` gives the model the tables to look them up in. Each distinct item of a
     batch is encoded once, however often it is a target or in a history. Further labels of a row (`tasks`: like, long
-    view) share all but the last linear function, each with a logit and a calibration of its own.
+    view) share all but the last linear function, each with a logit and a calibration of its own. With `base: boosting`
+    the click's logit starts from that of trees, which are grown before; with `tower: none` it is theirs alone.
 
     Args:
         config: sizes and parts. `use_history: false` leaves out all that reads the history.
@@ -65,29 +67,32 @@ class ClickModel(nn.Module):
         self.context_fields = schema.context
         self.event_fields = schema.event if config.use_history else ()
         width = config.embedding_dim
-        self.item_encoder = ItemEncoder(schema.item, schema.vectors, config)
-        self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields], width)
-        self.candidate_encoder = FieldEncoder(schema.candidate, width)
-        self.event_encoder = EventEncoder(() if config.attention == "none" else self.event_fields, width)
+        # Trees alone read no embedding.
+        tower = config.tower != "none"
+        self.item_encoder = ItemEncoder(schema.item if tower else (), schema.vectors if tower else (), config)
+        self.context_encoder = FieldEncoder([*self.user_fields, *self.context_fields] if tower else (), width)
+        self.candidate_encoder = FieldEncoder(schema.candidate if tower else (), width)
+        read = tower and config.attention != "none"
+        self.event_encoder = EventEncoder(self.event_fields if read else (), width)
         self.spaces = SimilaritySpaces(schema) if config.compares else None
         kinds = len(self.spaces.names) if self.spaces is not None else 0
         item, event = self.item_encoder.width, self.event_encoder.width
-        self.attention = make_attention(config, item, event, schema.history_max_len)
+        self.attention = make_attention(config, item, event, schema.history_max_len) if tower else None
         self.evidence = (
             EvidenceHeads(self.event_fields, kinds, item, config.evidence_heads, config.evidence_values, width)
-            if config.use_history and config.evidence_heads
+            if tower and config.use_history and config.evidence_heads
             else None
         )
         # Without anything to compare by, what needs it is left out.
-        compares = config.use_history and kinds > 0
+        compares = tower and config.use_history and kinds > 0
         self.match = MatchFeatures(kinds) if compares and config.match_features else None
         widths = [*self.context_encoder.widths, *self.candidate_encoder.widths, *self.item_encoder.widths]
         widths += [reader.width for reader in self.readers()]
-        self.network = make_tower(config, widths)
-        crosses = WideCrosses(
-            [*self.user_fields, *self.context_fields], schema.item, config.cross_cells, 1 + len(config.tasks)
-        )
+        self.network = make_tower(config, widths) if tower else None
+        cells = config.cross_cells if tower else 0
+        crosses = WideCrosses([*self.user_fields, *self.context_fields], schema.item, cells, 1 + len(config.tasks))
         self.crosses = crosses if crosses.width else None
+        self.trees = TreeBase(config, schema, self.spaces) if config.base == "boosting" else None
         self.calibrator = Calibrator()
         self.task_calibrators = nn.ModuleList(Calibrator() for _ in config.tasks)
 
@@ -95,13 +100,18 @@ class ClickModel(nn.Module):
         """What reads the history, in the order of the tower's input."""
         return [one for one in (self.attention, self.evidence, self.match) if one is not None]
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether a score depends on the user's past."""
+        return bool(self.readers()) or (self.trees is not None and self.trees.features.past)
+
     def attach(self, tables: FrozenTables) -> None:
         """Give the model its frozen tables, on its own device; they are not part of its `state_dict`.
 
         Raises:
             DataError: a table is missing or has another number of rows than the schema says.
         """
-        self.tables = TableBuffers(tables, self.schema, self.user_fields, next(self.parameters()))
+        self.tables = TableBuffers(tables, self.schema, self.user_fields, self.calibrator.slope)
 
     def forward(self, batch: Batch) -> Tensor:
         """Click logits [B], calibrated in evaluation. Raises ConfigError for a training batch of one row."""
@@ -109,18 +119,23 @@ class ClickModel(nn.Module):
 
     def outputs(self, batch: Batch) -> Outputs:
         """All logits, calibrated in evaluation. Raises ConfigError as `forward`."""
-        history = self.history(batch)
-        blocks = [self._context(batch)] if self.context_encoder.width else []
-        if self.candidate_encoder.width:
-            blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
-        logits_BH: Tensor = self.network(torch.cat([*blocks, history.target_RD, *self.read(history)], dim=-1))
-        if self.crosses is not None:
-            logits_BH = logits_BH + self._crossed(batch)
-        click_B, *others = logits_BH.unbind(dim=-1)
+        logits = [] if self.network is None else list(self._tower_logits(self.network, batch).unbind(dim=-1))
+        if self.trees is not None:
+            base_B = self.trees(batch, self.tables)
+            logits = [base_B + logits[0] if logits else base_B, *logits[1:]]
+        click_B, *others = logits
         if self.training:
             return Outputs(click_B, dict(zip(self.config.tasks, others, strict=True)))
         tasks = zip(self.calibrators().items(), others, strict=True)
         return Outputs(self.calibrator(click_B), {name: calibrate(logit_B) for (name, calibrate), logit_B in tasks})
+
+    def _tower_logits(self, network: nn.Module, batch: Batch) -> Tensor:
+        history = self.history(batch)
+        blocks = [self._context(batch)] if self.context_encoder.width else []
+        if self.candidate_encoder.width:
+            blocks.append(self.candidate_encoder([batch.candidate[field.name] for field in self.schema.candidate]))
+        logits_BH: Tensor = network(torch.cat([*blocks, history.target_RD, *self.read(history)], dim=-1))
+        return logits_BH if self.crosses is None else logits_BH + self._crossed(batch)
 
     def calibrators(self) -> dict[str, Calibrator]:
         """The calibration of each further label, by name."""
@@ -142,17 +157,18 @@ class ClickModel(nn.Module):
         return [reader(history) for reader in self.readers()]
 
     def item_rows(self, rows_U: Tensor) -> Tensor:
-        """Rows [U, D + W] of the item table: x, similarity spaces, crossed columns; the padding row is zeros."""
+        """Rows [U, D + W] of the item table: x, similarity spaces, crossed columns, what trees read; padding: zeros."""
         columns, vectors = self.tables.item_columns(rows_U), self.tables.vectors(rows_U)
         found = self.encoded_items(columns, vectors, self.tables.present(rows_U))
         return found.masked_fill((rows_U == PADDING).unsqueeze(-1), 0)
 
     def encoded_items(self, columns: Sequence[Tensor], vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         """Item columns, vectors and their presence to rows of the item table, [U, D + W]."""
-        compared = self.spaces(columns, vectors).columns if self.spaces is not None else []
-        x_UD = self.item_encoder(columns, vectors, present)
-        crossed = [self.crosses.indices(columns, x_UD)] if self.crosses is not None else []
-        return torch.cat([x_UD, *compared, *crossed], dim=-1)
+        blocks = [self.item_encoder(columns, vectors, present)] if self.network is not None else []
+        blocks += self.spaces(columns, vectors).columns if self.spaces is not None else []
+        blocks += [self.crosses.indices(columns, blocks[0])] if self.crosses is not None else []
+        blocks += [self.trees.features.item_block(columns)] if self.trees is not None else []
+        return torch.cat(blocks, dim=-1)
 
     def gates(self, rows_U: Tensor) -> Tensor | None:
         """How much each vector set counts for these items, [U, sets] from 0 to 2; None without `vector_gate`."""
@@ -176,7 +192,7 @@ class ClickModel(nn.Module):
     def _crossed(self, batch: Batch) -> Tensor:
         assert self.crosses is not None
         columns = self.tables.item_columns(batch.items_U, batch.item_versions_U)
-        index_UF = self.crosses.indices(columns, next(self.parameters()))
+        index_UF = self.crosses.indices(columns, self.calibrator.slope)
         user = self.tables.user_columns(batch.user_B, batch.user_versions_B)
         context = [*user, *(batch.context[one.name] for one in self.context_fields)]
         crossed_BH: Tensor = self.crosses(context, F.embedding(batch.target_B, index_UF))

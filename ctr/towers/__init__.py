@@ -19,7 +19,7 @@ def make_tower(config: ModelConfig, widths: Sequence[int]) -> nn.Module:
     """A fresh tower, `forward(z [B, X]) -> logits [B, H]`: one of a click, and one of each further task of the config.
 
     Args:
-        config: its kind and sizes.
+        config: its kind, which is not `none`, and sizes.
         widths: of the blocks that z is made of, in order; they sum to X.
     """
     width, heads = sum(widths), 1 + len(config.tasks)
@@ -36,3 +36,5 @@ def make_tower(config: ModelConfig, widths: Sequence[int]) -> nn.Module:
             return CrossNetwork(width, config.layers, config.hidden, config.dropout, heads)
         case "two_streams":
             return TwoStreams(width, config.hidden, config.dropout, heads)
+        case "none":
+            raise ValueError("tower: none has no tower to make")

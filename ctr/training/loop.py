@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +72,7 @@ def fit(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     progress: Progress = show_progress,
     resume: bool = False,
+    base: Mapping[SplitName, np.ndarray] | None = None,
 ) -> FitResult:
     """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
@@ -87,6 +89,7 @@ def fit(
         on_evaluation: called after each evaluation, once it is saved; may raise StopTraining.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
+        base: logits of trees that the network starts from, of the training and validation rows; None without trees.
 
     Raises:
         ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
@@ -97,8 +100,9 @@ def fit(
     """
     started = time.monotonic()
     device = _device(config.device)
-    train = _training_rows(feature_set, config)
-    valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
+    base = base or {}
+    train = _training_rows(feature_set, config, base.get("train"))
+    valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS), base=base.get("valid"))
     weights = row_weights(feature_set, "valid")
     if config.metric == "gauc_by_samples":
         _require_ranked_users(valid)
@@ -198,14 +202,14 @@ def predict(
         device: where to score; the model is moved there. Default: where it is.
     """
     if device is None:
-        device = next(model.parameters()).device
+        device = _device_of(model)
     return _score(model.to(device), Loader(feature_set, split, batch_size), device)
 
 
 def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) -> dict[str, np.ndarray]:
     """Probabilities of the further labels that a model predicts, by label: as `predict`, in one pass for all."""
     loader = Loader(feature_set, split, SCORING_ROWS)
-    device = next(model.parameters()).device
+    device = _device_of(model)
     model.eval()
     found: dict[str, list[np.ndarray]] = {name: [] for name in model.config.tasks}
     if not found:
@@ -217,7 +221,7 @@ def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) 
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
+def _training_rows(feature_set: FeatureSet, config: TrainConfig, base: np.ndarray | None) -> Loader:
     rows = feature_set.manifest.windows["train"].rows
     if not 2 <= config.batch_size <= rows:
         raise ConfigError(
@@ -225,7 +229,9 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
             f"two rows. Got {config.batch_size:,}."
         )
     lone_last_row = rows % config.batch_size == 1
-    return Loader(feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row)
+    return Loader(
+        feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row, base=base
+    )
 
 
 def _require_ranked_users(valid: Loader) -> None:
@@ -243,6 +249,11 @@ def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device cuda: torch sees no CUDA device here. Set train.device to auto or cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Where a model is; trees have buffers alone."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 def _evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:

@@ -16,6 +16,7 @@ from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.model.calibrator import Curve
 from ctr.model.click_model import ClickModel
+from ctr.training.boosting import fit_trees, grow_base
 from ctr.training.calibrate import Calibrated, calibrate
 from ctr.training.checkpoint import MODEL, save_tensors
 from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks
@@ -59,7 +60,12 @@ def fit_and_calibrate(
             f"model.tasks: {', '.join(model.config.tasks)} cannot be learned beside drawn negatives, whose share would "
             "distort these probabilities. Use a log with its own negatives, or train without model.tasks."
         )
-    result = fit(model, feature_set, config, folder, on_evaluation=on_evaluation, resume=resume, progress=progress)
+    how: dict[str, Any] = {"on_evaluation": on_evaluation, "resume": resume, "progress": progress}
+    if model.network is None:
+        result = fit_trees(model, feature_set, config, folder, **how)
+    else:
+        base = None if model.trees is None else grow_base(model, feature_set, config, progress)
+        result = fit(model, feature_set, config, folder, **how, base=base)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
     valid = score_split(model, feature_set, "valid")
     calibrated = calibrate(

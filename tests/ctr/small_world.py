@@ -14,6 +14,7 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import FrozenTables
 from ctr.model.click_model import ClickModel
 from features.store.schema import Field, Schema, VectorSet
+from tests.trained import plant_trees
 
 ITEMS, USERS = 30, 10
 
@@ -94,6 +95,7 @@ def model(dtype: torch.dtype = torch.float64, schema: Schema = SCHEMA, **setting
         for encoder in (net.item_encoder.columns, net.context_encoder, net.candidate_encoder, net.event_encoder):
             for table in encoder.tables:
                 table.weight[0].zero_()
+    plant_trees(net)
     net.attach(tables())
     return net
 

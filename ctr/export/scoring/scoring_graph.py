@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ctr.export.folding.item_columns import ItemColumns, Past
 from ctr.export.serving_graph import FoldedAttention, RequestGraph, probability
 from ctr.history.history_events import Events
 from ctr.history.item_similarity import tag_cosine_of_requests
@@ -58,42 +59,48 @@ class ScoringGraph(nn.Module):
             """Rows of requests [U, …] as rows of their candidates [R, …]."""
             return values.unsqueeze(1).expand(-1, candidates, *values.shape[1:]).flatten(0, 1)
 
-        target_RD, *target_units = folded.rows(item_UN.flatten()).split(folded.widths, dim=-1)
-        codes = [] if folded.crosses is None else [target_units.pop()]
-        blocks = [folded.candidate_encoder([number_UN.flatten() for number_UN in numbers])] if numbers else []
-        blocks.append(target_RD)
-        if folded.readers:
-            history = self._history(target_RD, target_units, events, requests, repeat)
-            blocks += [_read(reader, history) for reader in folded.readers]
-        context_UC = folded.context_encoder(context) if folded.context_encoder.width else None
-        items_UNY = torch.cat(blocks, dim=-1).view(requests, candidates, -1)
-        logits_RT = folded.tower(None if context_UC is None else context_UC.unsqueeze(1), items_UNY)
-        if folded.crosses is not None:
-            logits_RT = logits_RT + folded.crosses([repeat(column) for column in context], *codes)
-        pairs = zip(folded.calibrators, logits_RT.unbind(dim=-1), strict=True)
+        target = folded.columns(folded.rows(item_UN.flatten()))
+        number_R = [number_UN.flatten() for number_UN in numbers]
+        past = self._past(events[0], events[1:]) if events else None
+        logits: list[Tensor] = []
+        if folded.tower is not None:
+            blocks = [folded.candidate_encoder(number_R)] if numbers else []
+            blocks.append(target.x)
+            if folded.readers and past is not None:
+                history = self._history(target, past, repeat)
+                blocks += [_read(reader, history) for reader in folded.readers]
+            context_UC = folded.context_encoder(context) if folded.context_encoder.width else None
+            items_UNY = torch.cat(blocks, dim=-1).view(requests, candidates, -1)
+            logits_RT = folded.tower(None if context_UC is None else context_UC.unsqueeze(1), items_UNY)
+            if folded.crosses is not None:
+                logits_RT = logits_RT + folded.crosses([repeat(column) for column in context], target.crossed)
+            logits = list(logits_RT.unbind(dim=-1))
+        if folded.trees is not None:
+            of_trees = None
+            if past is not None:
+                of_trees = RequestsHistory(*folded.trees.compared(target, past), folded.sizes, repeat)
+            base_R = folded.trees([repeat(column) for column in context], number_R, target.of_trees, of_trees)
+            logits = [base_R + logits[0] if logits else base_R, *logits[1:]]
+        pairs = zip(folded.calibrators, logits, strict=True)
         return tuple(probability(calibrate(logit_R)).view(requests, candidates) for calibrate, logit_R in pairs)
 
-    def _history(
-        self,
-        target_RD: Tensor,
-        target_units: Sequence[Tensor],
-        events: Sequence[Tensor],
-        requests: int,
-        repeat: Repeat,
-    ) -> RequestsHistory:
-        folded, (item_US, *columns) = self.folded, events
-        rows_US = folded.rows(item_US.flatten()).view(requests, item_US.shape[1], -1)
-        history_USD, *history_units = rows_US.split(folded.widths, dim=-1)
-        pairs = list(zip(target_units, history_units[: len(target_units)], strict=True))
+    def _past(self, item_US: Tensor, events: Sequence[Tensor]) -> Past:
+        rows = self.folded.rows(item_US.flatten())
+        items = self.folded.columns(rows.view(item_US.shape[0], item_US.shape[1], -1))
+        return Past(items, (item_US != PADDING).to(items.x.dtype), list(events))
+
+    def _history(self, target: ItemColumns, past: Past, repeat: Repeat) -> RequestsHistory:
+        events_USE = self.folded.event_encoder(past.events) if self.folded.event_encoder.width else None
+        unit_vectors, indices = target.pairs(past.items)
         return RequestsHistory(
-            target_RD,
-            history_USD,
-            (item_US != PADDING).to(history_USD.dtype),
-            columns,
-            folded.event_encoder(columns) if folded.event_encoder.width else None,
-            pairs[: folded.unit_spaces],
-            pairs[folded.unit_spaces :],
-            folded.sizes,
+            target.x,
+            past.items.x,
+            past.mask,
+            past.events,
+            events_USE,
+            unit_vectors,
+            indices,
+            self.folded.sizes,
             repeat,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ctr.export.onnx_export import export_request_graph
 from ctr.export.parity import expected, grid_requests
 from ctr.export.serving_graph import RequestGraph
 from ctr.serving.ranker import graph_inputs, open_session
+from features.store.schema import Schema
 from tests.ctr import small_world
 
 PARTS: list[dict[str, Any]] = [
@@ -22,14 +24,26 @@ PARTS: list[dict[str, Any]] = [
     {"attention": "transformer", "tower": "factorized", "hidden": (6,), "tasks": ("like",)},
     {"attention": "mean", "tower": "two_streams", "hidden": (6, 4), "tasks": ("like",)},
     {"use_history": False, "tower": "linear", "tasks": ("like",)},
+    {"base": "boosting", "tower": "none"},
+    {"base": "boosting", "tower": "none", "use_history": False, "use_user_id": True},
+    {"base": "boosting", "attention": "none", "evidence_heads": 2, "tasks": ("like",), "use_user_id": True},
     {"tasks": ("like", "long view"), "match_features": True, "cross_cells": 40},
 ]
 
 
 @pytest.mark.parametrize("settings", PARTS, ids=str)
 def test_onnx_scores_as_torch_does(tmp_path, settings: dict[str, Any]):
-    model = small_world.model(torch.float32, **settings).eval()
-    schema, users = small_world.SCHEMA, {name: values.numpy() for name, values in small_world.tables().users.items()}
+    require_parity(tmp_path, small_world.SCHEMA, settings)
+
+
+def test_trees_score_items_without_columns_and_vectors(tmp_path):
+    bare = small_world.SCHEMA.model_copy(update={"item": small_world.SCHEMA.item[:1], "vectors": ()})
+    require_parity(tmp_path, bare, {"base": "boosting", "tower": "none"})
+
+
+def require_parity(tmp_path: Path, schema: Schema, settings: dict[str, Any]) -> None:
+    model = small_world.model(torch.float32, schema, **settings).eval()
+    users = {name: values.numpy() for name, values in small_world.tables().users.items()}
     graph = RequestGraph(model)
     export_request_graph(graph, schema, tmp_path / "ranker.onnx")
     session = open_session(tmp_path / "ranker.onnx")

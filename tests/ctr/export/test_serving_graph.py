@@ -39,6 +39,9 @@ SETTINGS: list[dict[str, Any]] = [
     {"tasks": ("like", "long view")},
     {"cross_cells": 40, "evidence_heads": 2},
     {"cross_cells": 40, "use_history": False},
+    {"base": "boosting", "tower": "none"},
+    {"base": "boosting", "tower": "none", "use_history": False},
+    {"base": "boosting", "cross_cells": 40, "use_user_id": True, "tasks": ("like",)},
 ]
 # All that compares items value by value, besides by vectors.
 COMPARED: dict[str, Any] = {
@@ -52,7 +55,7 @@ CANDIDATE = ("candidate_rate", "candidate_count", "candidate_item")
 
 def evaluated(model: ClickModel, history: list[int], candidates: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
     """The model's own probabilities [N, H] of one request as a batch, and the same request as graph inputs."""
-    dtype = next(model.parameters()).dtype
+    dtype = model.calibrator.slope.dtype
     target = torch.tensor(candidates)
     histories = torch.tensor(history, dtype=torch.int64).expand(len(candidates), -1)
     batch = in_dtype(small_world.batch(target, histories), dtype)

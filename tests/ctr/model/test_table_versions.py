@@ -15,10 +15,10 @@ from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
 from ctr.data.loader import ItemVersions, Loader
 from ctr.diagnosis.permutation_importance import permutation_importance
-from ctr.evaluation.boosting import _features, _past
 from ctr.export.parity import expected
 from ctr.export.row_request import RowRequest
 from ctr.model.click_model import ClickModel
+from ctr.trees.feature_rows import feature_rows
 from features.store.feature_set import FeatureSet, write_arrow
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.store.versions import ITEM_VERSIONS, ROW, USER_VERSIONS, VALID_FROM, Versions
@@ -198,7 +198,7 @@ def test_a_request_is_scored_on_the_latest_versions(feature_set):
 
 
 def test_boosting_reads_target_and_user_as_of_the_rows_time(feature_set):
-    made = np.concatenate(list(_features(feature_set, "train")))
+    made = feature_rows(feature_set, "train")
     loader = Loader(feature_set, "train", 10_000)
     items = feature_set.items_as_of(loader.column("item"), loader.column("time"))
     # Context and counter first (an hour each, load, rate), then genre, one feature a value.
@@ -216,20 +216,6 @@ def test_boosting_reads_target_and_user_as_of_the_rows_time(feature_set):
     past_BS = np.where(batch.history_BS.numpy() > 0, np.nan_to_num(price_U[batch.history_BS.numpy()]), 0)
     distance = items["price"] - past_BS.sum(axis=1) / np.maximum(loader.column("history_len"), 1)
     np.testing.assert_allclose(made[:, -1], distance, rtol=1e-5, atol=1e-5)
-
-
-def test_boosting_reads_events_as_of_the_rows_time():
-    """Item 3 cost 6 until time 5 and 4 since; the target, item 2, costs 10: 4 and 6 more than its past."""
-    latest = {"price": np.array([0, 0, 10, 4], np.float32)}
-    changes = {ROW: np.array([3, 3], np.int32), VALID_FROM: np.array([0, 5]), "price": np.array([6, 4], np.float32)}
-    versions = Versions(latest, changes)
-    pairs = ItemVersions(versions)
-    price = versions.stacked["price"][pairs.pairs(np.arange(pairs.count))[1]]
-    rows = {"history_end": np.array([1, 1]), "history_len": np.array([1, 1]), "time": np.array([4, 5])}
-    rows["item"] = pairs.number(np.array([2, 2]), rows["time"])
-    said = np.zeros((1, 0), np.float32)
-    found = _past(rows, np.array([3]), said, [], [], [price], max_len=2, versions=pairs)
-    assert found[:, -1].tolist() == [4.0, 6.0]
 
 
 def test_importance_shuffles_columns_that_change(feature_set):

@@ -1,0 +1,146 @@
+"""Growing the trees of a model: its only training where no network stands on them, else the first part of it.
+
+A run of trees alone has the files of any run, without checkpoints: one that was stopped grows its trees anew.
+
+Shapes: N rows of a split.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ctr.config import TrainConfig
+from ctr.data.columns import column, row_weights
+from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
+from ctr.model.click_model import ClickModel
+from ctr.training.checkpoint import CURVE, CheckpointStore, Evaluation, Identity
+from ctr.training.loop import FitResult, StopTraining
+from ctr.trees.feature_rows import feature_rows
+from ctr.trees.growing import Grown, Rows, grow, out_of_fold_logits
+from features.progress import Progress
+from features.progress import progress as show_progress
+from features.store.atomic import write_text
+from features.store.feature_set import FeatureSet, SplitName
+
+EVALUATIONS = 20  # points of the curve
+
+
+def fit_trees(
+    model: ClickModel,
+    feature_set: FeatureSet,
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+    progress: Progress = show_progress,
+    resume: bool = False,
+) -> FitResult:
+    """Grow the trees of a model without a network, and write the curve: up to 20 numbers of trees, the best with them.
+
+    The log loss of the validation rows chooses how many trees count.
+
+    Args:
+        model: with trees and without a tower.
+        feature_set: where rows come from.
+        config: of which `seed` alone is read.
+        run_dir: gets curve.jsonl.
+        on_evaluation: called with each point of the curve, once it is known; may raise StopTraining.
+        progress: how to show it.
+        resume: whether a run may be there, whose trees are grown anew.
+
+    Raises:
+        ConfigError: without `resume`, a run in `run_dir`.
+        DataError: training or validation rows of one label.
+    """
+    started = time.monotonic()
+    if not resume:
+        CheckpointStore(run_dir, Identity.of(model, feature_set, config)).start()
+    train, valid = (rows_of(model, feature_set, split, progress) for split in ("train", "valid"))
+    grown = grow_into(model, train, valid, config.seed)
+    curve = _curve(grown, valid, column(feature_set, "valid", "user"), model.config.tree_rate)
+    write_text(run_dir / CURVE, "".join(f"{one.model_dump_json()}\n" for one in curve))
+    stopped = False
+    for evaluation in curve if on_evaluation is not None else ():
+        try:
+            on_evaluation(evaluation)
+        except StopTraining:
+            stopped = True
+            break
+    seconds = time.monotonic() - started
+    return FitResult(
+        best=next(one for one in curve if one.step == grown.trees).metrics(),
+        curve=curve,
+        rows_per_second=len(train.labels) / seconds,
+        epochs_run=1.0,
+        stopped_early=grown.grown < model.config.trees,
+        stopped_by_callback=stopped,
+        seconds=seconds,
+    )
+
+
+def grow_base(
+    model: ClickModel, feature_set: FeatureSet, config: TrainConfig, progress: Progress = show_progress
+) -> dict[SplitName, np.ndarray]:
+    """Grow the trees that a network is to stand on, on all training rows, and give what the network starts from.
+
+    Nothing is drawn but from `seed`: a run that is resumed grows the same trees.
+
+    Args:
+        model: with trees.
+        feature_set: where rows come from.
+        config: of which `seed` alone is read.
+        progress: how to show it.
+
+    Returns:
+        Logits, float32 [N], of the training rows by trees of other users' rows, of the validation rows by all trees.
+
+    Raises:
+        DataError: training or validation rows of one label.
+    """
+    train, valid = (rows_of(model, feature_set, split, progress) for split in ("train", "valid"))
+    grown = grow_into(model, train, valid, config.seed)
+    users_N = column(feature_set, "train", "user")
+    return {
+        "train": out_of_fold_logits(train, users_N, grown.trees, model.config, config.seed),
+        "valid": grown.logits(valid.features),
+    }
+
+
+def rows_of(model: ClickModel, feature_set: FeatureSet, split: SplitName, progress: Progress) -> Rows:
+    """The rows of a split as the trees of a model read them."""
+    labels_N = column(feature_set, split, "label")
+    with progress(f"tabular features of {split}", len(labels_N), "rows") as bar:
+        features_NF = feature_rows(feature_set, split, past=model.config.use_history, advance=bar.advance)
+    return Rows(features_NF, labels_N, row_weights(feature_set, split))
+
+
+def grow_into(model: ClickModel, train: Rows, valid: Rows, seed: int) -> Grown:
+    """Grow trees by the model's settings and put those that count into it."""
+    assert model.trees is not None
+    grown = grow(train, valid, model.config, seed)
+    grown.put_into(model.trees.ensemble)
+    return grown
+
+
+def _curve(grown: Grown, valid: Rows, users_N: np.ndarray, rate: float) -> list[Evaluation]:
+    every = {math.ceil(grown.grown * number / EVALUATIONS) for number in range(1, EVALUATIONS + 1)}
+    counts = sorted(every | {grown.trees})
+    scores = grown.probabilities(valid.features, counts)
+    return [
+        Evaluation(
+            step=trees,
+            epoch=trees / grown.grown,
+            auc=auc(valid.labels, scores_N, valid.weights),
+            log_loss=log_loss(valid.labels, scores_N, valid.weights),
+            gauc_by_samples=gauc_by_samples(valid.labels, scores_N, users_N, valid.weights),
+            train_loss=float(grown.training_losses[trees]),
+            train_click_loss=float(grown.training_losses[trees]),
+            learning_rate=rate,
+        )
+        for trees, scores_N in zip(counts, scores, strict=True)
+    ]
