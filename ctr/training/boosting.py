@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +64,7 @@ def fit_trees(
     grown = grow_into(model, train, valid, config.seed)
     curve = _curve(grown, valid, column(feature_set, "valid", "user"), model.config.tree_rate)
     write_text(run_dir / CURVE, "".join(f"{one.model_dump_json()}\n" for one in curve))
-    stopped = False
-    for evaluation in curve if on_evaluation is not None else ():
-        try:
-            on_evaluation(evaluation)
-        except StopTraining:
-            stopped = True
-            break
+    stopped = on_evaluation is not None and _stopped(curve, on_evaluation)
     seconds = time.monotonic() - started
     return FitResult(
         best=next(one for one in curve if one.step == grown.trees).metrics(),
@@ -82,6 +76,16 @@ def fit_trees(
         seconds=seconds,
     )
 
+
+
+def _stopped(curve: Sequence[Evaluation], on_evaluation: Callable[[Evaluation], None]) -> bool:
+    """Whether the caller ends training at one of these evaluations."""
+    try:
+        for evaluation in curve:
+            on_evaluation(evaluation)
+    except StopTraining:
+        return True
+    return False
 
 def grow_base(
     model: ClickModel, feature_set: FeatureSet, config: TrainConfig, progress: Progress = show_progress
