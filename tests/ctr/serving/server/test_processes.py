@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from uvicorn import Config
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from ctr.serving.server.processes import Processes
+from ctr.serving.server.processes import Processes, listening
 
 
 @pytest.mark.parametrize("name", ["keep_subprocess_alive", "restart_all"])
@@ -34,3 +35,23 @@ def test_each_process_is_replaced_on_its_own_socket(name: str, monkeypatch: pyte
     finally:
         for one in sockets:
             one.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes share a socket")
+def test_as_many_sockets_as_processes_listen_on_one_port() -> None:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", 0))
+    address = bound.getsockname()
+    made = listening(bound, 3, backlog=8)
+    try:
+        assert len({one.fileno() for one in made}) == 3 and {one.getsockname() for one in made} == {address}
+        assert all(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for one in made)
+    finally:
+        for one in made:
+            one.close()
+    alone = socket.socket()
+    alone.bind(("127.0.0.1", 0))
+    (kept,) = listening(alone, 1, backlog=8)
+    assert kept is alone
+    alone.close()
