@@ -179,7 +179,7 @@ def _plain_instants(values: Sequence[Any]) -> np.ndarray | None:
         found_H = np.array(plain, "datetime64[us]").astype(np.int64)
     except ValueError:  # no such day or hour
         return None
-    return found_H if found_H.min() >= FIRST_TIME and found_H.max() < LAST_TIME else None
+    return found_H if found_H.min() >= FIRST_TIME else None  # four digits write no year above 9999
 
 
 def _within(values: Sequence[int], factor: int) -> bool:
