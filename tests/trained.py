@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) ->
     model = ClickModel(config, feature_set.schema)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
+            # A number adds up as many pieces as it has.
+            spread = 0.15 / math.sqrt(parameter.shape[1]) if parameter.ndim == 3 else 0.15
+            parameter.add_(spread * torch.randn_like(parameter))
             if "tables" in name:
                 parameter[0].zero_()
         for name, buffer in model.named_buffers():

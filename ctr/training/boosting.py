@@ -77,7 +77,6 @@ def fit_trees(
     )
 
 
-
 def _stopped(curve: Sequence[Evaluation], on_evaluation: Callable[[Evaluation], None]) -> bool:
     """Whether the caller ends training at one of these evaluations."""
     try:
@@ -86,6 +85,7 @@ def _stopped(curve: Sequence[Evaluation], on_evaluation: Callable[[Evaluation], 
     except StopTraining:
         return True
     return False
+
 
 def grow_base(
     model: ClickModel, feature_set: FeatureSet, config: TrainConfig, progress: Progress = show_progress

@@ -62,7 +62,8 @@ class TabularFeatures(nn.Module):
                 self.flags.append(len(self.numbers))
             else:
                 self.flags += [0] * _width(field)
-        self.item_width = max(1, len(self.flags) + len(self.numbers))
+        self.flags = self.flags or [0]
+        self.item_width = len(self.flags) + len(self.numbers)
         own = (*self.context_fields, *self.candidate_fields, *self.user_fields)
         self.width = sum(map(_width, own)) + len(self.flags)
         self.spaces = len(SimilaritySpaces(schema).names) if past else 0
@@ -73,7 +74,7 @@ class TabularFeatures(nn.Module):
     def item_block(self, columns: Sequence[Tensor]) -> Tensor:
         """The features of items, 0 for a missing number, then a flag for each number: float32 [..., I], all finite.
 
-        Items without any feature have one zero: a row of the item table is never empty.
+        Items without any column have one feature, 0: a graph always reads its item table.
 
         Args:
             columns: of the items, their id first, in the order of the schema.

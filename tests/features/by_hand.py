@@ -67,7 +67,7 @@ def profiled(
         (folder / "embeddings").mkdir(exist_ok=True)
         np.save(folder / "embeddings" / f"{name}.present.npy", there)
     entries = _write_parts(folder, log, catalogue, encoders, parts)
-    return write_profile(folder, entries, SimpleNamespace(schema=schema, **encoders))  # type: ignore[arg-type]
+    return write_profile(folder, entries, SimpleNamespace(schema=schema, relative={}, **encoders))  # type: ignore[arg-type]
 
 
 def _write_parts(

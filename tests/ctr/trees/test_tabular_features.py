@@ -181,5 +181,5 @@ def test_items_without_any_column():
     assert block.tolist() == [[0], [0], [0]] and features.item_width == 1
     events = [torch.tensor([[0.0, 4.0]])]
     history = BatchHistory(features.item_numbers(block), torch.tensor([1]), torch.tensor([[0, 2]]), events, None)
-    # One event that said 4: length, its mean, its mean over the newest.
-    np.testing.assert_allclose(features([], [], [], block[[1]], history), [[math.log(2), 4, 4]], rtol=1e-6)
+    # The column of nothing; one event that said 4: length, its mean, its mean over the newest.
+    np.testing.assert_allclose(features([], [], [], block[[1]], history), [[0, math.log(2), 4, 4]], rtol=1e-6)

@@ -95,7 +95,7 @@ def test_a_sweep_may_stop_at_a_point_of_the_curve(feature_set, tmp_path):
 def test_from_training_to_the_ranker(run, feature_set, tmp_path):
     export(run[0], feature_set, tmp_path / "bundle", scorer=True)  # compares graphs and model on 200 requests
     ranker = Ranker.load(tmp_path / "bundle")  # replays the golden requests
-    assert len({one["score"] for one in ranker.rank(REQUEST).ranked}) > 1
+    assert len({one.score for one in ranker.rank(REQUEST).ranked}) > 1
     graph = onnx.load(tmp_path / "bundle" / "ranker.onnx", load_external_data=False).graph
     assert [node.domain for node in graph.node if node.op_type == "TreeEnsembleRegressor"] == ["ai.onnx.ml"]
     path = tmp_path / "bundle" / "ranker.onnx"
@@ -141,16 +141,11 @@ def test_batches_bring_the_logits_of_their_rows(feature_set):
 
 
 def test_a_network_adds_to_the_logit_of_trees(feature_set, tmp_path):
-    settings = {
-        "base": "boosting",
-        "trees": 12,
-        "embedding_dim": 4,
-        "attention_dim": 4,
-        "layers": 1,
-        "tasks": ("like",),
-    }
+    small = {"embedding_dim": 4, "attention_dim": 4, "layers": 1}
+    settings = {"base": "boosting", "trees": 12, **small, "tasks": ("like",)}
     model = new_model(ModelConfig(**settings), feature_set, 1)
-    fit_and_calibrate(model, feature_set, TrainConfig(epochs=1, calibration="none"), tmp_path / "run", progress=silent)
+    config = TrainConfig(epochs=1, batch_size=64, calibration="none")
+    fit_and_calibrate(model, feature_set, config, tmp_path / "run", progress=silent)
     alone = new_model(ModelConfig(**settings | {"base": "none"}), feature_set, 1)
     found = alone.load_state_dict(load_file(tmp_path / "run" / MODEL), strict=False)
     assert not found.missing_keys and all(name.startswith("trees.") for name in found.unexpected_keys)
