@@ -26,8 +26,8 @@ def random_model(feature_set: FeatureSet, config: ModelConfig, seed: int = 0) ->
     model = ClickModel(config, feature_set.schema)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # A number adds up as many pieces as it has.
-            spread = 0.15 / math.sqrt(parameter.shape[1]) if parameter.ndim == 3 else 0.15
+            # A wide sum of pieces of numbers adds up.
+            spread = 0.15 / math.sqrt(24) if "numeric" in name else 0.15
             parameter.add_(spread * torch.randn_like(parameter))
             if "tables" in name:
                 parameter[0].zero_()

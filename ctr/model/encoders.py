@@ -21,7 +21,7 @@ class FieldEncoder(nn.Module):
     """Encodes a list of columns by their semantic type and concatenates the results.
 
         categorical -> E[index];  tags -> mean of E[index] over entries that are not padding;
-        numeric -> a block of width E each, which bends at the column's edges (`ctr.model.numbers`)
+        numeric -> one sum of curves, a block for each up to four (`ctr.model.numbers`)
 
     Index 0 embeds to zeros, and stays so. Columns are given in the order of `fields`, never by name, so a
     user column and a context column may share a name.

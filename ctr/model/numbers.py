@@ -1,6 +1,6 @@
 """Numbers to vectors: straight lines, or lines that bend at the quantiles of the training values.
 
-Shapes: `...` a leading shape of any rank, R its size, N columns, K pieces of a column, E width of one column.
+Shapes: `...` a leading shape of any rank, N columns, K pieces of a column, E width of one block.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from features.store.schema import Field
 
+MOST_BLOCKS = 4
 STEEPEST = 1e30  # edges may lie closer than single precision can divide by
 
 
@@ -36,16 +37,17 @@ class StraightNumbers(nn.Module):
 
 
 class PiecewiseNumbers(nn.Module):
-    """Each column to a block of its own, which bends at the column's edges (Gorishniy et al. 2022, arXiv 2203.05556).
+    """All columns to one sum of curves, which bend at the columns' edges (Gorishniy et al. 2022, arXiv 2203.05556).
 
-        piece_k(x) = clamp((x - edge_k) / (edge_{k+1} - edge_k), 0, 1);   block = W [piece_1 … piece_K, is missing]
+        piece_k(x) = clamp((x - edge_k) / (edge_{k+1} - edge_k), 0, 1);   Σ_n W_n [piece_1 … piece_K, is missing]
 
-    Below the first edge and above the last the block stays as it is at the edge. A column without two edges, which had
-    one value in training or none, says only whether it is missing.
+    Below its first edge and above its last a column says what it says at the edge. A column without two edges, which
+    had one value in training or none, says only whether it is missing. The sum has a block for each column, but four at
+    most: a log may have sixty counters, and what stands above multiplies all blocks with each other.
 
     Args:
         fields: the numeric columns, with their edges.
-        width: E.
+        width: E of a block.
     """
 
     start: Tensor
@@ -62,20 +64,18 @@ class PiecewiseNumbers(nn.Module):
             slope_NK[row, :pieces] = (1 / (edges[1:] - edges[:-1])).clamp(max=STEEPEST).float()
         self.register_buffer("start", start_NK, persistent=False)
         self.register_buffer("slope", slope_NK, persistent=False)
-        self.weight = nn.Parameter(torch.empty(len(fields), most + 1, width))
-        bound = 1 / math.sqrt(self.weight.shape[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        self.widths = (width,) * len(fields)
+        self.widths = (width,) * min(len(fields), MOST_BLOCKS)
+        linear = nn.Linear(len(fields) * (most + 1), sum(self.widths), bias=False)
+        self.weight = linear.weight
 
     def forward(self, value: Tensor) -> Tensor:
-        """Float [..., N] (NaN = missing) to [..., N · E]."""
-        value_RN1 = value.flatten(0, -2).unsqueeze(-1)
-        missing_RN1 = torch.isnan(value_RN1)
-        known_RN1 = torch.where(missing_RN1, torch.zeros_like(value_RN1), value_RN1)
-        piece_RNK = ((known_RN1 - self.start) * self.slope).clamp(0, 1) * ~missing_RN1
-        said_RNK = torch.cat([piece_RNK, missing_RN1.to(value.dtype)], dim=-1)
-        block_NRE = said_RNK.transpose(0, 1) @ self.weight
-        return block_NRE.transpose(0, 1).reshape(*value.shape[:-1], sum(self.widths))
+        """Float [..., N] (NaN = missing) to [..., B · E], B = min(N, 4)."""
+        value_N1 = value.unsqueeze(-1)
+        missing_N1 = torch.isnan(value_N1)
+        known_N1 = torch.where(missing_N1, torch.zeros_like(value_N1), value_N1)
+        piece_NK = ((known_N1 - self.start) * self.slope).clamp(0, 1) * ~missing_N1
+        said_NK = torch.cat([piece_NK, missing_N1.to(value.dtype)], dim=-1)
+        return said_NK.flatten(-2) @ self.weight.T
 
 
 def with_missing_flags(values: Tensor) -> Tensor:

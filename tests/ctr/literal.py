@@ -77,23 +77,23 @@ def columns(encoder: torch.nn.Module, kinds: list[str], values: list[Tensor]) ->
 
 
 def number_blocks(encoder: torch.nn.Module, numbers: list[float]) -> list[Tensor]:
-    """One straight block of all numbers, or a block of each that bends at its edges."""
+    """One straight block of all numbers, or the sum of curves that bend at the edges of each."""
     weight = encoder.numeric.weight
     if isinstance(encoder.numeric, StraightNumbers):
         missing = [float(math.isnan(value)) for value in numbers]
         known = [0.0 if gone else value for value, gone in zip(numbers, missing, strict=True)]
         return [weight @ torch.tensor(known + missing, dtype=weight.dtype)]
     fields = [field for field in encoder.fields if field.kind == "numeric"]
-    blocks = []
+    per_column = weight.shape[1] // len(fields)
+    total = torch.zeros_like(weight[:, 0])
     for place, (field, value) in enumerate(zip(fields, numbers, strict=True)):
+        own = weight[:, place * per_column : (place + 1) * per_column]
         if math.isnan(value):
-            blocks.append(weight[place, -1])
+            total = total + own[:, -1]
             continue
-        block = torch.zeros_like(weight[place, 0])
         for k, (low, high) in enumerate(pairwise(field.edges)):
-            block = block + weight[place, k] * min(max((value - low) / (high - low), 0.0), 1.0)
-        blocks.append(block)
-    return blocks
+            total = total + own[:, k] * min(max((value - low) / (high - low), 0.0), 1.0)
+    return [total]
 
 
 def logits(model: ClickModel, tables: FrozenTables, batch: Batch) -> Tensor:

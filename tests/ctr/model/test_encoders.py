@@ -25,7 +25,7 @@ def test_numbers_have_blocks_behind_all_others():
     fields = [Field(name=name, kind="numeric", edges=(0.0, 2.0)) for name in ("a", "b")]
     encoder = FieldEncoder([fields[0], Field(name="c", kind="categorical", size=5), fields[1]], embedding_dim=1)
     with torch.no_grad():
-        encoder.numeric.weight.copy_(torch.tensor([[[1.0], [10.0]], [[100.0], [1000.0]]]))
+        encoder.numeric.weight.copy_(torch.tensor([[1.0, 10.0, 0.0, 0.0], [0.0, 0.0, 100.0, 1000.0]]))
     index = torch.tensor([2, 3, 4])
     out = encoder([torch.tensor([1.0, 2.0, NAN]), index, torch.tensor([1.0, NAN, 0.0])])
     torch.testing.assert_close(out[:, 1:], torch.tensor([[0.5, 50.0], [1.0, 1000.0], [10.0, 0.0]]))
