@@ -5,7 +5,6 @@ Shapes: `...` a leading shape of any rank, N columns, K pieces of a column, E wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
