@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["tune", *DATA, "--study", "s", "--space", "values.yaml"], 2, "a value of the search space cannot be used: "),
         (["tune", *DATA, "--study", "s", "--space", "missing.yaml"], 2, "missing.yaml: no such file. Files there: "),
         (["compare", "--study", "missing.yaml"], 2, "missing.yaml: no such file. Files there: "),
-        (["compare", "--models", "nope"], 2, "model/nope.yaml; conf/model has dcnv2, "),
+        (["compare", "--models", "nope"], 2, "model/nope.yaml; conf/model has boosting, dcnv2, "),
         (["compare"], 2, "compare: name either --study FILE or --models A,B"),
         (["train", *DATA, "--model", "missing.yaml"], 2, "missing.yaml: no such file. Files there: "),
         (["train", "--data", "badkey.yaml"], 2, "unknown key 'interactions.usr'. Did you mean 'user'?"),
