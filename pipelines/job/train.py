@@ -195,7 +195,8 @@ class Job:
 
         model = new_model(self.preset.model, self.feature_set, self.preset.train.seed)
         parameters = sum(p.numel() for p in model.parameters())
-        self.console.print(f"training {self.preset.model.architecture}, {parameters:,} parameters -> {self.run_dir}")
+        size = f", {parameters:,} parameters" if parameters else ""  # trees have none
+        self.console.print(f"training {self.preset.model.architecture}{size} -> {self.run_dir}")
         result, calibrated = fit_and_calibrate(
             model, self.feature_set, self.preset.train, self.run_dir, on_evaluation=record, resume=self.resumed
         )
