@@ -40,7 +40,7 @@ class ModelConfig(Settings):
     )
     base: Literal["none", "boosting"] = Field(
         "none",
-        description="boosting: the logit of trees on tabular features (ctr/trees), to which the tower's is added",
+        description="boosting: trees on tabular features (ctr/trees), whose logit is mixed with the tower's",
     )
     trees: PositiveInt = Field(500, description="most trees; the validation rows choose how many count")
     tree_rate: PositiveFloat = Field(0.05, description="learning rate of the trees")

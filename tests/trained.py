@@ -59,6 +59,8 @@ def plant_trees(model: ClickModel, seed: int = 0) -> None:
         nodes["left"], nodes["right"] = [1, 0, 3, 0, 0], [2, 0, 4, 0, 0]
         grown.append(nodes)
     model.trees.ensemble.set(grown, baseline=-0.4)
+    if not model.trees.alone:
+        model.trees.share.fill_(0.375)
 
 
 def raw_contract(root: Path) -> Contract:

@@ -33,7 +33,6 @@ class Batch:
         label_B: float32, 0 or 1.
         weight_B: float32, ones where the log has no weights.
         labels: further targets, float32 [B] by name: 0, 1, or NaN where unknown.
-        base_B: float32, logits of trees that were computed before; None: a model with trees computes them.
     """
 
     items_U: Tensor
@@ -48,7 +47,6 @@ class Batch:
     labels: dict[str, Tensor] = field(default_factory=dict)
     item_versions_U: Tensor | None = None
     user_versions_B: Tensor | None = None
-    base_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target_B)
@@ -64,7 +62,6 @@ class Batch:
             **self.candidate,
             **self.labels,
             **({} if self.user_versions_B is None else {"user_versions_B": self.user_versions_B}),
-            **({} if self.base_B is None else {"base_B": self.base_B}),
         }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
@@ -103,5 +100,4 @@ class Batch:
             labels={name: change(values) for name, values in self.labels.items()},
             item_versions_U=None if self.item_versions_U is None else change(self.item_versions_U),
             user_versions_B=None if self.user_versions_B is None else change(self.user_versions_B),
-            base_B=None if self.base_B is None else change(self.base_B),
         )

@@ -47,7 +47,6 @@ class Loader:
         drop_last: leave out a last batch smaller than `batch_size`. The rows left out differ by epoch.
         process: which of several training processes this is, from 0.
         processes: how many share the rows; each makes batches of `batch_size`, all the same number of them.
-        base: logits of trees of all rows, float32 [rows] in stored order, that batches bring along.
 
     Raises:
         DataError: a column that the schema promises is missing.
@@ -64,9 +63,7 @@ class Loader:
         drop_last: bool = False,
         process: int = 0,
         processes: int = 1,
-        base: np.ndarray | None = None,
     ) -> None:
-        self._base = base
         self.schema = feature_set.schema
         self._rows = feature_set.rows(split)
         self._events = feature_set.events(split)
@@ -158,7 +155,6 @@ class Loader:
             labels={name: _tensor(gather(LABEL_PREFIX + name)) for name in self.schema.labels},
             item_versions_U=None if item_versions_U is None else torch.from_numpy(item_versions_U),
             user_versions_B=None if user_versions_B is None else torch.from_numpy(user_versions_B),
-            base_B=None if self._base is None else torch.from_numpy(self._base[rows_B]),
         )
 
     def _instants(self, spans: list[tuple[int, slice, np.ndarray]]) -> np.ndarray:

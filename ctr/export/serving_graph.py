@@ -25,6 +25,7 @@ from ctr.history.target_history import RequestHistory
 from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import SCORE
 from ctr.towers.quadratic import QuadraticLayer, QuadraticNetwork
+from ctr.trees.model_trees import mixed
 from features.store.schema import PADDING
 
 M = TypeVar("M", bound=nn.Module)
@@ -101,8 +102,7 @@ class RequestGraph(nn.Module):
         logits = [] if self.tower is None else self._tower_logits(self.tower, context, numbers, target, past)
         if self.trees is not None:
             of_trees = None if past is None else RequestHistory(*self.trees.compared(target, past), self.sizes)
-            base_N = self.trees(context, numbers, target.of_trees, of_trees)
-            logits = [base_N + logits[0] if logits else base_N, *logits[1:]]
+            logits = mixed(logits, self.trees(context, numbers, target.of_trees, of_trees), self.trees.share)
         pairs = zip(self.calibrators, logits, strict=True)
         return tuple(probability(calibrate(logit_N)) for calibrate, logit_N in pairs)
 

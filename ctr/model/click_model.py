@@ -25,7 +25,7 @@ from ctr.model.event_encoder import EventEncoder
 from ctr.model.outputs import Outputs
 from ctr.towers import make_tower
 from ctr.towers.cross_tables import WideCrosses
-from ctr.trees.tree_base import TreeBase
+from ctr.trees.model_trees import ModelTrees, mixed
 from features.errors import ConfigError
 from features.store.schema import PADDING, UNKNOWN, Schema
 
@@ -34,13 +34,14 @@ class ClickModel(nn.Module):
     """Click logits from a user's context, the target item and the user's history.
 
         x_i = item columns and projected vectors;  o = attention(x_t, history);
-        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features]) + crosses + trees
+        logits = tower([context ; numbers of the target ; x_t ; o ; evidence ; match features]) + crosses
 
     With the defaults it is the Quadratic Interest Network (arXiv 2504.17699): sparse target attention and a quadratic
     tower. A batch names items by row; `attach` gives the model the tables to look them up in. Each distinct item of a
     batch is encoded once, however often it is a target or in a history. Further labels of a row (`tasks`: like, long
     view) share all but the last linear function, each with a logit and a calibration of its own. With `base: boosting`
-    the click's logit starts from that of trees, which are grown before; with `tower: none` it is theirs alone.
+    a share of the click's logit is that of trees, which the network does not know of while it trains; with
+    `tower: none` it is theirs alone.
 
     Args:
         config: sizes and parts. `use_history: false` leaves out all that reads the history.
@@ -92,7 +93,7 @@ class ClickModel(nn.Module):
         cells = config.cross_cells if tower else 0
         crosses = WideCrosses([*self.user_fields, *self.context_fields], schema.item, cells, 1 + len(config.tasks))
         self.crosses = crosses if crosses.width else None
-        self.trees = TreeBase(config, schema, self.spaces) if config.base == "boosting" else None
+        self.trees = ModelTrees(config, schema, self.spaces) if config.base == "boosting" else None
         self.calibrator = Calibrator()
         self.task_calibrators = nn.ModuleList(Calibrator() for _ in config.tasks)
 
@@ -120,9 +121,8 @@ class ClickModel(nn.Module):
     def outputs(self, batch: Batch) -> Outputs:
         """All logits, calibrated in evaluation. Raises ConfigError as `forward`."""
         logits = [] if self.network is None else list(self._tower_logits(self.network, batch).unbind(dim=-1))
-        if self.trees is not None:
-            base_B = self.trees(batch, self.tables)
-            logits = [base_B + logits[0] if logits else base_B, *logits[1:]]
+        if self.trees is not None and self.trees.speak(self.training):
+            logits = mixed(logits, self.trees(batch, self.tables), self.trees.share)
         click_B, *others = logits
         if self.training:
             return Outputs(click_B, dict(zip(self.config.tasks, others, strict=True)))

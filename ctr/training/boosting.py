@@ -1,4 +1,4 @@
-"""Growing the trees of a model: its only training where no network stands on them, else the first part of it.
+"""Growing the trees of a model: its only training where no network stands beside them, else the last part of it.
 
 A run of trees alone has the files of any run, without checkpoints: one that was stopped grows its trees anew.
 
@@ -10,24 +10,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit, logit
 
 from ctr.config import TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CURVE, CheckpointStore, Evaluation, Identity
-from ctr.training.loop import FitResult, StopTraining
+from ctr.training.loop import FitResult, StopTraining, predict
 from ctr.trees.feature_rows import feature_rows
-from ctr.trees.growing import Grown, Rows, grow, out_of_fold_logits
+from ctr.trees.growing import Grown, Rows, grow
 from features.progress import Progress
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName
 
 EVALUATIONS = 20  # points of the curve
+SHARES = [number / 100 for number in range(101)]
 
 
 def fit_trees(
@@ -87,32 +90,50 @@ def _stopped(curve: Sequence[Evaluation], on_evaluation: Callable[[Evaluation], 
     return False
 
 
-def grow_base(
-    model: ClickModel, feature_set: FeatureSet, config: TrainConfig, progress: Progress = show_progress
-) -> dict[SplitName, np.ndarray]:
-    """Grow the trees that a network is to stand on, on all training rows, and give what the network starts from.
+def grow_beside(
+    model: ClickModel,
+    feature_set: FeatureSet,
+    config: TrainConfig,
+    network: FitResult,
+    progress: Progress = show_progress,
+) -> FitResult:
+    """Grow the trees of a model whose network is trained, and choose their share of the logit.
 
-    Nothing is drawn but from `seed`: a run that is resumed grows the same trees.
+    The share is the hundredth that gives the validation rows the least log loss. Nothing is drawn but from `seed`: a
+    run that is resumed grows the same trees.
 
     Args:
-        model: with trees.
+        model: with trees, its network trained and not calibrated yet.
         feature_set: where rows come from.
         config: of which `seed` alone is read.
+        network: how its training went.
         progress: how to show it.
 
     Returns:
-        Logits, float32 [N], of the training rows by trees of other users' rows, of the validation rows by all trees.
+        The same, its best metrics those of both together.
 
     Raises:
         DataError: training or validation rows of one label.
     """
+    assert model.trees is not None
+    started = time.monotonic()
+    model.trees.ensemble.set([], 0.0)  # those of a run that was stopped after they were grown
+    network_N = _logits(predict(model, feature_set, "valid"))
     train, valid = (rows_of(model, feature_set, split, progress) for split in ("train", "valid"))
-    grown = grow_into(model, train, valid, config.seed)
-    users_N = column(feature_set, "train", "user")
-    return {
-        "train": out_of_fold_logits(train, users_N, grown.trees, model.config, config.seed),
-        "valid": grown.logits(valid.features),
-    }
+    trees_N = grow_into(model, train, valid, config.seed).logits(valid.features).astype(np.float64)
+    share = best_share(network_N, trees_N, valid)
+    model.trees.share.fill_(share)
+    best = _metrics(valid, expit((1 - share) * network_N + share * trees_N), column(feature_set, "valid", "user"))
+    return replace(network, best=best, seconds=network.seconds + time.monotonic() - started)
+
+
+def best_share(network_N: np.ndarray, trees_N: np.ndarray, rows: Rows) -> float:
+    """The share of the trees' logit, in hundredths, with which rows have the least log loss; the least such share."""
+
+    def loss(share: float) -> float:
+        return log_loss(rows.labels, expit((1 - share) * network_N + share * trees_N), rows.weights)
+
+    return min(SHARES, key=loss)
 
 
 def rows_of(model: ClickModel, feature_set: FeatureSet, split: SplitName, progress: Progress) -> Rows:
@@ -139,12 +160,23 @@ def _curve(grown: Grown, valid: Rows, users_N: np.ndarray, rate: float) -> list[
         Evaluation(
             step=trees,
             epoch=trees / grown.grown,
-            auc=auc(valid.labels, scores_N, valid.weights),
-            log_loss=log_loss(valid.labels, scores_N, valid.weights),
-            gauc_by_samples=gauc_by_samples(valid.labels, scores_N, users_N, valid.weights),
+            **_metrics(valid, scores_N, users_N),
             train_loss=float(grown.training_losses[trees]),
             train_click_loss=float(grown.training_losses[trees]),
             learning_rate=rate,
         )
         for trees, scores_N in zip(counts, scores, strict=True)
     ]
+
+
+def _metrics(rows: Rows, scores_N: np.ndarray, users_N: np.ndarray) -> dict[str, float]:
+    return {
+        "auc": auc(rows.labels, scores_N, rows.weights),
+        "log_loss": log_loss(rows.labels, scores_N, rows.weights),
+        "gauc_by_samples": gauc_by_samples(rows.labels, scores_N, users_N, rows.weights),
+    }
+
+
+def _logits(scores_N: np.ndarray) -> np.ndarray:
+    """Logits, float64, of probabilities in single precision, which may be 0 or 1."""
+    return logit(np.clip(scores_N.astype(np.float64), 1e-12, 1 - 1e-7))

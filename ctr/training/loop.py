@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -72,7 +72,6 @@ def fit(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     progress: Progress = show_progress,
     resume: bool = False,
-    base: Mapping[SplitName, np.ndarray] | None = None,
 ) -> FitResult:
     """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
@@ -89,7 +88,6 @@ def fit(
         on_evaluation: called after each evaluation, once it is saved; may raise StopTraining.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
-        base: logits of trees that the network starts from, of the training and validation rows; None without trees.
 
     Raises:
         ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
@@ -100,9 +98,8 @@ def fit(
     """
     started = time.monotonic()
     device = _device(config.device)
-    base = base or {}
-    train = _training_rows(feature_set, config, base.get("train"))
-    valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS), base=base.get("valid"))
+    train = _training_rows(feature_set, config)
+    valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
     weights = row_weights(feature_set, "valid")
     if config.metric == "gauc_by_samples":
         _require_ranked_users(valid)
@@ -221,7 +218,7 @@ def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) 
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _training_rows(feature_set: FeatureSet, config: TrainConfig, base: np.ndarray | None) -> Loader:
+def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
     rows = feature_set.manifest.windows["train"].rows
     if not 2 <= config.batch_size <= rows:
         raise ConfigError(
@@ -229,9 +226,7 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig, base: np.ndarra
             f"two rows. Got {config.batch_size:,}."
         )
     lone_last_row = rows % config.batch_size == 1
-    return Loader(
-        feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row, base=base
-    )
+    return Loader(feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row)
 
 
 def _require_ranked_users(valid: Loader) -> None:

@@ -16,8 +16,6 @@ from ctr.config import ModelConfig
 from ctr.trees.ensemble import Ensemble
 from features.errors import DataError
 
-FOLDS = 5  # of users
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -85,7 +83,15 @@ def grow(train: Rows, valid: Rows, config: ModelConfig, seed: int) -> Grown:
     """
     _require_both_labels(train, "training rows")
     _require_both_labels(valid, "validation rows")
-    model = _booster(config, seed, trees=config.trees, early_stopping=True, n_iter_no_change=config.tree_patience)
+    model = HistGradientBoostingClassifier(
+        learning_rate=config.tree_rate,
+        max_leaf_nodes=config.tree_leaves,
+        l2_regularization=config.tree_l2,
+        max_iter=config.trees,
+        random_state=seed,
+        early_stopping=True,
+        n_iter_no_change=config.tree_patience,
+    )
     model.fit(
         train.features,
         train.labels,
@@ -98,45 +104,6 @@ def grow(train: Rows, valid: Rows, config: ModelConfig, seed: int) -> Grown:
     return Grown(model, max(1, int(np.argmax(model.validation_score_))))
 
 
-def out_of_fold_logits(train: Rows, users: np.ndarray, trees: int, config: ModelConfig, seed: int) -> np.ndarray:
-    """Logits of the training rows by trees that saw none of their user's rows, float32 [N].
-
-    A network that starts from the logits of trees must not learn from rows that these trees have learned: there they
-    know more than they will of any other row. Users are dealt out to five folds by their row in the user table; as many
-    trees as count are grown on the rows of four, and score those of the fifth.
-
-    Args:
-        train: the rows.
-        users: of the rows, [N].
-        trees: how many are grown for each fold.
-        config: their settings.
-        seed: of what is drawn at random.
-
-    Raises:
-        DataError: the rows beside a fold have one label alone.
-    """
-    logits_N, fold_N = np.empty(len(train.labels), np.float32), users % FOLDS
-    for fold in np.unique(fold_N):
-        apart_N, others_N = fold_N == fold, fold_N != fold
-        others = Rows(train.features[others_N], train.labels[others_N], train.weights[others_N])
-        _require_both_labels(others, "training rows of other users than a fold's")
-        model = _booster(config, seed, trees, early_stopping=False)
-        model.fit(others.features, others.labels, sample_weight=others.weights)
-        logits_N[apart_N] = model.decision_function(train.features[apart_N])
-    return logits_N
-
-
 def _require_both_labels(rows: Rows, name: str) -> None:
     if len(np.unique(rows.labels[rows.weights > 0])) < 2:
         raise DataError(f"boosting: the {name} have one label alone; trees need both. Widen the split.")
-
-
-def _booster(config: ModelConfig, seed: int, trees: int, **stopping: object) -> HistGradientBoostingClassifier:
-    return HistGradientBoostingClassifier(
-        learning_rate=config.tree_rate,
-        max_leaf_nodes=config.tree_leaves,
-        l2_regularization=config.tree_l2,
-        max_iter=trees,
-        random_state=seed,
-        **stopping,
-    )

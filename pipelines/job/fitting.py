@@ -16,7 +16,7 @@ from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.model.calibrator import Curve
 from ctr.model.click_model import ClickModel
-from ctr.training.boosting import fit_trees, grow_base
+from ctr.training.boosting import fit_trees, grow_beside
 from ctr.training.calibrate import Calibrated, calibrate
 from ctr.training.checkpoint import MODEL, save_tensors
 from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks
@@ -64,9 +64,10 @@ def fit_and_calibrate(
     if model.network is None:
         result = fit_trees(model, feature_set, config, folder, **how)
     else:
-        base = None if model.trees is None else grow_base(model, feature_set, config, progress)
-        result = fit(model, feature_set, config, folder, **how, base=base)
+        result = fit(model, feature_set, config, folder, **how)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
+    if model.network is not None and model.trees is not None:
+        result = grow_beside(model, feature_set, config, result, progress)
     valid = score_split(model, feature_set, "valid")
     calibrated = calibrate(
         model.calibrator, config.calibration, valid.scores, valid.labels, valid.groups, valid.weights

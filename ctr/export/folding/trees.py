@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ctr.export.folding.item_columns import ItemColumns, Pair, Past
 from ctr.history.target_history import TargetHistory
 from ctr.trees.ensemble import Ensemble
-from ctr.trees.tree_base import TreeBase
+from ctr.trees.model_trees import ModelTrees
 
 TREES = Opset("ai.onnx.ml", 3)
 
@@ -42,11 +42,14 @@ class FoldedTrees(nn.Module):
         trees: grown.
     """
 
-    def __init__(self, trees: TreeBase) -> None:
+    share: Tensor
+
+    def __init__(self, trees: ModelTrees) -> None:
         super().__init__()
         self.features = trees.features
         self.ensemble = deepcopy(trees.ensemble).eval()
         self.reads_user_id = trees.reads_user_id
+        self.register_buffer("share", trees.share.detach().clone())
 
     def compared(self, target: ItemColumns, past: Past) -> Compared:
         """The first arguments of a history, in the precision that features are made in: its items are their numbers."""

@@ -18,6 +18,7 @@ from ctr.export.serving_graph import FoldedAttention, RequestGraph, probability
 from ctr.history.history_events import Events
 from ctr.history.item_similarity import tag_cosine_of_requests
 from ctr.history.target_history import TargetHistory
+from ctr.trees.model_trees import mixed
 from features.store.schema import PADDING
 
 Repeat = Callable[[Tensor], Tensor]
@@ -79,8 +80,8 @@ class ScoringGraph(nn.Module):
             of_trees = None
             if past is not None:
                 of_trees = RequestsHistory(*folded.trees.compared(target, past), folded.sizes, repeat)
-            base_R = folded.trees([repeat(column) for column in context], number_R, target.of_trees, of_trees)
-            logits = [base_R + logits[0] if logits else base_R, *logits[1:]]
+            tree_R = folded.trees([repeat(column) for column in context], number_R, target.of_trees, of_trees)
+            logits = mixed(logits, tree_R, folded.trees.share)
         pairs = zip(folded.calibrators, logits, strict=True)
         return tuple(probability(calibrate(logit_R)).view(requests, candidates) for calibrate, logit_R in pairs)
 

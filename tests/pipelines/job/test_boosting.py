@@ -1,7 +1,8 @@
-"""Trees from a log to a ranker: grown, saved, exported, served; alone, and under a network."""
+"""Trees from a log to a ranker: grown, saved, exported, served; alone, and beside a network."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ctr.config import ModelConfig, Preset, TrainConfig, load_preset
 from ctr.data.columns import column, row_weights
@@ -18,16 +18,16 @@ from ctr.evaluation import boosting
 from ctr.evaluation.boosting import tabular_control
 from ctr.evaluation.metrics import log_loss
 from ctr.model.click_model import ClickModel
+from ctr.model.outputs import Outputs
 from ctr.serving.bundle import open_bundle
 from ctr.serving.ranker import Ranker
-from ctr.training.boosting import grow_base
+from ctr.training.boosting import best_share
 from ctr.training.checkpoint import CURVE, MODEL, Evaluation
 from ctr.training.loop import FitResult, StopTraining, predict
-from ctr.trees.feature_rows import feature_rows
 from ctr.trees.growing import Rows, grow
 from features.errors import ConfigError, DataError
 from features.progress import silent
-from features.store.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.fitting import fit_and_calibrate, new_model
 from tests.ctr.serving.shop import REQUEST, export
 from tests.trained import built_feature_set
@@ -106,57 +106,58 @@ def test_from_training_to_the_ranker(run, feature_set, tmp_path):
         open_bundle(tmp_path / "bundle")
 
 
-def test_trees_of_another_fold_score_a_training_row(feature_set):
-    model = new_model(TREES, feature_set, 1)
-    base = grow_base(model, feature_set, UNCALIBRATED, silent)
-    rows, users = feature_rows(feature_set, "train"), column(feature_set, "train", "user")
-    labels, trees = column(feature_set, "train", "label"), int(model.trees.ensemble.used)
-    for fold in range(5):
-        booster = HistGradientBoostingClassifier(
-            learning_rate=0.05, max_leaf_nodes=6, l2_regularization=1.0, max_iter=trees, early_stopping=False
-        )
-        others = np.array([user % 5 != fold for user in users])
-        booster.fit(rows[others], labels[others])
-        wanted = booster.decision_function(rows[~others])
-        np.testing.assert_allclose(base["train"][~others], wanted, rtol=0, atol=1e-5)
-    # All training rows teach the trees that score any other row, and that are served.
-    valid = predict(model, feature_set, "valid")
-    np.testing.assert_allclose(1 / (1 + np.exp(-base["valid"])), valid, rtol=0, atol=1e-6)
-    # They know their own training rows better than a network should believe.
-    own = predict(model, feature_set, "train")
-    assert log_loss(labels, own) < log_loss(labels, 1 / (1 + np.exp(-base["train"]))) - 0.01
-
-
-def test_batches_bring_the_logits_of_their_rows(feature_set):
-    base = np.arange(feature_set.manifest.windows["train"].rows, dtype=np.float32)
-    loader = Loader(feature_set, "train", 64, seed=3, shuffle=True, base=base)
-    user, item = loader.column("user"), loader.column("item")
-    seen = []
-    for batch in loader.epoch(1):
-        rows = batch.base_B.long().numpy()
-        assert np.array_equal(batch.user_B.numpy(), user[rows])
-        assert np.array_equal(batch.items_U[batch.target_B.long()].numpy(), item[rows])
-        seen += rows.tolist()
-    assert sorted(seen) == base.tolist()
-
-
-def test_a_network_adds_to_the_logit_of_trees(feature_set, tmp_path):
+def test_a_network_and_trees_share_the_logit(feature_set, tmp_path):
     small = {"embedding_dim": 4, "attention_dim": 4, "layers": 1}
     settings = {"base": "boosting", "trees": 12, **small, "tasks": ("like",)}
-    model = new_model(ModelConfig(**settings), feature_set, 1)
     config = TrainConfig(epochs=1, batch_size=64, calibration="none")
-    fit_and_calibrate(model, feature_set, config, tmp_path / "run", progress=silent)
-    alone = new_model(ModelConfig(**settings | {"base": "none"}), feature_set, 1)
-    found = alone.load_state_dict(load_file(tmp_path / "run" / MODEL), strict=False)
-    assert not found.missing_keys and all(name.startswith("trees.") for name in found.unexpected_keys)
-    (batch,) = Loader(feature_set, "test", 10_000).epoch(0)
+    found = {}
+    for name, changes in {"both": {}, "network": {"base": "none"}, "trees": {"tower": "none", "tasks": ()}}.items():
+        model = new_model(ModelConfig(**settings | changes), feature_set, 1)
+        result, _ = fit_and_calibrate(model, feature_set, config, tmp_path / name, progress=silent)
+        outputs = {split: _outputs(model, feature_set, split) for split in ("valid", "test")}
+        found[name] = (model, result, outputs)
+    both, result, of_both = found["both"]
+    network, trees = found["network"][2], found["trees"][2]
+    share = float(both.trees.share)
+    labels, weights = column(feature_set, "valid", "label"), row_weights(feature_set, "valid")
+
+    def mix(share: float, split: str) -> np.ndarray:
+        return (1 - share) * network[split].click_B.numpy() + share * trees[split].click_B.numpy()
+
+    # The network trained as it does without trees, and these grew as they do without a network.
+    np.testing.assert_allclose(of_both["test"].click_B, mix(share, "test"), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(of_both["test"].tasks["like"], network["test"].tasks["like"], rtol=0, atol=1e-6)
+    losses = [log_loss(labels, 1 / (1 + np.exp(-mix(one / 100, "valid"))), weights) for one in range(101)]
+    assert share == pytest.approx(np.argmin(losses) / 100, abs=0.011)
+    assert result.best["log_loss"] == pytest.approx(min(losses), abs=1e-6)
+    assert result.curve == found["network"][1].curve
+    export(both, feature_set, tmp_path / "bundle", scorer=True)  # compares graphs and model on 200 requests
+
+    # Stopped after its trees were grown: the same again.
+    again = new_model(ModelConfig(**settings), feature_set, 1)
+    fit_and_calibrate(again, feature_set, config, tmp_path / "both", resume=True, progress=silent)
+    for name, values in both.state_dict().items():
+        assert torch.equal(values, again.state_dict()[name]), name
+
+
+def test_the_share_of_trees_by_hand():
+    network, trees = np.array([2.0, -2.0, 0.0, 0.0]), np.array([0.0, 0.0, 2.0, -2.0])
+    labels, weights = np.array([1.0, 0.0, 1.0, 0.0]), np.ones(4)
+    rows = Rows(np.zeros((4, 1), np.float32), labels, weights)
+    # Each knows what the other does not, and as well.
+    assert best_share(network, trees, rows) == 0.5
+    # Rows that count twice as much are the network's, which is then given more.
+    heavy = replace(rows, weights=np.array([2.0, 2.0, 1.0, 1.0]))
+    losses = [2 * np.log1p(np.exp(-2 * (1 - one))) + np.log1p(np.exp(-2 * one)) for one in np.arange(101) / 100]
+    assert best_share(network, trees, heavy) == np.argmin(losses) / 100 < 0.5
+    assert best_share(network, network, rows) == 0  # alike: no trees are needed
+    assert best_share(-network, trees, rows) == 1
+
+
+def _outputs(model: ClickModel, feature_set: FeatureSet, split: SplitName) -> Outputs:
+    (batch,) = Loader(feature_set, split, 10_000).epoch(0)
     with torch.inference_mode():
-        both, network, trees = model.outputs(batch), alone.eval().outputs(batch), model.trees(batch, model.tables)
-    assert trees.std() > 0.01
-    torch.testing.assert_close(both.click_B, network.click_B + trees, rtol=0, atol=1e-5)
-    # Another label than the click starts from nothing.
-    torch.testing.assert_close(both.tasks["like"], network.tasks["like"], rtol=0, atol=1e-5)
-    export(model, feature_set, tmp_path / "bundle")
+        return model.eval().outputs(batch)
 
 
 def test_rows_of_one_label_are_refused():
