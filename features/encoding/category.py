@@ -51,6 +51,8 @@ class CategoricalEncoder(ColumnEncoder):
 
     def encode_many(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Several values, int64 [N]."""
+        if isinstance(values, np.ndarray) and values.dtype == np.int64 and self.vocabulary.whole_numbers:
+            return self.vocabulary.indices_of_numbers(values)
         return self.vocabulary.indices(list(values))
 
     def raw_value(self, encoded: Any) -> Any:

@@ -17,6 +17,7 @@ from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.encoding.base import ColumnEncoder, Columns
 from features.encoding.category import check_kind, check_kinds
+from features.encoding.raw_values import WholeIds
 from features.encoding.registry import ENCODERS, encode_value, encode_values
 from features.encoding.request import Request
 from features.encoding.snapshot import Snapshot
@@ -161,8 +162,8 @@ class Encoder:
             history_events=history.events,
             candidate_item=candidate_item,
             candidate={name: self._counted(name, request, snapshot, candidate_item, parts) for name in self.candidate},
-            unknown_history=int((history.rows == UNKNOWN).sum()),
-            unknown_candidates=tuple(request.candidates[i] for i in unknown),
+            unknown_history=int(np.count_nonzero(history.rows == UNKNOWN)),
+            unknown_candidates=tuple(request.candidates[i] for i in unknown.tolist()),
             missing=history.missing | self._missing_context(request),
             history=history.items,
             newest=history.newest,
@@ -171,6 +172,8 @@ class Encoder:
 
     def item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:
         """Rows of raw item ids, int64 [N]. Raises ConfigError, naming `where`, for ids of another kind."""
+        if isinstance(ids, WholeIds) and self.items.whole_numbers:
+            return self.items.indices_of_numbers(ids.numbers)
         check_kinds(where, ids, self.items, "ids of this log")
         return self.items.indices(ids)
 

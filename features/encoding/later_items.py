@@ -46,6 +46,10 @@ class LaterIds(Vocabulary):
         """Row of each of several ids, int64 [N]."""
         return self._moved(super().indices(values)).astype(np.int64)
 
+    def indices_of_numbers(self, number_N: np.ndarray) -> np.ndarray:
+        """Row of each of several ids that are whole numbers, int64 [N]."""
+        return self._moved(super().indices_of_numbers(number_N)).astype(np.int64)
+
     def value(self, index: int) -> Any:
         """The id of a row."""
         changed = int(index) - self.size

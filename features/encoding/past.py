@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -61,12 +62,19 @@ class Past:
         times = np.array([event.time for event in events], np.int64)
         return cls(tuple(event.item for event in events), times, tuple(event.columns for event in events))
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Raw columns that at least one of the events gives; of those that came with the request, `item` and `time`."""
+        return frozenset[str]().union(*self.columns)
+
     def with_source(self, events: Sequence[PastEvent]) -> Self:
         """These events, and those of a source of pasts that are not among them.
 
         An event of the same item and time is the same event; of several equal ones the first stays, one that was sent
         before one of the source. Events that were sent are all kept: a log may hold a row twice.
         """
+        if not events:
+            return self
         known = set(zip(self.items, self.time_H.tolist(), strict=True))
         new = []
         for event in events:
@@ -91,9 +99,13 @@ def has_times(entries: Sequence[Any]) -> bool:
     Raises:
         ConfigError: some are and others are not.
     """
-    if dict not in set(map(type, entries)):
+    types = set(map(type, entries))
+    if dict not in types:
         return False
-    timed = [isinstance(entry, dict) and TIME in entry for entry in entries]
+    if types == {dict}:
+        timed = [TIME in entry for entry in entries]
+    else:
+        timed = [isinstance(entry, dict) and TIME in entry for entry in entries]
     if not any(timed):
         return False
     if not all(timed):

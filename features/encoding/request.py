@@ -13,7 +13,7 @@ from features.contract.columns import ColumnSpec
 from features.contract.contract import Contract
 from features.contract.settings import Settings
 from features.encoding.past import Past, has_times, instants, parse_past
-from features.encoding.raw_values import column_of, id_of, ids_of, known_keys, value_of
+from features.encoding.raw_values import column_of, id_of, ids_of, known_keys, plain_ids, value_of
 from features.errors import ConfigError
 
 KEYS = ("user", "user_columns", "time", "context", "history", "candidates")
@@ -96,6 +96,9 @@ def _entries(
     Each column is checked at once, by the types it holds. Only where that fails are its values looked at one by one,
     to name the first that is wrong.
     """
+    ids = plain_ids(entries)
+    if ids is not None:
+        return ids, {}
     if dict not in set(map(type, entries)):
         return ids_of(where, entries), {}
     given = [entry if isinstance(entry, dict) else {"item": entry} for entry in entries]

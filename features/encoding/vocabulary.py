@@ -117,7 +117,7 @@ class Vocabulary:
         # What no column holds (numbers of more than 64 bits, half a surrogate pair) is looked for one by one.
         with suppress(OverflowError, UnicodeEncodeError, TypeError):
             if types == {int} and self.whole_numbers:
-                return self._indices_of(np.array(values, np.int64)).astype(np.int64)
+                return self.indices_of_numbers(np.array(values, np.int64))
             if types == {int, type(None)} and self.whole_numbers:
                 number_N = np.array([0 if value is None else value for value in values], np.int64)
                 is_none_N = np.array([value is None for value in values])
@@ -128,6 +128,12 @@ class Vocabulary:
             if len(values) >= MANY and types <= {str, type(None)} and not self.whole_numbers:
                 return self.encode(pl.Series(values, dtype=self.values.dtype)).astype(np.int64)
         return np.array([self.index(value) for value in values], np.int64)
+
+    def indices_of_numbers(self, number_N: np.ndarray) -> np.ndarray:
+        """Index of each of several whole numbers, int64 [N], of a vocabulary of such; as `index`."""
+        if self._is_empty:
+            return np.full(len(number_N), UNKNOWN, np.int64)
+        return self._indices_of(number_N).astype(np.int64)
 
     @cached_property
     def _index_of_few(self) -> dict[str, int]:
@@ -173,10 +179,8 @@ class Vocabulary:
 
     @staticmethod
     def _looked_up(number_R: np.ndarray, low: int, table: np.ndarray) -> np.ndarray:
-        outside = len(table) - 1
-        # Compared before subtracting, which may wrap round for what lies far outside.
-        inside = (number_R >= low) & (number_R <= low + outside - 1)
-        return table[np.where(inside, number_R - low, outside)]
+        # What lies below, or so far outside that subtracting wraps round, is a large number without a sign.
+        return table.take(np.minimum((number_R - low).view(np.uint64), len(table) - 1))
 
     @cached_property
     def _ascending(self) -> tuple[pl.Series, np.ndarray]:

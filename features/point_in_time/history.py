@@ -47,20 +47,24 @@ def history_spans(
     new_instant = new_user | _differs(time_R)
     instant_start = np.maximum.accumulate(np.where(new_instant, place, 0))
     user_start = np.maximum.accumulate(np.where(new_user, place, 0))
-    events_before = np.concatenate([[0], np.cumsum(is_event_R, dtype=np.int64)])
+    events_before = np.zeros(rows + 1, np.int64)
+    np.cumsum(is_event_R, out=events_before[1:])
     end_R = events_before[instant_start]
     start_R = events_before[user_start]
+    looks_back = instant_R is not None or bool(delay)
+    if looks_back or within is not None or session_gap is not None:
+        user_E, time_E = user_R[is_event_R], time_R[is_event_R]
     instant_R = time_R if instant_R is None else instant_R
-    user_E, time_E = user_R[is_event_R], time_R[is_event_R]
-    known_R = instant_R - delay
-    early_R = np.flatnonzero(known_R < time_R)
-    if len(early_R):
-        end_R[early_R] = _first_not_older(user_E, time_E, user_R[early_R], known_R[early_R])
+    if looks_back:
+        known_R = instant_R - delay
+        early_R = np.flatnonzero(known_R < time_R)
+        if len(early_R):
+            end_R[early_R] = _first_not_older(user_E, time_E, user_R[early_R], known_R[early_R])
     if within is not None:
         start_R = np.maximum(start_R, _first_not_older(user_E, time_E, user_R, instant_R - within))
     if session_gap is not None:
         start_R = np.maximum(start_R, _session_start(user_E, time_E, instant_R, end_R, session_gap))
-    length_R = np.clip(end_R - start_R, 0, max_len).astype(np.int32)
+    length_R = np.minimum(np.maximum(end_R - start_R, 0), max_len).astype(np.int32)
     return end_R, length_R
 
 

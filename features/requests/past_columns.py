@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,12 +58,12 @@ class RequestEncoder:
             ConfigError: a value of a type that its column does not have, or an event with an unknown key.
         """
         moment = time.time_ns() // 1000 if request.time is None else request.time
-        request = replace(self._with_context(request, moment), time=moment)
+        request = self._with_context(request if request.time == moment else replace(request, time=moment), moment)
         if request.past is None and (request.history or not past):
             return self._with_relative(self.encoder.encode_request(request, snapshot=snapshot))
         whole = Past.of(past) if request.past is None else request.past.with_source(past)
         history = self.history(whole, moment, snapshot, request.user)
-        return self._with_relative(self.encoder.encode_request(replace(request, past=None), history, snapshot))
+        return self._with_relative(self.encoder.encode_request(request, history, snapshot))
 
     def history(self, past: Past, moment: int, snapshot: Snapshot | None = None, user: Any = None) -> EncodedHistory:
         """The history that a row of this user and time would have.
@@ -83,12 +82,12 @@ class RequestEncoder:
         events = RawEvents(self.columns, past, (user,) * len(past.items))
         rows_H = self.encoder.item_rows("history", past.items)
         place_R = _by_time(past, moment)
-        time_R = np.append(past.time_H, moment)[place_R]
+        time_R = _with_last(past.time_H, moment)[place_R]
         user_R = np.zeros(len(place_R), np.int64)
         is_event_H = events.is_event()
-        is_event_R = np.append(is_event_H, False)[place_R]
+        is_event_R = _with_last(is_event_H, False)[place_R]
         if rules.repeats != "keep":
-            item_R = np.append(_distinct(rows_H, past.items), UNKNOWN)[place_R]
+            item_R = _with_last(_distinct(rows_H, past.items), UNKNOWN)[place_R]
             is_event_R = without_repeats(user_R, item_R, is_event_R, rules.repeats)
         end_R, length_R = history_spans(
             user_R,
@@ -99,7 +98,7 @@ class RequestEncoder:
             rules.session_gap,
             delay=rules.delay or 0,
         )
-        (now,) = np.flatnonzero(place_R == len(past.items))
+        now = int(place_R.argmax())
         chosen_S = np.flatnonzero(is_event_R)[end_R[now] - length_R[now] : end_R[now]]
         place_S = place_R[chosen_S]
         columns, missing = {}, self._unfiltered(events, is_event_H)
@@ -110,12 +109,12 @@ class RequestEncoder:
             elif isinstance(spec, Residual):
                 residual_H = self._residual(events, spec, rows_H, snapshot or self.encoder.snapshot)
                 columns[name] = encoder.encode_many(residual_H[place_S])
-                lacking = int(np.isnan(events.label[place_S]).sum())
+                lacking = int(np.count_nonzero(np.isnan(events.label[place_S])))
             else:
                 columns[name], lacking = _encoded(events, name, spec, encoder, place_S)
             missing[name] = max(lacking, missing.get(name, 0))
         return EncodedHistory(
-            items=tuple(past.items[place] for place in place_S.tolist()),
+            items=tuple([past.items[place] for place in place_S.tolist()]),
             rows=rows_H[place_S],
             events=columns,
             missing={name: lacking for name, lacking in missing.items() if lacking},
@@ -181,7 +180,7 @@ class RequestEncoder:
     def _refuse_unknown_keys(self, past: Past) -> None:
         """A source of pasts may know columns that this log has not; a client that sends them has mistyped one."""
         sent = past.columns[: past.sent]
-        if not self.columns.known.issuperset(chain.from_iterable(sent)):
+        if not self.columns.known.issuperset(past.names):
             for i, keys in enumerate(sent):
                 known_keys(f"history[{i}]", keys, self.columns.known)
 
@@ -202,9 +201,19 @@ def _by_time(past: Past, moment: int) -> np.ndarray:
     Of one instant, events of a source stand before those that were sent, each in its own order. The request stands last
     of its instant, whose events it does not know.
     """
-    rank_R = np.ones(len(past.items) + 1, np.int8)
+    time_R = _with_last(past.time_H, moment)
+    if past.sent == len(past.items):
+        return time_R.argsort(kind="stable")
+    rank_R = np.ones(len(time_R), np.int8)
     rank_R[past.sent : -1] = 0
-    return np.lexsort((rank_R, np.append(past.time_H, moment)))
+    return np.lexsort((rank_R, time_R))
+
+
+def _with_last(values_H: np.ndarray, last: Any) -> np.ndarray:
+    """The values of the events, and one of the request behind them, [R]."""
+    values_R = np.empty(len(values_H) + 1, values_H.dtype)
+    values_R[:-1], values_R[-1] = values_H, last
+    return values_R
 
 
 def _distinct(rows_H: np.ndarray, items: tuple[Any, ...]) -> np.ndarray:
@@ -226,7 +235,10 @@ def _encoded(
         chosen = [values[place] for place in place_S.tolist()]
         return encoder.encode_many(chosen), chosen.count(None)
     if reading is None:
-        chosen = [None if label != label else int(label) for label in events.label[place_S].tolist()]
+        label_S = events.label[place_S]
+        if not np.isnan(label_S).any():
+            return encoder.encode_many(label_S.astype(np.int64)), 0
+        chosen = [None if label != label else int(label) for label in label_S.tolist()]
         return encoder.encode_many(chosen), chosen.count(None)
     found = events.computed(reading)[place_S].rename(name)
     try:

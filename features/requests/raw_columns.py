@@ -23,7 +23,7 @@ from features.contract.columns import ColumnSpec, Numeric
 from features.contract.contract import Contract
 from features.contract.labels import CLICKED_NAMES, LABEL_NAMES
 from features.encoding.past import ITEM, TIME, Past, instants
-from features.encoding.raw_values import column_of
+from features.encoding.raw_values import column_of, numbers_of
 from features.encoding.time import PER_SECOND
 from features.errors import ConfigError
 from features.sources.impressions import CLICKED
@@ -182,6 +182,8 @@ class RawEvents:
         if name == CLICKED and log.tells_clicks:
             bare = CLICKED_NAMES[0]
             return [row.get(CLICKED, row.get(bare)) for row in self.past.columns]
+        if name not in self.past.names:
+            return [None] * len(self.past.columns)
         return [row.get(name) for row in self.past.columns]
 
     def values(self, name: str, spec: ColumnSpec) -> tuple[Any, ...]:
@@ -193,7 +195,7 @@ class RawEvents:
 
     def numbers(self, name: str) -> np.ndarray:
         """A raw column of numbers, float64 [H], NaN where not given."""
-        return np.array(self.values(name, NUMBER), np.float64)
+        return numbers_of("history", name, self.given(name), NUMBER)
 
     def is_event(self) -> np.ndarray:
         """Which events may stand in a history, bool [H]."""
@@ -212,10 +214,12 @@ class RawEvents:
         reading = self.reading.label
         if reading is None:
             return np.ones(len(self.past.time_H), np.float32)
+        if isinstance(reading, Compared):
+            return self._compared(reading).astype(np.float32)
         if isinstance(reading, Computed):
             found_H = self._series(reading.column.cast(pl.Float64)).fill_null(float("nan")).to_numpy()
         else:
-            found_H = self._compared(reading) if isinstance(reading, Compared) else self.numbers(reading.name)
+            found_H = self.numbers(reading.name)
         wrong = np.flatnonzero((found_H != 0) & (found_H != 1) & ~np.isnan(found_H))
         if len(wrong):
             raise ConfigError(f"history[{wrong[0]}]: its label is {found_H[wrong[0]]:g}, expected 0 or 1.")
