@@ -45,6 +45,13 @@ def plain_ids(values: list[Any]) -> tuple[Any, ...] | None:
     return None
 
 
+def ids_at(ids: tuple[Any, ...], place_K: np.ndarray) -> list[Any]:
+    """The ids at these places, int [K]."""
+    if isinstance(ids, WholeIds):
+        return ids.numbers[place_K].tolist()
+    return [ids[place] for place in place_K.tolist()]
+
+
 def ids_of(where: str, values: list[Any], key: str = "") -> tuple[Any, ...]:
     """Ids that can be ones; `where[i]key` names them in messages."""
     ids = plain_ids(values)

@@ -21,7 +21,7 @@ from features.contract.columns import ColumnSpec, DatePart, Gap, Residual
 from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import EncodedHistory, EncodedRequest, Encoder
 from features.encoding.past import Past, PastEvent
-from features.encoding.raw_values import known_keys
+from features.encoding.raw_values import ids_at, known_keys
 from features.encoding.request import Request
 from features.encoding.snapshot import Snapshot
 from features.errors import ConfigError, DataError
@@ -114,7 +114,7 @@ class RequestEncoder:
                 columns[name], lacking = _encoded(events, name, spec, encoder, place_S)
             missing[name] = max(lacking, missing.get(name, 0))
         return EncodedHistory(
-            items=tuple([past.items[place] for place in place_S.tolist()]),
+            items=tuple(ids_at(past.items, place_S)),
             rows=rows_H[place_S],
             events=columns,
             missing={name: lacking for name, lacking in missing.items() if lacking},

@@ -12,7 +12,7 @@ import numpy as np
 
 from ctr.serving.ranker import Ranker, refuse_missing
 from features.encoding.encoder import EncodedRequest
-from features.encoding.raw_values import WholeIds
+from features.encoding.raw_values import ids_at
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError
 
@@ -182,11 +182,7 @@ def _respond(
     variant: str,
 ) -> Answer:
     names, stages = ranker.tasks, asked.stages
-    given = request.candidates
-    if isinstance(given, WholeIds):
-        items = given.numbers[order].tolist()
-    else:
-        items = [given[place] for place in order.tolist()]
+    items = ids_at(request.candidates, order)
     best_HN = scores_NH[order].T.tolist()
     if names:
         tasks = (dict(zip(names, of, strict=True)) for of in zip(*best_HN[1:], strict=True))

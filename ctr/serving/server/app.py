@@ -19,12 +19,14 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ctr.serving.answering.answers import Answer, read_body
 from ctr.serving.answering.events import EventReader
 from ctr.serving.answering.live import LiveCounters
 from ctr.serving.answering.metrics import ServerMetrics
 from ctr.serving.answering.pool import OverloadedError, RankingPool
+from ctr.serving.answering.popularity import PopularityAnswer
 from ctr.serving.answering.ranking import Ranking
 from ctr.serving.answering.versions import Source, Versions
 from ctr.serving.items.new_items import items_of_json
@@ -40,6 +42,7 @@ from ctr.serving.termination import on_termination
 from features.errors import ConfigError
 
 TOKEN = "QUADRANK_TOKEN"  # allows routes that change what the server does
+RANK = "/v1/rank"
 UPSERT_WAITS = 60.0  # seconds, for upserts before it
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -73,10 +76,11 @@ class Server:
         )
         self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 
-    def app(self) -> Starlette:
-        """The ASGI app."""
+    def app(self) -> ASGIApp:
+        """The ASGI app: rankings are answered at once, all else goes through Starlette's routes and middleware."""
+        rank = self._guarded("rank", self.rank)
         routes = [
-            Route("/v1/rank", self._guarded("rank", self.rank), methods=["POST"]),
+            Route(RANK, rank, methods=["POST"]),
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live_now),
             Route("/v2/health/ready", self.ready_now),
@@ -96,18 +100,22 @@ class Server:
                 Route("/v1/items", self._guarded("items", self.items), methods=["POST"]),
                 Route("/v1/events", self._guarded("events", self.events), methods=["POST"]),
             ]
-        return Starlette(routes=routes, lifespan=self._lifespan)
+        others = Starlette(routes=routes, lifespan=self._lifespan)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST":
+                response = await rank(Request(scope, receive))
+                await response(scope, receive, send)
+            else:
+                await others(scope, receive, send)
+
+        return app
 
     async def rank(self, request: Request) -> Response:
         """`POST /v1/rank`: candidates of one user, best first."""
         body = await self._body(request)
         answered = await self.ranking.rank(self.versions.current, body)
-        for stage, seconds in answered.stages.items():
-            self.metrics.seconds.labels(stage).observe(seconds)
-        if not isinstance(answered, Answer):
-            return Response(answered.body, media_type="application/json")
-        self._note(answered)
-        return Response(answered.body, media_type="application/json", background=BackgroundTask(self._shadow, answered))
+        return Response(answered.body, media_type="application/json", background=BackgroundTask(self._note, answered))
 
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
@@ -290,7 +298,13 @@ class Server:
             )
         return ranker
 
-    def _note(self, answered: Answer) -> None:
+    async def _note(self, answered: Answer | PopularityAnswer) -> None:
+        """Count and log what was answered, and let the shadow score it, once the client has its answer."""
+        await asyncio.sleep(0)  # what was written leaves at the end of the event loop's turn
+        for stage, seconds in answered.stages.items():
+            self.metrics.seconds.labels(stage).observe(seconds)
+        if not isinstance(answered, Answer):
+            return
         metrics, encoded = self.metrics, answered.encoded
         self.ranking.note(answered)
         metrics.candidates.inc(len(answered.scores))
@@ -306,8 +320,6 @@ class Server:
         self.versions.remember(answered.raw)
         if self.log is not None:
             self.log.add(answered)
-
-    async def _shadow(self, answered: Answer) -> None:
         self.ranking.shadow(answered)
 
     def _note_shadow(self, scored: Answer) -> None:
