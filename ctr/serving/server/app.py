@@ -19,7 +19,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ctr.serving.answering.answers import Answer, read_body
 from ctr.serving.answering.events import EventReader
@@ -46,6 +46,27 @@ RANK = "/v1/rank"
 UPSERT_WAITS = 60.0  # seconds, for upserts before it
 log = logging.getLogger("quadrank.serve")
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class RankFirst(Starlette):
+    """Starlette, whose routes and middleware a ranking does not wait for: its endpoint guards itself.
+
+    Args:
+        rank: the endpoint of `POST /v1/rank`.
+        how: as of Starlette.
+    """
+
+    def __init__(self, rank: Endpoint, **how: Any) -> None:
+        super().__init__(**how)
+        self._rank = rank
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST":
+            response = await self._rank(Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Server:
@@ -76,8 +97,8 @@ class Server:
         )
         self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 
-    def app(self) -> ASGIApp:
-        """The ASGI app: rankings are answered at once, all else goes through Starlette's routes and middleware."""
+    def app(self) -> Starlette:
+        """The ASGI app."""
         rank = self._guarded("rank", self.rank)
         routes = [
             Route(RANK, rank, methods=["POST"]),
@@ -100,16 +121,7 @@ class Server:
                 Route("/v1/items", self._guarded("items", self.items), methods=["POST"]),
                 Route("/v1/events", self._guarded("events", self.events), methods=["POST"]),
             ]
-        others = Starlette(routes=routes, lifespan=self._lifespan)
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http" and scope["path"] == RANK and scope["method"] == "POST":
-                response = await rank(Request(scope, receive))
-                await response(scope, receive, send)
-            else:
-                await others(scope, receive, send)
-
-        return app
+        return RankFirst(rank, routes=routes, lifespan=self._lifespan)
 
     async def rank(self, request: Request) -> Response:
         """`POST /v1/rank`: candidates of one user, best first."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import copy
 import ipaddress
-import logging
 import os
 import shlex
 import signal
@@ -17,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
 
 from ctr.serving.answering.metrics import SEVERAL_PROCESSES
 from ctr.serving.answering.versions import Source
@@ -44,14 +40,6 @@ class MakeApp:
         from ctr.serving.server.app import Server
 
         return Server(self.source, self.config, self.token).app()
-
-
-class AfterAnswer(logging.StreamHandler[Any]):
-    """Writes uvicorn's line of a request when its answer has left: uvicorn asks for it before it sends one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the line in the event loop's next turn."""
-        asyncio.get_running_loop().call_soon(super().emit, record)
 
 
 def run_server(
@@ -85,7 +73,6 @@ def run_server(
         http="httptools",
         ws="none",
         access_log=not quiet,
-        log_config=_log_config(),
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -103,13 +90,6 @@ def run_server(
     with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
         os.environ[SEVERAL_PROCESSES] = folder
         Processes(settings, sockets).run()
-
-
-def _log_config() -> dict[str, Any]:
-    """uvicorn's, with lines of requests written after the answers."""
-    config = copy.deepcopy(LOGGING_CONFIG)
-    config["handlers"]["access"]["class"] = f"{AfterAnswer.__module__}.{AfterAnswer.__qualname__}"
-    return config
 
 
 def check_address(host: str, public: bool) -> None:

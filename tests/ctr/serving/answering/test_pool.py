@@ -11,7 +11,6 @@ import pytest
 
 from ctr.serving.answering.pool import OverloadedError, RankingPool
 
-
 DEADLINE = 1.0
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
-from ctr.serving.server.run import AfterAnswer
 from tests.ctr.serving.shop import REQUEST, serve_config
 
 
@@ -35,16 +33,3 @@ def test_an_answer_is_counted_after_it_was_sent(bundles: Path):
     assert len(json.loads(sent[1]["body"])["ranked"]) == len(REQUEST["candidates"])
     assert counted == [0.0, 0.0]
     assert server.metrics.candidates._value.get() == len(REQUEST["candidates"])
-
-
-def test_the_line_of_a_request_is_written_in_the_next_turn(capsys):
-    handler = AfterAnswer()
-    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, "a line", (), None)
-
-    async def turns() -> list[str]:
-        handler.emit(record)
-        before = capsys.readouterr().err
-        await asyncio.sleep(0)
-        return [before, capsys.readouterr().err]
-
-    assert asyncio.run(turns()) == ["", "a line\n"]
