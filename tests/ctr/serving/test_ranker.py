@@ -326,3 +326,6 @@ def test_a_score_that_is_no_number_is_not_served(ranker: Ranker, exported: Expor
     with pytest.raises(NumericalError, match="run-1: 1 of 15 scores are not finite") as caught:
         served.rank(REQUEST)
     assert caught.value.exit_code == 5
+    # A number that no training row came near is the request's fault, and not the model's.
+    with pytest.raises(ConfigError, match=r"history_residual: .* \(encoded\) is so far from what the model"):
+        served.rank(REQUEST | {"history": [{"item": 101, "residual": 1e9}]})

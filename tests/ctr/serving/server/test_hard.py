@@ -57,7 +57,10 @@ NAMED: dict[str, tuple[bytes, int]] = {
     "a context number NaN": (with_value("context", '{"load": NaN}'), 400),
     "a context number 1e308": (with_value("context", '{"load": 1e308}'), 200),
     "a context number 10^400": (with_value("context", '{"load": 1' + "0" * 400 + "}"), 400),
-    "an event number of 10^38": (with_value("history", '[{"item": 101, "residual": 1e38}]'), 200),  # readers bound what they say
+    "an event number of 10^38": (
+        with_value("history", '[{"item": 101, "residual": 1e38}]'),
+        200,
+    ),  # readers bound what they say
     "an event number of 10^308": (with_value("history", '[{"item": 101, "residual": 1e308}]'), 200),  # as a missing one
     "time 2^63": (with_value("time", str(2**63)), 400),
     "time -2^63": (with_value("time", str(-(2**63))), 400),
