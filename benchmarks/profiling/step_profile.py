@@ -108,8 +108,7 @@ def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
     config = model.config
     tables = [module for module in model.modules() if isinstance(module, RowTable)]
     by_row = sum(table.weight.numel() for table in tables if table.by_row)
-    logit = model.network.logit
-    assert isinstance(logit, nn.Linear)
+    assert model.network is not None and isinstance(logit := model.network.logit, nn.Linear)
     return Sizes(
         batch=len(batch),
         positions=batch.history_BS.shape[1],
@@ -178,6 +177,7 @@ def _measured_parts(
     `loader` is what a step waits for its batch. `other` is loss, clipping, context columns, joining what goes into the
     tower, tables that are moved by row, and the profiler's own cost.
     """
+    assert model.network is not None
     modules: dict[str, nn.Module] = {"items": model.item_encoder, "quadratic": model.network}
     if model.attention is not None:
         modules["attention"] = model.attention
