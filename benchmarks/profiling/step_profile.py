@@ -108,7 +108,9 @@ def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
     config = model.config
     tables = [module for module in model.modules() if isinstance(module, RowTable)]
     by_row = sum(table.weight.numel() for table in tables if table.by_row)
-    assert model.network is not None and isinstance(logit := model.network.logit, nn.Linear)
+    assert model.network is not None
+    logit = model.network.logit
+    assert isinstance(logit, nn.Linear)
     return Sizes(
         batch=len(batch),
         positions=batch.history_BS.shape[1],
