@@ -18,6 +18,7 @@ from ctr.evaluation.catalog_coverage import top_lists
 from ctr.evaluation.evaluate import evaluate
 from ctr.evaluation.metrics import auc
 from ctr.evaluation.slices import slice_metrics, training_counts
+from ctr.model.calibrator import Calibrator
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import _validation_metrics
 from features.progress import silent
@@ -132,7 +133,7 @@ class Scores(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.calibrator = Calibrator()
 
     def attach(self, tables) -> None:
         pass
