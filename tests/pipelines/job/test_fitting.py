@@ -87,6 +87,7 @@ class Tasks:
     """A model of two further labels, of which only the calibrators are asked."""
 
     config = ModelConfig(tasks=("like", "share"))
+    network, trees = "not asked", None
 
     def __init__(self) -> None:
         self.by_name = {name: Calibrator() for name in self.config.tasks}
