@@ -334,8 +334,13 @@ def item_table(model: ClickModel) -> Tensor:
         model: its tables attached.
     """
     device = model.calibrator.slope.device
-    rows = torch.arange(model.schema.items, device=device)
-    return torch.cat([model.item_rows(chunk) for chunk in rows.split(ITEMS_PER_CHUNK)])
+    chunks = torch.arange(model.schema.items, device=device).split(ITEMS_PER_CHUNK)
+    width = model.item_rows(chunks[0][:1]).shape[1]
+    # Filled in place: to join the chunks would take the memory of two tables.
+    table_ID = torch.empty(model.schema.items, width, device=device)
+    for chunk in chunks:
+        table_ID[chunk] = model.item_rows(chunk)
+    return table_ID
 
 
 def probability(logit_N: Tensor) -> Tensor:
