@@ -335,9 +335,9 @@ def item_table(model: ClickModel) -> Tensor:
     """
     device = model.calibrator.slope.device
     chunks = torch.arange(model.schema.items, device=device).split(ITEMS_PER_CHUNK)
-    width = model.item_rows(chunks[0][:1]).shape[1]
     # Filled in place: to join the chunks would take the memory of two tables.
-    table_ID = torch.empty(model.schema.items, width, device=device)
+    one_row = model.item_rows(chunks[0][:1])
+    table_ID = one_row.new_empty(model.schema.items, one_row.shape[1])
     for chunk in chunks:
         table_ID[chunk] = model.item_rows(chunk)
     return table_ID

@@ -44,7 +44,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shop")
     feature_set = world(folder, whole=False).feature_set
     parts = {"match_features": True, "tasks": ("like",)}
-    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4, **parts), seed=5)
+    model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4, **parts), seed=4)
     exported = export(model, feature_set, folder / "bundles" / "run-1").path
     upsert_items(exported, lambda encoder: items_of_json(encoder, {"items": new_json()}, 1000))
     point_at(exported.parent, "run-1")
