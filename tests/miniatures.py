@@ -209,6 +209,11 @@ def ebnerd(folder: Path, seed: int) -> None:
     )
 
 
+def ebnerd_week(folder: Path, seed: int) -> None:
+    """The same files, of which the contract reads those of the first week."""
+    ebnerd(folder, seed)
+
+
 def _ebnerd_reading(rng: np.random.Generator, start: datetime, articles: np.ndarray, users: np.ndarray) -> pl.DataFrame:
     """Four weeks of articles read, by user and time."""
     count = 120
@@ -278,7 +283,17 @@ def clickstream(folder: Path, seed: int) -> None:
 
 MINIATURES: dict[str, Callable[[Path, int], None]] = {
     one.__name__: one
-    for one in (movielens, movielens_100k, movielens_1m, movielens_latest, mind, mmctr, ebnerd, clickstream)
+    for one in (
+        movielens,
+        movielens_100k,
+        movielens_1m,
+        movielens_latest,
+        mind,
+        mmctr,
+        ebnerd,
+        ebnerd_week,
+        clickstream,
+    )
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def _sample(feature_set: FeatureSet, split: SplitName, seed: int) -> list[Batch]
 @torch.inference_mode()
 def _logits(model: ClickModel, batches: Sequence[Batch]) -> np.ndarray:
     """Logits of all rows, float64 [N]."""
-    device = model.calibrator.slope.device
+    device = next(chain(model.parameters(), model.buffers())).device
     return np.concatenate([model(batch.to(device)).double().cpu().numpy() for batch in batches])
 
 

@@ -191,6 +191,15 @@ def test_mmctr_has_levels_on_the_history(miniature: Miniature) -> None:
     assert present.all() and np.allclose(np.linalg.norm(built.vectors("fused")[encoder.items.index(7)], axis=0), 1)
 
 
+def test_the_first_week_of_ebnerd_counts_articles_of_which_it_knows_nothing_else(miniature: Miniature) -> None:
+    raw, built = miniature("ebnerd_week")
+    log = pl.read_parquet(raw / "train/behaviors.parquet")
+    assert sum(rows for rows, _ in windows(built).values()) == log["article_ids_inview"].list.len().sum()
+    assert [field.name for field in built.schema.item] == ["article_id"]
+    assert {"clicks_lately_1h", "shown_lately_1d", "item_age", "seen"} <= {one.name for one in built.schema.candidate}
+    assert {"user_rate_7d", "user_since", "user_hour"} <= {one.name for one in built.schema.context}
+
+
 def test_ebnerd_histories_come_from_clicks_and_from_what_was_read_before(miniature: Miniature) -> None:
     raw, built = miniature("ebnerd")
     impressions = pl.concat([pl.read_parquet(raw / f"{week}/behaviors.parquet") for week in ("train", "validation")])
@@ -232,7 +241,7 @@ def test_a_day_of_the_clickstream_at_a_time(tmp_path: Path) -> None:
 def test_every_contract_has_a_miniature_and_a_page() -> None:
     names = {path.stem for path in CONTRACTS.glob("*.yaml")} - {"simulated"}
     assert names == MINIATURES.keys()
-    assert names - {"clickstream"} == DATASETS.keys()
+    assert names - {"clickstream", "ebnerd_week"} == DATASETS.keys()
     index = (ROOT / "docs/datasets/README.md").read_text(encoding="utf-8")
     for name in names:
         assert f"`{name}`" in index, f"docs/datasets/README.md does not name {name}"

@@ -75,7 +75,8 @@ def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
     assert lr["auc"] == pytest.approx(np.mean(lr["auc_by_seed"]), abs=1e-5) and len(lr["auc_by_seed"]) == 2
     assert lr["auc_low"] < lr["auc"] < lr["auc_high"] and lr["difference"] == 0
     assert results["no_vectors"]["facts"]["parameters"] < lr["facts"]["parameters"]
-    assert lr["facts"]["rank_ms"] > 0 and 0 < lr["optimal_lift_share"] < 1
+    lift = (lr["auc"] - 0.5) / (found["optimum_auc"] - 0.5)
+    assert lr["facts"]["rank_ms"] > 0 and lr["optimal_lift_share"] == pytest.approx(lift, abs=1e-3)
     assert {one["dimension"] for one in lr["slices"]} > {"new items", "item popularity"}
     folder = work / "comparisons" / "tiny"
     assert json.loads((folder / "summary.json").read_text())["study"] == "tiny"
