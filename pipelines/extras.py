@@ -21,7 +21,7 @@ MODULES = {
             "fsspec",
         }
     ),
-    "serve": frozenset({"starlette", "uvicorn", "uvloop", "httptools", "msgspec", "prometheus_client"}),
+    "serve": frozenset({"starlette", "uvicorn", "uvloop", "httptools", "prometheus_client"}),
     "pasts": frozenset({"lmdb", "redis"}),
     "bench": frozenset({"pandas"}),
 }

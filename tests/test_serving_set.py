@@ -126,6 +126,7 @@ def test_ranking_imports_these_and_no_others(serving_set):
     third_party = loaded & set(packages_distributions()) - set(sys.stdlib_module_names)
     # The last five are helpers of pydantic and polars.
     assert third_party - {"features", "ctr", "pipelines"} == {
+        "msgspec",
         "numpy",
         "onnxruntime",
         "polars",

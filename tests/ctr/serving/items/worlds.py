@@ -127,7 +127,7 @@ def world(folder: Path, whole: bool) -> World:
 def two_worlds(folder: Path) -> Worlds:
     without, whole = world(folder / "without", whole=False), world(folder / "whole", whole=True)
     config = ModelConfig(embedding_dim=8, attention_dim=8, match_features=True, tasks=("like", "stay"))
-    model = random_model(without.feature_set, config, seed=5)
+    model = random_model(without.feature_set, config, seed=4)
     model_of_whole = ClickModel(config, whole.feature_set.schema)
     model_of_whole.load_state_dict(model.state_dict())
     model_of_whole.attach(frozen_tables(whole.feature_set))
