@@ -59,7 +59,7 @@ def test_every_import_is_of_the_base_set_or_of_a_known_extra():
 
 
 def test_what_ranking_needs_is_all_that_the_base_set_holds():
-    assert {"numpy", "polars", "pyarrow", "onnxruntime", "pydantic", "pyyaml", "typer", "rich"} == BASE
+    assert {"msgspec", "numpy", "polars", "pyarrow", "onnxruntime", "pydantic", "pyyaml", "typer", "rich"} == BASE
 
 
 def test_a_missing_module_is_answered_with_its_extra():
