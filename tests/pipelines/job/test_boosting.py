@@ -22,7 +22,7 @@ from ctr.model.outputs import Outputs
 from ctr.serving.bundle import open_bundle
 from ctr.serving.ranker import Ranker
 from ctr.training.boosting import best_share
-from ctr.training.checkpoint import CURVE, MODEL, Evaluation
+from ctr.training.checkpoint import CURVE, MODEL, Evaluation, save_tensors
 from ctr.training.loop import FitResult, StopTraining, predict
 from ctr.trees.growing import Rows, grow
 from features.errors import ConfigError, DataError
@@ -133,9 +133,16 @@ def test_a_network_and_trees_share_the_logit(feature_set, tmp_path):
     assert result.curve == found["network"][1].curve
     export(both, feature_set, tmp_path / "bundle", scorer=True)  # compares graphs and model on 200 requests
 
-    # Stopped after its trees were grown: the same again.
+    both.trees.share.fill_(0.375)
+    np.testing.assert_allclose(_outputs(both, feature_set, "test").click_B, mix(0.375, "test"), rtol=0, atol=1e-5)
+    both.trees.share.fill_(share)
+
+    # Stopped after its trees were grown: the same again, whatever their share was.
+    saved = load_file(tmp_path / "both" / MODEL) | {"trees.share": torch.tensor(0.5)}
+    save_tensors(tmp_path / "both" / MODEL, saved)
     again = new_model(ModelConfig(**settings), feature_set, 1)
-    fit_and_calibrate(again, feature_set, config, tmp_path / "both", resume=True, progress=silent)
+    resumed, _ = fit_and_calibrate(again, feature_set, config, tmp_path / "both", resume=True, progress=silent)
+    assert resumed.best == result.best
     for name, values in both.state_dict().items():
         assert torch.equal(values, again.state_dict()[name]), name
 
