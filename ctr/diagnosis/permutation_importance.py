@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ctr.data.feature_tables import FrozenTables, frozen_tables, order_among_rea
 from ctr.data.loader import Loader
 from ctr.evaluation.bootstrap import Interval, paired_difference
 from ctr.model.click_model import ClickModel
+from ctr.training.loop import device_of
 from features.progress import Progress
 from features.progress import progress as show_progress
 from features.store.feature_set import FeatureSet, SplitName
@@ -119,7 +120,7 @@ def _sample(feature_set: FeatureSet, split: SplitName, seed: int) -> list[Batch]
 @torch.inference_mode()
 def _logits(model: ClickModel, batches: Sequence[Batch]) -> np.ndarray:
     """Logits of all rows, float64 [N]."""
-    device = next(chain(model.parameters(), model.buffers())).device
+    device = device_of(model)
     return np.concatenate([model(batch.to(device)).double().cpu().numpy() for batch in batches])
 
 

@@ -18,10 +18,10 @@ from scipy.special import expit, logit
 
 from ctr.config import TrainConfig
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
+from ctr.evaluation.metrics import log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CURVE, CheckpointStore, Evaluation, Identity
-from ctr.training.loop import FitResult, StopTraining, predict
+from ctr.training.loop import FitResult, StopTraining, predict, watched_metrics
 from ctr.trees.feature_rows import feature_rows
 from ctr.trees.growing import Grown, Rows, grow
 from features.progress import Progress
@@ -123,7 +123,8 @@ def grow_beside(
     trees_N = grow_into(model, train, valid, config.seed).logits(valid.features).astype(np.float64)
     share = best_share(network_N, trees_N, valid)
     model.trees.share.fill_(share)
-    best = _metrics(valid, expit((1 - share) * network_N + share * trees_N), column(feature_set, "valid", "user"))
+    scores_N, users_N = expit((1 - share) * network_N + share * trees_N), column(feature_set, "valid", "user")
+    best = watched_metrics(valid.labels, scores_N, users_N, valid.weights)
     return replace(network, best=best, seconds=network.seconds + time.monotonic() - started)
 
 
@@ -160,21 +161,13 @@ def _curve(grown: Grown, valid: Rows, users_N: np.ndarray, rate: float) -> list[
         Evaluation(
             step=trees,
             epoch=trees / grown.grown,
-            **_metrics(valid, scores_N, users_N),
+            **watched_metrics(valid.labels, scores_N, users_N, valid.weights),
             train_loss=float(grown.training_losses[trees]),
             train_click_loss=float(grown.training_losses[trees]),
             learning_rate=rate,
         )
         for trees, scores_N in zip(counts, scores, strict=True)
     ]
-
-
-def _metrics(rows: Rows, scores_N: np.ndarray, users_N: np.ndarray) -> dict[str, float]:
-    return {
-        "auc": auc(rows.labels, scores_N, rows.weights),
-        "log_loss": log_loss(rows.labels, scores_N, rows.weights),
-        "gauc_by_samples": gauc_by_samples(rows.labels, scores_N, users_N, rows.weights),
-    }
 
 
 def _logits(scores_N: np.ndarray) -> np.ndarray:

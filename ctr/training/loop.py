@@ -199,14 +199,14 @@ def predict(
         device: where to score; the model is moved there. Default: where it is.
     """
     if device is None:
-        device = _device_of(model)
+        device = device_of(model)
     return _score(model.to(device), Loader(feature_set, split, batch_size), device)
 
 
 def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) -> dict[str, np.ndarray]:
     """Probabilities of the further labels that a model predicts, by label: as `predict`, in one pass for all."""
     loader = Loader(feature_set, split, SCORING_ROWS)
-    device = _device_of(model)
+    device = device_of(model)
     model.eval()
     found: dict[str, list[np.ndarray]] = {name: [] for name in model.config.tasks}
     if not found:
@@ -246,7 +246,7 @@ def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     """Where a model is; trees have buffers alone."""
     return next(chain(model.parameters(), model.buffers())).device
 
@@ -275,10 +275,17 @@ def _validation_metrics(model: nn.Module, valid: Loader, weights: np.ndarray, de
     """What early stopping watches: rows count by their weight, as they do in the loss."""
     scores = _score(model, valid, device)
     model.train()
+    return watched_metrics(valid.labels, scores, valid.column("user"), weights)
+
+
+def watched_metrics(
+    labels_N: np.ndarray, scores_N: np.ndarray, users_N: np.ndarray, weights_N: np.ndarray
+) -> dict[str, float]:
+    """What an `Evaluation` knows of the validation rows: labels, probabilities, users and weights, [N] each."""
     return {
-        "auc": auc(valid.labels, scores, weights),
-        "log_loss": log_loss(valid.labels, scores, weights),
-        "gauc_by_samples": gauc_by_samples(valid.labels, scores, valid.column("user"), weights),
+        "auc": auc(labels_N, scores_N, weights_N),
+        "log_loss": log_loss(labels_N, scores_N, weights_N),
+        "gauc_by_samples": gauc_by_samples(labels_N, scores_N, users_N, weights_N),
     }
 
 

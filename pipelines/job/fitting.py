@@ -66,7 +66,7 @@ def fit_and_calibrate(
     else:
         result = fit(model, feature_set, config, folder, **how)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
-    if model.network is not None and model.trees is not None:
+    if model.network is not None and model.trees is not None and not result.stopped_by_callback:
         result = grow_beside(model, feature_set, config, result, progress)
     valid = score_split(model, feature_set, "valid")
     calibrated = calibrate(

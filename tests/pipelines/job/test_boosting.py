@@ -92,6 +92,17 @@ def test_a_sweep_may_stop_at_a_point_of_the_curve(feature_set, tmp_path):
     assert result.stopped_by_callback and len(seen) == 1
 
 
+def test_no_trees_grow_beside_a_network_that_a_sweep_stops(feature_set, tmp_path):
+    def stop(evaluation: Evaluation) -> None:
+        raise StopTraining
+
+    small = ModelConfig(base="boosting", trees=12, embedding_dim=4, attention_dim=4, layers=1)
+    model = new_model(small, feature_set, 1)
+    config = TrainConfig(epochs=1, batch_size=64, calibration="none")
+    result, _ = fit_and_calibrate(model, feature_set, config, tmp_path, stop, progress=silent)
+    assert result.stopped_by_callback and int(model.trees.ensemble.used) == 0
+
+
 def test_from_training_to_the_ranker(run, feature_set, tmp_path):
     export(run[0], feature_set, tmp_path / "bundle", scorer=True)  # compares graphs and model on 200 requests
     ranker = Ranker.load(tmp_path / "bundle")  # replays the golden requests
