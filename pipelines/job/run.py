@@ -17,13 +17,18 @@ from pipelines.job.promote import gate, make_champion
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
+from pipelines.operate.clock import StageClock
 
 
-def run_job(settings: JobSettings) -> Summary:
+def run_job(settings: JobSettings, clock: StageClock) -> Summary:
     """Run every stage under one lock and one MLflow run.
 
     A refused gate keeps the champion and `CURRENT`, and gives the summary exit code 6; the bundle stays for inspection,
     and `NEWEST` names it.
+
+    Args:
+        settings: of the job.
+        clock: measures its stages, which MLflow is told of.
 
     Raises:
         ConfigError: pasts of a log without events in time; nothing was built then.
@@ -35,20 +40,24 @@ def run_job(settings: JobSettings) -> Summary:
     if settings.pasts:
         check_pasts(contract)
     with workspace.lock(contract.name):
-        result = build(settings.source, workspace)
+        with clock.stage("features"):
+            result = build(settings.source, workspace)
         console.print(describe(result))
         job = Job.start(preset, result.feature_set, workspace, console)
         with job.tracked() as tracker:
-            model, summary = job.train_and_evaluate(tracker)
-            exported = export_model(
-                model, job.feature_set, job.run_dir, None, workspace, console, Extras(pasts=settings.pasts)
-            )
+            with clock.stage("train"):
+                model, summary = job.train_and_evaluate(tracker)
+            with clock.stage("export"):
+                extras = Extras(pasts=settings.pasts)
+                exported = export_model(model, job.feature_set, job.run_dir, None, workspace, console, extras)
             summary.bundle = str(exported.path)
             registry = Registry(delivery=tracker.delivery)
-            version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)
+            with clock.stage("register"):
+                version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)
             console.print(f"registered quadrank-{contract.name} version {version} in {registry.store.uri}")
             try:
-                bundle = gate(exported.path, registry)
+                with clock.stage("gate"):
+                    bundle = gate(exported.path, registry)
             except GateError as refused:
                 summary.status, summary.exit_code = "gate refused", refused.exit_code
                 tracker.set_tag("gate", "refused")
@@ -56,6 +65,7 @@ def run_job(settings: JobSettings) -> Summary:
             else:
                 tracker.set_tag("gate", "passed")
                 console.print(f"gate passed: {'; '.join(make_champion(bundle, version, registry, workspace))}")
+            tracker.log_metrics(clock.metrics())
         _next_steps(console, exported.path, settings.contract_file, job.run_dir)
     return summary
 
