@@ -48,6 +48,12 @@ class LockError(QuadRankError):
     exit_code = 7
 
 
+class TryAgainError(QuadRankError):
+    """What is needed is away, or the job was asked to end: the same command goes on later."""
+
+    exit_code = 75
+
+
 def require_format(file: Path, content: bytes, expected: int) -> None:
     """Raise DataError for JSON whose `format` is another number than this version reads.
 
