@@ -11,14 +11,15 @@ import typer
 from rich.console import Console
 
 from features.errors import ConfigError
+from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.terminal import finish
 from pipelines.extras import missing_extra
 from pipelines.operate.codes import INTERRUPTED, UNEXPLAINED, explained, say_code
 
-# Commands that go on where Ctrl-C stopped them, and how.
+# Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
-    "train": "The same command with `--resume latest` goes on from the last evaluation",
-    "run": "`quadrank train --resume latest` with the same options goes on from the last evaluation",
+    "train": "The same command with `--resume latest` goes on from the last checkpoint",
+    "run": "`quadrank train --resume latest` with the same options goes on from the last checkpoint",
     "tune": "The same command goes on: trials that ended are kept",
     "compare": "The same command goes on: trainings that ended are kept",
     "ablate": "The same command goes on: trainings that ended are kept",
@@ -33,9 +34,22 @@ def ended(command: Callable[[], Any], arguments: list[str]) -> int:
         arguments: its words, the command's name first.
     """
     name = arguments[0] if arguments else ""
-    code = _guarded(command, name, "--json" in arguments, _work_of(arguments))
+    as_json = "--json" in arguments
+    code = _guarded(lambda: _listening(command, name, as_json), name, as_json, _work_of(arguments))
     say_code(code)
     return code
+
+
+def _listening(command: Callable[[], Any], name: str, as_json: bool) -> Any:
+    """Run the command; SIGTERM ends it within ten seconds, and `serve` as its server does."""
+    if name == "serve":
+        return command()
+    with listening(lambda: say_code(_failed(_stopped(name), TRY_AGAIN, as_json))):
+        return command()
+
+
+def _stopped(name: str) -> str:
+    return f"stopped. {RESUMED_BY.get(name, '')}".strip()
 
 
 def _work_of(arguments: list[str]) -> Path:
@@ -54,6 +68,8 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool, work: Path) -
         return _failed(message, ConfigError.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Stopped:
+        return _failed(_stopped(name), TRY_AGAIN, as_json)
     except Exception as error:
         if (told := explained(error, work)) is not None:
             return _failed(str(told), told.exit_code, as_json)
@@ -66,7 +82,7 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool, work: Path) -
         finish(_failure(message(), code), as_json)
         return code
     if code == INTERRUPTED:
-        return _failed(f"stopped. {RESUMED_BY.get(name, '')}".strip(), INTERRUPTED, as_json)
+        return _failed(_stopped(name), INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -149,9 +149,7 @@ class Job:
         if (self.run_dir / RECORD).is_file():
             self.console.print(f"resuming {self.run_dir} from its last checkpoint")
             return
-        self.console.print(
-            f"{self.run_dir}: has no checkpoint, since it was stopped before its first evaluation: it starts anew"
-        )
+        self.console.print(f"{self.run_dir}: has no checkpoint, since it was stopped before its first: it starts anew")
         self.write_config()  # nothing of it was trained yet, with the settings it had or with any
 
     @contextmanager

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from features.errors import QuadRankError, TryAgainError
+from features.stopping import TRY_AGAIN, Stopped
 from features.store.disk import disk_error, disk_trouble
 
 UNEXPLAINED = 1  # a defect of QuadRank, with its traceback
@@ -35,6 +36,8 @@ def exit_code_of(error: BaseException, folder: Path) -> int:
     """The exit code of a command that an error ends; `folder` as of `explained`."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if isinstance(error, Stopped):
+        return TRY_AGAIN
     found = explained(error, folder)
     return UNEXPLAINED if found is None else found.exit_code
 

@@ -17,6 +17,7 @@ from features.errors import ConfigError, DataError, StoreAwayError
 from features.store.disk import folder_bytes, free_bytes
 from features.store.feature_set import FeatureSet
 from features.store.pointer import CURRENT, POINTERS, follow
+from pipelines.locks import Holder
 from pipelines.operate.cleaning import bytes_of, left_behind
 from pipelines.operate.space import bytes_of_a_job
 from pipelines.operate.uses import is_held, names_of, read_json, used_now
@@ -176,8 +177,12 @@ def _locks(workspace: Workspace, name: str) -> Iterator[Finding]:
     held = [workspace.root / ".cache" / f"{name}.lock", workspace.feature_sets / name / ".lock"]
     held += sorted(workspace.runs.glob(f"*-{name}-*/.lock"))
     for lock in held:
+        holder = Holder.of(lock)
         if is_held(lock):
-            yield Finding("lock", "note", f"{lock}: held, a job runs", "")
+            yield Finding("lock", "note", f"{lock}: held by {holder or 'a job'}")
+        elif holder is not None:
+            text = f"{lock}: left by {holder}, which ended without giving it back"
+            yield Finding("lock", "note", text, "nothing: the next job takes it over")
 
 
 def _leftovers(workspace: Workspace, name: str) -> Iterator[Finding]:

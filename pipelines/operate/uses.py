@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from ctr.reporting.mlflow_registry import Registry, Version
 from features.store.pointer import CURRENT, POINTERS
+from pipelines.locks import SILENT_AFTER, Holder
 from pipelines.operate.waiting import waiting_by_run
 from pipelines.workspace import CONFIG, METRICS, TUNE, Workspace, started_at
 
@@ -20,7 +23,7 @@ HISTORY = "HISTORY.jsonl"  # beside bundles: which were in use, for `rollback`
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of a file or folder; False where there is none."""
+    """Whether a process holds the lock of a file or folder, on another machine too; False where there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -31,7 +34,9 @@ def is_held(path: Path) -> bool:
         return True
     finally:
         os.close(descriptor)
-    return False
+    holder = Holder.of(path)
+    elsewhere = holder is not None and holder.host != socket.gethostname()
+    return elsewhere and time.time() - path.stat().st_mtime < SILENT_AFTER
 
 
 @dataclass(frozen=True)

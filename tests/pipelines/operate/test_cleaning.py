@@ -135,6 +135,17 @@ def test_a_run_that_a_process_trains_stays_whatever_its_age(workspace: Workspace
     assert unused(workspace) == {f"runs/{run.name}": "run"}
 
 
+@pytest.mark.parametrize(("silent", "stays"), [(60, True), (600, False)])
+def test_a_run_that_another_machine_trains_stays_while_it_gives_signs(
+    workspace: Workspace, registry: FakeRegistry, silent: int, stays: bool
+) -> None:
+    run = add_run(workspace, run_id(30), "old", finished=False)
+    holder = {"host": "another", "pid": 7, "since": "2026-01-01T00:00:00+00:00"}
+    (run / ".lock").write_text(json.dumps(holder))
+    os.utime(run / ".lock", (time.time() - silent,) * 2)
+    assert (unused(workspace) == {}) is stays
+
+
 def test_a_run_whose_outbox_waits_stays(workspace: Workspace, days: list[str]) -> None:
     Outbox(workspace.runs / days[0] / "outbox").append(Tag(run="r", name="a", value="b"))
     assert f"runs/{days[0]}" not in unused(workspace)

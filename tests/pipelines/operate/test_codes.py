@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import DataError, GateError, LockError, StoreAwayError
+from features.stopping import Stopped
 from pipelines.operate.codes import exit_code_of, explained, say_code
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -26,6 +27,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (StoreAwayError("x"), 75),
         (FULL, 75),
         (KeyboardInterrupt(), 130),
+        (Stopped(), 75),
         (ValueError("x"), 1),
     ],
 )

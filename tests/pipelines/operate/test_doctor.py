@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,17 @@ def test_a_job_that_runs_is_noted(workspace: Workspace) -> None:
     add_feature_set(workspace, "a")
     with workspace.lock("shop"):
         (one,) = found(workspace, "lock")
-    assert one.level == "note" and found(workspace, "lock") == []
+    assert one.level == "note" and f"held by pid {os.getpid()} on " in one.text
+    assert found(workspace, "lock") == []
+
+
+def test_a_lock_that_a_killed_job_left_is_told_from_one_that_is_held(workspace: Workspace) -> None:
+    add_feature_set(workspace, "a")
+    with workspace.lock("shop"):
+        left = (workspace.root / ".cache" / "shop.lock").read_text()
+    (workspace.root / ".cache" / "shop.lock").write_text(left)
+    (one,) = found(workspace, "lock")
+    assert one.text.endswith("which ended without giving it back") and "takes it over" in one.mend
 
 
 def test_what_a_killed_job_left_is_noted(workspace: Workspace) -> None:
