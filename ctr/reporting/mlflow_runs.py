@@ -93,11 +93,23 @@ class Tracker:
         with self._open(run_id):
             yield self
 
+    def mark_killed(self, run_id: str) -> None:
+        """End a run that no process will go on with, if the store knows it and nothing ended it before."""
+        try:
+            if self.store.client.get_run(run_id).info.status == "RUNNING":
+                self.store.client.set_terminated(run_id, "KILLED")
+        except self.store.mlflow.exceptions.MlflowException:
+            return  # a store that was emptied since: it has no run that could look alive
+
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
         now = int(time.time() * 1000)
         points = [self.store.mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()]
         self.store.client.log_batch(self.run_id, metrics=points)
+
+    def logged_steps(self, name: str) -> set[int]:
+        """Steps at which the open run has a point of this curve."""
+        return {point.step for point in self.store.client.get_metric_history(self.run_id, name)}
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Record final numbers."""

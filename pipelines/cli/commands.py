@@ -62,7 +62,7 @@ INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns
 # Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
     "train": "The same command with `--resume latest` goes on from the last checkpoint",
-    "run": "`quadrank train --resume latest` with the same options goes on from the last checkpoint",
+    "run": "The same command goes on where it stood",
     "tune": "The same command goes on: trials that ended are kept",
     "compare": "The same command goes on: trainings that ended are kept",
     "ablate": "The same command goes on: trainings that ended are kept",
@@ -197,23 +197,30 @@ def run(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what each stage would do and why; write nothing.")
+    ] = False,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the scheduled job, from features to promotion.
 
-    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. Exit 6
-    when the gate refuses it; the champion stays.
+    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. A stage that is done for
+    the same data, settings and code is skipped; one that was stopped goes on. Exit 6 when the gate refuses the bundle;
+    the champion stays.
     """
     from ctr.training.allocator import keep_freed_memory
-    from pipelines.job.run import run_job
     from pipelines.job_settings import JobSettings
+    from pipelines.stages.run import plan_job, run_job
 
     started = time.monotonic()
     keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace = Workspace(work)
     settings = JobSettings(source, data, model, train_defaults, overrides, workspace, console(as_json), pasts)
+    if dry_run:
+        finish(plan_job(settings), as_json)
+        return
     summary = run_job(settings)
     finish(summary.closed(started), as_json)
     raise typer.Exit(summary.exit_code)

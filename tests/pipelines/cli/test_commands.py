@@ -141,6 +141,34 @@ def test_what_passes_the_gate_becomes_champion_and_current(job, work):
     assert run.data.tags["gate"] == "passed"
 
 
+def test_the_same_job_again_trains_nothing(shell, job, raw, work):
+    runs = {path.name for path in (work / "runs").iterdir()}
+    code, result = shell("run", *data(raw, work), *PASSING, "--pasts")
+    assert (code, result["status"], result["exit_code"]) == (0, "nothing new", 0)
+    for same in ("run_id", "bundle", "feature_set", "rows", "metrics", "controls", "tasks"):
+        assert result[same] == job[1][same]
+    assert {found["does"] for found in result["stages"].values()} == {"skip"}
+    assert {path.name for path in (work / "runs").iterdir()} == runs
+
+
+def test_a_plan_says_what_changed_and_writes_nothing(shell, job, raw, work):
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    code, result = shell("run", *data(raw, work), *PASSING, "--dry-run")
+    assert (code, result["status"]) == (0, "plan")
+    done = {"does": "skip", "reason": "done: nothing changed"}
+    assert [result["stages"][name] for name in ("features", "train", "evaluate")] == [done] * 3
+    assert result["stages"]["export"] == {"does": "run", "reason": "settings changed: pasts"}
+    assert result["stages"]["promote"] == {"does": "run", "reason": "export runs before it"}
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+
+
+def test_days_are_part_of_the_plan(shell, job, raw, work):
+    code, result = shell("run", *data(raw, work), *PASSING, "--pasts", "--dry-run", "--as-of", "2025-04-01")
+    assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: as_of")
+    code, result = shell("run", *data(raw, work), *PASSING, "--pasts", "--dry-run", "--window", "14d")
+    assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: window")
+
+
 def test_features_are_reused(shell, job, raw, work):
     code, result = shell("features", *data(raw, work))
     assert (code, result["status"]) == (0, "reused")
