@@ -1,7 +1,9 @@
 """The commands as a user types them, end to end on a small simulated log: outputs, exit codes, messages."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +11,7 @@ import pytest
 
 from ctr.serving.pasts.snapshot import SnapshotPasts
 from features.encoding.encoder import Encoder
+from features.errors import ConfigError, DataError, LockError, NumericalError
 from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
 
@@ -413,7 +416,30 @@ def test_wrong_settings_are_explained(shell, raw, work, arguments, code, words):
         assert word in result["error"]
 
 
+def sigterm(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("raises", "code"),
+    [(ConfigError("no"), 2), (DataError("no"), 4), (NumericalError("no"), 5), (LockError("no"), 7),
+     (KeyboardInterrupt(), 130), (sigterm, 75)],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_the_job_ends_with_the_code_of_what_stopped_it(shell, raw, tmp_path, monkeypatch, raises, code):
+    def stopped(*_):
+        if callable(raises):
+            raises()
+        raise raises
+
+    monkeypatch.setattr("pipelines.stages.steps.Features.run", stopped)
+    found, result = shell("run", *data(raw, tmp_path), *SMALL)
+    assert (found, result["exit_code"], result["status"]) == (code, code, "error")
+    if code in (75, 130):
+        assert result["error"] == "stopped. The same command goes on where it stood"
+
+
 def test_a_second_job_on_the_same_data_is_kept_out(shell, raw, work):
     with Workspace(work).lock("simulated"):
         code, result = shell("run", *data(raw, work), *SMALL)
-    assert code == 7 and "lock" in result["error"]
+    assert code == 7 and "simulated.lock: another job on 'simulated'" in result["error"]
