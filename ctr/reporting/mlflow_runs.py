@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ctr.reporting.entries import LATER, BeginRun, File, Params, Points, Status, Tag, new_id, now_ms
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
-from features.errors import ConfigError
+from features.errors import ConfigError, StoreAwayError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,10 +115,31 @@ class Tracker:
         with self._open(run_id):
             yield self
 
+    def mark_killed(self, run_id: str) -> None:
+        """End a run that no process will go on with, if the store knows it and nothing ended it before."""
+        try:
+            with self.store.contact() as client:
+                if client.get_run(run_id).info.status == "RUNNING":
+                    client.set_terminated(run_id, "KILLED")
+        except StoreAwayError:
+            return  # it looks alive until somebody ends it: not worth a job
+        except self.store.mlflow.exceptions.MlflowException:
+            return  # a store that was emptied since: it has no run that could look alive
+
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
         numbers = {name: float(value) for name, value in values.items()}
         self.delivery.put(Points(run=self.run_id, moment=now_ms(), step=step, values=numbers))
+
+    def logged_steps(self, name: str) -> set[int] | None:
+        """Steps at which the open run has a point of this curve; None where the store is away and cannot say."""
+        if self.run_id.startswith(LATER):
+            return None
+        try:
+            with self.store.contact() as client:
+                return {point.step for point in client.get_metric_history(self.run_id, name)}
+        except StoreAwayError:
+            return None
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Record final numbers."""
