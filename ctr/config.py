@@ -110,6 +110,9 @@ class TrainConfig(Settings):
     controls: Literal["always", "weekly", "never"] = Field(
         "weekly", description="when the target-only control is trained beside a run"
     )
+    tracking: Literal["now", "later"] = Field(
+        "now", description="later: a run begins although MLflow does not answer, and what it logs is sent later"
+    )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -34,12 +34,12 @@ from pipelines.cli.options import (
     WindowOption,
     WorkOption,
     overrides_of,
-    settings_file,
     settings_of,
 )
 from pipelines.cli.proof import proof_app
 from pipelines.cli.serving import items_app, serving_app
 from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.cli.tuning import tuning_app
 from pipelines.extras import missing_extra
 from pipelines.workspace import Workspace
 
@@ -57,7 +57,6 @@ app.add_typer(items_app, name="items")
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
-DEFAULT_SPACE = Path("conf/tune.yaml")
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
 # Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
@@ -244,46 +243,6 @@ def evaluate(
     finish(summary.closed(started), as_json)
 
 
-@app.command(epilog="Example: quadrank tune --data conf/data/simulated.yaml --study daily --trials 20")
-def tune(
-    data: DataOption,
-    study: Annotated[str, typer.Option("--study", help="Name of the sweep; workers with one name share its trials.")],
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            "--storage",
-            help="Where trials are kept: a database URL or a journal file; default: runs/tune/NAME.journal.",
-        ),
-    ] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Number of trials that this worker runs.", min=1)] = 20,
-    space: Annotated[
-        Path, typer.Option("--space", callback=settings_file, help="Search space: a YAML file.")
-    ] = DEFAULT_SPACE,
-    model: ModelOption = DEFAULT_MODEL,
-    train_defaults: TrainOption = DEFAULT_TRAIN,
-    as_of: AsOfOption = None,
-    window: WindowOption = None,
-    root: RootOption = None,
-    work: WorkOption = Path(),
-    assignments: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Search for better settings: a hyperparameter sweep.
-
-    Start the command several times with one study name for several workers.
-    """
-    from ctr.training.allocator import keep_freed_memory
-    from pipelines.job_settings import JobSettings
-    from pipelines.tune.space import load_space
-    from pipelines.tune.sweep import Sweep, run_sweep
-
-    keep_freed_memory()
-    source, overrides = settings_of(data, assignments, root, as_of, window)
-    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
-    payload = run_sweep(settings, Sweep(study, load_space(space), storage, trials))
-    finish(payload, as_json)
-
-
 @app.command(epilog="Example: quadrank export --run latest")
 def export(
     run_id: RunOption = "latest",
@@ -385,7 +344,9 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-app.registered_commands += serving_app.registered_commands + proof_app.registered_commands
+app.registered_commands += (
+    tuning_app.registered_commands + serving_app.registered_commands + proof_app.registered_commands
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

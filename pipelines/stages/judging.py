@@ -37,10 +37,10 @@ def rules() -> dict[str, Any]:
     return {"gate.calibration_ratio": list(CALIBRATION_RANGE)}
 
 
-def judge(bundle: Path, workspace: Workspace, console: Console) -> Verdict:
+def judge(bundle: Path, registry: Registry, console: Console) -> Verdict:
     """Judge a bundle, and print why it is refused."""
     try:
-        gate(bundle, Registry(workspace.root))
+        gate(bundle, registry)
     except GateError as refused:
         console.print(f"gate refused, champion kept: {refused}", style="yellow")
         return Verdict(False, "gate refused", refused.exit_code, (str(refused),))
@@ -48,12 +48,13 @@ def judge(bundle: Path, workspace: Workspace, console: Console) -> Verdict:
     return Verdict(True, "done", 0)
 
 
-def promote(bundle: Path, version: str, workspace: Workspace) -> list[str]:
+def promote(bundle: Path, version: str, registry: Registry, workspace: Workspace) -> list[str]:
     """Let a bundle that passed serve: alias and `CURRENT`; one sentence for each step. Doing it twice changes nothing.
 
     Args:
         bundle: its folder.
         version: of the registered model.
+        registry: where the alias moves.
         workspace: whose pointer moves.
     """
-    return make_champion(open_bundle(bundle), version, Registry(workspace.root), workspace)
+    return make_champion(open_bundle(bundle), version, registry, workspace)
