@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,30 +116,34 @@ class Tracker:
             yield self
 
     def mark_killed(self, run_id: str) -> None:
-        """End a run that no process will go on with, if the store knows it and nothing ended it before."""
-        try:
-            with self.store.contact() as client:
-                if client.get_run(run_id).info.status == "RUNNING":
-                    client.set_terminated(run_id, "KILLED")
-        except StoreAwayError:
-            return  # it looks alive until somebody ends it: not worth a job
-        except self.store.mlflow.exceptions.MlflowException:
-            return  # a store that was emptied since: it has no run that could look alive
+        """End a run that no process will go on with, if it looks alive in a store that knows it and answers."""
+        with suppress(StoreAwayError, self.store.mlflow.exceptions.MlflowException), self.store.contact() as client:
+            if client.get_run(self.delivery.known().run(run_id)).info.status == "RUNNING":
+                self.delivery.put(Status(run=run_id, status="KILLED", moment=now_ms()))
 
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
         numbers = {name: float(value) for name, value in values.items()}
         self.delivery.put(Points(run=self.run_id, moment=now_ms(), step=step, values=numbers))
 
-    def logged_steps(self, name: str) -> set[int] | None:
-        """Steps at which the open run has a point of this curve; None where the store is away and cannot say."""
-        if self.run_id.startswith(LATER):
-            return None
+    def logged_steps(self, name: str) -> set[int]:
+        """Steps at which the open run has a point of this curve, or one that waits in the outbox.
+
+        Raises:
+            StoreAwayError: the store does not answer, and there is no outbox.
+        """
+        waiting = [] if self.delivery.outbox is None else self.delivery.outbox.waiting()
+        steps = {entry.step for entry in waiting if isinstance(entry, Points) and name in entry.values}
+        run_id = self.delivery.known().run(self.run_id)
+        if run_id.startswith(LATER):
+            return steps
         try:
             with self.store.contact() as client:
-                return {point.step for point in client.get_metric_history(self.run_id, name)}
+                return steps | {point.step for point in client.get_metric_history(run_id, name)}
         except StoreAwayError:
-            return None
+            if self.delivery.outbox is None:
+                raise
+            return steps
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Record final numbers."""

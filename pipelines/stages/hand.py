@@ -10,7 +10,9 @@ from typing import Any
 
 from ctr.config import Preset
 from ctr.model.click_model import ClickModel
+from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import OUTBOX
 from features.store.feature_set import FeatureSet
 from pipelines.job.load_run import load_trained
 from pipelines.job.summary import Summary
@@ -76,6 +78,10 @@ class InHand:
         """The MLflow run of this job, opened again where no stage of this process did."""
         return self._tracker or self.open(self.job().reopened())
 
+    def registry(self) -> Registry:
+        """Where bundles of this job's run are registered: what cannot be told now waits with what the run logged."""
+        return Registry(delivery=self.tracker().delivery)
+
     def fail(self, error: Exception) -> None:
         """End the MLflow run that is open as FAILED by this error, so that another can be opened."""
         self._tracker = None
@@ -85,9 +91,10 @@ class InHand:
     def leave(self, trained: StageRecord) -> None:
         """No process will go on with the run of this record: its MLflow run must not look alive for ever."""
         run_id = trained.result.get("run_id")
-        known = tracked_id(self.workspace.runs / run_id) if run_id else None
+        run_dir = self.workspace.runs / str(run_id)
+        known = tracked_id(run_dir) if run_id else None
         if known is not None:
-            Tracker(self.workspace.root).mark_killed(known)
+            Tracker(self.workspace.root, run_dir / OUTBOX).mark_killed(known)
 
 
 def summary_of(hand: InHand) -> Summary:

@@ -48,13 +48,13 @@ def judge(bundle: Path, registry: Registry, console: Console) -> Verdict:
     return Verdict(True, "done", 0)
 
 
-def promote(bundle: Path, version: str, workspace: Workspace, registry: Registry) -> list[str]:
+def promote(bundle: Path, version: str, registry: Registry, workspace: Workspace) -> list[str]:
     """Let a bundle that passed serve: alias and `CURRENT`; one sentence for each step. Doing it twice changes nothing.
 
     Args:
         bundle: its folder.
         version: of the registered model.
+        registry: where the alias moves.
         workspace: whose pointer moves.
-        registry: whose alias moves.
     """
     return make_champion(open_bundle(bundle), version, registry, workspace)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ctr.export.export_bundle import Extras
-from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.bundle import open_bundle
 from ctr.training.checkpoint import MODEL, DamagedCheckpointError, saved_state
 from features.build.build import HASHES
@@ -207,7 +206,7 @@ class Export(_Open):
         contract, run_dir = self.settings.source.contract, hand.run_dir()
         bundles, tracker = hand.workspace.bundles(contract.name), hand.tracker()
         out = self.root / begun["bundle"] if "bundle" in begun else free_folder(bundles, run_dir.name)
-        registry = Registry(delivery=tracker.delivery)
+        registry = hand.registry()
         name, known = f"quadrank-{contract.name}", None
         if "bundle" in begun and out.is_dir() and self._whole(out):
             known = registry.find_version(name, run_dir.name)
@@ -250,8 +249,7 @@ class Gate(_Open):
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
         """Judge."""
         tracker = hand.tracker()
-        registry = Registry(delivery=tracker.delivery)
-        verdict = judge(bundle_of(self.root, hand.results), registry, hand.console)
+        verdict = judge(bundle_of(self.root, hand.results), hand.registry(), hand.console)
         tracker.set_tag("gate", "passed" if verdict.passed else "refused")
         return {**asdict(verdict), "reasons": list(verdict.reasons)}
 
@@ -277,8 +275,8 @@ class Promote(_Open):
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
         """Move the alias, then the pointer."""
-        registry = Registry(delivery=hand.tracker().delivery)
-        done = promote(bundle_of(self.root, hand.results), hand.results["export"]["version"], hand.workspace, registry)
+        bundle, version = bundle_of(self.root, hand.results), hand.results["export"]["version"]
+        done = promote(bundle, version, hand.registry(), hand.workspace)
         hand.console.print("; ".join(done))
         return {"done": done}
 
