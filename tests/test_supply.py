@@ -1,13 +1,18 @@
-"""What comes from outside is data, never code: no call that runs what it reads, in any file of the packages."""
+"""What comes from outside: data is never run as code, packages have their licence, vulnerabilities are looked up."""
 
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.documents import ROOT
+from tools.audit import COMMAND
+from tools.audit import main as audit
+from tools.licences import PAGE, pinned
 
 MODULES = sorted(path for name in ("features", "ctr", "pipelines") for path in (ROOT / name).rglob("*.py"))
 # Modules whose files run code when they are read.
@@ -82,3 +87,29 @@ def test_a_danger_is_found(source: str) -> None:
 )
 def test_what_is_harmless_is_not(source: str) -> None:
     assert dangers(source) == []
+
+
+def test_every_pinned_package_has_a_line_in_the_list_of_licences() -> None:
+    """`.venv/bin/python -m tools.licences` writes it again."""
+    assert re.findall(r"^\| (\S+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)[1:] == pinned()
+
+
+def test_the_audit_reads_the_lock_with_its_hashes() -> None:
+    assert COMMAND[1:] == [
+        "tool", "run", "pip-audit", "--requirement", "requirements.lock", "--require-hashes", "--disable-pip"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "expected"),
+    [
+        ("No known vulnerabilities found", 0, 0),
+        ("Found 1 known vulnerability in 1 package", 1, 1),
+        ("requests.exceptions.ConnectionError: Max retries exceeded", 1, 0),
+        ("Found 1 known vulnerability; ConnectionError", 1, 1),
+        ("Traceback: KeyError", 1, 1),
+    ],
+)
+def test_an_audit_fails_on_what_is_known_and_not_on_an_outage(says: str, code: int, expected: int) -> None:
+    stand_in = f"import sys; print({says!r}, file=sys.stderr); sys.exit({code})"
+    assert audit([sys.executable, "-c", stand_in]) == expected
