@@ -231,15 +231,9 @@ class Job:
         return Trained(model, result)
 
     def _logged(self, tracker: Tracker) -> set[int]:
-        """Steps that the MLflow run has a point of; those that a kill kept from it are sent first.
-
-        Where the store cannot say, what was evaluated counts as logged: it waits in the outbox.
-        """
+        """Steps that the MLflow run has a point of; those that a kill kept from it are sent first."""
         logged, state = tracker.logged_steps("valid.log_loss"), saved_state(self.run_dir)
-        curve = state.curve if state else []
-        if logged is None:
-            return {evaluation.step for evaluation in curve}
-        for evaluation in curve:
+        for evaluation in state.curve if state else []:
             if evaluation.step not in logged:
                 tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
                 logged.add(evaluation.step)
