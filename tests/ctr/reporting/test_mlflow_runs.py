@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from ctr.reporting.entries import Points
 from ctr.reporting.mlflow_runs import Tracker
 from features.errors import ConfigError, DataError
 
@@ -138,3 +139,32 @@ def test_resuming_an_unknown_run_says_the_way_out(tracker: Tracker) -> None:
     words = r"MLflow run 0123abcd: not in the tracking store .* start a new run"
     with pytest.raises(ConfigError, match=words), tracker.resume("0123abcd"):
         pass
+
+
+def test_steps_that_a_run_has_are_known_and_those_that_wait_with_them(tracker: Tracker, tmp_path: Path) -> None:
+    with tracker.run("quadrank-toy", "steps", {}, {}):
+        run_id = tracker.run_id
+        tracker.log_curve_point(10, {"auc": 0.6})
+        tracker.log_curve_point(20, {"auc": 0.7, "log_loss": 0.5})
+        assert tracker.logged_steps("auc") == {10, 20}
+        assert tracker.logged_steps("log_loss") == {20}
+    waiting = Tracker(tracker.store.root, tmp_path)
+    assert waiting.delivery.outbox is not None
+    waiting.delivery.outbox.append(Points(run=run_id, moment=0, step=30, values={"auc": 0.8}))
+    waiting._run_id = run_id
+    assert waiting.logged_steps("auc") == {10, 20, 30}
+    assert waiting.logged_steps("log_loss") == {20}
+
+
+def test_a_run_that_looks_alive_is_ended_as_killed_and_others_are_left(tracker: Tracker) -> None:
+    def status(run_id: str) -> str:
+        return str(tracker.store.client.get_run(run_id).info.status)
+
+    with tracker.run("quadrank-toy", "killed", {}, {}):
+        run_id = tracker.run_id
+    tracker.mark_killed(run_id)
+    assert status(run_id) == "FINISHED"
+    tracker.store.client.update_run(run_id, status="RUNNING")
+    tracker.mark_killed(run_id)
+    assert status(run_id) == "KILLED"
+    tracker.mark_killed("0" * 32)  # of a store that was emptied since
