@@ -20,9 +20,9 @@ def test_schedules_are_compared_by_rows_and_by_their_winners(
     space = tmp_path / "space.json"
     space.write_text(json.dumps({"startup_trials": 1, "screen": {"best": 1, "seeds": 1},
                                  "space": {"model.dropout": {"low": 0.0, "high": 0.4}}}))  # fmt: skip
-    arguments = ["bench", "tune", "--root", str(tmp_path / "raw"), "--model", "conf/model/lr.yaml",
-                 "--space", str(space),
-                 "--trials", "2", "--repetitions", "1", "--seeds", "1", "--out", str(tmp_path / "out"), "--json"]  # fmt: skip
+    arguments = ["bench", "tune", "--root", str(tmp_path / "raw"), "--model", "conf/model/lr.yaml"]
+    arguments += ["--space", str(space), "--trials", "2", "--repetitions", "1", "--seeds", "1"]
+    arguments += ["--out", str(tmp_path / "out"), "--json"]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, *(part for one in SMALL for part in ("--set", one))])
     assert ended.value.code == 0
