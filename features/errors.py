@@ -49,9 +49,17 @@ class LockError(QuadRankError):
 
 
 class TryAgainError(QuadRankError):
-    """What is needed is away, or the job was asked to end: the same command goes on later."""
+    """Nothing is wrong with data or settings; something outside is missing for now. The same command works later."""
 
     exit_code = 75
+
+
+class StoreAwayError(TryAgainError):
+    """The MLflow store does not answer."""
+
+
+class DiskError(TryAgainError):
+    """Nothing more can be written: the disk is full, read-only, or over its quota."""
 
 
 def require_format(file: Path, content: bytes, expected: int) -> None:

