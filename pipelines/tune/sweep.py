@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import close_trial
-from features.errors import ConfigError, TryAgainError
+from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job_settings import JobSettings
@@ -219,7 +219,10 @@ class _Run:
         store = Tracker(self.settings.workspace.root).store
 
         def on_lost(trial: FrozenTrial, state: str) -> None:
-            close_trial(store, self.parent, stage, trial.number, state)
+            try:
+                close_trial(store, self.parent, stage, trial.number, state)
+            except StoreAwayError as error:  # no reason to train nothing
+                self.settings.console.print(f"the MLflow run of trial {trial.number} stays open: {error}", markup=False)
 
         return Worker(study, self.shared, wanted, self.settings.console, draws, trials.objective, on_lost)
 
