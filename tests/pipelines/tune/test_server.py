@@ -19,7 +19,7 @@ import pytest
 
 from ctr.reporting.mlflow_store import MlflowStore
 from features.simulator.simulate import simulate
-from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.leases import WORKER, Lease
 from pipelines.tune.workers.standing import counted, state_of
 from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
@@ -75,6 +75,22 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def kill_in_a_trial(process: subprocess.Popen[str], study: str, shared: SharedStorage) -> None:
+    """SIGKILL a worker while one of its trials runs: it is held still to be sure of that."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if not line.startswith("training lr"):
+            continue
+        process.send_signal(signal.SIGSTOP)
+        trials = optuna.load_study(study_name=study, storage=shared.open()).get_trials()
+        running = [one for one in trials if one.state is optuna.trial.TrialState.RUNNING]
+        if any(f"-{process.pid}-" in one.user_attrs.get(WORKER, "") for one in running):
+            break
+        process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("storage", ["journal", "postgresql"])
 def test_two_workers_one_of_them_killed_and_started_again(
@@ -93,19 +109,12 @@ def test_two_workers_one_of_them_killed_and_started_again(
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
+    shared = SharedStorage.of(database if storage == "postgresql" else None, storage, Workspace(tmp_path), Lease())
     killed, other = start(), start()
-    assert killed.stderr is not None
-    began = 0
-    for line in killed.stderr:
-        began += line.startswith("training lr")
-        if began == 2:  # in the middle of its second trial
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill_in_a_trial(killed, storage, shared)
     again = start()
     ended = [process.communicate(timeout=1500) for process in (other, again)]
     assert [other.returncode, again.returncode] == [0, 0], ended
-    shared = SharedStorage.of(database if storage == "postgresql" else None, storage, Workspace(tmp_path), Lease())
     trials = optuna.load_study(study_name=storage, storage=shared.open()).get_trials()
     states = {one.number: state_of(one, trials) for one in trials}
     assert Counter(states.values()) == {"complete": TRIALS, "retried": 1}
