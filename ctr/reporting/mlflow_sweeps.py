@@ -18,10 +18,14 @@ def close_trial(store: MlflowStore, parent: str, stage: str, trial: int, state: 
         stage: of the study that the trial belongs to, since stages number their trials each.
         trial: its number.
         state: what became of it: `retried` or `failed`.
+
+    Raises:
+        StoreAwayError: the store does not answer.
     """
-    experiment = store.client.get_run(parent).info.experiment_id
     chosen = f"tags.`{PARENT}` = '{parent}' and tags.{TRIAL} = '{trial}' and tags.{STAGE} = '{stage}'"
-    for run in store.client.search_runs([experiment], chosen):
-        store.client.set_tag(run.info.run_id, STATE, state)
-        if run.info.status == "RUNNING":
-            store.client.set_terminated(run.info.run_id, "KILLED")
+    with store.contact() as client:
+        experiment = client.get_run(parent).info.experiment_id
+        for run in client.search_runs([experiment], chosen):
+            client.set_tag(run.info.run_id, STATE, state)
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")

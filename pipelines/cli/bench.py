@@ -9,7 +9,7 @@ import typer
 
 from features.errors import ConfigError
 from pipelines.checkout import checkout
-from pipelines.cli.options import overrides_of
+from pipelines.cli.options import RootOption, overrides_of, settings_file
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.inspect.bench import parse_sizes, run_bench
 
@@ -275,6 +275,43 @@ def bench_accuracy(
 
     Varies half precision, merged rows and regularisation."""
     _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
+
+
+@bench_app.command("tune", epilog="Example: quadrank bench tune --trials 10 --repetitions 1")
+def bench_tune(
+    data: Annotated[
+        Path, typer.Option("--data", callback=settings_file, help="Data contract; its raw files must be there.")
+    ] = Path("conf/data/simulated.yaml"),
+    model: Annotated[
+        Path, typer.Option("--model", callback=settings_file, help="Preset: the current settings.")
+    ] = Path("conf/model/qin.yaml"),
+    space: Annotated[
+        Path, typer.Option("--space", callback=settings_file, help="Search space; its schedule is replaced.")
+    ] = Path("conf/tune.yaml"),
+    trials: Annotated[int, typer.Option("--trials", min=2, help="Trials of each study.")] = 40,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Studies of each schedule.")] = 2,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each winner that judge it.")] = 3,
+    root: RootOption = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change one setting of all trials; repeatable. Sections: data, model, train.",
+        ),
+    ] = None,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the schedules of a sweep.
+
+    Winners by the training rows that were read to find them, and what the tuner itself costs."""
+    checkout("bench_tune", "quadrank bench tune")
+    from benchmarks.bench_tune import TuneBench
+
+    settings = TuneBench(data, root, model, space, trials, repetitions, seeds, tuple(assignments or ()))
+    _run("tune", as_json, out, work, settings=settings)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

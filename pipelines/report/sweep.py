@@ -97,7 +97,8 @@ def importance(study: optuna.Study) -> dict[str, float]:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # It tells what low values have in common.
+        # It tells what low values have in common, and warns of that even where it is given negative ones.
+        warnings.filterwarnings("ignore", message="PedAnova")
         sign = -1 if study.directions[0] is optuna.study.StudyDirection.MAXIMIZE else 1
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         try:

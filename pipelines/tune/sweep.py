@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import close_trial
-from features.errors import ConfigError, TryAgainError
+from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job_settings import JobSettings
@@ -147,11 +147,22 @@ class _Run:
         asked = definition(self.search, self.current, feature_set.manifest.version)
         recorded = study.user_attrs.get(DEFINITION)
         if recorded is None and not study.get_trials(deepcopy=False):
+            self._require_directions(study)
             self._queue_first(study, storage, first)
             study.set_user_attr(DEFINITION, asked)
             return study
         require_same(self.sweep.study, recorded or {}, asked)
         return study
+
+    def _require_directions(self, study: optuna.Study) -> None:
+        """An empty study may have been made by hand."""
+        directions = [found.name.lower() for found in study.directions]
+        if directions != self.search.directions:
+            raise ConfigError(
+                f"study {study.study_name!r}: its direction is {', '.join(directions)}, and that of "
+                f"{self.search.metric} is {', '.join(self.search.directions)}. Give the sweep another name with "
+                "--study."
+            )
 
     def _queue_first(self, study: optuna.Study, storage: Any, first: Mapping[str, Any]) -> None:
         """The current settings, then the best of another study: what is known to be good is tried before all else."""
@@ -186,20 +197,13 @@ class _Run:
 
     def _study_of(self, storage: Any, name: str) -> optuna.Study:
         preset = self.settings.preset()
-        study = optuna.create_study(
+        return optuna.create_study(
             study_name=name,
             storage=storage,
             directions=self.search.directions,
             pruner=pruner(self.search, preset.train.epochs * preset.train.evaluations_per_epoch),
             load_if_exists=True,
         )
-        if [found.name.lower() for found in study.directions] != self.search.directions:
-            directions = ", ".join(found.name.lower() for found in study.directions)
-            raise ConfigError(
-                f"study {name!r}: its direction is {directions}, and that of {self.search.metric} is "
-                f"{', '.join(self.search.directions)}. Give the sweep another name with --study."
-            )
-        return study
 
     def _worker(self, study: optuna.Study, stage: Stage, wanted: float) -> Worker:
         trials = Trials(
@@ -219,7 +223,10 @@ class _Run:
         store = Tracker(self.settings.workspace.root).store
 
         def on_lost(trial: FrozenTrial, state: str) -> None:
-            close_trial(store, self.parent, stage, trial.number, state)
+            try:
+                close_trial(store, self.parent, stage, trial.number, state)
+            except StoreAwayError as error:  # no reason to train nothing
+                self.settings.console.print(f"the MLflow run of trial {trial.number} stays open: {error}", markup=False)
 
         return Worker(study, self.shared, wanted, self.settings.console, draws, trials.objective, on_lost)
 

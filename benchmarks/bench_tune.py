@@ -1,0 +1,107 @@
+"""Schedules of a sweep beside each other: how good a winner is, over the training rows read; what a sweep costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness.measured import measure
+from benchmarks.harness.report import Report, Section
+
+SCHEDULES = ("screen", "median", "hyperband", "none")
+COLUMNS = {
+    "name": "schedule",
+    "repetition": "repetition",
+    "rows": "training rows read",
+    "share": "of `none`",
+    "seconds": "seconds",
+    "auc": "AUC of the winner",
+    "interval": "95 % interval",
+    "gain": "over the current settings",
+    "gain_interval": "95 % interval of that",
+}
+OVERHEAD = {"name": "trials", "processor_ms": "processor ms a trial", "wall_ms": "wall ms a trial"}
+OVERHEAD_TRIALS, OVERHEAD_EVALUATIONS = 100, 12
+
+
+@dataclass(frozen=True)
+class TuneBench:
+    """What is compared.
+
+    Args:
+        data: contract.
+        root: of its raw files; None as it says.
+        model: preset, which is the current settings.
+        space: search space; its schedule is replaced.
+        trials: of each study.
+        repetitions: studies of each schedule, each with a seed of its own.
+        seeds: trainings of each winner that judge it.
+        assignments: `--set` values.
+    """
+
+    data: Path
+    root: str | None
+    model: Path
+    space: Path
+    trials: int
+    repetitions: int
+    seeds: int
+    assignments: tuple[str, ...] = ()
+
+
+def run(work: Path, say: Callable[[str], object], *, settings: TuneBench) -> Report:
+    """Run each schedule as often as asked, train its winners anew, and compare them on the same rows.
+
+    Args:
+        work: folder of feature sets, runs and stores.
+        say: told what goes on.
+        settings: what is compared.
+
+    Raises:
+        RuntimeError: a study or a training failed.
+    """
+    shared = {
+        "data": str(settings.data.resolve()),
+        "root": settings.root,
+        "model": str(settings.model.resolve()),
+        "assignments": list(settings.assignments),
+    }
+    found = {}
+    for repetition in range(1, settings.repetitions + 1):
+        for schedule in SCHEDULES:
+            study = measure(
+                "benchmarks.jobs.tune:sweep", **shared, work=str(work / "sweeps"), space=str(settings.space.resolve()),
+                schedule=schedule, trials=settings.trials, seed=repetition,
+            ).result  # fmt: skip
+            found[schedule, repetition] = study
+            say(f"{schedule}, repetition {repetition}: {study['rows']:,} rows, {study['seconds']:.0f} s")
+    candidates = {"current": {}} | {f"{name} {number}": one["params"] for (name, number), one in found.items()}
+    say(f"training {len(candidates)} settings with {settings.seeds} seeds each")
+    judged = measure(
+        "benchmarks.jobs.tune:judge", **shared, work=str(work), candidates=candidates, seeds=settings.seeds
+    ).result
+    results = []
+    for (name, number), one in found.items():
+        told = judged[f"{name} {number}"]
+        results.append({
+            "name": name, "repetition": number, "rows": one["rows"],
+            "share": f"{one['rows'] / found['none', number]['rows']:.0%}", "seconds": round(one["seconds"], 1),
+            "auc": round(told["auc"], 4), "interval": f"{told['auc_low']:.4f} – {told['auc_high']:.4f}",
+            "gain": f"{told['gain']:+.4f}", "gain_interval": f"{told['gain_low']:+.4f} to {told['gain_high']:+.4f}",
+        })  # fmt: skip
+    rows = {
+        name: sum(found[name, number]["rows"] for number in range(1, settings.repetitions + 1)) for name in SCHEDULES
+    }
+    ratios = {f"rows_of_{name}_over_none": round(rows[name] / rows["none"], 3) for name in SCHEDULES if name != "none"}
+    say("measuring the tuner itself")
+    cost = measure("benchmarks.jobs.tune:overhead", trials=OVERHEAD_TRIALS, evaluations=OVERHEAD_EVALUATIONS).result
+    seconds = sum(one["seconds"] for one in found.values()) / (len(found) * settings.trials)
+    section = Section(
+        "the tuner itself, with trials that do nothing",
+        [{"name": OVERHEAD_TRIALS, "processor_ms": round(1e3 * cost["processor"], 1),
+          "wall_ms": round(1e3 * cost["wall"], 1)}],
+        OVERHEAD,
+        {"tuner_over_trial": round(cost["wall"] / seconds, 4)},
+    )  # fmt: skip
+    return Report(results, ratios, COLUMNS, sections=(section,))
