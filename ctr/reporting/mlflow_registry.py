@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ctr.reporting.mlflow_flavor import BUNDLE, MODEL, save_flavor
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.serving.bundle import BundleManifest, open_bundle
 from features.errors import ConfigError
+
+LONGEST_TAG = 5000  # of a version, in characters
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Registry:
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let `models:/<name>@<alias>` name this version."""
         self.store.client.set_registered_model_alias(name, alias, version)
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Tag a version, e.g. with what the gate found; a text longer than MLflow takes is cut."""
+        for key, value in tags.items():
+            self.store.client.set_model_version_tag(name, version, key, value[:LONGEST_TAG])
 
     def get_alias(self, name: str, alias: str) -> Registered | None:
         """The version that `models:/<name>@<alias>` names; None without such a model or alias."""

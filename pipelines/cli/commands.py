@@ -16,6 +16,7 @@ from rich.console import Console
 
 from features.errors import ConfigError, QuadRankError
 from pipelines.cli.bench import bench_app
+from pipelines.cli.gating import gating_app
 from pipelines.cli.options import (
     DATA_ALONE,
     DEFAULT_MODEL,
@@ -311,22 +312,6 @@ def export(
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 
-@app.command(epilog="Example: quadrank promote --bundle bundles/simulated/NEWEST")
-def promote(
-    bundle: BundleOption,
-    work: WorkOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """Promote a bundle that passes the gate.
-
-    A promoted bundle becomes the champion and CURRENT. Exit 6 when the gate refuses; both then stay as they are.
-    """
-    from pipelines.job.promote import promote_bundle
-
-    payload = promote_bundle(bundle, Workspace(work), console(as_json))
-    finish(payload, as_json)
-
-
 @app.command(
     epilog="Example: quadrank drift --base feature_sets/simulated/OLD --new feature_sets/simulated/NEW --new-days 1"
 )
@@ -377,7 +362,9 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-app.registered_commands += serving_app.registered_commands + proof_app.registered_commands
+app.registered_commands += [
+    command for one in (gating_app, serving_app, proof_app) for command in one.registered_commands
+]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,19 +11,23 @@ from rich.console import Console
 from ctr.export.export_bundle import Extras
 from ctr.reporting.mlflow_registry import Registry
 from features.errors import GateError
+from pipelines.gate.judge import judge
+from pipelines.gate.pointers import mend
+from pipelines.gate.promote import DRIFT, promote
+from pipelines.gate.settings import load_gate
 from pipelines.job.build import build, describe
 from pipelines.job.export import check_pasts, export_model
-from pipelines.job.promote import gate, make_champion
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
+from pipelines.shipped import default_settings
 
 
 def run_job(settings: JobSettings) -> Summary:
     """Run every stage under one lock and one MLflow run.
 
     A refused gate keeps the champion and `CURRENT`, and gives the summary exit code 6; the bundle stays for inspection,
-    and `NEWEST` names it.
+    and `NEWEST` names it. Exit code 3: promoted, and the data drifted from the champion's.
 
     Raises:
         ConfigError: pasts of a log without events in time; nothing was built then.
@@ -47,15 +51,20 @@ def run_job(settings: JobSettings) -> Summary:
             registry = Registry(workspace.root)
             version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)
             console.print(f"registered quadrank-{contract.name} version {version} in {registry.store.uri}")
+            for done in mend(contract.name, workspace):
+                console.print(done)
+            verdict = judge(exported.path, workspace, load_gate(default_settings("gate.yaml")), console)
+            summary.gate = verdict.as_json()
+            for name, value in verdict.tags().items():
+                tracker.set_tag(name, value)
             try:
-                bundle = gate(exported.path, registry)
+                promote(verdict, exported.path, workspace, console)
             except GateError as refused:
                 summary.status, summary.exit_code = "gate refused", refused.exit_code
-                tracker.set_tag("gate", "refused")
-                console.print(f"gate refused, champion kept: {refused}", style="yellow")
+                console.print(f"gate refused, champion kept: {refused}", style="yellow", markup=False)
             else:
-                tracker.set_tag("gate", "passed")
-                console.print(f"gate passed: {'; '.join(make_champion(bundle, version, registry, workspace))}")
+                if verdict.drifted:
+                    summary.status, summary.exit_code = "drift", DRIFT
         _next_steps(console, exported.path, settings.contract_file, job.run_dir)
     return summary
 

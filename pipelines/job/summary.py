@@ -42,6 +42,7 @@ class Summary:
     tasks: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     top_lists: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
