@@ -13,8 +13,6 @@ from ctr.reporting.mlflow_store import MlflowStore
 from ctr.serving.bundle import BundleManifest, open_bundle
 from features.errors import ConfigError
 
-LONGEST_TAG = 5000  # of a version, in characters
-
 
 @dataclass(frozen=True)
 class Registered:
@@ -90,9 +88,9 @@ class Registry:
         self.store.client.set_registered_model_alias(name, alias, version)
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
-        """Tag a version, e.g. with what the gate found; a text longer than MLflow takes is cut."""
+        """Tag a version, e.g. with what the gate found."""
         for key, value in tags.items():
-            self.store.client.set_model_version_tag(name, version, key, value[:LONGEST_TAG])
+            self.store.client.set_model_version_tag(name, version, key, value)
 
     def get_alias(self, name: str, alias: str) -> Registered | None:
         """The version that `models:/<name>@<alias>` names; None without such a model or alias."""

@@ -72,43 +72,39 @@ def register(bundle: Bundle, workspace: Workspace) -> str:
     return version
 
 
-def make_champion(
+def move_current(
     bundle: Bundle,
-    version: str,
-    registry: Registry,
     workspace: Workspace,
-    action: Action = "promote",
-    why: str = "passed the gate",
+    action: Action,
+    why: str,
     metrics: Mapping[str, float] | None = None,
-) -> list[str]:
-    """Let `CURRENT` name the bundle, write the move down, and let the alias name its version.
+) -> str:
+    """Let `CURRENT` name a bundle, and write the move down; returns what was done, in one sentence.
 
     Args:
         bundle: one that passed the gate, or that one goes back to.
-        version: of the registered model.
-        registry: where the alias moves.
         workspace: its `bundles/<name>/CURRENT` moves if the bundle is in that folder.
         action, why, metrics: as of `Move`.
 
-    Returns:
-        One sentence for each step that was done.
-
     Raises:
-        LockError: another process moves the pointers of this name, still after 30 s.
+        LockError: another process moves the pointer of this name, still after 30 s.
     """
     name = bundle.manifest.name
-    bundles, done = workspace.bundles(name), []
+    bundles = workspace.bundles(name)
+    if bundle.path.parent != bundles.resolve():
+        return f"{bundles / CURRENT} does not change: the bundle is in another folder"
     with workspace.lock(f"{name}.pointers", WAIT):
-        if bundle.path.parent == bundles.resolve():
-            before = current_name(bundles)
-            pointer = point_at(bundles, bundle.path.name)
-            add_move(bundles, move_to(bundle.manifest, action, before, bundle.path.name, why, metrics))
-            done.append(f"{pointer} is now {bundle.path.name}")
-        else:
-            done.append(f"{bundles / CURRENT} does not change: the bundle is in another folder")
-        registry.set_alias(registered_name(name), ALIAS, version)
-    done.append(f"models:/{registered_name(name)}@{ALIAS} is now version {version} ({bundle.manifest.model_version})")
-    return done
+        before = current_name(bundles)
+        pointer = point_at(bundles, bundle.path.name)
+        add_move(bundles, move_to(bundle.manifest, action, before, bundle.path.name, why, metrics))
+    return f"{pointer} is now {bundle.path.name}"
+
+
+def move_alias(bundle: Bundle, version: str, registry: Registry) -> str:
+    """Let the alias `champion` name the version of a bundle; returns what was done, in one sentence."""
+    name = registered_name(bundle.manifest.name)
+    registry.set_alias(name, ALIAS, version)
+    return f"models:/{name}@{ALIAS} is now version {version} ({bundle.manifest.model_version})"
 
 
 def mend(name: str, workspace: Workspace) -> list[str]:
@@ -120,28 +116,34 @@ def mend(name: str, workspace: Workspace) -> list[str]:
         One sentence for each thing that was mended.
 
     Raises:
-        LockError: another process moves the pointers of this name, still after 30 s.
+        LockError: another process moves the pointer of this name, still after 30 s.
     """
+    done = mend_history(name, workspace)
+    bundles = workspace.bundles(name)
+    moves, manifest = read_moves(bundles), _current_manifest(bundles)
+    return done + (_mend_alias(manifest, moves[-1], bundles, workspace) if moves and manifest else [])
+
+
+def mend_history(name: str, workspace: Workspace) -> list[str]:
+    """Add the line of a move of `CURRENT` that has none; the registry is not asked. Arguments and errors as `mend`."""
     bundles = workspace.bundles(name)
     if current_name(bundles) is None:
         return []
-    done = []
     with workspace.lock(f"{name}.pointers", WAIT):
-        current, moves = current_name(bundles), read_moves(bundles)
-        if current is None:
+        manifest, moves, current = _current_manifest(bundles), read_moves(bundles), current_name(bundles)
+        if manifest is None or current is None or not moves or moves[-1].after == current:
             return []
-        try:
-            manifest = open_bundle(bundles / current).manifest
-        except DataError:
-            return []  # a damaged champion is for the gate to report
-        last = moves[-1] if moves else None
-        if last is not None and last.after != current:
-            last = move_to(manifest, "found", last.after, current, FOUND_WHY)
-            add_move(bundles, last)
-            done.append(f"{bundles / CURRENT} names {current}, which had no line in the history: added")
-        if last is not None:
-            done += _mend_alias(manifest, last, bundles, workspace)
-    return done
+        add_move(bundles, move_to(manifest, "found", moves[-1].after, current, FOUND_WHY))
+    return [f"{bundles / CURRENT} names {current}, which had no line in the history: added"]
+
+
+def _current_manifest(bundles: Path) -> BundleManifest | None:
+    """The manifest of the bundle that serves; None without one. A damaged one is for the gate to report."""
+    current = current_name(bundles)
+    try:
+        return None if current is None else open_bundle(bundles / current).manifest
+    except DataError:
+        return None
 
 
 def _mend_alias(manifest: BundleManifest, last: Move, bundles: Path, workspace: Workspace) -> list[str]:

@@ -11,7 +11,7 @@ from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.bundle import open_bundle
 from features.errors import GateError
 from pipelines.gate.judge import judge
-from pipelines.gate.pointers import ALIAS, make_champion, mend, register, registered_name
+from pipelines.gate.pointers import ALIAS, mend, move_alias, move_current, register, registered_name
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
 from pipelines.workspace import Workspace
@@ -40,8 +40,8 @@ def promote(verdict: Verdict, bundle: Path, workspace: Workspace, console: Conso
     registry.tag_version(registered_name(opened.manifest.name), version, verdict.tags())
     against = verdict.champion or "no champion"
     why = f"passed the gate against {against}"
-    for done in make_champion(opened, version, registry, workspace, "promote", why, verdict.metrics):
-        console.print(done)
+    console.print(move_current(opened, workspace, "promote", why, verdict.metrics))
+    console.print(move_alias(opened, version, registry))
     return version
 
 

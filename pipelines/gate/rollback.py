@@ -13,12 +13,22 @@ from ctr.serving.bundle import MANIFEST, open_bundle
 from ctr.serving.ranker import Ranker
 from features.errors import ConfigError
 from pipelines.gate.history import Move, as_json, before_current, read_moves
-from pipelines.gate.pointers import ALIAS, current_name, make_champion, mend, register, registered_name
+from pipelines.gate.pointers import (
+    ALIAS,
+    current_name,
+    mend_history,
+    move_alias,
+    move_current,
+    register,
+    registered_name,
+)
 from pipelines.workspace import Workspace
 
 
 def rollback(name: str, to: str | None, why: str, workspace: Workspace, console: Console) -> dict[str, Any]:
     """Go back to an earlier bundle, which is loaded and replays its golden requests first; returns the JSON summary.
+
+    `CURRENT` moves also where MLflow is away; `version` of the summary is None then.
 
     Args:
         name: of the contract.
@@ -36,16 +46,20 @@ def rollback(name: str, to: str | None, why: str, workspace: Workspace, console:
     if not why.strip():
         raise ConfigError("--why: is empty. Say in a few words why, for the history that others read.")
     bundles = workspace.bundles(name)
-    for done in mend(name, workspace):
+    for done in mend_history(name, workspace):
         console.print(done)
     current = current_name(bundles)
     target = _target(bundles, current, to)
     bundle = open_bundle(bundles / target)
     Ranker.of(bundle)
-    version = register(bundle, workspace)
-    registry = Registry(workspace.root)
-    for done in make_champion(bundle, version, registry, workspace, "rollback", why.strip()):
-        console.print(done)
+    console.print(move_current(bundle, workspace, "rollback", why.strip()))
+    version = None
+    try:
+        version = register(bundle, workspace)
+        console.print(move_alias(bundle, version, Registry(workspace.root)))
+    except ConfigError as error:
+        # Servers that follow CURRENT are back already: they must not wait for MLflow.
+        console.print(f"the alias {ALIAS} did not follow, the next job moves it: {error}", style="yellow", markup=False)
     return {
         "status": "done",
         "exit_code": 0,

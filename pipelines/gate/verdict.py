@@ -12,6 +12,7 @@ from rich.table import Table
 PASSED, REFUSED = "passed", "refused"
 DRIFT_RULE = "drift"
 WIDEST = 100  # columns of the table
+LONGEST_TAG = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Verdict:
         for one in self.findings:
             if not one.passed:
                 reasons.setdefault(f"gate.{one.rule}", []).append(one.reason)
-        return found | {name: "; ".join(texts) for name, texts in reasons.items()}
+        return found | {name: "; ".join(texts)[:LONGEST_TAG] for name, texts in reasons.items()}
 
 
 def verdict_table(verdict: Verdict) -> Table:

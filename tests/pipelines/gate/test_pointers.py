@@ -16,7 +16,7 @@ from features.errors import ConfigError, DataError, GateError, LockError, Numeri
 from features.store.pointer import follow, point_at
 from pipelines.gate import pointers, rollback
 from pipelines.gate.history import HISTORY, before_current, move_to, read_moves
-from pipelines.gate.pointers import champion_folder, make_champion, mend, register
+from pipelines.gate.pointers import champion_folder, mend, move_alias, move_current, register
 from pipelines.gate.promote import promote
 from pipelines.gate.rollback import list_moves
 from pipelines.gate.verdict import Finding, Verdict
@@ -97,8 +97,12 @@ def bundle_in(path: Path, version: str) -> Bundle:
 
 
 def serve(name: str, workspace: Workspace, store: Store) -> list[str]:
-    bundle = open_bundle(workspace.bundles("toy") / name)
-    return make_champion(bundle, register(bundle, workspace), store, workspace)  # type: ignore[arg-type]
+    return make_champion(open_bundle(workspace.bundles("toy") / name), workspace, store)
+
+
+def make_champion(bundle: Bundle, workspace: Workspace, store: Store, why: str = "good") -> list[str]:
+    version = register(bundle, workspace)
+    return [move_current(bundle, workspace, "promote", why, {"auc": 0.7}), move_alias(bundle, version, store)]  # type: ignore[arg-type]
 
 
 def state(workspace: Workspace, store: Store) -> tuple[str, str, str | None]:
@@ -118,8 +122,7 @@ def test_all_three_move(workspace: Workspace, store: Store) -> None:
 
 def test_a_line_of_the_history_tells_who_when_and_what(workspace: Workspace, store: Store) -> None:
     serve("a", workspace, store)
-    bundle = open_bundle(workspace.bundles("toy") / "b")
-    make_champion(bundle, register(bundle, workspace), store, workspace, "promote", "good", {"auc": 0.7})  # type: ignore[arg-type]
+    serve("b", workspace, store)
     first, last = (json.loads(line) for line in (workspace.bundles("toy") / HISTORY).read_text().splitlines())
     assert first["before"] is None
     assert last["when"].endswith("+00:00") and "@" in last["who"]
@@ -231,7 +234,7 @@ def test_without_current_the_champion_is_that_of_the_alias(workspace: Workspace,
 def test_a_bundle_of_another_place_moves_the_alias_alone(workspace: Workspace, store: Store, tmp_path: Path) -> None:
     serve("a", workspace, store)
     bundle = bundle_in(tmp_path / "elsewhere" / "z", "z")
-    done = make_champion(bundle, register(bundle, workspace), store, workspace)  # type: ignore[arg-type]
+    done = make_champion(bundle, workspace, store)
     assert state(workspace, store) == ("a", "a", "z")
     current = workspace.bundles("toy") / "CURRENT"
     assert done[0] == f"{current} does not change: the bundle is in another folder"
@@ -289,6 +292,24 @@ def test_going_back_is_one_pointer_and_one_line(workspace: Workspace, store: Sto
     assert state(workspace, store) == ("a", "a", "a")
     last = read_moves(workspace.bundles("toy"))[-1]
     assert (last.action, last.before, last.after, last.why) == ("rollback", "b", "a", "clicks fell")
+
+
+def test_going_back_does_not_wait_for_mlflow(
+    workspace: Workspace, store: Store, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve("a", workspace, store)
+    serve("b", workspace, store)
+
+    def away(*_: Any) -> None:
+        raise ConfigError("the MLflow store cannot be used")
+
+    with monkeypatch.context() as patch:
+        for name in ("find_version", "set_alias", "version_tags"):
+            patch.setattr(store, name, away)
+        assert back(workspace)["version"] is None
+    assert state(workspace, store) == ("a", "a", "b")
+    mend("toy", workspace)
+    assert state(workspace, store) == ("a", "a", "a")
 
 
 def test_going_back_twice_goes_back_two_promotions(workspace: Workspace, store: Store, loads: list[str]) -> None:
