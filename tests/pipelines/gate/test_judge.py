@@ -5,37 +5,26 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from rich.console import Console
 
 from ctr.config import ModelConfig, TrainConfig
-from ctr.data.feature_tables import frozen_tables
-from ctr.evaluation.slices import popularity_tiers, training_counts
-from ctr.export.export_bundle import export_bundle
-from ctr.model.calibrator import Curve
-from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import GOLDEN, MANIFEST, open_bundle, seal
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import ConfigError, NumericalError
-from features.progress import silent
-from features.store.feature_set import FeatureSet, read_arrow, write_arrow
-from features.store.pointer import point_at
-from features.store.schema import FIRST_VALUE
 from pipelines.gate import fresh, pointers
 from pipelines.gate import judge as judging
 from pipelines.gate.judge import judge
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
-from pipelines.job.fitting import fit_and_calibrate, new_model
 from pipelines.workspace import Workspace
+from tests.pipelines.gate.bundles import Shop
 
 ROWS, USERS, ITEMS, DAYS = 8_000, 200, 40, 20
 CONFIG = ModelConfig(attention="mean", tower="linear", embedding_dim=4)
@@ -83,55 +72,13 @@ def write_log(raw: Path) -> None:
     ).write_parquet(raw / "log.parquet")
 
 
-class Shop:
-    """A workspace with two feature sets, and bundles trained on them."""
-
-    def __init__(self, root: Path) -> None:
-        self.workspace = Workspace(root)
-        self.root, self.bundles = root, self.workspace.bundles("shop")
-        write_log(root / "raw")
-        sets = self.workspace.feature_sets
-        self.old = build_feature_set(contract(root / "raw"), sets, as_of="1970-01-17").feature_set
-        self.new = build_feature_set(contract(root / "raw"), sets).feature_set
-        self.good_model = self.trained(self.new, "good")
-        self.export(self.trained(self.old, "old"), self.old, "old")
-        self.export(self.good_model, self.new, "good")
-
-    def trained(self, feature_set: FeatureSet, name: str) -> ClickModel:
-        model = new_model(CONFIG, feature_set, 1)
-        fit_and_calibrate(model, feature_set, TRAIN, self.root / "runs" / name, progress=silent)
-        return model.eval()
-
-    def export(self, model: ClickModel, feature_set: FeatureSet, name: str) -> Path:
-        made = export_bundle(
-            model,
-            feature_set,
-            self.bundles / name,
-            model_version=name,
-            architecture="linear",
-            metrics={"test": {}},
-            controls={},
-            git_revision="none",
-        )
-        return made.path
-
-    def changed(self, name: str, change: Callable[[ClickModel], None]) -> Path:
-        """A bundle of the good model, changed."""
-        model = new_model(CONFIG, self.new, 1)
-        model.load_state_dict(self.good_model.state_dict())
-        with torch.no_grad():
-            change(model)
-        return self.export(model.eval(), self.new, name)
-
-    def judged(self, name: str, champion: str | None = "good", **rules: Any) -> Verdict:
-        if champion is not None:
-            point_at(self.bundles, champion)
-        return judge(self.bundles / name, self.workspace, GateRules(**rules), Console(quiet=True))
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("gate"))
+    root = tmp_path_factory.mktemp("gate")
+    write_log(root / "raw")
+    sets = Workspace(root).feature_sets
+    old, new = (build_feature_set(contract(root / "raw"), sets, as_of=day).feature_set for day in ("1970-01-17", None))
+    return Shop(root, old, new, CONFIG, TRAIN)
 
 
 @pytest.fixture(autouse=True)
@@ -175,15 +122,7 @@ def test_a_copy_that_is_read_from_the_raw_log_is_a_tie_too(shop: Shop, monkeypat
 
 
 def test_shuffled_labels_are_refused(shop: Shop) -> None:
-    copy = shutil.copytree(shop.new.path, shop.root / "shuffled")
-    draw = np.random.default_rng(3)
-    for path in sorted(copy.glob("rows/*/*.arrow")):
-        rows = {name: np.array(values) for name, values in read_arrow(path).items()}
-        path.unlink()
-        write_arrow(path, rows | {"label": draw.permutation(rows["label"])})
-    model = shop.trained(FeatureSet.open(copy), "shuffled")
-    model.attach(frozen_tables(shop.new))
-    shop.export(model, shop.new, "shuffled")
+    shop.shuffled()
     assert broken(shop.judged("shuffled")) >= {"popularity", "AUC", "AUC within requests", "log loss"}
 
 
@@ -195,25 +134,13 @@ def test_a_stale_model_is_refused(shop: Shop) -> None:
 
 
 def test_logits_times_two_are_refused(shop: Shop) -> None:
-    def double(model: ClickModel) -> None:
-        slope, shift = float(model.calibrator.slope), float(model.calibrator.shift)
-        model.calibrator.set(Curve(2 * slope, 2 * shift))
-
-    shop.changed("doubled", double)
+    shop.doubled()
     found = broken(shop.judged("doubled"))
     assert "log loss" in found and "AUC" not in found  # the order of rows is the same
 
 
 def test_one_broken_slice_is_refused(shop: Shop) -> None:
-    def scramble(model: ClickModel) -> None:
-        """The weights of items of medium popularity, from the last to the first: all others keep theirs."""
-        _, clicks_I = training_counts(shop.new)
-        torso = [int(row) for row in shop.new.items["item"][popularity_tiers(clicks_I) == 1] if row >= FIRST_VALUE]
-        tables = [one for name, one in model.named_parameters() if "tables" in name]
-        (weights,) = (one for one in tables if len(one) == shop.new.schema.item[0].size)
-        weights[torso] = weights[torso[::-1]].clone()
-
-    shop.changed("sliced", scramble)
+    shop.sliced()
     verdict = shop.judged("sliced", slices={"rows": 100})
     assert any(one.reason.startswith("item popularity, torso: AUC -0.") for one in verdict.broken)
 
