@@ -267,6 +267,7 @@ def test_a_bundle_of_no_run_here_is_registered_and_promoted(shell, job, work, tm
     elsewhere = tmp_path / "elsewhere"
     code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
     assert code == 2 and "it is not here. Build it again with `quadrank features`" in result["error"]
+    elsewhere.mkdir()
     (elsewhere / "feature_sets").symlink_to(work / "feature_sets")
     code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
     assert (code, result["version"], result["bundle"]) == (0, "1", str(bundle))

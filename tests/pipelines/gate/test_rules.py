@@ -54,17 +54,17 @@ BOUNDS: dict[str, tuple[Callable[[], Finding], Callable[[], Finding], Callable[[
         lambda: rules.above_popularity(0.7, NAN),
     ),
     "auc": (
-        lambda: rules.not_worse({"auc": Interval(-0.01, -0.02, 0.0)})[0],
+        lambda: rules.not_worse({"auc": Interval(-0.01, -0.02, 0.0001)})[0],
         lambda: rules.not_worse({"auc": Interval(-0.01, -0.02, -0.0001)})[0],
         lambda: rules.not_worse({"auc": Interval(NAN, NAN, NAN)})[0],
     ),
     "requests": (
-        lambda: rules.not_worse({"group_auc": Interval(-0.01, -0.02, 0.0)})[1],
+        lambda: rules.not_worse({"group_auc": Interval(-0.01, -0.02, 0.0001)})[1],
         lambda: rules.not_worse({"group_auc": Interval(-0.01, -0.02, -0.0001)})[1],
         lambda: rules.not_worse({"group_auc": Interval(-0.01, NAN, NAN)})[1],
     ),
     "log loss": (
-        lambda: rules.not_worse({"log_loss": Interval(0.01, 0.0, 0.02)})[2],
+        lambda: rules.not_worse({"log_loss": Interval(0.01, -0.0001, 0.02)})[2],
         lambda: rules.not_worse({"log_loss": Interval(0.01, 0.0001, 0.02)})[2],
         lambda: rules.not_worse({"log_loss": Interval(0.01, NAN, NAN)})[2],
     ),
@@ -116,6 +116,26 @@ def test_a_figure_on_its_bound_passes_and_one_beyond_does_not(name: str) -> None
     inside, outside, no_number = (one() for one in BOUNDS[name])
     assert (inside.passed, outside.passed, no_number.passed) == (True, False, False)
     assert inside.reason == "" and (outside.reason or no_number.reason == "")
+
+
+def test_losses_are_judged_together() -> None:
+    """One of three that is significant only for itself is noise."""
+    alone, clear, none = Interval(-0.01, -0.019, -0.001), Interval(-0.02, -0.03, -0.01), Interval(0.0, -0.01, 0.01)
+    assert [one.passed for one in rules.not_worse({"auc": alone})] == [False, True, True]
+    together = {"auc": alone, "group_auc": none, "log_loss": none}
+    assert [one.passed for one in rules.not_worse(together)] == [True, True, True]
+    assert [one.passed for one in rules.not_worse(together | {"auc": clear})] == [False, True, True]
+
+
+def test_a_loss_by_rounding_is_a_tie() -> None:
+    tiny = Interval(-9e-6, -9e-6, -9e-6)
+    assert rules.not_worse({"auc": tiny})[0].passed
+    assert not rules.not_worse({"auc": Interval(-1.1e-5, -1.1e-5, -1.1e-5)})[0].passed
+
+
+def test_a_figure_that_is_no_number_hides_no_other() -> None:
+    found = rules.not_worse({"auc": Interval(NAN, NAN, NAN), "log_loss": Interval(0.02, 0.01, 0.03)})
+    assert [one.passed for one in found] == [False, True, False]
 
 
 def test_what_is_not_measured_says_so() -> None:
