@@ -11,6 +11,7 @@ TRIALS ?= 20
 STUDY ?= $(DATA)-$(MODEL)
 SET ?=
 ROOT ?=
+WHY ?=
 TORCH_INDEX ?=
 CONFIRM ?=
 UPGRADE ?=
@@ -38,6 +39,7 @@ SPREAD := --dist loadfile --no-loadscope-reorder
 # SET and ROOT reach the commands as they were typed, through the environment: the shell sees no > of them.
 override export SET := $(value SET)
 override export ROOT := $(value ROOT)
+override export WHY := $(value WHY)
 # The options of a command are put into the shell's "$$@". A new setting of SET begins at a word `section.key=`, so that
 # a value may hold spaces: SET="train.epochs=3 data.interactions.label=rating >= 4" is two settings.
 OPTIONS = key='[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z0-9_-]+)+=([^=].*)?'; set --; \
@@ -47,7 +49,7 @@ OPTIONS = key='[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z0-9_-]+)+=([^=].*)?'; set --; \
 	[[ -z $$rest ]] || set -- --set "$$rest" "$$@"; \
 	[[ -z $$ROOT ]] || set -- --root "$$ROOT" "$$@";
 
-.PHONY: help setup simulate features train test test-slow mutants tune export promote serve report mmctr bench lint format audit lock docs wheel clean clean-all
+.PHONY: help setup simulate features train test test-slow mutants tune export promote rollback serve report mmctr bench lint format audit lock docs wheel clean clean-all
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -101,6 +103,9 @@ export: $(READY)  ## the newest run's checkpoint -> bundle (RUN=id for another, 
 
 promote: $(READY)  ## gate the newest bundle, then make it champion and CURRENT (BUNDLE=folder)
 	@$(QUADRANK) promote --bundle $(or $(BUNDLE),bundles/$(DATA)/NEWEST)
+
+rollback: $(READY)  ## let the bundle that served before serve again (WHY="clicks fell", TO=run for another one)
+	@$(QUADRANK) rollback --name $(DATA) $(if $(TO),--to '$(TO)') --why "$$WHY"
 
 serve: $(READY)  ## answer ranking requests on port 8000 with the bundle that passed the gate last (BUNDLE=folder)
 	@$(QUADRANK) serve --bundle $(or $(BUNDLE),bundles/$(DATA)/CURRENT)

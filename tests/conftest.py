@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # Under `make test PYTHON=…` a make that a test starts would take over flags and variables of the outer one.
-OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "TORCH_INDEX", "SET", "ROOT")
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "TORCH_INDEX", "SET", "ROOT", "WHY")
 HERE = Path(__file__).parent
 for name in OF_MAKE:
     os.environ.pop(name, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ctr.reporting.mlflow_flavor import BUNDLE, MODEL
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery
 from ctr.serving.bundle import open_bundle
-from features.errors import ConfigError
+from features.errors import ConfigError, StoreAwayError
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ class Registry:
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let `models:/<name>@<alias>` name this version."""
         self.delivery.put(MoveAlias(name=name, alias=alias, version=version, moment=now_ms()))
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Tag a version, e.g. with what the gate found. Where the store is away it stays without: its run has them."""
+        if version.startswith(PENDING):
+            return
+        with suppress(StoreAwayError), self.store.contact() as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, version, key, value)
 
     def get_alias(self, name: str, alias: str) -> Registered | None:
         """The version that `models:/<name>@<alias>` names; None without such a model or alias."""

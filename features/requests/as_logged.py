@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features.calendar import DAY
 from features.checks.check_log import check_log
 from features.checks.history_tables import checked_events
 from features.chunk import CONTEXT, EVENT, HISTORY, ITEM, LABEL, LABELS, NUMBERS, RAW, REQUEST, TIME, USER
@@ -23,6 +24,7 @@ from features.contract.event_columns import event_columns
 from features.encoding.encoder import Encoder
 from features.encoding.past import PastEvent
 from features.encoding.vocabulary import Vocabulary
+from features.errors import DataError
 from features.fitting.fit import Tables
 from features.point_in_time.counted_rows import amount_of
 from features.point_in_time.counters import running
@@ -31,6 +33,8 @@ from features.sources.log import open_log
 from features.store.schema import FIRST_VALUE
 
 _INSTANT = "_instant"  # as of when an event's row knew the past, µs
+_PLACE = "_place"  # of a row among those that were read
+_LIST = "_list"  # items of a row's request
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,21 @@ class Known:
     past: tuple[PastEvent, ...]
     items: dict[str, np.ndarray]
     users: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LoggedRows:
+    """What the log says of R of its rows.
+
+    Args:
+        instant_R: as of when each knows the past, µs: its time, or that of its request's earliest row.
+        context: encoded context columns by name, [R] or [R, max_len].
+        lists: items of all rows of each one's request, its own among them, where candidates are compared; else empty.
+    """
+
+    instant_R: np.ndarray
+    context: dict[str, np.ndarray]
+    lists: tuple[tuple[Any, ...], ...] = ()
 
 
 class AsLogged:
@@ -101,6 +120,56 @@ class AsLogged:
             )
         return found
 
+    def rows(self, users: Sequence[Any], items: Sequence[Any], times: np.ndarray) -> LoggedRows:
+        """What the log says of some of its rows, context columns encoded as the build encodes them.
+
+        A row is found by user, item and time; of several, the first. A negative that a build drew stands in no log: it
+        has the context of its user's row at its time.
+
+        Args:
+            users, items: raw ids, R of each.
+            times: of the rows, µs since 1970, int64 [R].
+
+        Raises:
+            DataError: the log has no row of a user at a time.
+        """
+        names = list(self._contract.interactions.context)
+        request = [REQUEST] if self._contract.interactions.request else []
+        frame = self._log.select(self._key(USER), self._key(ITEM), TIME, *request, *(CONTEXT + name for name in names))
+        theirs = frame.filter(pl.col(USER).is_in(list(set(users)))).with_columns(_instant(request))
+        if self._encoder.relative and request:
+            # Days are built one by one, each with the rows of its own.
+            day = [pl.col(TIME) // DAY] if self._contract.split.by == "days" else []
+            whole = pl.col(ITEM).implode().over(USER, *request, *day)
+            alone = pl.concat_list(ITEM)
+            theirs = theirs.with_columns(pl.when(pl.col(*request).is_null()).then(alone).otherwise(whole).alias(_LIST))
+        here = pl.col(TIME).is_between(int(times.min()), int(times.max()))
+        logged = theirs.filter(here).collect(engine="streaming").with_row_index(_PLACE)
+        asked = pl.DataFrame(
+            {USER: list(users), ITEM: list(items), TIME: times}, schema=logged.select(USER, ITEM, TIME).schema
+        )
+        own, beside = (
+            asked.join(
+                logged.unique(keys, keep="first", maintain_order=True).select(*keys, _PLACE),
+                on=keys,
+                how="left",
+                maintain_order="left",
+            )[_PLACE]
+            for keys in ([USER, ITEM, TIME], [USER, TIME])
+        )
+        place = own.zip_with(own.is_not_null(), beside)
+        if place.null_count():
+            user, item, moment = asked.filter(place.is_null()).row(0)
+            path = self._contract.resolve(self._contract.interactions.path)
+            raise DataError(
+                f"{path}: lacks {place.null_count()} of {len(place)} rows of the feature set, e.g. user {user!r}, "
+                f"item {item!r}, time {moment} µs. The log has changed: build again with `quadrank features`."
+            )
+        found = logged[place]
+        context = {name: self._encoder.context[name].encode(found[CONTEXT + name].rename(name)) for name in names}
+        lists = tuple(map(tuple, found[_LIST].to_list())) if _LIST in found.columns else ()
+        return LoggedRows(found[_INSTANT].to_numpy(), context, lists)
+
     def _events(self, users: list[Any]) -> pl.DataFrame:
         """Events of these users in the order of the log: `_user _item _time _instant` and raw columns."""
         raw = [name for name in self._log.collect_schema().names() if name.startswith(RAW)]
@@ -110,11 +179,7 @@ class AsLogged:
             .filter(pl.col(USER).is_in(users))
             .collect(engine="streaming")
         )
-        instant = pl.col(TIME)
-        if request:
-            first = pl.col(TIME).min().over(USER, REQUEST)
-            instant = pl.when(pl.col(REQUEST).is_null()).then(TIME).otherwise(first)
-        parts = [rows.with_columns(instant.alias(_INSTANT)).filter(EVENT).drop(EVENT, *request)]
+        parts = [rows.with_columns(_instant(request)).filter(EVENT).drop(EVENT, *request)]
         standing_for = {RAW + name: pl.col(HISTORY + column) for column, name in plain_columns(self._contract).items()}
         for table in self._tables:
             chosen = table.select(self._key(USER), self._key(ITEM), TIME, **standing_for)
@@ -212,6 +277,15 @@ class AsLogged:
         """The id column in the type that the catalogue has."""
         ids: Vocabulary = self._encoder.items if column == ITEM else self._encoder.users
         return pl.col(column).cast(pl.Int64 if ids.whole_numbers else pl.String)
+
+
+def _instant(request: list[str]) -> pl.Expr:
+    """As of when a row knows the past, µs: its time; with a column `request`, that of its request's earliest row."""
+    instant = pl.col(TIME)
+    if request:
+        first = instant.min().over(USER, *request)
+        instant = pl.when(pl.col(*request).is_null()).then(instant).otherwise(first)
+    return instant.alias(_INSTANT)
 
 
 def _amount(column: str) -> pl.Expr:

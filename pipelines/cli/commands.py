@@ -14,11 +14,13 @@ import typer
 
 from pipelines.cli.bench import bench_app
 from pipelines.cli.endings import ended
+from pipelines.cli.gating import DEFAULT_GATE, GateOption, gating_app
 from pipelines.cli.operating import operating_app
 from pipelines.cli.options import (
     DATA_ALONE,
     DEFAULT_MODEL,
     DEFAULT_TRAIN,
+    SECTIONS,
     AsOfOption,
     BundleOption,
     DataOption,
@@ -53,6 +55,14 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(items_app, name="items")
 
+JobSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, e.g. train.epochs=3; repeatable. Sections: data, model, train, gate.",
+    ),
+]
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
@@ -189,35 +199,38 @@ def run(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
+    gate: GateOption = DEFAULT_GATE,
     log: LogOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what each stage would do and why; write nothing.")
     ] = False,
-    assignments: SetOption = None,
+    assignments: JobSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the scheduled job, from features to promotion.
 
     Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. A stage that is done for
-    the same data, settings and code is skipped; one that was stopped goes on. Exit 6 when the gate refuses the bundle;
-    the champion stays.
+    the same data, settings and code is skipped; one that was stopped goes on. Exit 6 when the gate refuses the bundle,
+    which keeps the champion; 3 when the data drifted from the champion's.
     """
     from ctr.training.allocator import keep_freed_memory
+    from pipelines.gate.settings import load_gate
     from pipelines.job_settings import JobSettings
     from pipelines.stages.run import plan_job, run_job
 
     started = time.monotonic()
     keep_freed_memory()
-    source, overrides = settings_of(data, assignments, root, as_of, window)
+    source, overrides = settings_of(data, assignments, root, as_of, window, (*SECTIONS, "gate"))
+    rules = load_gate(gate, overrides.pop("gate", None))
     workspace = Workspace(work)
     to = logged_console(as_json, log)
     settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts)
     if dry_run:
-        finish(plan_job(settings), as_json)
+        finish(plan_job(settings, rules), as_json)
         return
     with watched(workspace, source.contract.name) as job:
         require_room(workspace, source.contract.name)
-        job.summary = run_job(settings, job.clock).closed(started)
+        job.summary = run_job(settings, rules, job.clock).closed(started)
     finish(job.summary, as_json)
     raise typer.Exit(job.summary["exit_code"])
 
@@ -275,22 +288,6 @@ def export(
     finish({"status": "done", "exit_code": 0, **result}, as_json)
 
 
-@app.command(epilog="Example: quadrank promote --bundle bundles/simulated/NEWEST")
-def promote(
-    bundle: BundleOption,
-    work: WorkOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """Promote a bundle that passes the gate.
-
-    A promoted bundle becomes the champion and CURRENT. Exit 6 when the gate refuses; both then stay as they are.
-    """
-    from pipelines.job.promote import promote_bundle
-
-    payload = promote_bundle(bundle, Workspace(work), console(as_json))
-    finish(payload, as_json)
-
-
 @app.command(
     epilog="Example: quadrank drift --base feature_sets/simulated/OLD --new feature_sets/simulated/NEW --new-days 1"
 )
@@ -341,7 +338,7 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-for part in (tuning_app, serving_app, proof_app, operating_app):
+for part in (tuning_app, gating_app, serving_app, proof_app, operating_app):
     app.registered_commands += part.registered_commands
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import QuadRankError
+from pipelines.gate.settings import GateRules
 from pipelines.job.export import check_pasts
 from pipelines.job.summary import Summary
 from pipelines.job_settings import JobSettings
@@ -23,7 +24,7 @@ from pipelines.stages.steps import Features, Stage, Train, stages_of
 NOTHING_NEW = "nothing new"
 
 
-def run_job(settings: JobSettings, clock: StageClock) -> Summary:
+def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summary:
     """Run every stage that is not done for what is there now, under one lock and one MLflow run.
 
     A stage that an earlier process left unfinished goes on where it stood. Where no stage after `features` has anything
@@ -32,6 +33,7 @@ def run_job(settings: JobSettings, clock: StageClock) -> Summary:
 
     Args:
         settings: of the job.
+        rules: bounds of the gate.
         clock: measures its stages, which MLflow is told of.
 
     Raises:
@@ -45,7 +47,7 @@ def run_job(settings: JobSettings, clock: StageClock) -> Summary:
     with workspace.lock(contract.name):
         record, done = _record(settings), {}
         with InHand(settings, preset) as hand:
-            for stage in stages_of(settings):
+            for stage in stages_of(settings, rules):
                 decision, seconds = _step(stage, hand, record, clock)
                 done[stage.name] = {"does": decision.does, "reason": decision.reason, "seconds": seconds}
             if not record.closed:
@@ -57,7 +59,8 @@ def run_job(settings: JobSettings, clock: StageClock) -> Summary:
     gate = hand.results["gate"]
     worked = any(found["does"] == "run" for name, found in done.items() if name != Features.name)
     summary.status, summary.exit_code = gate["status"], gate["exit_code"]
-    if gate["passed"] and not worked:
+    summary.gate = gate["verdict"]
+    if gate["verdict"]["passed"] and not worked:
         summary.status, summary.exit_code = NOTHING_NEW, 0
     if worked:
         _next_steps(settings, bundle_of(workspace.root, hand.results), hand.run_dir())
@@ -66,10 +69,10 @@ def run_job(settings: JobSettings, clock: StageClock) -> Summary:
     return summary
 
 
-def plan_job(settings: JobSettings) -> dict[str, Any]:
+def plan_job(settings: JobSettings, rules: GateRules) -> dict[str, Any]:
     """What `run_job` would do now, as a table and as the JSON summary. Nothing is written."""
     settings.preset()
-    decisions = plan(stages_of(settings), _record(settings).stages)
+    decisions = plan(stages_of(settings, rules), _record(settings).stages)
     name = settings.source.contract.name
     settings.console.print(plan_table(f"plan of the job on {name} with {settings.model}", decisions))
     return {"status": "plan", "exit_code": 0, "stages": _as_json(decisions)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +16,15 @@ from features.build.build import HASHES
 from features.build.publish import source_files
 from features.build.revision import code_hash
 from features.contract.contract import Contract
-from features.errors import DataError
+from features.errors import DataError, GateError, StoreAwayError
 from features.sources.files import content_hash, looked_at_once
 from features.store.feature_set import FeatureSet, sha256_of
 from features.store.pointer import NEWEST, point_at
+from pipelines.gate.judge import judge
+from pipelines.gate.pointers import mend
+from pipelines.gate.promote import DRIFT, promote
+from pipelines.gate.settings import GateRules
+from pipelines.gate.verdict import Verdict
 from pipelines.job.build import build, describe
 from pipelines.job.export import export_model, free_folder
 from pipelines.job.fitting import CALIBRATION
@@ -29,7 +33,6 @@ from pipelines.job_settings import JobSettings
 from pipelines.revision import source_hash
 from pipelines.stages.basis import Basis, flat
 from pipelines.stages.hand import InHand, bundle_of
-from pipelines.stages.judging import judge, promote, rules
 from pipelines.stages.plan import Planned, Results
 from pipelines.workspace import CONFIG, METRICS
 
@@ -58,8 +61,9 @@ class Stage(Planned, Protocol):
 class _Open:
     """Parts that most stages share."""
 
-    def __init__(self, settings: JobSettings) -> None:
+    def __init__(self, settings: JobSettings, rules: GateRules) -> None:
         self.settings = settings
+        self.rules = rules
         self.root = settings.workspace.root
 
     def stands_at(self, begun: Mapping[str, Any]) -> str:
@@ -240,29 +244,43 @@ class Gate(_Open):
     def basis(self, results: Results) -> Basis:
         """The bundle and the gate's rules. Not the champion: a verdict stands until there is another bundle."""
         export = results["export"]
-        return Basis({export["bundle"]: export["checksum"][:16]}, rules(), source_hash())
+        bounds = flat(self.rules.model_dump(mode="json"), "gate")
+        return Basis({export["bundle"]: export["checksum"][:16]}, bounds, source_hash())
 
     def missing(self, result: Mapping[str, Any]) -> str | None:
         """A verdict is all in the record."""
         return None
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
-        """Judge."""
+        """Mend what a killed process left of a promotion, then judge."""
         tracker = hand.tracker()
-        verdict = judge(bundle_of(self.root, hand.results), hand.registry(), hand.console)
-        tracker.set_tag("gate", "passed" if verdict.passed else "refused")
-        return {**asdict(verdict), "reasons": list(verdict.reasons)}
+        with suppress(StoreAwayError):  # the alias follows at the next contact
+            for done in mend(self.settings.source.contract.name, hand.workspace):
+                hand.console.print(done)
+        verdict = judge(bundle_of(self.root, hand.results), hand.workspace, self.rules, hand.console)
+        for name, value in verdict.tags().items():
+            tracker.set_tag(name, value)
+        if not verdict.passed:
+            hand.console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow", markup=False)
+        return {"verdict": verdict.as_json(), "reason": verdict.reason, **_ending(verdict)}
+
+
+def _ending(verdict: Verdict) -> dict[str, Any]:
+    """Status and exit code of a job with this verdict."""
+    if not verdict.passed:
+        return {"status": "gate refused", "exit_code": GateError.exit_code}
+    return {"status": "drift", "exit_code": DRIFT} if verdict.drifted else {"status": "done", "exit_code": 0}
 
 
 class Promote(_Open):
-    """A bundle that passed becomes the champion and `CURRENT`."""
+    """A bundle that passed becomes `CURRENT` and the champion."""
 
     name = "promote"
 
     def closed(self, results: Results) -> str | None:
         """A refused bundle is not promoted."""
         gate = results["gate"]
-        return None if gate["passed"] else f"the gate refused the bundle: {'; '.join(gate['reasons'])}"
+        return None if gate["verdict"]["passed"] else f"the gate refused the bundle: {gate['reason']}"
 
     def basis(self, results: Results) -> Basis:
         """The bundle. One that was rolled back since is not promoted again."""
@@ -274,16 +292,15 @@ class Promote(_Open):
         return None
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
-        """Move the alias, then the pointer."""
+        """Move the pointer, then the alias."""
+        verdict = Verdict.from_json(hand.results["gate"]["verdict"])
         bundle, version = bundle_of(self.root, hand.results), hand.results["export"]["version"]
-        done = promote(bundle, version, hand.registry(), hand.workspace)
-        hand.console.print("; ".join(done))
-        return {"done": done}
+        return {"version": promote(verdict, bundle, hand.workspace, hand.console, hand.registry(), version)}
 
 
-def stages_of(settings: JobSettings) -> tuple[Stage, ...]:
+def stages_of(settings: JobSettings, rules: GateRules) -> tuple[Stage, ...]:
     """The stages in their order."""
-    return tuple(kind(settings) for kind in (Features, Train, Evaluate, Export, Gate, Promote))
+    return tuple(kind(settings, rules) for kind in (Features, Train, Evaluate, Export, Gate, Promote))
 
 
 @contextmanager

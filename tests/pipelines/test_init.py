@@ -12,7 +12,7 @@ from features.contract.contract import Contract, load_contract
 from pipelines.cli.commands import main
 
 ROOT = Path(__file__).parents[2]
-JOB_TARGETS = ("simulate", "features", "train", "tune", "export", "promote", "serve", "report")
+JOB_TARGETS = ("simulate", "features", "train", "tune", "export", "promote", "rollback", "serve", "report")
 
 
 def init(folder, *arguments):

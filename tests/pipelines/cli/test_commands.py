@@ -138,7 +138,12 @@ def test_what_passes_the_gate_becomes_champion_and_current(job, work):
     champion = client.get_model_version_by_alias("quadrank-simulated", "champion")
     assert champion.tags["model_version"] == job[1]["run_id"]
     bundles = work / "bundles" / "simulated"
-    assert {path.name for path in bundles.iterdir()} == {"CURRENT", "NEWEST", job[1]["run_id"]}
+    run_id = job[1]["run_id"]
+    beside = {"CURRENT", "NEWEST", "HISTORY.jsonl", f"{run_id}.gate.json"}
+    assert {path.name for path in bundles.iterdir()} == {run_id, *beside}
+    (moved,) = (json.loads(line) for line in (bundles / "HISTORY.jsonl").read_text().splitlines())
+    assert (moved["action"], moved["before"], moved["after"]) == ("promote", None, run_id)
+    assert job[1]["gate"]["passed"] is True and champion.tags["gate"] == "passed"
     assert (bundles / "CURRENT").read_text() == job[1]["run_id"] == (bundles / "NEWEST").read_text()
     run = client.get_run(champion.run_id)
     assert run.data.tags["gate"] == "passed"
@@ -291,6 +296,19 @@ def test_promote_makes_a_bundle_champion_and_current_again(shell, job, work):
     assert (code, result["alias"], result["version"]) == (0, "champion", "1")
     assert result["bundle"] == job[1]["bundle"]
     assert (bundles / "CURRENT").read_text() == job[1]["run_id"]
+    # It is its own champion: a tie passes.
+    assert result["gate"]["champion"] == job[1]["run_id"]
+
+
+def test_rollback_needs_a_reason_and_a_bundle_that_was_before(shell, job, work):
+    on = ["--name", "simulated", "--work", work]
+    code, result = shell("rollback", *on)
+    assert code == 2 and "say why with --why" in result["error"]
+    code, result = shell("rollback", *on, "--why", "test")
+    assert code == 2 and "tells of no bundle before" in result["error"]
+    code, result = shell("rollback", "--data", "conf/data/simulated.yaml", "--work", work, "--list")
+    assert code == 0 and result["current"] == job[1]["run_id"] and result["bundles"] == [job[1]["run_id"]]
+    assert result["history"][0]["action"] == "promote"
 
 
 def test_a_bundle_of_no_run_here_is_registered_and_promoted(shell, job, work, tmp_path):
@@ -298,11 +316,16 @@ def test_a_bundle_of_no_run_here_is_registered_and_promoted(shell, job, work, tm
     shutil.copytree(job[1]["bundle"], bundle)
     elsewhere = tmp_path / "elsewhere"
     code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
+    assert code == 2 and "it is not here. Build it again with `quadrank features`" in result["error"]
+    elsewhere.mkdir()
+    (elsewhere / "feature_sets").symlink_to(work / "feature_sets")
+    code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
     assert (code, result["version"], result["bundle"]) == (0, "1", str(bundle))
     assert "CURRENT does not change: the bundle is in another folder" in shell.error
-    assert not (elsewhere / "bundles").exists()
+    assert not (elsewhere / "bundles/simulated/CURRENT").exists()
     code, result = shell("promote", "--bundle", bundle, "--work", elsewhere)
     assert (code, result["version"]) == (0, "1")  # once
+    assert result["gate"]["champion"] == job[1]["run_id"]  # which the alias names, and the registry has
 
 
 def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(shell, job, raw, work, monkeypatch):

@@ -24,6 +24,7 @@ SIMULATED = ["--data", "conf/data/simulated.yaml"]
         (["tune", *SIMULATED, "--study", "s"], "tune", "data, model, train"),
         (["rank", "--bundle", "b"], "model", "serve"),
         (["drift", "--base", "a", "--new", "b"], "train", "drift"),
+        (["promote", "--bundle", "b"], "train", "gate"),
         (["compare", "--study", "conf/studies/movielens.yaml"], "train", "study"),
         (["ablate"], "model", "study"),
         (["stress"], "train", "stress"),

@@ -20,19 +20,20 @@ from safetensors.torch import load_file
 
 import ctr.serving.bundle
 import features.build.publish
-import pipelines.job.promote
+import pipelines.gate.pointers
 import pipelines.stages.steps
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.training.checkpoint import saved_state
 from ctr.training.train_step import TrainStep
 from features.errors import DataError, LockError
 from features.stopping import Stopped, listening
+from pipelines.gate.settings import GateRules
+from pipelines.gate.verdict import Finding, Verdict
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
 from pipelines.operate.clock import StageClock
 from pipelines.source import Source
-from pipelines.stages.judging import Verdict
 from pipelines.stages.run import plan_job, run_job
 from pipelines.workspace import Workspace
 from tests.trained import built_feature_set, raw_contract
@@ -42,7 +43,7 @@ model: {attention: mean, tower: linear, embedding_dim: 4, vector_dim: 4, attenti
 train: {epochs: 2, batch_size: 64, evaluations_per_epoch: 2, patience: 0, controls: never, device: cpu}
 """
 STAGES = ("features", "train", "evaluate", "export", "gate", "promote")
-PASSED = Verdict(True, "done", 0)
+PASSED = Verdict("shop", None, (Finding("parity", True),))
 
 
 class Killed(BaseException):
@@ -56,6 +57,7 @@ class Shop:
     folder: Path
     overrides: dict[str, Any] = field(default_factory=dict)
     said: str = ""
+    rules: GateRules = field(default_factory=GateRules)
 
     def settings(self) -> JobSettings:
         self.out = io.StringIO()
@@ -76,7 +78,7 @@ class Shop:
 
     def run(self) -> Summary:
         try:
-            return run_job(self.settings(), StageClock())
+            return run_job(self.settings(), self.rules, StageClock())
         finally:
             self.said = self.out.getvalue()
 
@@ -153,7 +155,7 @@ def test_a_job_runs_every_stage_and_then_none(whole):
 def test_new_rows_build_and_train_again(copy, whole, monkeypatch):
     log = copy.folder / "raw" / "log.parquet"
     pl.read_parquet(log).with_columns(pl.col("time") + 1).write_parquet(log)
-    plan = plan_job(copy.settings())["stages"]
+    plan = plan_job(copy.settings(), copy.rules)["stages"]
     assert plan["features"] == {"does": "run", "reason": "inputs changed: log.parquet"}
     assert plan["train"] == {"does": "run", "reason": "features runs before it"}
     monkeypatch.setattr(Job, "fit", lambda *_: kill())
@@ -170,14 +172,14 @@ def test_a_setting_of_no_weight_trains_nothing(copy):
 def test_a_setting_of_the_control_evaluates_nothing_that_is_finished(copy, whole):
     """`metrics.json` says that a run is finished, and a finished run is never reopened."""
     copy.overrides = {"train": {"controls": "weekly"}}
-    assert plan_job(copy.settings())["stages"]["evaluate"]["reason"] == "settings changed: train.controls"
+    assert plan_job(copy.settings(), copy.rules)["stages"]["evaluate"]["reason"] == "settings changed: train.controls"
     summary = copy.run()
     assert does(summary)["train"] == "skip" and summary.metrics == whole[1].metrics
 
 
 def test_another_setting_trains_and_says_which(copy):
     copy.overrides = {"train": {"learning_rate": 0.01}}
-    assert plan_job(copy.settings())["stages"]["train"] == {
+    assert plan_job(copy.settings(), copy.rules)["stages"]["train"] == {
         "does": "run",
         "reason": "settings changed: train.learning_rate",
     }
@@ -185,7 +187,7 @@ def test_another_setting_trains_and_says_which(copy):
 
 def test_other_code_runs_again_and_says_so(copy, monkeypatch):
     monkeypatch.setattr(pipelines.stages.steps, "source_hash", lambda: "f00dface0123")
-    reason = plan_job(copy.settings())["stages"]["train"]["reason"]
+    reason = plan_job(copy.settings(), copy.rules)["stages"]["train"]["reason"]
     assert reason.startswith("code changed: ") and reason.endswith(" is now f00dface0123")
 
 
@@ -201,7 +203,7 @@ def test_other_code_runs_again_and_says_so(copy, monkeypatch):
 def test_a_result_that_is_gone_is_made_again(copy, gone, stage, reason):
     (file,) = (path for path in copy.workspace.root.glob(gone) if path.is_file())
     file.unlink()
-    found = plan_job(copy.settings())["stages"][stage]
+    found = plan_job(copy.settings(), copy.rules)["stages"][stage]
     assert found["does"] == "run" and reason in found["reason"]
 
 
@@ -209,17 +211,17 @@ def test_a_result_that_is_gone_is_made_again(copy, gone, stage, reason):
 def test_a_result_that_was_changed_is_not_used(copy, file, stage):
     (path,) = copy.workspace.runs.glob(f"*/{file}")
     path.write_bytes(path.read_bytes() + b" ")
-    assert "(sha256 differs)" in plan_job(copy.settings())["stages"][stage]["reason"]
+    assert "(sha256 differs)" in plan_job(copy.settings(), copy.rules)["stages"][stage]["reason"]
 
 
 def test_a_verdict_stands_until_there_is_another_bundle(copy, monkeypatch):
-    refusal = Verdict(False, "gate refused", 6, ("AUC 0.5 is too low",))
+    refusal = Verdict("shop", None, (Finding("auc", False, 0.5, "", "0.5 is too low"),))
     monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
-    monkeypatch.setattr(pipelines.stages.steps, "rules", lambda: {"gate.floor": 0.6})
+    copy.rules = GateRules(rows=1_000)
     summary = copy.run()
     assert (summary.status, summary.exit_code) == ("gate refused", 6)
     assert does(summary) == {**dict.fromkeys(STAGES, "skip"), "gate": "run", "promote": "leave out"}
-    assert summary.stages["promote"]["reason"] == "the gate refused the bundle: AUC 0.5 is too low"
+    assert summary.stages["promote"]["reason"] == "the gate refused the bundle: auc: 0.5 is too low"
     monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: PASSED)
     again = copy.run()
     assert (again.status, again.exit_code, does(again)["gate"]) == ("gate refused", 6, "skip")
@@ -239,7 +241,7 @@ def test_a_second_job_is_kept_out(copy):
 
 def test_a_record_that_cannot_be_read_runs_everything(copy):
     copy.workspace.job("shop", "model").write_text("{half")
-    plan = plan_job(copy.settings())["stages"]
+    plan = plan_job(copy.settings(), copy.rules)["stages"]
     assert {found["does"] for found in plan.values()} == {"run"}
     assert "model.json: cannot be read: every stage runs as if it never had" in copy.out.getvalue()
 
@@ -250,7 +252,7 @@ def test_a_failed_stage_says_why_and_goes_on(copy):
     pl.read_parquet(log).with_columns(clicked=pl.lit(7)).write_parquet(log)
     with pytest.raises(DataError):
         copy.run()
-    reason = plan_job(copy.settings())["stages"]["features"]["reason"]
+    reason = plan_job(copy.settings(), copy.rules)["stages"]["features"]["reason"]
     assert reason.startswith("failed (") and reason.endswith("starts again")
     log.write_bytes(good)
     assert copy.run().status == "nothing new"
@@ -271,7 +273,7 @@ def test_kills_at_every_kind_of_publication_end_where_an_uninterrupted_job_does(
     (run_dir,) = (work / "runs").iterdir()
     stopped = saved_state(run_dir)
     assert stopped is not None and stopped.step == 8
-    assert plan_job(shop.settings())["stages"]["train"]["reason"] == (
+    assert plan_job(shop.settings(), shop.rules)["stages"]["train"]["reason"] == (
         f"unfinished: resumes from step 8 of run {run_dir.name}"
     )
     with monkeypatch.context() as patch:
@@ -279,7 +281,7 @@ def test_kills_at_every_kind_of_publication_end_where_an_uninterrupted_job_does(
         shop.killed()
     assert [path for path in (work / "bundles/shop").iterdir() if not path.name.startswith(".")] == []
     with monkeypatch.context() as patch:
-        kill_at(patch, pipelines.job.promote, "point_at", lambda *_: True)
+        kill_at(patch, pipelines.gate.pointers, "point_at", lambda *_: True)
         shop.killed()
     assert not (work / "bundles/shop/CURRENT").exists()
 
@@ -336,7 +338,7 @@ def test_sigterm_in_training_saves_and_the_mlflow_run_ends_as_killed(tmp_path, m
     assert [run.info.status for run in shop.mlflow_runs()] == ["KILLED"]
     # Other settings start another run: of the first one nothing is left alive.
     shop.overrides = {"train": {"learning_rate": 0.01}}
-    plan = plan_job(shop.settings())["stages"]["train"]
+    plan = plan_job(shop.settings(), shop.rules)["stages"]["train"]
     assert plan == {"does": "run", "reason": "settings changed: train.learning_rate"}
 
 
