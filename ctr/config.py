@@ -72,6 +72,18 @@ class ModelConfig(Settings):
         return self.use_history and bool(self.match_features or self.evidence_heads or self.base == "boosting")
 
 
+class GuardConfig(Settings):
+    """What training does with a step whose loss or gradient is not finite, or whose loss explodes."""
+
+    explosion: float = Field(
+        10.0, gt=1, description="a loss above so many times the median of the last ones is an explosion"
+    )
+    skips: NonNegativeInt = Field(10, description="most steps left out between two evaluations; beyond, go back")
+    rollbacks: NonNegativeInt = Field(
+        2, description="most returns to the best weights so far, at half the rate each; beyond, stop with exit code 5"
+    )
+
+
 class TrainConfig(Settings):
     """One training run."""
 
@@ -105,6 +117,7 @@ class TrainConfig(Settings):
     )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
+    guard: GuardConfig = GuardConfig()
 
 
 class Preset(Settings):

@@ -70,6 +70,8 @@ class TrainState(BaseModel):
         evaluations_since_best: how many came after it.
         halvings: how often a plateau has halved the learning rate.
         curve: all evaluations.
+        skipped: steps that the guard left out.
+        rollbacks: how often it went back to the last good weights.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,6 +83,8 @@ class TrainState(BaseModel):
     evaluations_since_best: int = 0
     halvings: int = 0
     curve: list[Evaluation] = []
+    skipped: int = 0
+    rollbacks: int = 0
 
     def record(self, evaluation: Evaluation, metric: str) -> bool:
         """Add an evaluation; returns whether it is the best so far by `metric`."""
@@ -227,6 +231,10 @@ class CheckpointStore:
     def save_best(self, state: TrainState, model: nn.Module) -> None:
         """Keep the weights of `state.best`; call it before `save`, which removes those of an earlier best."""
         save_tensors(self._best(state), model.state_dict())
+
+    def load_best(self, state: TrainState) -> dict[str, Tensor]:
+        """The weights of `state.best`."""
+        return load_file(self._best(state))
 
     def finish(self, state: TrainState, model: nn.Module) -> None:
         """The run is done: publish its best weights as model.safetensors, and load them into the model."""

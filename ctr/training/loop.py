@@ -24,6 +24,7 @@ from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
 from ctr.training.optimizer import learning_rate
+from ctr.training.recovery import RATE_AFTER, Recovery
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
 from features.progress import Progress
@@ -52,6 +53,8 @@ class FitResult:
         stopped_early: patience ran out.
         stopped_by_callback: `on_evaluation` raised StopTraining.
         seconds: wall time of this call.
+        skipped: steps that the guard left out, before a resume included.
+        rollbacks: how often training went back to its last good weights.
     """
 
     best: dict[str, float]
@@ -61,6 +64,8 @@ class FitResult:
     stopped_early: bool
     stopped_by_callback: bool
     seconds: float
+    skipped: int = 0
+    rollbacks: int = 0
 
 
 def fit(
@@ -94,7 +99,8 @@ def fit(
             without `resume`, a run in `run_dir`.
         DataError: a damaged checkpoint, a feature set whose rows do not fit its tables, or validation rows that do
             not define `config.metric`.
-        NumericalError: loss, gradient or score is not finite; what was saved before stays as it is.
+        NumericalError: a score is not finite; or losses and gradients are not, or explode, more often than
+            `config.guard` allows. What was saved before stays as it is.
     """
     started = time.monotonic()
     device = _device(config.device)
@@ -107,54 +113,55 @@ def fit(
     model.to(device)
     take_step = TrainStep(model, config, device)
     store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
+    recovery = Recovery(model, store, config.guard)
     state = store.load(model, take_step) if resume else None
     if state is None:
         store.start()
         state = TrainState()
+    if state.best is not None:
+        recovery.forget_first()
 
     steps_an_epoch = math.ceil(len(train) / config.accumulate)
     evaluation_steps = _evaluation_steps(steps_an_epoch, config.evaluations_per_epoch)
     steps = config.epochs * steps_an_epoch
     done = state.epoch * train.rows + state.batch * config.batch_size
     rows, seconds_evaluating, stopped_by_callback = 0, 0.0, False
-    loss_sum, click_loss_sum, last_evaluation = (
-        torch.zeros((), device=device),
-        torch.zeros((), device=device),
-        state.step,
-    )
+    sums = torch.zeros(3, device=device)  # since the last evaluation: losses, click losses, steps that were taken
     model.train()
     with (
         progress("training", config.epochs * train.rows, "rows", done) as bar,
         closing(_windows_left(train, state, config, device, take_step)) as steps_left,
     ):
         for window in steps_left:
-            rate = learning_rate(config, state.step, steps, state.halvings)
-            loss_sum += take_step(window, rate, state.step)
-            click_loss_sum += take_step.click_loss
+            rate = learning_rate(config, state.step, steps, state.halvings) * RATE_AFTER**state.rollbacks
+            loss = take_step(window, rate, state.step)
+            sums += torch.stack([loss, take_step.click_loss, 1 - take_step.guard.marked])
             taken = sum(len(batch) for batch in window)
             state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
             bar.advance(taken)
-            if state.step % STEPS_BETWEEN_LOGS == 0:
-                take_step.check(rate)
-            if state.step - state.epoch * steps_an_epoch not in evaluation_steps:
+            evaluates = state.step - state.epoch * steps_an_epoch in evaluation_steps
+            if evaluates or state.step % STEPS_BETWEEN_LOGS == 0:
+                recovery.check(state, take_step, rate)
+            if not evaluates:
                 continue
 
-            take_step.check(rate)
             evaluation_started = time.monotonic()
+            state.skipped += take_step.guard.skipped()
+            take_step.guard.begin()
+            train_loss, train_click_loss = (sums[:2] / sums[2]).tolist()
             evaluation = Evaluation(
                 step=state.step,
                 epoch=state.step / steps_an_epoch,
-                train_loss=loss_sum.item() / (state.step - last_evaluation),
-                train_click_loss=click_loss_sum.item() / (state.step - last_evaluation),
+                train_loss=train_loss,
+                train_click_loss=train_click_loss,
                 learning_rate=rate,
                 **_validation_metrics(model, valid, weights, device),
             )
             if state.record(evaluation, config.metric):
                 store.save_best(state, model)
+                recovery.forget_first()
             store.save(state, model, take_step)
-            loss_sum.zero_()
-            click_loss_sum.zero_()
-            last_evaluation = state.step
+            sums.zero_()
             seconds_evaluating += time.monotonic() - evaluation_started
             bar.advance(
                 0, note=f"epoch {evaluation.epoch:.2f}, {config.metric} {evaluation.metrics()[config.metric]:.4f}"
@@ -179,6 +186,8 @@ def fit(
         stopped_early=state.out_of_patience(config.patience),
         stopped_by_callback=stopped_by_callback,
         seconds=seconds,
+        skipped=state.skipped,
+        rollbacks=state.rollbacks,
     )
 
 

@@ -202,7 +202,16 @@ class Job:
         )
         for moment, found in (("before", calibrated.before), ("after", calibrated.after)):
             tracker.log_metrics({f"calibration.{moment}.valid_{name}": value for name, value in found.items()})
-        tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
+        tracker.log_metrics(
+            {
+                "train.rows_per_second": result.rows_per_second,
+                "train.seconds": result.seconds,
+                "train.skipped_steps": result.skipped,
+                "train.rollbacks": result.rollbacks,
+            }
+        )
+        if result.skipped:
+            self.console.print(what_the_guard_did(result), style="yellow")
         tracker.log_figure(learning_curve([one.model_dump() for one in result.curve]), "learning_curve.png")
         return Trained(model, result)
 
@@ -316,6 +325,15 @@ def worse_than_base_rate(log_loss: float, base: float) -> str:
         "which the mean label alone has. Items may be memorised that the validation rows do not have: raise "
         "model.id_dropout and train.embedding_l2, lower train.learning_rate, or look more often "
         "(train.evaluations_per_epoch)."
+    )
+
+
+def what_the_guard_did(result: FitResult) -> str:
+    """What to tell of a training of which steps were skipped."""
+    back = f" and went back to its last good weights {result.rollbacks} times" if result.rollbacks else ""
+    return (
+        f"warning: training skipped {result.skipped} steps whose loss or gradient was not finite or exploded{back}. "
+        "Look for extreme values in numeric columns and item vectors, or lower train.learning_rate."
     )
 
 
