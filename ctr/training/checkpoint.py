@@ -287,3 +287,25 @@ def _flat(identity: Identity) -> dict[str, Any]:
     model = content.pop("model")
     del model["architecture"]  # a label: it changes nothing
     return {f"model.{key}": value for key, value in model.items()} | content
+
+
+def read_optimizer(folder: Path) -> dict[str, Tensor] | None:
+    """What the optimisers of a run in `folder` kept, as `TrainStep.state` names it; None where it is gone.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    tensors = folder / str(record.get("tensors"))
+    if not tensors.is_file():
+        return None
+    if sha256_of(tensors) != record["sha256"]:
+        raise DataError(
+            f"{tensors}: changed since the checkpoint was written (sha256 differs). Delete it: a warm start goes on "
+            "without the moments of the optimisers then."
+        )
+    packed = load_file(tensors)
+    return {n.removeprefix("optimizer."): tensor for n, tensor in packed.items() if n.startswith("optimizer.")}

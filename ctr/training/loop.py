@@ -23,9 +23,11 @@ from ctr.data.prefetch import on_device, validated, windows
 from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
-from ctr.training.optimizer import learning_rate
+from ctr.training.optimizer import learning_rate, rewarmed
 from ctr.training.recovery import RATE_AFTER, Recovery
 from ctr.training.train_step import TrainStep
+from ctr.training.warm.parent import Parent
+from ctr.training.warm.transfer import Began, begin_from, rows_to_train
 from features.errors import ConfigError, DataError
 from features.progress import Progress
 from features.progress import progress as show_progress
@@ -55,6 +57,7 @@ class FitResult:
         seconds: wall time of this call.
         skipped: steps that the guard left out, before a resume included.
         rollbacks: how often training went back to its last good weights.
+        began: what a warm start gave the model.
     """
 
     best: dict[str, float]
@@ -66,6 +69,7 @@ class FitResult:
     seconds: float
     skipped: int = 0
     rollbacks: int = 0
+    began: Began | None = None
 
 
 def fit(
@@ -77,6 +81,7 @@ def fit(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     progress: Progress = show_progress,
     resume: bool = False,
+    warm: Parent | None = None,
 ) -> FitResult:
     """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
@@ -93,6 +98,8 @@ def fit(
         on_evaluation: called after each evaluation, once it is saved; may raise StopTraining.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
+        warm: the run that a warm start goes on from, which agrees with the model (`ctr.training.warm.agreement`). The
+            model is a `ClickModel` then, and `config.warm_start` says how it goes on.
 
     Raises:
         ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
@@ -104,7 +111,9 @@ def fit(
     """
     started = time.monotonic()
     device = _device(config.device)
-    train = _training_rows(feature_set, config)
+    if warm is not None:
+        config = config.model_copy(update={"epochs": config.warm_start.epochs})
+    train = _training_rows(feature_set, config, warm)
     valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
     weights = row_weights(feature_set, "valid")
     if config.metric == "gauc_by_samples":
@@ -113,6 +122,7 @@ def fit(
     model.to(device)
     take_step = TrainStep(model, config, device)
     store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
+    began = _begun(warm, model, take_step, feature_set, config)
     recovery = Recovery(model, store, config.guard)
     state = store.load(model, take_step) if resume else None
     if state is None:
@@ -134,6 +144,7 @@ def fit(
     ):
         for window in steps_left:
             rate = learning_rate(config, state.step, steps, state.halvings) * RATE_AFTER**state.rollbacks
+            rate *= 1.0 if warm is None else rewarmed(config.warm_start.rewarm_steps, state.step)
             loss = take_step(window, rate, state.step)
             sums += torch.stack([loss, take_step.click_loss, 1 - take_step.guard.marked])
             taken = sum(len(batch) for batch in window)
@@ -188,6 +199,7 @@ def fit(
         seconds=seconds,
         skipped=state.skipped,
         rollbacks=state.rollbacks,
+        began=began,
     )
 
 
@@ -227,15 +239,36 @@ def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) 
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
-    rows = feature_set.manifest.windows["train"].rows
+def _training_rows(feature_set: FeatureSet, config: TrainConfig, warm: Parent | None) -> Loader:
+    rows, which, chosen = feature_set.manifest.windows["train"].rows, "the rows of the training window", None
+    if warm is not None:
+        chosen = rows_to_train(feature_set, warm.newest, config.warm_start.replay, config.seed)
+        rows = len(chosen)
+        which = f"the rows of the training window that are new since run {warm.run_id} or replayed"
     if not 2 <= config.batch_size <= rows:
         raise ConfigError(
-            f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs "
+            f"Set train.batch_size between 2 and {rows:,}, {which}: batch norm needs "
             f"two rows. Got {config.batch_size:,}."
         )
-    lone_last_row = rows % config.batch_size == 1
-    return Loader(feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row)
+    return Loader(
+        feature_set,
+        "train",
+        config.batch_size,
+        seed=config.seed,
+        shuffle=True,
+        drop_last=rows % config.batch_size == 1,  # a lone last row
+        chosen=chosen,
+    )
+
+
+def _begun(
+    warm: Parent | None, model: nn.Module, take_step: TrainStep, feature_set: FeatureSet, config: TrainConfig
+) -> Began | None:
+    """Give the model what its parent knows; a checkpoint that is loaded afterwards knows more."""
+    if warm is None:
+        return None
+    assert isinstance(model, ClickModel), "only a click model is known part by part"
+    return begin_from(warm, model, take_step, feature_set, config.warm_start)
 
 
 def _require_ranked_users(valid: Loader) -> None:

@@ -39,3 +39,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int, halvings: int) -> 
     if config.schedule == "plateau":
         return config.learning_rate * 0.5**halvings
     return config.learning_rate
+
+
+def rewarmed(steps: int, step: int) -> float:
+    """Share of the learning rate at step `step` (from 0) of a warm start, which rises to all of it over `steps`."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0

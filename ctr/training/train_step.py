@@ -19,6 +19,8 @@ from features.errors import ConfigError
 
 # A table as small as this is touched whole at nearly each step: moving it by row would only cost.
 SMALL_TABLE_ROWS = 256
+# Of each parameter by name, what its optimiser keeps of it: `exp_avg`, `exp_avg_sq` or `sum`, and `step`.
+Moments = dict[str, dict[str, Tensor]]
 _DENSE, _ROWS, _GUARD = "dense", "rows", "guard"
 
 
@@ -151,6 +153,21 @@ class TrainStep:
         if self._rows is not None:
             self._rows.load_state(of_rows)
         self.guard.load_state(of_guard)
+
+    def moments(self) -> Moments:
+        """What both optimisers keep of each parameter that was moved, by its name: the tensors themselves."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        found = {names[id(parameter)]: dict(state) for parameter, state in self._dense.state.items()}
+        return found | ({} if self._rows is None else self._rows.moments())
+
+    def load_moments(self, moments: Moments) -> None:
+        """Go on from moments that another training left, of the parameters that are moved in the same way still."""
+        for name, parameter in self.model.named_parameters():
+            state = moments.get(name, {})
+            if id(parameter) not in self._moved_by_row and "exp_avg" in state:
+                self._dense.state[parameter] = {what: t.clone().to(parameter.device) for what, t in state.items()}
+        if self._rows is not None:
+            self._rows.load_moments(moments)
 
     def _clip(self) -> Tensor:
         """Scale all gradients so that their norm is at most `clip_norm`; returns the norm before."""

@@ -30,6 +30,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     TrainOption,
+    WarmStartOption,
     WindowOption,
     WorkOption,
     overrides_of,
@@ -167,6 +168,7 @@ def train(
         str | None,
         typer.Option("--resume", help="Continue an unfinished run: its id, or `latest` for the newest."),
     ] = None,
+    warm_start: WarmStartOption = None,
     as_of: AsOfOption = None,
     window: WindowOption = None,
     root: RootOption = None,
@@ -181,8 +183,12 @@ def train(
 
     started = time.monotonic()
     keep_freed_memory()
+    if resume is not None and warm_start is not None:
+        raise ConfigError("--resume with --warm-start: a run that is resumed goes on from what it was started from.")
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    settings = JobSettings(
+        source, data, model, train_defaults, overrides, Workspace(work), console(as_json), warm_start=warm_start
+    )
     finish(train_run(settings, resume).closed(started), as_json)
 
 
