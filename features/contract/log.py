@@ -112,6 +112,17 @@ class Interactions(Settings):
     context: dict[str, ScalarColumn] = {}
     user_min_count: PositiveInt = Field(2, description="training rows below which a user id is unknown")
     item_min_count: PositiveInt = Field(2, description="training rows below which an item id is unknown")
+    user_max_idle: Duration | None = Field(None, description="a user id without a training row for so long is idle")
+    item_max_idle: Duration | None = Field(
+        None, description="an item id without a training row for so long, e.g. 30d, is idle: a new id takes its index"
+    )
+
+    @model_validator(mode="after")
+    def _idle_is_told_by_times(self) -> Interactions:
+        for name, limit in (("user_max_idle", self.user_max_idle), ("item_max_idle", self.item_max_idle)):
+            if limit is not None and self.time is None:
+                raise ValueError(f"{name}: needs times of the rows; name interactions.time, or remove it")
+        return self
 
     @model_validator(mode="after")
     def _labels_come_from_somewhere(self) -> Interactions:
