@@ -111,9 +111,10 @@ def fit(
     """
     started = time.monotonic()
     device = _device(config.device)
+    chosen = None
     if warm is not None:
-        config = config.model_copy(update={"epochs": config.warm_start.epochs})
-    train = _training_rows(feature_set, config, warm)
+        config, chosen = _of_a_warm_start(config, feature_set, warm)
+    train = _training_rows(feature_set, config, chosen)
     valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
     weights = row_weights(feature_set, "valid")
     if config.metric == "gauc_by_samples":
@@ -239,15 +240,11 @@ def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) 
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _training_rows(feature_set: FeatureSet, config: TrainConfig, warm: Parent | None) -> Loader:
-    rows, which, chosen = feature_set.manifest.windows["train"].rows, "the rows of the training window", None
-    if warm is not None:
-        chosen = rows_to_train(feature_set, warm.newest, config.warm_start.replay, config.seed)
-        rows = len(chosen)
-        which = f"the rows of the training window that are new since run {warm.run_id} or replayed"
+def _training_rows(feature_set: FeatureSet, config: TrainConfig, chosen: np.ndarray | None) -> Loader:
+    rows = feature_set.manifest.windows["train"].rows if chosen is None else len(chosen)
     if not 2 <= config.batch_size <= rows:
         raise ConfigError(
-            f"Set train.batch_size between 2 and {rows:,}, {which}: batch norm needs "
+            f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs "
             f"two rows. Got {config.batch_size:,}."
         )
     return Loader(
@@ -259,6 +256,19 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig, warm: Parent | 
         drop_last=rows % config.batch_size == 1,  # a lone last row
         chosen=chosen,
     )
+
+
+def _of_a_warm_start(config: TrainConfig, feature_set: FeatureSet, warm: Parent) -> tuple[TrainConfig, np.ndarray]:
+    """The settings of a warm start and the rows that it trains on: on a day of few rows, all of them are one batch."""
+    settings = config.warm_start
+    chosen = rows_to_train(feature_set, warm.newest, settings.replay, config.seed)
+    if len(chosen) < 2:
+        raise ConfigError(
+            f"--warm-start: {len(chosen)} rows of the training window are newer than those of run {warm.run_id} or "
+            "replayed, fewer than the two that batch norm needs. Wait for newer rows, or raise train.warm_start.replay."
+        )
+    changed = {"epochs": settings.epochs, "batch_size": min(config.batch_size, len(chosen))}
+    return config.model_copy(update=changed), chosen
 
 
 def _begun(

@@ -273,10 +273,16 @@ def test_the_rate_rises_over_the_first_steps(days, parent, tmp_path):
     assert min(rates) < 4
 
 
-def test_too_few_new_rows_say_whose(days, parent, tmp_path):
-    config = {"batch_size": 5_000}
-    with pytest.raises(ConfigError, match=r"new since run monday or replayed.*Got 5,000"):
-        warm(days, tmp_path, parent, config=config)
+def test_the_rows_of_a_small_day_are_one_batch(days, parent, tmp_path):
+    _, result = warm(days, tmp_path, parent, config={"batch_size": 5_000, "evaluations_per_epoch": 1})
+    assert [one.step for one in result.curve] == [1, 2]
+
+
+def test_a_window_without_newer_rows_is_refused(days, parent, tmp_path):
+    model, nothing = fresh(days[0]), WarmStartConfig(replay=0.0)
+    config = TRAIN.model_copy(update={"warm_start": nothing})
+    with pytest.raises(ConfigError, match=r"0 rows of the training window are newer than those of run monday"):
+        fit(model, days[0], config, tmp_path, progress=silent, warm=parent)
 
 
 def test_a_checkpoint_that_was_changed_is_refused(days, folder, tmp_path):
