@@ -104,6 +104,13 @@ class WarmStartConfig(Settings):
     )
 
 
+class CheckpointConfig(Settings):
+    """How often a run is saved between two evaluations, after each of which it is saved in any case."""
+
+    steps: NonNegativeInt = Field(0, description="steps between two checkpoints; 0: minutes alone decide")
+    minutes: NonNegativeFloat = Field(5.0, description="minutes between two checkpoints; 0: steps alone decide")
+
+
 class TrainConfig(Settings):
     """One training run."""
 
@@ -135,10 +142,14 @@ class TrainConfig(Settings):
     controls: Literal["always", "weekly", "never"] = Field(
         "weekly", description="when the target-only control is trained beside a run"
     )
+    tracking: Literal["now", "later"] = Field(
+        "now", description="later: a run begins although MLflow does not answer, and what it logs is sent later"
+    )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
     guard: GuardConfig = GuardConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 class Preset(Settings):

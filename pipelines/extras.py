@@ -15,6 +15,7 @@ MODULES = {
             "onnx",
             "onnxscript",
             "optuna",
+            "sqlalchemy",
             "mlflow",
             "safetensors",
             "matplotlib",

@@ -1,4 +1,4 @@
-"""The training loop: batches in, the best weights out, resumable at every evaluation of the validation rows."""
+"""The training loop: batches in, the best weights out, resumable to the bit at any checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device, validated, windows
 from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
-from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
+from ctr.training.checkpoint_writer import CheckpointWriter, Schedule
 from ctr.training.optimizer import learning_rate, rewarmed
 from ctr.training.recovery import RATE_AFTER, Recovery
 from ctr.training.train_step import TrainStep
@@ -31,6 +32,7 @@ from ctr.training.warm.transfer import Began, begin_from, rows_to_train
 from features.errors import ConfigError, DataError
 from features.progress import Progress
 from features.progress import progress as show_progress
+from features.stopping import StopRequest, held
 from features.store.feature_set import FeatureSet, SplitName
 
 __all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict", "predict_tasks"]
@@ -85,9 +87,10 @@ def fit(
 ) -> FitResult:
     """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
-    At every evaluation the run is saved: kill it at any time, call again with `resume`, and on a CPU it ends with
-    the same weights, bit by bit. `resume` starts afresh where nothing had been saved, and only loads the best
-    weights where the run was done.
+    The run is saved at every evaluation, and between two of them as `config.checkpoint` says, by a thread that writes
+    a copy: kill it at any time, call again with `resume`, and on a CPU it ends with the same weights, bit by bit. A
+    signal that `features.stopping` listens to ends it after the step in hand, once that is saved. `resume` starts
+    afresh where nothing had been saved, and only loads the best weights where the run was done.
 
     Args:
         model: with tables attached, `config` (its ModelConfig), `outputs(batch)`, `forward(batch) -> logit_B`, and
@@ -95,7 +98,8 @@ def fit(
         feature_set: where rows come from.
         config: settings.
         run_dir: gets model.safetensors, curve.jsonl and the checkpoint (ctr/training/checkpoint.py).
-        on_evaluation: called after each evaluation, once it is saved; may raise StopTraining.
+        on_evaluation: called after each evaluation, while it is saved; may raise StopTraining. A run that is resumed
+            from before that calls it again with the same evaluation.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
         warm: the run that a warm start goes on from, which agrees with the model (`ctr.training.warm.agreement`). The
@@ -137,43 +141,63 @@ def fit(
     steps = config.epochs * steps_an_epoch
     done = state.epoch * train.rows + state.batch * config.batch_size
     rows, seconds_evaluating, stopped_by_callback = 0, 0.0, False
-    sums = torch.zeros(3, device=device)  # since the last evaluation: losses, click losses, steps that were taken
+    schedule = Schedule(config.checkpoint, state.step)
     model.train()
     with (
         progress("training", config.epochs * train.rows, "rows", done) as bar,
         closing(_windows_left(train, state, config, device, take_step)) as steps_left,
+        CheckpointWriter(store) as writer,
+        held() as stop,
     ):
-        for window in steps_left:
-            rate = learning_rate(config, state.step, steps, state.halvings) * RATE_AFTER**state.rollbacks
-            rate *= 1.0 if warm is None else rewarmed(config.warm_start.rewarm_steps, state.step)
-            loss = take_step(window, rate, state.step)
-            sums += torch.stack([loss, take_step.click_loss, 1 - take_step.guard.marked])
-            taken = sum(len(batch) for batch in window)
-            state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
-            bar.advance(taken)
-            evaluates = state.step - state.epoch * steps_an_epoch in evaluation_steps
+
+        def rate_of(step: int) -> float:
+            rate = learning_rate(config, step, steps, state.halvings) * RATE_AFTER**state.rollbacks
+            return rate * (1.0 if warm is None else rewarmed(config.warm_start.rewarm_steps, step))
+
+        def save() -> None:
+            writer.write(Snapshot.take(state, model, take_step))
+            schedule.saved(state.step)
+
+        # A run that was saved where an evaluation was due begins with it.
+        waiting = [()] if state.awaits_evaluation(steps_an_epoch, evaluation_steps) else []
+        for window in chain(waiting, steps_left):
+            if window:
+                take_step(window, rate_of(state.step), state.step)
+                taken = sum(len(batch) for batch in window)
+                state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
+                bar.advance(taken)
+            rate, evaluates = rate_of(state.step - 1), state.awaits_evaluation(steps_an_epoch, evaluation_steps)
             if evaluates or state.step % STEPS_BETWEEN_LOGS == 0:
-                recovery.check(state, take_step, rate)
+                recovery.check(state, take_step, rate, writer)
+            if stop.requested:
+                save()
+                stop.obey()
             if not evaluates:
+                if schedule.due(state.step) and not writer.busy:
+                    save()
                 continue
 
             evaluation_started = time.monotonic()
             state.skipped += take_step.guard.skipped()
             take_step.guard.begin()
-            train_loss, train_click_loss = (sums[:2] / sums[2]).tolist()
+            measured = _validation_metrics(model, valid, weights, device, stop)
+            if measured is None:
+                save()
+                stop.obey()
+                continue
+            train_loss, train_click_loss = (take_step.losses[:2] / take_step.losses[2]).tolist()
             evaluation = Evaluation(
                 step=state.step,
                 epoch=state.step / steps_an_epoch,
                 train_loss=train_loss,
                 train_click_loss=train_click_loss,
                 learning_rate=rate,
-                **_validation_metrics(model, valid, weights, device),
+                **measured,
             )
-            if state.record(evaluation, config.metric):
-                store.save_best(state, model)
-                recovery.forget_first()
-            store.save(state, model, take_step)
-            sums.zero_()
+            state.record(evaluation, config.metric)
+            recovery.forget_first()
+            take_step.losses.zero_()
+            save()
             seconds_evaluating += time.monotonic() - evaluation_started
             bar.advance(
                 0, note=f"epoch {evaluation.epoch:.2f}, {config.metric} {evaluation.metrics()[config.metric]:.4f}"
@@ -222,7 +246,9 @@ def predict(
     """
     if device is None:
         device = device_of(model)
-    return _score(model.to(device), Loader(feature_set, split, batch_size), device)
+    scores = _score(model.to(device), Loader(feature_set, split, batch_size), device, StopRequest())
+    assert scores is not None, "nothing stops it"
+    return scores
 
 
 def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) -> dict[str, np.ndarray]:
@@ -323,11 +349,13 @@ def _windows_left(
         state.epoch, state.batch = state.epoch + 1, 0
 
 
-def _validation_metrics(model: nn.Module, valid: Loader, weights: np.ndarray, device: torch.device) -> dict[str, float]:
-    """What early stopping watches: rows count by their weight, as they do in the loss."""
-    scores = _score(model, valid, device)
+def _validation_metrics(
+    model: nn.Module, valid: Loader, weights: np.ndarray, device: torch.device, stop: StopRequest
+) -> dict[str, float] | None:
+    """What early stopping watches: rows count by their weight, as they do in the loss. None where a signal stops it."""
+    scores = _score(model, valid, device, stop)
     model.train()
-    return watched_metrics(valid.labels, scores, valid.column("user"), weights)
+    return None if scores is None else watched_metrics(valid.labels, scores, valid.column("user"), weights)
 
 
 def watched_metrics(
@@ -342,12 +370,14 @@ def watched_metrics(
 
 
 @torch.inference_mode()
-def _score(model: nn.Module, loader: Loader, device: torch.device) -> np.ndarray:
+def _score(model: nn.Module, loader: Loader, device: torch.device, stop: StopRequest) -> np.ndarray | None:
     model.eval()
     scores = torch.empty(loader.rows, device=device)
     start = 0
     with closing(on_device(validated(loader.epoch(0)), device)) as batches:
         for batch in batches:
+            if stop.requested:
+                return None
             scores[start : start + len(batch)] = torch.sigmoid(model(batch))
             start += len(batch)
     return scores.cpu().numpy()

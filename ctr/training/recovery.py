@@ -6,6 +6,7 @@ from torch import nn
 
 from ctr.config import GuardConfig
 from ctr.training.checkpoint import CheckpointStore, TrainState
+from ctr.training.checkpoint_writer import CheckpointWriter
 from ctr.training.train_step import TrainStep
 from features.errors import NumericalError
 
@@ -33,13 +34,14 @@ class Recovery:
         """There are better weights than the first now."""
         self._first = {}
 
-    def check(self, state: TrainState, take_step: TrainStep, rate: float) -> None:
+    def check(self, state: TrainState, take_step: TrainStep, rate: float, writer: CheckpointWriter) -> None:
         """Go back if more steps were skipped since the last evaluation than may be, with fresh moments.
 
         Args:
             state: counts the return.
             take_step: which skipped them.
             rate: learning rate of the last step.
+            writer: of the best weights.
 
         Raises:
             NumericalError: training has gone back as often as it may.
@@ -58,5 +60,6 @@ class Recovery:
             )
         state.rollbacks += 1
         state.skipped += skipped
+        writer.wait()
         self._model.load_state_dict(self._first or self._store.load_best(state))
         take_step.forget()

@@ -41,6 +41,7 @@ class TrainStep:
     Attributes:
         click_loss: log loss of the click in the last step, without the other terms of its loss; a scalar on the device,
             0 where the step was skipped.
+        losses: sums of loss, `click_loss` and 1 over the steps taken since the caller set them to 0; [3] on the device.
         guard: which skips a step that must not be taken.
 
     Raises:
@@ -58,6 +59,7 @@ class TrainStep:
         self._forward = torch.compile(forward, dynamic=True) if config.compile else forward
         self._device = device
         self.click_loss = torch.zeros((), device=device)
+        self.losses = torch.zeros(3, device=device)
         self._tables = {name: table for name, table in model.named_modules() if isinstance(table, RowTable)}
         self._rows: RowOptimizer | None = None
         if config.table_optimizer != "adam":
@@ -103,9 +105,11 @@ class TrainStep:
         self._dense.step()
         if self._rows is not None:
             self._rows.step(rate, skip=self.guard.marked)
-        taken = self.guard.marked == 0
-        self.click_loss = torch.where(taken, of_click, torch.zeros_like(of_click))
-        return torch.where(taken, loss, torch.zeros_like(loss))
+        found = torch.stack([loss, of_click, torch.ones_like(loss)])
+        found = torch.where(self.guard.marked == 0, found, torch.zeros_like(found))
+        self.losses += found
+        self.click_loss = found[1]
+        return found[0]
 
     def forget(self) -> None:
         """Forget all moments and recent losses, as if no step had been taken: the model has other weights now."""

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from features.errors import ConfigError, QuadRankError
+from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.bench import bench_app
 from pipelines.cli.options import (
     DATA_ALONE,
@@ -34,12 +35,12 @@ from pipelines.cli.options import (
     WindowOption,
     WorkOption,
     overrides_of,
-    settings_file,
     settings_of,
 )
 from pipelines.cli.proof import proof_app
 from pipelines.cli.serving import items_app, serving_app
 from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.cli.tuning import tuning_app
 from pipelines.extras import missing_extra
 from pipelines.workspace import Workspace
 
@@ -57,12 +58,11 @@ app.add_typer(items_app, name="items")
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
-DEFAULT_SPACE = Path("conf/tune.yaml")
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
-# Commands that go on where Ctrl-C stopped them, and how.
+# Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
-    "train": "The same command with `--resume latest` goes on from the last evaluation",
-    "run": "`quadrank train --resume latest` with the same options goes on from the last evaluation",
+    "train": "The same command with `--resume latest` goes on from the last checkpoint",
+    "run": "`quadrank train --resume latest` with the same options goes on from the last checkpoint",
     "tune": "The same command goes on: trials that ended are kept",
     "compare": "The same command goes on: trainings that ended are kept",
     "ablate": "The same command goes on: trainings that ended are kept",
@@ -242,46 +242,6 @@ def evaluate(
     finish(summary.closed(started), as_json)
 
 
-@app.command(epilog="Example: quadrank tune --data conf/data/simulated.yaml --study daily --trials 20")
-def tune(
-    data: DataOption,
-    study: Annotated[str, typer.Option("--study", help="Name of the sweep; workers with one name share its trials.")],
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            "--storage",
-            help="Where trials are kept: a database URL or a journal file; default: runs/tune/NAME.journal.",
-        ),
-    ] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Number of trials that this worker runs.", min=1)] = 20,
-    space: Annotated[
-        Path, typer.Option("--space", callback=settings_file, help="Search space: a YAML file.")
-    ] = DEFAULT_SPACE,
-    model: ModelOption = DEFAULT_MODEL,
-    train_defaults: TrainOption = DEFAULT_TRAIN,
-    as_of: AsOfOption = None,
-    window: WindowOption = None,
-    root: RootOption = None,
-    work: WorkOption = Path(),
-    assignments: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Search for better settings: a hyperparameter sweep.
-
-    Start the command several times with one study name for several workers.
-    """
-    from ctr.training.allocator import keep_freed_memory
-    from pipelines.job_settings import JobSettings
-    from pipelines.tune.space import load_space
-    from pipelines.tune.sweep import Sweep, run_sweep
-
-    keep_freed_memory()
-    source, overrides = settings_of(data, assignments, root, as_of, window)
-    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
-    payload = run_sweep(settings, Sweep(study, load_space(space), storage, trials))
-    finish(payload, as_json)
-
-
 @app.command(epilog="Example: quadrank export --run latest")
 def export(
     run_id: RunOption = "latest",
@@ -383,7 +343,9 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-app.registered_commands += serving_app.registered_commands + proof_app.registered_commands
+app.registered_commands += (
+    tuning_app.registered_commands + serving_app.registered_commands + proof_app.registered_commands
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -392,7 +354,20 @@ def main(arguments: list[str] | None = None) -> None:
     atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
-    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), name, "--json" in arguments))
+    as_json = "--json" in arguments
+    sys.exit(_guarded(lambda: _listening(arguments, name, as_json), name, as_json))
+
+
+def _listening(arguments: list[str], name: str, as_json: bool) -> Any:
+    """Run the command; SIGTERM ends it within ten seconds, and `serve` as its server does."""
+    if name == "serve":
+        return app(arguments, standalone_mode=False)
+    with listening(lambda: _failed(_stopped(name), TRY_AGAIN, as_json)):
+        return app(arguments, standalone_mode=False)
+
+
+def _stopped(name: str) -> str:
+    return f"stopped. {RESUMED_BY.get(name, '')}".strip()
 
 
 def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
@@ -407,6 +382,8 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
         return _failed(message, ConfigError.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Stopped:
+        return _failed(_stopped(name), TRY_AGAIN, as_json)
     except Exception as error:
         # Usage errors of typer print themselves, with the command's usage line, and have exit code 2.
         show, message = getattr(error, "show", None), getattr(error, "format_message", None)
@@ -417,7 +394,7 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
         finish(_failure(message(), code), as_json)
         return code
     if code == INTERRUPTED:
-        return _failed(f"stopped. {RESUMED_BY.get(name, '')}".strip(), INTERRUPTED, as_json)
+        return _failed(_stopped(name), INTERRUPTED, as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -84,8 +84,8 @@ def _preset(run_dir: Path, content: dict[str, Any]) -> Preset:
 def recent_control(preset: Preset, feature_set: FeatureSet, workspace: Workspace, since: datetime) -> Any:
     """The target-only control of the newest finished run that trained it and began after `since`; None without one.
 
-    Such a run has the same contract, model and training settings, `controls` apart, and judged by the same split. Its
-    rows may be others: those of its own day.
+    Such a run has the same contract, model and training settings, `controls` and `tracking` apart, and judged by the
+    same split. Its rows may be others: those of its own day.
 
     Returns:
         Metrics, and `run_id` and `day` of that run.
@@ -162,4 +162,5 @@ def _agreeing_parent(run_id: str, preset: Preset, feature_set: FeatureSet, works
 
 
 def _without_controls(preset: dict[str, Any]) -> dict[str, Any]:
-    return preset | {"train": {key: value for key, value in preset["train"].items() if key != "controls"}}
+    others = {key: value for key, value in preset["train"].items() if key not in ("controls", "tracking")}
+    return preset | {"train": others}

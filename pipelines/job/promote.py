@@ -9,12 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
+from ctr.reporting.entries import version_tags
 from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
 from ctr.serving.ranker import Ranker
-from features.errors import GateError
-from features.store.pointer import point_at
+from features.errors import GateError, StoreAwayError
+from features.store.pointer import follow, point_at
 from pipelines.workspace import Workspace
 
 ALIAS = "champion"
@@ -32,10 +33,19 @@ def gate(path: Path, registry: Registry) -> Bundle:
     bundle = open_bundle(path)
     Ranker.load(bundle.path)
     manifest = bundle.manifest
-    champion = registry.version_tags(f"quadrank-{manifest.name}", ALIAS)
+    champion = _champion(bundle, registry)
     if reasons := reasons_against(manifest, champion):
         raise GateError("; ".join(reasons))
     return bundle
+
+
+def _champion(bundle: Bundle, registry: Registry) -> Mapping[str, str]:
+    """Tags of the champion; where the registry is away, of the bundle that `CURRENT` beside this one names."""
+    try:
+        return registry.version_tags(f"quadrank-{bundle.manifest.name}", ALIAS)
+    except StoreAwayError:
+        current = follow(bundle.path.parent)
+        return version_tags(open_bundle(current).manifest) if current != bundle.path.parent else {}
 
 
 def reasons_against(manifest: BundleManifest, champion: Mapping[str, str]) -> list[str]:

@@ -44,7 +44,7 @@ def run_job(settings: JobSettings) -> Summary:
                 model, job.feature_set, job.run_dir, None, workspace, console, Extras(pasts=settings.pasts)
             )
             summary.bundle = str(exported.path)
-            registry = Registry(workspace.root)
+            registry = Registry(delivery=tracker.delivery)
             version = registry.register(exported.path, f"quadrank-{contract.name}", tracker.run_id)
             console.print(f"registered quadrank-{contract.name} version {version} in {registry.store.uri}")
             try:

@@ -19,6 +19,7 @@ from ctr.evaluation.baselines import base_rate_log_loss
 from ctr.model.click_model import ClickModel
 from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import OUTBOX
 from ctr.training.checkpoint import RECORD
 from ctr.training.loop import Evaluation, FitResult, predict_tasks
 from ctr.training.warm.parent import Parent
@@ -34,6 +35,7 @@ from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_co
 from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import TRACKED, tracked_id
 from pipelines.job_settings import JobSettings
+from pipelines.operate.waiting import say_sent, send_waiting
 from pipelines.revision import git_revision, source_hash
 from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock, started_at
 
@@ -168,14 +170,13 @@ class Job:
         if (self.run_dir / RECORD).is_file():
             self.console.print(f"resuming {self.run_dir} from its last checkpoint")
             return
-        self.console.print(
-            f"{self.run_dir}: has no checkpoint, since it was stopped before its first evaluation: it starts anew"
-        )
+        self.console.print(f"{self.run_dir}: has no checkpoint, since it was stopped before its first: it starts anew")
         self.write_config()  # nothing of it was trained yet, with the settings it had or with any
 
     @contextmanager
     def _tracked(self, parent_run_id: str | None, extra_tags: dict[str, str]) -> Iterator[Tracker]:
-        tracker = Tracker(self.workspace.root)
+        say_sent(send_waiting(self.workspace), self.console)
+        tracker = Tracker(self.workspace.root, self.run_dir / OUTBOX, self.preset.train.tracking)
         known = tracked_id(self.run_dir)
         if self.resumed and known is not None:
             with tracker.resume(known):

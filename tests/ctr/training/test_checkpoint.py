@@ -15,7 +15,7 @@ import ctr.training.checkpoint
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.data.loader import Loader
-from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
@@ -68,8 +68,7 @@ def saved(tmp_path, feature_set, batch) -> tuple[Path, TinyModel, TrainStep]:
     store = open_store(tmp_path, feature_set, model)
     state = TrainState(step=2, epoch=0, batch=2, halvings=1)
     state.record(look(step=2, gauc=math.nan), "auc")
-    store.save_best(state, model)
-    store.save(state, model, take_step)
+    store.write(Snapshot.take(state, model, take_step))
     return tmp_path, model, take_step
 
 
@@ -114,8 +113,7 @@ def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
     state = TrainState(step=5, batch=5)
     state.record(look(step=5), "auc")
     store = open_store(folder, feature_set, model)
-    store.save_best(state, model)
-    store.save(state, model, take_step)
+    store.write(Snapshot.take(state, model, take_step))
     assert sorted(path.name for path in folder.iterdir()) == [
         "best-5.safetensors",
         "checkpoint-5.safetensors",
@@ -157,8 +155,7 @@ def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_
     store = open_store(folder, feature_set, model)
     finished = False
     try:
-        store.save_best(state, model)
-        store.save(state, model, take_step)
+        store.write(Snapshot.take(state, model, take_step))
         finished = True
     except KeyboardInterrupt:
         pass
@@ -223,7 +220,7 @@ def test_every_evaluation_has_a_line_in_the_curve(saved, feature_set):
     state = TrainState(step=4, epoch=0, batch=4, halvings=0)
     for step in (2, 4):
         state.record(look(step=step), "auc")
-    open_store(folder, feature_set, model).save(state, model, take_step)
+    open_store(folder, feature_set, model).write(Snapshot.take(state, model, take_step))
     assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [2, 4]
 
 
@@ -250,8 +247,8 @@ def test_another_number_of_threads_is_said_with_the_way_out(saved, feature_set, 
 def test_a_checkpoint_of_another_format_is_refused(saved, feature_set):
     folder, model, take_step = saved
     record = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 3}))
-    with pytest.raises(DataError, match="not a checkpoint of format 4"):
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 4}))
+    with pytest.raises(DataError, match="not a checkpoint of format 5"):
         open_store(folder, feature_set, model).load(model, take_step)
 
 

