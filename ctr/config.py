@@ -72,6 +72,38 @@ class ModelConfig(Settings):
         return self.use_history and bool(self.match_features or self.evidence_heads or self.base == "boosting")
 
 
+class GuardConfig(Settings):
+    """What training does with a step whose loss or gradient is not finite, or whose loss explodes."""
+
+    explosion: float = Field(
+        10.0, gt=1, description="a loss above so many times the median of the last ones is an explosion"
+    )
+    skips: NonNegativeInt = Field(10, description="most steps left out between two evaluations; beyond, go back")
+    rollbacks: NonNegativeInt = Field(
+        2, description="most returns to the best weights so far, at half the rate each; beyond, stop with exit code 5"
+    )
+
+
+class WarmStartConfig(Settings):
+    """How a training goes on from the weights of an earlier run (`--warm-start`); a full training reads none of it."""
+
+    new_rows: Literal["content", "unknown"] = Field(
+        "content", description="how rows of new items begin: as their vectors say, or as the unknown item"
+    )
+    accumulators: Literal["keep", "decay", "reset"] = Field(
+        "keep", description="second moments of the optimizers: go on, count half, or begin anew with all moments"
+    )
+    new_accumulators: Literal["mean", "zero"] = Field(
+        "mean", description="second moments of new rows: the mean over the known ones, or none"
+    )
+    rewarm_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its value")
+    replay: float = Field(0.25, ge=0, le=1, description="share of the older rows that is trained on again")
+    epochs: PositiveInt = Field(1, description="passes over the new and the replayed rows")
+    full_every: PositiveInt = Field(
+        7, description="with `champion`, every so many runs are full trainings; 1 makes all of them full"
+    )
+
+
 class CheckpointConfig(Settings):
     """How often a run is saved between two evaluations, after each of which it is saved in any case."""
 
@@ -115,6 +147,8 @@ class TrainConfig(Settings):
     )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
+    guard: GuardConfig = GuardConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 

@@ -28,6 +28,7 @@ class JobSettings:
         workspace: where feature sets, runs and bundles are.
         console: where messages are printed.
         pasts: whether the bundle of `run` brings the newest events of each user.
+        warm_start: run that the training goes on from, or `champion`; None trains from nothing.
     """
 
     source: Source
@@ -38,6 +39,7 @@ class JobSettings:
     workspace: Workspace
     console: Console
     pasts: bool = False
+    warm_start: str | None = None
 
     def preset(self) -> Preset:
         """Read the files. Raises ConfigError for a missing file, an unknown key or an impossible value."""

@@ -18,6 +18,11 @@ def simulate_days(out: str, rows: int, users: int) -> list[str]:
     """Write a raw log of one file a day; returns the days that are whole."""
     folder = Path(out)
     simulate(folder, rows=rows, users=users, items=min(MOST_ITEMS, max(rows // 20, 30)), seed=1)
+    return write_days(folder)
+
+
+def write_days(folder: Path) -> list[str]:
+    """Write `log/`, a file a day, of the simulated log in a folder; returns the days that are whole."""
     log = pl.read_parquet(folder / "interactions.parquet").with_columns(day=pl.col("timestamp").dt.date())
     (folder / "log").mkdir()
     days = []

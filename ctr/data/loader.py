@@ -47,6 +47,7 @@ class Loader:
         drop_last: leave out a last batch smaller than `batch_size`. The rows left out differ by epoch.
         process: which of several training processes this is, from 0.
         processes: how many share the rows; each makes batches of `batch_size`, all the same number of them.
+        chosen: numbers of the rows that are read, ascending; default all.
 
     Raises:
         DataError: a column that the schema promises is missing.
@@ -63,6 +64,7 @@ class Loader:
         drop_last: bool = False,
         process: int = 0,
         processes: int = 1,
+        chosen: np.ndarray | None = None,
     ) -> None:
         self.schema = feature_set.schema
         self._rows = feature_set.rows(split)
@@ -72,18 +74,21 @@ class Loader:
         self._require_columns(feature_set, split)
         part_rows = [len(part["item"]) for part in self._rows]
         self._starts = np.cumsum([0, *part_rows])
+        self._chosen = chosen
+        if chosen is not None:
+            part_rows = np.diff(np.searchsorted(chosen, self._starts)).tolist()
         self._order = EpochOrder(
             part_rows, batch_size, seed, 0, shuffle, drop_last, process=process, processes=processes
         )
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
-        return int(self._starts[-1])
+        """Rows of the split, or of the chosen ones."""
+        return int(self._starts[-1]) if self._chosen is None else len(self._chosen)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """0 or 1, float32 [rows], in stored order."""
+        """0 or 1 of the whole split, float32, in stored order."""
         return self.column("label").astype(np.float32)
 
     def column(self, name: str) -> np.ndarray:
@@ -102,7 +107,8 @@ class Loader:
         items = DistinctItems(self.schema.items if self._items is None else self._items.count)
         for rows_B in replace(self._order, epoch=epoch).batches(start_batch):
             # The order inside a batch means nothing to training; in stored order each part is one slice.
-            yield self._batch(np.sort(rows_B), items)
+            rows_B = np.sort(rows_B)
+            yield self._batch(rows_B if self._chosen is None else self._chosen[rows_B], items)
 
     def _batch(self, rows_B: np.ndarray, items: DistinctItems) -> Batch:
         """The batch of these rows, which are sorted."""

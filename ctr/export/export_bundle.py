@@ -73,6 +73,22 @@ GRAPHS_ALONE = Extras()
 
 
 @dataclass(frozen=True)
+class Lineage:
+    """What a model's training went on from.
+
+    Args:
+        warm_started_from: run id of that model, None for a full training.
+        generation: warm starts since the last full training, this one included.
+    """
+
+    warm_started_from: str | None = None
+    generation: int = 0
+
+
+FULL_TRAINING = Lineage()
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """A published bundle.
 
@@ -106,6 +122,7 @@ def export_bundle(
     controls: Mapping[str, Mapping[str, Any]],
     git_revision: str,
     extras: Extras = GRAPHS_ALONE,
+    lineage: Lineage = FULL_TRAINING,
 ) -> ExportResult:
     """Export a trained model and publish the bundle at `out`, or leave nothing there.
 
@@ -122,6 +139,7 @@ def export_bundle(
         controls: the same metrics of each control.
         git_revision: of the code that trained it.
         extras: what the bundle gets beside the graphs in single precision.
+        lineage: what its training went on from.
 
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
@@ -162,6 +180,8 @@ def export_bundle(
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             list_sizes=manifest.list_sizes,
+            warm_started_from=lineage.warm_started_from,
+            generation=lineage.generation,
         )
         card = model_card(metadata, feature_set.contract, schema, golden.cases[0])
         (folder / MODEL_CARD).write_text(card, encoding="utf-8")

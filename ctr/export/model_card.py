@@ -70,7 +70,20 @@ def _data(metadata: BundleMetadata) -> str:
         for name, w in metadata.windows.items()
     )
     table = _table(("split", "rows", "positive", "from (UTC)", "to (UTC)"), rows)
-    return f"{table}\n\nFeature set `{metadata.feature_set}`, data contract `{metadata.fingerprint[:16]}`."
+    return (
+        f"{table}\n\nFeature set `{metadata.feature_set}`, data contract `{metadata.fingerprint[:16]}`."
+        f"{_lineage(metadata)}"
+    )
+
+
+def _lineage(metadata: BundleMetadata) -> str:
+    """What its training went on from, where that was not nothing."""
+    if metadata.warm_started_from is None:
+        return ""
+    return (
+        f"\n\nIts training went on from the weights of run `{metadata.warm_started_from}`, over the rows since then "
+        f"and a share of the older ones: warm start number {metadata.generation} since the last full training."
+    )
 
 
 def _measured(metadata: BundleMetadata) -> str:

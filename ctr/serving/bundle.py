@@ -66,6 +66,8 @@ class BundleMetadata(Settings):
         variant: of the ranker graph (`ctr.export.precision`); `fp32` is the graph whose parity with torch was proven.
         variants: those that were tried at the export, with their AUC, time and size.
         list_sizes: candidates of the requests that it was trained on, where it reads request-relative columns.
+        warm_started_from: run id of the model whose weights it went on from; None after a full training.
+        generation: how many warm starts lie between the last full training and it, its own included.
     """
 
     name: str
@@ -84,6 +86,8 @@ class BundleMetadata(Settings):
     variant: str = "fp32"
     variants: dict[str, dict[str, float]] = {}
     list_sizes: ListSizes | None = None
+    warm_started_from: str | None = None
+    generation: int = 0
 
 
 class BundleManifest(BundleMetadata):

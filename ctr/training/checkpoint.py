@@ -72,6 +72,8 @@ class TrainState(BaseModel):
         evaluations_since_best: how many came after it.
         halvings: how often a plateau has halved the learning rate.
         curve: all evaluations.
+        skipped: steps that the guard left out.
+        rollbacks: how often it went back to the last good weights.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -83,6 +85,8 @@ class TrainState(BaseModel):
     evaluations_since_best: int = 0
     halvings: int = 0
     curve: list[Evaluation] = []
+    skipped: int = 0
+    rollbacks: int = 0
 
     @property
     def last_evaluation(self) -> int:
@@ -275,6 +279,10 @@ class CheckpointStore:
         _unpack(packed, model, take_step)
         return record.state
 
+    def load_best(self, state: TrainState) -> dict[str, Tensor]:
+        """The weights of `state.best`, once they are written."""
+        return load_file(self._best(state))
+
     def finish(self, state: TrainState, model: nn.Module) -> None:
         """The run is done: publish its best weights as model.safetensors, and load them into the model."""
         # Not there when a finished run is finished again: then they are published already.
@@ -347,3 +355,24 @@ def _flat(identity: Identity) -> dict[str, Any]:
     model = content.pop("model")
     del model["architecture"]  # a label: it changes nothing
     return {f"model.{key}": value for key, value in model.items()} | content
+
+
+def read_optimizer(folder: Path) -> dict[str, Tensor] | None:
+    """What the optimisers of a run in `folder` kept, as `TrainStep.state` names it; None where it is gone.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    tensors = folder / str(record.get("tensors"))
+    if not tensors.is_file():
+        return None
+    if sha256_of(tensors) != record["sha256"]:
+        raise DataError(
+            f"{tensors}: changed since the checkpoint was written (sha256 differs). Delete it: a warm start goes on "
+            "without the moments of the optimisers then."
+        )
+    return _named("optimizer.", load_file(tensors))

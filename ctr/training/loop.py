@@ -24,8 +24,11 @@ from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
 from ctr.training.checkpoint_writer import CheckpointWriter, Schedule
-from ctr.training.optimizer import learning_rate
+from ctr.training.optimizer import learning_rate, rewarmed
+from ctr.training.recovery import RATE_AFTER, Recovery
 from ctr.training.train_step import TrainStep
+from ctr.training.warm.parent import Parent
+from ctr.training.warm.transfer import Began, begin_from, rows_to_train
 from features.errors import ConfigError, DataError
 from features.progress import Progress
 from features.progress import progress as show_progress
@@ -54,6 +57,9 @@ class FitResult:
         stopped_early: patience ran out.
         stopped_by_callback: `on_evaluation` raised StopTraining.
         seconds: wall time of this call.
+        skipped: steps that the guard left out, before a resume included.
+        rollbacks: how often training went back to its last good weights.
+        began: what a warm start gave the model.
     """
 
     best: dict[str, float]
@@ -63,6 +69,9 @@ class FitResult:
     stopped_early: bool
     stopped_by_callback: bool
     seconds: float
+    skipped: int = 0
+    rollbacks: int = 0
+    began: Began | None = None
 
 
 def fit(
@@ -74,6 +83,7 @@ def fit(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     progress: Progress = show_progress,
     resume: bool = False,
+    warm: Parent | None = None,
 ) -> FitResult:
     """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
@@ -92,17 +102,23 @@ def fit(
             from before that calls it again with the same evaluation.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
+        warm: the run that a warm start goes on from, which agrees with the model (`ctr.training.warm.agreement`). The
+            model is a `ClickModel` then, and `config.warm_start` says how it goes on.
 
     Raises:
         ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
             without `resume`, a run in `run_dir`.
         DataError: a damaged checkpoint, a feature set whose rows do not fit its tables, or validation rows that do
             not define `config.metric`.
-        NumericalError: loss, gradient or score is not finite; what was saved before stays as it is.
+        NumericalError: a score is not finite; or losses and gradients are not, or explode, more often than
+            `config.guard` allows. What was saved before stays as it is.
     """
     started = time.monotonic()
     device = _device(config.device)
-    train = _training_rows(feature_set, config)
+    chosen = None
+    if warm is not None:
+        config, chosen = _of_a_warm_start(config, feature_set, warm)
+    train = _training_rows(feature_set, config, chosen)
     valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
     weights = row_weights(feature_set, "valid")
     if config.metric == "gauc_by_samples":
@@ -111,10 +127,14 @@ def fit(
     model.to(device)
     take_step = TrainStep(model, config, device)
     store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
+    began = _begun(warm, model, take_step, feature_set, config)
+    recovery = Recovery(model, store, config.guard)
     state = store.load(model, take_step) if resume else None
     if state is None:
         store.start()
         state = TrainState()
+    if state.best is not None:
+        recovery.forget_first()
 
     steps_an_epoch = math.ceil(len(train) / config.accumulate)
     evaluation_steps = _evaluation_steps(steps_an_epoch, config.evaluations_per_epoch)
@@ -130,8 +150,11 @@ def fit(
         held() as stop,
     ):
 
-        def save(rate: float) -> None:
-            take_step.check(rate)
+        def rate_of(step: int) -> float:
+            rate = learning_rate(config, step, steps, state.halvings) * RATE_AFTER**state.rollbacks
+            return rate * (1.0 if warm is None else rewarmed(config.warm_start.rewarm_steps, step))
+
+        def save() -> None:
             writer.write(Snapshot.take(state, model, take_step))
             schedule.saved(state.step)
 
@@ -139,40 +162,42 @@ def fit(
         waiting = [()] if state.awaits_evaluation(steps_an_epoch, evaluation_steps) else []
         for window in chain(waiting, steps_left):
             if window:
-                take_step(window, learning_rate(config, state.step, steps, state.halvings), state.step)
+                take_step(window, rate_of(state.step), state.step)
                 taken = sum(len(batch) for batch in window)
                 state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
                 bar.advance(taken)
-            rate = learning_rate(config, state.step - 1, steps, state.halvings)
-            if state.step % STEPS_BETWEEN_LOGS == 0:
-                take_step.check(rate)
+            rate, evaluates = rate_of(state.step - 1), state.awaits_evaluation(steps_an_epoch, evaluation_steps)
+            if evaluates or state.step % STEPS_BETWEEN_LOGS == 0:
+                recovery.check(state, take_step, rate, writer)
             if stop.requested:
-                save(rate)
+                save()
                 stop.obey()
-            if not state.awaits_evaluation(steps_an_epoch, evaluation_steps):
+            if not evaluates:
                 if schedule.due(state.step) and not writer.busy:
-                    save(rate)
+                    save()
                 continue
 
-            take_step.check(rate)
             evaluation_started = time.monotonic()
+            state.skipped += take_step.guard.skipped()
+            take_step.guard.begin()
             measured = _validation_metrics(model, valid, weights, device, stop)
             if measured is None:
-                save(rate)
+                save()
                 stop.obey()
                 continue
-            losses = take_step.losses / (state.step - state.last_evaluation)
+            train_loss, train_click_loss = (take_step.losses[:2] / take_step.losses[2]).tolist()
             evaluation = Evaluation(
                 step=state.step,
                 epoch=state.step / steps_an_epoch,
-                train_loss=losses[0].item(),
-                train_click_loss=losses[1].item(),
+                train_loss=train_loss,
+                train_click_loss=train_click_loss,
                 learning_rate=rate,
                 **measured,
             )
             state.record(evaluation, config.metric)
+            recovery.forget_first()
             take_step.losses.zero_()
-            save(rate)
+            save()
             seconds_evaluating += time.monotonic() - evaluation_started
             bar.advance(
                 0, note=f"epoch {evaluation.epoch:.2f}, {config.metric} {evaluation.metrics()[config.metric]:.4f}"
@@ -197,6 +222,9 @@ def fit(
         stopped_early=state.out_of_patience(config.patience),
         stopped_by_callback=stopped_by_callback,
         seconds=seconds,
+        skipped=state.skipped,
+        rollbacks=state.rollbacks,
+        began=began,
     )
 
 
@@ -238,15 +266,45 @@ def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) 
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _training_rows(feature_set: FeatureSet, config: TrainConfig) -> Loader:
-    rows = feature_set.manifest.windows["train"].rows
+def _training_rows(feature_set: FeatureSet, config: TrainConfig, chosen: np.ndarray | None) -> Loader:
+    rows = feature_set.manifest.windows["train"].rows if chosen is None else len(chosen)
     if not 2 <= config.batch_size <= rows:
         raise ConfigError(
             f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs "
             f"two rows. Got {config.batch_size:,}."
         )
-    lone_last_row = rows % config.batch_size == 1
-    return Loader(feature_set, "train", config.batch_size, seed=config.seed, shuffle=True, drop_last=lone_last_row)
+    return Loader(
+        feature_set,
+        "train",
+        config.batch_size,
+        seed=config.seed,
+        shuffle=True,
+        drop_last=rows % config.batch_size == 1,  # a lone last row
+        chosen=chosen,
+    )
+
+
+def _of_a_warm_start(config: TrainConfig, feature_set: FeatureSet, warm: Parent) -> tuple[TrainConfig, np.ndarray]:
+    """The settings of a warm start and the rows that it trains on: on a day of few rows, all of them are one batch."""
+    settings = config.warm_start
+    chosen = rows_to_train(feature_set, warm.newest, settings.replay, config.seed)
+    if len(chosen) < 2:
+        raise ConfigError(
+            f"--warm-start: {len(chosen)} rows of the training window are newer than those of run {warm.run_id} or "
+            "replayed, fewer than the two that batch norm needs. Wait for newer rows, or raise train.warm_start.replay."
+        )
+    changed = {"epochs": settings.epochs, "batch_size": min(config.batch_size, len(chosen))}
+    return config.model_copy(update=changed), chosen
+
+
+def _begun(
+    warm: Parent | None, model: nn.Module, take_step: TrainStep, feature_set: FeatureSet, config: TrainConfig
+) -> Began | None:
+    """Give the model what its parent knows; a checkpoint that is loaded afterwards knows more."""
+    if warm is None:
+        return None
+    assert isinstance(model, ClickModel), "only a click model is known part by part"
+    return begin_from(warm, model, take_step, feature_set, config.warm_start)
 
 
 def _require_ranked_users(valid: Loader) -> None:

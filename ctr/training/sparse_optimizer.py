@@ -102,6 +102,20 @@ class RowOptimizer:
         for name, tensor in ours.items():
             tensor.copy_(state[name])
 
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """The state of each table by the name of its parameter, the count of steps in each."""
+        return {f"{name}.weight": state | {"step": self._steps} for name, state in self._state.items()}
+
+    def load_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from moments that another training left, of the tables that it moved in the same way."""
+        self._follow_tables()
+        for name, state in self._state.items():
+            found = moments.get(f"{name}.weight", {})
+            if found.keys() - {"step"} == state.keys():
+                self._steps.copy_(torch.maximum(self._steps, found["step"].to(self._steps.device)))
+                for what, tensor in state.items():
+                    tensor.copy_(found[what])
+
     def _follow_tables(self) -> None:
         for name, table in self.tables.items():
             device = table.weight.device

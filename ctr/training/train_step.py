@@ -11,14 +11,17 @@ from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
+from ctr.training.guard import StepGuard
 from ctr.training.losses import click_loss, training_loss
-from ctr.training.optimizer import FiniteGuard, make_optimizer
+from ctr.training.optimizer import make_optimizer
 from ctr.training.sparse_optimizer import RowOptimizer
 from features.errors import ConfigError
 
 # A table as small as this is touched whole at nearly each step: moving it by row would only cost.
 SMALL_TABLE_ROWS = 256
-_DENSE, _ROWS = "dense", "rows"
+# Of each parameter by name, what its optimiser keeps of it: `exp_avg`, `exp_avg_sq` or `sum`, and `step`.
+Moments = dict[str, dict[str, Tensor]]
+_DENSE, _ROWS, _GUARD = "dense", "rows", "guard"
 
 
 class TrainStep:
@@ -36,8 +39,10 @@ class TrainStep:
         device: where the model is.
 
     Attributes:
-        click_loss: log loss of the click in the last step, without the other terms of its loss; a scalar on the device.
-        losses: sums of loss and `click_loss` over the steps since the caller set them to 0; [2] on the device.
+        click_loss: log loss of the click in the last step, without the other terms of its loss; a scalar on the device,
+            0 where the step was skipped.
+        losses: sums of loss, `click_loss` and 1 over the steps taken since the caller set them to 0; [3] on the device.
+        guard: which skips a step that must not be taken.
 
     Raises:
         ConfigError: `compile` on a CPU.
@@ -54,7 +59,7 @@ class TrainStep:
         self._forward = torch.compile(forward, dynamic=True) if config.compile else forward
         self._device = device
         self.click_loss = torch.zeros((), device=device)
-        self.losses = torch.zeros(2, device=device)
+        self.losses = torch.zeros(3, device=device)
         self._tables = {name: table for name, table in model.named_modules() if isinstance(table, RowTable)}
         self._rows: RowOptimizer | None = None
         if config.table_optimizer != "adam":
@@ -65,10 +70,10 @@ class TrainStep:
         self._moved_by_row = {id(table.weight) for table in self._tables.values() if table.by_row}
         self._parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in self._moved_by_row]
         self._dense = make_optimizer(model, config, self._parameters)
-        self._guard = FiniteGuard(self._dense, device)
+        self.guard = StepGuard(model, self._dense, config.guard, device)
 
     def __call__(self, batches: Sequence[Batch], rate: float, step: int) -> Tensor:
-        """Take the step of these batches; returns its loss, a scalar that stays on the device.
+        """Take the step of these batches; returns its loss, a scalar that stays on the device, 0 if it was skipped.
 
         The gradient is that of the weighted mean loss over all their rows, however they are cut into batches; only
         batch norm sees one batch at a time.
@@ -83,6 +88,7 @@ class TrainStep:
         self._dense.zero_grad(set_to_none=True)
         if self._rows is not None:
             self._rows.zero_grad()
+        self.guard.enter()
         weights = [batch.weight_B.sum() for batch in batches]
         total = torch.stack(weights).sum().clamp_min(torch.finfo(torch.float32).tiny)
         loss, of_click = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
@@ -95,17 +101,22 @@ class TrainStep:
             part.backward()
             loss += part.detach()
             of_click += click_loss(outputs, batch) * share
-        self.click_loss = of_click
-        self.losses += torch.stack([loss, of_click])
-        self._guard.watch(step, loss, self._clip())
+        self.guard.watch(step, loss, self._clip())
         self._dense.step()
         if self._rows is not None:
-            self._rows.step(rate, skip=self._guard.marked)
-        return loss
+            self._rows.step(rate, skip=self.guard.marked)
+        found = torch.stack([loss, of_click, torch.ones_like(loss)])
+        found = torch.where(self.guard.marked == 0, found, torch.zeros_like(found))
+        self.losses += found
+        self.click_loss = found[1]
+        return found[0]
 
-    def check(self, rate: float) -> None:
-        """Raise NumericalError if a loss or gradient since the start was not finite."""
-        self._guard.check(rate)
+    def forget(self) -> None:
+        """Forget all moments and recent losses, as if no step had been taken: the model has other weights now."""
+        self._dense.state.clear()
+        if self._rows is not None:
+            self._rows.reset_rows()
+        self.guard.forget()
 
     def reset_embeddings(self) -> None:
         """Draw all embedding tables anew and forget their moments; the rest of the model goes on as it is."""
@@ -125,16 +136,19 @@ class TrainStep:
         }
         if self._rows is not None:
             flat |= {f"{_ROWS}.{name}": tensor for name, tensor in self._rows.state().items()}
-        return flat
+        return flat | {f"{_GUARD}.{name}": tensor for name, tensor in self.guard.state().items()}
 
     def load_state(self, flat: Mapping[str, Tensor]) -> None:
         """Go on from what `state()` gave. Raises ConfigError if tables were moved by another optimiser."""
         moments: dict[int, dict[str, Tensor]] = {}
         of_rows: dict[str, Tensor] = {}
+        of_guard: dict[str, Tensor] = {}
         for name, tensor in flat.items():
             kind, rest = name.split(".", 1)
             if kind == _ROWS:
                 of_rows[rest] = tensor
+            elif kind == _GUARD:
+                of_guard[rest] = tensor
             else:
                 index, moment = rest.split(".", 1)
                 moments.setdefault(int(index), {})[moment] = tensor
@@ -142,6 +156,22 @@ class TrainStep:
         self._dense.load_state_dict({"state": moments, "param_groups": self._dense.state_dict()["param_groups"]})
         if self._rows is not None:
             self._rows.load_state(of_rows)
+        self.guard.load_state(of_guard)
+
+    def moments(self) -> Moments:
+        """What both optimisers keep of each parameter that was moved, by its name: the tensors themselves."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        found = {names[id(parameter)]: dict(state) for parameter, state in self._dense.state.items()}
+        return found | ({} if self._rows is None else self._rows.moments())
+
+    def load_moments(self, moments: Moments) -> None:
+        """Go on from moments that another training left, of the parameters that are moved in the same way still."""
+        for name, parameter in self.model.named_parameters():
+            state = moments.get(name, {})
+            if id(parameter) not in self._moved_by_row and "exp_avg" in state:
+                self._dense.state[parameter] = {what: t.clone().to(parameter.device) for what, t in state.items()}
+        if self._rows is not None:
+            self._rows.load_moments(moments)
 
     def _clip(self) -> Tensor:
         """Scale all gradients so that their norm is at most `clip_norm`; returns the norm before."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from features.build.history_tail import TAILS, HistoryTail, tails_suffice, write_tail
@@ -22,6 +24,7 @@ from features.build.window import take_kept, write_days
 from features.calendar import LAST_TIME, first_instant
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
+from features.checks.newest_day import check_age, check_newest_day, figures_by_day
 from features.checks.served_log import refuse_served_ids, served_findings
 from features.chunk import ITEM, LABEL, TIME, USER, Chunk
 from features.contract.contract import Contract
@@ -47,6 +50,7 @@ from features.store.feature_set import (
     Manifest,
     PartEntry,
     part_file,
+    read_arrow,
     sha256_of,
     write_arrow,
 )
@@ -64,11 +68,15 @@ HASHES = ".hashes.json"  # beside the versions: what the input's files were when
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A feature set, whether it had been built before, and the seconds this call took."""
+    """A feature set, whether it had been built before, and the seconds this call took.
+
+    `stale` is what `checks.stale: warn` says of one that was built before and has become too old.
+    """
 
     feature_set: FeatureSet
     reused: bool
     seconds: float
+    stale: str | None = None
 
 
 def build_feature_set(
@@ -88,7 +96,7 @@ def build_feature_set(
     Raises:
         ConfigError: `as_of` is no date, a window without a split by days, or a context default of another type than
             its column.
-        DataError: the data breaks its contract, or changes while it is read; nothing is left behind.
+        DataError: the data breaks its contract, is too old for it, or changes while it is read; nothing is left behind.
         LockError: another process builds the same contract, still after `wait`.
     """
     started = time.monotonic()
@@ -97,12 +105,12 @@ def build_feature_set(
     with looked_at_once(folder / HASHES):
         found = _reused(folder, source_key(contract, as_of, window))
     if found is not None:
-        return BuildResult(found, reused=True, seconds=time.monotonic() - started)
+        return BuildResult(found, True, time.monotonic() - started, _stale(found, as_of))
     with build_lock(folder, wait), looked_at_once(folder / HASHES) as look:
         # Whoever held the lock may have built it meanwhile.
         source = source_key(contract, as_of, window)
         if (found := _reused(folder, source)) is not None:
-            return BuildResult(found, reused=True, seconds=time.monotonic() - started)
+            return BuildResult(found, True, time.monotonic() - started, _stale(found, as_of))
         require_space(folder, bytes_of_a_build(contract, folder), f"a feature set of {contract.name!r}")
         plan = make_plan(contract, folder, as_of, window) if window else None
         with staged(folder) as staging:
@@ -110,6 +118,14 @@ def build_feature_set(
             look.refuse_changes()
             built = publish(staging, folder, name)
     return BuildResult(built, reused=False, seconds=time.monotonic() - started)
+
+
+def _stale(found: FeatureSet, as_of: str | None) -> str | None:
+    """A log that does not change grows old: what `check_age` says of one that is built already."""
+    manifest = found.manifest
+    newest = max(window.last_time for window in manifest.windows.values())
+    path = manifest.contract.resolve(manifest.contract.interactions.path)
+    return check_age(path, newest, manifest.contract.checks, as_of)
 
 
 def _reused(folder: Path, source: str) -> FeatureSet | None:
@@ -141,7 +157,7 @@ class Build:
     def run(self) -> str:
         """Write everything, the manifest last; returns the version."""
         tables = Tables.read(self.contract, self.as_of)
-        log, fitted_on, findings = self._checked(tables)
+        log, fitted_on, found = self._checked(tables)
         shards = self._shards(log.rows)
         self.clock.lap("check the log")
         splitter = self._splitter(log)
@@ -156,7 +172,8 @@ class Build:
         vectors = self._vectors(fitted, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
-        findings = (*findings, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
+        found = (*found, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
+        findings = tuple(finding.message for finding in found)
         self.clock.lap("requests")
         stream = EncodedLog(self.contract, log, fitted.encoder, self._since(), instants)
         scratch = self.staging / SCRATCH
@@ -166,6 +183,10 @@ class Build:
         self.clock.lap("relative columns")
         parts, known = self._parts(stream, counted, related, splitter, shards)
         windows = windows_of(parts, log.path)
+        newest = max(window.last_time for window in windows.values())
+        stale = check_age(log.path, newest, self.contract.checks, self.as_of)
+        days = figures_by_day(_times_and_labels(self.staging, parts, self.contract))
+        findings = (*findings, *check_newest_day(log.path, days, self.contract.checks), *([stale] if stale else []))
         shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
         self.clock.lap("rows and histories")
         encoder = related.added_to(counted.added_to(with_vectors(fitted.encoder, vectors)))
@@ -173,7 +194,6 @@ class Build:
         encoder.save(self.staging)
         write_profile(self.staging, parts, encoder)
         self.clock.lap("profile")
-        newest = max(window.last_time for window in windows.values())
         files = hashes(self.staging, known)
         self.clock.lap("hashes")
         manifest = Manifest(
@@ -191,7 +211,7 @@ class Build:
             list_sizes=list_sizes(self.staging, parts, self.contract.split.by == "days") if encoder.relative else None,
             sampling=stream.sampling(first_instant(self.plan.days[0])) if self.plan else stream.sampling(),
             label_mean=counted.mean,
-            findings=tuple(finding.message for finding in findings),
+            findings=findings,
             files=files,
             code=Code(sha256=code_hash(), revision=revision()),
             versions={package: version(package) for package in ("polars", "pyarrow", "numpy")},
@@ -319,6 +339,17 @@ class Build:
             ends = first_instant(self.plan.days[-1] + timedelta(days=1))
             write_tail(part, tail, ends, self.contract.history, self.staging / TAILS / part_file(number))
         return write_days(part, number, self.plan, self.staging)
+
+
+def _times_and_labels(
+    staging: Path, parts: list[PartEntry], contract: Contract
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Times and labels of the rows of each part; nothing where no check asks for them."""
+    if contract.checks.newest_day == "off" or contract.interactions.time is None:
+        return
+    for part in parts:
+        rows = read_arrow(staging / part.rows)
+        yield rows["time"], rows["label"].astype(np.float64)
 
 
 def with_vectors(encoder: Encoder, made: VectorResult) -> Encoder:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.checks.group_rules import EventKeys, IdCounts, bots, later_copies, repeats, unlisted_ids
+from features.checks.group_rules import EventKeys, IdCounts, crowds, later_copies, repeats, unlisted_ids
 from features.checks.messages import with_example
 from features.checks.quarantine import QUARANTINE, quarantine
 from features.checks.row_rules import RowRules, Violation, label_name, row_rules
 from features.chunk import CONTEXT, EVENT, GIVEN, HISTORY, ITEM, LABEL, LABELS, REQUEST, TIME, USER, WEIGHT, Values
 from features.contract.contract import Contract
-from features.contract.log import Format, Policy
+from features.contract.log import CapPolicy, Format
 from features.errors import DataError, error_prefix
 from features.sources.keys import canonical
 from features.sources.log import Unchecked, chunks
@@ -44,7 +44,7 @@ class Finding:
     """
 
     check: str
-    policy: Policy
+    policy: CapPolicy
     column: str
     rows: int
     total: int
@@ -107,12 +107,12 @@ def check_log(
                 *rules.violations(),
                 *repeats(copies, contract),
                 *unlisted_ids(frame, contract, log_scan.counts, {ITEM: known_items, USER: known_users}),
-                *(bots(frame, contract, log_scan.counts[USER]) if contract.interactions.time is not None else ()),
+                *(crowds(frame, contract, log_scan.counts) if contract.interactions.time is not None else ()),
             ]
         shown = [with_example(violation, frame, path, contract, log_scan.rows, now) for violation in violations]
         violations = sorted(shown, key=lambda violation: -violation.rows)
         _refuse(path, violations, log_scan.rows)
-        aside = [violation for violation in violations if violation.policy == "quarantine"]
+        aside = [violation for violation in violations if violation.policy in ("quarantine", "cap")]
         gone = 0
         kept = frame
         if aside:
@@ -211,7 +211,7 @@ def _finding(violation: Violation, rows: int) -> Finding:
 
 def _message(violation: Violation, rows: int) -> str:
     text = f"{violation.subject}: {violation.rows} of {rows} rows {violation.wrong}, e.g. {violation.example}."
-    if violation.policy == "quarantine":
+    if violation.policy in ("quarantine", "cap"):
         return f"{text} They were put aside in {QUARANTINE}."
     text = f"{text} {violation.fix}"
     if violation.policy == "error" and violation.check != "calendar":

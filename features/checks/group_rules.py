@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ from features.calendar import DAY, day_of
 from features.checks.row_rules import ROW, Violation, numbered
 from features.chunk import ITEM, TIME, USER, Values
 from features.contract.contract import Contract
-from features.contract.log import Policy
+from features.contract.log import CapPolicy, Policy
 from features.draws import mixed
 from features.sources.keys import canonical
 
@@ -147,37 +148,81 @@ def unlisted_ids(
         )
 
 
-def bots(frame: pl.LazyFrame, contract: Contract, users: pl.DataFrame) -> Iterator[Violation]:
-    """All rows of users on the UTC days on which they have more than `max_rows_per_user`.
+def crowds(frame: pl.LazyFrame, contract: Contract, counts: dict[str, pl.DataFrame]) -> Iterator[Violation]:
+    """Rows of users, and of items, on the UTC days on which they have more than a day may have.
+
+    All rows of such a day; of a check whose policy is `cap` those beyond the first so many of the day, in the log's
+    order.
 
     Args:
-        frame: the log; read again only for users with more rows than that in all.
-        contract: what the columns are called, and the policy.
-        users: counts of `USER`, as `IdCounts` gives them.
+        frame: the log; read again only for ids with more rows than that in all.
+        contract: what the columns are called, policies and limits.
+        counts: of `USER` and `ITEM`, as `IdCounts` gives them.
     """
-    checks, column = contract.checks, contract.interactions.user
-    heavy = users.filter(pl.col("len") > checks.max_rows_per_user)
+    checks, log = contract.checks, contract.interactions
+    yield from _crowd(
+        frame,
+        counts[USER],
+        _Cap(USER, log.user, "bot", checks.bot, checks.max_rows_per_user, "users"),
+        "They look like bots: leave such users out, or raise checks.max_rows_per_user.",
+    )
+    if checks.max_rows_per_item is not None:
+        yield from _crowd(
+            frame,
+            counts[ITEM],
+            _Cap(
+                ITEM,
+                log.item,
+                "flooded_item",
+                checks.flooded_item,
+                checks.max_rows_per_item,
+                "items",
+            ),
+            "Somebody may push such items: leave the rows out, or raise checks.max_rows_per_item.",
+        )
+
+
+class _Cap(NamedTuple):
+    """How many rows a day an id may have: its column, the check, its policy, the limit, and how messages call it."""
+
+    key: str
+    column: str
+    check: str
+    policy: CapPolicy
+    most: int
+    plural: str
+
+
+def _crowd(frame: pl.LazyFrame, counts: pl.DataFrame, cap: _Cap, fix: str) -> Iterator[Violation]:
+    heavy = counts.filter(pl.col("len") > cap.most)
     if not heavy.height:
         return
-    dated = pl.col(USER).is_in(heavy["id"].implode()) & pl.col(TIME).is_not_null()
+    dated = pl.col(cap.key).is_in(heavy["id"].implode()) & pl.col(TIME).is_not_null()
     theirs = _numbered(frame, dated).with_columns(day=pl.col(TIME) // DAY)
-    days = theirs.group_by(USER, "day").len().filter(pl.col("len") > checks.max_rows_per_user)
-    busy = days.collect(engine="streaming").sort(["len", USER, "day"], descending=[True, False, False])
+    days = theirs.group_by(cap.key, "day").len().filter(pl.col("len") > cap.most)
+    busy = days.collect(engine="streaming").sort(["len", cap.key, "day"], descending=[True, False, False])
     if not busy.height:
         return
     worst = busy.row(0, named=True)
-    rows, places = _numbers(theirs.join(busy.lazy(), on=[USER, "day"], how="semi"), checks.bot)
+    of_days = theirs.join(busy.lazy(), on=[cap.key, "day"], how="semi")
+    many = f"of {busy[cap.key].n_unique()} {cap.plural} with more than {cap.most} rows on one UTC day"
+    wrong = f"are {many}"
+    if cap.policy == "cap":
+        wrong = f"are beyond the first {cap.most} of the day {many}"
+        of_days = of_days.filter(pl.col(ROW).rank("ordinal").over(cap.key, "day") > cap.most)
+    aside = cap.policy in ("quarantine", "cap")
+    rows, places = _numbers(of_days, "quarantine" if aside else "warn")
     yield Violation(
-        "bot",
-        checks.bot,
-        column,
-        f"are of {busy[USER].n_unique()} users with more than {checks.max_rows_per_user} rows on one UTC day",
-        "They look like bots: leave such users out, or raise checks.max_rows_per_user.",
-        f"column {column!r}",
+        cap.check,
+        cap.policy,
+        cap.column,
+        wrong,
+        fix,
+        f"column {cap.column!r}",
         rows,
         int(places[0]),
-        places if checks.bot == "quarantine" else places[:0],
-        example=f"{worst['len']} of user {worst[USER]!r} on {day_of(worst['day'] * DAY)}",
+        places if aside else places[:0],
+        example=f"{worst['len']} of {cap.plural[:-1]} {worst[cap.key]!r} on {day_of(worst['day'] * DAY)}",
     )
 
 

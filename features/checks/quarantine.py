@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from features.checks.row_rules import ROW, Violation, numbered
@@ -36,13 +37,17 @@ def quarantine(
     Returns:
         The rows that stay, in their order, and how many were put aside.
 
+    Rows beyond a cap count for nothing there: however many a bot sends, what is left is as good as without it.
+
     Raises:
         DataError: too many or all of them. The file is then kept beside the feature set's versions.
     """
+    violations = list(violations)
     reasons = _reasons(violations)
+    counted = np.unique(np.concatenate([[], *(one.places_N for one in violations if one.policy != "cap")]))
     file = staging / QUARANTINE
     _write(frame, path, contract, reasons, rows, file)
-    share = reasons.height / rows
+    share = len(counted) / rows
     if share > contract.checks.max_quarantine or reasons.height == rows:
         # Named by the contract: a later attempt replaces it, so that they do not pile up.
         kept = staging.parent / f"quarantine-{contract.fingerprint()[:8]}.parquet"
@@ -50,7 +55,7 @@ def quarantine(
         counts = reasons.group_by("reason").len().sort(["len", "reason"], descending=[True, False])
         by_reason = ", ".join(f"{count} for {reason}" for reason, count in counts.rows())
         raise DataError(
-            f"{path}: {reasons.height} of {rows} rows ({share:.2%}) would be put aside ({by_reason}), more than "
+            f"{path}: {len(counted)} of {rows} rows ({share:.2%}) would be put aside ({by_reason}), more than "
             f"checks.max_quarantine {contract.checks.max_quarantine:g} allows. They lie in {kept}; nothing was "
             "published. Correct the export, or raise the limit."
         )

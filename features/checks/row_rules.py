@@ -13,7 +13,7 @@ from features.calendar import DAY, FIRST_TIME, LAST_TIME, day_of, first_instant,
 from features.chunk import CONTEXT, HISTORY, ITEM, LABEL, LABELS, SPLIT, TIME, USER, WEIGHT
 from features.contract.columns import Buckets, Gap, Numeric, Residual
 from features.contract.contract import Contract
-from features.contract.log import Policy
+from features.contract.log import CapPolicy, Policy
 from features.contract.settings import unknown_key
 from features.errors import ConfigError, DataError
 
@@ -59,7 +59,7 @@ class Violation:
     """
 
     check: str
-    policy: Policy
+    policy: CapPolicy
     column: str
     wrong: str
     fix: str

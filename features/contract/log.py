@@ -13,6 +13,7 @@ from features.contract.columns import Duration, EventColumn, Numeric, Relative, 
 from features.contract.settings import Settings
 
 Policy = Literal["error", "quarantine", "warn"]
+CapPolicy = Literal["error", "quarantine", "cap", "warn"]  # of rows that are too many: cap puts aside those beyond
 Strict = Literal["error", "quarantine"]  # of rows that nothing can be learned from
 
 
@@ -112,6 +113,17 @@ class Interactions(Settings):
     context: dict[str, ScalarColumn] = {}
     user_min_count: PositiveInt = Field(2, description="training rows below which a user id is unknown")
     item_min_count: PositiveInt = Field(2, description="training rows below which an item id is unknown")
+    user_max_idle: Duration | None = Field(None, description="a user id without a training row for so long is idle")
+    item_max_idle: Duration | None = Field(
+        None, description="an item id without a training row for so long, e.g. 30d, is idle: a new id takes its index"
+    )
+
+    @model_validator(mode="after")
+    def _idle_is_told_by_times(self) -> Interactions:
+        for name, limit in (("user_max_idle", self.user_max_idle), ("item_max_idle", self.item_max_idle)):
+            if limit is not None and self.time is None:
+                raise ValueError(f"{name}: needs times of the rows; name interactions.time, or remove it")
+        return self
 
     @model_validator(mode="after")
     def _labels_come_from_somewhere(self) -> Interactions:
@@ -289,17 +301,32 @@ class Checks(Settings):
     duplicate: Policy = Field("warn", description="the same user, item and time more than once")
     unknown_item: Policy = Field("warn", description="an item of the log that is not in the item table")
     unknown_user: Policy = Field("warn", description="a user of the log that is not in the user table")
-    bot: Policy = Field("warn", description="users with more than `max_rows_per_user` rows on one UTC day")
+    bot: CapPolicy = Field("warn", description="users with more than `max_rows_per_user` rows on one UTC day")
+    flooded_item: CapPolicy = Field("warn", description="items with more than `max_rows_per_item` rows on one UTC day")
     range: Policy = Field("warn", description="a number outside its `ranges`, or infinite")
     earliest: date = Field(date(1990, 1, 1), description="first day (UTC); an earlier time is a mistake of the unit")
     latest: date | None = Field(None, description="last day (UTC); default: a day from now")
     max_rows_per_user: PositiveInt = 5_000
+    max_rows_per_item: PositiveInt | None = Field(None, description="default: no limit")
+    newest_day: Literal["error", "warn", "off"] = Field(
+        "off", description="rows or label rate of the newest day far from the median of the seven days before it"
+    )
+    day_rows: tuple[NonNegativeFloat, NonNegativeFloat] = Field(
+        (0.5, 3.0), description="least and greatest rows of the newest day, over the median"
+    )
+    day_label_rate: tuple[NonNegativeFloat, NonNegativeFloat] = Field(
+        (0.5, 2.0), description="least and greatest label rate of the newest day, over the median"
+    )
+    stale: Literal["error", "warn"] = Field("error", description="the newest row is older than `max_age`")
+    max_age: Duration | None = Field(None, description="of the newest row at the build, e.g. 36h; default: no limit")
     ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
         {}, description="column of the log -> least and greatest"
     )
-    max_quarantine: NonNegativeFloat = Field(0.01, le=1, description="share of the log; beyond it the build stops")
+    max_quarantine: NonNegativeFloat = Field(
+        0.01, le=1, description="share of the log; beyond it the build stops. Rows beyond a cap do not count"
+    )
 
     @property
     def quarantines(self) -> bool:
         """Whether rows may be put aside."""
-        return "quarantine" in self.model_dump().values()
+        return any(policy in ("quarantine", "cap") for policy in self.model_dump().values())

@@ -53,11 +53,20 @@ class Vocabulary:
         return cls(_frequent(raw, min_count, times).head(max_size or len(raw)).sort().rename(raw.name))
 
     def extended(
-        self, raw: pl.Series, min_count: int = 1, max_size: int | None = None, times: pl.Series | None = None
+        self,
+        raw: pl.Series,
+        min_count: int = 1,
+        max_size: int | None = None,
+        times: pl.Series | None = None,
+        idle: pl.Series | None = None,
     ) -> Vocabulary:
         """With the values seen often enough in `raw` after the old ones, in sorted order; no index moves.
 
         `max_size` holds for old and new together: the most frequent new values fill the room that is left.
+
+        Args:
+            raw, min_count, max_size, times: as of `fit`.
+            idle: values that give up their index, the first of them first, as long as there are new ones to take it.
         """
         frequent = _frequent(raw, min_count, times)
         if frequent.dtype == pl.Null or not len(frequent):
@@ -69,7 +78,11 @@ class Vocabulary:
         new = frequent.filter(~frequent.is_in(self.values.implode()))
         if max_size is not None:
             new = new.head(max(max_size - len(self.values), 0))
-        return Vocabulary(pl.concat([self.values, new.sort().rename(self.values.name)]))
+        new = new.sort().rename(self.values.name)
+        places = np.empty(0, np.int32) if idle is None else self.encode(idle) - FIRST_VALUE
+        places = places[places >= 0][: len(new)]
+        old = self.values.clone().scatter(places, new.head(len(places))) if len(places) else self.values
+        return Vocabulary(pl.concat([old, new.slice(len(places))]))
 
     @property
     def size(self) -> int:

@@ -117,6 +117,7 @@ def fit_columns(
     min_count: int,
     path: str,
     prior: Columns | None = None,
+    idle: pl.Series | None = None,
 ) -> Columns:
     """Encoders of a catalogue's id and columns, fitted on (or, with `prior`, extended by) those seen in training.
 
@@ -127,12 +128,19 @@ def fit_columns(
         id_name: the id column.
         min_count: training rows below which an id has no embedding of its own.
         path: of the table, for messages.
+        prior: encoders to extend.
+        idle: ids that have none because they were not seen for long, the longest ago first; one that `prior` knows
+            keeps its index until a new id takes it.
     """
     often = canonical(trained.filter(pl.col("len") >= min_count)["value"]).sort().rename(id_name)
+    if idle is not None:
+        often = often.filter(~often.is_in(idle.implode()))
     seen = frame.filter(pl.col(id_name).is_in(canonical(trained["value"]).implode()))
     ids = Vocabulary(often)
     if prior is not None and isinstance(known := prior[id_name], CategoricalEncoder):
-        ids = known.vocabulary.extended(often)
+        unseen = known.vocabulary.values.filter(~known.vocabulary.values.is_in(canonical(trained["value"]).implode()))
+        gone = None if idle is None else pl.concat([unseen, idle.cast(unseen.dtype)])
+        ids = known.vocabulary.extended(often, idle=gone)
     columns: dict[str, ColumnEncoder] = {id_name: CategoricalEncoder(ids)}
     for name, spec in (table.columns if table else {}).items():
         columns[name] = fit_column(seen[name], spec, path, prior[name] if prior is not None else None)

@@ -100,7 +100,14 @@ def fit(
     """
     interactions = contract.interactions
     items = _fit_side(
-        Side(ITEM, interactions.item, contract.item_field, interactions.item_min_count, contract.items),
+        Side(
+            ITEM,
+            interactions.item,
+            contract.item_field,
+            interactions.item_min_count,
+            interactions.item_max_idle,
+            contract.items,
+        ),
         contract,
         log,
         train,
@@ -109,7 +116,14 @@ def fit(
         None if prior is None else (prior.items, prior.item),
     )
     users = _fit_side(
-        Side(USER, interactions.user, contract.user_field, interactions.user_min_count, contract.users),
+        Side(
+            USER,
+            interactions.user,
+            contract.user_field,
+            interactions.user_min_count,
+            interactions.user_max_idle,
+            contract.users,
+        ),
         contract,
         log,
         train,
@@ -169,6 +183,7 @@ class Side:
         column: what the log calls it.
         id_name: the id column of their table, and of what is learned.
         min_count: training rows below which an id has no embedding of its own.
+        max_idle: µs before the newest training row; an id without a row since then has none either. None: no limit.
         table: the table's declaration, None without one.
     """
 
@@ -176,6 +191,7 @@ class Side:
     column: str
     id_name: str
     min_count: int
+    max_idle: int | None
     table: Table | None
 
 
@@ -223,12 +239,26 @@ def _fit_side(
         ids, frame = extended_catalogue(prior[0], frame, side.id_name)
     fitted_on = frame if versions is None else _visible(versions, side.id_name, train)
     columns = fit_columns(
-        fitted_on, trained, side.table, side.id_name, side.min_count, path, None if prior is None else prior[1]
+        fitted_on,
+        trained,
+        side.table,
+        side.id_name,
+        side.min_count,
+        path,
+        None if prior is None else prior[1],
+        None if side.max_idle is None else _idle(train, side.key, side.max_idle).rename(side.id_name),
     )
     with error_prefix(path):
         encoded = encode_table(frame, columns)
         changing = None if versions is None else encode_versions(versions, side.id_name, ids, columns)
     return FittedSide(ids, columns, encoded, changing, trained)
+
+
+def _idle(train: pl.LazyFrame, key: str, max_idle: int) -> pl.Series:
+    """Ids of the training window whose newest row is older than `max_idle` (µs) before its end, the oldest first."""
+    newest = train.select(pl.col(TIME).max()).collect(engine="streaming").item()
+    last = train.group_by(key).agg(pl.col(TIME).max().alias("last")).filter(pl.col("last") < newest - max_idle)
+    return canonical(last.collect(engine="streaming").sort("last", key)[key])
 
 
 def _visible(versions: pl.DataFrame, id_name: str, train: pl.LazyFrame) -> pl.DataFrame:

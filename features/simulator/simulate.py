@@ -29,10 +29,13 @@ from features.simulator.world import (
     COUNTRIES,
     DAY,
     DEVICES,
+    END,
     MAX_POSITION,
+    START,
     World,
     build_world,
     tag_names,
+    with_changing_tastes,
 )
 
 # The two logs are moved into place last: they are what a reader of the folder needs all the others for.
@@ -85,6 +88,7 @@ def simulate(
     users: int = 5_000,
     items: int = 3_000,
     seed: int = 1,
+    drift: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationSummary:
     """Write `interactions`, `items`, `users`, `text`, `image` and `truth` (all .parquet) into `out`.
@@ -99,15 +103,16 @@ def simulate(
         users: rows of `users.parquet`; about 60 impressions a user make histories worth reading.
         items: rows of `items.parquet`, at least 30; a third appears during the six weeks.
         seed: of everything random.
+        drift: how far the interests of users have gone towards others when the six weeks end, 0 to 1. At 0 they stay.
         progress: called with (rows done, rows in all) after each chunk.
 
     Raises:
         ConfigError: impossible arguments, or `out` cannot be written.
     """
-    _check(out, rows, users, items, seed)
+    _check(out, rows, users, items, seed, drift)
     began = time.perf_counter()
-    world_rng, *log_rngs = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
-    request_rng, page_rng, reaction_rng = log_rngs
+    world_rng, *log_rngs = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5))
+    request_rng, page_rng, reaction_rng, taste_rng = log_rngs
     work = out / f".simulating-{secrets.token_hex(4)}"
     try:
         work.mkdir(parents=True)
@@ -115,6 +120,8 @@ def simulate(
         raise ConfigError(f"--out {out}: cannot be written: {error}") from None
     try:
         world = build_world(world_rng, users, items)
+        if drift:
+            world = with_changing_tastes(world, taste_rng, drift)
         _write_tables(work, world)
         requests = draw_requests(request_rng, world.users, rows)
         click_rate, optimal_auc = _write_log(work, world, requests, (page_rng, reaction_rng), rows, progress)
@@ -125,7 +132,9 @@ def simulate(
     return SimulationSummary(rows, users, items, click_rate, optimal_auc, time.perf_counter() - began)
 
 
-def _check(out: Path, rows: int, users: int, items: int, seed: int) -> None:
+def _check(out: Path, rows: int, users: int, items: int, seed: int, drift: float) -> None:
+    if not 0 <= drift <= 1:
+        raise ConfigError(f"drift {drift}: the share of the way that interests go is from 0 to 1.")
     if users < 1:
         raise ConfigError(f"--users {users}: simulate at least 1 user.")
     if items < MIN_ITEMS:
@@ -178,8 +187,15 @@ def _serve(
     item, user, device = page_QK[request, slot], requests.user[request], requests.device[request]
     at = requests.time[request]
     hour, position = at // (DAY // 24) % 24, slot + 1
+    passed = (at - START) / (END - START)
     probability = world.probability(
-        user=user, item=item, hour=hour, device=device, position=position, popularity=shelf.popularity[item]
+        user=user,
+        item=item,
+        hour=hour,
+        device=device,
+        position=position,
+        popularity=shelf.popularity[item],
+        passed=passed,
     )
     columns = {
         "user_id": world.users.id[user],
@@ -190,7 +206,7 @@ def _serve(
         "position": position.astype(np.int16),
         "clicked": (rng.random(len(item)) < probability).astype(np.int8),
     }
-    return columns, probability, world.match(user, item)
+    return columns, probability, world.match(user, item, passed)
 
 
 def _reactions(clicked: np.ndarray, match: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

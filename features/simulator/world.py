@@ -5,7 +5,7 @@ Shapes: I items, U users, R rows, D latent width, J interests, T topics, C categ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -116,12 +116,29 @@ class Effects:
 
 
 @dataclass(frozen=True)
+class Tastes:
+    """Where the interests of users go.
+
+    Args:
+        later: interests that they go towards, unit vectors [U, J, D].
+        drift: share of the way that they have gone when the window ends, 0 to 1; half of it at half of the time.
+    """
+
+    later: np.ndarray
+    drift: float
+
+
+@dataclass(frozen=True)
 class World:
-    """Everything that is true and that a log shows only through impressions and clicks."""
+    """Everything that is true and that a log shows only through impressions and clicks.
+
+    Without `tastes` the interests of users stay as they are.
+    """
 
     items: Items
     users: Users
     effects: Effects
+    tastes: Tastes | None = None
 
     def probability(
         self,
@@ -132,16 +149,17 @@ class World:
         device: np.ndarray,
         position: np.ndarray,
         popularity: np.ndarray,
+        passed: np.ndarray,
     ) -> np.ndarray:
         """The true click probability of each impression, float32 [R].
 
-        All arguments are [R]: indices of users and items, hour 0..23, device index, position from 1, and
-        the item's log popularity at that time.
+        All arguments are [R]: indices of users and items, hour 0..23, device index, position from 1,
+        the item's log popularity at that time, and the share of the window that has passed.
         """
         effects, category = self.effects, self.items.category[item]
         logit = (
             -2.9
-            + MATCH_WEIGHT * self.match(user, item)
+            + MATCH_WEIGHT * self.match(user, item, passed)
             + effects.age_category[self.users.age[user], category]
             + effects.device_category[device, category]
             + effects.hour_category[hour, category]
@@ -152,9 +170,13 @@ class World:
         )
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
-    def match(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    def match(self, user: np.ndarray, item: np.ndarray, passed: np.ndarray) -> np.ndarray:
         """Soft maximum over a user's weighted interests of the cosine to the item, about -0.3 to 1; [R]."""
-        cosine_RJ = np.einsum("rjd,rd->rj", self.users.interest[user], self.items.latent[item])
+        interest_RJD = self.users.interest[user]
+        if self.tastes is not None:
+            gone_R11 = (self.tastes.drift * passed)[:, None, None]
+            interest_RJD = _unit((1 - gone_R11) * interest_RJD + gone_R11 * self.tastes.later[user])
+        cosine_RJ = np.einsum("rjd,rd->rj", interest_RJD, self.items.latent[item])
         total_R = (self.users.interest_weight[user] * np.exp(MATCH_SHARPNESS * cosine_RJ)).sum(axis=1)
         return np.log(total_R) / MATCH_SHARPNESS
 
@@ -169,6 +191,12 @@ def build_world(rng: np.random.Generator, users: int, items: int) -> World:
     topic_share /= topic_share.sum()
     catalogue = _items(rng, items, topic_centre_TD, topic_share)
     return World(catalogue, _users(rng, users, topic_centre_TD, topic_share), _effects(rng, catalogue))
+
+
+def with_changing_tastes(world: World, rng: np.random.Generator, drift: float) -> World:
+    """The world in which each interest of a user goes towards that of some item, drawn at random."""
+    items = rng.integers(len(world.items.id), size=world.users.interest_topic.shape)
+    return replace(world, tastes=Tastes(world.items.latent[items], drift))
 
 
 def repeated(values_RK: np.ndarray) -> np.ndarray:

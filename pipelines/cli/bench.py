@@ -277,6 +277,36 @@ def bench_accuracy(
     _run("accuracy", as_json, out, work, study=study, seeds=seeds, rows=rows, users=users, items=items)
 
 
+@bench_app.command("warm", epilog="Example: quadrank bench warm --policies keep,reset,no_replay --days 7")
+def bench_warm(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log of six weeks.")] = 150_000,
+    users: Annotated[int, typer.Option("--users", min=10, help="Users of the simulated log.")] = 2_500,
+    items: Annotated[int, typer.Option("--items", min=30, help="Items of the simulated log.")] = 1_500,
+    days: Annotated[int, typer.Option("--days", min=1, help="Days that are trained one after the other.")] = 14,
+    window: Annotated[int, typer.Option("--window", min=1, help="Days that a model is trained on.")] = 14,
+    drift: Annotated[
+        float, typer.Option("--drift", min=0, max=1, help="How far tastes have gone when the six weeks end.")
+    ] = 0.5,
+    policies: Annotated[
+        str | None, typer.Option("--policies", help="Policies beside training from scratch; default: all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds that each policy runs with.")] = 1,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure policies of daily training on a drifting log.
+
+    Quality a day and compute of warm starts, by what becomes of accumulators, rate, new rows and older rows, beside
+    training from scratch every day."""
+    checkout("bench_warm", "quadrank bench warm")
+    from benchmarks.bench_warm import POLICIES, WarmBench
+
+    names = tuple(POLICIES) if policies is None else tuple(name.strip() for name in policies.split(","))
+    settings = WarmBench(rows, users, items, days, window, drift, names, seeds)
+    _run("warm", as_json, out, work, settings=settings)
+
+
 @bench_app.command("tune", epilog="Example: quadrank bench tune --trials 10 --repetitions 1")
 def bench_tune(
     data: Annotated[

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from features.errors import ConfigError
 from pipelines.cli.bench import bench_app
 from pipelines.cli.endings import ended
 from pipelines.cli.gating import DEFAULT_GATE, GateOption, gating_app
@@ -31,6 +32,7 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     TrainOption,
+    WarmStartOption,
     WindowOption,
     WorkOption,
     overrides_of,
@@ -167,6 +169,7 @@ def train(
         str | None,
         typer.Option("--resume", help="Continue an unfinished run: its id, or `latest` for the newest."),
     ] = None,
+    warm_start: WarmStartOption = None,
     as_of: AsOfOption = None,
     window: WindowOption = None,
     root: RootOption = None,
@@ -182,10 +185,12 @@ def train(
 
     started = time.monotonic()
     keep_freed_memory()
+    if resume is not None and warm_start is not None:
+        raise ConfigError("--resume with --warm-start: a run that is resumed goes on from what it was started from.")
     source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace, to = Workspace(work), logged_console(as_json, log)
     require_room(workspace, source.contract.name)
-    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, warm_start=warm_start)
     finish(train_run(settings, resume).closed(started), as_json)
 
 
@@ -194,6 +199,7 @@ def run(
     data: DataOption,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
+    warm_start: WarmStartOption = None,
     pasts: PastsOption = False,
     as_of: AsOfOption = None,
     window: WindowOption = None,
@@ -224,7 +230,7 @@ def run(
     rules = load_gate(gate, overrides.pop("gate", None))
     workspace = Workspace(work)
     to = logged_console(as_json, log)
-    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts, warm_start)
     if dry_run:
         finish(plan_job(settings, rules), as_json)
         return

@@ -80,6 +80,14 @@ WindowOption = Annotated[
         "--window", help="Use the rows of the last N days only, e.g. 14d; default: all. Unchanged days are reused."
     ),
 ]
+WarmStartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--warm-start",
+        metavar="RUN",
+        help="Go on from the weights of a finished run: its id, or `champion`; default: a full training.",
+    ),
+]
 
 DEFAULT_MODEL = Path("conf/model/qin.yaml")
 DEFAULT_TRAIN = Path("conf/train.yaml")

@@ -35,7 +35,8 @@ def describe(result: BuildResult) -> str:
     rows = {name: window.rows for name, window in manifest.windows.items()}
     counts = " / ".join(f"{rows[name]:,}" for name in ("train", "valid", "test"))
     how = "reused, input unchanged" if result.reused else f"built in {result.seconds:.1f} s"
-    findings = "".join(f"\nwarning: {finding}" for finding in manifest.findings)
+    told = [*manifest.findings, *([result.stale] if result.stale and result.stale not in manifest.findings else [])]
+    findings = "".join(f"\nwarning: {finding}" for finding in told)
     return (
         f"feature set {Path(result.feature_set.path)} ({how}): {counts} train/valid/test rows, "
         f"{manifest.schema_.items - 2:,} items, {manifest.schema_.users - 2:,} users{findings}"

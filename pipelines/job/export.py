@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ctr.export.export_bundle import GRAPHS_ALONE, ExportResult, Extras, export_bundle
+from ctr.export.export_bundle import FULL_TRAINING, GRAPHS_ALONE, ExportResult, Extras, Lineage, export_bundle
 from ctr.export.precision.choose import AUTO, VARIANTS
 from ctr.export.precision.put import VariantChoice
 from ctr.model.click_model import ClickModel
@@ -20,7 +20,7 @@ from features.errors import ConfigError
 from features.point_in_time.newest_events import require_events_in_time
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
-from pipelines.job.load_run import load_run
+from pipelines.job.load_run import WARM_START, load_run
 from pipelines.workspace import CONFIG, METRICS, Workspace
 
 
@@ -53,6 +53,7 @@ def export_model(
     of_tasks = {
         f"{split}: {name}": values for split, tasks in record["tasks"].items() for name, values in tasks.items()
     }
+    begun = config.get(WARM_START)
     bundles = workspace.bundles(feature_set.contract.name)
     result = export_bundle(
         model,
@@ -64,6 +65,7 @@ def export_model(
         controls=record["controls"],
         git_revision=config["git_revision"],
         extras=extras,
+        lineage=Lineage(begun["run_id"], begun["generation"]) if begun else FULL_TRAINING,
     )
     if result.path.parent.resolve() == bundles.resolve():
         point_at(bundles, result.path.name, NEWEST)

@@ -20,6 +20,7 @@ from ctr.training.boosting import fit_trees, grow_beside
 from ctr.training.calibrate import Calibrated, calibrate
 from ctr.training.checkpoint import MODEL, save_tensors
 from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks
+from ctr.training.warm.parent import Parent
 from features.errors import ConfigError
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
@@ -47,8 +48,11 @@ def fit_and_calibrate(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     resume: bool = False,
     progress: Any = show_progress,
+    warm: Parent | None = None,
 ) -> tuple[FitResult, Calibrated]:
     """Train into `folder`, then fit the calibrations on the validation rows and save them with the weights.
+
+    With `warm` the training goes on from that run; calibrations are fitted anew all the same.
 
     Raises:
         ConfigError: further tasks on drawn negatives.
@@ -64,7 +68,7 @@ def fit_and_calibrate(
     if model.network is None:
         result = fit_trees(model, feature_set, config, folder, **how)
     else:
-        result = fit(model, feature_set, config, folder, **how)
+        result = fit(model, feature_set, config, folder, warm=warm, **how)
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
     if model.network is not None and model.trees is not None and not result.stopped_by_callback:
         result = grow_beside(model, feature_set, config, result, progress)

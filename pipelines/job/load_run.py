@@ -1,4 +1,4 @@
-"""Finished runs read back: the model of one with the feature set it was trained on, and the control of a recent one."""
+"""Finished runs read back: the model of one, the control of a recent one, the parent of a warm start."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from safetensors.torch import load_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import MANIFEST
 from ctr.training.checkpoint import MODEL
+from ctr.training.warm.agreement import require_agreement
+from ctr.training.warm.parent import Parent
 from features.contract.settings import validate
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
+from features.store.pointer import CURRENT, follow
 from pipelines.job.fitting import new_model
 from pipelines.workspace import CONFIG, METRICS, Workspace, feature_set_of, started_at
 
+CHAMPION = "champion"  # of `--warm-start`: the run whose bundle serves
+WARM_START = "warm_start"  # in a run's config: what it went on from
 TARGET_ONLY = "target_only"  # the control's key among controls, and its folder in a run's
 
 
@@ -105,6 +112,61 @@ def recent_control(preset: Preset, feature_set: FeatureSet, workspace: Workspace
         if control.get("run_id") == run_dir.name and feature_set.judged_by in found["metrics"]:
             return control
     return None
+
+
+def parent_of(
+    name: str, preset: Preset, feature_set: FeatureSet, workspace: Workspace, console: Console
+) -> Parent | None:
+    """The run that `--warm-start NAME` goes on from; None where a full training is due.
+
+    With `champion` that is so where no bundle serves yet, its run is gone or cannot be gone on from, and once in
+    `train.warm_start.full_every` runs: the console says why. A run that is named by its id is gone on from or refused.
+
+    Args:
+        name: run id, or `champion`.
+        preset: settings of the new run.
+        feature_set: the new run trains on.
+        workspace: where runs and bundles are.
+        console: where people read.
+
+    Raises:
+        ConfigError: no such run, or it cannot be gone on from.
+        DataError: its feature set is gone, or its checkpoint is damaged.
+    """
+    if name != CHAMPION:
+        return _agreeing_parent(name, preset, feature_set, workspace)
+    try:
+        bundle = workspace.bundles(feature_set.contract.name)
+        if not (bundle / CURRENT).is_file():
+            raise ConfigError(f"{bundle / CURRENT}: no bundle serves yet")
+        manifest = json.loads((follow(bundle) / MANIFEST).read_text(encoding="utf-8"))
+        run_id = str(manifest["model_version"]).partition("+")[0]
+        generation, full_every = generation_of(workspace.run(run_id)) + 1, preset.train.warm_start.full_every
+        if generation >= full_every:
+            console.print(
+                f"full training: the champion {run_id} is {generation - 1} warm starts away from the last one, and "
+                f"train.warm_start.full_every is {full_every}"
+            )
+            return None
+        return _agreeing_parent(run_id, preset, feature_set, workspace)
+    except (ConfigError, DataError) as error:
+        console.print(f"full training, as the champion cannot be gone on from: {error}", style="yellow")
+        return None
+
+
+def generation_of(run_dir: Path) -> int:
+    """How many warm starts lie between the last full training and a run, itself included; 0 for a full training."""
+    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    return int((config.get(WARM_START) or {"generation": 0})["generation"])
+
+
+def _agreeing_parent(run_id: str, preset: Preset, feature_set: FeatureSet, workspace: Workspace) -> Parent:
+    run_dir = workspace.run(run_id)
+    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    trained_on = FeatureSet.open(feature_set_of(run_dir, workspace))
+    parent = Parent.read(run_dir, _preset(run_dir, config["preset"]), trained_on, generation_of(run_dir))
+    require_agreement(parent, preset.model, feature_set)
+    return parent
 
 
 def _without_controls(preset: dict[str, Any]) -> dict[str, Any]:

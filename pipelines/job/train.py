@@ -22,6 +22,8 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX
 from ctr.training.checkpoint import RECORD, saved_state
 from ctr.training.loop import Evaluation, FitResult, predict_tasks
+from ctr.training.warm.parent import Parent
+from ctr.training.warm.transfer import Began
 from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.store.atomic import write_text
@@ -29,7 +31,7 @@ from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
-from pipelines.job.load_run import TARGET_ONLY, recent_control
+from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_control
 from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import TRACKED, tracked_id
 from pipelines.job_settings import JobSettings
@@ -67,6 +69,7 @@ class Job:
         console: where people read.
         run_dir: the run's folder.
         resumed: whether it goes on in a folder of an earlier process.
+        parent: the run whose weights it goes on from; None for a full training.
     """
 
     preset: Preset
@@ -75,6 +78,7 @@ class Job:
     console: Console
     run_dir: Path
     resumed: bool = False
+    parent: Parent | None = None
 
     @property
     def contract(self) -> Contract:
@@ -83,12 +87,23 @@ class Job:
 
     @classmethod
     def start(
-        cls, preset: Preset, feature_set: FeatureSet, workspace: Workspace, console: Console, study: str | None = None
+        cls,
+        preset: Preset,
+        feature_set: FeatureSet,
+        workspace: Workspace,
+        console: Console,
+        study: str | None = None,
+        warm_start: str | None = None,
     ) -> Job:
-        """A new run, or with `study` a new trial of that sweep, in a folder of its own."""
+        """A new run, or with `study` a new trial of that sweep, in a folder of its own.
+
+        Raises:
+            QuadRankError: as `parent_of`, with `warm_start`.
+        """
         name = feature_set.contract.name
+        parent = None if warm_start is None else parent_of(warm_start, preset, feature_set, workspace, console)
         run_dir = workspace.new_trial(study, name) if study else workspace.new_run(name)
-        job = cls(preset, feature_set, workspace, console, run_dir)
+        job = cls(preset, feature_set, workspace, console, run_dir, parent=parent)
         job.write_config()
         if isinstance(console, LoggedConsole):
             console.belongs_to(run_dir)
@@ -101,7 +116,8 @@ class Job:
         """A run that was started and not finished, to go on in its folder.
 
         Raises:
-            ConfigError: no such run, it is finished, or it was started on another contract.
+            ConfigError: no such run, it is finished, it was started on another contract, or the run that it goes on
+                from is gone.
         """
         run_dir = workspace.unfinished_run(run_id)
         started = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
@@ -112,7 +128,16 @@ class Job:
             )
         if isinstance(console, LoggedConsole):
             console.belongs_to(run_dir)
-        return cls(preset, feature_set, workspace, console, run_dir, resumed=True)
+        begun = started.get(WARM_START)
+        parent = None if begun is None else parent_of(begun["run_id"], preset, feature_set, workspace, console)
+        return cls(preset, feature_set, workspace, console, run_dir, resumed=True, parent=parent)
+
+    @property
+    def lineage(self) -> dict[str, Any] | None:
+        """The run that it goes on from, and how many warm starts lie between the last full training and this run."""
+        if self.parent is None:
+            return None
+        return {"run_id": self.parent.run_id, "generation": self.parent.generation + 1}
 
     def write_config(self) -> None:
         """Record everything the run needs to be understood or exported later."""
@@ -122,6 +147,7 @@ class Job:
             "preset": self.preset.model_dump(mode="json"),
             "feature_set": path.as_posix(),  # relative to the workspace, which may be moved or opened from elsewhere
             "contract_fingerprint": manifest.fingerprint,
+            WARM_START: self.lineage,
             "git_revision": git_revision(),
             "source_hash": source_hash(),
             "versions": {name: version(name) for name in ("torch", "polars", "onnxruntime", "numpy")},
@@ -180,6 +206,7 @@ class Job:
             "contract_fingerprint": manifest.fingerprint,
             "feature_set": manifest.version,
             "run_folder": str(self.run_dir),
+            "warm_started_from": "none" if self.parent is None else self.parent.run_id,
             **extra_tags,
         }
         with tracker.run(
@@ -216,13 +243,31 @@ class Job:
         model = new_model(self.preset.model, self.feature_set, self.preset.train.seed)
         parameters = sum(p.numel() for p in model.parameters())
         size = f", {parameters:,} parameters" if parameters else ""  # trees have none
-        self.console.print(f"training {self.preset.model.architecture}{size} -> {self.run_dir}")
+        on = "" if self.parent is None else f" on from run {self.parent.run_id}"
+        self.console.print(f"training {self.preset.model.architecture}{size}{on} -> {self.run_dir}")
         result, calibrated = fit_and_calibrate(
-            model, self.feature_set, self.preset.train, self.run_dir, on_evaluation=record, resume=self.resumed
+            model,
+            self.feature_set,
+            self.preset.train,
+            self.run_dir,
+            on_evaluation=record,
+            resume=self.resumed,
+            warm=self.parent,
         )
+        if result.began is not None:
+            self.console.print(how_it_began(result.began))
         for moment, found in (("before", calibrated.before), ("after", calibrated.after)):
             tracker.log_metrics({f"calibration.{moment}.valid_{name}": value for name, value in found.items()})
-        tracker.log_metrics({"train.rows_per_second": result.rows_per_second, "train.seconds": result.seconds})
+        tracker.log_metrics(
+            {
+                "train.rows_per_second": result.rows_per_second,
+                "train.seconds": result.seconds,
+                "train.skipped_steps": result.skipped,
+                "train.rollbacks": result.rollbacks,
+            }
+        )
+        if result.skipped:
+            self.console.print(what_the_guard_did(result), style="yellow")
         tracker.log_figure(learning_curve([one.model_dump() for one in result.curve]), "learning_curve.png")
         self.console.print(
             f"  {result.epochs_run:.2f} epochs in {result.seconds:.0f} s, {result.rows_per_second:,.0f} rows/s"
@@ -346,7 +391,7 @@ def train_run(settings: JobSettings, resume: str | None) -> Summary:
     result = build(settings.source, settings.workspace)
     settings.console.print(describe(result))
     place = (preset, result.feature_set, settings.workspace, settings.console)
-    job = Job.start(*place) if resume is None else Job.resume(resume, *place)
+    job = Job.start(*place, warm_start=settings.warm_start) if resume is None else Job.resume(resume, *place)
     with job.tracked() as tracker:
         return job.train_and_evaluate(tracker).summary
 
@@ -358,6 +403,24 @@ def worse_than_base_rate(log_loss: float, base: float) -> str:
         "which the mean label alone has. Items may be memorised that the validation rows do not have: raise "
         "model.id_dropout and train.embedding_l2, lower train.learning_rate, or look more often "
         "(train.evaluations_per_epoch)."
+    )
+
+
+def how_it_began(began: Began) -> str:
+    """What to tell of the weights that a warm start began with."""
+    moments = "" if began.moments else "; moments of the optimizers begin anew"
+    return (
+        f"  warm start: {began.known:,} item ids kept their rows, {began.new:,} are new, "
+        f"{began.from_content:,} of them begin from their vectors{moments}"
+    )
+
+
+def what_the_guard_did(result: FitResult) -> str:
+    """What to tell of a training of which steps were skipped."""
+    back = f" and went back to its last good weights {result.rollbacks} times" if result.rollbacks else ""
+    return (
+        f"warning: training skipped {result.skipped} steps whose loss or gradient was not finite or exploded{back}. "
+        "Look for extreme values in numeric columns and item vectors, or lower train.learning_rate."
     )
 
 

@@ -116,6 +116,7 @@ class Train(_Open):
         """The feature set, every setting that weights depend on, and the code."""
         preset = flat(self.settings.preset().model_dump(mode="json"), "")
         settings = {name: value for name, value in preset.items() if name not in OF_NO_WEIGHT}
+        settings["warm_start"] = self.settings.warm_start
         return Basis({"feature set": results["features"]["source"][:16]}, settings, source_hash())
 
     def missing(self, result: Mapping[str, Any]) -> str | None:
@@ -147,7 +148,7 @@ class Train(_Open):
             except DamagedCheckpointError as error:
                 hand.console.print(f"{error}\nA new run starts in its place.", style="yellow")
                 hand.fail(error)
-        return self._fit(hand, Job.start(*place), note)
+        return self._fit(hand, Job.start(*place, warm_start=self.settings.warm_start), note)
 
     def _fit(self, hand: InHand, job: Job, note: Note) -> dict[str, Any]:
         note({"run_id": job.run_dir.name})

@@ -261,3 +261,14 @@ def test_processes_load_the_rows_of_one_epoch_between_them(tmp_path):
     assert {len(loader) for loader in shared} == {len(alone)}
     together = [pair for loader in shared for pair in users_and_targets(loader)]
     assert sorted(together) == sorted(users_and_targets(alone))
+
+
+@pytest.mark.parametrize("chosen", [[0, 3, 250, 251, 399], [7], list(range(100, 300))])
+def test_chosen_rows_are_read_and_no_others(feature_set: FeatureSet, chosen: list[int]):
+    loader = Loader(feature_set, "train", 64, seed=3, shuffle=True, chosen=np.array(chosen))
+    every = row_by_row(feature_set, "train")
+    batches = list(loader.epoch(1))
+    assert loader.rows == len(chosen) and len(batches) == len(loader) == -(-len(chosen) // 64)
+    assert sorted(map(repr, (row for batch in batches for row in rows_of(batch)))) == sorted(
+        repr(every[number]) for number in chosen
+    )

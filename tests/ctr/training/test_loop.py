@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.batch import Batch
@@ -24,11 +24,11 @@ from ctr.data.loader import Loader
 from ctr.evaluation.metrics import auc
 from ctr.model.click_model import ClickModel
 from ctr.training.loop import Evaluation, FitResult, StopTraining, fit, predict
-from ctr.training.optimizer import FiniteGuard, learning_rate, make_optimizer
-from features.errors import ConfigError, DataError, NumericalError
+from ctr.training.optimizer import learning_rate, make_optimizer
+from features.errors import ConfigError, DataError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
-from tests.ctr.tiny import TinyModel, tiny_model
+from tests.ctr.tiny import tiny_model
 from tests.toy import toy_feature_set
 
 CONFIG = TrainConfig(
@@ -263,67 +263,6 @@ def test_no_background_thread_is_left(feature_set, tmp_path):
     with pytest.raises(Killed):
         train(tiny_model(feature_set), feature_set, tmp_path, on_evaluation=killed_at(1))
     assert threading.active_count() == before
-
-
-class Exploding(TinyModel):
-    """Its logits turn infinite from forward call `fuse` of training on."""
-
-    fuse = 8
-
-    def forward(self, batch: Batch) -> Tensor:
-        logit_B = super().forward(batch)
-        if self.training:
-            self.fuse -= 1
-        return logit_B * math.inf if self.training and self.fuse < 0 else logit_B
-
-
-def test_the_guard_stops_before_anything_is_overwritten(feature_set, tmp_path):
-    """The look after step 5 is saved; step 8 (from 0) is not finite; the look after step 9 must not be."""
-    torch.manual_seed(3)
-    model = Exploding(feature_set.schema.items)
-    model.attach(frozen_tables(feature_set))
-    seen: list[Evaluation] = []
-    with pytest.raises(
-        NumericalError, match=r"step 8: not finite: loss (nan|inf).*Lower train\.learning_rate"
-    ) as error:
-        train(model, feature_set, tmp_path, on_evaluation=seen.append)
-    assert error.value.exit_code == 5
-    assert [look.step for look in seen] == [5]
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    # And the run can be continued from there.
-    healthy = tiny_model(feature_set, seed=99)
-    result = train(healthy, feature_set, tmp_path, resume=True, learning_rate=0.01)
-    assert [look.step for look in result.curve] == [5, 9, 13, 18, 22, 26]
-    assert result.curve[0] == seen[0]
-
-
-def one_weight(value: float = 2.0) -> tuple[nn.Linear, torch.optim.Adam]:
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(model.weight, value)
-    model.regularized_parameters = lambda: []  # type: ignore[assignment]
-    return model, make_optimizer(model, TrainConfig(learning_rate=0.5), list(model.parameters()))
-
-
-@pytest.mark.parametrize("gradient", [math.nan, math.inf, -math.inf])
-def test_from_the_first_bad_gradient_on_no_weight_moves(gradient):
-    model, optimizer = one_weight()
-    guard = FiniteGuard(optimizer, torch.device("cpu"))
-    for step, value in enumerate([1.0, gradient, 1.0]):
-        model.weight.grad = torch.full((1, 1), value)
-        guard.watch(step, torch.tensor(0.25), model.weight.grad.norm())
-        optimizer.step()
-    # Adam's first step is the learning rate against the gradient's sign: 2 - 0.5.
-    assert model.weight.item() == pytest.approx(1.5)
-    with pytest.raises(NumericalError, match=r"step 1: not finite: loss 0\.25, gradient norm (nan|inf)"):
-        guard.check(0.5)
-
-
-def test_the_guard_is_silent_while_numbers_are_finite():
-    _, optimizer = one_weight()
-    guard = FiniteGuard(optimizer, torch.device("cpu"))
-    guard.check(0.5)
-    guard.watch(0, torch.tensor(1e30), torch.tensor(1e30))
-    guard.check(0.5)
 
 
 def test_l2_reaches_the_embeddings_alone(feature_set):

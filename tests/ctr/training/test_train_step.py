@@ -15,7 +15,7 @@ from ctr.data.prefetch import on_device, windows
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
 from ctr.training.train_step import SMALL_TABLE_ROWS, TrainStep
-from features.errors import ConfigError, NumericalError
+from features.errors import ConfigError
 
 CPU = torch.device("cpu")
 LARGE = SMALL_TABLE_ROWS + 1
@@ -122,17 +122,36 @@ def test_by_row_equals_adam_where_every_row_is_touched_clipping_included():
 
 
 @pytest.mark.parametrize("table_optimizer", ["adam", "lazy_adam", "rowwise_adagrad"])
-def test_from_the_first_bad_gradient_on_neither_optimizer_moves_a_weight(table_optimizer: str):
-    model = Plain()
-    take_step = TrainStep(model, TrainConfig(table_optimizer=table_optimizer), CPU)
-    take_step([random_batch(20, 1)], 0.1, 0)
-    before = weights(model)
+def test_a_bad_step_is_as_if_it_had_never_been(table_optimizer: str):
+    """Weights and moments after a good, a bad and a good step are those after the two good ones."""
+    config = TrainConfig(table_optimizer=table_optimizer)
+    with_bad, without = Plain(), Plain()
+    guarded, plain = TrainStep(with_bad, config, CPU), TrainStep(without, config, CPU)
     bad = random_batch(20, 2)
-    take_step([replace(bad, weight_B=bad.weight_B.index_fill(0, torch.tensor([3]), torch.inf))], 0.1, 1)
-    take_step([random_batch(20, 3)], 0.1, 2)
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
-    with pytest.raises(NumericalError, match="step 1: not finite"):
-        take_step.check(0.1)
+    bad = replace(bad, weight_B=bad.weight_B.index_fill(0, torch.tensor([3]), torch.inf))
+    guarded([random_batch(20, 1)], 0.1, 0)
+    assert guarded([bad], 0.1, 1).item() == 0.0 and guarded.click_loss.item() == 0.0
+    guarded([random_batch(20, 3)], 0.1, 2)
+    for number, seed in enumerate((1, 3)):
+        plain([random_batch(20, seed)], 0.1, number)
+    assert all(torch.equal(weights(without)[name], tensor) for name, tensor in weights(with_bad).items())
+    moments = {name: tensor for name, tensor in plain.state().items() if not name.startswith("guard.")}
+    assert moments and all(torch.equal(guarded.state()[name], tensor) for name, tensor in moments.items())
+    assert guarded.guard.skipped() == 1
+
+
+@pytest.mark.parametrize("table_optimizer", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_a_step_after_forgetting_is_a_first_one(table_optimizer: str):
+    config = TrainConfig(table_optimizer=table_optimizer)
+    model, fresh = Plain(), Plain(seed=9)
+    take_step = TrainStep(model, config, CPU)
+    for number in range(3):
+        take_step([random_batch(20, number)], 0.1, number)
+    fresh.load_state_dict(weights(model))
+    take_step.forget()
+    for one in (take_step, TrainStep(fresh, config, CPU)):
+        one([random_batch(20, 7)], 0.1, 3)
+    assert all(torch.equal(weights(fresh)[name], tensor) for name, tensor in weights(model).items())
 
 
 @pytest.mark.parametrize("table_optimizer", ["adam", "lazy_adam", "rowwise_adagrad"])
@@ -147,11 +166,12 @@ def test_renewed_tables_begin_again_and_the_rest_goes_on(table_optimizer: str):
     for table, name in ((model.item, "item.weight"), (model.user, "user.weight")):
         assert not torch.equal(table.weight, before[name])
         assert 0.005 < table.weight[1:].std() < 0.02 and not table.weight[0].any()
-    kept = {name for name, tensor in take_step.state().items() if torch.equal(tensor, moments[name]) and tensor.any()}
-    forgotten = {name for name, tensor in take_step.state().items() if not tensor.any()}
+    now = {name: tensor for name, tensor in take_step.state().items() if not name.startswith("guard.")}
+    kept = {name for name, tensor in now.items() if torch.equal(tensor, moments[name]) and tensor.any()}
+    forgotten = {name for name, tensor in now.items() if not tensor.any()}
     # The logit's weight and bias: two moments and a count each.
     assert len(kept) == 6 and all(name.startswith("dense.") for name in kept)
-    assert kept | forgotten == moments.keys()
+    assert kept | forgotten == now.keys()
 
 
 def test_half_precision_trains_weights_of_single_precision():

@@ -205,3 +205,20 @@ def test_many_values_of_any_type_get_the_index_of_each(learned, values):
     vocabulary = Vocabulary(pl.Series(learned))
     many = values * 40
     assert vocabulary.indices(many).tolist() == [vocabulary.index(value) for value in many]
+
+
+@pytest.mark.parametrize(
+    ("new", "idle", "expected"),
+    [
+        ([7, 5], [20], [10, 5, 30, 7]),  # 5 takes the place of 20, 7 comes after all
+        ([5], [30, 20], [10, 20, 5]),  # the first that is idle gives way, the other stays
+        ([5], [99], [10, 20, 30, 5]),  # nobody's place
+        ([], [20], [10, 20, 30]),  # nobody needs it
+        ([20, 5], [20], [10, 5, 30]),  # what is known is not new
+    ],
+)
+def test_an_idle_value_gives_its_index_to_a_new_one(new: list[int], idle: list[int], expected: list[int]) -> None:
+    vocabulary = Vocabulary(pl.Series([10, 20, 30]))
+    grown = vocabulary.extended(pl.Series(new, dtype=pl.Int64), idle=pl.Series(idle, dtype=pl.Int64))
+    assert grown.values.to_list() == expected
+    assert vocabulary.values.to_list() == [10, 20, 30]

@@ -17,7 +17,7 @@ from features.errors import ConfigError
 from features.simulator import simulate as simulator
 from features.simulator import traffic as simulator_traffic
 from features.simulator.simulate import FILES, SimulationSummary, simulate
-from features.simulator.world import DEVICES, END, START, build_world, repeated
+from features.simulator.world import DEVICES, END, START, build_world, repeated, with_changing_tastes
 
 ROWS, USERS, ITEMS = 60_000, 1_000, 800
 CONTRACT = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
@@ -148,7 +148,7 @@ def test_world_depends_on_interests() -> None:
     rng = np.random.default_rng(1)
     user, item = rng.integers(0, 400, size=5_000), rng.integers(0, 300, size=5_000)
     zeros, ones = np.zeros(5_000, dtype=int), np.ones(5_000, dtype=int)
-    shown = {"item": item, "hour": zeros, "device": zeros, "position": ones, "popularity": zeros}
+    shown = {"item": item, "hour": zeros, "device": zeros, "position": ones, "popularity": zeros, "passed": zeros}
     probability = world.probability(user=user, **shown)
     users = world.users
     users.interest[:] = users.interest[::-1].copy()
@@ -198,6 +198,7 @@ def test_smallest_logs_have_exactly_the_rows_asked_for(tmp_path: Path, rows: int
         ({"users": 0}, "--users 0"),
         ({"items": 29}, "--items 29: simulate at least 30 items"),
         ({"seed": -1}, "--seed -1"),
+        ({"drift": 1.5}, "drift 1.5: the share of the way"),
     ],
 )
 def test_impossible_arguments_are_explained_and_write_nothing(
@@ -254,3 +255,34 @@ def test_distinct_times_moves_only_collisions() -> None:
     user = np.array([7, 7, 7, 8, 7])
     at = np.array([5_000, 5_000, 6_000, 5_000, 9_000])
     assert simulator_traffic._distinct_times(user, at).tolist() == [5_000, 6_000, 7_000, 5_000, 9_000]
+
+
+def test_interests_go_as_far_as_they_should_by_the_end_of_the_window() -> None:
+    """Half of the way at the end of it, none at its beginning; who stays is as in a world that stays."""
+    world = build_world(np.random.default_rng(0), users=50, items=40)
+    changing = with_changing_tastes(world, np.random.default_rng(1), drift=0.5)
+    assert changing.tastes is not None
+    user, item = np.repeat(np.arange(50), 40), np.tile(np.arange(40), 50)
+    start, end = np.zeros(2_000), np.ones(2_000)
+    np.testing.assert_allclose(changing.match(user, item, start), world.match(user, item, start), atol=1e-6)
+    assert (world.match(user, item, end) == world.match(user, item, start)).all()
+    halfway = world.users.interest + changing.tastes.later
+    halfway /= np.linalg.norm(halfway, axis=-1, keepdims=True)
+    cosine = np.einsum("rjd,rd->rj", halfway[user], world.items.latent[item])
+    expected = np.log((world.users.interest_weight[user] * np.exp(6 * cosine)).sum(axis=1)) / 6
+    np.testing.assert_allclose(changing.match(user, item, end), expected, atol=1e-6)
+    assert np.abs(expected - world.match(user, item, end)).mean() > 0.05
+
+
+def test_a_log_of_changing_tastes_follows_its_truth(tmp_path: Path) -> None:
+    """Pages are the same; only what is clicked differs, and the more the later."""
+    for name, drift in (("stays", 0.0), ("changes", 1.0)):
+        simulate(tmp_path / name, rows=20_000, users=200, items=100, seed=2, drift=drift)
+    stays, changes = (pl.read_parquet(tmp_path / name / "truth.parquet") for name in ("stays", "changes"))
+    assert stays.drop("probability").equals(changes.drop("probability"))
+    apart = (stays["probability"] - changes["probability"]).abs().to_numpy()
+    assert apart[:2_000].mean() < 0.02 < 0.05 < apart[-2_000:].mean()
+    clicks = pl.read_parquet(tmp_path / "changes" / "interactions.parquet")["clicked"].mean()
+    mean = changes["probability"].mean()
+    # Five standard deviations of a mean of 20,000 clicks.
+    assert abs(clicks - mean) < 5 * (mean * (1 - mean) / 20_000) ** 0.5  # type: ignore[operator]

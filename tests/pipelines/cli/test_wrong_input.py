@@ -45,6 +45,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["submit"], 2, NO_RUN),
         (["explain", "--request", "request.json"], 2, NO_RUN),
         (["explain"], 2, "Missing option '--request'"),
+        (
+            ["train", *DATA, "--resume", "latest", "--warm-start", "champion"],
+            2,
+            "--resume with --warm-start: a run that is resumed goes on from what it was started from",
+        ),
         (["train", *DATA, "--resume", "latest"], 4, "data/simulated/interactions.parquet: no such file"),
         (["evaluate", "--bundle", "nowhere"], 4, NO_BUNDLE),
         (["rank", "--bundle", "nowhere"], 4, NO_BUNDLE),

@@ -1,0 +1,112 @@
+"""Whether a model can go on from the weights of another run: refused where they would mean something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ctr.config import ModelConfig
+from ctr.training.warm.parent import Parent
+from features.encoding.encoder import Encoder
+from features.errors import ConfigError
+from features.store.feature_set import FeatureSet
+from features.store.schema import Field
+from features.store.vector_files import decoded
+
+# What may change between a run and the one that goes on from it: no weight depends on it.
+FREE = {"architecture", "dropout", "id_dropout", "trees", "tree_rate", "tree_leaves", "tree_l2", "tree_patience"}
+SECTIONS = ("item", "user", "context", "candidate", "event")
+COMPARED_ITEMS = 2_000
+MOST_CHANGED = 0.5  # of the items that both know: more are another encoder, fewer are items that were edited
+TOLERANCE = 0.01  # of a vector's length
+
+
+def require_agreement(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -> None:
+    """Refuse a warm start whose weights would mean something else than they did.
+
+    Args:
+        parent: to go on from.
+        config: of the model to train.
+        feature_set: to train it on.
+
+    Raises:
+        ConfigError: another kind or size of model, other columns, labels or vector sets, or other vectors and codes of
+            the same items. Names what differs.
+    """
+    reasons = list(_differences(parent, config, feature_set))
+    if reasons:
+        raise ConfigError(
+            f"--warm-start: this training cannot go on from run {parent.run_id}: {'; '.join(reasons)}. Train once "
+            "without --warm-start; later runs can go on from that one."
+        )
+
+
+def _differences(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -> Iterator[str]:
+    theirs, ours = parent.model.config.model_dump(), config.model_dump()
+    if config.tower == "none":
+        yield "trees alone (model.tower none) are grown anew by each run"
+    for key in sorted(ours.keys() - FREE):
+        if theirs[key] != ours[key]:
+            yield f"model.{key} is {ours[key]!r}, it had {theirs[key]!r}"
+    old, new = parent.feature_set.schema, feature_set.schema
+    for section in SECTIONS:
+        yield from _other_columns(section, getattr(old, section), getattr(new, section))
+    if old.history_max_len != new.history_max_len and config.attention == "transformer":
+        yield f"history.max_len is {new.history_max_len}, it was {old.history_max_len}"
+    sets = [{one.name: one.width for one in schema.vectors} for schema in (old, new)]
+    if list(sets[0].items()) != list(sets[1].items()):
+        yield f"its vector sets (name: width) were {sets[0]}, they are {sets[1]}"
+        return
+    if old.item[0].name == new.item[0].name:
+        yield from _other_content(parent, feature_set)
+
+
+def _other_columns(section: str, old: tuple[Field, ...], new: tuple[Field, ...]) -> Iterator[str]:
+    theirs, ours = ({one.name: one.kind for one in fields} for fields in (old, new))
+    if added := [name for name in ours if name not in theirs]:
+        yield f"{section} columns {', '.join(map(repr, added))} are new"
+    if gone := [name for name in theirs if name not in ours]:
+        yield f"{section} columns {', '.join(map(repr, gone))} are gone"
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            yield f"{section} column {name!r} is {ours[name]}, it was {theirs[name]}"
+    if ours.keys() == theirs.keys() and list(ours) != list(theirs):
+        yield f"{section} columns stand in another order"
+
+
+def _other_content(parent: Parent, feature_set: FeatureSet) -> Iterator[str]:
+    """Vectors and codes that are others than they were, of the items that both feature sets know."""
+    now = Encoder.load(feature_set.path)
+    old_I = parent.encoder.items.encode(now.items.values)
+    known_I = np.flatnonzero(old_I > 1)
+    draw = np.random.default_rng(0)
+    some_C = np.sort(draw.choice(known_I, min(COMPARED_ITEMS, len(known_I)), replace=False))
+    old_C, new_C = old_I[some_C], some_C + 2
+    for name in [one.name for one in feature_set.schema.vectors]:
+        both_C = parent.feature_set.present(name)[old_C] & feature_set.present(name)[new_C]
+        if not both_C.any():
+            continue
+        was, is_now = (_vectors(s, name, r[both_C]) for s, r in ((parent.feature_set, old_C), (feature_set, new_C)))
+        moved_C = np.linalg.norm(is_now - was, axis=1) > TOLERANCE * np.linalg.norm(was, axis=1)
+        if moved_C.mean() > MOST_CHANGED:
+            example = now.items.value(int(new_C[both_C][int(np.argmax(moved_C))]))
+            yield (
+                f"vector set {name!r}: {int(moved_C.sum())} of {len(moved_C)} items that both know have other "
+                f"vectors, e.g. item {example!r}: of another encoder, or transformed by what another window taught. A "
+                "build with --window keeps what was learned"
+            )
+    for field in feature_set.schema.item:
+        if field.name in now.item:
+            continue  # of the item table, by raw value
+        changed_C = parent.feature_set.items[field.name][old_C] != feature_set.items[field.name][new_C]
+        if changed_C.any() and changed_C.mean() > MOST_CHANGED:
+            yield (
+                f"semantic ids {field.name!r}: {int(changed_C.sum())} of {len(changed_C)} items that both know have "
+                "other codes. A build with --window keeps them"
+            )
+
+
+def _vectors(feature_set: FeatureSet, name: str, rows: np.ndarray) -> np.ndarray:
+    stored, scale = feature_set.stored_vectors(name)
+    return decoded(stored[rows], None if scale is None else scale[rows]).astype(np.float64)
