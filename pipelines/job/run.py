@@ -18,6 +18,7 @@ from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
 from pipelines.operate.clock import StageClock
+from pipelines.operate.waiting import require_answer
 
 
 def run_job(settings: JobSettings, clock: StageClock) -> Summary:
@@ -39,6 +40,7 @@ def run_job(settings: JobSettings, clock: StageClock) -> Summary:
     workspace, console = settings.workspace, settings.console
     if settings.pasts:
         check_pasts(contract)
+    require_answer(workspace, preset.train.tracking)
     with workspace.lock(contract.name):
         with clock.stage("features"):
             result = build(settings.source, workspace)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ctr.reporting.outbox import Outbox
-from pipelines.operate.waiting import send_waiting, waiting_by_run
+from features.errors import StoreAwayError
+from pipelines.operate.waiting import require_answer, send_waiting, waiting_by_run
 from pipelines.workspace import Workspace
 from tests.ctr.reporting.test_outbox import Store, names, tag
 
@@ -37,3 +38,10 @@ def test_what_cannot_be_sent_yet_is_counted_with_the_reason(tmp_path: Path, stor
     store.away = True
     sent = send_waiting(Workspace(tmp_path))
     assert (sent.entries, sent.waiting, sent.away) == (0, 1, "server: does not answer")
+
+
+def test_a_job_that_may_tell_later_does_not_ask(tmp_path: Path, store: Store) -> None:
+    store.away = True
+    require_answer(Workspace(tmp_path), "later")
+    with pytest.raises(StoreAwayError):
+        require_answer(Workspace(tmp_path), "now")
