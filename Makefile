@@ -139,7 +139,7 @@ wheel: $(READY)  ## the installable package, dist/quadrank-*.whl
 	@$(BIN)/python -m hatchling build --target wheel
 
 CACHES := .mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .site build dist
-WRITTEN := feature_sets runs bundles status comparisons inspections benchmarks/results data/simulated mlartifacts mlflow.db*
+WRITTEN := feature_sets runs jobs bundles status comparisons inspections benchmarks/results data/simulated mlartifacts mlflow.db*
 
 clean:  ## remove the caches of tools and what they build; runs, bundles and the registry stay
 	rm -rf $(CACHES)

@@ -35,6 +35,10 @@ class Workspace:
         """`<run id>/` training runs; `tune/<study>/<run id>/` the trials of sweeps."""
         return self.root / "runs"
 
+    def job(self, name: str, model: str) -> Path:
+        """What the stages of `quadrank run` did last, of one data contract and model file."""
+        return self.root / "jobs" / name / f"{model}.json"
+
     def bundles(self, name: str) -> Path:
         """`<run id>/` bundles of one data contract, and two pointers.
 

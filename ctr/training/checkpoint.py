@@ -303,6 +303,14 @@ class CheckpointStore:
             )
 
 
+def saved_state(folder: Path) -> TrainState | None:
+    """Where the run in a folder stood when it was last saved, whatever it trained on; None where that is not known."""
+    try:
+        return _Record.model_validate_json((folder / RECORD).read_bytes()).state
+    except (OSError, ValidationError):
+        return None
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file so that readers see the old one or the new one, never half of it."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -190,17 +190,21 @@ def run(
     root: RootOption = None,
     work: WorkOption = Path(),
     log: LogOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what each stage would do and why; write nothing.")
+    ] = False,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the scheduled job, from features to promotion.
 
-    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. Exit 6
-    when the gate refuses it; the champion stays.
+    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. A stage that is done for
+    the same data, settings and code is skipped; one that was stopped goes on. Exit 6 when the gate refuses the bundle;
+    the champion stays.
     """
     from ctr.training.allocator import keep_freed_memory
-    from pipelines.job.run import run_job
     from pipelines.job_settings import JobSettings
+    from pipelines.stages.run import plan_job, run_job
 
     started = time.monotonic()
     keep_freed_memory()
@@ -208,6 +212,9 @@ def run(
     workspace = Workspace(work)
     to = logged_console(as_json, log)
     settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts)
+    if dry_run:
+        finish(plan_job(settings), as_json)
+        return
     with watched(workspace, source.contract.name) as job:
         require_room(workspace, source.contract.name)
         job.summary = run_job(settings, job.clock).closed(started)

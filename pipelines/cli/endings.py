@@ -19,7 +19,7 @@ from pipelines.operate.codes import INTERRUPTED, UNEXPLAINED, explained, say_cod
 # Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
     "train": "The same command with `--resume latest` goes on from the last checkpoint",
-    "run": "`quadrank train --resume latest` with the same options goes on from the last checkpoint",
+    "run": "The same command goes on where it stood",
     "tune": "The same command goes on: trials that ended are kept",
     "compare": "The same command goes on: trainings that ended are kept",
     "ablate": "The same command goes on: trainings that ended are kept",

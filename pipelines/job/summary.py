@@ -41,6 +41,7 @@ class Summary:
     tasks: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     top_lists: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `run`: what each did, why, and its seconds
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
