@@ -12,6 +12,10 @@ import fcntl
 import logging
 import os
 import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -27,9 +31,11 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-# Of the first contact, whatever the environment says: whether anyone answers at all is known after eight seconds.
-FIRST_TIMEOUT = 4
-FIRST_CONTACT = PATIENCE | {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(FIRST_TIMEOUT)}
+# Of the first contact, whatever the environment says. Whether anyone answers at all is known after nine seconds, and
+# before MLflow is imported, which takes as long on a busy machine.
+FIRST_TIMEOUT, KNOCKS, SECONDS_BETWEEN_KNOCKS = 4, 2, 1
+FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(FIRST_TIMEOUT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+NOBODY_BEHIND = (502, 503, 504)  # what a proxy answers for a server that is away
 # Ports of databases that MLflow can use, where the address names none.
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Errors of the libraries below MLflow that say that nobody answers, or not now: by package and name, since these
@@ -76,12 +82,15 @@ class MlflowStore:
             ConfigError: the store cannot be used.
         """
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
+        try:
+            for uri in {self.uri, registry}:
+                _knock(uri)
+        except OSError as error:
+            raise StoreAwayError(self._away(error)) from None
         mlflow = self.mlflow
         try:
             # Processes that meet a fresh SQLite store at once break each other's migration.
             with self._lock(), _environment(FIRST_CONTACT):
-                for uri in {self.uri, registry}:
-                    _knock(uri)
                 client = mlflow.MlflowClient(self.uri, registry)
                 client.search_experiments(max_results=1)
                 client.search_registered_models(max_results=1)
@@ -95,6 +104,11 @@ class MlflowStore:
                 "MLFLOW_TRACKING_URI, or unset it to keep runs in mlflow.db."
             ) from None
         return client
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is behind a network, where it may be away, and not a file."""
+        return not self.uri.startswith("sqlite")
 
     @property
     def shown(self) -> str:
@@ -188,17 +202,40 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _knock(uri: str) -> None:
-    """Open a connection to a database server, and close it. Raises OSError where nobody answers.
-
-    MLflow would try for a minute and a half. HTTP servers may be behind a proxy, and are asked by MLflow's client.
-    """
-    parts = urlsplit(uri)
-    port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
-    if parts.hostname and port and parts.scheme.partition("+")[0] in PORTS:
+    """Look whether a server answers at all; a file always does. Raises OSError where nobody answers, twice."""
+    for tries_left in reversed(range(KNOCKS)):
         try:
-            socket.create_connection((parts.hostname, port), timeout=FIRST_TIMEOUT).close()
-        except OSError as error:
-            raise ConnectionError(f"{parts.hostname}:{port}: {error}") from None
+            if uri.startswith(("http://", "https://")):
+                _ask(uri)
+            else:
+                _connect(uri)
+        except OSError:
+            if not tries_left:
+                raise
+            time.sleep(SECONDS_BETWEEN_KNOCKS)
+        else:
+            return
+
+
+def _ask(uri: str) -> None:
+    """Any answer is a sign of life, a refusal and a wrong certificate too: MLflow's client then says what is wrong."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=FIRST_TIMEOUT).close()
+    except urllib.error.HTTPError as answer:
+        if answer.code in NOBODY_BEHIND:
+            raise ConnectionError(f"HTTP {answer.code}") from None
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):
+            raise ConnectionError(error.reason) from None
+
+
+def _connect(uri: str) -> None:
+    """Open a connection to a database server, and close it. MLflow's own client would try for a minute and a half."""
+    parts = urlsplit(uri)
+    kind = parts.scheme.partition("+")[0]
+    if parts.hostname and kind in PORTS:
+        address = (parts.hostname, parts.port or PORTS[kind])
+        socket.create_connection(address, timeout=FIRST_TIMEOUT).close()
 
 
 def _without_password(uri: str) -> str:

@@ -36,7 +36,7 @@ from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import TRACKED, tracked_id
 from pipelines.job_settings import JobSettings
 from pipelines.operate.log import LoggedConsole
-from pipelines.operate.waiting import say_sent, send_waiting
+from pipelines.operate.waiting import require_answer, say_sent, send_waiting
 from pipelines.revision import git_revision, source_hash
 from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock, started_at
 
@@ -388,6 +388,7 @@ def train_run(settings: JobSettings, resume: str | None) -> Summary:
         QuadRankError: a setting, the data or the run cannot be used.
     """
     preset = settings.preset()  # before the build: a wrong key must not wait for it
+    require_answer(settings.workspace, preset.train.tracking)
     result = build(settings.source, settings.workspace)
     settings.console.print(describe(result))
     place = (preset, result.feature_set, settings.workspace, settings.console)

@@ -23,7 +23,7 @@ from typing import Any
 
 from features.errors import DataError
 from features.store.atomic import write_text
-from features.store.pointer import CURRENT, follow
+from features.store.pointer import follow
 from pipelines.operate.clock import StageClock
 from pipelines.operate.codes import SUCCESSES, exit_code_of, explained
 from pipelines.workspace import Workspace
@@ -146,12 +146,9 @@ def textfile(name: str, outcome: Mapping[str, Any], success: Mapping[str, Any], 
 
 def champion_data_time(workspace: Workspace, name: str) -> float | None:
     """Time of the newest row that the bundle in use was made from, seconds since 1970; None where none is in use."""
-    bundles = workspace.bundles(name)
     try:
-        manifest = json.loads((follow(bundles) / "MANIFEST.json").read_text(encoding="utf-8"))
+        manifest = json.loads((follow(workspace.bundles(name)) / "MANIFEST.json").read_text(encoding="utf-8"))
     except (DataError, OSError, ValueError):
-        return None
-    if not (bundles / CURRENT).is_file():
         return None
     return max((window["last_time"] / 1e6 for window in manifest["windows"].values()), default=None)
 

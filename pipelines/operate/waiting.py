@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -48,6 +49,19 @@ def send_waiting(workspace: Workspace) -> Sent:
                 away = str(error)
                 break
     return Sent(sent, sum(len(one.waiting()) for one in found), sum(len(one.refused()) for one in found), away)
+
+
+def require_answer(workspace: Workspace, tracking: Literal["now", "later"]) -> None:
+    """Ask MLflow for a sign of life before hours of work, unless they may be told of later.
+
+    Raises:
+        StoreAwayError: it does not answer (exit 75).
+        ConfigError: it cannot be used.
+    """
+    store = MlflowStore(workspace.root)
+    if tracking == "now" and store.is_served:
+        with store.contact():
+            pass
 
 
 def say_sent(sent: Sent, console: Console) -> None:

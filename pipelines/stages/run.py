@@ -16,6 +16,7 @@ from pipelines.job.export import check_pasts
 from pipelines.job.summary import Summary
 from pipelines.job_settings import JobSettings
 from pipelines.operate.clock import StageClock
+from pipelines.operate.waiting import require_answer
 from pipelines.stages.hand import InHand, bundle_of, summary_of
 from pipelines.stages.plan import Decision, decide, plan, plan_table
 from pipelines.stages.record import JobRecord
@@ -38,12 +39,14 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
 
     Raises:
         ConfigError: pasts of a log without events in time; nothing was built then.
+        StoreAwayError: MLflow does not answer, and `train.tracking` is `now`; nothing was begun then.
         LockError: another job on this contract runs in the workspace.
         QuadRankError: whatever a stage refuses; the MLflow run is then marked FAILED.
     """
     preset, contract, workspace = settings.preset(), settings.source.contract, settings.workspace
     if settings.pasts:
         check_pasts(contract)
+    require_answer(workspace, preset.train.tracking)
     with workspace.lock(contract.name):
         record, done = _record(settings), {}
         with InHand(settings, preset) as hand:

@@ -146,6 +146,15 @@ def test_a_run_that_another_machine_trains_stays_while_it_gives_signs(
     assert (unused(workspace) == {}) is stays
 
 
+@pytest.mark.parametrize(("days_ago", "stays"), [(6, True), (8, False)])
+def test_a_run_whose_control_stands_beside_others_stays_a_week(
+    workspace: Workspace, registry: FakeRegistry, days_ago: int, stays: bool
+) -> None:
+    (add_run(workspace, run_id(days_ago), "a") / "target_only").mkdir()
+    add_run(workspace, run_id(1), "b")
+    assert (f"runs/{run_id(days_ago)}" not in unused(workspace)) is stays
+
+
 def test_a_run_whose_outbox_waits_stays(workspace: Workspace, days: list[str]) -> None:
     Outbox(workspace.runs / days[0] / "outbox").append(Tag(run="r", name="a", value="b"))
     assert f"runs/{days[0]}" not in unused(workspace)

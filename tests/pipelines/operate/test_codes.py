@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import DataError, GateError, LockError, StoreAwayError
+from features.errors import DataError, DiskError, GateError, LockError, StoreAwayError
 from features.stopping import Stopped
 from pipelines.operate.codes import exit_code_of, explained, say_code
 
@@ -37,6 +37,12 @@ def test_an_error_has_its_code(error: BaseException, code: int, tmp_path: Path) 
 
 def test_a_full_disk_without_a_file_names_the_workspace(tmp_path: Path) -> None:
     assert str(explained(FULL, tmp_path)).startswith(f"{tmp_path}: no space is left on the disk; ")
+
+
+def test_what_is_told_already_is_not_told_anew(tmp_path: Path) -> None:
+    told = DiskError("bundles/shop/CURRENT: no space is left")
+    told.__cause__ = FULL
+    assert explained(told, tmp_path) is told
 
 
 def test_the_code_is_the_last_line_of_stderr_and_success_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
