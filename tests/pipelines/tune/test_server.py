@@ -78,7 +78,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill_in_a_trial(process: subprocess.Popen[str], study: str, shared: SharedStorage) -> None:
     """SIGKILL a worker while one of its trials runs: it is held still to be sure of that."""
     assert process.stderr is not None
+    told = []
     for line in process.stderr:
+        told.append(line)
         if not line.startswith("training lr"):
             continue
         process.send_signal(signal.SIGSTOP)
@@ -89,6 +91,7 @@ def kill_in_a_trial(process: subprocess.Popen[str], study: str, shared: SharedSt
         process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL, told
 
 
 @pytest.mark.timeout(1800)
