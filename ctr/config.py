@@ -72,6 +72,13 @@ class ModelConfig(Settings):
         return self.use_history and bool(self.match_features or self.evidence_heads or self.base == "boosting")
 
 
+class CheckpointConfig(Settings):
+    """How often a run is saved between two evaluations, after each of which it is saved in any case."""
+
+    steps: NonNegativeInt = Field(0, description="steps between two checkpoints; 0: minutes alone decide")
+    minutes: NonNegativeFloat = Field(5.0, description="minutes between two checkpoints; 0: steps alone decide")
+
+
 class TrainConfig(Settings):
     """One training run."""
 
@@ -103,8 +110,12 @@ class TrainConfig(Settings):
     controls: Literal["always", "weekly", "never"] = Field(
         "weekly", description="when the target-only control is trained beside a run"
     )
+    tracking: Literal["now", "later"] = Field(
+        "now", description="later: a run begins although MLflow does not answer, and what it logs is sent later"
+    )
     accumulate: PositiveInt = Field(1, description="batches a step; its gradient is that of all their rows together")
     compile: bool = Field(False, description="torch.compile of the model, on CUDA")
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 class Preset(Settings):

@@ -48,6 +48,20 @@ class LockError(QuadRankError):
     exit_code = 7
 
 
+class TryAgainError(QuadRankError):
+    """Nothing is wrong with data or settings; something outside is missing for now. The same command works later."""
+
+    exit_code = 75
+
+
+class StoreAwayError(TryAgainError):
+    """The MLflow store does not answer."""
+
+
+class DiskError(TryAgainError):
+    """Nothing more can be written: the disk is full, read-only, or over its quota."""
+
+
 def require_format(file: Path, content: bytes, expected: int) -> None:
     """Raise DataError for JSON whose `format` is another number than this version reads.
 

@@ -15,10 +15,12 @@ MODULES = {
             "onnx",
             "onnxscript",
             "optuna",
+            "sqlalchemy",
             "mlflow",
             "safetensors",
             "matplotlib",
             "fsspec",
+            "packaging",
         }
     ),
     "serve": frozenset({"starlette", "uvicorn", "uvloop", "httptools", "prometheus_client"}),

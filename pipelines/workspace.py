@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from features.errors import ConfigError, LockError
+from features.errors import ConfigError
+from pipelines.locks import locked
 
 CONFIG = "config.json"  # written when a run begins
 METRICS = "metrics.json"  # written when it was trained, calibrated and evaluated
 TUNE = "tune"  # below runs/: sweeps, and a folder of trials each
-SECONDS_BETWEEN_TRIES = 0.2
 MOMENT = "%Y%m%dT%H%M%SZ"  # in the names of runs, UTC
 
 
@@ -37,12 +35,20 @@ class Workspace:
         """`<run id>/` training runs; `tune/<study>/<run id>/` the trials of sweeps."""
         return self.root / "runs"
 
+    def job(self, name: str, model: str) -> Path:
+        """What the stages of `quadrank run` did last, of one data contract and model file."""
+        return self.root / "jobs" / name / f"{model}.json"
+
     def bundles(self, name: str) -> Path:
         """`<run id>/` bundles of one data contract, and two pointers.
 
         `CURRENT` names the bundle that passed the gate last, `NEWEST` the bundle that was exported last.
         """
         return self.root / "bundles" / name
+
+    def status(self, name: str) -> Path:
+        """How the last job of one data contract ended, for whoever watches it."""
+        return self.root / "status" / name
 
     def new_run(self, name: str) -> Path:
         """Make the folder of a new run: time (UTC), contract name and a random tail, so that names sort by time."""
@@ -119,31 +125,14 @@ class Workspace:
         Raises:
             LockError: another job holds it, still after `wait` (exit 7).
         """
-        folder = self.root / ".cache"
-        folder.mkdir(parents=True, exist_ok=True)
-        with _held(folder / f"{name}.lock", f"another job on {name!r} is running in this folder", wait):
+        with locked(self.root / ".cache" / f"{name}.lock", f"another job on {name!r} is running in this folder", wait):
             yield
 
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for the process that trains in it. Raises LockError (exit 7) when another does."""
-    with _held(run_dir / ".lock", "another process is training this run"):
-        yield
-
-
-@contextmanager
-def _held(path: Path, why_not: str, wait: float = 0.0) -> Iterator[None]:
-    until = time.monotonic() + wait
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise LockError(f"{path}: {why_not}. Wait for it to end.") from None
-                time.sleep(SECONDS_BETWEEN_TRIES)
+    with locked(run_dir / ".lock", "another process is training this run"):
         yield
 
 

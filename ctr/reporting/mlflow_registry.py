@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ctr.reporting.mlflow_flavor import BUNDLE, MODEL, save_flavor
+from ctr.reporting.entries import PENDING, MoveAlias, Register, new_id, now_ms
+from ctr.reporting.mlflow_flavor import BUNDLE, MODEL
 from ctr.reporting.mlflow_store import MlflowStore
-from ctr.serving.bundle import BundleManifest, open_bundle
+from ctr.reporting.outbox import Delivery
+from ctr.serving.bundle import open_bundle
 from features.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as the registry lists it.
+
+    Args:
+        version: its number.
+        model_version: tag of that name: the training run that the bundle is of; empty without one.
+        run_id: MLflow's id of the run that holds its artifacts.
+        aliases: that name it.
+    """
+
+    version: str
+    model_version: str
+    run_id: str
+    aliases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,8 @@ class Registry:
 
     Args:
         root: work folder that holds the default store.
+        delivery: of the tracker whose run the bundles belong to: where the store is away, they are registered, and the
+            alias is moved, after what that run logged. None raises StoreAwayError instead.
 
     Example:
         >>> registry = Registry(Path("."))
@@ -41,8 +62,9 @@ class Registry:
         >>> registry.set_alias("quadrank-movielens", "champion", version)
     """
 
-    def __init__(self, root: Path = Path()) -> None:
-        self.store = MlflowStore(root)
+    def __init__(self, root: Path = Path(), delivery: Delivery | None = None) -> None:
+        self.delivery = delivery or Delivery(MlflowStore(root), None)
+        self.store = self.delivery.store
 
     def register(self, bundle: Path, name: str, run_id: str) -> str:
         """Store a bundle in a run and register it as the next version of `name`.
@@ -54,38 +76,28 @@ class Registry:
         Args:
             bundle: its folder.
             name: of the registered model, made when it does not exist.
-            run_id: MLflow's id of the run.
+            run_id: of the tracked run.
+
+        Returns:
+            The version's number, or `pending-…` where it will have one when the store answers again.
 
         Raises:
             DataError: not a bundle, or a changed one.
         """
         opened = open_bundle(bundle)
-        with tempfile.TemporaryDirectory() as scratch:
-            flavor = Path(scratch) / MODEL
-            save_flavor(opened.path, flavor, run_id)
-            self.store.client.log_artifacts(run_id, str(flavor), MODEL)
-        self.store.client.log_artifacts(run_id, str(opened.path), f"{MODEL}/{BUNDLE}")
-        try:
-            self.store.client.create_registered_model(name)
-        except self.store.mlflow.exceptions.MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        made = self.store.client.create_model_version(
-            name,
-            source=f"runs:/{run_id}/{MODEL}",
-            run_id=run_id,
-            tags=_version_tags(opened.manifest),
-        )
-        return str(made.version)
+        entry = Register(id=new_id(), run=run_id, bundle=opened.path.resolve(), name=name)
+        pending = f"{PENDING}{entry.id}"
+        return self.delivery.put(entry).versions.get(pending, pending)
 
     def find_version(self, name: str, model_version: str) -> str | None:
         """The newest version of `name` whose bundle has this model version; None without one."""
-        found = self.store.client.search_model_versions(f"name = '{name}' and tags.model_version = '{model_version}'")
+        with self.store.contact() as client:
+            found = client.search_model_versions(f"name = '{name}' and tags.model_version = '{model_version}'")
         return max((str(version.version) for version in found), key=int, default=None)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let `models:/<name>@<alias>` name this version."""
-        self.store.client.set_registered_model_alias(name, alias, version)
+        self.delivery.put(MoveAlias(name=name, alias=alias, version=version, moment=now_ms()))
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Tag a version, e.g. with what the gate found."""
@@ -95,7 +107,8 @@ class Registry:
     def get_alias(self, name: str, alias: str) -> Registered | None:
         """The version that `models:/<name>@<alias>` names; None without such a model or alias."""
         try:
-            found = self.store.client.get_model_version_by_alias(name, alias)
+            with self.store.contact() as client:
+                found = client.get_model_version_by_alias(name, alias)
         except self.store.mlflow.exceptions.MlflowException as error:
             # SQL stores answer a missing alias with the second code, a missing model with the first.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -117,9 +130,10 @@ class Registry:
         source = self._source(model_uri)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            local = self.store.mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{source}/{BUNDLE}", dst_path=str(folder), tracking_uri=self.store.uri
-            )
+            with self.store.contact():
+                local = self.store.mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{source}/{BUNDLE}", dst_path=str(folder), tracking_uri=self.store.uri
+                )
         except self.store.mlflow.exceptions.MlflowException as error:
             raise ConfigError(f"{model_uri}: {source} holds no bundle: {error.message}") from None
         return Path(local)
@@ -131,21 +145,48 @@ class Registry:
             raise ConfigError(f"{model_uri!r}: write it as models:/NAME@ALIAS or models:/NAME/VERSION.")
         name, alias, version = match.groups()
         try:
-            if alias:
-                version = self.store.client.get_model_version_by_alias(name, alias).version
-            return str(self.store.client.get_model_version_download_uri(name, version))
+            with self.store.contact() as client:
+                if alias:
+                    version = client.get_model_version_by_alias(name, alias).version
+                return str(client.get_model_version_download_uri(name, version))
         except self.store.mlflow.exceptions.MlflowException as error:
             raise ConfigError(f"{model_uri}: not in the registry of {self.store.uri}: {error.message}") from None
 
+    def versions(self, name: str) -> list[Version]:
+        """All versions of `name`, the newest first; empty without such a model."""
+        with self.store.contact() as client:
+            found = client.search_model_versions(f"name = '{name}'")
+            # Lists of versions may come without aliases.
+            aliases = client.get_registered_model(name).aliases if found else {}
+        named = {
+            str(version): tuple(alias for alias, of in aliases.items() if of == version) for version in aliases.values()
+        }
+        listed = [
+            Version(str(one.version), one.tags.get("model_version", ""), one.run_id, named.get(str(one.version), ()))
+            for one in found
+        ]
+        return sorted(listed, key=lambda one: int(one.version), reverse=True)
 
-def _version_tags(manifest: BundleManifest) -> dict[str, str]:
-    metrics = {
-        f"{split}_{name}": str(value) for split, values in manifest.metrics.items() for name, value in values.items()
-    }
-    return {
-        "model_version": manifest.model_version,
-        "feature_set": manifest.feature_set,
-        "contract_fingerprint": manifest.fingerprint,
-        "git_revision": manifest.git_revision,
-        **metrics,
-    }
+    def artifact_bytes(self, run_id: str) -> int:
+        """Bytes of the bundle and flavor that a run holds."""
+        with self.store.contact() as client:
+            return _listed_bytes(client, run_id, MODEL)
+
+    def remove_version(self, name: str, version: Version, artifacts: bool) -> None:
+        """Take a version out of the registry.
+
+        Args:
+            name: of the model.
+            version: without aliases.
+            artifacts: whether its run loses bundle and flavor, too; no other version may be of them.
+        """
+        with self.store.contact() as client:
+            client.delete_model_version(name, version.version)
+            if artifacts:
+                uri = client.get_run(version.run_id).info.artifact_uri
+                self.store.artifacts(uri).delete_artifacts(MODEL)
+
+
+def _listed_bytes(client: Any, run_id: str, folder: str) -> int:
+    found = client.list_artifacts(run_id, folder)
+    return sum(_listed_bytes(client, run_id, one.path) if one.is_dir else int(one.file_size or 0) for one in found)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-import time
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from ctr.reporting.entries import LATER, BeginRun, File, Params, Points, Status, Tag, new_id, now_ms
 from ctr.reporting.mlflow_store import MlflowStore
-from features.errors import ConfigError
+from ctr.reporting.outbox import Delivery, Outbox
+from features.errors import ConfigError, StoreAwayError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +27,13 @@ _LONGEST_TAG = 5000
 class Tracker:
     """Writes one run at a time.
 
+    Where there is an outbox, a store that goes away while a run is open does not end it: what is logged waits, and is
+    sent in order when the store answers again, at the next call or by a later command.
+
     Args:
         root: work folder that holds the default store.
+        outbox: folder of what waits, which need not exist; None raises StoreAwayError instead.
+        begin: whether a run begins only where the store answers, or waits in the outbox with all that follows.
 
     Example:
         >>> tracker = Tracker(Path("."))
@@ -34,13 +41,19 @@ class Tracker:
         ...     tracker.log_curve_point(100, {"auc": 0.71})
     """
 
-    def __init__(self, root: Path = Path()) -> None:
+    def __init__(self, root: Path = Path(), outbox: Path | None = None, begin: Literal["now", "later"] = "now") -> None:
         self.store = MlflowStore(root)
+        self.delivery = Delivery(self.store, None if outbox is None else Outbox(outbox))
+        self._begin = begin
         self._run_id: str | None = None
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the open run. Raises RuntimeError outside of `run` and `resume`."""
+        """MLflow's id of the open run, or `later-…` until MLflow knows it.
+
+        Raises:
+            RuntimeError: outside of `run` and `resume`.
+        """
         if self._run_id is None:
             raise RuntimeError("no MLflow run is open: log inside `with tracker.run(...)`")
         return self._run_id
@@ -64,15 +77,20 @@ class Tracker:
             parent_run_id: nests the run under this one.
 
         Raises:
+            StoreAwayError: the store does not answer, and the run begins now or not at all.
             ConfigError: the store cannot be used, or the experiment was deleted in it.
         """
         nested = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-        run = self.store.client.create_run(
-            self.store.experiment_id(experiment),
-            run_name=run_name,
-            tags={**_origin(tags.get("git_revision")), **tags, **nested},
-        )
-        with self._open(run.info.run_id):
+        tags = {**_origin(tags.get("git_revision")), **tags, **nested}
+        if self._begin == "later":
+            later = f"{LATER}{new_id()}"
+            begun = BeginRun(run=later, experiment=experiment, name=run_name, tags=tags, begun=now_ms())
+            run_id = self.delivery.put(begun).run(later)
+        else:
+            with self.store.contact() as client:
+                made = client.create_run(self.store.experiment_id(experiment), run_name=run_name, tags=tags)
+            run_id = made.info.run_id
+        with self._open(run_id):
             self._log_params(params)
             yield self
 
@@ -81,10 +99,14 @@ class Tracker:
         """Open an existing run again around the block, to add to it.
 
         Raises:
+            StoreAwayError: the store does not answer, and the run goes on now or not at all.
             ConfigError: the tracking store does not know it.
         """
+        running = Status(run=run_id, status="RUNNING", moment=now_ms())
         try:
-            self.store.client.update_run(run_id, status="RUNNING")
+            if self._begin == "now":
+                self.delivery.require_store()
+            self.delivery.put(running)
         except self.store.mlflow.exceptions.MlflowException as error:
             raise ConfigError(
                 f"MLflow run {run_id}: not in the tracking store {self.store.uri} ({error.message}). Set "
@@ -93,11 +115,35 @@ class Tracker:
         with self._open(run_id):
             yield self
 
+    def mark_killed(self, run_id: str) -> None:
+        """End a run that no process will go on with, if it looks alive in a store that knows it and answers."""
+        with suppress(StoreAwayError, self.store.mlflow.exceptions.MlflowException), self.store.contact() as client:
+            if client.get_run(self.delivery.known().run(run_id)).info.status == "RUNNING":
+                self.delivery.put(Status(run=run_id, status="KILLED", moment=now_ms()))
+
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
-        now = int(time.time() * 1000)
-        points = [self.store.mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()]
-        self.store.client.log_batch(self.run_id, metrics=points)
+        numbers = {name: float(value) for name, value in values.items()}
+        self.delivery.put(Points(run=self.run_id, moment=now_ms(), step=step, values=numbers))
+
+    def logged_steps(self, name: str) -> set[int]:
+        """Steps at which the open run has a point of this curve, or one that waits in the outbox.
+
+        Raises:
+            StoreAwayError: the store does not answer, and there is no outbox.
+        """
+        waiting = [] if self.delivery.outbox is None else self.delivery.outbox.waiting()
+        steps = {entry.step for entry in waiting if isinstance(entry, Points) and name in entry.values}
+        run_id = self.delivery.known().run(self.run_id)
+        if run_id.startswith(LATER):
+            return steps
+        try:
+            with self.store.contact() as client:
+                return steps | {point.step for point in client.get_metric_history(run_id, name)}
+        except StoreAwayError:
+            if self.delivery.outbox is None:
+                raise
+            return steps
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Record final numbers."""
@@ -105,15 +151,18 @@ class Tracker:
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Store a plot as `plots/<name>`."""
-        self.store.client.log_figure(self.run_id, figure, f"plots/{name}", save_kwargs={"dpi": 150})
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / name
+            figure.savefig(path, dpi=150)
+            self.log_file(path, "plots")
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file, below `folder` of the run's artifacts."""
-        self.store.client.log_artifact(self.run_id, str(path), folder)
+        self.delivery.put(File(run=self.run_id, path=path, folder=folder))
 
     def set_tag(self, name: str, value: str) -> None:
         """Tag the open run."""
-        self.store.client.set_tag(self.run_id, name, value)
+        self.delivery.put(Tag(run=self.run_id, name=name, value=value))
 
     @contextmanager
     def _open(self, run_id: str) -> Iterator[None]:
@@ -122,22 +171,24 @@ class Tracker:
             yield
         except Exception as error:
             self.set_tag("error", f"{type(error).__name__}: {error}"[:_LONGEST_TAG])
-            self.store.client.set_terminated(run_id, "FAILED")
+            self._end("FAILED")
             raise
         except BaseException:
-            self.store.client.set_terminated(run_id, "KILLED")
+            self._end("KILLED")
             raise
         else:
-            self.store.client.set_terminated(run_id, "FINISHED")
+            self._end("FINISHED")
         finally:
             self._run_id = None
 
+    def _end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        self.delivery.put(Status(run=self.run_id, status=status, moment=now_ms()))
+        self.delivery.send()
+
     def _log_params(self, params: Mapping[str, Any]) -> None:
-        flat = [
-            self.store.mlflow.entities.Param(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)
-        ]
+        flat = [(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
         for start in range(0, len(flat), _PARAMS_A_CALL):
-            self.store.client.log_batch(self.run_id, params=flat[start : start + _PARAMS_A_CALL])
+            self.delivery.put(Params(run=self.run_id, values=dict(flat[start : start + _PARAMS_A_CALL])))
 
 
 def _origin(git_revision: str | None) -> dict[str, str]:

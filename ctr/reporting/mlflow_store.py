@@ -2,6 +2,8 @@
 
 It is `mlflow.db` (SQLite) and `mlartifacts/` in the work folder, or whatever `MLFLOW_TRACKING_URI` names. MLflow is
 imported on first use: it takes seconds, which `quadrank --help` should not.
+
+A store that does not answer is a `StoreAwayError`, within seconds: MLflow's own client tries for minutes.
 """
 
 from __future__ import annotations
@@ -9,13 +11,35 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from features.errors import ConfigError
+from features.errors import ConfigError, StoreAwayError
+
+# Of MLflow's HTTP client, where the user's environment says nothing else: seconds a request, tries after the first.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+# Of the first contact, whatever the environment says: whether anyone answers at all is known after eight seconds.
+FIRST_TIMEOUT = 4
+FIRST_CONTACT = PATIENCE | {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(FIRST_TIMEOUT)}
+# Ports of databases that MLflow can use, where the address names none.
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# Errors of the libraries below MLflow that say that nobody answers, or not now: by package and name, since these
+# packages are MLflow's and not ours to import.
+AWAY = {
+    "requests": {"ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError"},
+    "urllib3": {"HTTPError"},
+    "sqlalchemy": {"OperationalError", "InterfaceError", "TimeoutError"},
+}
+AWAY_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 
 class MlflowStore:
@@ -35,6 +59,8 @@ class MlflowStore:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         import mlflow
 
         for name in ("mlflow", "alembic"):
@@ -43,20 +69,82 @@ class MlflowStore:
 
     @cached_property
     def client(self) -> Any:
-        """The client of an initialised store. Raises ConfigError when the store cannot be used."""
+        """The client of an initialised store, after a first contact of seconds.
+
+        Raises:
+            StoreAwayError: nobody answers there.
+            ConfigError: the store cannot be used.
+        """
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
+        mlflow = self.mlflow
         try:
             # Processes that meet a fresh SQLite store at once break each other's migration.
-            with self._lock():
-                client = self.mlflow.MlflowClient(self.uri, registry)
+            with self._lock(), _environment(FIRST_CONTACT):
+                for uri in {self.uri, registry}:
+                    _knock(uri)
+                client = mlflow.MlflowClient(self.uri, registry)
                 client.search_experiments(max_results=1)
                 client.search_registered_models(max_results=1)
-        except self.mlflow.exceptions.MlflowException as error:
+        except Exception as error:
+            if self.is_away(error):
+                raise StoreAwayError(self._away(error)) from None
+            if not isinstance(error, mlflow.exceptions.MlflowException):
+                raise
             raise ConfigError(
                 f"{self.uri}: the MLflow store cannot be used: {error.message} Start the server, correct "
                 "MLFLOW_TRACKING_URI, or unset it to keep runs in mlflow.db."
             ) from None
         return client
+
+    @property
+    def shown(self) -> str:
+        """Its address, without a password."""
+        return _without_password(self.uri)
+
+    @contextmanager
+    def contact(self) -> Iterator[Any]:
+        """The client, for calls inside the block.
+
+        Raises:
+            StoreAwayError: nobody answers there any more.
+            ConfigError: the store cannot be used.
+        """
+        try:
+            yield self.client
+        except StoreAwayError:
+            raise
+        except Exception as error:
+            if self.is_away(error):
+                self.__dict__.pop("client", None)  # the next call begins with a first contact, which is short
+                raise StoreAwayError(self._away(error)) from None
+            raise
+
+    def artifacts(self, uri: str) -> Any:
+        """The files below an address of artifacts, as MLflow reaches them: list, download, delete."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(uri, tracking_uri=self.uri)
+
+    def is_away(self, error: BaseException) -> bool:
+        """Whether an error says that the store does not answer, and not that it refuses what it was asked."""
+        seen: BaseException | None = error
+        while seen is not None:
+            if isinstance(seen, ConnectionError | TimeoutError) or getattr(seen, "error_code", None) in AWAY_CODES:
+                return True
+            for kind in type(seen).__mro__:
+                if kind.__name__ in AWAY.get(kind.__module__.partition(".")[0], ()):
+                    # SQLite is a file: it answers, but for a moment in which another process writes.
+                    return not self.uri.startswith("sqlite") or "locked" in str(seen)
+            seen = seen.__cause__ or seen.__context__
+        return False
+
+    def _away(self, error: BaseException) -> str:
+        reason = str(error).splitlines()[0]
+        return (
+            f"{self.shown}: the MLflow store does not answer ({reason[:300]}). Start the server, or "
+            "correct MLFLOW_TRACKING_URI, and start the same command again; `--set train.tracking=later` trains "
+            "without it and sends what was logged later."
+        )
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, which is made when it does not exist. Raises ConfigError where it was deleted."""
@@ -82,3 +170,37 @@ class MlflowStore:
         with (folder / "mlflow-store.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables as they are inside the block alone."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _knock(uri: str) -> None:
+    """Open a connection to a database server, and close it. Raises OSError where nobody answers.
+
+    MLflow would try for a minute and a half. HTTP servers may be behind a proxy, and are asked by MLflow's client.
+    """
+    parts = urlsplit(uri)
+    port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+    if parts.hostname and port and parts.scheme.partition("+")[0] in PORTS:
+        try:
+            socket.create_connection((parts.hostname, port), timeout=FIRST_TIMEOUT).close()
+        except OSError as error:
+            raise ConnectionError(f"{parts.hostname}:{port}: {error}") from None
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":…@") if parts.password else uri

@@ -1,7 +1,7 @@
 """The state of a training run on disk: one object, written so that a kill at any moment leaves a valid one.
 
 checkpoint.json                  what state the run is in, and which tensor file belongs to it
-checkpoint-<step>.safetensors    weights, optimizer moments, random number generators
+checkpoint-<step>.safetensors    weights, optimizer moments, sums of losses, random number generators
 best.safetensors                 weights of the best evaluation so far; model.safetensors once the run is done
 curve.jsonl                      one line an evaluation
 """
@@ -13,11 +13,13 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ from features.store.feature_set import FeatureSet, sha256_of
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"
 CURVE = "curve.jsonl"
-FORMAT: Literal[4] = 4
+FORMAT: Literal[5] = 5
 
 # JSON has no NaN: it is written as null.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -81,6 +83,15 @@ class TrainState(BaseModel):
     evaluations_since_best: int = 0
     halvings: int = 0
     curve: list[Evaluation] = []
+
+    @property
+    def last_evaluation(self) -> int:
+        """Steps done at the last evaluation; 0 before the first."""
+        return self.curve[-1].step if self.curve else 0
+
+    def awaits_evaluation(self, steps_an_epoch: int, evaluation_steps: frozenset[int]) -> bool:
+        """Whether an evaluation is due at this step (one of `evaluation_steps` of its epoch) and was not made yet."""
+        return self.step - self.epoch * steps_an_epoch in evaluation_steps and self.step > self.last_evaluation
 
     def record(self, evaluation: Evaluation, metric: str) -> bool:
         """Add an evaluation; returns whether it is the best so far by `metric`."""
@@ -132,11 +143,42 @@ class Identity(Settings):
         )
 
 
+class DamagedCheckpointError(DataError):
+    """A checkpoint is there, but nothing can be continued from it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one step, copied to the memory of the CPU, so that training may go on while it is written.
+
+    Args:
+        state: where the run stands.
+        tensors: all that the next step depends on: `model.*`, `optimizer.*`, `random.*` and `losses`.
+    """
+
+    state: TrainState
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def take(cls, state: TrainState, model: nn.Module, take_step: TrainStep) -> Snapshot:
+        """Copy what a run is now."""
+        packed = _pack(model, take_step)
+        return cls(
+            state.model_copy(deep=True),
+            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in packed.items()},
+        )
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors by their own names."""
+        return _named("model.", self.tensors)
+
+
 class _Record(Settings):
-    format: Literal[4]
+    format: Literal[5]
     identity: Identity
     threads: int
-    tensors: str
+    tensors: str = Field(pattern=r"^checkpoint-[0-9]+\.safetensors$")  # beside the record, never elsewhere
     sha256: str
     state: TrainState
 
@@ -165,10 +207,12 @@ class CheckpointStore:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, state: TrainState, model: nn.Module, take_step: TrainStep) -> None:
-        """Replace the checkpoint and the curve by these."""
-        name = f"checkpoint-{state.step}.safetensors"
-        save_tensors(self.folder / name, _pack(model, take_step))
+    def write(self, snapshot: Snapshot) -> None:
+        """Replace the checkpoint and the curve by these, and the best weights where no evaluation was better."""
+        state, name = snapshot.state, f"checkpoint-{snapshot.state.step}.safetensors"
+        if state.best is not None and state.best.step == state.step:
+            save_tensors(self._best(state), snapshot.weights)
+        save_tensors(self.folder / name, snapshot.tensors)
         record = _Record(
             format=FORMAT,
             identity=self.identity,
@@ -191,26 +235,27 @@ class CheckpointStore:
 
         Raises:
             ConfigError: the checkpoint is of another `Identity`.
-            DataError: it is damaged.
+            DamagedCheckpointError: it is damaged.
 
         Warns:
             UserWarning: it was written with another number of threads. The run goes on, but sums over rows round
                 otherwise: its weights differ in their last digits from those of an uninterrupted run.
         """
+        self._remove_halves()
         path = self.folder / RECORD
         if not path.is_file():
             return None
         try:
             record = _Record.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise DataError(
+            raise DamagedCheckpointError(
                 f"{path}: not a checkpoint of format {FORMAT} ({error.error_count()} problems). "
                 "Train again into a new folder, without --resume."
             ) from None
         self._require_same(record.identity)
         tensors = self.folder / record.tensors
         if not tensors.is_file() or sha256_of(tensors) != record.sha256:
-            raise DataError(
+            raise DamagedCheckpointError(
                 f"{tensors}: missing or changed since the checkpoint was written (sha256 differs). "
                 "Train again into a new folder, without --resume."
             )
@@ -221,12 +266,14 @@ class CheckpointStore:
                 f"the same weights bit by bit, set OMP_NUM_THREADS={record.threads} and resume again.",
                 stacklevel=2,
             )
-        _unpack(load_file(tensors), model, take_step)
+        try:
+            packed = load_file(tensors)
+        except SafetensorError as error:
+            raise DamagedCheckpointError(
+                f"{tensors}: not a file of tensors ({error}). Train again into a new folder, without --resume."
+            ) from None
+        _unpack(packed, model, take_step)
         return record.state
-
-    def save_best(self, state: TrainState, model: nn.Module) -> None:
-        """Keep the weights of `state.best`; call it before `save`, which removes those of an earlier best."""
-        save_tensors(self._best(state), model.state_dict())
 
     def finish(self, state: TrainState, model: nn.Module) -> None:
         """The run is done: publish its best weights as model.safetensors, and load them into the model."""
@@ -234,6 +281,12 @@ class CheckpointStore:
         if self._best(state).is_file():
             self._best(state).replace(self.folder / MODEL)
         model.load_state_dict(load_file(self.folder / MODEL))
+
+    def _remove_halves(self) -> None:
+        """Remove what a killed process was writing: files that had no name of their own yet."""
+        for kind in ("checkpoint", "best", "curve", "model"):
+            for half in self.folder.glob(f".{kind}*"):
+                half.unlink()
 
     def _best(self, state: TrainState) -> Path:
         return self.folder / f"best-{state.best.step if state.best else 0}.safetensors"
@@ -250,6 +303,14 @@ class CheckpointStore:
             )
 
 
+def saved_state(folder: Path) -> TrainState | None:
+    """Where the run in a folder stood when it was last saved, whatever it trained on; None where that is not known."""
+    try:
+        return _Record.model_validate_json((folder / RECORD).read_bytes()).state
+    except (OSError, ValidationError):
+        return None
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file so that readers see the old one or the new one, never half of it."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -257,9 +318,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _pack(model: nn.Module, take_step: TrainStep) -> dict[str, Tensor]:
-    """All tensors of a run under one namespace: `model.*`, `optimizer.*`, `random.*`."""
+    """All tensors of a run under one namespace."""
     packed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     packed |= {f"optimizer.{name}": tensor for name, tensor in take_step.state().items()}
+    packed["losses"] = take_step.losses
     packed["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         packed["random.cuda"] = torch.cuda.get_rng_state()
@@ -267,11 +329,17 @@ def _pack(model: nn.Module, take_step: TrainStep) -> dict[str, Tensor]:
 
 
 def _unpack(packed: dict[str, Tensor], model: nn.Module, take_step: TrainStep) -> None:
-    model.load_state_dict({n.removeprefix("model."): t for n, t in packed.items() if n.startswith("model.")})
-    take_step.load_state({n.removeprefix("optimizer."): t for n, t in packed.items() if n.startswith("optimizer.")})
+    model.load_state_dict(_named("model.", packed))
+    take_step.load_state(_named("optimizer.", packed))
+    take_step.losses.copy_(packed["losses"])
     torch.set_rng_state(packed["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in packed:
         torch.cuda.set_rng_state(packed["random.cuda"])
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _flat(identity: Identity) -> dict[str, Any]:

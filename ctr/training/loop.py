@@ -1,4 +1,4 @@
-"""The training loop: batches in, the best weights out, resumable at every evaluation of the validation rows."""
+"""The training loop: batches in, the best weights out, resumable to the bit at any checkpoint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device, validated, windows
 from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
 from ctr.model.click_model import ClickModel
-from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
+from ctr.training.checkpoint_writer import CheckpointWriter, Schedule
 from ctr.training.optimizer import learning_rate
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
 from features.progress import Progress
 from features.progress import progress as show_progress
+from features.stopping import StopRequest, held
 from features.store.feature_set import FeatureSet, SplitName
 
 __all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict", "predict_tasks"]
@@ -75,9 +77,10 @@ def fit(
 ) -> FitResult:
     """Train `model`, evaluate it on the validation rows on the way, and leave it with the best weights.
 
-    At every evaluation the run is saved: kill it at any time, call again with `resume`, and on a CPU it ends with
-    the same weights, bit by bit. `resume` starts afresh where nothing had been saved, and only loads the best
-    weights where the run was done.
+    The run is saved at every evaluation, and between two of them as `config.checkpoint` says, by a thread that writes
+    a copy: kill it at any time, call again with `resume`, and on a CPU it ends with the same weights, bit by bit. A
+    signal that `features.stopping` listens to ends it after the step in hand, once that is saved. `resume` starts
+    afresh where nothing had been saved, and only loads the best weights where the run was done.
 
     Args:
         model: with tables attached, `config` (its ModelConfig), `outputs(batch)`, `forward(batch) -> logit_B`, and
@@ -85,7 +88,8 @@ def fit(
         feature_set: where rows come from.
         config: settings.
         run_dir: gets model.safetensors, curve.jsonl and the checkpoint (ctr/training/checkpoint.py).
-        on_evaluation: called after each evaluation, once it is saved; may raise StopTraining.
+        on_evaluation: called after each evaluation, while it is saved; may raise StopTraining. A run that is resumed
+            from before that calls it again with the same evaluation.
         progress: how to show it; `features.progress.silent` to not show it.
         resume: continue the run in `run_dir`.
 
@@ -117,44 +121,58 @@ def fit(
     steps = config.epochs * steps_an_epoch
     done = state.epoch * train.rows + state.batch * config.batch_size
     rows, seconds_evaluating, stopped_by_callback = 0, 0.0, False
-    loss_sum, click_loss_sum, last_evaluation = (
-        torch.zeros((), device=device),
-        torch.zeros((), device=device),
-        state.step,
-    )
+    schedule = Schedule(config.checkpoint, state.step)
     model.train()
     with (
         progress("training", config.epochs * train.rows, "rows", done) as bar,
         closing(_windows_left(train, state, config, device, take_step)) as steps_left,
+        CheckpointWriter(store) as writer,
+        held() as stop,
     ):
-        for window in steps_left:
-            rate = learning_rate(config, state.step, steps, state.halvings)
-            loss_sum += take_step(window, rate, state.step)
-            click_loss_sum += take_step.click_loss
-            taken = sum(len(batch) for batch in window)
-            state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
-            bar.advance(taken)
+
+        def save(rate: float) -> None:
+            take_step.check(rate)
+            writer.write(Snapshot.take(state, model, take_step))
+            schedule.saved(state.step)
+
+        # A run that was saved where an evaluation was due begins with it.
+        waiting = [()] if state.awaits_evaluation(steps_an_epoch, evaluation_steps) else []
+        for window in chain(waiting, steps_left):
+            if window:
+                take_step(window, learning_rate(config, state.step, steps, state.halvings), state.step)
+                taken = sum(len(batch) for batch in window)
+                state.step, state.batch, rows = state.step + 1, state.batch + len(window), rows + taken
+                bar.advance(taken)
+            rate = learning_rate(config, state.step - 1, steps, state.halvings)
             if state.step % STEPS_BETWEEN_LOGS == 0:
                 take_step.check(rate)
-            if state.step - state.epoch * steps_an_epoch not in evaluation_steps:
+            if stop.requested:
+                save(rate)
+                stop.obey()
+            if not state.awaits_evaluation(steps_an_epoch, evaluation_steps):
+                if schedule.due(state.step) and not writer.busy:
+                    save(rate)
                 continue
 
             take_step.check(rate)
             evaluation_started = time.monotonic()
+            measured = _validation_metrics(model, valid, weights, device, stop)
+            if measured is None:
+                save(rate)
+                stop.obey()
+                continue
+            losses = take_step.losses / (state.step - state.last_evaluation)
             evaluation = Evaluation(
                 step=state.step,
                 epoch=state.step / steps_an_epoch,
-                train_loss=loss_sum.item() / (state.step - last_evaluation),
-                train_click_loss=click_loss_sum.item() / (state.step - last_evaluation),
+                train_loss=losses[0].item(),
+                train_click_loss=losses[1].item(),
                 learning_rate=rate,
-                **_validation_metrics(model, valid, weights, device),
+                **measured,
             )
-            if state.record(evaluation, config.metric):
-                store.save_best(state, model)
-            store.save(state, model, take_step)
-            loss_sum.zero_()
-            click_loss_sum.zero_()
-            last_evaluation = state.step
+            state.record(evaluation, config.metric)
+            take_step.losses.zero_()
+            save(rate)
             seconds_evaluating += time.monotonic() - evaluation_started
             bar.advance(
                 0, note=f"epoch {evaluation.epoch:.2f}, {config.metric} {evaluation.metrics()[config.metric]:.4f}"
@@ -200,7 +218,9 @@ def predict(
     """
     if device is None:
         device = device_of(model)
-    return _score(model.to(device), Loader(feature_set, split, batch_size), device)
+    scores = _score(model.to(device), Loader(feature_set, split, batch_size), device, StopRequest())
+    assert scores is not None, "nothing stops it"
+    return scores
 
 
 def predict_tasks(model: ClickModel, feature_set: FeatureSet, split: SplitName) -> dict[str, np.ndarray]:
@@ -271,11 +291,13 @@ def _windows_left(
         state.epoch, state.batch = state.epoch + 1, 0
 
 
-def _validation_metrics(model: nn.Module, valid: Loader, weights: np.ndarray, device: torch.device) -> dict[str, float]:
-    """What early stopping watches: rows count by their weight, as they do in the loss."""
-    scores = _score(model, valid, device)
+def _validation_metrics(
+    model: nn.Module, valid: Loader, weights: np.ndarray, device: torch.device, stop: StopRequest
+) -> dict[str, float] | None:
+    """What early stopping watches: rows count by their weight, as they do in the loss. None where a signal stops it."""
+    scores = _score(model, valid, device, stop)
     model.train()
-    return watched_metrics(valid.labels, scores, valid.column("user"), weights)
+    return None if scores is None else watched_metrics(valid.labels, scores, valid.column("user"), weights)
 
 
 def watched_metrics(
@@ -290,12 +312,14 @@ def watched_metrics(
 
 
 @torch.inference_mode()
-def _score(model: nn.Module, loader: Loader, device: torch.device) -> np.ndarray:
+def _score(model: nn.Module, loader: Loader, device: torch.device, stop: StopRequest) -> np.ndarray | None:
     model.eval()
     scores = torch.empty(loader.rows, device=device)
     start = 0
     with closing(on_device(validated(loader.epoch(0)), device)) as batches:
         for batch in batches:
+            if stop.requested:
+                return None
             scores[start : start + len(batch)] = torch.sigmoid(model(batch))
             start += len(batch)
     return scores.cpu().numpy()

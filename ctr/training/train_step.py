@@ -37,6 +37,7 @@ class TrainStep:
 
     Attributes:
         click_loss: log loss of the click in the last step, without the other terms of its loss; a scalar on the device.
+        losses: sums of loss and `click_loss` over the steps since the caller set them to 0; [2] on the device.
 
     Raises:
         ConfigError: `compile` on a CPU.
@@ -53,6 +54,7 @@ class TrainStep:
         self._forward = torch.compile(forward, dynamic=True) if config.compile else forward
         self._device = device
         self.click_loss = torch.zeros((), device=device)
+        self.losses = torch.zeros(2, device=device)
         self._tables = {name: table for name, table in model.named_modules() if isinstance(table, RowTable)}
         self._rows: RowOptimizer | None = None
         if config.table_optimizer != "adam":
@@ -94,6 +96,7 @@ class TrainStep:
             loss += part.detach()
             of_click += click_loss(outputs, batch) * share
         self.click_loss = of_click
+        self.losses += torch.stack([loss, of_click])
         self._guard.watch(step, loss, self._clip())
         self._dense.step()
         if self._rows is not None:

@@ -8,15 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from features.store.disk import disk_error, disk_trouble
+
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a sibling, flush it to disk, and rename it over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a sibling, flush it to disk, and rename it over `path`.
+
+    Raises:
+        DiskError: the disk is full, read-only or over its quota; `path` is as it was.
+    """
     fresh = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(fresh)
         flush(fresh)
         fresh.replace(path)
+    except Exception as error:
+        if trouble := disk_trouble(error):
+            raise disk_error(trouble[0], path) from error
+        raise
     finally:
         fresh.unlink(missing_ok=True)
     flush(path.parent)

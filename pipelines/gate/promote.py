@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ctr.reporting.mlflow_registry import Registry
-from ctr.serving.bundle import open_bundle
+from ctr.serving.bundle import Bundle, open_bundle
 from features.errors import GateError
 from pipelines.gate.judge import judge
 from pipelines.gate.pointers import ALIAS, mend, move_alias, move_current, register, registered_name
@@ -38,11 +39,35 @@ def promote(verdict: Verdict, bundle: Path, workspace: Workspace, console: Conso
     registry = Registry(workspace.root)
     version = register(opened, workspace)
     registry.tag_version(registered_name(opened.manifest.name), version, verdict.tags())
-    against = verdict.champion or "no champion"
-    why = f"passed the gate against {against}"
-    console.print(move_current(opened, workspace, "promote", why, verdict.metrics))
-    console.print(move_alias(opened, version, registry))
+    why = why_promoted(verdict.champion)
+    for done in let_serve(opened, version, registry, workspace, why, verdict.metrics):
+        console.print(done)
     return version
+
+
+def why_promoted(champion: str | None) -> str:
+    """What the history says of a bundle that passed."""
+    return f"passed the gate against {champion or 'no champion'}"
+
+
+def let_serve(
+    bundle: Bundle,
+    version: str,
+    registry: Registry,
+    workspace: Workspace,
+    why: str,
+    metrics: Mapping[str, float],
+) -> list[str]:
+    """Move `CURRENT` to a bundle that passed, write it down, and move the alias; one sentence for each step.
+
+    Args:
+        bundle: that passed.
+        version: of the registered model.
+        registry: where the alias moves, now or when MLflow answers again.
+        workspace: whose pointer moves.
+        why, metrics: for the history.
+    """
+    return [move_current(bundle, workspace, "promote", why, metrics), move_alias(bundle, version, registry)]
 
 
 def promote_bundle(path: Path, workspace: Workspace, rules: GateRules, console: Console) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.bundle import MANIFEST, open_bundle
 from ctr.serving.ranker import Ranker
-from features.errors import ConfigError
+from features.errors import ConfigError, StoreAwayError
 from pipelines.gate.history import Move, as_json, before_current, read_moves
 from pipelines.gate.pointers import (
     ALIAS,
@@ -57,7 +57,7 @@ def rollback(name: str, to: str | None, why: str, workspace: Workspace, console:
     try:
         version = register(bundle, workspace)
         console.print(move_alias(bundle, version, Registry(workspace.root)))
-    except ConfigError as error:
+    except (ConfigError, StoreAwayError) as error:
         # Servers that follow CURRENT are back already: they must not wait for MLflow.
         console.print(f"the alias {ALIAS} did not follow, the next job moves it: {error}", style="yellow", markup=False)
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import OUTBOX, Outbox
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -17,9 +18,14 @@ TRACKED = "mlflow_run_id"
 
 
 def tracked_id(run_dir: Path) -> str | None:
-    """The id of the MLflow run that a run was tracked in; None where it was not tracked."""
+    """The id of the MLflow run that a run was tracked in; None where it was not tracked.
+
+    It is `later-…` while MLflow does not know the run yet.
+    """
     record = run_dir / TRACKED
-    return record.read_text(encoding="utf-8").strip() if record.is_file() else None
+    if not record.is_file():
+        return None
+    return Outbox(run_dir / OUTBOX).known().run(record.read_text(encoding="utf-8").strip())
 
 
 def keep_with_run(
@@ -40,7 +46,7 @@ def keep_with_run(
     run_id = tracked_id(run_dir)
     if run_id is None:
         return
-    tracker = Tracker(workspace.root)
+    tracker = Tracker(workspace.root, run_dir / OUTBOX, begin="later")
     with tracker.resume(run_id):
         for name, figure in (figures or {}).items():
             tracker.log_figure(figure, name)

@@ -24,8 +24,8 @@ class Section:
     html: str
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
-    """The whole HTML document; titles and notes are escaped here."""
+def page(title: str, sections: Sequence[Section], kind: str = "Training report") -> str:
+    """The whole HTML document; titles and notes are escaped here, `kind` stands above the title."""
     named = [(f"section-{number}", section) for number, section in enumerate(sections, start=1)]
     contents = "".join(f'<li><a href="#{name}">{escape(section.title)}</a></li>' for name, section in named)
     body = "\n".join(_section(name, section) for name, section in named)
@@ -38,7 +38,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
 <style>{STYLE}</style>
 </head>
 <body>
-<header><p class="kind">Training report</p><h1>{escape(title)}</h1></header>
+<header><p class="kind">{escape(kind)}</p><h1>{escape(title)}</h1></header>
 <div class="columns">
 <nav aria-label="Contents"><ol>{contents}</ol></nav>
 <main>

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from ctr.evaluation.baselines import optimum_scores, popularity_scores
 from ctr.evaluation.boosting import counters_control, tabular_control
+from ctr.export.latency import rank_latency
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.build import build, describe
-from pipelines.study.latency import rank_latency
 from pipelines.study.peers import peer_scores, require_peers
 from pipelines.study.record import StudyResult, record_study, summary_of
 from pipelines.study.study import Control, Plan, Study, plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ import ctr.training.checkpoint
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.data.loader import Loader
-from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, TrainState
+from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
-from features.store.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet, sha256_of
 from tests.ctr.tiny import TinyModel, tiny_model
 from tests.toy import toy_feature_set
 
@@ -68,8 +69,7 @@ def saved(tmp_path, feature_set, batch) -> tuple[Path, TinyModel, TrainStep]:
     store = open_store(tmp_path, feature_set, model)
     state = TrainState(step=2, epoch=0, batch=2, halvings=1)
     state.record(look(step=2, gauc=math.nan), "auc")
-    store.save_best(state, model)
-    store.save(state, model, take_step)
+    store.write(Snapshot.take(state, model, take_step))
     return tmp_path, model, take_step
 
 
@@ -114,8 +114,7 @@ def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
     state = TrainState(step=5, batch=5)
     state.record(look(step=5), "auc")
     store = open_store(folder, feature_set, model)
-    store.save_best(state, model)
-    store.save(state, model, take_step)
+    store.write(Snapshot.take(state, model, take_step))
     assert sorted(path.name for path in folder.iterdir()) == [
         "best-5.safetensors",
         "checkpoint-5.safetensors",
@@ -127,6 +126,36 @@ def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert {"model.item.weight", "optimizer.dense.0.exp_avg", "random.cpu"} <= set(header)
     assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [5]
+
+
+class Burglar:
+    """A pickle of it writes a file when it is read."""
+
+    def __init__(self, loot: Path):
+        self.loot = loot
+
+    def __reduce__(self):
+        return Path.touch, (self.loot,)
+
+
+def test_a_pickle_in_place_of_the_tensors_is_refused_and_never_runs(saved, feature_set):
+    folder, model, take_step = saved
+    (folder / "checkpoint-2.safetensors").write_bytes(pickle.dumps(Burglar(folder / "loot")))
+    record = json.loads((folder / "checkpoint.json").read_text())
+    record["sha256"] = sha256_of(folder / "checkpoint-2.safetensors")
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"checkpoint-2\.safetensors: not a file of tensors"):
+        open_store(folder, feature_set, model).load(model, take_step)
+    assert not (folder / "loot").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "model.safetensors"])
+def test_a_record_cannot_name_tensors_of_another_place(saved, feature_set, name):
+    folder, model, take_step = saved
+    record = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"tensors": name}))
+    with pytest.raises(DataError, match=r"not a checkpoint of format \d \(1 problems\)"):
+        open_store(folder, feature_set, model).load(model, take_step)
 
 
 def test_an_undefined_metric_is_null_in_the_curve(saved):
@@ -157,8 +186,7 @@ def test_a_kill_between_any_two_writes_leaves_a_valid_checkpoint(saved, feature_
     store = open_store(folder, feature_set, model)
     finished = False
     try:
-        store.save_best(state, model)
-        store.save(state, model, take_step)
+        store.write(Snapshot.take(state, model, take_step))
         finished = True
     except KeyboardInterrupt:
         pass
@@ -223,7 +251,7 @@ def test_every_evaluation_has_a_line_in_the_curve(saved, feature_set):
     state = TrainState(step=4, epoch=0, batch=4, halvings=0)
     for step in (2, 4):
         state.record(look(step=step), "auc")
-    open_store(folder, feature_set, model).save(state, model, take_step)
+    open_store(folder, feature_set, model).write(Snapshot.take(state, model, take_step))
     assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [2, 4]
 
 
@@ -250,8 +278,8 @@ def test_another_number_of_threads_is_said_with_the_way_out(saved, feature_set, 
 def test_a_checkpoint_of_another_format_is_refused(saved, feature_set):
     folder, model, take_step = saved
     record = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 3}))
-    with pytest.raises(DataError, match="not a checkpoint of format 4"):
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"format": 4}))
+    with pytest.raises(DataError, match="not a checkpoint of format 5"):
         open_store(folder, feature_set, model).load(model, take_step)
 
 

@@ -1,137 +1,268 @@
-"""A sweep: what is better, what each trial draws, what is pruned, and two workers on one study."""
+"""A sweep with real trainings: what is tried first, what is pruned, the finalists, feature sets, MLflow."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import yaml
 from rich.console import Console
 
+from ctr.reporting.mlflow_store import MlflowStore
 from features.contract.settings import validate
-from features.errors import ConfigError
+from features.errors import ConfigError, TryAgainError
 from features.simulator.simulate import simulate
 from pipelines.cli.options import settings_of
 from pipelines.job_settings import JobSettings
+from pipelines.report.sweep import report_sweep
 from pipelines.tune import sweep as tune
-from pipelines.tune.space import SearchSpace, load_space
-from pipelines.tune.sweep import Sweep, open_storage, run_sweep
+from pipelines.tune.outcome import Outcome
+from pipelines.tune.search.space import SearchSpace
+from pipelines.tune.sweep import Sweep, run_sweep
+from pipelines.tune.trial import FIRST, RUN, Trials
+from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.standing import ERROR, state_of
+from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
 
-SPACE = {"train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True}, "model.dropout": {"low": 0.0, "high": 0.4}}
+RATE = {"train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True}}
+DROPOUT = {"model.dropout": {"low": 0.0, "high": 0.4}}
 TINY = ["train.epochs=1", "train.batch_size=256", "train.evaluations_per_epoch=2", "train.patience=0"]
 LR = ROOT / "conf" / "model" / "lr.yaml"
-
-
-@pytest.mark.parametrize(
-    ("metric", "better"), [("auc", "maximize"), ("gauc_by_samples", "maximize"), ("log_loss", "minimize")]
-)
-def test_what_is_better_follows_from_the_metric(metric: str, better: str) -> None:
-    space = {"metric": metric, "space": SPACE}
-    assert validate(SearchSpace, space, "tune.yaml").better == better
-    assert validate(SearchSpace, space | {"direction": better}, "tune.yaml").better == better
-    worse = {"maximize": "minimize", "minimize": "maximize"}[better]
-    with pytest.raises(
-        ConfigError, match=f"tune.yaml: .*{worse} would choose the worst model by {metric}.*it is {better}"
-    ):
-        validate(SearchSpace, space | {"direction": worse}, "tune.yaml")
-
-
-def draws(search: SearchSpace, trials: int) -> list[dict[str, float]]:
-    """What a study of one worker draws, none of its trials trained."""
-    study = optuna.create_study()
-    for _ in range(trials):
-        trial = study.ask()
-        study.sampler = search.sampler(trial.number)
-        search.suggest(trial)
-        study.tell(trial, 1.0)
-    return [trial.params for trial in study.trials]
-
-
-@pytest.mark.filterwarnings("error")
-def test_each_trial_has_draws_of_its_own_and_a_seed_repeats_them() -> None:
-    search = validate(SearchSpace, {"space": SPACE, "startup_trials": 5}, "tune.yaml")
-    found = draws(search, 5)
-    assert len({trial["train.learning_rate"] for trial in found}) == 5
-    assert draws(search, 5) == found
-    assert draws(search.model_copy(update={"seed": 2}), 5)[0] != found[0]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     simulate(folder / "raw", rows=6_000, users=150, items=100, seed=1)
-    (folder / "space.json").write_text(json.dumps({"startup_trials": 1, "space": SPACE}))
     return folder
 
 
-def sweep(work: Path, monkeypatch: pytest.MonkeyPatch, study: str, trials: int, **space: object) -> Workspace:
+@pytest.fixture(autouse=True)
+def place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    path = work / f"{study}.json"
-    path.write_text(json.dumps({"startup_trials": 1, "space": SPACE} | space))
-    workspace = Workspace(work)
+
+
+def settings(work: Path, *assignments: str, root: Path | None = None) -> JobSettings:
     data = Path("conf/data/simulated.yaml")
-    source, overrides = settings_of(data, TINY, str(work / "raw"), None, None)
-    settings = JobSettings(source, data, LR, Path("conf/train.yaml"), overrides, workspace, Console(quiet=True))
-    run_sweep(settings, Sweep(study, load_space(path), None, trials))
-    return workspace
+    raw = str((root or work) / "raw")
+    source, overrides = settings_of(data, [*TINY, *assignments], raw, None, None)
+    return JobSettings(source, data, LR, Path("conf/train.yaml"), overrides, Workspace(work), Console(quiet=True))
+
+
+def space(**content: Any) -> SearchSpace:
+    shape = {"startup_trials": 1, "schedule": "none", "space": RATE | DROPOUT}
+    return validate(SearchSpace, shape | content, "tune.yaml")
+
+
+def run(work: Path, study: str, trials: int, *assignments: str, **content: Any) -> Outcome:
+    return run_sweep(settings(work, *assignments), Sweep(study, space(**content), None, trials))
+
+
+def load(work: Path, study: str) -> optuna.Study:
+    shared = SharedStorage.of(None, study, Workspace(work), Lease())
+    return optuna.load_study(study_name=study, storage=shared.open())
+
+
+@pytest.fixture(scope="module")
+def screened(work: Path) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        found = run(work, "screened", 4, schedule="screen", screen={"best": 2, "seeds": 2, "share": 0.5})
+        report_sweep(found, settings(work))
+    return found
+
+
+def test_the_first_trial_has_the_current_settings(screened: Outcome) -> None:
+    first = screened.trials[0]
+    assert first.params == {"train.learning_rate": 0.002, "model.dropout": 0.1} and first.user_attrs[FIRST]
+    assert [one.user_attrs.get(FIRST) for one in screened.trials[1:]] == [None] * 3
+
+
+def test_the_screen_trains_each_finalist_in_full_with_each_seed(screened: Outcome) -> None:
+    """Two best, and the current settings where they are not among them, which are always compared with."""
+    settings_of_finals = {one.user_attrs["of"] for one in screened.finals}
+    assert 0 in settings_of_finals and len(settings_of_finals) in (2, 3)
+    assert {(one.user_attrs["of"], one.user_attrs["seed"]) for one in screened.finals} == {
+        (number, seed) for number in settings_of_finals for seed in (1, 2)
+    }
+    ranks = sorted(screened.trials, key=lambda one: -one.values[0])
+    assert {one.number for one in ranks[:2]} <= settings_of_finals
+
+
+def test_the_screen_spends_rows_of_a_share_of_the_users_first(screened: Outcome) -> None:
+    searched = {one.user_attrs["rows"] for one in screened.trials}
+    in_full = {one.user_attrs["rows"] for one in screened.finals}
+    assert len(searched) == len(in_full) == 1
+    assert 0.3 < searched.pop() / in_full.pop() < 0.7
+    assert screened.rows == sum(one.user_attrs["rows"] for one in (*screened.trials, *screened.finals))
+
+
+def test_the_winner_is_the_best_mean_over_seeds(screened: Outcome) -> None:
+    means = {
+        number: sum(values) / len(values)
+        for number in {one.user_attrs["of"] for one in screened.finals}
+        for values in [[one.values[0] for one in screened.finals if one.user_attrs["of"] == number]]
+    }
+    best = max(means, key=means.__getitem__)
+    assert (screened.winner.trial, screened.winner.trainings) == (best, 2)
+    assert screened.winner.value == pytest.approx(means[best])
+    interval = screened.winner.interval
+    assert interval is not None and interval.low < screened.winner.value < interval.high
+    assert (screened.winner.gain is None) == (best == 0)
+
+
+def test_the_best_settings_are_a_preset_with_the_command_that_trains_it(screened: Outcome, work: Path) -> None:
+    text = screened.path.read_text()
+    content = yaml.safe_load(text)
+    assert content["model"]["dropout"] == pytest.approx(screened.winner.params["model.dropout"])
+    assert content["train"]["learning_rate"] == pytest.approx(screened.winner.params["train.learning_rate"])
+    assert screened.command in text and f"--model {screened.path}" in screened.command
+
+
+def test_mlflow_has_one_parent_with_each_trial_and_training_below_it(screened: Outcome, work: Path) -> None:
+    client = MlflowStore(work).client
+    parent = client.get_run(screened.parent)
+    children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{screened.parent}'")
+    stages = sorted((one.data.tags["stage"], int(one.data.tags["trial"])) for one in children)
+    assert stages == [("final", n) for n in range(len(screened.finals))] + [("search", n) for n in range(4)]
+    assert {(one.info.status, one.data.tags["trial_state"]) for one in children} == {("FINISHED", "complete")}
+    assert all({"trial.rows", "trial.seconds", "trial.peak_mib"} <= set(one.data.metrics) for one in children)
+    assert len({one.data.tags["worker"] for one in children}) == 1
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["best.model.dropout"] == str(screened.winner.params["model.dropout"])
+    assert parent.data.metrics["rows_spent"] == screened.rows
+
+
+def test_mlflow_has_page_figures_and_best_settings_of_the_study(screened: Outcome, work: Path) -> None:
+    client = MlflowStore(work).client
+    files = {
+        one.path for folder in ("plots", "report", "best") for one in client.list_artifacts(screened.parent, folder)
+    }
+    assert files == {
+        "plots/history.png", "plots/importance.png", "plots/slices.png", "plots/parallel_coordinates.png",
+        "report/screened.html", "best/screened.best.yaml",
+    }  # fmt: skip
+
+
+def test_the_summary_is_json(screened: Outcome) -> None:
+    told = json.loads(json.dumps(screened.summary()))
+    assert told["trials"] == {"complete": 4} and told["ended"] == "trials"
+    assert told["best"]["trial"] == screened.winner.trial and told["rows_spent"] == screened.rows
+
+
+def test_a_study_that_has_its_trials_trains_nothing_again(screened: Outcome, work: Path) -> None:
+    again = run(work, "screened", 4, schedule="screen", screen={"best": 2, "seeds": 2, "share": 0.5})
+    assert [one.number for one in again.trials] == [0, 1, 2, 3]
+    assert len(again.finals) == len(screened.finals) and again.winner == screened.winner
+
+
+def test_another_space_under_the_same_name_is_refused(screened: Outcome, work: Path) -> None:
+    with pytest.raises(ConfigError, match=r"space model.dropout: 0.0\.\.0.4 in the study, 0.0\.\.0.5 now"):
+        run(
+            work, "screened", 4, schedule="screen", screen={"share": 0.5},
+            space=RATE | {"model.dropout": {"low": 0.0, "high": 0.5}},
+        )  # fmt: skip
+
+
+def test_other_settings_under_the_same_name_are_refused(screened: Outcome, work: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.epochs: 1 in the study, 2 now"):
+        run(work, "screened", 4, "train.epochs=2", schedule="screen", screen={"share": 0.5})
+
+
+def test_the_best_of_another_study_are_tried_after_the_current_settings(screened: Outcome, work: Path) -> None:
+    sweep = Sweep("followed", space(), None, 3, from_study="screened", take=2)
+    found = run_sweep(settings(work), sweep)
+    ranked = sorted(screened.trials, key=lambda one: -one.values[0])[:2]
+    assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
+    assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
+
+
+def test_a_study_to_follow_must_exist(work: Path) -> None:
+    with pytest.raises(ConfigError, match="--from-study nothing: no such study"):
+        run_sweep(settings(work), Sweep("follows", space(), None, 1, from_study="nothing"))
 
 
 def test_a_trial_that_is_pruned_is_recorded_as_pruned(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second trial is worse than the first at its second evaluation; the pruner goes by the median there."""
     values = iter([0.7, 0.8, 0.6, 0.5])
-    monkeypatch.setattr(optuna.trial.Trial, "report", reporting(optuna.trial.Trial.report, values))
-    workspace = sweep(work, monkeypatch, "pruned", 2)
-    found = optuna.load_study(study_name="pruned", storage=open_storage(None, "pruned", workspace))
-    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "PRUNED"]
-    assert found.best_trial.number == 0
+    report = optuna.trial.Trial.report
+    monkeypatch.setattr(optuna.trial.Trial, "report", lambda trial, _, step: report(trial, next(values), step))
+    found = run(work, "pruned", 2, schedule="median")
+    assert [one.state.name for one in found.trials] == ["COMPLETE", "PRUNED"] and found.winner.trial == 0
+    client = MlflowStore(work).client
+    experiment = client.get_run(found.parent).info.experiment_id
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{found.parent}'")
+    assert {one.data.tags["trial"]: one.data.tags["trial_state"] for one in children} == {
+        "0": "complete",
+        "1": "pruned",
+    }
 
 
-def reporting(report, values):
-    return lambda trial, value, step: report(trial, next(values), step)
+def test_settings_of_the_data_have_a_feature_set_each_apart_from_the_current_one(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw").symlink_to(work / "raw")
+    searched = {"data.history.max_len": {"choices": [20, 64]}}
+    found = run(tmp_path, "data", 2, sampler="grid", space=searched)
+    assert [one.params for one in found.trials] == [{"data.history.max_len": 64}, {"data.history.max_len": 20}]
+    built = {path.parent.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("MANIFEST.json")}
+    assert built == {"feature_sets/simulated", ".cache/feature_sets/simulated"}
+    assert len(list(tmp_path.rglob("MANIFEST.json"))) == 2
+    assert ("--set data.history.max_len=" in found.command) is True
+    with pytest.raises(ConfigError, match=r"unknown key 'history.maxlen'. Did you mean 'max_len'"):
+        run(tmp_path, "data", 2, space={"data.history.maxlen": {"choices": [20, 64]}})
 
 
-def test_a_study_of_another_direction_is_not_joined(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep(work, monkeypatch, "turned", 1)
-    with pytest.raises(ConfigError, match=r"study 'turned': its direction is maximize.*another name with --study"):
-        sweep(work, monkeypatch, "turned", 1, metric="log_loss")
+def test_settings_that_cannot_be_trained_are_a_failed_trial_with_the_reason(work: Path) -> None:
+    """The current settings can be; a batch of more rows than there are cannot."""
+    found = run(work, "failed", 2, sampler="grid", space={"train.batch_size": {"choices": [256, 100_000]}})
+    assert [state_of(one, found.trials) for one in found.trials] == ["complete", "failed"]
+    assert "Set train.batch_size between 2 and" in found.trials[1].user_attrs[ERROR]
+    assert found.summary()["trials"] == {"complete": 1, "failed": 1}
 
 
-def test_a_loss_is_minimised(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = sweep(work, monkeypatch, "loss", 2, metric="log_loss")
-    found = optuna.load_study(study_name="loss", storage=open_storage(None, "loss", workspace))
-    assert found.best_value == min(trial.value for trial in found.trials)
+def test_a_trial_that_would_not_fit_into_memory_is_refused_with_the_figure(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.tune.trial.free_bytes", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"none of 1 trials was trained to its end.*needs about 0.0 GiB of memory"):
+        run(work, "large", 1)
 
 
-def test_two_workers_share_a_study(work: Path, tmp_path: Path) -> None:
-    """Started together on a feature set that is not built yet: neither fails, and no two trials are alike."""
-    command = [sys.executable, "-m", "pipelines", "tune", "--data", str(ROOT / "conf/data/simulated.yaml"),
-               "--root", str(work / "raw"), "--work", str(tmp_path), "--model", str(LR), "--study", "shared",
-               "--trials", "2", "--space", str(work / "space.json"), "--json"]  # fmt: skip
-    command += [part for one in TINY for part in ("--set", one)]
-    workers = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
-    ]
-    ended = [worker.communicate() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], ended
-    study = optuna.load_study(study_name="shared", storage=open_storage(None, "shared", Workspace(tmp_path)))
-    assert [trial.number for trial in study.trials] == [0, 1, 2, 3]
-    assert "FAIL" not in {trial.state.name for trial in study.trials}
-    assert len({json.dumps(trial.params, sort_keys=True) for trial in study.trials}) == 4
-    assert len({trial.params["train.learning_rate"] for trial in study.trials}) == 4
-    summaries = [json.loads(out.splitlines()[-1]) for out, _ in ended]
-    assert summaries[0]["run_id"] == summaries[1]["run_id"]  # one MLflow run over all trials
-    assert len(list((tmp_path / "feature_sets" / "simulated").glob("*/MANIFEST.json"))) == 1
-    trials = {path.parent for path in (tmp_path / "runs").rglob("config.json")}
-    assert len(trials) == 4 and {path.parent.name for path in trials} == {"shared"}
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM comes once the first trial has its settings."""
+    trained = Trials._trained
+
+    def ended(self: Trials, trial: optuna.Trial, *rest: Any) -> Any:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(30)
+        return trained(self, trial, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "_trained", ended)
+        yield
 
 
-def test_the_feature_set_is_built_once_for_all_trials(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_ends_a_sweep_with_75_and_leaves_its_trial_in_the_queue(work: Path, stopped: None) -> None:
+    with pytest.raises(TryAgainError, match=r"study 'stopped': asked to end.*the same command goes on"):
+        run(work, "stopped", 1)
+    assert [one.state.name for one in load(work, "stopped").trials] == ["FAIL"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_current_feature_set_is_built_once_for_all_trials(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     build = tune.build
 
@@ -140,5 +271,29 @@ def test_the_feature_set_is_built_once_for_all_trials(work: Path, monkeypatch: p
         return build(source, workspace, wait)
 
     monkeypatch.setattr(tune, "build", counted)
-    sweep(work, monkeypatch, "once", 2)
+    run(work, "once", 2)
     assert built == [tune.LONGEST_WAIT]
+
+
+def test_two_workers_share_a_study(work: Path, tmp_path: Path) -> None:
+    """Started together on a feature set that is not built yet: neither fails, and no two trials are alike."""
+    (tmp_path / "space.json").write_text(json.dumps({"startup_trials": 1, "schedule": "none", "space": RATE | DROPOUT}))
+    command = [sys.executable, "-m", "pipelines", "tune", "--data", str(ROOT / "conf/data/simulated.yaml"),
+               "--root", str(work / "raw"), "--work", str(tmp_path), "--model", str(LR), "--study", "shared",
+               "--trials", "4", "--space", str(tmp_path / "space.json"), "--json"]  # fmt: skip
+    command += [part for one in TINY for part in ("--set", one)]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    ended = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ended
+    study = load(tmp_path, "shared")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    assert len({trial.params["train.learning_rate"] for trial in study.trials}) == 4
+    summaries = [json.loads(out.splitlines()[-1]) for out, _ in ended]
+    assert summaries[0]["run_id"] == summaries[1]["run_id"]  # one MLflow run over all trials
+    assert summaries[0]["best"] == summaries[1]["best"]
+    assert len(list((tmp_path / "feature_sets" / "simulated").glob("*/MANIFEST.json"))) == 1
+    trials = {path.parent for path in (tmp_path / "runs").rglob("config.json")}
+    assert len(trials) == 4 and {path.parent.name for path in trials} == {"shared"}
+    assert {trial.user_attrs[RUN] for trial in study.trials} == {str(path.resolve()) for path in trials}

@@ -10,15 +10,16 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ctr.config import ModelConfig
+from ctr.data.feature_tables import frozen_tables
 from ctr.export.onnx_export import export_request_graph
 from ctr.export.parity import random_requests
 from ctr.export.row_request import RowRequest
 from ctr.export.serving_graph import RequestGraph
+from ctr.model.click_model import ClickModel
 from ctr.serving.bundle import RANKER
 from ctr.serving.ranker import graph_inputs, open_session
 from ctr.training.checkpoint import MODEL
 from features.store.feature_set import FeatureSet
-from pipelines.job.fitting import new_model
 
 CANDIDATES, REQUESTS, WARMUP = 100, 60, 10
 
@@ -31,7 +32,8 @@ def rank_latency(config: ModelConfig, run: Path, feature_set: FeatureSet) -> flo
         run: folder of its weights.
         feature_set: it was trained on.
     """
-    model = new_model(config, feature_set, seed=0)
+    model = ClickModel(config, feature_set.schema)
+    model.attach(frozen_tables(feature_set))
     model.load_state_dict(load_file(run / MODEL))
     graph, schema = RequestGraph(model.eval()), feature_set.schema
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,228 @@
+"""What is told to an MLflow store, one entry a call: each can be kept in a file, and sent twice with one effect.
+
+An entry has its own moment or its own id, so that the store can tell a repetition from something new: a point of a
+curve is one row by (name, moment, step, value), a run and a registered version are found by the id in their tags.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ctr.reporting.mlflow_flavor import BUNDLE, MODEL, save_flavor
+from ctr.reporting.mlflow_store import MlflowStore
+from ctr.serving.bundle import BundleManifest, open_bundle
+
+BEGUN_BY = "quadrank.begun_by"  # tag of a run: id of the entry that began it
+REGISTERED_BY = "registered_by"  # tag of a version: id of the entry that registered it
+LATER = "later-"  # begins the id of a run that MLflow does not know yet
+PENDING = "pending-"  # begins the number of a version that is not registered yet
+
+
+def new_id() -> str:
+    """An id that no other entry has."""
+    return uuid.uuid4().hex
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
+
+
+class Known(BaseModel):
+    """What the store has answered to earlier entries.
+
+    Args:
+        runs: MLflow's ids of runs that began as `later-…`.
+        versions: numbers of versions that were `pending-…`.
+    """
+
+    runs: dict[str, str] = {}
+    versions: dict[str, str] = {}
+
+    def run(self, run_id: str) -> str:
+        """MLflow's id of a run."""
+        return self.runs.get(run_id, run_id)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BeginRun(_Entry):
+    """Begin a run. `run` is its id until MLflow gives it one."""
+
+    kind: Literal["begin"] = "begin"
+    run: str
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    begun: int
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Create it, or find it where an earlier call created it and its answer was lost."""
+        with store.contact() as client:
+            experiment = store.experiment_id(self.experiment)
+            found = client.search_runs([experiment], f"tags.`{BEGUN_BY}` = '{self.run}'", max_results=1)
+            if not found:
+                tags = {**self.tags, BEGUN_BY: self.run}
+                found = [client.create_run(experiment, self.begun, tags, self.name)]
+            known.runs[self.run] = str(found[0].info.run_id)
+
+
+class Points(_Entry):
+    """One point of each of some curves."""
+
+    kind: Literal["points"] = "points"
+    run: str
+    moment: int
+    step: int
+    values: dict[str, float]
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Add them; a point of the same moment, step and value is one with that before."""
+        with store.contact() as client:
+            metric = store.mlflow.entities.Metric
+            points = [metric(name, value, self.moment, self.step) for name, value in self.values.items()]
+            client.log_batch(known.run(self.run), metrics=points)
+
+
+class Params(_Entry):
+    """Settings of a run, at most a hundred."""
+
+    kind: Literal["params"] = "params"
+    run: str
+    values: dict[str, str]
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Record them."""
+        with store.contact() as client:
+            params = [store.mlflow.entities.Param(name, value) for name, value in self.values.items()]
+            client.log_batch(known.run(self.run), params=params)
+
+
+class Tag(_Entry):
+    """One tag of a run."""
+
+    kind: Literal["tag"] = "tag"
+    run: str
+    name: str
+    value: str
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Set it."""
+        with store.contact() as client:
+            client.set_tag(known.run(self.run), self.name, self.value)
+
+
+class Status(_Entry):
+    """The state of a run, and when it came to it."""
+
+    kind: Literal["status"] = "status"
+    run: str
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+    moment: int
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Set it."""
+        with store.contact() as client:
+            if self.status == "RUNNING":
+                client.update_run(known.run(self.run), status=self.status)
+            else:
+                client.set_terminated(known.run(self.run), self.status, self.moment)
+
+
+class File(_Entry):
+    """A file that becomes an artifact in `folder`; the outbox keeps a copy of it."""
+
+    kind: Literal["file"] = "file"
+    run: str
+    path: Path
+    folder: str | None
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Copy it into the run's artifacts."""
+        with store.contact() as client:
+            client.log_artifact(known.run(self.run), str(self.path), self.folder)
+
+
+class Register(_Entry):
+    """A bundle that becomes the next version of a registered model; it is read where it lies."""
+
+    kind: Literal["register"] = "register"
+    id: str
+    run: str
+    bundle: Path
+    name: str
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Copy the bundle into the run's artifacts and register them, unless an earlier call has.
+
+        Raises:
+            DataError: not a bundle, or a changed one.
+        """
+        opened = open_bundle(self.bundle)
+        run_id = known.run(self.run)
+        with store.contact() as client:
+            found = client.search_model_versions(f"name = '{self.name}' and tags.{REGISTERED_BY} = '{self.id}'")
+            if not found:
+                with tempfile.TemporaryDirectory() as scratch:
+                    flavor = Path(scratch) / MODEL
+                    save_flavor(opened.path, flavor, run_id)
+                    client.log_artifacts(run_id, str(flavor), MODEL)
+                client.log_artifacts(run_id, str(opened.path), f"{MODEL}/{BUNDLE}")
+                make_model(store, self.name)
+                tags = {**version_tags(opened.manifest), REGISTERED_BY: self.id}
+                found = [client.create_model_version(self.name, f"runs:/{run_id}/{MODEL}", run_id, tags)]
+            known.versions[f"{PENDING}{self.id}"] = str(found[0].version)
+
+
+class MoveAlias(_Entry):
+    """Let an alias of a registered model name a version."""
+
+    kind: Literal["alias"] = "alias"
+    name: str
+    alias: str
+    version: str
+    moment: int
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Move it, unless it was moved at a later moment than this: what waited a day must not undo what came since."""
+        moved = f"{self.alias}.moved_ms"
+        with store.contact() as client:
+            if int(client.get_registered_model(self.name).tags.get(moved, 0)) > self.moment:
+                return
+            version = known.versions.get(self.version, self.version)
+            client.set_registered_model_alias(self.name, self.alias, version)
+            client.set_registered_model_tag(self.name, moved, str(self.moment))
+
+
+Entry = Annotated[BeginRun | Points | Params | Tag | Status | File | Register | MoveAlias, Field(discriminator="kind")]
+
+
+def make_model(store: MlflowStore, name: str) -> None:
+    """Make a registered model where there is none of this name."""
+    try:
+        store.client.create_registered_model(name)
+    except store.mlflow.exceptions.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def version_tags(manifest: BundleManifest) -> dict[str, str]:
+    """Tags of the version that a bundle becomes."""
+    metrics = {
+        f"{split}_{name}": str(value) for split, values in manifest.metrics.items() for name, value in values.items()
+    }
+    return {
+        "model_version": manifest.model_version,
+        "feature_set": manifest.feature_set,
+        "contract_fingerprint": manifest.fingerprint,
+        "git_revision": manifest.git_revision,
+        **metrics,
+    }

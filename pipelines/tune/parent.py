@@ -1,0 +1,68 @@
+"""The one MLflow run of a study: made by whichever worker comes first, and filled by the one that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.mlflow_sweeps import STUDY
+from pipelines.job_settings import JobSettings
+from pipelines.revision import git_revision
+from pipelines.tune.search.space import SearchSpace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARENT_RUN = "mlflow_run_id"
+
+
+def parent_run(study: optuna.Study, settings: JobSettings, search: SearchSpace) -> str:
+    """The study's MLflow run; its id is kept in the study, so that the trials of all workers are its children.
+
+    Call it while holding the lock of the study.
+    """
+    known = study.user_attrs.get(PARENT_RUN)
+    if known:
+        return str(known)
+    tracker = Tracker(settings.workspace.root)
+    with tracker.run(
+        experiment=f"quadrank-{settings.source.contract.name}",
+        run_name=f"sweep {study.study_name}",
+        tags={"git_revision": git_revision(), STUDY: study.study_name},
+        params={"model_file": str(settings.model), "search": search.model_dump(mode="json")},
+    ):
+        run_id = tracker.run_id
+    study.set_user_attr(PARENT_RUN, run_id)
+    return run_id
+
+
+def record_parent(
+    settings: JobSettings,
+    run_id: str,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+    files: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Log what came out of a study to its MLflow run.
+
+    Args:
+        settings: whose workspace has the store.
+        run_id: of the study.
+        metrics: final numbers.
+        params: the best trial's settings; kept as tags `best.NAME`, since a later worker may better them.
+        files: paths by folder of the artifacts.
+        figures: by file name.
+    """
+    tracker = Tracker(settings.workspace.root)
+    with tracker.resume(run_id):
+        tracker.log_metrics(metrics)
+        for name, value in params.items():
+            tracker.set_tag(f"best.{name}", str(value))
+        for folder, path in files.items():
+            tracker.log_file(path, folder)
+        for name, figure in figures.items():
+            tracker.log_figure(figure, name)

@@ -1,0 +1,119 @@
+"""From drawn values to the settings of a job, and back: what the current settings are in terms of the space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ctr.config import Preset
+from features.contract.contract import Contract
+from features.contract.settings import merge, validate
+from features.errors import ConfigError
+from pipelines.job_settings import JobSettings
+from pipelines.source import Source
+from pipelines.tune.search.definition import resolved
+from pipelines.tune.search.ranges import Range
+from pipelines.tune.search.space import DATA, SearchSpace, by_section
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What one trial trains: `preset` on the rows of `source`."""
+
+    preset: Preset
+    source: Source
+
+
+def with_values(settings: JobSettings, values: Mapping[str, Any]) -> Resolved:
+    """The settings of a job with drawn values on top: `{"train.epochs": 2, "data.history.max_len": 50}`.
+
+    Raises:
+        ConfigError: a value cannot be used, alone or beside the others.
+    """
+    sections = by_section(values)
+    data = sections.pop(DATA, None)
+    preset = settings.changed(sections).preset()
+    if data is None:
+        return Resolved(preset, settings.source)
+    content = merge(settings.source.contract.model_dump(mode="json"), data)
+    contract = validate(Contract, content, f"{settings.contract_file} with {_listed(values)}")
+    return Resolved(preset, replace(settings.source, contract=contract))
+
+
+def current_settings(settings: JobSettings) -> dict[str, Any]:
+    """Model, training and data as they are without a sweep, nested by section, as JSON has them.
+
+    Raises:
+        ConfigError: as `JobSettings.preset`.
+    """
+    preset = settings.preset().model_dump(mode="json")
+    return {**preset, DATA: settings.source.contract.model_dump(mode="json", exclude={"root", "truth"})}
+
+
+def current_by_name(settings: JobSettings) -> dict[str, Any]:
+    """`current_settings` by dotted name."""
+    found = current_settings(settings)
+    return resolved(found["model"], found["train"], found[DATA])
+
+
+def reaching_current(search: SearchSpace, settings: JobSettings) -> tuple[SearchSpace, dict[str, Any], list[str]]:
+    """The space, widened to hold the current settings; their values in it; a line for each range that was widened.
+
+    A setting whose `when` does not hold now has no value.
+
+    Raises:
+        ConfigError: a data key that the contract does not have, or a value that no range reaches.
+    """
+    nested, by_name = current_settings(settings), current_by_name(settings)
+    space, values, lines = dict(search.space), dict[str, Any](), list[str]()
+    for name, found in search.ordered().items():
+        if not found.applies({**by_name, **values}):
+            continue
+        value = _at(nested, name)
+        try:
+            wider = found.reaching(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"{name}: {error}, and the current settings are the first trial. Change its range, or give it another "
+                "value with --set."
+            ) from None
+        if wider is not found:
+            lines.append(f"{name} is {value} now: its range reaches from {_ends(found)} to it")
+        space[name], values[name] = wider, value
+    return search.model_copy(update={"space": space}), values, lines
+
+
+def require_settings(settings: JobSettings, search: SearchSpace) -> None:
+    """Read the settings at the ends of each range before the first trial.
+
+    Raises:
+        ConfigError: a value that a setting cannot have.
+    """
+    settings.preset()
+    for name, found in search.space.items():
+        for value in found.ends():
+            try:
+                with_values(settings, {name: value})
+            except ConfigError as error:
+                raise ConfigError(f"a value of the search space cannot be used: {name} = {value}: {error}") from None
+
+
+def _at(nested: Mapping[str, Any], name: str) -> Any:
+    node: Any = nested
+    for key in name.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            raise ConfigError(
+                f"{name}: the current settings have no value there. Set it in the contract, or search a key above it "
+                "by `choices` of whole sections."
+            )
+        node = node[key]
+    return node
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items() if name.startswith(f"{DATA}."))
+
+
+def _ends(found: Range) -> str:
+    return found.described()

@@ -1,0 +1,182 @@
+"""The storage that the workers of a study share: a journal file, or a database by URL; and one lock for all workers."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from sqlalchemy.engine import make_url
+
+from features.errors import ConfigError, LockError, TryAgainError
+from pipelines.tune.workers.leases import Lease
+from pipelines.workspace import TUNE, Workspace
+
+LONGEST_WAIT = 3600.0  # seconds for another worker to build a feature set, or to hold the lock
+SECONDS_BETWEEN_TRIES = 0.05
+SECONDS_TO_CONNECT = 10
+POSTGRESQL, SQLITE = "postgresql", "sqlite"
+# A worker whose host is gone holds the lock until the server notices: after a minute, not after two hours.
+_KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+
+
+@dataclass(frozen=True)
+class SharedStorage:
+    """Where a study is kept, and how its workers take turns.
+
+    Args:
+        study: its name.
+        url: of a database; None for a journal file.
+        journal: that file, and the place of the lock where the storage is no PostgreSQL.
+        lease: how often a worker says that it is alive.
+    """
+
+    study: str
+    url: str | None
+    journal: Path
+    lease: Lease
+
+    @classmethod
+    def of(cls, storage: str | None, study: str, workspace: Workspace, lease: Lease) -> SharedStorage:
+        """The storage of `--storage`: a database URL or a journal file; default `runs/tune/<study>.journal`.
+
+        Raises:
+            ConfigError: a database other than PostgreSQL and SQLite, or PostgreSQL without its driver.
+        """
+        journal = workspace.runs / TUNE / f"{study}.journal"
+        if storage is None or "://" not in storage:
+            return cls(study, None, Path(storage) if storage else journal, lease)
+        return cls(study, _database(storage), journal, lease)
+
+    @property
+    def beats(self) -> bool:
+        """Whether Optuna itself finds trials of dead workers, by a heartbeat in the database."""
+        return self.url is not None
+
+    @property
+    def shown(self) -> str:
+        """The storage as messages name it, without a password."""
+        return str(self.journal) if self.url is None else make_url(self.url).render_as_string(hide_password=True)
+
+    def open(self) -> optuna.storages.BaseStorage:
+        """The storage; made where it is new. Call it while holding the lock: two at once break each other's tables.
+
+        Raises:
+            TryAgainError: it cannot be reached (exit 75).
+        """
+        with self.reached():
+            if self.url is None:
+                self.journal.parent.mkdir(parents=True, exist_ok=True)
+                backend = optuna.storages.journal.JournalFileBackend(str(self.journal))
+                return optuna.storages.JournalStorage(backend)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
+                return optuna.storages.RDBStorage(
+                    self.url,
+                    engine_kwargs={**_connecting(self.url), "pool_pre_ping": True},
+                    heartbeat_interval=self.lease.interval,
+                    grace_period=self.lease.grace,
+                )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study for one worker: to make it, to draw a trial, to put a lost one back.
+
+        It is an advisory lock of PostgreSQL, which ends with the connection, or a lock of a file, which ends with the
+        process.
+
+        Raises:
+            LockError: another worker still holds it after `LONGEST_WAIT`.
+            TryAgainError: the database cannot be reached (exit 75).
+        """
+        if self.url is not None and make_url(self.url).get_backend_name() == POSTGRESQL:
+            with self._database_lock(self.url):
+                yield
+            return
+        with self.reached():
+            self.journal.parent.mkdir(parents=True, exist_ok=True)
+            file = self.journal.with_name(f"{self.journal.name}.turn").open("w")
+        with file:
+            until = time.monotonic() + LONGEST_WAIT
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        raise LockError(f"{file.name}: another worker of {self.study!r} holds it.") from None
+                    time.sleep(SECONDS_BETWEEN_TRIES)
+            yield
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Explain a storage that cannot be reached, or is lost in the middle. Raises TryAgainError (exit 75)."""
+        try:
+            yield
+        except (sqlalchemy.exc.DBAPIError, StorageInternalError) as error:
+            # What the driver says first is enough: SQLAlchemy adds the statement and a link.
+            cause = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+            raise TryAgainError(
+                f"{self.shown}: the storage of study {self.study!r} cannot be used: {cause}. Start the database, or "
+                "correct --storage, and start the command again: trials that ended are kept."
+            ) from None
+        except OSError as error:
+            place = None if error.filename is None else Path(error.filename)
+            if place is None or self.journal.parent not in (place, place.parent):
+                raise
+            raise TryAgainError(
+                f"{error.filename}: the storage of study {self.study!r} cannot be used: {error.strerror}. Name a "
+                "journal file that can be written with --storage."
+            ) from None
+
+    @contextmanager
+    def _database_lock(self, url: str) -> Iterator[None]:
+        key = int.from_bytes(hashlib.sha256(self.study.encode()).digest()[:8], "big", signed=True)
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool, **_connecting(url))
+        with self.reached():
+            connection = engine.connect()
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+        try:
+            yield
+        finally:
+            connection.close()
+            engine.dispose()
+
+
+def _database(storage: str) -> str:
+    try:
+        url = make_url(storage)
+    except sqlalchemy.exc.ArgumentError:
+        raise ConfigError(f"--storage {storage}: not the address of a database.") from None
+    backend = "postgresql" if url.drivername.partition("+")[0] == "postgres" else url.drivername.partition("+")[0]
+    if backend == SQLITE:
+        return storage
+    if backend != POSTGRESQL:
+        raise ConfigError(
+            f"--storage {url.render_as_string()}: workers share PostgreSQL (postgresql://USER@HOST/NAME), or on one "
+            "machine a journal file, which needs no database."
+        )
+    url = url.set(drivername="postgresql+psycopg")
+    try:
+        sqlalchemy.create_engine(url)
+    except ModuleNotFoundError:
+        raise ConfigError(
+            '--storage postgresql://…: needs psycopg, which is not installed. pip install "quadrank[tune]" brings it.'
+        ) from None
+    return url.render_as_string(hide_password=False)
+
+
+def _connecting(url: str) -> dict[str, Any]:
+    if make_url(url).get_backend_name() != POSTGRESQL:
+        return {}
+    return {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT, "options": _KEEPALIVES}}

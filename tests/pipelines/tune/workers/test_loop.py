@@ -1,0 +1,179 @@
+"""Workers of one study, as real processes on a journal file: none of their trials is lost, none is run twice."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from features.errors import ConfigError
+from pipelines.tune.workers.leases import WORKER, Lease
+from pipelines.tune.workers.loop import ENDED
+from pipelines.tune.workers.standing import ERROR, PREVIOUS, RETRIES, counted, state_of
+from tests.pipelines.cli.test_commands import ROOT
+from tests.pipelines.tune.stub_worker import worker
+
+INTERVAL, GRACE = 1, 5
+
+
+def start(folder: Path, wanted: int, seconds: float, storage: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.pipelines.tune.stub_worker", storage, str(folder), str(wanted),
+               str(seconds), str(INTERVAL), str(GRACE)]  # fmt: skip
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(*processes: subprocess.Popen[str]) -> list[int]:
+    told = [process.communicate(timeout=240) for process in processes]
+    assert all("Traceback" not in error for _, error in told), told
+    return [process.returncode for process in processes]
+
+
+def until(process: subprocess.Popen[str], word: str) -> int:
+    """The number of the trial of the first line that begins so."""
+    assert process.stdout is not None
+    return next(int(line.split()[1]) for line in process.stdout if line.startswith(word))
+
+
+def trials_of(folder: Path) -> list[FrozenTrial]:
+    return worker(None, folder, 1, 0.0, Lease(), []).study.get_trials()
+
+
+def distinct(trials: list[FrozenTrial]) -> set[tuple[object, ...]]:
+    return {tuple(sorted(one.params.items())) for one in trials}
+
+
+def test_trials_are_the_studys_total_over_all_starts(tmp_path: Path) -> None:
+    worker(None, tmp_path, 2, 0.0, Lease(), []).work()
+    worker(None, tmp_path, 5, 0.0, Lease(), []).work()
+    worker(None, tmp_path, 5, 0.0, Lease(), []).work()
+    found = trials_of(tmp_path)
+    assert [one.state for one in found] == [TrialState.COMPLETE] * 5 and len(distinct(found)) == 5
+
+
+def test_a_killed_worker_s_trial_is_run_by_another_one(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a trial; the other worker waits for the lease to run out and takes it over."""
+    dying = start(tmp_path, 6, 30.0)
+    number = until(dying, "drew")
+    dying.send_signal(signal.SIGKILL)
+    dying.wait()
+    others = [start(tmp_path, 6, 0.1) for _ in range(2)]
+    assert ended(*others) == [0, 0]
+    dying.communicate()
+    found = trials_of(tmp_path)
+    assert Counter(state_of(one, found) for one in found) == {"complete": 6, "retried": 1}
+    again = next(one for one in found if one.user_attrs.get(PREVIOUS) == number)
+    assert again.params == found[number].params and again.user_attrs[RETRIES] == 1
+    assert len(distinct(counted(found))) == 6
+
+
+def test_a_worker_that_is_asked_to_end_leaves_its_trial_in_the_queue(tmp_path: Path) -> None:
+    stopped = start(tmp_path, 3, 30.0)
+    number = until(stopped, "drew")
+    stopped.send_signal(signal.SIGTERM)
+    assert ended(stopped) == [75]
+    assert TrialState.RUNNING not in {one.state for one in trials_of(tmp_path)}
+    worker(None, tmp_path, 3, 0.0, Lease(), []).work()
+    found = trials_of(tmp_path)
+    assert Counter(state_of(one, found) for one in found) == {"complete": 3, "retried": 1}
+    assert next(one for one in found if one.user_attrs.get(PREVIOUS) == number).user_attrs[RETRIES] == 0
+
+
+def test_who_was_lost_is_told_once(tmp_path: Path) -> None:
+    first = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    for state, attributes in ((TrialState.FAIL, {}), (TrialState.FAIL, {RETRIES: 1}), (TrialState.FAIL, {ERROR: "x"})):
+        first.study.add_trial(optuna.create_trial(state=state, user_attrs=attributes))
+    lost: list[tuple[int, str]] = []
+    worker(None, tmp_path, 5, 0.0, Lease(), lost).work()
+    assert lost == [(0, "retried")]
+
+
+def test_an_explained_failure_counts_and_the_worker_goes_on(tmp_path: Path) -> None:
+    one = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    tried = one.objective
+
+    def failing(trial, drawn):
+        value = tried(trial, drawn)
+        if trial.number == 0:
+            trial.set_user_attr(ERROR, "no such thing")
+            raise ConfigError("no such thing")
+        return value
+
+    object.__setattr__(one, "objective", failing)
+    one.work()
+    found = trials_of(tmp_path)
+    assert [state_of(trial, found) for trial in found] == ["failed", "complete"]
+
+
+def test_a_late_worker_does_not_undo_what_another_one_did(tmp_path: Path) -> None:
+    """It was silent for too long: its trial was failed and queued again while it still worked on it."""
+    late = worker(None, tmp_path, 1, 0.0, Lease(), [])
+    other = worker(None, tmp_path, 1, 0.0, Lease(), [])
+    tried = late.objective
+
+    def overtaken(trial, drawn):
+        value = tried(trial, drawn)
+        if trial.number == 0:
+            other.study.tell(0, state=TrialState.FAIL)
+            other.work()
+        return value
+
+    object.__setattr__(late, "objective", overtaken)
+    late.work()
+    found = trials_of(tmp_path)
+    assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
+
+
+def test_a_failure_that_nobody_explained_ends_the_worker(tmp_path: Path) -> None:
+    broken = worker(None, tmp_path, 1, 0.0, Lease(), [])
+
+    def failing(trial, drawn):
+        raise RuntimeError("unexpected")
+
+    object.__setattr__(broken, "objective", failing)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        broken.work()
+
+
+def test_an_ended_study_gets_no_new_trials(tmp_path: Path) -> None:
+    one = worker(None, tmp_path, 1, 0.0, Lease(), [])
+    one.work()
+    one.study.set_user_attr(ENDED, "noise")
+    worker(None, tmp_path, 9, 0.0, Lease(), []).work()
+    assert len(trials_of(tmp_path)) == 1
+
+
+def test_four_workers_on_a_fresh_store_share_the_trials(tmp_path: Path) -> None:
+    assert ended(*(start(tmp_path, 8, 0.05) for _ in range(4))) == [0] * 4
+    found = trials_of(tmp_path)
+    assert [one.state for one in found] == [TrialState.COMPLETE] * 8
+    assert len(distinct(found)) == 8 and len({one.user_attrs[WORKER] for one in found}) > 1
+
+
+@pytest.mark.slow
+def test_four_workers_on_a_fresh_store_twenty_times(tmp_path: Path) -> None:
+    for repetition in range(20):
+        folder = tmp_path / str(repetition)
+        assert ended(*(start(folder, 8, 0.01) for _ in range(4))) == [0] * 4
+        assert [one.state for one in trials_of(folder)] == [TrialState.COMPLETE] * 8
+
+
+@pytest.mark.slow
+def test_two_workers_and_twenty_trials_with_one_killed(tmp_path: Path) -> None:
+    killed, other = start(tmp_path, 20, 0.5), start(tmp_path, 20, 0.5)
+    for _ in range(3):
+        until(killed, "ended")
+    until(killed, "drew")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    again = start(tmp_path, 20, 0.5)
+    assert ended(other, again) == [0, 0]
+    killed.communicate()
+    found = trials_of(tmp_path)
+    assert Counter(state_of(one, found) for one in found) == {"complete": 20, "retried": 1}
+    assert len(distinct(counted(found))) == 20

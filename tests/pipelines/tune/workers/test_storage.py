@@ -1,0 +1,79 @@
+"""The storage of a study: which there are, what is said of one that is away, one lock for all workers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from features.errors import ConfigError, TryAgainError
+from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.storage import SharedStorage
+from pipelines.workspace import Workspace
+
+
+def of(storage: str | None, folder: Path) -> SharedStorage:
+    return SharedStorage.of(storage, "daily", Workspace(folder), Lease())
+
+
+def test_a_study_has_a_journal_of_its_own_by_default(tmp_path: Path) -> None:
+    found = of(None, tmp_path)
+    assert found.journal == tmp_path / "runs" / "tune" / "daily.journal" and not found.beats
+    assert of(str(tmp_path / "x.journal"), tmp_path).journal == tmp_path / "x.journal"
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("mysql://someone:secret@host/db", r"mysql://someone:\*\*\*@host/db: workers share PostgreSQL"),
+        ("nothing at all://", "not the address of a database"),
+    ],
+)
+def test_another_database_is_refused_without_its_password(storage: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        of(storage, tmp_path)
+
+
+def test_a_journal_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shared = of(str(tmp_path / "file" / "x.journal"), tmp_path)
+    with pytest.raises(TryAgainError, match=r"Name a journal file that can be written with --storage"), shared.lock():
+        pass
+
+
+def test_postgresql_without_its_driver_says_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"needs psycopg, which is not installed.*quadrank\[tune\]"):
+        of("postgresql://host/db", tmp_path)
+
+
+def test_a_database_that_is_away_is_told_without_its_password(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg", reason="psycopg, the driver of PostgreSQL, is not installed")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        shared = of(f"postgresql://someone:secret@127.0.0.1:{taken.getsockname()[1]}/db", tmp_path)
+        with pytest.raises(TryAgainError) as told, shared.lock():
+            pass
+    assert told.value.exit_code == 75
+    assert "someone:***@127.0.0.1" in str(told.value) and "secret" not in str(told.value)
+    assert "trials that ended are kept" in str(told.value)
+
+
+def test_one_worker_at_a_time_has_the_lock(tmp_path: Path) -> None:
+    """The second one is let in when the first one leaves, and not before."""
+    first, second = of(None, tmp_path), of(None, tmp_path)
+    seen: list[str] = []
+
+    def enter() -> None:
+        with second.lock():
+            seen.append("second")
+
+    waiting = threading.Thread(target=enter)
+    with first.lock():
+        waiting.start()
+        waiting.join(0.3)
+        seen.append("first leaves")
+    waiting.join(10)
+    assert seen == ["first leaves", "second"]
