@@ -18,6 +18,7 @@ from features.store.atomic import write_text
 from features.store.pointer import CURRENT
 
 HISTORY = "HISTORY.jsonl"
+_FIELDS = {"from": "before", "to": "after"}  # by their names in a line, of which Python reserves the first
 Action = Literal["promote", "rollback", "found"]
 FOUND_WHY = "CURRENT had moved without a line here: the process that moved it ended, or it was moved by hand"
 
@@ -85,8 +86,9 @@ def read_moves(bundles: Path) -> list[Move]:
     moves = []
     for number, line in enumerate(lines, start=1):
         try:
-            moves.append(Move(**json.loads(line)))
-        except (ValueError, TypeError):
+            content = json.loads(line)
+            moves.append(Move(**{_FIELDS.get(name, name): value for name, value in content.items()}))
+        except (ValueError, TypeError, AttributeError):
             raise DataError(
                 f"{path}: line {number} is no move of {CURRENT}: {line[:80]!r}. Take the line out, or the file away."
             ) from None
@@ -95,22 +97,23 @@ def read_moves(bundles: Path) -> list[Move]:
 
 def add_move(bundles: Path, move: Move) -> None:
     """Write one more line. The file is replaced whole, so that a reader finds all lines or all but the last."""
-    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in (*read_moves(bundles), move)]
+    lines = [json.dumps(one, ensure_ascii=False) for one in as_json([*read_moves(bundles), move])]
     write_text(bundles / HISTORY, "\n".join(lines) + "\n")
 
 
 def before_current(moves: list[Move], current: str) -> str | None:
-    """The bundle that served before `current` was promoted; None where that is not known.
+    """The bundle that served before `current` came; None where that is not known.
 
     Going back twice goes back two promotions, since a rollback is none.
     """
-    promoted = [one for one in moves if one.action == "promote" and one.after == current and one.before != current]
-    return promoted[-1].before if promoted else None
+    came = [one for one in moves if one.action != "rollback" and one.after == current]
+    return came[-1].before if came else None
 
 
 def as_json(moves: list[Move]) -> list[dict[str, Any]]:
-    """The moves as JSON has them."""
-    return [asdict(one) for one in moves]
+    """The moves as JSON has them, where `before` and `after` are `from` and `to`."""
+    names = {field: name for name, field in _FIELDS.items()}
+    return [{names.get(field, field): value for field, value in asdict(one).items()} for one in moves]
 
 
 def who() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ctr.evaluation.paired import paired_differences
 from ctr.evaluation.slices import Slice, slices
 from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
 from ctr.serving.ranker import Ranker
-from features.errors import ConfigError, DataError, NumericalError
+from features.errors import ConfigError, DataError, NumericalError, StoreAwayError
 from features.monitor.drift.compare import RowSelection, compare
 from features.monitor.profile.file import PROFILE, load_profile
 from features.store.atomic import write_text
@@ -66,8 +67,14 @@ def judge(bundle: Path, workspace: Workspace, rules: GateRules, console: Console
     """
     opened = open_bundle(bundle)
     feature_set = feature_set_of(opened.manifest, workspace)
-    with champion_folder(opened.manifest.name, workspace) as champion:
-        verdict = _Gate(opened, feature_set, champion if rules.compare else None, workspace, rules).verdict()
+    with ExitStack() as stack:
+        champion, unknown = None, None
+        if rules.compare:
+            try:
+                champion = stack.enter_context(champion_folder(opened.manifest.name, workspace))
+            except StoreAwayError as error:
+                unknown = str(error)
+        verdict = _Gate(opened, feature_set, champion, unknown, workspace, rules).verdict()
     console.print(verdict_table(verdict))
     write_verdict(verdict, opened, workspace)
     return verdict
@@ -99,6 +106,7 @@ class _Gate:
         bundle: the challenger, verified.
         feature_set: that it was trained on.
         folder: of the champion; None without one.
+        unknown: why it is not known whether there is a champion; None where it is.
         workspace: whose feature sets are compared.
         rules: bounds.
     """
@@ -106,6 +114,7 @@ class _Gate:
     bundle: Bundle
     feature_set: FeatureSet
     folder: Path | None
+    unknown: str | None
     workspace: Workspace
     rules: GateRules
 
@@ -132,7 +141,13 @@ class _Gate:
         return Verdict(manifest.model_version, name, tuple(findings), len(rows.place_N), metrics)
 
     def _champion(self, findings: list[Finding]) -> Ranker | None:
-        """The champion, loaded; where it cannot be, a finding that refuses: nothing can be said against it."""
+        """The champion, loaded; where it cannot be, a finding that refuses: nothing can be said against it.
+
+        Where no pointer names one and the registry does not answer, a warning: a job must not wait for MLflow.
+        """
+        if self.unknown is not None:
+            reason = f"compared with nothing: no CURRENT is here, and {self.unknown}"
+            findings.append(Finding("champion", False, None, "is known", reason, refuses=False))
         if self.folder is None:
             return None
         try:

@@ -81,6 +81,8 @@ def move_current(
 ) -> str:
     """Let `CURRENT` name a bundle, and write the move down; returns what was done, in one sentence.
 
+    Where both are so already, nothing is done.
+
     Args:
         bundle: one that passed the gate, or that one goes back to.
         workspace: its `bundles/<name>/CURRENT` moves if the bundle is in that folder.
@@ -95,9 +97,9 @@ def move_current(
         return f"{bundles / CURRENT} does not change: the bundle is in another folder"
     with workspace.lock(f"{name}.pointers", WAIT):
         before, moves = current_name(bundles), read_moves(bundles)
-        pointer = point_at(bundles, bundle.path.name)
         if before == bundle.path.name and moves and moves[-1].after == before:
-            return f"{pointer} is {before} already"
+            return f"{bundles / CURRENT} names {before} already"
+        pointer = point_at(bundles, bundle.path.name)
         add_move(bundles, move_to(bundle.manifest, action, before, bundle.path.name, why, metrics))
     return f"{pointer} is now {bundle.path.name}"
 

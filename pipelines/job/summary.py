@@ -42,7 +42,7 @@ class Summary:
     slices: list[dict[str, Any]] = field(default_factory=list)
     top_lists: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `run`: what each did, why, and its seconds
-    gate: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)  # of `run`: the verdict, as docs/gate.md has it
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""

@@ -142,8 +142,8 @@ def test_what_passes_the_gate_becomes_champion_and_current(job, work):
     beside = {"CURRENT", "NEWEST", "HISTORY.jsonl", f"{run_id}.gate.json"}
     assert {path.name for path in bundles.iterdir()} == {run_id, *beside}
     (moved,) = (json.loads(line) for line in (bundles / "HISTORY.jsonl").read_text().splitlines())
-    assert (moved["action"], moved["before"], moved["after"]) == ("promote", None, run_id)
-    assert job[1]["gate"]["passed"] is True and champion.tags["gate"] == "passed"
+    assert (moved["action"], moved["from"], moved["to"]) == ("promote", None, run_id)
+    assert job[1]["gate"]["passed"] is True
     assert (bundles / "CURRENT").read_text() == job[1]["run_id"] == (bundles / "NEWEST").read_text()
     run = client.get_run(champion.run_id)
     assert run.data.tags["gate"] == "passed"

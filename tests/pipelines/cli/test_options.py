@@ -20,7 +20,7 @@ SIMULATED = ["--data", "conf/data/simulated.yaml"]
         (["inspect-embeddings", *SIMULATED], "model", "data"),
         (["inspect-embeddings", *SIMULATED], "train", "data"),
         (["train", *SIMULATED], "drift", "data, model, train"),
-        (["run", *SIMULATED], "serve", "data, model, train"),
+        (["run", *SIMULATED], "serve", "data, model, train, gate"),
         (["tune", *SIMULATED, "--study", "s"], "tune", "data, model, train"),
         (["rank", "--bundle", "b"], "model", "serve"),
         (["drift", "--base", "a", "--new", "b"], "train", "drift"),

@@ -124,12 +124,12 @@ def test_a_line_of_the_history_tells_who_when_and_what(workspace: Workspace, sto
     serve("a", workspace, store)
     serve("b", workspace, store)
     first, last = (json.loads(line) for line in (workspace.bundles("toy") / HISTORY).read_text().splitlines())
-    assert first["before"] is None
+    assert first["from"] is None
     assert last["when"].endswith("+00:00") and "@" in last["who"]
-    assert {key: last[key] for key in ("action", "before", "after", "why", "metrics", "git_revision")} == {
+    assert {key: last[key] for key in ("action", "from", "to", "why", "metrics", "git_revision")} == {
         "action": "promote",
-        "before": "a",
-        "after": "b",
+        "from": "a",
+        "to": "b",
         "why": "good",
         "metrics": {"auc": 0.7},
         "git_revision": METADATA.git_revision,
@@ -361,7 +361,7 @@ def test_the_list_tells_the_moves_and_what_is_here(workspace: Workspace, store: 
     serve("a", workspace, store)
     console = Console(record=True, width=120)
     found = list_moves("toy", workspace, console)
-    assert (found["current"], found["bundles"]) == ("a", ["a", "b", "c"]) and found["history"][0]["after"] == "a"
+    assert (found["current"], found["bundles"]) == ("a", ["a", "b", "c"]) and found["history"][0]["to"] == "a"
     assert "serves now: a; here: a, b, c" in console.export_text()
     with pytest.raises(ConfigError, match="holds no bundle"):
         list_moves("other", workspace, QUIET)
@@ -375,8 +375,22 @@ def test_a_line_that_is_no_move_is_named(workspace: Workspace, store: Store) -> 
         read_moves(workspace.bundles("toy"))
 
 
-def test_a_bundle_that_was_promoted_over_itself_is_not_the_one_before() -> None:
+def test_a_move_that_is_made_already_is_made_once(workspace: Workspace, store: Store) -> None:
+    serve("a", workspace, store)
+    said = serve("a", workspace, store)
+    assert "names a already" in said[0] and len(read_moves(workspace.bundles("toy"))) == 1
+
+
+def test_a_line_that_was_added_later_tells_the_way_back_too(
+    workspace: Workspace, store: Store, loads: list[str]
+) -> None:
+    serve("a", workspace, store)
+    point_at(workspace.bundles("toy"), "b")
+    assert back(workspace)["to"] == "a"
+
+
+def test_the_bundle_before_is_known_of_what_came_and_not_of_what_was_gone_back_to() -> None:
     manifest: Any = METADATA
-    steps = ((None, "a"), ("a", "b"), ("b", "b"))
-    moves = [move_to(manifest, "promote", before, after, "") for before, after in steps]
+    steps: list[tuple[Any, str | None, str]] = [("promote", None, "a"), ("promote", "a", "b"), ("rollback", "b", "a")]
+    moves = [move_to(manifest, action, before, after, "") for action, before, after in steps]
     assert before_current(moves, "b") == "a" and before_current(moves, "a") is None
