@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctr.evaluation.bootstrap import paired_difference
-from ctr.evaluation.metrics import gauc_by_samples, log_loss
+from ctr.evaluation.bootstrap import UserDraws, paired_difference
+from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from ctr.evaluation.paired import paired_differences
 from features.errors import NumericalError
 
@@ -50,6 +50,24 @@ def test_the_interval_of_auc_is_that_of_the_paired_bootstrap() -> None:
     assert found["auc"] == pytest.approx(paired_difference(labels, scores, other, clusters=users, seed=3))
     for name in ("group_auc", "log_loss"):
         assert found[name].low < found[name].value < found[name].high
+
+
+def test_the_interval_of_groups_is_that_of_their_users_drawn() -> None:
+    """The same by loops: each group by its own AUC, each user by how often they are drawn."""
+    labels, scores, users, groups = rows(600)
+    other = np.clip(scores + 0.3 * np.random.default_rng(1).normal(size=len(scores)), 0, 1)
+    found = paired_differences(labels, scores, other, groups, clusters=users, seed=3)["group_auc"]
+    gained, weight = np.zeros(150), np.zeros(150)
+    for group in np.unique(groups):
+        mine = groups == group
+        if 0 < labels[mine].sum() < mine.sum():
+            first, second = (auc(labels[mine], one[mine]) for one in (scores, other))
+            gained[users[mine][0]] += (first - second) * mine.sum()
+            weight[users[mine][0]] += mine.sum()
+    seen = np.unique(users)
+    drawn = [times @ gained[seen] / (times @ weight[seen]) for times in UserDraws(users).by_user(3)]
+    assert found.value == pytest.approx(gained.sum() / weight.sum())
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
 
 
 def test_intervals_of_equal_scores_are_nothing() -> None:
