@@ -62,6 +62,9 @@ def tracking(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             except OSError:
                 assert server.poll() is None, (folder / "log").read_text()
                 time.sleep(0.5)
+        # A busy machine answers the first calls of a fresh server later than a command waits for its first contact.
+        for call in ("experiments/search?max_results=1", "registered-models/search?max_results=1"):
+            urllib.request.urlopen(f"{address}/api/2.0/mlflow/{call}", timeout=120).close()
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
