@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-TRY_AGAIN = 75  # exit code of what ended by SIGTERM: the same command goes on
+from features.errors import TryAgainError
+
+TRY_AGAIN = TryAgainError.exit_code
 SECONDS_TO_SAVE = 9.0  # a scheduler sends SIGKILL after 10 or more
 
 

@@ -35,12 +35,20 @@ class Workspace:
         """`<run id>/` training runs; `tune/<study>/<run id>/` the trials of sweeps."""
         return self.root / "runs"
 
+    def job(self, name: str, model: str) -> Path:
+        """What the stages of `quadrank run` did last, of one data contract and model file."""
+        return self.root / "jobs" / name / f"{model}.json"
+
     def bundles(self, name: str) -> Path:
         """`<run id>/` bundles of one data contract, and two pointers.
 
         `CURRENT` names the bundle that passed the gate last, `NEWEST` the bundle that was exported last.
         """
         return self.root / "bundles" / name
+
+    def status(self, name: str) -> Path:
+        """How the last job of one data contract ended, for whoever watches it."""
+        return self.root / "status" / name
 
     def new_run(self, name: str) -> Path:
         """Make the folder of a new run: time (UTC), contract name and a random tail, so that names sort by time."""

@@ -14,7 +14,7 @@ FOLDERS = sorted({path.parent for path in (*MODULES, *MEASURING, *(ROOT / "tools
 FLOORS = {
     "features": "contract store sources encoding checks fitting point_in_time requests vectors monitor build",
     "ctr": "data kernels history trees towers model evaluation training serving export diagnosis reporting",
-    "pipelines": "project operate job tune study inspect report serving cli",
+    "pipelines": "project operate job stages tune study inspect report serving cli",
 }
 # Beside the path of the data: only `pipelines` imports these, and of their floor they import its own files and `also`.
 BESIDE = {"simulator": {"simulator"}, "datasets": {"datasets", "contract"}}

@@ -25,7 +25,7 @@ from tools.lock import NEEDS_OF_TORCH
 ROOT = Path(__file__).resolve().parent.parent
 # Small, but enough that the gate has no reason to refuse.
 JOB = ["ROWS=100000", "USERS=1000", "ITEMS=600", "SET=train.batch_size=256 train.epochs=2"]
-SERVES, TRAINS = "pipelines.inspect.rank", "pipelines.job.run"
+SERVES, TRAINS = "pipelines.inspect.rank", "pipelines.stages.run"
 NOT_SERVING = ("torch", "mlflow", "optuna", "sklearn", "scipy", "numba")
 REPEATS = 5
 # What would lead from the environment back to the checkout, or to another registry.

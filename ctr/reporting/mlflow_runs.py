@@ -7,14 +7,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ctr.reporting.entries import LATER, BeginRun, File, Params, Points, Status, Tag, new_id, now_ms
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
-from features.errors import ConfigError
+from features.errors import ConfigError, StoreAwayError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,10 +115,35 @@ class Tracker:
         with self._open(run_id):
             yield self
 
+    def mark_killed(self, run_id: str) -> None:
+        """End a run that no process will go on with, if it looks alive in a store that knows it and answers."""
+        with suppress(StoreAwayError, self.store.mlflow.exceptions.MlflowException), self.store.contact() as client:
+            if client.get_run(self.delivery.known().run(run_id)).info.status == "RUNNING":
+                self.delivery.put(Status(run=run_id, status="KILLED", moment=now_ms()))
+
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
         numbers = {name: float(value) for name, value in values.items()}
         self.delivery.put(Points(run=self.run_id, moment=now_ms(), step=step, values=numbers))
+
+    def logged_steps(self, name: str) -> set[int]:
+        """Steps at which the open run has a point of this curve, or one that waits in the outbox.
+
+        Raises:
+            StoreAwayError: the store does not answer, and there is no outbox.
+        """
+        waiting = [] if self.delivery.outbox is None else self.delivery.outbox.waiting()
+        steps = {entry.step for entry in waiting if isinstance(entry, Points) and name in entry.values}
+        run_id = self.delivery.known().run(self.run_id)
+        if run_id.startswith(LATER):
+            return steps
+        try:
+            with self.store.contact() as client:
+                return steps | {point.step for point in client.get_metric_history(run_id, name)}
+        except StoreAwayError:
+            if self.delivery.outbox is None:
+                raise
+            return steps
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Record final numbers."""

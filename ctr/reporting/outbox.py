@@ -162,6 +162,10 @@ class Delivery:
         self._wait = FIRST_WAIT
         self._next_try = 0.0
 
+    def known(self) -> Known:
+        """What the store has answered so far to entries that had to wait."""
+        return Known() if self.outbox is None else self.outbox.known()
+
     def put(self, entry: Entry) -> Known:
         """Send an entry, or keep it; returns what the store has answered so far.
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -181,7 +182,7 @@ class _Record(Settings):
     format: Literal[5]
     identity: Identity
     threads: int
-    tensors: str
+    tensors: str = Field(pattern=r"^checkpoint-[0-9]+\.safetensors$")  # beside the record, never elsewhere
     sha256: str
     state: TrainState
 
@@ -269,7 +270,13 @@ class CheckpointStore:
                 f"the same weights bit by bit, set OMP_NUM_THREADS={record.threads} and resume again.",
                 stacklevel=2,
             )
-        _unpack(load_file(tensors), model, take_step)
+        try:
+            packed = load_file(tensors)
+        except SafetensorError as error:
+            raise DamagedCheckpointError(
+                f"{tensors}: not a file of tensors ({error}). Train again into a new folder, without --resume."
+            ) from None
+        _unpack(packed, model, take_step)
         return record.state
 
     def load_best(self, state: TrainState) -> dict[str, Tensor]:
@@ -302,6 +309,14 @@ class CheckpointStore:
                 f"{ours[key]!r}. Resume with the settings and the feature set it was started with, or train "
                 "into a new folder without --resume."
             )
+
+
+def saved_state(folder: Path) -> TrainState | None:
+    """Where the run in a folder stood when it was last saved, whatever it trained on; None where that is not known."""
+    try:
+        return _Record.model_validate_json((folder / RECORD).read_bytes()).state
+    except (OSError, ValidationError):
+        return None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -6,17 +6,16 @@ import atexit
 import gc
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from features.errors import ConfigError, QuadRankError
-from features.stopping import TRY_AGAIN, Stopped, listening
+from features.errors import ConfigError
 from pipelines.cli.bench import bench_app
+from pipelines.cli.endings import ended
+from pipelines.cli.operating import operating_app
 from pipelines.cli.options import (
     DATA_ALONE,
     DEFAULT_MODEL,
@@ -39,9 +38,10 @@ from pipelines.cli.options import (
 )
 from pipelines.cli.proof import proof_app
 from pipelines.cli.serving import items_app, serving_app
-from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.cli.terminal import JsonOption, LogOption, console, finish, logged_console
 from pipelines.cli.tuning import tuning_app
-from pipelines.extras import missing_extra
+from pipelines.operate.outcome import watched
+from pipelines.operate.space import require_room
 from pipelines.workspace import Workspace
 
 app = typer.Typer(
@@ -58,15 +58,6 @@ app.add_typer(items_app, name="items")
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
-INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
-# Commands that go on where a signal stopped them, and how.
-RESUMED_BY = {
-    "train": "The same command with `--resume latest` goes on from the last checkpoint",
-    "run": "`quadrank train --resume latest` with the same options goes on from the last checkpoint",
-    "tune": "The same command goes on: trials that ended are kept",
-    "compare": "The same command goes on: trainings that ended are kept",
-    "ablate": "The same command goes on: trainings that ended are kept",
-}
 
 
 @app.command(epilog="Example: quadrank init my_project --data movielens_100k")
@@ -173,6 +164,7 @@ def train(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
+    log: LogOption = None,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -186,9 +178,9 @@ def train(
     if resume is not None and warm_start is not None:
         raise ConfigError("--resume with --warm-start: a run that is resumed goes on from what it was started from.")
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    settings = JobSettings(
-        source, data, model, train_defaults, overrides, Workspace(work), console(as_json), warm_start=warm_start
-    )
+    workspace, to = Workspace(work), logged_console(as_json, log)
+    require_room(workspace, source.contract.name)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, warm_start=warm_start)
     finish(train_run(settings, resume).closed(started), as_json)
 
 
@@ -202,26 +194,37 @@ def run(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
+    log: LogOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what each stage would do and why; write nothing.")
+    ] = False,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the scheduled job, from features to promotion.
 
-    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. Exit 6
-    when the gate refuses it; the champion stays.
+    Builds features, trains, evaluates, exports, and promotes the bundle if it passes the gate. A stage that is done for
+    the same data, settings and code is skipped; one that was stopped goes on. Exit 6 when the gate refuses the bundle;
+    the champion stays.
     """
     from ctr.training.allocator import keep_freed_memory
-    from pipelines.job.run import run_job
     from pipelines.job_settings import JobSettings
+    from pipelines.stages.run import plan_job, run_job
 
     started = time.monotonic()
     keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace = Workspace(work)
-    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, console(as_json), pasts)
-    summary = run_job(settings)
-    finish(summary.closed(started), as_json)
-    raise typer.Exit(summary.exit_code)
+    to = logged_console(as_json, log)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts)
+    if dry_run:
+        finish(plan_job(settings), as_json)
+        return
+    with watched(workspace, source.contract.name) as job:
+        require_room(workspace, source.contract.name)
+        job.summary = run_job(settings, job.clock).closed(started)
+    finish(job.summary, as_json)
+    raise typer.Exit(job.summary["exit_code"])
 
 
 @app.command(epilog="Example: quadrank evaluate --bundle bundles/simulated/NEWEST --split valid")
@@ -343,9 +346,8 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-app.registered_commands += (
-    tuning_app.registered_commands + serving_app.registered_commands + proof_app.registered_commands
-)
+for part in (tuning_app, serving_app, proof_app, operating_app):
+    app.registered_commands += part.registered_commands
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -353,56 +355,4 @@ def main(arguments: list[str] | None = None) -> None:
     # Else Python looks at its end, for seconds, for circles among all that torch and MLflow have made.
     atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
-    name = arguments[0] if arguments else ""
-    as_json = "--json" in arguments
-    sys.exit(_guarded(lambda: _listening(arguments, name, as_json), name, as_json))
-
-
-def _listening(arguments: list[str], name: str, as_json: bool) -> Any:
-    """Run the command; SIGTERM ends it within ten seconds, and `serve` as its server does."""
-    if name == "serve":
-        return app(arguments, standalone_mode=False)
-    with listening(lambda: _failed(_stopped(name), TRY_AGAIN, as_json)):
-        return app(arguments, standalone_mode=False)
-
-
-def _stopped(name: str) -> str:
-    return f"stopped. {RESUMED_BY.get(name, '')}".strip()
-
-
-def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
-    try:
-        code = command()
-    except QuadRankError as error:
-        return _failed(str(error), error.exit_code, as_json)
-    except ModuleNotFoundError as error:
-        message = missing_extra(error, name)
-        if message is None:
-            raise
-        return _failed(message, ConfigError.exit_code, as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except Stopped:
-        return _failed(_stopped(name), TRY_AGAIN, as_json)
-    except Exception as error:
-        # Usage errors of typer print themselves, with the command's usage line, and have exit code 2.
-        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
-        if show is None or message is None:
-            raise
-        show()
-        code = int(getattr(error, "exit_code", ConfigError.exit_code))
-        finish(_failure(message(), code), as_json)
-        return code
-    if code == INTERRUPTED:
-        return _failed(_stopped(name), INTERRUPTED, as_json)
-    return code if isinstance(code, int) else 0
-
-
-def _failed(message: str, code: int, as_json: bool) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
-    finish(_failure(message, code), as_json)
-    return code
-
-
-def _failure(message: str, code: int) -> dict[str, Any]:
-    return {"status": "error", "exit_code": code, "error": message}
+    sys.exit(ended(lambda: app(arguments, standalone_mode=False), arguments))

@@ -58,7 +58,7 @@ def export_model(
     result = export_bundle(
         model,
         feature_set,
-        out or _free(bundles, run_dir.name),
+        out or free_folder(bundles, run_dir.name),
         model_version=run_dir.name,
         architecture=config["preset"]["model"]["architecture"],
         metrics=record["metrics"] | of_tasks,
@@ -149,7 +149,7 @@ def _variants_table(result: ExportResult) -> Table:
     return table
 
 
-def _free(folder: Path, name: str) -> Path:
-    """`folder/name`; if that exists, with the first number appended that is free."""
+def free_folder(folder: Path, name: str) -> Path:
+    """`folder/name`; if that exists, with the first number appended that is free, from 2."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return next(folder / free for free in names if not (folder / free).exists())

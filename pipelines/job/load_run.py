@@ -53,7 +53,15 @@ def load_run(run_id: str, workspace: Workspace) -> LoadedRun:
         ConfigError: no such run, one of an older version, or its feature set was built from another contract.
         DataError: its feature set is gone.
     """
-    run_dir = workspace.run(run_id)
+    return load_trained(workspace.run(run_id), workspace)
+
+
+def load_trained(run_dir: Path, workspace: Workspace) -> LoadedRun:
+    """Read a run that is trained and calibrated, whether or not it was evaluated.
+
+    Raises:
+        ConfigError, DataError: as `load_run`.
+    """
     config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
     preset = _preset(run_dir, config["preset"])
     feature_set = FeatureSet.open(feature_set_of(run_dir, workspace))
@@ -162,5 +170,5 @@ def _agreeing_parent(run_id: str, preset: Preset, feature_set: FeatureSet, works
 
 
 def _without_controls(preset: dict[str, Any]) -> dict[str, Any]:
-    others = {key: value for key, value in preset["train"].items() if key not in ("controls", "tracking")}
-    return preset | {"train": others}
+    changes_nothing = ("controls", "checkpoint", "tracking")
+    return preset | {"train": {key: value for key, value in preset["train"].items() if key not in changes_nothing}}

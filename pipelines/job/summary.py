@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +14,7 @@ from ctr.evaluation.baselines import optimal_lift_share
 from ctr.evaluation.catalog_coverage import TopLists
 from ctr.evaluation.slices import SliceResult
 from pipelines.cells import HEADINGS, metric_cell
+from pipelines.operate.clock import peak_mib
 
 Metrics = dict[str, float]
 
@@ -42,18 +41,13 @@ class Summary:
     tasks: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     top_lists: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `run`: what each did, why, and its seconds
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
         self.seconds = round(time.monotonic() - started, 2)
         self.peak_mib = peak_mib()
         return asdict(self)
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
 
 
 def control_label(name: str, values: Mapping[str, Any], run_id: str | None) -> str:

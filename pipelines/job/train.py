@@ -20,7 +20,7 @@ from ctr.model.click_model import ClickModel
 from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX
-from ctr.training.checkpoint import RECORD
+from ctr.training.checkpoint import RECORD, saved_state
 from ctr.training.loop import Evaluation, FitResult, predict_tasks
 from ctr.training.warm.parent import Parent
 from ctr.training.warm.transfer import Began
@@ -35,6 +35,7 @@ from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_co
 from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import TRACKED, tracked_id
 from pipelines.job_settings import JobSettings
+from pipelines.operate.log import LoggedConsole
 from pipelines.operate.waiting import say_sent, send_waiting
 from pipelines.revision import git_revision, source_hash
 from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock, started_at
@@ -104,6 +105,8 @@ class Job:
         run_dir = workspace.new_trial(study, name) if study else workspace.new_run(name)
         job = cls(preset, feature_set, workspace, console, run_dir, parent=parent)
         job.write_config()
+        if isinstance(console, LoggedConsole):
+            console.belongs_to(run_dir)
         return job
 
     @classmethod
@@ -125,6 +128,8 @@ class Job:
             )
         begun = started.get(WARM_START)
         parent = None if begun is None else parent_of(begun["run_id"], preset, feature_set, workspace, console)
+        if isinstance(console, LoggedConsole):
+            console.belongs_to(run_dir)
         return cls(preset, feature_set, workspace, console, run_dir, resumed=True, parent=parent)
 
     @property
@@ -166,10 +171,23 @@ class Job:
             with self._tracked(parent_run_id, extra_tags or {}) as tracker:
                 yield tracker
 
+    @contextmanager
+    def reopened(self) -> Iterator[Tracker]:
+        """Hold the run's one MLflow run open around the block, to add what is made of a run that is trained.
+
+        Raises:
+            LockError: another process works in this run.
+        """
+        with run_lock(self.run_dir), self._tracked(None, {}) as tracker:
+            yield tracker
+
     def _say_where_it_goes_on(self) -> None:
-        if (self.run_dir / RECORD).is_file():
-            self.console.print(f"resuming {self.run_dir} from its last checkpoint")
+        state = saved_state(self.run_dir)
+        if state is not None:
+            self.console.print(f"resuming {self.run_dir} from its last checkpoint, step {state.step:,}")
             return
+        if (self.run_dir / RECORD).is_file():
+            return  # damaged, or of another version: whoever loads it says so
         self.console.print(f"{self.run_dir}: has no checkpoint, since it was stopped before its first: it starts anew")
         self.write_config()  # nothing of it was trained yet, with the settings it had or with any
 
@@ -210,14 +228,15 @@ class Job:
         """
 
         base = base_rate_log_loss(self.feature_set, "valid")
-        looks = 0
+        looks, logged = 0, self._logged(tracker) if self.resumed else set()
 
         def record(evaluation: Evaluation) -> None:
             nonlocal looks
             looks += 1
             if looks == 1 and not self.resumed and evaluation.log_loss > base:
                 self.console.print(worse_than_base_rate(evaluation.log_loss, base), style="yellow")
-            tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
+            if evaluation.step not in logged:
+                tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
             if on_evaluation is not None:
                 on_evaluation(evaluation)
 
@@ -250,19 +269,37 @@ class Job:
         if result.skipped:
             self.console.print(what_the_guard_did(result), style="yellow")
         tracker.log_figure(learning_curve([one.model_dump() for one in result.curve]), "learning_curve.png")
-        return Trained(model, result)
-
-    def train_and_evaluate(self, tracker: Tracker) -> Evaluated:
-        """Fit, score the test window (valid where test has no labels) beside the baselines, and record it all.
-
-        Args:
-            tracker: with the run open.
-        """
-        model, result = self.fit(tracker)
         self.console.print(
             f"  {result.epochs_run:.2f} epochs in {result.seconds:.0f} s, {result.rows_per_second:,.0f} rows/s"
             + (", stopped early" if result.stopped_early else "")
         )
+        return Trained(model, result)
+
+    def _logged(self, tracker: Tracker) -> set[int]:
+        """Steps that the MLflow run has a point of; those that a kill kept from it are sent first."""
+        logged, state = tracker.logged_steps("valid.log_loss"), saved_state(self.run_dir)
+        for evaluation in state.curve if state else []:
+            if evaluation.step not in logged:
+                tracker.log_curve_point(evaluation.step, _curve_point(evaluation))
+                logged.add(evaluation.step)
+        return logged
+
+    def train_and_evaluate(self, tracker: Tracker) -> Evaluated:
+        """Fit, then `evaluate`.
+
+        Args:
+            tracker: with the run open.
+        """
+        model = self.fit(tracker).model
+        return Evaluated(model, self.evaluate(tracker, model))
+
+    def evaluate(self, tracker: Tracker, model: ClickModel) -> Summary:
+        """Score the test window (valid where test has no labels) beside the baselines, and record it all.
+
+        Args:
+            tracker: with the run open.
+            model: with the run's weights.
+        """
         split = self.feature_set.judged_by
         test = score_split(model, self.feature_set, split)
         summary = Summary(run_id=self.run_dir.name, feature_set=str(self.feature_set.path))
@@ -280,7 +317,7 @@ class Job:
             split,
             self.preset.model.architecture,
         )
-        return Evaluated(model, summary)
+        return summary
 
     def _target_only(self, test: Scored) -> dict[str, Any] | None:
         """Metrics of the same model without history, trained alike, and the run and day that trained it.
@@ -311,7 +348,7 @@ class Job:
         config = self.preset.model.model_copy(update={"use_history": False, "tasks": ()})
         model = new_model(config, self.feature_set, self.preset.train.seed)
         self.console.print("training the target-only control (the same model without history)")
-        fit_and_calibrate(model, self.feature_set, self.preset.train, folder, resume=self.resumed)
+        fit_and_calibrate(model, self.feature_set, self.preset.train, folder, resume=True)
         return {**score_split(model, self.feature_set, self.feature_set.judged_by).metrics(), **origin}
 
     def _record(self, tracker: Tracker, summary: Summary, test: Scored) -> None:
@@ -332,6 +369,10 @@ class Job:
         tracker.log_figure(control_bars(bars), "controls.png")
         # Last of all: it says that the run is finished, and nothing reopens it from then on.
         write_text(self.run_dir / METRICS, json.dumps(record, indent=2))
+        self.log_files(tracker)
+
+    def log_files(self, tracker: Tracker) -> None:
+        """Keep the files of an evaluated run with its MLflow run."""
         for name in (CONFIG, METRICS, "curve.jsonl", CALIBRATION):
             tracker.log_file(self.run_dir / name, "run")
 

@@ -113,7 +113,8 @@ def test_the_whole_job_runs_in_a_project(project, monkeypatch):
 def test_version_control_leaves_out_what_the_commands_write(project):
     shutil.copyfile(project / ".gitignore", project / "kept")
     subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
-    for name in ("data/a", "runs/a", "bundles/a", "feature_sets/a", "mlartifacts/a", ".cache/a", "inspections/a"):
+    for folder in ("data", "runs", "jobs", "bundles", "feature_sets", "mlartifacts", ".cache", "inspections"):
+        name = f"{folder}/a"
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).touch()
     (project / "mlflow.db").touch()

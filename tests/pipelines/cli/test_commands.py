@@ -1,7 +1,9 @@
 """The commands as a user types them, end to end on a small simulated log: outputs, exit codes, messages."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +11,7 @@ import pytest
 
 from ctr.serving.pasts.snapshot import SnapshotPasts
 from features.encoding.encoder import Encoder
+from features.errors import ConfigError, DataError, LockError, NumericalError
 from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
 
@@ -117,7 +120,7 @@ def test_the_bundle_of_a_run_with_pasts_has_those_of_the_log(job, raw, work):
 def test_pasts_of_a_log_without_events_in_time_are_refused_before_anything_is_built(shell, tmp_path):
     code, result = shell("run", "--data", "conf/data/mmctr.yaml", "--root", tmp_path, "--work", tmp_path, "--pasts")
     assert code == 2 and "pasts: this log has no events in time" in result["error"]
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["status"]
 
 
 def test_the_control_without_history_has_none(job, work):
@@ -139,6 +142,34 @@ def test_what_passes_the_gate_becomes_champion_and_current(job, work):
     assert (bundles / "CURRENT").read_text() == job[1]["run_id"] == (bundles / "NEWEST").read_text()
     run = client.get_run(champion.run_id)
     assert run.data.tags["gate"] == "passed"
+
+
+def test_the_same_job_again_trains_nothing(shell, job, raw, work):
+    runs = {path.name for path in (work / "runs").iterdir()}
+    code, result = shell("run", *data(raw, work), *PASSING, "--pasts")
+    assert (code, result["status"], result["exit_code"]) == (0, "nothing new", 0)
+    for same in ("run_id", "bundle", "feature_set", "rows", "metrics", "controls", "tasks"):
+        assert result[same] == job[1][same]
+    assert {found["does"] for found in result["stages"].values()} == {"skip"}
+    assert {path.name for path in (work / "runs").iterdir()} == runs
+
+
+def test_a_plan_says_what_changed_and_writes_nothing(shell, job, raw, work):
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    code, result = shell("run", *data(raw, work), *PASSING, "--dry-run")
+    assert (code, result["status"]) == (0, "plan")
+    done = {"does": "skip", "reason": "done: nothing changed"}
+    assert [result["stages"][name] for name in ("features", "train", "evaluate")] == [done] * 3
+    assert result["stages"]["export"] == {"does": "run", "reason": "settings changed: pasts"}
+    assert result["stages"]["promote"] == {"does": "run", "reason": "export runs before it"}
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+
+
+def test_days_are_part_of_the_plan(shell, job, raw, work):
+    code, result = shell("run", *data(raw, work), *PASSING, "--pasts", "--dry-run", "--as-of", "2025-04-01")
+    assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: as_of")
+    code, result = shell("run", *data(raw, work), *PASSING, "--pasts", "--dry-run", "--window", "14d")
+    assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: window")
 
 
 def test_features_are_reused(shell, job, raw, work):
@@ -168,6 +199,25 @@ def test_the_tracked_run_holds_config_curves_plots_and_the_onnx_flavor(job, work
     assert "model/MLmodel" in {file.path for file in client.list_artifacts(run.info.run_id, "model")}
     (version,) = client.search_model_versions("name = 'quadrank-simulated'")
     assert version.run_id == run.info.run_id
+
+
+def test_whoever_watches_the_job_finds_its_outcome(job, work):
+    status = work / "status" / "simulated"
+    success = json.loads((status / "LAST_SUCCESS").read_text())
+    assert success["run_id"] == job[1]["run_id"] and success["metrics"] == job[1]["metrics"]
+    assert 'quadrank_champion_data_timestamp_seconds{name="simulated"}' in (status / "quadrank.prom").read_text()
+
+
+def test_the_run_has_its_log_and_mlflow_its_stages(job, work):
+    from mlflow import MlflowClient
+
+    lines = [json.loads(line) for line in (work / "runs" / job[1]["run_id"] / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["message"] == "features: run, never ran" and lines[-1]["run"] == job[1]["run_id"]
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    run = client.get_run((work / "runs" / job[1]["run_id"] / "mlflow_run_id").read_text())
+    stages = {name for name in run.data.metrics if name.startswith("stage.")}
+    assert stages == {f"stage.{stage}.{key}" for stage in ("features", "train", "evaluate", "export", "gate", "promote")
+                      for key in ("seconds", "peak_mib")}  # fmt: skip
 
 
 def test_the_bundle_scores_the_test_window_as_torch_did(shell, job, work):
@@ -386,7 +436,30 @@ def test_wrong_settings_are_explained(shell, raw, work, arguments, code, words):
         assert word in result["error"]
 
 
+def sigterm(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("raises", "code"),
+    [(ConfigError("no"), 2), (DataError("no"), 4), (NumericalError("no"), 5), (LockError("no"), 7),
+     (KeyboardInterrupt(), 130), (sigterm, 75)],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_the_job_ends_with_the_code_of_what_stopped_it(shell, raw, tmp_path, monkeypatch, raises, code):
+    def stopped(*_):
+        if callable(raises):
+            raises()
+        raise raises
+
+    monkeypatch.setattr("pipelines.stages.steps.Features.run", stopped)
+    found, result = shell("run", *data(raw, tmp_path), *SMALL)
+    assert (found, result["exit_code"], result["status"]) == (code, code, "error")
+    if code in (75, 130):
+        assert result["error"] == "stopped. The same command goes on where it stood"
+
+
 def test_a_second_job_on_the_same_data_is_kept_out(shell, raw, work):
     with Workspace(work).lock("simulated"):
         code, result = shell("run", *data(raw, work), *SMALL)
-    assert code == 7 and "lock" in result["error"]
+    assert code == 7 and "simulated.lock: another job on 'simulated'" in result["error"]

@@ -40,6 +40,10 @@ def test_tasks_are_trained_measured_exported_and_served(shell: Shell, raw: Path,
     bundles = work / "bundles" / "simulated"
     assert not (bundles / "CURRENT").exists() and (bundles / "NEWEST").read_text() == result["run_id"]
     assert Path(result["bundle"]) == bundles / result["run_id"]
+    # The same job again trains nothing, and its refusal stands.
+    code, again = shell("run", *data, *SMALL, "--model", "conf/model/qin_tasks.yaml")
+    assert (code, again["status"], again["run_id"]) == (6, "gate refused", result["run_id"])
+    assert [found["does"] for found in again["stages"].values()] == ["skip"] * 5 + ["leave out"]
     registry = Registry(work)
     assert registry.get_alias("quadrank-simulated", "champion") is None
     assert registry.find_version("quadrank-simulated", result["run_id"]) == "1"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pipelines.job.run import command_here
+from pipelines.stages.run import command_here
 
 
 @pytest.fixture
