@@ -67,6 +67,13 @@ def test_fewer_losses_than_sixteen_judge_nothing() -> None:
     assert watched.step(1e6)
 
 
+def test_a_skipped_step_counts_for_nothing() -> None:
+    watched = Watched()
+    assert not any(watched.step(0.25) for _ in range(FEWEST - 1))
+    assert watched.step(math.nan)
+    assert not watched.step(1e6)
+
+
 def test_skipped_losses_are_not_in_the_median_and_old_ones_leave_it() -> None:
     watched = Watched()
     assert not any(watched.step(1.0) for _ in range(FEWEST))
