@@ -47,7 +47,7 @@ OPTIONS = key='[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z0-9_-]+)+=([^=].*)?'; set --; \
 	[[ -z $$rest ]] || set -- --set "$$rest" "$$@"; \
 	[[ -z $$ROOT ]] || set -- --root "$$ROOT" "$$@";
 
-.PHONY: help setup simulate features train test test-slow mutants tune export promote serve report mmctr bench lint format lock docs wheel clean clean-all
+.PHONY: help setup simulate features train test test-slow mutants tune export promote serve report mmctr bench lint format audit lock docs wheel clean clean-all
 
 help:  ## this list
 	@echo "QuadRank: click-through-rate ranking from behaviour logs and item vectors"
@@ -125,6 +125,9 @@ format: $(READY)  ## format and sort imports
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+audit: $(READY)  ## known vulnerabilities of what the lock pins, where their database answers
+	@$(BIN)/python -m tools.audit
+
 lock:  ## resolve requirements.lock again from pyproject.toml (UPGRADE=yes: to the newest versions)
 	@$(PYTHON) -m tools.lock $(if $(filter yes,$(UPGRADE)),--upgrade)
 
@@ -136,7 +139,7 @@ wheel: $(READY)  ## the installable package, dist/quadrank-*.whl
 	@$(BIN)/python -m hatchling build --target wheel
 
 CACHES := .mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .site build dist
-WRITTEN := feature_sets runs jobs bundles comparisons inspections benchmarks/results data/simulated mlartifacts mlflow.db*
+WRITTEN := feature_sets runs jobs bundles status comparisons inspections benchmarks/results data/simulated mlartifacts mlflow.db*
 
 clean:  ## remove the caches of tools and what they build; runs, bundles and the registry stay
 	rm -rf $(CACHES)

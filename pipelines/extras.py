@@ -20,6 +20,7 @@ MODULES = {
             "safetensors",
             "matplotlib",
             "fsspec",
+            "packaging",
         }
     ),
     "serve": frozenset({"starlette", "uvicorn", "uvloop", "httptools", "prometheus_client"}),

@@ -46,6 +46,10 @@ class Workspace:
         """
         return self.root / "bundles" / name
 
+    def status(self, name: str) -> Path:
+        """How the last job of one data contract ended, for whoever watches it."""
+        return self.root / "status" / name
+
     def new_run(self, name: str) -> Path:
         """Make the folder of a new run: time (UTC), contract name and a random tail, so that names sort by time."""
         return _new_folder(self.runs, name)

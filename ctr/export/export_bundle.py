@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ctr.export.golden_requests import golden_requests
+from ctr.export.layouts.parts_list import SBOM, write_parts_list
 from ctr.export.model_card import model_card
 from ctr.export.onnx_export import export_item_graph, export_request_graph, export_scoring_graph
 from ctr.export.parity import check_item_parity, check_parity, grid_requests, random_requests
@@ -164,6 +165,7 @@ def export_bundle(
         )
         card = model_card(metadata, feature_set.contract, schema, golden.cases[0])
         (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+        write_parts_list(folder / SBOM)
         sealed = seal(folder, metadata)
         ranker = Ranker.load(folder)
         requests = itertools.chain(grid_requests(schema), random_requests(schema, RANDOM_REQUESTS))

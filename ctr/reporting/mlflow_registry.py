@@ -5,13 +5,31 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ctr.reporting.entries import PENDING, MoveAlias, Register, new_id, now_ms
-from ctr.reporting.mlflow_flavor import BUNDLE
+from ctr.reporting.mlflow_flavor import BUNDLE, MODEL
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery
 from ctr.serving.bundle import open_bundle
 from features.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as the registry lists it.
+
+    Args:
+        version: its number.
+        model_version: tag of that name: the training run that the bundle is of; empty without one.
+        run_id: MLflow's id of the run that holds its artifacts.
+        aliases: that name it.
+    """
+
+    version: str
+    model_version: str
+    run_id: str
+    aliases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,3 +145,42 @@ class Registry:
                 return str(client.get_model_version_download_uri(name, version))
         except self.store.mlflow.exceptions.MlflowException as error:
             raise ConfigError(f"{model_uri}: not in the registry of {self.store.uri}: {error.message}") from None
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of `name`, the newest first; empty without such a model."""
+        with self.store.contact() as client:
+            found = client.search_model_versions(f"name = '{name}'")
+            # Lists of versions may come without aliases.
+            aliases = client.get_registered_model(name).aliases if found else {}
+        named = {
+            str(version): tuple(alias for alias, of in aliases.items() if of == version) for version in aliases.values()
+        }
+        listed = [
+            Version(str(one.version), one.tags.get("model_version", ""), one.run_id, named.get(str(one.version), ()))
+            for one in found
+        ]
+        return sorted(listed, key=lambda one: int(one.version), reverse=True)
+
+    def artifact_bytes(self, run_id: str) -> int:
+        """Bytes of the bundle and flavor that a run holds."""
+        with self.store.contact() as client:
+            return _listed_bytes(client, run_id, MODEL)
+
+    def remove_version(self, name: str, version: Version, artifacts: bool) -> None:
+        """Take a version out of the registry.
+
+        Args:
+            name: of the model.
+            version: without aliases.
+            artifacts: whether its run loses bundle and flavor, too; no other version may be of them.
+        """
+        with self.store.contact() as client:
+            client.delete_model_version(name, version.version)
+            if artifacts:
+                uri = client.get_run(version.run_id).info.artifact_uri
+                self.store.artifacts(uri).delete_artifacts(MODEL)
+
+
+def _listed_bytes(client: Any, run_id: str, folder: str) -> int:
+    found = client.list_artifacts(run_id, folder)
+    return sum(_listed_bytes(client, run_id, one.path) if one.is_dir else int(one.file_size or 0) for one in found)

@@ -96,6 +96,11 @@ class MlflowStore:
             ) from None
         return client
 
+    @property
+    def shown(self) -> str:
+        """Its address, without a password."""
+        return _without_password(self.uri)
+
     @contextmanager
     def contact(self) -> Iterator[Any]:
         """The client, for calls inside the block.
@@ -114,6 +119,12 @@ class MlflowStore:
                 raise StoreAwayError(self._away(error)) from None
             raise
 
+    def artifacts(self, uri: str) -> Any:
+        """The files below an address of artifacts, as MLflow reaches them: list, download, delete."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(uri, tracking_uri=self.uri)
+
     def is_away(self, error: BaseException) -> bool:
         """Whether an error says that the store does not answer, and not that it refuses what it was asked."""
         seen: BaseException | None = error
@@ -130,7 +141,7 @@ class MlflowStore:
     def _away(self, error: BaseException) -> str:
         reason = str(error).splitlines()[0]
         return (
-            f"{_without_password(self.uri)}: the MLflow store does not answer ({reason[:300]}). Start the server, or "
+            f"{self.shown}: the MLflow store does not answer ({reason[:300]}). Start the server, or "
             "correct MLFLOW_TRACKING_URI, and start the same command again; `--set train.tracking=later` trains "
             "without it and sends what was logged later."
         )

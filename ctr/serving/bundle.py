@@ -150,6 +150,7 @@ class Bundle:
         users.arrow counters/*.arrow    user columns, and counters at the end of the log, for requests that give none
         item_numbers.arrow              item columns that request-relative ones compare; only where there are such
         golden.json request.json        requests with their scores; the first of them alone, as an example
+        sbom.json                       packages that serve it, with versions and licences (CycloneDX)
         MODEL_CARD.md MANIFEST.json
 
     Args:

@@ -22,7 +22,7 @@ from features.contract.relative import CANDIDATES
 from features.encoding.encoder import EncodedRequest, Encoder
 from features.encoding.past import PastEvent
 from features.encoding.request import Limits, Request, parse_request
-from features.errors import ConfigError, NumericalError
+from features.errors import ConfigError, DataError, NumericalError
 from features.requests.past_columns import RequestEncoder
 from features.store.schema import UNKNOWN
 
@@ -278,14 +278,32 @@ class Ranker:
 
 
 def open_session(graph: Path | bytes, threads: int = 1) -> Any:
-    """An ONNX Runtime CPU session for many small requests: threads do not spin, memory is returned after each."""
+    """An ONNX Runtime CPU session for many small requests: threads do not spin, memory is returned after each.
+
+    Raises:
+        DataError: the graph cannot be loaded; it refers to a file outside its folder, for example.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3  # it warns of each graph that has a default for an input, as ours for the delta
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return load_graph(graph, options)
+
+
+def load_graph(graph: Path | bytes, options: ort.SessionOptions) -> Any:
+    """A session of ONNX Runtime, which reads a graph's tables from its own folder alone.
+
+    Raises:
+        DataError: the graph cannot be loaded; it refers to a file outside its folder, for example.
+    """
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # Each kind of its errors is a class of its own, below none that it names.
+        name = "a graph" if isinstance(graph, bytes) else str(graph)
+        raise DataError(f"{name}: ONNX Runtime does not load it: {error}. Export the bundle again.") from None
 
 
 def delta_width(session: Any) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -177,7 +178,7 @@ class _Record(Settings):
     format: Literal[5]
     identity: Identity
     threads: int
-    tensors: str
+    tensors: str = Field(pattern=r"^checkpoint-[0-9]+\.safetensors$")  # beside the record, never elsewhere
     sha256: str
     state: TrainState
 
@@ -265,7 +266,13 @@ class CheckpointStore:
                 f"the same weights bit by bit, set OMP_NUM_THREADS={record.threads} and resume again.",
                 stacklevel=2,
             )
-        _unpack(load_file(tensors), model, take_step)
+        try:
+            packed = load_file(tensors)
+        except SafetensorError as error:
+            raise DamagedCheckpointError(
+                f"{tensors}: not a file of tensors ({error}). Train again into a new folder, without --resume."
+            ) from None
+        _unpack(packed, model, take_step)
         return record.state
 
     def finish(self, state: TrainState, model: nn.Module) -> None:

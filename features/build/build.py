@@ -16,7 +16,7 @@ from features.build.history_tail import TAILS, HistoryTail, tails_suffice, write
 from features.build.list_sizes import list_sizes
 from features.build.parts import sorted_part, windows_of, without_rows, write_part
 from features.build.plan import Plan, make_plan
-from features.build.publish import build_lock, find_version, publish, source_key, staged
+from features.build.publish import build_lock, bytes_of_a_build, find_version, publish, source_key, staged
 from features.build.revision import code_hash, revision
 from features.build.window import take_kept, write_days
 from features.calendar import LAST_TIME, first_instant
@@ -37,6 +37,7 @@ from features.point_in_time.relative_pass import Related, relate_log
 from features.progress import progress
 from features.sources.files import looked_at_once
 from features.sources.log import Log, Unchecked, log_columns, open_log
+from features.store.disk import require_space
 from features.store.feature_set import (
     FORMAT,
     MANIFEST,
@@ -102,6 +103,7 @@ def build_feature_set(
         source = source_key(contract, as_of, window)
         if (found := _reused(folder, source)) is not None:
             return BuildResult(found, reused=True, seconds=time.monotonic() - started)
+        require_space(folder, bytes_of_a_build(contract, folder), f"a feature set of {contract.name!r}")
         plan = make_plan(contract, folder, as_of, window) if window else None
         with staged(folder) as staging:
             name = Build(contract, staging, source, as_of, plan).run()

@@ -18,8 +18,9 @@ from features.contract.contract import Contract
 from features.errors import DataError, LockError
 from features.sources.files import content_hash, find_files
 from features.store.atomic import flush, flush_tree
+from features.store.disk import folder_bytes
 from features.store.feature_set import FORMAT, FeatureSet
-from features.store.pointer import point_at
+from features.store.pointer import CURRENT, follow, point_at
 
 STAGING = ".building-"
 REPLACED = ".replaced-"
@@ -111,6 +112,13 @@ def find_version(folder: Path, source: str) -> FeatureSet | None:
         if found.manifest.source == source:
             return found
     return None
+
+
+def bytes_of_a_build(contract: Contract, folder: Path) -> int:
+    """What a new version will take: as much as the one in use; a first one, as much as the files that it reads."""
+    if (folder / CURRENT).is_file() and (used := folder_bytes(follow(folder))) > 0:
+        return used
+    return sum(Path(file).stat().st_size for file in source_files(contract) if Path(file).is_file())
 
 
 def source_key(contract: Contract, as_of: str | None, window: int | None = None) -> str:

@@ -48,6 +48,12 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below a folder that no other folder shares by a second name; 0 where there is no folder."""
+    sizes = (path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(size.st_size for size in sizes if size.st_nlink == 1)
+
+
 def disk_error(reason: str, path: Path) -> DiskError:
     """The error of a command whose disk cannot be written to.
 

@@ -6,17 +6,15 @@ import atexit
 import gc
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from features.errors import ConfigError, QuadRankError
-from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.bench import bench_app
+from pipelines.cli.endings import ended
+from pipelines.cli.operating import operating_app
 from pipelines.cli.options import (
     DATA_ALONE,
     DEFAULT_MODEL,
@@ -38,9 +36,10 @@ from pipelines.cli.options import (
 )
 from pipelines.cli.proof import proof_app
 from pipelines.cli.serving import items_app, serving_app
-from pipelines.cli.terminal import JsonOption, console, finish
+from pipelines.cli.terminal import JsonOption, LogOption, console, finish, logged_console
 from pipelines.cli.tuning import tuning_app
-from pipelines.extras import missing_extra
+from pipelines.operate.outcome import watched
+from pipelines.operate.space import require_room
 from pipelines.workspace import Workspace
 
 app = typer.Typer(
@@ -57,15 +56,6 @@ app.add_typer(items_app, name="items")
 DriftSetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="DRIFT.KEY=VALUE", help="Change one threshold; repeatable.")
 ]
-INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
-# Commands that go on where a signal stopped them, and how.
-RESUMED_BY = {
-    "train": "The same command with `--resume latest` goes on from the last checkpoint",
-    "run": "The same command goes on where it stood",
-    "tune": "The same command goes on: trials that ended are kept",
-    "compare": "The same command goes on: trainings that ended are kept",
-    "ablate": "The same command goes on: trainings that ended are kept",
-}
 
 
 @app.command(epilog="Example: quadrank init my_project --data movielens_100k")
@@ -171,6 +161,7 @@ def train(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
+    log: LogOption = None,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -182,7 +173,9 @@ def train(
     started = time.monotonic()
     keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
-    settings = JobSettings(source, data, model, train_defaults, overrides, Workspace(work), console(as_json))
+    workspace, to = Workspace(work), logged_console(as_json, log)
+    require_room(workspace, source.contract.name)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to)
     finish(train_run(settings, resume).closed(started), as_json)
 
 
@@ -196,6 +189,7 @@ def run(
     window: WindowOption = None,
     root: RootOption = None,
     work: WorkOption = Path(),
+    log: LogOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what each stage would do and why; write nothing.")
     ] = False,
@@ -216,13 +210,16 @@ def run(
     keep_freed_memory()
     source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace = Workspace(work)
-    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, console(as_json), pasts)
+    to = logged_console(as_json, log)
+    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts)
     if dry_run:
         finish(plan_job(settings), as_json)
         return
-    summary = run_job(settings)
-    finish(summary.closed(started), as_json)
-    raise typer.Exit(summary.exit_code)
+    with watched(workspace, source.contract.name) as job:
+        require_room(workspace, source.contract.name)
+        job.summary = run_job(settings, job.clock).closed(started)
+    finish(job.summary, as_json)
+    raise typer.Exit(job.summary["exit_code"])
 
 
 @app.command(epilog="Example: quadrank evaluate --bundle bundles/simulated/NEWEST --split valid")
@@ -344,9 +341,8 @@ def download(
     finish(download_dataset(name, out, yes, console(as_json)), as_json)
 
 
-app.registered_commands += (
-    tuning_app.registered_commands + serving_app.registered_commands + proof_app.registered_commands
-)
+for part in (tuning_app, serving_app, proof_app, operating_app):
+    app.registered_commands += part.registered_commands
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -354,56 +350,4 @@ def main(arguments: list[str] | None = None) -> None:
     # Else Python looks at its end, for seconds, for circles among all that torch and MLflow have made.
     atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
-    name = arguments[0] if arguments else ""
-    as_json = "--json" in arguments
-    sys.exit(_guarded(lambda: _listening(arguments, name, as_json), name, as_json))
-
-
-def _listening(arguments: list[str], name: str, as_json: bool) -> Any:
-    """Run the command; SIGTERM ends it within ten seconds, and `serve` as its server does."""
-    if name == "serve":
-        return app(arguments, standalone_mode=False)
-    with listening(lambda: _failed(_stopped(name), TRY_AGAIN, as_json)):
-        return app(arguments, standalone_mode=False)
-
-
-def _stopped(name: str) -> str:
-    return f"stopped. {RESUMED_BY.get(name, '')}".strip()
-
-
-def _guarded(command: Callable[[], Any], name: str, as_json: bool) -> int:
-    try:
-        code = command()
-    except QuadRankError as error:
-        return _failed(str(error), error.exit_code, as_json)
-    except ModuleNotFoundError as error:
-        message = missing_extra(error, name)
-        if message is None:
-            raise
-        return _failed(message, ConfigError.exit_code, as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except Stopped:
-        return _failed(_stopped(name), TRY_AGAIN, as_json)
-    except Exception as error:
-        # Usage errors of typer print themselves, with the command's usage line, and have exit code 2.
-        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
-        if show is None or message is None:
-            raise
-        show()
-        code = int(getattr(error, "exit_code", ConfigError.exit_code))
-        finish(_failure(message(), code), as_json)
-        return code
-    if code == INTERRUPTED:
-        return _failed(_stopped(name), INTERRUPTED, as_json)
-    return code if isinstance(code, int) else 0
-
-
-def _failed(message: str, code: int, as_json: bool) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
-    finish(_failure(message, code), as_json)
-    return code
-
-
-def _failure(message: str, code: int) -> dict[str, Any]:
-    return {"status": "error", "exit_code": code, "error": message}
+    sys.exit(ended(lambda: app(arguments, standalone_mode=False), arguments))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +14,7 @@ from ctr.evaluation.baselines import optimal_lift_share
 from ctr.evaluation.catalog_coverage import TopLists
 from ctr.evaluation.slices import SliceResult
 from pipelines.cells import HEADINGS, metric_cell
+from pipelines.operate.clock import peak_mib
 
 Metrics = dict[str, float]
 
@@ -49,12 +48,6 @@ class Summary:
         self.seconds = round(time.monotonic() - started, 2)
         self.peak_mib = peak_mib()
         return asdict(self)
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
 
 
 def control_label(name: str, values: Mapping[str, Any], run_id: str | None) -> str:

@@ -33,6 +33,7 @@ from pipelines.job.load_run import TARGET_ONLY, recent_control
 from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import TRACKED, tracked_id
 from pipelines.job_settings import JobSettings
+from pipelines.operate.log import LoggedConsole
 from pipelines.operate.waiting import say_sent, send_waiting
 from pipelines.revision import git_revision, source_hash
 from pipelines.workspace import CONFIG, METRICS, Workspace, run_lock, started_at
@@ -89,6 +90,8 @@ class Job:
         run_dir = workspace.new_trial(study, name) if study else workspace.new_run(name)
         job = cls(preset, feature_set, workspace, console, run_dir)
         job.write_config()
+        if isinstance(console, LoggedConsole):
+            console.belongs_to(run_dir)
         return job
 
     @classmethod
@@ -107,6 +110,8 @@ class Job:
                 f"{run_dir}: started on another contract than {feature_set.contract.name!r} as it is now. Give --data "
                 "and --set as the run was started with, or name another run."
             )
+        if isinstance(console, LoggedConsole):
+            console.belongs_to(run_dir)
         return cls(preset, feature_set, workspace, console, run_dir, resumed=True)
 
     def write_config(self) -> None:

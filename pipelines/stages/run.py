@@ -14,6 +14,7 @@ from features.errors import QuadRankError
 from pipelines.job.export import check_pasts
 from pipelines.job.summary import Summary
 from pipelines.job_settings import JobSettings
+from pipelines.operate.clock import StageClock
 from pipelines.stages.hand import InHand, bundle_of, summary_of
 from pipelines.stages.plan import Decision, decide, plan, plan_table
 from pipelines.stages.record import JobRecord
@@ -22,12 +23,16 @@ from pipelines.stages.steps import Features, Stage, Train, stages_of
 NOTHING_NEW = "nothing new"
 
 
-def run_job(settings: JobSettings) -> Summary:
+def run_job(settings: JobSettings, clock: StageClock) -> Summary:
     """Run every stage that is not done for what is there now, under one lock and one MLflow run.
 
     A stage that an earlier process left unfinished goes on where it stood. Where no stage after `features` has anything
     to do, the status is `nothing new`. A refused gate keeps the champion and `CURRENT`, and gives exit code 6, also
     when the same job runs again; the bundle stays for inspection, and `NEWEST` names it.
+
+    Args:
+        settings: of the job.
+        clock: measures its stages, which MLflow is told of.
 
     Raises:
         ConfigError: pasts of a log without events in time; nothing was built then.
@@ -41,10 +46,11 @@ def run_job(settings: JobSettings) -> Summary:
         record, done = _record(settings), {}
         with InHand(settings, preset) as hand:
             for stage in stages_of(settings):
-                decision, seconds = _step(stage, hand, record)
+                decision, seconds = _step(stage, hand, record, clock)
                 done[stage.name] = {"does": decision.does, "reason": decision.reason, "seconds": seconds}
             if not record.closed:
-                hand.tracker()  # which is ended with this block, also where a killed process had done the last stage
+                # Which is ended with this block, also where a killed process had done the last stage.
+                hand.tracker().log_metrics(clock.metrics())
             summary = summary_of(hand)
         record.close()
     summary.stages = done
@@ -81,7 +87,7 @@ def _record(settings: JobSettings) -> JobRecord:
     return record
 
 
-def _step(stage: Stage, hand: InHand, record: JobRecord) -> tuple[Decision, float]:
+def _step(stage: Stage, hand: InHand, record: JobRecord, clock: StageClock) -> tuple[Decision, float]:
     """One stage: decide, do it where it is due, and keep its result; seconds that it took."""
     before = record.stages.get(stage.name)
     decision = decide(stage, before, hand.results)
@@ -97,7 +103,8 @@ def _step(stage: Stage, hand: InHand, record: JobRecord) -> tuple[Decision, floa
         record.opened()
     record.begin(stage.name, stage.basis(hand.results), dict(decision.begun))
     try:
-        result = stage.run(hand, decision.begun, lambda begun: record.note(stage.name, begun))
+        with clock.stage(stage.name):
+            result = stage.run(hand, decision.begun, lambda begun: record.note(stage.name, begun))
     except QuadRankError as error:
         record.fail(stage.name, str(error), started)
         raise

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from ctr.serving.bundle import ITEM_DELTA, SCORE, SCORER, Bundle, GoldenRequest
 from ctr.serving.items.delta import ItemDelta
-from ctr.serving.ranker import delta_width, graph_inputs
+from ctr.serving.ranker import delta_width, graph_inputs, load_graph
 from features.encoding.encoder import Encoder
 from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError, NumericalError
@@ -55,7 +55,7 @@ class Scorer:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # it warns of each graph that has a default for an input, as ours for the delta
-        session = ort.InferenceSession(folder / SCORER, options, providers=["CPUExecutionProvider"])
+        session = load_graph(folder / SCORER, options)
         return cls(session, ItemDelta.load(folder, delta_width(session)))
 
     def scores(self, feed: dict[str, np.ndarray]) -> np.ndarray:

@@ -153,3 +153,22 @@ def test_a_changed_bundle_is_not_registered(tracker: Tracker, registry: Registry
 def test_a_wrong_model_address_says_what_is_right(registry: Registry, tmp_path: Path, uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         registry.download_bundle(uri, tmp_path)
+
+
+def test_a_version_that_is_removed_takes_its_files_along_and_leaves_the_others(
+    tracker: Tracker, registry: Registry, tmp_path: Path
+) -> None:
+    name, runs = "quadrank-removed", []
+    for model_version in ("run-1", "run-2"):
+        with tracker.run(name, model_version, tags={}, params={}):
+            bundle = toy_bundle(tmp_path / model_version, model_version)
+            version = registry.register(bundle, name, tracker.run_id)
+            runs.append(tracker.run_id)
+    registry.set_alias(name, "champion", version)
+    newest, oldest = registry.versions(name)
+    assert (newest.model_version, newest.run_id, newest.aliases) == ("run-2", runs[1], ("champion",))
+    assert (oldest.model_version, oldest.aliases) == ("run-1", ())
+    assert registry.artifact_bytes(runs[0]) > sum(path.stat().st_size for path in (tmp_path / "run-1").iterdir())
+    registry.remove_version(name, oldest, artifacts=True)
+    assert registry.versions(name) == [newest]
+    assert registry.artifact_bytes(runs[0]) == 0 and registry.artifact_bytes(runs[1]) > 0

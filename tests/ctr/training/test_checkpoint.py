@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ctr.data.loader import Loader
 from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError
-from features.store.feature_set import FeatureSet
+from features.store.feature_set import FeatureSet, sha256_of
 from tests.ctr.tiny import TinyModel, tiny_model
 from tests.toy import toy_feature_set
 
@@ -125,6 +126,36 @@ def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert {"model.item.weight", "optimizer.dense.0.exp_avg", "random.cpu"} <= set(header)
     assert [json.loads(line)["step"] for line in (folder / "curve.jsonl").read_text().splitlines()] == [5]
+
+
+class Burglar:
+    """A pickle of it writes a file when it is read."""
+
+    def __init__(self, loot: Path):
+        self.loot = loot
+
+    def __reduce__(self):
+        return Path.touch, (self.loot,)
+
+
+def test_a_pickle_in_place_of_the_tensors_is_refused_and_never_runs(saved, feature_set):
+    folder, model, take_step = saved
+    (folder / "checkpoint-2.safetensors").write_bytes(pickle.dumps(Burglar(folder / "loot")))
+    record = json.loads((folder / "checkpoint.json").read_text())
+    record["sha256"] = sha256_of(folder / "checkpoint-2.safetensors")
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"checkpoint-2\.safetensors: not a file of tensors"):
+        open_store(folder, feature_set, model).load(model, take_step)
+    assert not (folder / "loot").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "model.safetensors"])
+def test_a_record_cannot_name_tensors_of_another_place(saved, feature_set, name):
+    folder, model, take_step = saved
+    record = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"tensors": name}))
+    with pytest.raises(DataError, match=r"not a checkpoint of format \d \(1 problems\)"):
+        open_store(folder, feature_set, model).load(model, take_step)
 
 
 def test_an_undefined_metric_is_null_in_the_curve(saved):

@@ -14,7 +14,7 @@ from features.build import publish
 from features.build.build import build_feature_set
 from features.build.revision import code_hash, revision
 from features.contract.contract import Contract
-from features.errors import DataError, LockError
+from features.errors import DataError, DiskError, LockError
 from features.store.feature_set import MANIFEST, FeatureSet
 from tests.features.raw import ROWS, Tables, raw_log
 
@@ -22,6 +22,10 @@ from tests.features.raw import ROWS, Tables, raw_log
 def swap_two(tables: Tables) -> None:
     """The same rows in another order: other content, so another version."""
     tables["log"] = tables["log"].reverse()
+
+
+def raw_files(contract: Contract) -> list[Path]:
+    return [Path(file) for file in publish.source_files(contract)]
 
 
 def versions(out: Path) -> list[str]:
@@ -43,6 +47,21 @@ def test_an_unchanged_input_is_built_once(tmp_path: Path) -> None:
     assert (again.feature_set.path / MANIFEST).stat().st_mtime_ns == made
     # The same files elsewhere are the same input.
     assert build_feature_set(raw_log(tmp_path / "moved"), tmp_path / "out").reused
+
+
+def test_a_build_that_has_no_room_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = sum(file.stat().st_size for file in raw_files(raw_log(tmp_path / "raw")))
+    monkeypatch.setattr("features.store.disk.free_bytes", lambda path: raw - 1)
+    with pytest.raises(DiskError, match=f"a feature set of 'raw' takes about {raw:,} bytes"):
+        build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert versions(tmp_path / "out") == []
+
+
+def test_a_further_version_takes_as_much_as_the_one_in_use(tmp_path: Path) -> None:
+    contract = raw_log(tmp_path / "raw")
+    built = build_feature_set(contract, tmp_path / "out").feature_set
+    in_files = sum(path.stat().st_size for path in built.path.rglob("*") if path.is_file())
+    assert publish.bytes_of_a_build(contract, tmp_path / "out" / "raw") == in_files
 
 
 @pytest.mark.parametrize(

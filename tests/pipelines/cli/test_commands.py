@@ -120,7 +120,7 @@ def test_the_bundle_of_a_run_with_pasts_has_those_of_the_log(job, raw, work):
 def test_pasts_of_a_log_without_events_in_time_are_refused_before_anything_is_built(shell, tmp_path):
     code, result = shell("run", "--data", "conf/data/mmctr.yaml", "--root", tmp_path, "--work", tmp_path, "--pasts")
     assert code == 2 and "pasts: this log has no events in time" in result["error"]
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["status"]
 
 
 def test_the_control_without_history_has_none(job, work):
@@ -199,6 +199,25 @@ def test_the_tracked_run_holds_config_curves_plots_and_the_onnx_flavor(job, work
     assert "model/MLmodel" in {file.path for file in client.list_artifacts(run.info.run_id, "model")}
     (version,) = client.search_model_versions("name = 'quadrank-simulated'")
     assert version.run_id == run.info.run_id
+
+
+def test_whoever_watches_the_job_finds_its_outcome(job, work):
+    status = work / "status" / "simulated"
+    success = json.loads((status / "LAST_SUCCESS").read_text())
+    assert success["run_id"] == job[1]["run_id"] and success["metrics"] == job[1]["metrics"]
+    assert 'quadrank_champion_data_timestamp_seconds{name="simulated"}' in (status / "quadrank.prom").read_text()
+
+
+def test_the_run_has_its_log_and_mlflow_its_stages(job, work):
+    from mlflow import MlflowClient
+
+    lines = [json.loads(line) for line in (work / "runs" / job[1]["run_id"] / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["message"] == "features: run, never ran" and lines[-1]["run"] == job[1]["run_id"]
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    run = client.get_run((work / "runs" / job[1]["run_id"] / "mlflow_run_id").read_text())
+    stages = {name for name in run.data.metrics if name.startswith("stage.")}
+    assert stages == {f"stage.{stage}.{key}" for stage in ("features", "train", "evaluate", "export", "gate", "promote")
+                      for key in ("seconds", "peak_mib")}  # fmt: skip
 
 
 def test_the_bundle_scores_the_test_window_as_torch_did(shell, job, work):

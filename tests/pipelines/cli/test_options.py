@@ -44,7 +44,7 @@ def test_a_section_that_the_command_does_not_read_is_refused(
         main([*arguments, *work, "--set", f"{section}.epochs=1"])
     assert stop.value.code == 2
     expected = f"error: --set {section}.…: this command reads no section of that name. It reads: {sections}."
-    assert capsys.readouterr().err.strip() == expected
+    assert capsys.readouterr().err.strip() == f"{expected}\nquadrank: exit 2"
     assert not any(tmp_path.iterdir())
 
 

@@ -38,6 +38,7 @@ def test_the_days_reach_the_build(
 
     monkeypatch.setattr("pipelines.job.build.build_feature_set", stop)
     study = ["--study", "s"] if command == "tune" else []
+    simulate(tmp_path, rows=3_000, users=150, items=100, seed=1)  # `run` looks at the files before it builds
     where = ["--data", "conf/data/simulated.yaml", "--root", str(tmp_path), "--work", str(tmp_path)]
     assert shell(command, *where, *options, *study)[0] == 7
     assert asked == [expected]

@@ -30,6 +30,7 @@ from features.stopping import Stopped, listening
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
+from pipelines.operate.clock import StageClock
 from pipelines.source import Source
 from pipelines.stages.judging import Verdict
 from pipelines.stages.run import plan_job, run_job
@@ -75,7 +76,7 @@ class Shop:
 
     def run(self) -> Summary:
         try:
-            return run_job(self.settings())
+            return run_job(self.settings(), StageClock())
         finally:
             self.said = self.out.getvalue()
 

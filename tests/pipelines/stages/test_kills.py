@@ -1,4 +1,4 @@
-"""Real processes, killed at random instants or told to stop: the same command goes on, and readers see whole states."""
+"""Real processes, killed at random instants or told to stop: the same command goes on, readers see whole states."""
 
 from __future__ import annotations
 

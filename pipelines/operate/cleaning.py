@@ -1,0 +1,204 @@
+"""What nothing uses any more: listed, and removed with a record of each thing and its bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ctr.reporting.mlflow_registry import Registry
+from features.errors import LockError
+from features.store.disk import folder_bytes
+from pipelines.operate.uses import Uses, is_held, names_of, runs_of, trials_of, uses
+from pipelines.workspace import CONFIG, Workspace
+
+REMOVED = "REMOVED.jsonl"  # in status/: one line a removal
+STAGING = (".building-*", ".replaced-*", ".exporting-*", ".removed-*")
+# Siblings that `replace_file` fills: `.NAME-` and eight hex digits.
+HALF_WRITTEN = re.compile(r"\..+-[0-9a-f]{8}")
+SECONDS_TO_WRITE = 86_400  # nobody writes one file for a day
+OPTIMISER = ("checkpoint-*.safetensors", "best-*.safetensors")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One thing that nothing uses.
+
+    Args:
+        kind: feature set, run, bundle, trial, optimiser state, staging, or registered version.
+        name: of the data contract that it belongs to, whose lock is held while it goes; empty for none.
+        what: path below the workspace, or the version.
+        bytes: that it takes.
+        remove: takes it away.
+    """
+
+    kind: str
+    name: str
+    what: str
+    bytes: int
+    remove: Callable[[], None]
+
+
+def clean(workspace: Workspace, keep: int, yes: bool, console: Console) -> dict[str, Any]:
+    """List what nothing uses, and with `yes` remove it.
+
+    Args:
+        workspace: to be cleaned.
+        keep: how many of the newest feature sets, finished runs, bundles and registered versions of each contract stay
+            although nothing names them.
+        yes: whether to remove.
+        console: where people read.
+
+    Returns:
+        A JSON-able summary.
+
+    Raises:
+        StoreAwayError: MLflow does not answer, and so what its aliases use is not known.
+    """
+    registry = Registry(workspace.root)
+    found = uses(workspace, registry, keep, datetime.now(UTC))
+    planned = list(removals(workspace, registry, found, keep))
+    removed, skipped = [], []
+    for name in sorted({one.name for one in planned}):
+        these = [one for one in planned if one.name == name]
+        if not yes:
+            continue
+        try:
+            with workspace.lock(name or "gc"):
+                # A job may have begun to use something since the list was made.
+                still = uses(workspace, registry, keep, datetime.now(UTC))
+                allowed = {one.what for one in removals(workspace, registry, still, keep)}
+                removed += [_removed(one, workspace) for one in these if one.what in allowed]
+        except LockError:
+            skipped.append(name)
+            console.print(f"{name}: a job runs, nothing of it is removed", style="yellow")
+    _say(planned, yes, keep, console)
+    return {
+        "status": "done" if yes else "listed",
+        "exit_code": 0,
+        "keep": keep,
+        "bytes": sum(one.bytes for one in planned),
+        "unused": [{"kind": one.kind, "what": one.what, "bytes": one.bytes} for one in planned],
+        "removed": [{"kind": one.kind, "what": one.what, "bytes": one.bytes} for one in removed],
+        "skipped": skipped,
+    }
+
+
+def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -> Iterator[Removal]:
+    """What nothing uses, in the order in which it goes: what refers to something goes before it."""
+    now, root = datetime.now(UTC), workspace.root
+
+    def of_path(kind: str, name: str, path: Path) -> Removal:
+        return Removal(kind, name, path.relative_to(root).as_posix(), bytes_of(path), lambda: _away(path))
+
+    for name in names_of(workspace):
+        yield from _versions(registry, name, found, keep)
+        for kind, folder in (("bundle", workspace.bundles(name)), ("feature set", workspace.feature_sets / name)):
+            for path in sorted(folder.glob("[!.]*")):
+                if path.is_dir() and path not in found:
+                    yield of_path(kind, name, path)
+            for path in left_behind(folder):
+                yield of_path("staging", name, path)
+    for run in runs_of(workspace, now):
+        if run.path not in found:
+            yield of_path("run", run.name, run.path)
+        elif run.finished and run.path.name not in found.beginnings:
+            for path in _optimiser(run.path):
+                yield of_path("optimiser state", run.name, path)
+    for trial in trials_of(workspace, now):
+        if trial.path not in found:
+            yield of_path("trial", trial.name, trial.path)
+    for folder in (workspace.runs, *sorted(path.parent for path in workspace.runs.glob(f"*/{CONFIG}"))):
+        for path in left_behind(folder):
+            yield of_path("staging", "", path)
+
+
+def _versions(registry: Registry, name: str, found: Uses, keep: int) -> Iterator[Removal]:
+    """Registered versions that no alias names; the files in MLflow go where no version that stays is of them."""
+    versions = found.versions.get(name, [])
+    stay = {one.version for one in versions[:keep]} | {one.version for one in versions if one.aliases}
+    held = {one.run_id for one in versions if one.version in stay}
+    model = f"quadrank-{name}"
+    gone: set[str] = set()
+    for one in versions:
+        if one.version in stay:
+            continue
+        files = one.run_id not in held | gone
+        gone.add(one.run_id)
+        size = registry.artifact_bytes(one.run_id) if files else 0
+
+        def remove(one: Any = one, files: bool = files) -> None:
+            registry.remove_version(model, one, files)
+
+        yield Removal("registered version", name, f"{model} version {one.version}", size, remove)
+
+
+def _optimiser(run: Path) -> list[Path]:
+    return sorted(path for pattern in OPTIMISER for path in run.rglob(pattern))
+
+
+def left_behind(folder: Path) -> Iterator[Path]:
+    """What killed processes left half-written in a folder; what is being filled is locked, or was just written."""
+    if not folder.is_dir():
+        return
+    hidden = sorted(folder.glob(".*"))
+    for path in hidden:
+        if path.is_dir() and any(path.match(pattern) for pattern in STAGING):
+            if not is_held(path) and not is_held(folder / ".lock"):
+                yield path
+        elif path.is_file() and HALF_WRITTEN.fullmatch(path.name) and _is_old(path):
+            yield path
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > SECONDS_TO_WRITE
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes that are free when a file or folder is gone."""
+    return folder_bytes(path) if path.is_dir() else path.stat().st_size
+
+
+def _away(path: Path) -> None:
+    """Remove a file, or a folder: out of sight in one step, so that nobody meets half of it."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    aside = path if path.name.startswith(".") else path.with_name(f".removed-{path.name}")
+    if aside != path:
+        path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _removed(one: Removal, workspace: Workspace) -> Removal:
+    one.remove()
+    file = workspace.root / "status" / REMOVED
+    file.parent.mkdir(exist_ok=True)
+    record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": one.kind, "what": one.what}
+    with file.open("a", encoding="utf-8") as log:
+        log.write(json.dumps({**record, "bytes": one.bytes, "user": os.environ.get("USER", "")}) + "\n")
+    return one
+
+
+def _say(planned: list[Removal], yes: bool, keep: int, console: Console) -> None:
+    for kind in dict.fromkeys(one.kind for one in planned):
+        these = [one for one in planned if one.kind == kind]
+        console.print(f"{kind}: {len(these):,}, {sum(one.bytes for one in these) / 2**20:,.1f} MiB")
+        for one in these:
+            console.print(f"  {one.what}  {one.bytes / 2**20:,.1f} MiB", markup=False)
+    total = sum(one.bytes for one in planned) / 2**20
+    if not planned:
+        console.print(f"nothing to remove: all is in use, or among the {keep} newest")
+    elif yes:
+        console.print(f"removed {total:,.1f} MiB; status/{REMOVED} says what")
+    else:
+        console.print(f"{total:,.1f} MiB can go: `quadrank gc --keep {keep} --yes` removes them")

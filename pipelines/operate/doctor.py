@@ -1,0 +1,198 @@
+"""What is wrong in a workspace, each with its mend: disk, MLflow, versions, pointers, locks, leftovers, what waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from ctr.reporting.mlflow_registry import Registry
+from ctr.serving.bundle import open_bundle
+from features.errors import ConfigError, DataError, StoreAwayError
+from features.store.disk import folder_bytes, free_bytes
+from features.store.feature_set import FeatureSet
+from features.store.pointer import CURRENT, POINTERS, follow
+from pipelines.locks import Holder
+from pipelines.operate.cleaning import bytes_of, left_behind
+from pipelines.operate.space import bytes_of_a_job
+from pipelines.operate.uses import is_held, names_of, read_json, used_now
+from pipelines.operate.waiting import Sent, outboxes, send_waiting, waiting_by_run
+from pipelines.workspace import Workspace
+
+BROKEN_CODE = ConfigError.exit_code
+ALIAS = "champion"
+COMPARED = ("torch", "polars", "onnxruntime", "numpy")
+JOBS_OF_ROOM = 3  # a disk with room for fewer is worth a look before it is full
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        check: what was looked at.
+        level: `fine`; `note`, which a person may want to know; or `broken`, which must be mended.
+        text: what was found, with its figures.
+        mend: what to do; empty where nothing is to be done.
+    """
+
+    check: str
+    level: Literal["fine", "note", "broken"]
+    text: str
+    mend: str = ""
+
+
+def examine(workspace: Workspace, send: bool, console: Console) -> dict[str, Any]:
+    """Look at everything, print a table, and return a JSON-able summary with exit code 0, or 2 if anything is broken.
+
+    Args:
+        workspace: to be looked at.
+        send: whether to send first what waits for MLflow.
+        console: where people read.
+    """
+    sent = send_waiting(workspace) if send else None
+    findings = list(findings_of(workspace))
+    table = Table(title_justify="left")
+    for column in ("check", "", "found", "mend"):
+        table.add_column(column, overflow="fold")
+    for found in findings:
+        table.add_row(found.check, found.level, found.text, found.mend)
+    console.print(table)
+    if sent is not None:
+        console.print(_sentence(sent))
+    broken = [found for found in findings if found.level == "broken"]
+    return {
+        "status": "broken" if broken else "fine",
+        "exit_code": BROKEN_CODE if broken else 0,
+        "sent": 0 if sent is None else sent.entries,
+        "findings": [asdict(found) for found in findings],
+    }
+
+
+def findings_of(workspace: Workspace) -> Iterator[Finding]:
+    """All findings, those of each data contract together."""
+    yield from _disk(workspace)
+    yield from _mlflow(workspace)
+    yield from _waiting(workspace)
+    for name in names_of(workspace):
+        yield from _pointers(workspace, name)
+        yield from _versions(workspace, name)
+        yield from _locks(workspace, name)
+        yield from _leftovers(workspace, name)
+
+
+def _disk(workspace: Workspace) -> Iterator[Finding]:
+    root = workspace.root.absolute()
+    free = free_bytes(root)
+    for name in names_of(workspace) or [""]:
+        used = workspace.feature_sets / name / (used_now(workspace.feature_sets / name) or "none")
+        needed = bytes_of_a_job(workspace, name) + folder_bytes(used)
+        text = f"{free:,} bytes are free, and a job of {name!r} takes about {needed:,}"
+        if free < needed:
+            yield Finding("disk", "broken", text, "make room: `quadrank gc` lists what nothing uses")
+        elif free < JOBS_OF_ROOM * needed:
+            yield Finding("disk", "note", text, "`quadrank gc` lists what nothing uses")
+        else:
+            yield Finding("disk", "fine", text)
+
+
+def _mlflow(workspace: Workspace) -> Iterator[Finding]:
+    registry, began = Registry(workspace.root), time.monotonic()
+    try:
+        for name in names_of(workspace):
+            yield from _champion(workspace, registry, name)
+        with registry.store.contact():
+            pass
+    except (StoreAwayError, ConfigError) as error:
+        yield Finding("MLflow", "broken", str(error), "start the server, or correct MLFLOW_TRACKING_URI")
+    else:
+        yield Finding("MLflow", "fine", f"{registry.store.shown} answers in {time.monotonic() - began:.1f} s")
+
+
+def _champion(workspace: Workspace, registry: Registry, name: str) -> Iterator[Finding]:
+    """The alias and `CURRENT` mean the same model: a job that was killed between the two moved one alone."""
+    model = f"quadrank-{name}"
+    champion, bundles = registry.get_alias(model, ALIAS), workspace.bundles(name)
+    if champion is None or not (bundles / CURRENT).is_file():
+        return
+    used, current = champion.tags.get("model_version"), used_now(bundles)
+    serving = read_json(bundles / str(current) / "MANIFEST.json").get("model_version")
+    if serving not in (None, used):
+        text = f"models:/{model}@{ALIAS} is {used}, and {bundles / CURRENT} names {current}"
+        yield Finding(
+            "champion", "broken", text, f"`quadrank promote --bundle {bundles / CURRENT}`, or the other's path"
+        )
+
+
+def _waiting(workspace: Workspace) -> Iterator[Finding]:
+    for run, count in waiting_by_run(workspace).items():
+        text = f"{run}: {count:,} entries wait for MLflow"
+        yield Finding("outbox", "broken", text, "`quadrank doctor --send`, or the next job, when MLflow answers")
+    for outbox in outboxes(workspace):
+        if refused := outbox.refused():
+            text = f"{outbox.folder}: MLflow refused {len(refused):,} entries, the first: {refused[0]}"
+            yield Finding("outbox", "note", text, f"read {outbox.folder / 'refused.jsonl'}; they are not sent again")
+
+
+def _pointers(workspace: Workspace, name: str) -> Iterator[Finding]:
+    for folder in (workspace.feature_sets / name, workspace.bundles(name)):
+        for pointer in (folder / one for one in POINTERS):
+            if not pointer.is_file():
+                continue
+            try:
+                target = follow(pointer)
+                if folder == workspace.bundles(name):
+                    open_bundle(target)
+                else:
+                    FeatureSet.open(target)
+            except (DataError, ConfigError) as error:
+                mend = "`quadrank features` builds it again" if pointer.parent != workspace.bundles(name) else (
+                    "`quadrank promote` with a bundle that is whole"
+                )  # fmt: skip
+                yield Finding("pointer", "broken", f"{pointer}: {error}", mend)
+            else:
+                yield Finding("pointer", "fine", f"{pointer} -> {target.name}")
+
+
+def _versions(workspace: Workspace, name: str) -> Iterator[Finding]:
+    """Packages that made the bundle in use, beside those that are installed."""
+    current = used_now(workspace.bundles(name))
+    made = read_json(workspace.bundles(name) / str(current) / "MANIFEST.json").get("versions", {})
+    for package in [one for one in COMPARED if one in made]:
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            continue
+        if installed.split(".")[0] != made[package].split(".")[0]:
+            text = f"{package} {made[package]} made {current}, and {installed} is installed"
+            yield Finding("versions", "note", text, "`quadrank evaluate` on that bundle; or install from the lock")
+
+
+def _locks(workspace: Workspace, name: str) -> Iterator[Finding]:
+    held = [workspace.root / ".cache" / f"{name}.lock", workspace.feature_sets / name / ".lock"]
+    held += sorted(workspace.runs.glob(f"*-{name}-*/.lock"))
+    for lock in held:
+        holder = Holder.of(lock)
+        if is_held(lock):
+            yield Finding("lock", "note", f"{lock}: held by {holder or 'a job'}")
+        elif holder is not None:
+            text = f"{lock}: left by {holder}, which ended without giving it back"
+            yield Finding("lock", "note", text, "nothing: the next job takes it over")
+
+
+def _leftovers(workspace: Workspace, name: str) -> Iterator[Finding]:
+    for folder in (workspace.feature_sets / name, workspace.bundles(name)):
+        for path in left_behind(folder):
+            text = f"{path}: left behind by a killed process, {bytes_of(path):,} bytes"
+            yield Finding("leftover", "note", text, "`quadrank gc --yes` removes it")
+
+
+def _sentence(sent: Sent) -> str:
+    if sent.away:
+        return f"sent {sent.entries:,} entries, {sent.waiting:,} wait on: {sent.away}"
+    return f"sent {sent.entries:,} entries to MLflow" if sent.entries else "nothing waited for MLflow"

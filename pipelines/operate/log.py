@@ -1,0 +1,61 @@
+"""The log of a job as JSON lines, beside what people read: one object a message, with time and run id."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+LOG = "log.jsonl"  # in a run's folder
+WIDTH = 120  # of tables in messages
+
+
+class LoggedConsole(Console):
+    """A console that also writes each message to JSON lines; what comes before a run has a folder is kept until then.
+
+    Args:
+        log: file of further lines, from the first message on; None for the run's folder alone.
+        options: of the console.
+    """
+
+    def __init__(self, log: Path | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._log = log
+        self._run: Path | None = None
+        self._kept: list[str] = []
+
+    def belongs_to(self, run_dir: Path) -> None:
+        """From now on messages are of this run, and go to its folder too, with those printed so far."""
+        self._run = run_dir
+        kept, self._kept = self._kept, []
+        _append(run_dir / LOG, "".join(kept))
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As the console prints, and logged without its colours."""
+        super().print(*objects, **options)
+        plain = Console(file=io.StringIO(), width=WIDTH, soft_wrap=True, highlight=False)
+        plain.print(*objects, **options)
+        style = str(options.get("style") or "")
+        record = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "run": self._run.name if self._run else None,
+            "level": "error" if "red" in style else "warning" if "yellow" in style else "info",
+            "message": plain.file.getvalue().rstrip("\n"),  # type: ignore[attr-defined]
+        }
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        if self._log is not None:
+            _append(self._log, line)
+        if self._run is None:
+            self._kept.append(line)
+        else:
+            _append(self._run / LOG, line)
+
+
+def _append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)

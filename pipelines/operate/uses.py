@@ -1,0 +1,209 @@
+"""What of a workspace is in use: what pointers, aliases, locks, unfinished runs and waiting outboxes name."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ctr.reporting.mlflow_registry import Registry, Version
+from features.store.pointer import CURRENT, POINTERS
+from pipelines.locks import SILENT_AFTER, Holder
+from pipelines.operate.waiting import waiting_by_run
+from pipelines.workspace import CONFIG, METRICS, TUNE, Workspace, started_at
+
+YOUNG = timedelta(days=7)  # an unfinished run may be gone on with, and a control stand beside others, as long as this
+HISTORY = "HISTORY.jsonl"  # beside bundles: which were in use, for `rollback`
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file or folder, on another machine too; False where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    holder = Holder.of(path)
+    elsewhere = holder is not None and holder.host != socket.gethostname()
+    return elsewhere and time.time() - path.stat().st_mtime < SILENT_AFTER
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run or trial in the workspace.
+
+    Args:
+        path: its folder.
+        name: of the data contract.
+        finished: whether it was trained, calibrated and evaluated; trials never are.
+        young: whether it began within the last seven days.
+        feature_set: that it was trained on; None where it does not say.
+    """
+
+    path: Path
+    name: str
+    finished: bool
+    young: bool
+    feature_set: Path | None
+
+    @classmethod
+    def read(cls, path: Path, workspace: Workspace, now: datetime) -> RunFolder:
+        """What its name and its files say."""
+        config = read_json(path / CONFIG)
+        began = started_at(path.name)
+        feature_set = workspace.root / config["feature_set"] if "feature_set" in config else None
+        # TIME-NAME-TAIL, and a contract's name may have dashes.
+        name = "-".join(path.name.split("-")[1:-1])
+        return cls(path, name, (path / METRICS).is_file(), began is None or now - began < YOUNG, feature_set)
+
+
+@dataclass
+class Uses:
+    """What must stay, by full path, each with the reason; and what the registry has.
+
+    Args:
+        why: reasons by path of feature sets, runs and bundles.
+        versions: of each registered model, the newest first.
+        beginnings: runs of bundles that pointers and aliases name: a next training may begin with their weights and
+            optimiser state.
+    """
+
+    why: dict[Path, str] = field(default_factory=dict)
+    versions: dict[str, list[Version]] = field(default_factory=dict)
+    beginnings: set[str] = field(default_factory=set)
+
+    def add(self, path: Path, reason: str) -> None:
+        """Keep a path for its first reason."""
+        self.why.setdefault(path.resolve(), reason)
+
+    def __contains__(self, path: Path) -> bool:
+        return path.resolve() in self.why
+
+
+def names_of(workspace: Workspace) -> list[str]:
+    """Data contracts with anything in the workspace."""
+    folders = [workspace.feature_sets, workspace.bundles("x").parent]
+    found = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+    return sorted(found | {run.name for run in runs_of(workspace, datetime.now(UTC)) if run.name})
+
+
+def runs_of(workspace: Workspace, now: datetime) -> list[RunFolder]:
+    """Runs, the newest first."""
+    found = [path.parent for path in workspace.runs.glob(f"*/{CONFIG}")]
+    return [RunFolder.read(path, workspace, now) for path in sorted(found, reverse=True)]
+
+
+def trials_of(workspace: Workspace, now: datetime) -> list[RunFolder]:
+    """Trials of all sweeps, the newest first."""
+    found = [path.parent for path in (workspace.runs / TUNE).glob(f"*/*/{CONFIG}")]
+    return [RunFolder.read(path, workspace, now) for path in sorted(found, key=lambda path: path.name, reverse=True)]
+
+
+def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> Uses:
+    """What must stay.
+
+    Args:
+        workspace: to be cleaned.
+        registry: whose aliases keep versions and their runs.
+        keep: how many of the newest feature sets, finished runs and bundles of each contract stay anyway.
+        now: an aware datetime.
+
+    Raises:
+        StoreAwayError: what the aliases name cannot be known.
+    """
+    found = Uses()
+    waiting = {path.resolve() for path in waiting_by_run(workspace)}
+    runs = runs_of(workspace, now)
+    for name in names_of(workspace):
+        found.versions[name] = registry.versions(f"quadrank-{name}")
+        _of_bundles(found, workspace, name, keep)
+        for path in _newest(workspace.feature_sets / name, keep):
+            found.add(path, f"among the {keep} newest")
+        _of_pointers(found, workspace.feature_sets / name)
+        for run in [run for run in runs if run.name == name and run.finished][:keep]:
+            found.add(run.path, f"among the {keep} newest")
+    for run in [*runs, *trials_of(workspace, now)]:
+        if is_held(run.path / ".lock"):
+            found.add(run.path, "a process trains in it")
+        elif run.path.resolve() in waiting:
+            found.add(run.path, "what it logged waits for MLflow")
+        elif run.young and not run.finished:
+            found.add(run.path, "unfinished, and not a week old")
+        elif run.young and (run.path / "target_only").is_dir():
+            found.add(run.path, "its control stands beside runs of this week")
+        if run.path in found and run.feature_set is not None:
+            found.add(run.feature_set, f"run {run.path.name} was trained on it")
+    return found
+
+
+def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None:
+    """Bundles that are named, and the runs and feature sets that they were made from."""
+    folder = workspace.bundles(name)
+    _of_pointers(found, folder)
+    for bundle in [path for path in _folders(folder) if path in found]:
+        found.beginnings.add(str(read_json(bundle / "MANIFEST.json").get("model_version")))
+    for bundle in _newest(folder, keep):
+        found.add(bundle, f"among the {keep} newest")
+    for past in past_versions(folder)[:keep]:
+        found.add(folder / past, f"one of the {keep} that were in use last")
+    for version in found.versions[name]:
+        if version.aliases:
+            found.add(folder / version.model_version, f"the alias {version.aliases[0]}")
+            found.add(workspace.runs / version.model_version, f"run of the alias {version.aliases[0]}")
+            found.beginnings.add(version.model_version)
+    for bundle in [path for path in _folders(folder) if path in found]:
+        manifest = read_json(bundle / "MANIFEST.json")
+        if "model_version" in manifest:
+            found.add(workspace.runs / manifest["model_version"], f"run of the bundle {bundle.name}")
+            found.add(workspace.feature_sets / name / manifest["feature_set"], f"of the bundle {bundle.name}")
+
+
+def _of_pointers(found: Uses, folder: Path) -> None:
+    for pointer in POINTERS:
+        if (folder / pointer).is_file():
+            found.add(folder / (folder / pointer).read_text(encoding="utf-8").strip(), pointer)
+
+
+def past_versions(folder: Path) -> list[str]:
+    """Bundles that were in use, by the history beside them, the last first, each once."""
+    file = folder / HISTORY
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    moves = [json.loads(line) for line in lines if line.endswith("}")]
+    named = [str(move[key]) for move in reversed(moves) for key in ("to", "from") if move.get(key)]
+    return list(dict.fromkeys(named))
+
+
+def used_now(folder: Path) -> str | None:
+    """The version that `CURRENT` names."""
+    pointer = folder / CURRENT
+    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+
+
+def _newest(folder: Path, keep: int) -> list[Path]:
+    """The newest versions, by when they were written."""
+    return sorted(_folders(folder), key=lambda path: path.stat().st_mtime, reverse=True)[:keep]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Versions in a folder; hidden ones are being filled, or were set aside."""
+    return [path for path in folder.glob("[!.]*") if path.is_dir()] if folder.is_dir() else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,192 @@
+"""What nothing uses goes, and what anything uses stays: pointers, aliases, locks, unfinished runs, what waits."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ctr.reporting.entries import Tag
+from ctr.reporting.mlflow_registry import Version
+from ctr.reporting.outbox import Outbox
+from features.errors import StoreAwayError
+from pipelines.operate.cleaning import clean
+from pipelines.workspace import Workspace
+from tests.pipelines.operate.places import FakeRegistry, add_bundle, add_feature_set, add_run, run_id
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
+    registry = FakeRegistry()
+    monkeypatch.setattr("pipelines.operate.cleaning.Registry", lambda root: registry)
+    return registry
+
+
+def cleaned(workspace: Workspace, keep: int = 1, yes: bool = False) -> dict[str, Any]:
+    return clean(workspace, keep, yes, Console(file=io.StringIO()))
+
+
+def unused(workspace: Workspace, keep: int = 1) -> dict[str, str]:
+    return {one["what"]: one["kind"] for one in cleaned(workspace, keep)["unused"]}
+
+
+@pytest.fixture
+def days(workspace: Workspace, registry: FakeRegistry) -> list[str]:
+    """Runs of 40, 30, 20 and 10 days ago, each with a feature set and a bundle of its own."""
+    runs = [run_id(days_ago) for days_ago in (40, 30, 20, 10)]
+    for day, run in enumerate(runs):
+        for path in (
+            add_feature_set(workspace, f"set-{day}"),
+            add_run(workspace, run, f"set-{day}"),
+            add_bundle(workspace, run, f"set-{day}"),
+        ):
+            os.utime(path, (1000 + day, 1000 + day))
+    registry.listed["quadrank-shop"] = [Version(str(9 - day), run, f"m{day}", ()) for day, run in enumerate(runs)]
+    return runs
+
+
+def test_the_newest_stay_and_what_they_were_made_from(workspace: Workspace, days: list[str]) -> None:
+    kept = {what for what in unused(workspace, keep=2) if "set-2" in what or days[2] in what or days[3] in what}
+    assert kept == {f"runs/{days[2]}/checkpoint-9.safetensors", f"runs/{days[3]}/checkpoint-9.safetensors"}
+
+
+def test_without_yes_nothing_goes(workspace: Workspace, days: list[str], registry: FakeRegistry) -> None:
+    before = sorted(workspace.root.rglob("*"))
+    assert cleaned(workspace)["status"] == "listed"
+    assert sorted(workspace.root.rglob("*")) == before and registry.removed == []
+
+
+def test_with_yes_it_goes_with_a_record_of_each(workspace: Workspace, days: list[str], registry: FakeRegistry) -> None:
+    listed = cleaned(workspace)
+    done = cleaned(workspace, yes=True)
+    assert done["removed"] == listed["unused"] and cleaned(workspace)["unused"] == []
+    assert [path.name for path in workspace.runs.iterdir()] == [days[3]]
+    assert [path.name for path in (workspace.feature_sets / "shop").iterdir()] == ["set-3"]
+    lines = [json.loads(line) for line in (workspace.root / "status" / "REMOVED.jsonl").read_text().splitlines()]
+    assert [(one["what"], one["bytes"]) for one in lines] == [(one["what"], one["bytes"]) for one in done["removed"]]
+    assert {"kind": "feature set", "what": "feature_sets/shop/set-0", "bytes": 1000} in done["removed"]
+    assert registry.removed == [("quadrank-shop", version, True) for version in ("8", "7", "6")]
+
+
+def test_what_a_pointer_names_stays_with_its_run_and_feature_set(workspace: Workspace, days: list[str]) -> None:
+    (workspace.bundles("shop") / "CURRENT").write_text(days[0])
+    assert not {what for what in unused(workspace) if days[0] in what or "set-0" in what}
+
+
+def test_what_an_alias_names_stays(workspace: Workspace, days: list[str], registry: FakeRegistry) -> None:
+    registry.listed["quadrank-shop"][1] = Version("8", days[1], "m1", ("champion",))
+    found = unused(workspace)
+    assert not {what for what in found if days[1] in what or what.endswith(("set-1", "version 8"))}
+    assert f"bundles/shop/{days[2]}" in found
+
+
+def test_a_bundle_that_was_in_use_last_stays_for_a_rollback(workspace: Workspace, days: list[str]) -> None:
+    moves = [{"from": None, "to": days[0]}, {"from": days[0], "to": days[1]}]
+    history = "".join(json.dumps(move) + "\n" for move in moves)
+    (workspace.bundles("shop") / "HISTORY.jsonl").write_text(history)
+    found = unused(workspace)
+    assert f"bundles/shop/{days[1]}" not in found and f"bundles/shop/{days[0]}" in found
+
+
+def test_files_of_a_version_that_stays_are_not_removed_with_another(
+    workspace: Workspace, days: list[str], registry: FakeRegistry
+) -> None:
+    versions = [Version("2", days[3], "same", ()), Version("1", days[3], "same", ())]
+    registry.listed["quadrank-shop"] = versions
+    cleaned(workspace, yes=True)
+    assert registry.removed == [("quadrank-shop", "1", False)]
+
+
+def test_the_optimiser_state_behind_a_bundle_in_use_stays(workspace: Workspace, days: list[str]) -> None:
+    state = f"runs/{days[3]}/checkpoint-9.safetensors"
+    assert unused(workspace)[state] == "optimiser state"
+    (workspace.bundles("shop") / "CURRENT").write_text(days[3])
+    assert state not in unused(workspace)
+
+
+@pytest.mark.parametrize(("days_ago", "stays"), [(6, True), (8, False)])
+def test_an_unfinished_run_stays_a_week_with_its_feature_set(
+    workspace: Workspace, registry: FakeRegistry, days_ago: int, stays: bool
+) -> None:
+    old = add_feature_set(workspace, "old")
+    os.utime(old, (1000, 1000))
+    add_feature_set(workspace, "new")
+    run = add_run(workspace, run_id(days_ago), "old", finished=False)
+    assert (not {f"runs/{run.name}", "feature_sets/shop/old"} & set(unused(workspace))) is stays
+
+
+def test_a_run_that_a_process_trains_stays_whatever_its_age(workspace: Workspace, registry: FakeRegistry) -> None:
+    run = add_run(workspace, run_id(30), "old", finished=False)
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert unused(workspace) == {}
+    assert unused(workspace) == {f"runs/{run.name}": "run"}
+
+
+@pytest.mark.parametrize(("silent", "stays"), [(60, True), (600, False)])
+def test_a_run_that_another_machine_trains_stays_while_it_gives_signs(
+    workspace: Workspace, registry: FakeRegistry, silent: int, stays: bool
+) -> None:
+    run = add_run(workspace, run_id(30), "old", finished=False)
+    holder = {"host": "another", "pid": 7, "since": "2026-01-01T00:00:00+00:00"}
+    (run / ".lock").write_text(json.dumps(holder))
+    os.utime(run / ".lock", (time.time() - silent,) * 2)
+    assert (unused(workspace) == {}) is stays
+
+
+def test_a_run_whose_outbox_waits_stays(workspace: Workspace, days: list[str]) -> None:
+    Outbox(workspace.runs / days[0] / "outbox").append(Tag(run="r", name="a", value="b"))
+    assert f"runs/{days[0]}" not in unused(workspace)
+
+
+def test_nothing_of_a_contract_goes_while_a_job_of_it_runs(workspace: Workspace, days: list[str]) -> None:
+    with workspace.lock("shop"):
+        done = cleaned(workspace, yes=True)
+    assert (done["removed"], done["skipped"]) == ([], ["shop"])
+
+
+def test_trials_of_old_sweeps_go_and_their_results_stay(workspace: Workspace, registry: FakeRegistry) -> None:
+    for run in (run_id(20), run_id(2)):
+        add_run(workspace, f"tune/first/{run}", "old", finished=False)
+    (workspace.runs / "tune" / "first.best.yaml").write_text("{}")
+    assert unused(workspace) == {f"runs/tune/first/{run_id(20)}": "trial"}
+
+
+def test_what_killed_jobs_left_goes_unless_someone_still_fills_it(workspace: Workspace, registry: FakeRegistry) -> None:
+    sets, bundles = workspace.feature_sets / "shop", workspace.bundles("shop")
+    for path in (sets / ".building-aaaa", bundles / ".exporting-run-bbbb", bundles / ".exporting-run-cccc"):
+        path.mkdir(parents=True)
+    old, young = sets / ".CURRENT-0123abcd", sets / ".CURRENT-4567abcd"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    descriptor = os.open(bundles / ".exporting-run-cccc", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        found = unused(workspace)
+    finally:
+        os.close(descriptor)
+    assert set(found) == {
+        "feature_sets/shop/.CURRENT-0123abcd",
+        "feature_sets/shop/.building-aaaa",
+        "bundles/shop/.exporting-run-bbbb",
+    }
+
+
+def test_a_registry_that_is_away_removes_nothing(workspace: Workspace, days: list[str], registry: FakeRegistry) -> None:
+    registry.away = True
+    with pytest.raises(StoreAwayError):
+        cleaned(workspace, yes=True)
+    assert len(list(workspace.runs.iterdir())) == 4

@@ -1,0 +1,133 @@
+"""Each thing that can be wrong in a workspace is found, with its mend."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ctr.reporting.entries import Tag
+from ctr.reporting.mlflow_registry import Version
+from ctr.reporting.outbox import Outbox
+from pipelines.operate.doctor import Finding, examine, findings_of
+from pipelines.workspace import Workspace
+from tests.pipelines.operate.places import FakeRegistry, add_bundle, add_feature_set, add_run, run_id
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
+    registry = FakeRegistry()
+    monkeypatch.setattr("pipelines.operate.doctor.Registry", lambda root: registry)
+    return registry
+
+
+def found(workspace: Workspace, check: str) -> list[Finding]:
+    return [one for one in findings_of(workspace) if one.check == check]
+
+
+def test_an_empty_workspace_is_fine(workspace: Workspace) -> None:
+    result = examine(workspace, False, Console(file=io.StringIO()))
+    assert (result["status"], result["exit_code"]) == ("fine", 0)
+    assert {one["level"] for one in result["findings"]} == {"fine"}
+
+
+def test_anything_broken_is_exit_2_with_its_mend(workspace: Workspace, registry: FakeRegistry) -> None:
+    registry.away = True
+    shown = io.StringIO()
+    result = examine(workspace, False, Console(file=shown, width=200))
+    assert (result["status"], result["exit_code"]) == ("broken", 2)
+    assert "start the server, or correct MLFLOW_TRACKING_URI" in shown.getvalue()
+
+
+@pytest.mark.parametrize(("free", "level"), [(2**20, "broken"), (100 * 2**20, "note"), (2**40, "fine")])
+def test_a_disk_is_judged_by_what_a_job_takes(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, free: int, level: str
+) -> None:
+    monkeypatch.setattr("pipelines.operate.doctor.free_bytes", lambda path: free)
+    add_feature_set(workspace, "a")
+    (one,) = found(workspace, "disk")
+    assert one.level == level and f"{free:,} bytes are free" in one.text
+
+
+def test_what_waits_for_mlflow_is_named_and_sent(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = add_run(workspace, run_id(1), "a")
+    outbox = Outbox(run / "outbox")
+    outbox.append(Tag(run="r", name="a", value="b"))
+    (one,) = found(workspace, "outbox")
+    assert (one.level, one.text) == ("broken", f"{run}: 1 entries wait for MLflow")
+    assert "quadrank doctor --send" in one.mend
+    monkeypatch.setattr(Tag, "deliver", lambda self, store, known: None)
+    result = examine(workspace, True, Console(file=io.StringIO()))
+    assert (result["sent"], result["exit_code"], outbox.waiting()) == (1, 0, [])
+
+
+def test_what_mlflow_refused_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Tag, store: object, known: object) -> None:
+        raise ValueError("no such run")
+
+    run = add_run(workspace, run_id(1), "a")
+    Outbox(run / "outbox").append(Tag(run="r", name="a", value="b"))
+    monkeypatch.setattr(Tag, "deliver", refuse)
+    result = examine(workspace, True, Console(file=io.StringIO()))
+    (one,) = [one for one in result["findings"] if one["check"] == "outbox"]
+    assert "MLflow refused 1 entries, the first: tag: no such run" in one["text"]
+
+
+@pytest.mark.parametrize("where", ["feature_sets", "bundles"])
+def test_a_pointer_to_nothing_is_broken(workspace: Workspace, where: str) -> None:
+    folder = workspace.root / where / "shop"
+    folder.mkdir(parents=True)
+    (folder / "CURRENT").write_text("gone")
+    (one,) = found(workspace, "pointer")
+    assert one.level == "broken" and "names 'gone'" in one.text and one.mend
+
+
+def test_an_alias_that_names_another_model_than_the_pointer_is_broken(
+    workspace: Workspace, registry: FakeRegistry
+) -> None:
+    for run in ("old", "new"):
+        add_bundle(workspace, run, "a")
+    (workspace.bundles("shop") / "CURRENT").write_text("new")
+    registry.listed["quadrank-shop"] = [Version("1", "old", "m", ("champion",))]
+    (one,) = found(workspace, "champion")
+    assert one.level == "broken" and "champion is old" in one.text
+    registry.listed["quadrank-shop"] = [Version("1", "new", "m", ("champion",))]
+    assert found(workspace, "champion") == []
+
+
+def test_a_job_that_runs_is_noted(workspace: Workspace) -> None:
+    add_feature_set(workspace, "a")
+    with workspace.lock("shop"):
+        (one,) = found(workspace, "lock")
+    assert one.level == "note" and f"held by pid {os.getpid()} on " in one.text
+    assert found(workspace, "lock") == []
+
+
+def test_a_lock_that_a_killed_job_left_is_told_from_one_that_is_held(workspace: Workspace) -> None:
+    add_feature_set(workspace, "a")
+    with workspace.lock("shop"):
+        left = (workspace.root / ".cache" / "shop.lock").read_text()
+    (workspace.root / ".cache" / "shop.lock").write_text(left)
+    (one,) = found(workspace, "lock")
+    assert one.text.endswith("which ended without giving it back") and "takes it over" in one.mend
+
+
+def test_what_a_killed_job_left_is_noted(workspace: Workspace) -> None:
+    add_feature_set(workspace, ".building-aaaa")
+    (one,) = found(workspace, "leftover")
+    assert "1,000 bytes" in one.text and one.mend == "`quadrank gc --yes` removes it"
+
+
+def test_a_bundle_of_another_major_version_is_noted(workspace: Workspace) -> None:
+    bundle = add_bundle(workspace, "run", "a")
+    (bundle / "MANIFEST.json").write_text('{"model_version": "run", "versions": {"numpy": "1.26.4", "polars": "0.1"}}')
+    (workspace.bundles("shop") / "CURRENT").write_text("run")
+    assert [one.text.split()[0] for one in found(workspace, "versions")] == ["polars", "numpy"]

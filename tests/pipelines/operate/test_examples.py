@@ -1,0 +1,122 @@
+"""Each scheduler's example is read by its own tool where one is installed, and by its grammar everywhere."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.command_lines import commands_of, problem
+from tests.documents import ROOT
+
+EXAMPLES = ROOT / "docs" / "examples"
+FIELD = r"(\*|\d+)([-,/]\d+)*"
+
+
+def text(name: str) -> str:
+    return (EXAMPLES / name).read_text(encoding="utf-8")
+
+
+def quadrank_lines(name: str) -> list[str]:
+    """The calls of ours in an example, each from the command's name on."""
+    found = re.findall(r"quadrank (?:run|gc)\b[^\n;]*", text(name))
+    return [re.sub(r"\s*(&&|\|\|).*", "", line) for line in found]
+
+
+@pytest.mark.parametrize("name", ["quadrank.cron", "quadrank.service", "kubernetes.yaml", "github_actions.yml"])
+def test_the_commands_of_an_example_have_these_options(name: str) -> None:
+    commands = [command for line in quadrank_lines(name) for command in commands_of(name, line, whole=True)]
+    assert commands and [found for command in commands if (found := problem(command))] == []
+
+
+def test_cron_lines_have_five_fields_a_user_and_a_command() -> None:
+    lines = [line for line in text("quadrank.cron").splitlines() if re.match(r"[\d*]", line)]
+    assert len(lines) == 2
+    assert [line for line in lines if not re.fullmatch(rf"({FIELD} ){{5}}ranking cd /srv/ranking && \S.*", line)] == []
+
+
+def test_the_airflow_dag_is_python_whose_command_has_these_options() -> None:
+    tree = ast.parse(text("airflow_dag.py"))
+    (job,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "JOB"
+    ]
+    (command,) = commands_of("airflow_dag.py", " ".join(job), whole=True)
+    assert problem(command) is None
+
+
+def container() -> dict[str, Any]:
+    job = yaml.safe_load(text("kubernetes.yaml"))["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    return {**container, "rules": job["podFailurePolicy"]["rules"], "restart": job["template"]["spec"]["restartPolicy"]}
+
+
+def test_the_cron_job_fails_at_once_on_codes_that_would_come_again() -> None:
+    found = container()
+    by_action = {rule["action"]: rule.get("onExitCodes", {}).get("values") for rule in found["rules"]}
+    assert by_action == {"Ignore": None, "FailJob": [1, 2, 4, 5, 6, 7], "Count": [75]}
+    # A failure policy of a pod is read with this restart policy alone.
+    assert found["restart"] == "Never"
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (3, 0), (6, 6), (75, 75)])
+def test_the_cron_job_hands_the_code_on(code: int, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "quadrank").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "quadrank").chmod(0o755)
+    found = container()
+    done = subprocess.run([*found["command"], *found["args"]], env={"PATH": f"{tmp_path}:/bin:/usr/bin"})
+    assert done.returncode == expected
+
+
+@pytest.mark.parametrize(("codes", "expected"), [("0", 0), ("3", 0), ("6", 6), ("75 0", 0), ("75 75 75", 75)])
+def test_the_workflow_tries_again_on_75_alone(codes: str, expected: int, tmp_path: Path) -> None:
+    steps = yaml.safe_load(text("github_actions.yml"))["jobs"]["run"]["steps"]
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    quadrank = "#!/bin/sh\ncode=$(head -1 codes)\nsed -i 1d codes\nexit $code\n"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for path, script in ((".venv/bin/quadrank", quadrank), ("sleep", "#!/bin/sh\n")):
+        (tmp_path / path).write_text(script)
+        (tmp_path / path).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-e", "-c", steps[0]["run"]], cwd=tmp_path, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}
+    )
+    assert (done.returncode, (tmp_path / "codes").read_text()) == (expected, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_reads_timer_and_service(tmp_path: Path) -> None:
+    """With a command that is there: systemd also looks for the program."""
+    service = text("quadrank.service").replace("/srv/ranking/.venv/bin/quadrank", "/bin/true")
+    (tmp_path / "quadrank.service").write_text(service.replace("User=ranking", "User=root"))
+    (tmp_path / "quadrank.timer").write_text(text("quadrank.timer"))
+    units = [str(tmp_path / name) for name in ("quadrank.service", "quadrank.timer")]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "quadrank." in line]
+    assert (done.returncode, said) == (0, [])
+
+
+def test_make_says_the_code_that_it_hides(tmp_path: Path) -> None:
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    (tmp_path / ".venv").mkdir()
+    for file in (".venv/.ready", "requirements.lock", "requirements-torch.lock", "pyproject.toml"):
+        (tmp_path / file).write_text("")
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "features", "DATA=movielens_100k"]
+    done = subprocess.run(
+        [*command, "ROOT=/nowhere", f"QUADRANK={sys.executable} -m pipelines"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert re.findall(r"^quadrank: exit (\d+)$", done.stderr, re.MULTILINE) == ["4"]
+    assert re.search(r"^make: \*\*\* .*features\] Error 4$", done.stderr, re.MULTILINE)

@@ -1,0 +1,40 @@
+"""Messages of a job as JSON lines: those before the run has a folder too."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.operate.log import LoggedConsole
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_messages_go_to_people_to_the_file_and_to_the_run(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    console = LoggedConsole(tmp_path / "job.jsonl", file=shown, width=80)
+    console.print("feature set [bold]built[/bold]")
+    run = tmp_path / "20260101T000000Z-shop"
+    run.mkdir()
+    console.belongs_to(run)
+    console.print("gate refused", style="yellow")
+    assert shown.getvalue() == "feature set built\ngate refused\n"
+    read = lines(run / "log.jsonl")
+    assert [(one["message"], one["level"], one["run"]) for one in read] == [
+        ("feature set built", "info", None),
+        ("gate refused", "warning", run.name),
+    ]
+    assert lines(tmp_path / "job.jsonl") == read
+    assert all(one["time"].endswith("+00:00") for one in read)
+
+
+def test_without_a_file_the_run_alone_has_the_log(tmp_path: Path) -> None:
+    console = LoggedConsole(None, file=io.StringIO())
+    console.belongs_to(tmp_path)
+    console.print("error", style="bold red")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert lines(tmp_path / "log.jsonl")[0]["level"] == "error"
