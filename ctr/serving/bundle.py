@@ -105,8 +105,7 @@ class BundleManifest(BundleMetadata):
 
     def with_checksum(self) -> BundleManifest:
         """The same, with the checksum of its content."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"checksum"}), sort_keys=True, separators=(",", ":"))
-        return self.model_copy(update={"checksum": hashlib.sha256(content.encode()).hexdigest()})
+        return self.model_copy(update={"checksum": _checksum(self.model_dump(mode="json"))})
 
 
 class GoldenRequest(Settings):
@@ -301,12 +300,19 @@ def _read_manifest(path: Path) -> BundleManifest:
             f"{path / MANIFEST}: bundle format {manifest.format}, this version reads format {FORMAT}. "
             "Export the run again with `quadrank export`."
         )
-    if manifest.checksum != manifest.with_checksum().checksum:
+    # Of what the file says: an earlier version's manifest lacks what was added to manifests since.
+    if manifest.checksum != _checksum(json.loads((path / MANIFEST).read_bytes())):
         raise DataError(
             f"{path / MANIFEST}: changed since it was exported (its checksum is another). Copy the whole folder again, "
             "or export it again."
         )
     return manifest
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's record, all of it but the checksum."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read(path: Path, model: type[T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -62,6 +63,16 @@ def bundle(tmp_path: Path) -> Path:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_bundle_of_a_version_that_knew_fewer_fields_is_whole(bundle: Path):
+    """What a later version adds to manifests was not there when the checksum was made."""
+    record = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    del record["generation"], record["checksum"]
+    content = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    record["checksum"] = hashlib.sha256(content.encode()).hexdigest()
+    (bundle / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    assert open_bundle(bundle).manifest.generation == 0
 
 
 def test_a_bundle_is_read_back_with_its_facts_and_the_hash_of_every_file(bundle: Path) -> None:
