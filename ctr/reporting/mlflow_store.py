@@ -91,6 +91,7 @@ class MlflowStore:
         try:
             # Processes that meet a fresh SQLite store at once break each other's migration.
             with self._lock(), _environment(FIRST_CONTACT):
+                self._make_default()
                 client = mlflow.MlflowClient(self.uri, registry)
                 client.search_experiments(max_results=1)
                 client.search_registered_models(max_results=1)
@@ -104,6 +105,18 @@ class MlflowStore:
                 "MLFLOW_TRACKING_URI, or unset it to keep runs in mlflow.db."
             ) from None
         return client
+
+    def _make_default(self) -> None:
+        """Make the default store's file aside: MLflow takes no store whose making a kill left half done."""
+        file = self.root / "mlflow.db"
+        if self.uri != f"sqlite:///{file}" or file.exists():
+            return
+        fresh = file.with_name("mlflow.db.new")
+        fresh.unlink(missing_ok=True)
+        client = self.mlflow.MlflowClient(f"sqlite:///{fresh}", f"sqlite:///{fresh}")
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+        fresh.replace(file)
 
     @property
     def is_served(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from features.calendar import day_of
 from features.chunk import (
     CONTEXT,
     EVENT,
@@ -102,6 +103,16 @@ def open_log(contract: Contract, as_of: str | None = None, raw_columns: Collecti
         # Rows without a time stay: the checks report them.
         frame = frame.filter((pl.col(TIME) < end_of(as_of)) | pl.col(TIME).is_null())
     return Unchecked(frame, path, unlabelled)
+
+
+def newest_day(contract: Contract, as_of: str) -> str:
+    """The day (UTC, ISO) of the newest row on or before `as_of`, which is returned where there is none.
+
+    Raises:
+        DataError: as `open_log`.
+    """
+    newest = open_log(contract, as_of).frame.select(pl.col(TIME).max()).collect(engine="streaming").item()
+    return as_of if newest is None else day_of(newest).isoformat()
 
 
 def log_columns(contract: Contract) -> pl.Schema:

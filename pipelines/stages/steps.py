@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +17,11 @@ from ctr.training.checkpoint import MODEL, DamagedCheckpointError, saved_state
 from features.build.build import HASHES
 from features.build.publish import source_files
 from features.build.revision import code_hash
+from features.checks.newest_day import check_age
 from features.contract.contract import Contract
 from features.errors import DataError, GateError, StoreAwayError
 from features.sources.files import content_hash, looked_at_once
+from features.sources.log import newest_day
 from features.store.feature_set import FeatureSet, sha256_of
 from features.store.pointer import NEWEST, point_at
 from pipelines.gate.judge import judge
@@ -31,6 +35,7 @@ from pipelines.job.fitting import CALIBRATION
 from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
 from pipelines.revision import source_hash
+from pipelines.source import Source
 from pipelines.stages.basis import Basis, flat
 from pipelines.stages.hand import InHand, bundle_of
 from pipelines.stages.plan import Planned, Results
@@ -81,30 +86,52 @@ class Features(_Open):
     name = "features"
 
     def basis(self, results: Results) -> Basis:
-        """Content of every file that a build reads, the contract, the days, and the code of `features`."""
-        source = self.settings.source
+        """Content of every file that a build reads, the contract, the days, and the code of `features`.
+
+        Not `--as-of` itself: a later day that has no rows yet is nothing new.
+        """
+        source = self._source
         folder = self.settings.workspace.feature_sets / source.contract.name
         with _read_once(folder / HASHES):
             inputs = {_named(file, source.contract): content_hash(file)[:16] for file in source_files(source.contract)}
         contract = source.contract.model_dump(mode="json", exclude={"root", "truth"})
-        settings = {**flat(contract, "data"), "as_of": source.as_of, "window": source.window}
+        settings = {**flat(contract, "data"), "through": source.as_of, "window": source.window}
         return Basis(inputs, settings, code_hash()[:12])
 
     def missing(self, result: Mapping[str, Any]) -> str | None:
-        """Whether the version is there and opens."""
+        """Whether the version is there and opens, and the log is as fresh as its contract wants it."""
         try:
-            FeatureSet.open(self.root / result["feature_set"])
+            found = FeatureSet.open(self.root / result["feature_set"])
         except DataError as error:
             return f"its feature set is gone: {error}"
+        try:
+            self._check_age(found)
+        except DataError as error:
+            return str(error)
         return None
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
-        """Build, or find what was built already."""
-        built = build(self.settings.source, hand.workspace)
+        """Build, or find what was built already. Raises DataError for a log that is too old."""
+        built = build(self._source, hand.workspace)
         hand.console.print(describe(built))
+        self._check_age(built.feature_set)
         hand.feature_set = built.feature_set
         path = built.feature_set.path.resolve().relative_to(self.root.resolve())
         return {"feature_set": path.as_posix(), "source": built.feature_set.manifest.source}
+
+    @cached_property
+    def _source(self) -> Source:
+        """What is read, until the newest day that has rows."""
+        source = self.settings.source
+        if source.as_of is None:
+            return source
+        return replace(source, as_of=newest_day(source.contract, source.as_of))
+
+    def _check_age(self, found: FeatureSet) -> None:
+        """A log that does not change grows old: its age counts from the end of the day that was asked for."""
+        contract = self.settings.source.contract
+        newest = max(window.last_time for window in found.manifest.windows.values())
+        check_age(contract.interactions.path, newest, contract.checks, self.settings.source.as_of)
 
 
 class Train(_Open):

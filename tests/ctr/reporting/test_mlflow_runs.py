@@ -168,3 +168,21 @@ def test_a_run_that_looks_alive_is_ended_as_killed_and_others_are_left(tracker: 
     tracker.mark_killed(run_id)
     assert status(run_id) == "KILLED"
     tracker.mark_killed("0" * 32)  # of a store that was emptied since
+
+
+def test_a_kill_while_the_default_store_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow refuses a store whose migration was cut short: every later command would end with exit 2."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = Tracker(tmp_path).store.mlflow.MlflowClient
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "search_registered_models", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _ = Tracker(tmp_path).store.client
+    assert not (tmp_path / "mlflow.db").exists()
+    with Tracker(tmp_path).run("quadrank-toy", "after it", {}, {}) as tracker:
+        assert tracker.store.client.get_run(tracker.run_id).info.status == "RUNNING"
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
