@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
+from features.errors import ConfigError
+
 SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000  # µs
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The years 1 and 9999, which calendars stop at, in µs since 1970.
@@ -30,3 +32,11 @@ def text_of(time: int) -> str:
     if not FIRST_TIME <= time < LAST_TIME:
         return "a time beyond the years 1 to 9999"
     return f"{EPOCH + timedelta(microseconds=time):%Y-%m-%d %H:%M:%S}"
+
+
+def require_date(as_of: str | None) -> None:
+    """Raise ConfigError for a value of `--as-of` that is no date."""
+    try:
+        date.fromisoformat(as_of or "1970-01-01")
+    except ValueError:
+        raise ConfigError(f"--as-of {as_of}: not a date. Write it as 2026-01-31.") from None

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from features.build.plan import Plan, make_plan
 from features.build.publish import build_lock, bytes_of_a_build, find_version, publish, source_key, staged
 from features.build.revision import code_hash, revision
 from features.build.window import take_kept, write_days
-from features.calendar import LAST_TIME, first_instant
+from features.calendar import LAST_TIME, first_instant, require_date
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
 from features.checks.newest_day import check_age, check_newest_day, figures_by_day
@@ -29,7 +29,6 @@ from features.checks.served_log import refuse_served_ids, served_findings
 from features.chunk import ITEM, LABEL, TIME, USER, Chunk
 from features.contract.contract import Contract
 from features.encoding.encoder import USERS, Encoder
-from features.errors import ConfigError
 from features.fitting.fit import Fitted, Tables, fit
 from features.fitting.split import Splitter, TimeSplitter, fit_split
 from features.monitor.profile.write import write_profile
@@ -100,7 +99,7 @@ def build_feature_set(
         LockError: another process builds the same contract, still after `wait`.
     """
     started = time.monotonic()
-    _check_date(as_of)
+    require_date(as_of)
     folder = out / contract.name
     with looked_at_once(folder / HASHES):
         found = _reused(folder, source_key(contract, as_of, window))
@@ -378,13 +377,6 @@ def _clicks(encoder: Encoder, train: pl.LazyFrame) -> Clicks:
         .collect(engine="streaming")
     )
     return Clicks(encoder.users.encode(positives[USER]), encoder.items.encode(positives[ITEM]))
-
-
-def _check_date(as_of: str | None) -> None:
-    try:
-        date.fromisoformat(as_of or "1970-01-01")
-    except ValueError:
-        raise ConfigError(f"--as-of {as_of}: not a date. Write it as 2026-01-31.") from None
 
 
 class Clock:

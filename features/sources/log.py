@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from features.calendar import day_of
+from features.calendar import day_of, require_date
 from features.chunk import (
     CONTEXT,
     EVENT,
@@ -109,8 +109,10 @@ def newest_day(contract: Contract, as_of: str) -> str:
     """The day (UTC, ISO) of the newest row on or before `as_of`, which is returned where there is none.
 
     Raises:
+        ConfigError: `as_of` is no date.
         DataError: as `open_log`.
     """
+    require_date(as_of)
     newest = open_log(contract, as_of).frame.select(pl.col(TIME).max()).collect(engine="streaming").item()
     return as_of if newest is None else day_of(newest).isoformat()
 

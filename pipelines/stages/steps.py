@@ -95,7 +95,7 @@ class Features(_Open):
         with _read_once(folder / HASHES):
             inputs = {_named(file, source.contract): content_hash(file)[:16] for file in source_files(source.contract)}
         contract = source.contract.model_dump(mode="json", exclude={"root", "truth"})
-        settings = {**flat(contract, "data"), "through": source.as_of, "window": source.window}
+        settings = {**flat(contract, "data"), "newest day": source.as_of, "window": source.window}
         return Basis(inputs, settings, code_hash()[:12])
 
     def missing(self, result: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pipelines.stages.steps
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.training.checkpoint import saved_state
 from ctr.training.train_step import TrainStep
-from features.errors import DataError, LockError
+from features.errors import ConfigError, DataError, LockError
 from features.stopping import Stopped, listening
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
@@ -35,6 +36,7 @@ from pipelines.job_settings import JobSettings
 from pipelines.operate.clock import StageClock
 from pipelines.source import Source
 from pipelines.stages.run import plan_job, run_job
+from pipelines.stages.steps import Features
 from pipelines.workspace import Workspace
 from tests.trained import built_feature_set, raw_contract
 
@@ -56,14 +58,17 @@ class Shop:
 
     folder: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    as_of: str | None = None
+    checks: dict[str, Any] = field(default_factory=dict)
     said: str = ""
     rules: GateRules = field(default_factory=GateRules)
 
     def settings(self) -> JobSettings:
         self.out = io.StringIO()
         contract = raw_contract(self.folder / "raw")
+        contract = contract.model_copy(update={"checks": contract.checks.model_copy(update=self.checks)})
         return JobSettings(
-            Source(contract),
+            Source(contract, self.as_of),
             Path("conf/data/shop.yaml"),
             self.folder / "model.yaml",
             Path(__file__).parents[3] / "conf" / "train.yaml",
@@ -162,6 +167,35 @@ def test_new_rows_build_and_train_again(copy, whole, monkeypatch):
     copy.killed()
     assert "train: run, inputs changed: feature set" in copy.said
     assert len(list(copy.workspace.runs.iterdir())) == 2
+
+
+def test_a_later_day_without_rows_is_nothing_new(copy):
+    copy.as_of = "2199-01-01"
+    first = plan_job(copy.settings(), copy.rules)["stages"]["features"]
+    assert first == {"does": "run", "reason": "settings changed: newest day"}
+    newest = pl.read_parquet(copy.folder / "raw" / "log.parquet")["time"].max()
+    stage = Features(copy.settings(), copy.rules)
+    assert stage.basis({}).settings["newest day"] == datetime.fromtimestamp(newest, UTC).date().isoformat()
+    copy.as_of = "2199-01-02"
+    assert Features(copy.settings(), copy.rules).basis({}) == stage.basis({})
+
+
+def test_a_log_that_became_too_old_is_not_nothing_new(copy):
+    copy.checks = {"max_age": 7 * 86_400_000_000}
+    copy.as_of = "2199-01-01"
+    stage = Features(copy.settings(), copy.rules)
+    (built,) = (copy.workspace.feature_sets / "shop").glob("*/MANIFEST.json")
+    found = {"feature_set": built.parent.relative_to(copy.workspace.root).as_posix()}
+    assert "checks.max_age allows 7.0 days" in str(stage.missing(found))
+    copy.as_of = None
+    copy.checks = {}
+    assert Features(copy.settings(), copy.rules).missing(found) is None
+
+
+def test_a_day_that_is_none_is_refused(copy):
+    copy.as_of = "tomorrow"
+    with pytest.raises(ConfigError, match="--as-of tomorrow: not a date"):
+        copy.run()
 
 
 def test_a_setting_of_no_weight_trains_nothing(copy):
