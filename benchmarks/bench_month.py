@@ -247,7 +247,7 @@ def worse(nights: Sequence[Mapping[str, Any]]) -> list[str]:
             value, low, high = night["beside"][metric]
             error = (high - low) / WIDTH_OF_INTERVAL
             chances[night["name"], metric] = (
-                NormalDist().cdf(sign * value / error) if error else float(sign * value < 0)
+                NormalDist().cdf(sign * value / error) if error else float(sign * value >= 0)
             )
     adjusted = holm({f"{name} {metric}": chance for (name, metric), chance in chances.items()})
     found = {name for name, metric in chances if adjusted[f"{name} {metric}"] < LEVEL}
