@@ -19,7 +19,7 @@ FLOORS = {
 # Beside the path of the data: only `pipelines` imports these, and of their floor they import its own files and `also`.
 BESIDE = {"simulator": {"simulator"}, "datasets": {"datasets", "contract"}}
 # Packages of the benchmarks, in the order in which they may import each other; only `bench_NAME` beside them has all.
-BENCHMARKS = ("harness", "inputs", "peers", "jobs", "profiling")
+BENCHMARKS = ("harness", "inputs", "peers", "jobs", "profiling", "month")
 MOST_FILES = 12
 FORBIDDEN = {
     "features": {"torch", "numba", "mlflow", "optuna", "typer", "ctr", "pipelines"},

@@ -54,7 +54,8 @@ def figures_by_day(columns: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Day
 def check_newest_day(path: str, days: Sequence[DayFigures], checks: Checks) -> tuple[str, ...]:
     """What is unusual of the newest day beside the seven before it, by `checks.newest_day`.
 
-    Nothing is compared where fewer than three of these have rows.
+    Nothing is compared where fewer than three of these have rows. A day without rows refuses the day after it, while
+    its file may still come; later it is told and refuses nothing, else one lost file would stop a job for a week.
 
     Args:
         path: of the log, for messages.
@@ -62,14 +63,24 @@ def check_newest_day(path: str, days: Sequence[DayFigures], checks: Checks) -> t
         checks: policy and limits.
 
     Returns:
-        One sentence where the policy is `warn`, none where all is usual or the policy is `off`.
+        A sentence for what is unusual where the policy is `warn`, and one for days without rows further back; none
+        where the policy is `off`.
 
     Raises:
         DataError: something is unusual, and the policy is `error`.
     """
-    reasons = [] if checks.newest_day == "off" or not days else list(_unusual(days, checks))
-    if not reasons:
+    recent = [] if checks.newest_day == "off" else _recent(days)
+    if len(recent) < FEWEST_DAYS:
         return ()
+    lost = _without_rows(recent, days[-1])
+    told = (
+        [f"{len(lost)} of the days before {days[-1].day} have no row, e.g. {lost[-1]}: no model learns them."]
+        if lost
+        else []
+    )
+    reasons = list(_unusual(recent, days[-1], checks))
+    if not reasons:
+        return tuple(told)
     message = (
         f"the newest day {days[-1].day} is unlike the {RECENT_DAYS} before it: {'; '.join(reasons)}. Look at the "
         "export that wrote it. Where the day is right, build with --set data.checks.newest_day=warn, or widen "
@@ -77,14 +88,22 @@ def check_newest_day(path: str, days: Sequence[DayFigures], checks: Checks) -> t
     )
     if checks.newest_day == "error":
         raise DataError(f"{path}: {message}.")
-    return (f"{message}.",)
+    return (f"{message}.", *told)
 
 
-def _unusual(days: Sequence[DayFigures], checks: Checks) -> Iterator[str]:
-    newest = days[-1]
-    recent = [one for one in days[:-1] if newest.day - one.day <= timedelta(days=RECENT_DAYS)]
-    if len(recent) < FEWEST_DAYS:
-        return
+def _recent(days: Sequence[DayFigures]) -> list[DayFigures]:
+    """Those that the newest day is compared with."""
+    return [one for one in days[:-1] if days[-1].day - one.day <= timedelta(days=RECENT_DAYS)]
+
+
+def _without_rows(recent: Sequence[DayFigures], newest: DayFigures) -> list[date]:
+    """Days after the first recent one that have no row, but for the day before the newest."""
+    known = {one.day for one in recent}
+    between = (recent[0].day + timedelta(days=back) for back in range((newest.day - recent[0].day).days - 1))
+    return [day for day in between if day not in known]
+
+
+def _unusual(recent: Sequence[DayFigures], newest: DayFigures, checks: Checks) -> Iterator[str]:
     usual = median(one.rows for one in recent)
     least, most = checks.day_rows
     if not least * usual <= newest.rows <= most * usual:
@@ -92,9 +111,9 @@ def _unusual(days: Sequence[DayFigures], checks: Checks) -> Iterator[str]:
             f"{newest.rows:,} rows, {newest.rows / usual:.2f} of the median of {usual:,.0f} (checks.day_rows allows "
             f"{least:g} to {most:g})"
         )
-    expected = {recent[0].day + timedelta(days=back) for back in range((newest.day - recent[0].day).days)}
-    if missing := sorted(expected - {one.day for one in recent}):
-        yield f"{len(missing)} of the days before it have no row, e.g. {missing[-1]}"
+    before = newest.day - timedelta(days=1)
+    if recent[-1].day != before:
+        yield f"the day before it, {before}, has no row"
     rates = [one.positives / one.labelled for one in recent if one.labelled]
     if not newest.labelled or not rates:
         return

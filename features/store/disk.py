@@ -18,6 +18,8 @@ REASONS = {
 # How libraries that lose the number say it: Rust's `os error 28`, safetensors' `code: 28`, Arrow's `errno 28`, SQLite.
 NUMBERED = re.compile(r"\b(?:os error |code: |errno )(\d+)\b", re.IGNORECASE)
 SQLITE_FULL = "database or disk is full"
+# numpy, of a file that took a part of an array: it says nothing of why.
+CUT_SHORT = re.compile(r"\b\d+ requested and \d+ written\b")
 
 
 def disk_trouble(error: BaseException) -> tuple[str, Path | None] | None:
@@ -31,7 +33,7 @@ def disk_trouble(error: BaseException) -> tuple[str, Path | None] | None:
         number = seen.errno if isinstance(seen, OSError) else None
         if number not in REASONS and (found := NUMBERED.search(str(seen))):
             number = int(found[1])
-        if SQLITE_FULL in str(seen):
+        if SQLITE_FULL in str(seen) or (number is None and isinstance(seen, OSError) and CUT_SHORT.search(str(seen))):
             number = errno.ENOSPC
         if number in REASONS:
             name = getattr(seen, "filename", None)

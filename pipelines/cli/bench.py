@@ -307,6 +307,42 @@ def bench_warm(
     _run("warm", as_json, out, work, settings=settings)
 
 
+@bench_app.command("month", epilog="Example: quadrank bench month --days 7 --calendar 3:late,5:flipped")
+def bench_month(
+    rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log of six weeks.")] = 100_000,
+    users: Annotated[int, typer.Option("--users", min=10, help="Users of the simulated log.")] = 1_500,
+    items: Annotated[int, typer.Option("--items", min=30, help="Items of the simulated log.")] = 900,
+    drift: Annotated[
+        float, typer.Option("--drift", min=0, max=1, help="How far tastes have gone when the six weeks end.")
+    ] = 0.5,
+    days: Annotated[int, typer.Option("--days", min=1, help="Nights in sequence.")] = 30,
+    window: Annotated[int, typer.Option("--window", min=4, help="Days in the feature set.")] = 10,
+    calendar: Annotated[
+        str | None, typer.Option("--calendar", help="Bad days, DAY:TROUBLE by commas; default: nine, one of each.")
+    ] = None,
+    bot_rows: Annotated[int, typer.Option("--bot-rows", min=1, help="Events of the bot on its day.")] = 1_000_000,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="What the nightly gc keeps of everything.")] = 3,
+    disk_mib: Annotated[int, typer.Option("--disk-mib", min=1, help="Bound of the disk after each night.")] = 200,
+    fresh_every: Annotated[
+        int, typer.Option("--fresh-every", min=1, help="Nights between trainings from nothing that stand beside.")
+    ] = 1,
+    out: BenchOutOption = None,
+    work: BenchWorkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a month of nightly jobs, with bad days and without a hand.
+
+    Each night is a process of `quadrank run` and one of `quadrank gc`. Checks exit codes, what is told of them,
+    pointers and disk, and holds each promoted bundle to the one before it on the rows of the next day."""
+    checkout("bench_month", "quadrank bench month")
+    from benchmarks.bench_month import MonthBench
+    from benchmarks.month.calendar import MONTH, parse_calendar
+
+    troubles = parse_calendar(MONTH if calendar is None else calendar, days)
+    settings = MonthBench(rows, users, items, drift, days, window, troubles, bot_rows, keep, disk_mib, fresh_every)
+    _run("month", as_json, out, work, settings=settings)
+
+
 @bench_app.command("tune", epilog="Example: quadrank bench tune --trials 10 --repetitions 1")
 def bench_tune(
     data: Annotated[

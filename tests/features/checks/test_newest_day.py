@@ -44,13 +44,19 @@ def told(rows: list[int], clicks: list[int] | None = None, **checks: Any) -> str
         ([1200, 1000, 10], ""),
         # A day of long ago is none to compare with: the seven before the newest have 1000 each.
         ([9000, 9000, 9000, 9000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000], ""),
-        ([1000, 1000, 0, 1000, 1000], "1 of the days before it have no row, e.g. 2026-03-07"),
+        ([1000, 1000, 1000, 0, 1000], "the day before it, 2026-03-08, has no row"),
     ],
 )
 def test_rows_of_the_newest_day_are_about_as_many_as_before(rows: list[int], unusual: str) -> None:
     found = told(rows)
     assert unusual in found and bool(unusual) == bool(found)
     assert not found or found.startswith(f"the newest day {LAST} is unlike the 7 before it: ")
+
+
+@pytest.mark.parametrize("policy", ["warn", "error"])
+def test_a_day_that_never_came_is_told_and_refuses_only_the_day_after_it(policy: str) -> None:
+    found = told([1000, 1000, 0, 0, 1000, 1000], newest_day=policy)
+    assert found == "2 of the days before 2026-03-09 have no row, e.g. 2026-03-07: no model learns them."
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def raised_from(cause: Exception) -> Exception:
         (RuntimeError("No space left on device (os error 28)"), "no space is left on the disk"),
         (RuntimeError("IoError(Os { code: 30, kind: ReadOnlyFilesystem })"), "the file system is read-only"),
         (OSError("[Errno 28] Error writing bytes to file"), "no space is left on the disk"),
+        (OSError("19328 requested and 16352 written"), "no space is left on the disk"),
         (RuntimeError("(sqlite3.OperationalError) database or disk is full"), "no space is left on the disk"),
         (raised_from(OSError(errno.ENOSPC, "No space left on device")), "no space is left on the disk"),
     ],
@@ -45,7 +46,13 @@ def test_trouble_of_the_disk_is_found_whoever_tells_of_it(error: Exception, reas
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOENT, "No such file"), ValueError("28 rows"), OSError(errno.EACCES, "Permission denied")]
+    "error",
+    [
+        OSError(errno.ENOENT, "No such file"),
+        ValueError("28 rows"),
+        OSError(errno.EACCES, "Permission denied"),
+        ValueError("9 requested and 8 written"),
+    ],
 )
 def test_other_errors_are_none_of_the_disk(error: Exception) -> None:
     assert disk_trouble(error) is None
