@@ -56,7 +56,8 @@ def train(
             loss = take_step([batch], settings.train.learning_rate, number).item()
             load_seconds.append(loaded - started)
             step_seconds.append(time.perf_counter() - loaded)
-    take_step.check(settings.train.learning_rate)
+    if take_step.guard.skipped():
+        raise RuntimeError(take_step.guard.reason(settings.train.learning_rate))
     load_seconds, step_seconds = load_seconds[warmup:], step_seconds[warmup:]
     on_cuda = {"device_peak_mib": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {}
     return {

@@ -22,6 +22,7 @@ from ctr.model.calibrator import Calibrator
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import _validation_metrics
 from features.progress import silent
+from features.stopping import StopRequest
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.toy import toy_feature_set
 
@@ -144,7 +145,9 @@ class Scores(torch.nn.Module):
 
 def test_early_stopping(pair):
     weighted, repeated = (
-        _validation_metrics(Scores(), Loader(one, "valid", 512), row_weights(one, "valid"), torch.device("cpu"))
+        _validation_metrics(
+            Scores(), Loader(one, "valid", 512), row_weights(one, "valid"), torch.device("cpu"), StopRequest()
+        )
         for one in pair
     )
     assert weighted == pytest.approx(repeated, abs=1e-6)
