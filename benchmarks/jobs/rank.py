@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def times(
 
     Returns:
         `ways`: `name`, `p50_ms`, `p99_ms` (None where it was called less than 100 times) of each; of a bundle's whole
-        path too, `NAME from JSON to JSON`, and of its first part, `NAME, parse and encode`. `products_ms`: the least
+        path too, `NAME from JSON to JSON`, and of all in it but reading JSON and the model, `NAME, parse, encode and
+        respond`. `products_ms`: the least
         time of all matrix products of each bundle's graph. `peak_mib` of the process.
     """
     from benchmarks.harness.graph_products import least_milliseconds, products_of
@@ -182,7 +184,7 @@ def quantiles(milliseconds: list[float]) -> dict[str, float | None]:
 
 
 def _calls_of_bundle(name: str, path: Path, candidates: int, threads: int) -> dict[str, Callable[[], object]]:
-    from ctr.serving.answering.answers import answer
+    from ctr.serving.answering.answers import Asked, Stages, answer, rank
     from ctr.serving.ranker import Ranker
     from features.encoding.request import Limits, parse_request
 
@@ -193,9 +195,12 @@ def _calls_of_bundle(name: str, path: Path, candidates: int, threads: int) -> di
     encoded = ranker.encode(parse_request(raw, ranker.encoder.contract, limits))
     if len(encoded.history_item) != ranker.encoder.schema.history_max_len or encoded.unknown_candidates:
         raise ValueError(f"{path}: the request is not full: {len(encoded.history_item)} events")
+    scores = ranker.scores(encoded)
+    scored = copy(ranker)
+    scored.scores = lambda encoded: scores  # type: ignore[method-assign]
     return {
         name: lambda: ranker.scores(encoded),
-        f"{name}, parse and encode": lambda: ranker.encode(parse_request(raw, ranker.encoder.contract, limits)),
+        f"{name}, parse, encode and respond": lambda: rank(scored, Asked(raw, "1", None, Stages()), limits),
         f"{name}, from JSON to JSON": lambda: answer(ranker, body, limits),
     }
 

@@ -48,10 +48,10 @@ def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
     assert logging.getLogger("torch.onnx").level == level
     names = [row["name"] for row in report.results if row["candidates"] == 3]
     assert names == [
-        "QIN", "QIN, parse and encode", "QIN, from JSON to JSON",
-        "QIN int8", "QIN int8, parse and encode", "QIN int8, from JSON to JSON",
-        "QIN+", "QIN+, parse and encode", "QIN+, from JSON to JSON",
-        "QIN+ int8", "QIN+ int8, parse and encode", "QIN+ int8, from JSON to JSON",
+        "QIN", "QIN, parse, encode and respond", "QIN, from JSON to JSON",
+        "QIN int8", "QIN int8, parse, encode and respond", "QIN int8, from JSON to JSON",
+        "QIN+", "QIN+, parse, encode and respond", "QIN+, from JSON to JSON",
+        "QIN+ int8", "QIN+ int8, parse, encode and respond", "QIN+ int8, from JSON to JSON",
         "torch, QIN", "literal QIN",
     ]  # fmt: skip
     assert any(line.startswith("torch-rechub DIN and boosting are left out: no such package") for line in said)
