@@ -188,7 +188,7 @@ class _Month:
             "promised": list(promised(number, self.settings.calendar)),
             "status": _status(ended.summary),
             "error": ended.summary.get("error"),
-            "refused_by": _refused_by(ended.summary),
+            "refused_by": refused_by(ended.summary),
             "promoted": self.champion != before,
             "champion": self.champion,
             "before": before if before is not None and before != self.champion else None,
@@ -298,8 +298,8 @@ def _status(summary: Mapping[str, Any]) -> str:
     return str(summary.get("status") or "killed")
 
 
-def _refused_by(summary: Mapping[str, Any]) -> list[str]:
-    """Rules of the gate that did not hold."""
+def refused_by(summary: Mapping[str, Any]) -> list[str]:
+    """Rules of the gate that refused a bundle, by the JSON line of its job."""
     findings = (summary.get("gate") or {}).get("findings", [])
     return sorted({str(one["rule"]) for one in findings if one["refuses"] and not one["passed"]})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_month import SETTINGS, checks_of, figure_of, worse
+from benchmarks.bench_month import SETTINGS, checks_of, figure_of, refused_by, worse
 from ctr.config import Preset
 from features.contract.contract import load_contract
 from features.contract.settings import validate
@@ -86,6 +86,14 @@ def test_the_figure_has_a_mark_for_each_trouble_and_each_promotion() -> None:
     lines = {str(line.get_label()): list(line.get_xdata()) for line in quality.lines}
     assert lines["promoted that night"] == [1, 3] and lines["trained anew on a clean log"] == [1, 3]
     assert len(disk.patches) == 3
+
+
+def test_rules_that_refuse_are_told_once_and_warnings_are_not() -> None:
+    of = [("auc", False, True), ("slice loss", False, True), ("auc", False, True), ("size", True, True)]
+    findings = [{"rule": rule, "passed": passed, "refuses": refuses} for rule, passed, refuses in of]
+    findings.append({"rule": "drift", "passed": False, "refuses": False})
+    assert refused_by({"gate": {"findings": findings}}) == ["auc", "slice loss"]
+    assert refused_by({"error": "the test window has no rows"}) == []
 
 
 def test_settings_of_the_job_are_valid() -> None:

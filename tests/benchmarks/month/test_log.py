@@ -70,7 +70,7 @@ def test_a_late_day_comes_with_the_next_one(arrivals: Arrivals) -> None:
     arrivals.bring(DAYS[1], "late")
     assert there(arrivals) == DAYS[:1]
     arrivals.bring(DAYS[2], None)
-    assert there(arrivals) == DAYS
+    assert there(arrivals) == DAYS and arrivals.late == []
 
 
 def test_flipped_labels_stay_flipped(arrivals: Arrivals) -> None:

@@ -59,6 +59,14 @@ def test_a_day_that_never_came_is_told_and_refuses_only_the_day_after_it(policy:
     assert found == "2 of the days before 2026-03-09 have no row, e.g. 2026-03-07: no model learns them."
 
 
+def test_a_lost_day_further_back_is_told_beside_the_one_before() -> None:
+    found = check_newest_day(
+        "log", figures([1000, 1000, 0, 1000, 0, 1000]), Checks.model_validate({"newest_day": "warn"})
+    )
+    assert "the day before it, 2026-03-08, has no row" in found[0]
+    assert found[1] == "1 of the days before 2026-03-09 have no row, e.g. 2026-03-06: no model learns them."
+
+
 @pytest.mark.parametrize(
     ("rows", "clicks", "unusual"),
     [
