@@ -121,6 +121,7 @@ def test_a_copy_that_is_read_from_the_raw_log_is_a_tie_too(shop: Shop, monkeypat
     assert verdict.passed, verdict.reason
 
 
+@pytest.mark.slow  # a third model is trained
 def test_shuffled_labels_are_refused(shop: Shop) -> None:
     shop.shuffled()
     assert broken(shop.judged("shuffled")) >= {"popularity", "AUC", "AUC within requests", "log loss"}

@@ -352,6 +352,7 @@ def test_the_current_feature_set_is_built_once_for_all_trials(work: Path, monkey
     assert built == [tune.LONGEST_WAIT]
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study(work: Path, tmp_path: Path) -> None:
     """Started together on a feature set that is not built yet: neither fails, and no two trials are alike."""
     (tmp_path / "space.json").write_text(json.dumps({"startup_trials": 1, "schedule": "none", "space": RATE | DROPOUT}))
