@@ -263,6 +263,7 @@ def make(root: Path, *words: str, **variables: str) -> subprocess.CompletedProce
 
 
 class TestMake:
+    @pytest.mark.slow
     def test_a_failed_set_up_says_why_and_is_tried_again(self, clone, wheels, bare, tmp_path):
         """First without uv in the lock and with dependencies that the lock does not meet, then as it should be."""
         dummy_wheels.torch_wheel(tmp_path / "links")

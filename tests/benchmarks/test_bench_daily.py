@@ -7,6 +7,7 @@ import pytest
 from pipelines.cli.commands import main
 
 
+@pytest.mark.slow
 def test_a_day_added_keeps_the_old_days(tmp_path, capsys):
     arguments = [
         "bench",

@@ -68,6 +68,7 @@ class TestTheReport:
 
 
 class TestTheCommand:
+    @pytest.mark.slow
     def test_everything_at_a_tiny_size(self, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)  # a relative --work must not be lost on other processes
         options = ["--sizes", "0.004", "--pandas-rows", "3000", "--repeats", "1", "--out", "out", "--work", "work"]

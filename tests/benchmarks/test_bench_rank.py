@@ -33,6 +33,7 @@ def call(target: str, **arguments: Any) -> Measured:
     return Measured(1.0, 100.0, json.loads(json.dumps(result)))
 
 
+@pytest.mark.slow
 def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench_rank, "measure", call)
     monkeypatch.setattr(bench_rank, "USERS_A_LOG", 20)

@@ -53,6 +53,7 @@ def as_thread(
         yield Served(port, os.getpid())
 
 
+@pytest.mark.slow
 def test_every_load_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench_serve, "measure", call)
     monkeypatch.setattr(wrk, "measure", call)

@@ -113,6 +113,7 @@ def test_loaders_side_by_side(tmp_path: Path):
     assert report.ratios == {"ours_over_row_wise": pytest.approx(rates["ours"] / rates["row_wise"], abs=0.01)}
 
 
+@pytest.mark.slow
 def test_a_study_compares_with_its_first_variant_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     variant = bench_accuracy.Variant
     study = bench_accuracy.Study(

@@ -82,6 +82,7 @@ def test_with_checks_of_bounds_an_index_outside_the_table_is_an_error(tmp_path: 
     assert "IndexError" in done.stderr and done.returncode == 1
 
 
+@pytest.mark.slow
 def test_no_kernel_leaves_its_arrays():
     """The tests of the kernels again, compiled with checks of bounds."""
     files = ("kernels/test_bag_products.py", "kernels/test_quadratic_loops.py", "towers/test_quadratic.py")

@@ -106,6 +106,7 @@ def test_a_store_that_cannot_be_used_names_the_way_out(tmp_path: Path, monkeypat
         pass
 
 
+@pytest.mark.slow
 def test_processes_share_a_fresh_store_without_a_word(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from ctr.reporting.mlflow_runs import Tracker\n"

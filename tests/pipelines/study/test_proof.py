@@ -184,6 +184,7 @@ def test_compare_wants_models_or_a_study(shell, work):
     assert code == 2 and "qin_plus" in found["error"]
 
 
+@pytest.mark.slow
 def test_stress_tells_what_vectors_are_worth(shell, work):
     code, found = shell("stress", "--work", work, "--set", "stress.shares=[1.0]", "--set", "stress.noise=[1.0]")
     assert code == 0, shell.error
