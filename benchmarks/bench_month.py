@@ -38,7 +38,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "history": {"max_len": 16},
         "checks": {
             "newest_day": "error",
-            "day_rows": [0.6, 3.0],
+            "day_rows": [0.7, 3.0],
             "max_age": "36h",
             "bot": "cap",
             "max_rows_per_user": 100,

@@ -21,18 +21,7 @@ PROMISES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "disk": ((75,), JUDGED),
     "kill": (JUDGED, JUDGED),  # the next try goes on
 }
-SAYS = {
-    "missing": "the day's file never comes",
-    "late": "the day's file comes a day later",
-    "flipped": "clicks are told as none, and none as clicks",
-    "half": "the file ends at half of its rows",
-    "bot": "one user with a million events",
-    "encoder": "text vectors of another encoder",
-    "mlflow": "the MLflow server is away",
-    "disk": "the disk takes no file of the size",
-    "kill": "SIGKILL in the middle of training",
-}
-MONTH = "4:bot,7:missing,11:late,14:mlflow,16:kill,18:half,20:flipped,25:encoder,28:disk"
+MONTH = "4:bot,7:missing,11:late,14:mlflow,16:kill,18:half,20:encoder,23:disk,25:flipped"
 
 
 def parse_calendar(text: str, days: int) -> dict[int, str]:

@@ -107,7 +107,9 @@ def window_of(rows: dict[str, np.ndarray]) -> Window | None:
 
 def without_rows(path: str, name: SplitName) -> DataError:
     """That a split of the log at `path` is empty."""
-    return DataError(f"{path}: the {name} window has no rows. Change split.valid and split.test, or bring more data.")
+    return DataError(
+        f"{path}: the {name} window has no rows. Bring the days that are lacking, or change split.valid and split.test."
+    )
 
 
 def windows_of(parts: list[PartEntry], path: str) -> dict[SplitName, Window]:
