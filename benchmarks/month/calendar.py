@@ -8,11 +8,12 @@ from features.errors import ConfigError
 
 SERVED = (0, 3)  # promoted, or promoted with drift
 JUDGED = (0, 3, 6)  # or the gate kept the champion
+UNCHANGED = (0, 6)  # nothing new; where the gate refused the night before, that stands
 
 # Of the night with the trouble: its codes, and those of the night after it where these are not the usual ones.
 PROMISES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "missing": ((4,), (4,)),  # no row of the day; then none of the day that validates
-    "late": ((4,), JUDGED),
+    "missing": (UNCHANGED, (4,)),  # no row of the day; then none of the day that validates
+    "late": (UNCHANGED, JUDGED),
     "flipped": ((4,), JUDGED),
     "half": ((4,), JUDGED),
     "bot": (JUDGED, JUDGED),  # what is beyond the limit is put aside
