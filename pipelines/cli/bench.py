@@ -330,7 +330,7 @@ def bench_month(
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a month of nightly jobs, with bad days and without a hand.
+    """Run a month of nightly jobs, bad days among them.
 
     Each night is a process of `quadrank run` and one of `quadrank gc`. Checks exit codes, what is told of them,
     pointers and disk, and holds each promoted bundle to the one before it on the rows of the next day."""
