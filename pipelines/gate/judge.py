@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from ctr.evaluation.slices import Slice, slices
 from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
 from ctr.serving.ranker import Ranker
 from features.errors import ConfigError, DataError, NumericalError, StoreAwayError
-from features.monitor.drift.compare import RowSelection, compare
+from features.monitor.drift.compare import ColumnDrift, RowSelection, compare
+from features.monitor.drift.vectors import other_encoders
 from features.monitor.profile.file import PROFILE, load_profile
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, Window
@@ -201,7 +202,9 @@ class _Gate:
             return findings
         judged = RowSelection(self.feature_set.judged_by)
         drift = compare(load_profile(base), load_profile(path), base_selection=judged, new_selection=judged)
-        findings.append(steady_data(drift, ids, self.rules))
+        turned = other_encoders(FeatureSet.open(base), self.feature_set)
+        columns = tuple(ColumnDrift(f"vectors.{name} (values)", "drift") for name in turned)
+        findings.append(steady_data(replace(drift, columns=(*drift.columns, *columns)), ids, self.rules))
         return findings
 
 

@@ -208,6 +208,17 @@ def test_drift_is_a_warning_that_the_job_reads(shop: Shop) -> None:
     assert "drift" not in {one.rule for one in shop.judged("good", champion="old", drift="ignore").findings}
 
 
+def test_vectors_of_another_encoder_are_drift(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        judging,
+        "other_encoders",
+        lambda old, new: ("text",) if old.path == shop.old.path and new.path == shop.new.path else (),
+    )
+    verdict = shop.judged("good", champion="old")
+    assert "vectors.text (values)" in {one.rule: one for one in verdict.findings}["drift"].reason
+    assert verdict.passed and verdict.drifted
+
+
 def test_a_champion_whose_data_is_gone_is_not_compared_by_drift(shop: Shop) -> None:
     profile = shop.old.path / "profile.json"
     hidden = profile.rename(profile.with_suffix(".hidden"))
