@@ -47,7 +47,7 @@ def distances(
 
 
 def other_encoders(old: FeatureSet, new: FeatureSet) -> tuple[str, ...]:
-    """Vector sets whose vectors are of another encoder: those of most items that both know are others.
+    """Vector sets of another encoder under the same `version`: the vectors of most items that both know are others.
 
     What a build learns from a window turns as well: sets that are reduced or fused are not looked at.
 
@@ -59,7 +59,10 @@ def other_encoders(old: FeatureSet, new: FeatureSet) -> tuple[str, ...]:
     widths = {one.name: one.width for one in old.schema.vectors}
     for one in new.schema.vectors:
         spec = new.contract.embeddings.get(one.name)
-        if spec is None or spec.reduce is not None or widths.get(one.name) != one.width:
+        before = old.contract.embeddings.get(one.name)
+        if spec is None or before is None or spec.version != before.version or widths.get(one.name) != one.width:
+            continue
+        if spec.reduce is not None:
             continue
         _, moved = distances(old, new, one.name, old_C, new_C)
         if len(moved) and (moved > OTHER).mean() > MOST_CHANGED:

@@ -48,3 +48,8 @@ def test_what_a_window_turns_by_itself_is_not_looked_at(monday, tmp_path, monkey
 
 def test_a_set_of_another_width_is_not_compared(monday, tmp_path, monkeypatch):
     assert other_encoders(monday, tuesday(tmp_path, monkeypatch, lambda item, vector: vector[:2])) == ()
+
+
+def test_an_encoder_that_the_contract_names_anew_is_meant(monday, tmp_path, monkeypatch):
+    over = {"embeddings": {"text": {"version": "text-2"}}}
+    assert other_encoders(monday, tuesday(tmp_path, monkeypatch, lambda item, vector: [-x for x in vector], over)) == ()

@@ -18,6 +18,7 @@ from ctr.serving.bundle import GOLDEN, MANIFEST, open_bundle, seal
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import ConfigError, NumericalError
+from features.store.feature_set import FeatureSet
 from pipelines.gate import fresh, pointers
 from pipelines.gate import judge as judging
 from pipelines.gate.judge import judge
@@ -208,15 +209,18 @@ def test_drift_is_a_warning_that_the_job_reads(shop: Shop) -> None:
     assert "drift" not in {one.rule for one in shop.judged("good", champion="old", drift="ignore").findings}
 
 
-def test_vectors_of_another_encoder_are_drift(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        judging,
-        "other_encoders",
-        lambda old, new: ("text",) if old.path == shop.old.path and new.path == shop.new.path else (),
-    )
-    verdict = shop.judged("good", champion="old")
-    assert "vectors.text (values)" in {one.rule: one for one in verdict.findings}["drift"].reason
-    assert verdict.passed and verdict.drifted
+def test_vectors_of_another_encoder_under_the_same_version_are_refused(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def turned(old: FeatureSet, new: FeatureSet) -> tuple[str, ...]:
+        asked.extend((old.path, new.path))
+        return ("text",)
+
+    monkeypatch.setattr(judging, "other_encoders", turned)
+    assert broken(shop.judged("good", champion="old")) == {"vectors"}
+    assert asked == [shop.old.path, shop.new.path]
 
 
 def test_a_champion_whose_data_is_gone_is_not_compared_by_drift(shop: Shop) -> None:
