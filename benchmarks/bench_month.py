@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.harness.measured import measure
 from benchmarks.harness.report import Report, Section
@@ -277,10 +278,11 @@ def figure_of(nights: Sequence[Mapping[str, Any]], disk_mib: int) -> Figure:
             text = f"{night['trouble']} ({night['codes'][-1]})"
             quality.text(day, low, text, rotation=90, color=ORANGE, fontsize=8, ha="right", va="bottom")
     quality.set(ylabel="AUC on the next day")
-    quality.legend(frameon=False, fontsize=9, loc="upper left", ncols=4)
+    figure.legend(*quality.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside upper center", ncols=4)
     disk.bar(days, [night["disk_mib"] for night in nights], color=GREY)
     disk.axhline(disk_mib, color=ORANGE, linewidth=1)
     disk.set(xlabel="night", ylabel="disk, MiB")
+    disk.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (quality, disk):
         plain(axes)
     return figure

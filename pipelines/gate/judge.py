@@ -20,6 +20,7 @@ from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
 from ctr.serving.ranker import Ranker
 from features.errors import ConfigError, DataError, NumericalError, StoreAwayError
 from features.monitor.drift.compare import RowSelection, compare
+from features.monitor.drift.vectors import other_encoders
 from features.monitor.profile.file import PROFILE, load_profile
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, Window
@@ -37,6 +38,7 @@ from pipelines.gate.rules import (
     finite_scores,
     newer_data,
     not_worse,
+    same_encoders,
     slice_findings,
     small_ece,
     small_enough,
@@ -192,9 +194,11 @@ class _Gate:
             return findings
         theirs = champion.bundle.manifest
         findings.append(newer_data(_newest(self.bundle.manifest), _newest(theirs)))
+        base = self.workspace.feature_sets / theirs.name / theirs.feature_set
+        if (base / PROFILE).is_file():
+            findings.append(same_encoders(other_encoders(FeatureSet.open(base), self.feature_set)))
         if self.rules.drift == "ignore" or theirs.feature_set == self.bundle.manifest.feature_set:
             return findings
-        base = self.workspace.feature_sets / theirs.name / theirs.feature_set
         if not (base / PROFILE).is_file():
             gone = f"not compared: the champion's feature set {theirs.feature_set} is not here any more"
             findings.append(Finding(DRIFT_RULE, True, None, "", gone))

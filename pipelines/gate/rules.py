@@ -199,6 +199,19 @@ def filled_columns(profile: Profile, split: SplitName, ids: Sequence[str], rules
     return _finding("missing", not broken, max(rise.values(), default=0.0), bound, reason)
 
 
+def same_encoders(turned: Sequence[str]) -> Finding:
+    """The vectors of items that champion and challenger know are of the encoder that the contract names.
+
+    Args:
+        turned: vector sets of another encoder whose `version` says that it is the same.
+    """
+    reason = (
+        f"{', '.join(turned)}: most items have other vectors than the champion's, and `version` is the same. Bring the "
+        "vectors of that encoder back, or name the new one in embeddings.SET.version"
+    )
+    return _finding("vectors", not turned, len(turned), "of the encoder that their version names", reason)
+
+
 def steady_data(drift: Drift, ids: Sequence[str], rules: GateRules) -> Finding:
     """The challenger's data is distributed as the champion's; a warning unless `drift` is `refuse`.
 

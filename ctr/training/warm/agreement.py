@@ -10,15 +10,13 @@ from ctr.config import ModelConfig
 from ctr.training.warm.parent import Parent
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError
+from features.monitor.drift.vectors import MOST_CHANGED, distances, items_of_both
 from features.store.feature_set import FeatureSet
 from features.store.schema import Field
-from features.store.vector_files import decoded
 
 # What may change between a run and the one that goes on from it: no weight depends on it.
 FREE = {"architecture", "dropout", "id_dropout", "trees", "tree_rate", "tree_leaves", "tree_l2", "tree_patience"}
 SECTIONS = ("item", "user", "context", "candidate", "event")
-COMPARED_ITEMS = 2_000
-MOST_CHANGED = 0.5  # of the items that both know: more are another encoder, fewer are items that were edited
 TOLERANCE = 0.01  # of a vector's length
 
 
@@ -78,21 +76,14 @@ def _other_columns(section: str, old: tuple[Field, ...], new: tuple[Field, ...])
 def _other_content(parent: Parent, feature_set: FeatureSet) -> Iterator[str]:
     """Vectors and codes that are others than they were, of the items that both feature sets know."""
     now = Encoder.load(feature_set.path)
-    old_I = parent.encoder.items.encode(now.items.values)
-    known_I = np.flatnonzero(old_I > 1)
-    draw = np.random.default_rng(0)
-    some_C = np.sort(draw.choice(known_I, min(COMPARED_ITEMS, len(known_I)), replace=False))
-    old_C, new_C = old_I[some_C], some_C + 2
+    old_C, new_C = items_of_both(parent.encoder.items, now.items)
     for name in [one.name for one in feature_set.schema.vectors]:
-        both_C = parent.feature_set.present(name)[old_C] & feature_set.present(name)[new_C]
-        if not both_C.any():
-            continue
-        was, is_now = (_vectors(s, name, r[both_C]) for s, r in ((parent.feature_set, old_C), (feature_set, new_C)))
-        moved_C = np.linalg.norm(is_now - was, axis=1) > TOLERANCE * np.linalg.norm(was, axis=1)
-        if moved_C.mean() > MOST_CHANGED:
-            example = now.items.value(int(new_C[both_C][int(np.argmax(moved_C))]))
+        both_C, apart = distances(parent.feature_set, feature_set, name, old_C, new_C)
+        moved = apart > TOLERANCE
+        if len(moved) and moved.mean() > MOST_CHANGED:
+            example = now.items.value(int(new_C[both_C[int(np.argmax(moved))]]))
             yield (
-                f"vector set {name!r}: {int(moved_C.sum())} of {len(moved_C)} items that both know have other "
+                f"vector set {name!r}: {int(moved.sum())} of {len(moved)} items that both know have other "
                 f"vectors, e.g. item {example!r}: of another encoder, or transformed by what another window taught. A "
                 "build with --window keeps what was learned"
             )
@@ -105,8 +96,3 @@ def _other_content(parent: Parent, feature_set: FeatureSet) -> Iterator[str]:
                 f"semantic ids {field.name!r}: {int(changed_C.sum())} of {len(changed_C)} items that both know have "
                 "other codes. A build with --window keeps them"
             )
-
-
-def _vectors(feature_set: FeatureSet, name: str, rows: np.ndarray) -> np.ndarray:
-    stored, scale = feature_set.stored_vectors(name)
-    return decoded(stored[rows], None if scale is None else scale[rows]).astype(np.float64)

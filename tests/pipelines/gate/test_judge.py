@@ -18,6 +18,7 @@ from ctr.serving.bundle import GOLDEN, MANIFEST, open_bundle, seal
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import ConfigError, NumericalError
+from features.store.feature_set import FeatureSet
 from pipelines.gate import fresh, pointers
 from pipelines.gate import judge as judging
 from pipelines.gate.judge import judge
@@ -207,6 +208,20 @@ def test_drift_is_a_warning_that_the_job_reads(shop: Shop) -> None:
     found = {one.rule: one for one in verdict.findings}["drift"]
     assert found.refuses is False and verdict.passed and verdict.drifted is (not found.passed)
     assert "drift" not in {one.rule for one in shop.judged("good", champion="old", drift="ignore").findings}
+
+
+def test_vectors_of_another_encoder_under_the_same_version_are_refused(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def turned(old: FeatureSet, new: FeatureSet) -> tuple[str, ...]:
+        asked.extend((old.path, new.path))
+        return ("text",)
+
+    monkeypatch.setattr(judging, "other_encoders", turned)
+    assert broken(shop.judged("good", champion="old")) == {"vectors"}
+    assert asked == [shop.old.path, shop.new.path]
 
 
 def test_a_champion_whose_data_is_gone_is_not_compared_by_drift(shop: Shop) -> None:

@@ -144,6 +144,13 @@ def test_what_is_not_measured_says_so() -> None:
     assert within.passed and "no request has both labels" in within.reason
 
 
+def test_vectors_of_another_encoder_are_named_and_refused() -> None:
+    assert rules.same_encoders(()).passed
+    found = rules.same_encoders(("text", "image"))
+    assert found.refuses and not found.passed and found.figure == 2
+    assert found.reason.startswith("text, image: most items have other vectors")
+
+
 def test_drift_warns_unless_it_is_to_refuse() -> None:
     found = drifted("drift")
     assert rules.steady_data(found, [], GATE).refuses is False
