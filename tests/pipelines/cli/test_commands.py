@@ -172,7 +172,7 @@ def test_a_plan_says_what_changed_and_writes_nothing(shell, job, raw, work):
 
 def test_days_are_part_of_the_plan(shell, job, raw, work):
     code, result = shell("run", *data(raw, work), *PASSING, "--pasts", "--dry-run", "--as-of", "2025-04-01")
-    assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: as_of")
+    assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: newest day")
     code, result = shell("run", *data(raw, work), *PASSING, "--pasts", "--dry-run", "--window", "14d")
     assert (code, result["stages"]["features"]["reason"]) == (0, "settings changed: window")
 
