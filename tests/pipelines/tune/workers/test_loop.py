@@ -72,7 +72,8 @@ def test_a_killed_worker_s_trial_is_run_by_another_one(tmp_path: Path) -> None:
     assert len(distinct(counted(found))) == 6
 
 
-@pytest.mark.slow  # of a busy machine: a signal before the trial is in hand leaves it to the lease, which counts a retry
+# On a busy machine a signal may come before the trial is in hand: it is left to the lease, which counts a retry.
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_end_leaves_its_trial_in_the_queue(tmp_path: Path) -> None:
     stopped = start(tmp_path, 3, 30.0)
     number = until(stopped, "drew")
