@@ -30,7 +30,7 @@ from pipelines.tune.search.space import SearchSpace
 from pipelines.tune.share import TrainingShare
 from pipelines.tune.workers.host import free_bytes, peak_since_start, require_memory, sharing_cores, start_peak
 from pipelines.tune.workers.leases import HOST, WORKER, Lease, Renewal, at_work
-from pipelines.tune.workers.standing import ERROR, STOPPED
+from pipelines.tune.workers.standing import ERROR
 
 Stage = Literal["search", "final"]
 # Attributes of a trial beside those of leases and of the queue.
@@ -94,9 +94,6 @@ class Trials:
         except QuadRankError as error:
             trial.set_user_attr(ERROR, str(error))
             self.settings.console.print(f"trial {trial.number} failed: {error}", markup=False)
-            raise
-        except KeyboardInterrupt:
-            trial.set_user_attr(STOPPED, True)
             raise
         finally:
             if renewal is not None:

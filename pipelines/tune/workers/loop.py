@@ -19,7 +19,7 @@ from rich.console import Console
 
 from features.errors import QuadRankError, TryAgainError
 from pipelines.tune.workers.leases import overdue
-from pipelines.tune.workers.standing import ERROR, Standing, standing, state_of, try_again
+from pipelines.tune.workers.standing import ERROR, STOPPED, Standing, standing, state_of, try_again
 from pipelines.tune.workers.storage import SharedStorage
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at other workers' trials
@@ -114,7 +114,11 @@ class Worker:
 
         def objective(trial: optuna.Trial) -> Any:
             number.append(trial.number)
-            return self.objective(trial, turn.close)
+            try:
+                return self.objective(trial, turn.close)
+            except KeyboardInterrupt:
+                trial.set_user_attr(STOPPED, True)
+                raise
 
         self.study.sampler = self.sampler(len(self.study.get_trials(deepcopy=False)))
         try:

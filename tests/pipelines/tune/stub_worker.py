@@ -18,7 +18,6 @@ from pipelines.tune.search.samplers import sampler, suggest
 from pipelines.tune.search.space import SearchSpace
 from pipelines.tune.workers.leases import HOST, WORKER, Lease, Renewal, worker_name
 from pipelines.tune.workers.loop import Terminated, Worker, ending_cleanly
-from pipelines.tune.workers.standing import STOPPED
 from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
 
@@ -47,9 +46,6 @@ def worker(
         print(f"drew {trial.number}", flush=True)
         try:
             time.sleep(seconds)
-        except KeyboardInterrupt:
-            trial.set_user_attr(STOPPED, True)
-            raise
         finally:
             if renewal is not None:
                 renewal.stop()

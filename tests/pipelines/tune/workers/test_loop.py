@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import ConfigError
 from pipelines.tune.workers.leases import WORKER, Lease
-from pipelines.tune.workers.loop import ENDED
+from pipelines.tune.workers.loop import ENDED, Terminated
 from pipelines.tune.workers.standing import ERROR, PREVIOUS, RETRIES, counted, state_of
 from tests.pipelines.cli.test_commands import ROOT
 from tests.pipelines.tune.stub_worker import worker
@@ -72,8 +72,6 @@ def test_a_killed_worker_s_trial_is_run_by_another_one(tmp_path: Path) -> None:
     assert len(distinct(counted(found))) == 6
 
 
-# On a busy machine a signal may come before the trial is in hand: it is left to the lease, which counts a retry.
-@pytest.mark.slow
 def test_a_worker_that_is_asked_to_end_leaves_its_trial_in_the_queue(tmp_path: Path) -> None:
     stopped = start(tmp_path, 3, 30.0)
     number = until(stopped, "drew")
@@ -84,6 +82,22 @@ def test_a_worker_that_is_asked_to_end_leaves_its_trial_in_the_queue(tmp_path: P
     found = trials_of(tmp_path)
     assert Counter(state_of(one, found) for one in found) == {"complete": 3, "retried": 1}
     assert next(one for one in found if one.user_attrs.get(PREVIOUS) == number).user_attrs[RETRIES] == 0
+
+
+def test_a_signal_before_the_training_is_no_loss_either(tmp_path: Path) -> None:
+    one = worker(None, tmp_path, 2, 0.0, Lease(), [])
+
+    def stopped(trial, drawn):
+        trial.suggest_float("model.dropout", 0.0, 0.4)
+        raise Terminated
+
+    object.__setattr__(one, "objective", stopped)
+    with pytest.raises(Terminated):
+        one.work()
+    worker(None, tmp_path, 2, 0.0, Lease(), []).work()
+    found = trials_of(tmp_path)
+    assert Counter(state_of(trial, found) for trial in found) == {"complete": 2, "retried": 1}
+    assert [trial.user_attrs.get(RETRIES) for trial in found] == [None, 0, None]
 
 
 def test_who_was_lost_is_told_once(tmp_path: Path) -> None:
