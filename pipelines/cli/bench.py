@@ -332,8 +332,8 @@ def bench_month(
 ) -> None:
     """Run a month of nightly jobs, bad days among them.
 
-    Each night is a process of `quadrank run` and one of `quadrank gc`. Checks exit codes, what is told of them,
-    pointers and disk, and holds each promoted bundle to the one before it on the rows of the next day."""
+    Each night is a process of `quadrank run` and one of `quadrank gc`. Checks exit codes, their
+    records, pointers and disk, and holds each promoted bundle to the one before it on the rows of the next day."""
     checkout("bench_month", "quadrank bench month")
     from benchmarks.bench_month import MonthBench
     from benchmarks.month.calendar import MONTH, parse_calendar

@@ -68,7 +68,7 @@ class FreshRows:
 
 
 def fresh_rows(feature_set: FeatureSet, most: int) -> FreshRows:
-    """The labelled rows of the window that models are judged on; of more than `most`, those of users drawn by lot.
+    """The labelled rows of the window that models are judged on; of more than `most`, those of users drawn at random.
 
     A drawn user has all of their rows, but at most the newest twentieth of `most`: one user must not be the gate.
 

@@ -1,4 +1,4 @@
-"""Exit codes: what a scheduler is told of an error."""
+"""The exit code and the message of an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUCCESSES = (0, DRIFTED)
 
 
 def explained(error: BaseException, folder: Path) -> QuadRankError | None:
-    """An error as its user is told of it; None for one that only its traceback explains.
+    """The error with a message for its user; None for one that only its traceback explains.
 
     A full disk is the reason of any error that it causes, whoever raised it.
 

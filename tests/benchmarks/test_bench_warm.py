@@ -20,7 +20,8 @@ SMALL = ["--rows", "9000", "--users", "60", "--items", "150", "--days", "2", "--
 def test_every_policy_is_one_of_the_settings_of_training() -> None:
     for name, policy in POLICIES.items():
         validate(Preset, {"train": policy.train}, name)
-        assert policy.warm or not policy.full_every
+    assert [name for name, policy in POLICIES.items() if policy.full_every] == ["full_every_7"]
+    assert POLICIES["full_every_7"].warm
     assert POLICIES["keep"].train == {} and TrainConfig().warm_start.accumulators == "keep"
 
 

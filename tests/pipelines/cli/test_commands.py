@@ -1,9 +1,7 @@
 """The commands as a user types them, end to end on a small simulated log: outputs, exit codes, messages."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +9,6 @@ import pytest
 
 from ctr.serving.pasts.snapshot import SnapshotPasts
 from features.encoding.encoder import Encoder
-from features.errors import ConfigError, DataError, LockError, NumericalError
 from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
 
@@ -396,24 +393,6 @@ def test_a_run_that_was_stopped_before_its_first_evaluation_starts_anew(shell, j
     assert json.loads((stopped_at / "config.json").read_text())["preset"]["model"]["architecture"] == "lr"
 
 
-@pytest.mark.parametrize(("command", "advice"), [("train", "--resume latest"), ("tune", "trials that ended are kept"),
-                                                 ("simulate", ""), ("features", "")])  # fmt: skip
-def test_only_what_can_be_resumed_is_said_to_be(shell, raw, work, monkeypatch, command, advice):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-
-    for name in (
-        "features.build.build.build_feature_set",
-        "pipelines.job.build.build_feature_set",
-        "pipelines.job.simulate.simulate",
-    ):
-        monkeypatch.setattr(name, stopped)
-    rest = {"simulate": ["--out", work / "other"], "tune": [*data(raw, work), "--study", "stopped"]}
-    code, result = shell(command, *rest.get(command, data(raw, work)))
-    assert code == 130
-    assert advice in result["error"] if advice else result["error"] == "stopped."
-
-
 def test_tune_nests_trials_and_writes_a_config_that_train_accepts(shell, job, raw, work, tmp_path):
     space = tmp_path / "space.yaml"
     space.write_text(
@@ -437,52 +416,3 @@ def test_tune_nests_trials_and_writes_a_config_that_train_accepts(shell, job, ra
         assert code == 2 and "a trial of the sweep 't'" in refused["error"] and "t.best.yaml" in refused["error"]
     code, trained = shell("train", *data(raw, work), "--model", result["config"], *SMALL)
     assert code == 0 and trained["metrics"]["test"]["auc"] > 0.5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--set", "train.epoch=1"], 2, ["train.epoch", "epochs"]),
-        (["--set", "model.dropout=2"], 2, ["dropout"]),
-        (["--set", "tarin.epochs=1"], 2, ["tarin", "train"]),
-        (["--set", "train.epochs"], 2, ["section.key=value"]),
-        (["--set", "data.history.maxlen=3"], 2, ["maxlen", "max_len"]),
-        (["--model", "conf/model/none.yaml"], 2, ["none.yaml", "qin.yaml"]),
-        (["--root", "/nowhere"], 4, ["/nowhere", "interactions.parquet"]),
-        (["--set", "data.interactions.label=clicks"], 4, ["clicks", "clicked", "interactions.parquet"]),
-    ],
-)
-def test_wrong_settings_are_explained(shell, raw, work, arguments, code, words):
-    found, result = shell("train", *data(raw, work), *arguments)
-    assert (found, result["status"]) == (code, "error")
-    for word in words:
-        assert word in result["error"]
-
-
-def sigterm(*_):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.mark.parametrize(
-    ("raises", "code"),
-    [(ConfigError("no"), 2), (DataError("no"), 4), (NumericalError("no"), 5), (LockError("no"), 7),
-     (KeyboardInterrupt(), 130), (sigterm, 75)],
-    ids=lambda value: type(value).__name__,
-)  # fmt: skip
-def test_the_job_ends_with_the_code_of_what_stopped_it(shell, raw, tmp_path, monkeypatch, raises, code):
-    def stopped(*_):
-        if callable(raises):
-            raises()
-        raise raises
-
-    monkeypatch.setattr("pipelines.stages.steps.Features.run", stopped)
-    found, result = shell("run", *data(raw, tmp_path), *SMALL)
-    assert (found, result["exit_code"], result["status"]) == (code, code, "error")
-    if code in (75, 130):
-        assert result["error"] == "stopped. The same command goes on where it stood"
-
-
-def test_a_second_job_on_the_same_data_is_kept_out(shell, raw, work):
-    with Workspace(work).lock("simulated"):
-        code, result = shell("run", *data(raw, work), *SMALL)
-    assert code == 7 and "simulated.lock: another job on 'simulated'" in result["error"]

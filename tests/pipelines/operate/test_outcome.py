@@ -123,7 +123,7 @@ def test_a_webhook_that_cannot_be_told_is_a_warning(
 ) -> None:
     monkeypatch.setenv("QUADRANK_WEBHOOK", address)
     record_outcome(workspace, "shop", SUMMARY, {})
-    assert "warning: $QUADRANK_WEBHOOK: was not told of the outcome" in capsys.readouterr().err
+    assert "warning: $QUADRANK_WEBHOOK: the outcome was not delivered" in capsys.readouterr().err
     assert read(workspace, "LAST_SUCCESS")["run_id"] == "run-1"
 
 
