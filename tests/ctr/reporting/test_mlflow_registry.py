@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ctr.reporting.entries import PENDING
 from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.bundle import ITEM_TABLE, RANKER, BundleMetadata, open_bundle, publish, seal
@@ -172,3 +173,10 @@ def test_a_version_that_is_removed_takes_its_files_along_and_leaves_the_others(
     registry.remove_version(name, oldest, artifacts=True)
     assert registry.versions(name) == [newest]
     assert registry.artifact_bytes(runs[0]) == 0 and registry.artifact_bytes(runs[1]) > 0
+
+
+def test_a_version_that_is_still_to_come_gets_no_tags(registry: Registry) -> None:
+    """MLflow knows no such version: asked to tag it, it would raise."""
+    registry.tag_version("quadrank-toy", f"{PENDING}1", {"gate": "passed"})
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        registry.tag_version("quadrank-toy-of-nobody", "7", {"gate": "passed"})

@@ -76,3 +76,11 @@ def test_of_many_findings_of_one_rule_the_broken_ones_are_told() -> None:
     assert worst([GOOD, BAD, GOOD], "slices", "all") == [BAD]
     assert worst([GOOD, GOOD], "slices", "all") == [Finding("slices", True, 2.0, "all")]
     assert worst([], "slices", "all") == [Finding("slices", True, None, "all")]
+
+
+def test_a_verdict_comes_back_from_its_json() -> None:
+    """As the job's record keeps it between two stages; a metric that is no number is left out there."""
+    known = Verdict("run-1", "run-0", (GOOD, BAD, DRIFT), 100, {"auc": 0.7})
+    assert Verdict.from_json(json.loads(json.dumps(known.as_json()))) == known
+    (figure,) = (one.figure for one in Verdict.from_json(verdict(WORSE).as_json()).findings)
+    assert isinstance(figure, float) and math.isnan(figure)

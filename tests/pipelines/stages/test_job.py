@@ -187,6 +187,8 @@ def test_a_log_that_became_too_old_is_not_nothing_new(copy):
     (built,) = (copy.workspace.feature_sets / "shop").glob("*/MANIFEST.json")
     found = {"feature_set": built.parent.relative_to(copy.workspace.root).as_posix()}
     assert "checks.max_age allows 7.0 days" in str(stage.missing(found))
+    with pytest.raises(DataError, match=r"checks\.max_age allows 7\.0 days"):
+        copy.run()
     copy.as_of = None
     copy.checks = {}
     assert Features(copy.settings(), copy.rules).missing(found) is None
