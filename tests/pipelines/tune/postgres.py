@@ -8,6 +8,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,35 +34,39 @@ def why_not() -> str | None:
     return None
 
 
+def call(command: list[str]) -> None:
+    """Run `command` at the root folder, which each user may enter; what it printed is the error's text."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+
+
 @contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """Start a cluster in `folder`; gives the address of its database `postgres`. Skips the test where it cannot."""
+def cluster() -> Iterator[str]:
+    """Start a cluster in a folder of its own; gives the address of its database `postgres`. Skips where it cannot.
+
+    The folder is not pytest's: a run as root hides that from the user that PostgreSQL runs as.
+    """
     if reason := why_not():
         pytest.skip(reason)
     found = programs()
     assert found is not None
-    data, user, command = folder / "cluster", "postgres", list[str]()
-    if os.getuid() == 0:
-        known = {one.pw_name for one in pwd.getpwall()}
-        name = next(name for name in NAMES if name in known)
+    with tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True) as folder:
+        data, user, command = Path(folder) / "cluster", "postgres", list[str]()
         data.mkdir()
-        for place in (data, *(one for one in data.parents if one.is_relative_to(folder.parent.parent))):
-            place.chmod(place.stat().st_mode | 0o011)
-        shutil.chown(data, name)
-        command = ["setpriv", f"--reuid={name}", f"--regid={pwd.getpwnam(name).pw_gid}", "--clear-groups"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run = [*command, str(found / "initdb"), "-D", str(data), "-U", user, "-A", "trust", "--no-sync"]
-    subprocess.run(run, check=True, capture_output=True, cwd="/")
-    options = (
-        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off -c max_connections=200"
-    )
-    control = [*command, str(found / "pg_ctl"), "-D", str(data), "-w"]
-    subprocess.run(
-        [*control, "-l", str(data / "log"), "-o", options, "start"], check=True, capture_output=True, cwd="/"
-    )
-    try:
-        yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
+        if os.getuid() == 0:
+            known = {one.pw_name for one in pwd.getpwall()}
+            name = next(name for name in NAMES if name in known)
+            Path(folder).chmod(0o711)
+            shutil.chown(data, name)
+            command = ["setpriv", f"--reuid={name}", f"--regid={pwd.getpwnam(name).pw_gid}", "--clear-groups"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        call([*command, str(found / "initdb"), "-D", str(data), "-U", user, "-A", "trust", "--no-sync"])
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        control = [*command, str(found / "pg_ctl"), "-D", str(data), "-w"]
+        call([*control, "-l", str(data / "log"), "-o", f"{options} -c max_connections=200", "start"])
+        try:
+            yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+        finally:
+            call([*control, "-m", "immediate", "stop"])

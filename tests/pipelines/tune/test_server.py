@@ -32,8 +32,8 @@ TRIALS = 20
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with cluster(tmp_path_factory.mktemp("postgresql")) as address:
+def database() -> Iterator[str]:
+    with cluster() as address:
         import psycopg
 
         with psycopg.connect(address, autocommit=True) as connection:

@@ -19,8 +19,8 @@ from tests.pipelines.tune.workers.test_loop import distinct, ended, start, until
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with cluster(tmp_path_factory.mktemp("postgresql")) as address:
+def server() -> Iterator[str]:
+    with cluster() as address:
         yield address
 
 
@@ -71,7 +71,7 @@ def test_a_late_worker_is_told_that_its_trial_was_taken(database: str, tmp_path:
 
 
 def test_a_database_that_goes_away_is_told(tmp_path: Path) -> None:
-    with cluster(tmp_path) as address:
+    with cluster() as address:
         one = worker(address, tmp_path, 3, 0.0, Lease(), [])
     with pytest.raises(
         TryAgainError, match=r"the storage of study 'stub' cannot be used: .*trials that ended are kept"
