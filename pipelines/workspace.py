@@ -15,6 +15,7 @@ from pipelines.locks import locked
 
 CONFIG = "config.json"  # written when a run begins
 METRICS = "metrics.json"  # written when it was trained, calibrated and evaluated
+VERDICT = ".gate.json"  # ends the name of the file beside a bundle's folder that holds what the gate found
 TUNE = "tune"  # below runs/: sweeps, and a folder of trials each
 MOMENT = "%Y%m%dT%H%M%SZ"  # in the names of runs, UTC
 

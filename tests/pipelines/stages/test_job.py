@@ -263,6 +263,46 @@ def test_a_verdict_stands_until_there_is_another_bundle(copy, monkeypatch):
     assert (again.status, again.exit_code, does(again)["gate"]) == ("gate refused", 6, "skip")
 
 
+def another_serves(shop: Shop, name: str) -> None:
+    """A copy of the bundle that serves is promoted, as by hand, and forgotten that the first one was."""
+    bundles = shop.workspace.bundles("shop")
+    served = (bundles / "CURRENT").read_text()
+    shutil.copytree(bundles / served, bundles / name)
+    (bundles / "HISTORY.jsonl").unlink(missing_ok=True)
+    (bundles / "CURRENT").write_text(name)
+
+
+def test_what_was_refused_is_judged_again_once_another_bundle_serves(copy, monkeypatch):
+    """Such as after a roll-back: what it was worse than is the champion no more."""
+    refusal = Verdict("shop", "the-champion", (Finding("auc", False, 0.5, "", "0.5 is too low"),))
+    another_serves(copy, "the-champion")
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
+    copy.rules = GateRules(rows=1_000)
+    assert [copy.run().exit_code, does(copy.run())["gate"]] == [6, "skip"]
+    another_serves(copy, "the-one-before")
+    passed = Verdict("shop", "the-one-before", (Finding("parity", True),))
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: passed)
+    summary = copy.run()
+    assert summary.stages["gate"]["reason"] == "it was judged against the-champion, and the-one-before serves now"
+    assert summary.exit_code == 0
+
+
+def test_what_passed_is_not_promoted_over_another_champion_than_it_was_judged_against(whole, tmp_path, monkeypatch):
+    """Killed between gate and promote, and another bundle serves before it goes on."""
+    shop = shop_in(tmp_path)
+    with monkeypatch.context() as patch:
+        kill_at(patch, pipelines.gate.pointers, "point_at", lambda *_: True)
+        shop.killed()
+    bundles = shop.workspace.bundles("shop")
+    shutil.copytree(bundles / (bundles / "NEWEST").read_text(), bundles / "another")
+    (bundles / "CURRENT").write_text("another")
+    refusal = Verdict("shop", "another", (Finding("auc", False, 0.5, "", "0.5 is too low"),))
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
+    summary = shop.run()
+    assert summary.exit_code == 6
+    assert (bundles / "CURRENT").read_text() == "another"
+
+
 def test_what_was_rolled_back_is_not_promoted_again(copy):
     pointer = copy.workspace.bundles("shop") / "CURRENT"
     pointer.write_text("an-older-one")
