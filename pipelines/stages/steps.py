@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,13 @@ from features.build.publish import source_files
 from features.build.revision import code_hash
 from features.checks.newest_day import check_age
 from features.contract.contract import Contract
-from features.errors import DataError, GateError, StoreAwayError
+from features.errors import DataError, GateError
 from features.sources.files import content_hash, looked_at_once
 from features.sources.log import newest_day
 from features.store.feature_set import FeatureSet, sha256_of
 from features.store.pointer import NEWEST, point_at
 from pipelines.gate.judge import judge
-from pipelines.gate.pointers import champion_changed, mend
+from pipelines.gate.pointers import champion_changed
 from pipelines.gate.promote import DRIFT, promote
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
@@ -208,9 +208,7 @@ class Evaluate(_Open):
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
         """Measure, unless a killed process got as far as the metrics and no further."""
         job, tracker = hand.job(), hand.tracker()
-        if (job.run_dir / METRICS).is_file():
-            job.log_files(tracker)
-        else:
+        if not (job.run_dir / METRICS).is_file():
             job.evaluate(tracker, hand.trained())
         return {"run_id": job.run_dir.name, "metrics": sha256_of(job.run_dir / METRICS)}
 
@@ -282,11 +280,8 @@ class Gate(_Open):
         return champion_changed(result["verdict"]["champion"], self.root / result["bundle"])
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
-        """Mend what a killed process left of a promotion, then judge."""
+        """Judge, and tell the MLflow run."""
         tracker = hand.tracker()
-        with suppress(StoreAwayError):  # the alias follows at the next contact
-            for done in mend(self.settings.source.contract.name, hand.workspace):
-                hand.console.print(done)
         bundle = hand.results["export"]["bundle"]
         verdict = judge(self.root / bundle, hand.workspace, self.rules, hand.console)
         for name, value in verdict.tags().items():

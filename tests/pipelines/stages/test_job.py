@@ -22,8 +22,11 @@ from safetensors.torch import load_file
 import ctr.serving.bundle
 import features.build.publish
 import pipelines.gate.pointers
+import pipelines.stages.run
 import pipelines.stages.steps
+from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import Outbox
 from ctr.training.checkpoint import saved_state
 from ctr.training.train_step import TrainStep
 from features.errors import ConfigError, DataError, LockError
@@ -446,9 +449,28 @@ def test_a_job_that_was_killed_at_its_very_end_ends_in_mlflow_too(copy):
     store = Tracker(copy.workspace.root).store
     (run,) = copy.mlflow_runs()
     store.client.update_run(run.info.run_id, status="RUNNING")
-    assert copy.run().status == "nothing new"
+    assert copy.run().status == "done"
     assert [run.info.status for run in copy.mlflow_runs()] == ["FINISHED"]
     assert json.loads(record.read_text())["closed"]
+
+
+def test_a_drift_that_a_killed_job_told_nobody_is_told_by_the_next(copy):
+    path = copy.workspace.job("shop", "model")
+    record = json.loads(path.read_text()) | {"closed": False}
+    record["stages"]["gate"]["result"] |= {"status": "drift", "exit_code": 3}
+    path.write_text(json.dumps(record))
+    first, second = copy.run(), copy.run()
+    assert [(first.status, first.exit_code), (second.status, second.exit_code)] == [("drift", 3), ("nothing new", 0)]
+
+
+def test_a_job_with_nothing_to_do_sends_what_waits_and_mends_what_moves_left(copy, monkeypatch):
+    """Such as the alias after a roll-back while MLflow was away."""
+    (run,) = copy.mlflow_runs()
+    Outbox(next(copy.workspace.runs.iterdir()) / "outbox").append(Tag(run=run.info.run_id, name="later", value="yes"))
+    monkeypatch.setattr(pipelines.stages.run, "mend", lambda name, workspace: [f"mended {name}"])
+    assert copy.run().status == "nothing new"
+    assert "mended shop" in copy.said
+    assert [one.data.tags["later"] for one in copy.mlflow_runs()] == ["yes"]
 
 
 def test_a_damaged_checkpoint_starts_another_run(copy, monkeypatch):
