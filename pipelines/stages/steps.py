@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from features.build.publish import source_files
 from features.build.revision import code_hash
 from features.checks.newest_day import check_age
 from features.contract.contract import Contract
-from features.errors import DataError, GateError
+from features.errors import DataError, GateError, StoreAwayError
 from features.sources.files import content_hash, looked_at_once
 from features.sources.log import newest_day
 from features.store.feature_set import FeatureSet, sha256_of
@@ -239,7 +239,8 @@ class Export(_Open):
         registry = hand.registry()
         name, known = f"quadrank-{contract.name}", None
         if "bundle" in begun and out.is_dir() and self._whole(out):
-            known = registry.find_version(name, run_dir.name)
+            with suppress(StoreAwayError):  # it is registered when the store answers again, twice at worst
+                known = registry.find_version(name, run_dir.name)
             point_at(bundles, out.name, NEWEST)
         else:
             out = out if not out.exists() else free_folder(bundles, run_dir.name)

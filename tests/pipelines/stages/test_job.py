@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import ctr.serving.bundle
 import features.build.publish
 import pipelines.gate.pointers
+import pipelines.stages.hand
 import pipelines.stages.run
 import pipelines.stages.steps
 from ctr.reporting.entries import Tag
@@ -29,7 +30,7 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import Outbox
 from ctr.training.checkpoint import saved_state
 from ctr.training.train_step import TrainStep
-from features.errors import ConfigError, DataError, LockError
+from features.errors import ConfigError, DataError, LockError, StoreAwayError
 from features.stopping import Stopped, listening
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
@@ -497,6 +498,22 @@ def test_a_finished_run_is_evaluated_once(copy, monkeypatch):
     monkeypatch.setattr(Job, "evaluate", lambda *_: kill())
     summary = copy.run()
     assert does(summary) == {**dict.fromkeys(STAGES, "skip"), "evaluate": "run"}
+
+
+def test_a_published_bundle_whose_registration_is_not_known_waits_for_mlflow(copy, monkeypatch):
+    """Killed before it was registered, and MLflow is away when the job goes on."""
+
+    def away(*_: Any) -> None:
+        raise StoreAwayError("server: does not answer")
+
+    record = copy.workspace.job("shop", "model")
+    content = json.loads(record.read_text())
+    done = content["stages"]["export"]["result"]
+    content["stages"]["export"] |= {"status": "running", "result": {"bundle": done["bundle"]}}
+    record.write_text(json.dumps(content))
+    monkeypatch.setattr(pipelines.stages.hand.Registry, "find_version", away)
+    assert does(copy.run())["export"] == "run"
+    assert json.loads(record.read_text())["stages"]["export"]["result"]["version"] == "2"
 
 
 def test_a_published_bundle_is_registered_and_not_exported_again(copy, monkeypatch):
