@@ -130,7 +130,7 @@ def _sections(found: Outcome, plots: Sequence[Plot]) -> list[Section]:
         [
             (f"best {metric}", number(winner.value), value),
             ("gain over the current settings", gain.partition(" ")[0] or "none", gain),
-            ("trials", str(sum(found.states.values())), states),
+            ("trials", str(sum(found.states.values())), f"{states}; {found.ended}" if found.ended else states),
             ("training rows read", f"{found.rows:,}", f"by {workers} workers"),
         ]
     )  # fmt: skip

@@ -90,6 +90,15 @@ class Range(Settings):
         """A value in the form in which the study keeps it."""
         return _written(value) if self.choices else value
 
+    def holds(self, stored: Plain) -> bool:
+        """Whether a value, in the form in which a study keeps it, is one of the range; between its steps counts."""
+        if self.choices:
+            return any(type(one) is type(stored) and one == stored for one in map(_written, self.choices))
+        if not isinstance(stored, int | float) or isinstance(stored, bool):
+            return False
+        low, high = self.bounds
+        return low <= stored <= high and (not self.whole or float(stored).is_integer())
+
     def reaching(self, value: Any) -> Range:
         """The range, widened where it does not reach `value`.
 

@@ -15,7 +15,7 @@ from ctr.data.columns import column
 from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
-from pipelines.tune.finals import OF, PLANNED, chosen_finalists, judged, plan_finals
+from pipelines.tune.finals import OF, chosen_finalists, judged, plan_finals
 from pipelines.tune.measure import ValidationRows, save_scores
 from pipelines.tune.search.space import Metric, SearchSpace
 from pipelines.tune.share import TrainingShare, of_share
@@ -174,9 +174,16 @@ def test_a_plan_that_was_interrupted_is_completed() -> None:
     half_way = optuna.create_study(direction="maximize")
     for one in finals.trials[:4]:
         half_way.add_trial(one)
-    assert PLANNED not in half_way.user_attrs
-    plan_finals(half_way, trials, SEARCH, seed=7)
+    assert plan_finals(half_way, trials, SEARCH, seed=7) == 6
     assert [one.user_attrs for one in half_way.trials] == [one.user_attrs for one in finals.trials]
+
+
+def test_a_study_that_got_more_trials_has_more_finalists() -> None:
+    """The fourth trial is the best one now: it joins those that are planned, and nothing is planned twice."""
+    finals = optuna.create_study(direction="maximize")
+    plan_finals(finals, study([0.5, 0.7, 0.6]).trials, SEARCH, seed=7)
+    assert plan_finals(finals, study([0.5, 0.7, 0.6, 0.8]).trials, SEARCH, seed=7) == 8
+    assert [(one.user_attrs[OF], one.user_attrs[SEED]) for one in finals.trials[6:]] == [(3, 7), (3, 8)]
 
 
 def final(number: int, seed: int, value: float, folder: Path) -> FrozenTrial:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipelines.job_settings import JobSettings
 from pipelines.report.sweep import plots_of, report_sweep
 from pipelines.tune import sweep as tune
 from pipelines.tune.noise import Outlook
-from pipelines.tune.outcome import Outcome
+from pipelines.tune.outcome import Outcome, lines_of
 from pipelines.tune.search.space import SearchSpace
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
@@ -198,9 +199,49 @@ def test_the_best_of_another_study_are_tried_after_the_current_settings(
 ) -> None:
     sweep = Sweep("followed", space(), None, 3, from_study="screened", take=2)
     found = run_sweep(settings(work), sweep)
-    ranked = sorted(screened.trials, key=lambda one: -one.values[0])[:2]
+    ranked = sorted(screened.trials[1:], key=lambda one: -one.values[0])[:2]
     assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
     assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
+
+
+def test_a_study_to_follow_has_no_more_trials_than_are_asked_for(
+    screened: Outcome, work: Path, untrained: None
+) -> None:
+    found = run_sweep(settings(work), Sweep("short", space(), None, 2, from_study="screened", take=3))
+    assert found.summary()["trials"] == {"complete": 2}
+
+
+def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrained: None) -> None:
+    """A choice that is none here, and a number beyond the range: both are told, and neither stops a worker."""
+    wide = {"model.dropout": {"low": 0.2, "high": 0.8}, "train.batch_size": {"choices": [128, 256]}}
+    run(work, "wide", 9, space=wide)
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))
+    narrow = space(space={"model.dropout": {"low": 0.0, "high": 0.15}, "train.batch_size": {"choices": [256, 512]}})
+    sweep = Sweep("narrow", narrow, None, 6, from_study="wide", take=9)
+    found = run_sweep(replace(settings(work), console=console), sweep)
+    assert found.summary()["trials"] == {"complete": 6}
+    assert all(one.params["model.dropout"] <= 0.15 for one in found.trials if one.params)
+    told = console.export_text()
+    assert "model.dropout is 0." in told and "train.batch_size is 128 there" in told
+
+
+def test_a_study_is_begun_again_where_its_first_worker_was_stopped(work: Path, untrained: None) -> None:
+    """It had said what the study is about, and queued nothing yet."""
+    run(work, "begun", 1)
+    begun = load(work, "begun")
+    shared = SharedStorage.of(None, "halfway", Workspace(work), Lease())
+    study = optuna.create_study(study_name="halfway", storage=shared.open(), direction="maximize")
+    study.set_user_attr(tune.DEFINITION, begun.user_attrs[tune.DEFINITION])
+    found = run(work, "halfway", 2)
+    assert [one.user_attrs.get(FIRST) for one in found.trials] == [True, None]
+
+
+def test_trials_that_were_added_later_become_finalists(work: Path, untrained: None) -> None:
+    shape = {"schedule": "screen", "screen": {"best": 1, "seeds": 1}}
+    run(work, "longer", 1, **shape)
+    found = run(work, "longer", 8, **shape)
+    best = max(found.trials, key=lambda one: one.values[0]).number
+    assert found.winner.trial == best != 0
 
 
 def test_a_study_to_follow_must_exist(work: Path) -> None:
@@ -233,6 +274,25 @@ def test_a_study_that_ends_by_noise_gets_no_more_trials(
     found = run(work, "ended", 9, stop="noise")
     assert found.summary()["trials"] == {"complete": 3}
     assert found.summary()["ended"] == "expected gain 0.10000 is below the noise 0.20000"
+
+
+def test_a_study_that_ended_by_noise_goes_on_without_that_rule(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    assert run(work, "on", 5, stop="noise").summary()["trials"] == {"complete": 1}
+    found = run(work, "on", 3).summary()
+    assert (found["trials"], found["ended"]) == ({"complete": 3}, "trials")
+
+
+def test_the_finalists_of_a_study_that_ended_by_noise_are_trained(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    found = run(work, "noisy", 9, stop="noise", schedule="screen", screen={"best": 1, "seeds": 2})
+    assert found.summary()["ended"].startswith("expected gain") and found.summary()["finalists"] == 1
+    assert [one.state.name for one in found.finals] == ["COMPLETE"] * 2
+    assert "ended before all trials: expected gain 0.10000 is below the noise 0.20000" in "\n".join(lines_of(found))
 
 
 def test_a_study_without_that_rule_has_all_of_its_trials(
