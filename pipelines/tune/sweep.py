@@ -22,6 +22,7 @@ from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job_settings import JobSettings
+from pipelines.operate.waiting import require_answer
 from pipelines.source import Source
 from pipelines.tune.finals import judged, name_of_finals, plan_finals
 from pipelines.tune.measure import ValidationRows
@@ -86,8 +87,11 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
     for line in lines:
         settings.console.print(line, markup=False)
     shared = SharedStorage.of(sweep.storage, sweep.study, settings.workspace, sweep.lease)
-    with shared.lock():
-        shared.open()  # before the build: a storage that is away must not be told hours later
+    # Before the build: a storage that is away must not be told hours later, nor an MLflow that a new study needs.
+    with shared.reached(), shared.lock():
+        begun = sweep.study in optuna.get_all_study_names(shared.open())
+    if not begun:
+        require_answer(settings.workspace, "now")
     result = build(settings.source, settings.workspace, wait=LONGEST_WAIT)
     settings.console.print(describe(result))
     try:
@@ -188,7 +192,7 @@ class _Run:
             study.enqueue_trial(params, user_attrs={FROM: origin})
 
     def _best_of_other(self, storage: Any, current: Mapping[str, Any]) -> list[FrozenTrial]:
-        """The best trials of `--from-study`, each setting once, without the current settings, which are tried anyway."""
+        """The best trials of `--from-study`, each setting once, without the current settings, tried anyway."""
         name = self.sweep.from_study
         if name is None:
             return []
@@ -208,9 +212,9 @@ class _Run:
         sign = -1 if other.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
         found, seen = [], [dict(current)]
         for one in sorted(done, key=lambda one: sign * float(one.values[0])):
-            known = {name: value for name, value in one.params.items() if name in self.search.space}
-            if known and known not in seen:
-                seen.append(known)
+            params = {name: value for name, value in one.params.items() if name in self.search.space}
+            if params and params not in seen:
+                seen.append(params)
                 found.append(one)
         return found[: self.sweep.take]
 

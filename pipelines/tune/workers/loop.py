@@ -31,7 +31,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: the trial at work ends as failed, and is put back into the queue."""
 
 
-class _Explained(Exception):
+class _ExplainedError(Exception):
     """A trial's own settings are to blame, and it says so: the worker goes on with the next one."""
 
 
@@ -42,7 +42,8 @@ class Worker:
     Args:
         study: of Optuna.
         shared: its storage and lock.
-        wanted: distinct trials that the study has in the end, over all workers; what waits beyond them stays in the queue.
+        wanted: distinct trials that the study has in the end, over all workers; what waits beyond them stays in the
+            queue.
         console: where messages are printed.
         sampler: what draws the trial of a number.
         objective: runs a trial; calls its second argument once settings are drawn.
@@ -133,7 +134,7 @@ class Worker:
                 trial.set_user_attr(STOPPED, True)
                 raise
             except QuadRankError as error:
-                raise _Explained from error
+                raise _ExplainedError from error
             except (UpdateFinishedTrialError, optuna.TrialPruned):
                 raise
             except Exception as error:
@@ -145,7 +146,7 @@ class Worker:
             with warnings.catch_warnings():
                 # Of a current setting that lies between the steps of its range.
                 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
-                self.study.optimize(objective, n_trials=1, catch=(_Explained,))
+                self.study.optimize(objective, n_trials=1, catch=(_ExplainedError,))
         except (LockError, TryAgainError):
             raise
         except Exception:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,10 +22,12 @@ from rich.console import Console
 
 from ctr.reporting.mlflow_store import MlflowStore
 from features.contract.settings import validate
-from features.errors import ConfigError, TryAgainError
+from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.simulator.simulate import simulate
 from pipelines.cli.options import settings_of
+from pipelines.job.train import Job, Trained
 from pipelines.job_settings import JobSettings
+from pipelines.operate.waiting import send_waiting
 from pipelines.report.sweep import plots_of, report_sweep
 from pipelines.tune import sweep as tune
 from pipelines.tune.noise import Outlook
@@ -35,6 +39,7 @@ from pipelines.tune.workers.leases import Lease
 from pipelines.tune.workers.standing import ERROR, state_of
 from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
+from tests.ctr.reporting.mlflow_server import free_port
 from tests.pipelines.cli.test_commands import ROOT
 
 RATE = {"train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True}}
@@ -215,7 +220,7 @@ def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrain
     """A choice that is none here, and a number beyond the range: both are told, and neither stops a worker."""
     wide = {"model.dropout": {"low": 0.2, "high": 0.8}, "train.batch_size": {"choices": [128, 256]}}
     run(work, "wide", 9, space=wide)
-    console = Console(record=True, width=200, file=open(os.devnull, "w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     narrow = space(space={"model.dropout": {"low": 0.0, "high": 0.15}, "train.batch_size": {"choices": [256, 512]}})
     sweep = Sweep("narrow", narrow, None, 6, from_study="wide", take=9)
     found = run_sweep(replace(settings(work), console=console), sweep)
@@ -377,6 +382,45 @@ def test_a_trial_that_would_not_fit_into_memory_is_refused_with_the_figure(
         run(work, "large", 1)
 
 
+def test_a_trial_that_is_refused_is_a_failed_run_in_mlflow(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study goes on, and its run has a child that says why."""
+    free = iter([1000, None])
+    monkeypatch.setattr("pipelines.tune.trial.free_bytes", lambda: next(free))
+    found = run(work, "refused", 2)
+    assert found.summary()["trials"] == {"complete": 1, "failed": 1}
+    client = MlflowStore(work).client
+    experiment = client.get_run(found.parent).info.experiment_id
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{found.parent}'")
+    refused = next(one for one in children if one.data.tags["trial"] == "0")
+    assert (refused.info.status, refused.data.tags["trial_state"]) == ("FAILED", "failed")
+    assert "GiB of memory" in refused.data.tags["error"]
+    assert refused.data.params == {name: str(value) for name, value in found.trials[0].params.items()}
+    assert len(children) == 2
+
+
+def test_a_metric_that_the_rows_do_not_have_is_a_failed_trial(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna would fail it without a word, and the worker would try it again."""
+    fit = Job.fit
+
+    def blank(self: Job, *rest: Any, **named: Any) -> Trained:
+        fitted = fit(self, *rest, **named)
+        fitted.result.best["auc"] = math.nan
+        return fitted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "fit", blank)
+        with pytest.raises(ConfigError, match=r"none of 1 trials.*the auc of the validation rows is nan"):
+            run(work, "blank", 1)
+    assert len(load(work, "blank").trials) == 1
+
+
+def test_a_new_study_is_told_at_once_that_mlflow_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the feature set is built: there are no raw files here."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreAwayError, match="the MLflow store does not answer"):
+        run(tmp_path, "away", 1)
+
+
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM comes once the first trial has its settings."""
@@ -410,6 +454,28 @@ def test_the_current_feature_set_is_built_once_for_all_trials(work: Path, monkey
     monkeypatch.setattr(tune, "build", counted)
     run(work, "once", 2)
     assert built == [tune.LONGEST_WAIT]
+
+
+def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow answered when the study began; the second trial and the end of the study wait for it."""
+    (tmp_path / "raw").symlink_to(work / "raw")
+    parent = run(tmp_path, "outage", 1).parent
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        found = run(tmp_path, "outage", 2)
+        report_sweep(found, settings(tmp_path))
+    assert found.parent == parent and found.summary()["trials"] == {"complete": 2}
+    assert send_waiting(Workspace(tmp_path)).refused == 0
+    client = MlflowStore(tmp_path).client
+    known = client.get_run(parent)
+    children = client.search_runs([known.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert sorted((one.data.tags["trial"], one.data.tags["trial_state"], one.info.status) for one in children) == [
+        ("0", "complete", "FINISHED"), ("1", "complete", "FINISHED"),
+    ]  # fmt: skip
+    assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
+    assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
 
 
 @pytest.mark.slow
