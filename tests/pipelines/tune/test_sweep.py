@@ -366,6 +366,31 @@ def test_settings_of_the_data_have_a_feature_set_each_apart_from_the_current_one
         run(tmp_path, "data", 2, space={"data.history.maxlen": {"choices": [20, 64]}})
 
 
+@pytest.mark.parametrize(
+    ("searched", "words"),
+    [
+        (
+            {"model.layers": {"low": 1.0, "high": 3.0}},
+            r"a value of the search space cannot be used: model.layers = 1\.7",
+        ),
+        (
+            {"model.rows": {"low": 1, "high": 2, "when": {"data.history.maxlen": 9}}},
+            "model.rows: when: there is no setting 'data.history.maxlen'",
+        ),
+        (
+            {
+                "model.tower": {"choices": ["mlp", "cross"]},
+                "model.rows": {"low": 1, "high": 2, "when": {"model.tower": "quadratic"}},
+            },
+            "model.rows: when: model.tower is never 'quadratic', its range is mlp, cross",
+        ),
+    ],
+)
+def test_a_space_that_no_trial_could_be_drawn_from_is_refused(work: Path, searched: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(work, "odd", 1, space=searched)
+
+
 def test_settings_that_cannot_be_trained_are_a_failed_trial_with_the_reason(work: Path) -> None:
     """The current settings can be; a batch of more rows than there are cannot."""
     found = run(work, "failed", 2, sampler="grid", space={"train.batch_size": {"choices": [256, 100_000]}})
