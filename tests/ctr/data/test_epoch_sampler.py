@@ -155,6 +155,17 @@ def test_lists_of_all_parts_of_a_window_are_mixed():
     assert sum(one != other for one, other in pairwise(parts)) > len(PARTS)
 
 
+def test_lists_of_one_number_in_two_parts_are_two_lists():
+    """Lists of the number 0 are in five parts: side by side in each epoch, they were one."""
+
+    def spread(epoch: int) -> int:
+        lists = list(dict.fromkeys(map(list_of, chain(*rows(listed(epoch=epoch, window_rows=100))))))
+        places = [place for place, (_, number) in enumerate(lists) if number == 0]
+        return max(places) - min(places)
+
+    assert max(spread(epoch) for epoch in range(5)) > 4
+
+
 def test_starting_later_skips_lists_that_were_read():
     whole = rows(listed())
     assert [rows(listed(), start) for start in range(8)] == [whole[start:] for start in range(8)]

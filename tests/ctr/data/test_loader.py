@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 
 from ctr.data.batch import Batch
 from ctr.data.loader import DistinctItems, Loader, list_numbers, newest_before, prefetch
+from features.build.build import build_feature_set
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
-from tests.listed import built_lists
+from tests.listed import START, built_lists, listed_contract, write_listed
 from tests.toy import toy_feature_set
 
 ROW = ("user", "item", "label", "weight", "hour", "load", "item_rate")
@@ -317,6 +320,37 @@ def test_requests_are_whole_but_for_the_ends_of_batches(lists):
     pages_in_all = len(sizes_of_pages(lists))
     assert sum(len(batch) for batch in batches) == loader.rows
     assert pages_in_all < found <= pages_in_all + len(batches) - 1
+
+
+def test_pages_of_one_number_of_two_users_are_two_requests(lists):
+    """Were they one, users would come in their stored order, once for each of the twelve numbers."""
+    users = [int(batch.user_B[0]) for batch in Loader(lists, "train", 1, shuffle=True, by_request=True).epoch(0)]
+    assert sum(after < before for before, after in pairwise(users)) > 20
+
+
+def test_a_request_over_midnight_is_two_lists_of_a_daily_build(tmp_path):
+    day = 86_400
+    shown = [(0, 100), (1, 101), (day - 1, 102), (day, 103), (2 * day, 100), (3 * day, 101)]
+    table = {
+        "user": ["u"] * 6,
+        "item": [item for _, item in shown],
+        "time": [START + time for time, _ in shown],
+        "clicked": [0, 1, 0, 1, 0, 1],
+        "page": [1, 1, 2, 2, 3, 4],
+        "load": [0.5] * 6,
+    }
+    write_listed(tmp_path, pl.DataFrame(table))
+    over = {"split": {"by": "days", "valid": 1, "test": 1}, "interactions": {"user_min_count": 1}}
+    built = build_feature_set(listed_contract(tmp_path, over), tmp_path / "out", window=4).feature_set
+    (batch,) = Loader(built, "train", 10, shuffle=True, by_request=True).epoch(0)
+    assert sorted(np.bincount(batch.list_B).tolist()) == [1, 1, 2]
+
+
+def test_lists_go_where_their_batch_goes(lists):
+    batch = next(Loader(lists, "train", 16, by_request=True).epoch(0))
+    assert batch.list_B is not None
+    moved = batch.map(lambda tensor: tensor + 1).list_B
+    assert moved is not None and torch.equal(moved, batch.list_B + 1)
 
 
 def test_chosen_rows_are_listed_among_themselves(lists):

@@ -85,6 +85,13 @@ def test_the_loss_of_lists_by_hand():
     assert list_loss(logit, LABEL, weight, LIST).item() == pytest.approx(expected)
 
 
+def test_a_list_weighs_what_its_rows_do_in_the_mean_however_many_they_are():
+    """Half of ln 2 and of ln 3, not 2 and 3 fifths."""
+    label, lists = torch.tensor([1.0, 0, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
+    found = list_loss(torch.zeros(5), label, torch.ones(5), lists)
+    assert found.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
+
+
 def test_the_gradient_of_the_loss_of_lists_by_hand():
     """Of a list: its weight's share times probability less share of the positives; of a list of one label, nothing."""
     logit = torch.log(torch.tensor([2.0, 1, 1, 9, 2, 1, 7, 5, 3])).requires_grad_()
@@ -126,7 +133,7 @@ def test_lists_are_weighed_beside_the_click_alone():
 
 
 def test_half_precision_is_left_before_lists_are_compared():
-    batch = replace(labelled([1.0, 0.0]), list_B=torch.tensor([0, 0]))
-    outputs = Outputs(torch.tensor([0.0, 1.0], dtype=torch.bfloat16), {})
-    loss = training_loss(outputs, batch, TrainConfig(list_loss=1))
-    assert loss.dtype == torch.float32
+    batch = replace(labelled([1.0, 0.0, 0.0]), list_B=torch.zeros(3, dtype=torch.int32))
+    logit = torch.tensor([0.0, 1.0, 0.5], dtype=torch.bfloat16)
+    found = training_loss(Outputs(logit, {}), batch, TrainConfig(list_loss=1)) - click_loss(Outputs(logit, {}), batch)
+    assert found.item() == pytest.approx(math.log(1 + math.e + math.exp(0.5)), rel=1e-5)
