@@ -41,6 +41,8 @@ class Plot:
 def report_sweep(found: Outcome, settings: JobSettings) -> Path:
     """Write `runs/tune/<study>.html`, and log page, figures, best settings and numbers to the study's MLflow run.
 
+    Where MLflow is away they wait in `runs/tune/<study>/study/`, and a later command sends them.
+
     Args:
         found: what came out of the study.
         settings: whose workspace has the store.
@@ -57,9 +59,8 @@ def report_sweep(found: Outcome, settings: JobSettings) -> Path:
     if found.winner.gain is not None:
         metrics |= {f"gain.{key}": float(value) for key, value in found.winner.gain._asdict().items()}
     figures = {one.file: one.draw() for one in plots}
-    record_parent(
-        settings, found.parent, metrics, dict(found.winner.params), {"best": found.path, "report": path}, figures
-    )
+    files = {"best": found.path, "report": path}
+    record_parent(settings, name, found.parent, metrics, dict(found.winner.params), files, figures)
     settings.console.print(f"page: {path}", markup=False)
     return path
 
@@ -130,7 +131,7 @@ def _sections(found: Outcome, plots: Sequence[Plot]) -> list[Section]:
         [
             (f"best {metric}", number(winner.value), value),
             ("gain over the current settings", gain.partition(" ")[0] or "none", gain),
-            ("trials", str(sum(found.states.values())), states),
+            ("trials", str(sum(found.states.values())), f"{states}; {found.ended}" if found.ended else states),
             ("training rows read", f"{found.rows:,}", f"by {workers} workers"),
         ]
     )  # fmt: skip

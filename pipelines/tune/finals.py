@@ -18,7 +18,6 @@ from pipelines.tune.trial import FIRST, RUN, SEED
 from pipelines.tune.workers.standing import counted
 
 OF = "of"  # attribute of a finalist's trial: number of the trial whose settings it has
-PLANNED = "planned"  # attribute of the study of finalists: how many trainings it has
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,9 @@ def chosen_finalists(trials: Sequence[FrozenTrial], search: SearchSpace) -> list
 
 
 def plan_finals(finals: optuna.Study, trials: Sequence[FrozenTrial], search: SearchSpace, seed: int) -> int:
-    """Put the trainings of the finalists into the queue, once for all workers; returns how many there are.
+    """Put the trainings of the finalists into the queue, each once for all workers; returns how many there are in all.
+
+    A study that got more trials since has other finalists, which are trained beside those of before.
 
     Call it while holding the lock of the study.
 
@@ -67,16 +68,13 @@ def plan_finals(finals: optuna.Study, trials: Sequence[FrozenTrial], search: Sea
         search: how many finalists and seeds.
         seed: of the current settings; a finalist has this one and the next ones.
     """
-    if PLANNED in finals.user_attrs:
-        return int(finals.user_attrs[PLANNED])
-    chosen = chosen_finalists(trials, search)
-    queued = {(one.user_attrs.get(OF), one.user_attrs.get(SEED)) for one in finals.get_trials(deepcopy=False)}
+    planned = {(one.user_attrs.get(OF), one.user_attrs.get(SEED)) for one in finals.get_trials(deepcopy=False)}
     for place in range(search.screen.seeds):
-        for trial in chosen:
-            if (trial.number, seed + place) not in queued:
+        for trial in chosen_finalists(trials, search):
+            if (trial.number, seed + place) not in planned:
                 finals.enqueue_trial(trial.params, user_attrs={OF: trial.number, SEED: seed + place})
-    finals.set_user_attr(PLANNED, len(chosen) * search.screen.seeds)
-    return len(chosen) * search.screen.seeds
+                planned.add((trial.number, seed + place))
+    return len(planned)
 
 
 def judged(

@@ -93,6 +93,11 @@ class Outcome:
             return []
         return sorted(self.study.best_trials, key=lambda one: float(one.values[0]))
 
+    @property
+    def ended(self) -> str | None:
+        """Why the study has fewer trials than it was to have; None where it has them all."""
+        return self.study.user_attrs.get(ENDED) if self.search.stop == "noise" else None
+
     def summary(self) -> dict[str, Any]:
         """The JSON summary."""
         winner = self.winner
@@ -110,7 +115,7 @@ class Outcome:
             "best": best,
             "finalists": len(self.finalists),
             "outlook": None if now is None else {"expected": now.expected, "noise": now.noise},
-            "ended": self.study.user_attrs.get(ENDED, "trials"),
+            "ended": self.ended or "trials",
             "pareto": [{"trial": one.number, "values": list(one.values)} for one in self.front],
             "rows_spent": self.rows,
             "config": str(self.path),
@@ -205,7 +210,9 @@ def lines_of(found: Outcome) -> list[str]:
         f"study {found.study.study_name}: {states}; {found.rows:,} training rows read",
         f"best: trial {winner.trial}, validation {metric} {value}, {of}",
     ]
-    first = next((one for one in found.trials if one.user_attrs.get(FIRST)), None)
+    if found.ended:
+        lines.append(f"  ended before all trials: {found.ended}")
+    first = next((one for one in counted(found.trials) if one.user_attrs.get(FIRST)), None)
     if winner.gain is not None:
         told = winner.gain.low > 0
         verdict = "" if told else ": within noise, the rows cannot tell it from the current settings"

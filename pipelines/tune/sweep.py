@@ -22,6 +22,7 @@ from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job_settings import JobSettings
+from pipelines.operate.waiting import require_answer
 from pipelines.source import Source
 from pipelines.tune.finals import judged, name_of_finals, plan_finals
 from pipelines.tune.measure import ValidationRows
@@ -86,8 +87,11 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
     for line in lines:
         settings.console.print(line, markup=False)
     shared = SharedStorage.of(sweep.storage, sweep.study, settings.workspace, sweep.lease)
-    with shared.lock():
-        shared.open()  # before the build: a storage that is away must not be told hours later
+    # Before the build: a storage that is away must not be told hours later, nor an MLflow that a new study needs.
+    with shared.reached(), shared.lock():
+        begun = sweep.study in optuna.get_all_study_names(shared.open())
+    if not begun:
+        require_answer(settings.workspace, "now")
     result = build(settings.source, settings.workspace, wait=LONGEST_WAIT)
     settings.console.print(describe(result))
     try:
@@ -148,10 +152,10 @@ class _Run:
         recorded = study.user_attrs.get(DEFINITION)
         if recorded is None and not study.get_trials(deepcopy=False):
             self._require_directions(study)
-            self._queue_first(study, storage, first)
             study.set_user_attr(DEFINITION, asked)
-            return study
-        require_same(self.sweep.study, recorded or {}, asked)
+        else:
+            require_same(self.sweep.study, recorded or {}, asked)
+        self._queue_first(study, storage, first)
         return study
 
     def _require_directions(self, study: optuna.Study) -> None:
@@ -165,16 +169,30 @@ class _Run:
             )
 
     def _queue_first(self, study: optuna.Study, storage: Any, first: Mapping[str, Any]) -> None:
-        """The current settings, then the best of another study: what is known to be good is tried before all else."""
-        ranges = self.search.space
-        study.enqueue_trial(
-            {name: ranges[name].stored(value) for name, value in first.items()}, user_attrs={FIRST: True}
-        )
-        for trial in self._best_of_other(storage):
-            params = {name: value for name, value in trial.params.items() if name in ranges}
-            study.enqueue_trial(params, user_attrs={FROM: f"{self.sweep.from_study} {trial.number}"})
+        """The current settings, then the best of another study: what is known to be good is tried before all else.
 
-    def _best_of_other(self, storage: Any) -> list[FrozenTrial]:
+        What is queued already, by this worker before it was stopped or by another one, is not queued again.
+        """
+        ranges, known = self.search.space, study.get_trials(deepcopy=False)
+        current = {name: ranges[name].stored(value) for name, value in first.items()}
+        if not any(FIRST in one.user_attrs for one in known):
+            study.enqueue_trial(current, user_attrs={FIRST: True})
+        origins = {one.user_attrs.get(FROM) for one in known}
+        for trial in self._best_of_other(storage, current):
+            origin = f"{self.sweep.from_study} {trial.number}"
+            if origin in origins:
+                continue
+            params = {name: value for name, value in trial.params.items() if name in ranges}
+            drawn = [name for name, value in params.items() if not ranges[name].holds(value)]
+            for name in drawn:
+                self.settings.console.print(
+                    f"{origin}: {name} is {params.pop(name)} there, which the range here does not reach: it is drawn",
+                    markup=False,
+                )
+            study.enqueue_trial(params, user_attrs={FROM: origin})
+
+    def _best_of_other(self, storage: Any, current: Mapping[str, Any]) -> list[FrozenTrial]:
+        """The best trials of `--from-study`, each setting once, without the current settings, tried anyway."""
         name = self.sweep.from_study
         if name is None:
             return []
@@ -192,8 +210,13 @@ class _Run:
             raise ConfigError(f"--from-study {name}: no such study in {self.shared.shown}; it has: {known}.") from None
         done = [one for one in other.get_trials(deepcopy=False) if one.state is TrialState.COMPLETE]
         sign = -1 if other.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
-        ranked = sorted(done, key=lambda one: sign * float(one.values[0]))
-        return [one for one in ranked if set(one.params) & set(self.search.space)][: self.sweep.take]
+        found, seen = [], [dict(current)]
+        for one in sorted(done, key=lambda one: sign * float(one.values[0])):
+            params = {name: value for name, value in one.params.items() if name in self.search.space}
+            if params and params not in seen:
+                seen.append(params)
+                found.append(one)
+        return found[: self.sweep.take]
 
     def _study_of(self, storage: Any, name: str) -> optuna.Study:
         preset = self.settings.preset()
@@ -228,7 +251,8 @@ class _Run:
             except StoreAwayError as error:  # no reason to train nothing
                 self.settings.console.print(f"the MLflow run of trial {trial.number} stays open: {error}", markup=False)
 
-        return Worker(study, self.shared, wanted, self.settings.console, draws, trials.objective, on_lost)
+        may_end = self.search.stop == "noise"
+        return Worker(study, self.shared, wanted, self.settings.console, draws, trials.objective, on_lost, may_end)
 
     def _feature_set(self, source: Source) -> FeatureSet:
         """The feature set of a trial; others than the current one lie apart, so that none becomes CURRENT."""

@@ -6,6 +6,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from ctr.export.latency import rank_latency
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import STAGE, STATE, STUDY, TRIAL
 from ctr.training.loop import Evaluation, StopTraining
-from features.errors import LockError, QuadRankError, TryAgainError
+from features.errors import LockError, NumericalError, QuadRankError, TryAgainError
 from features.store.feature_set import FeatureSet
 from pipelines.job.evaluate import score_split
 from pipelines.job.train import Job, Trained
@@ -24,11 +25,19 @@ from pipelines.job_settings import JobSettings
 from pipelines.source import Source
 from pipelines.tune.measure import ValidationRows, save_scores
 from pipelines.tune.noise import USERS
+from pipelines.tune.parent import experiment_of, study_tracker
 from pipelines.tune.search.resolve import with_values
 from pipelines.tune.search.samplers import suggest
 from pipelines.tune.search.space import SearchSpace
 from pipelines.tune.share import TrainingShare
-from pipelines.tune.workers.host import free_bytes, peak_since_start, require_memory, sharing_cores, start_peak
+from pipelines.tune.workers.host import (
+    explaining_memory,
+    free_bytes,
+    peak_since_start,
+    require_memory,
+    sharing_cores,
+    start_peak,
+)
 from pipelines.tune.workers.leases import HOST, WORKER, Lease, Renewal, at_work
 from pipelines.tune.workers.standing import ERROR
 
@@ -94,10 +103,26 @@ class Trials:
         except QuadRankError as error:
             trial.set_user_attr(ERROR, str(error))
             self.settings.console.print(f"trial {trial.number} failed: {error}", markup=False)
-            raise
+            if RUN in trial.user_attrs:
+                raise
+            with self._refused(trial, chosen):
+                raise
         finally:
             if renewal is not None:
                 renewal.stop()
+
+    def _refused(self, trial: optuna.Trial, chosen: Mapping[str, Any]) -> AbstractContextManager[Tracker]:
+        """The MLflow run of a trial that cannot even begin: around its error, which ends the run as failed."""
+        return study_tracker(self.settings, self.name).run(
+            experiment=experiment_of(self.settings),
+            run_name=f"{self.name} {self.stage} {trial.number}",
+            tags={**self._tags(trial), STATE: "failed"},
+            params=chosen,
+            parent_run_id=self.parent,
+        )
+
+    def _tags(self, trial: optuna.Trial) -> dict[str, str]:
+        return {STUDY: self.name, TRIAL: str(trial.number), STAGE: self.stage, WORKER: self.worker}
 
     def _trained(
         self, trial: optuna.Trial, chosen: Mapping[str, Any], renewal: Renewal | None
@@ -116,18 +141,22 @@ class Trials:
         require_memory(preset, feature_set, free_bytes())
         job = Job.start(preset, feature_set, self.settings.workspace, self.settings.console, study=self.name)
         trial.set_user_attr(RUN, str(job.run_dir.resolve()))
-        tags = {STUDY: self.name, TRIAL: str(trial.number), STAGE: self.stage, WORKER: self.worker}
         workers = at_work(self.study.get_trials(deepcopy=False), socket.gethostname())
-        with sharing_cores(workers) as threads, job.tracked(parent_run_id=self.parent, extra_tags=tags) as tracker:
+        with (
+            sharing_cores(workers) as threads,
+            job.tracked(parent_run_id=self.parent, extra_tags=self._tags(trial)) as tracker,
+        ):
             try:
-                fitted = job.fit(tracker, on_evaluation=self._reporting(trial, renewal))
+                with explaining_memory():
+                    fitted = job.fit(tracker, on_evaluation=self._reporting(trial, renewal))
+                value = self._value(fitted)
                 pruned = fitted.result.stopped_by_callback
                 rows = fitted.result.epochs_run * feature_set.manifest.windows["train"].rows
                 facts = {ROWS: round(rows), SECONDS: round(time.monotonic() - started, 2), PEAK: peak_since_start()}
-                for name, value in (facts | {THREADS: threads}).items():
-                    trial.set_user_attr(name, value)
-                tracker.log_metrics({f"best.{key}": value for key, value in fitted.result.best.items()})
-                tracker.log_metrics({f"trial.{name}": float(value) for name, value in facts.items()})
+                for name, fact in (facts | {THREADS: threads}).items():
+                    trial.set_user_attr(name, fact)
+                tracker.log_metrics({f"best.{key}": found for key, found in fitted.result.best.items()})
+                tracker.log_metrics({f"trial.{name}": float(fact) for name, fact in facts.items()})
                 if not pruned:
                     self._measure(trial, fitted, feature_set, job.run_dir)
                 latency = self._latency(fitted, feature_set, job.run_dir, tracker)
@@ -135,7 +164,6 @@ class Trials:
             except BaseException as error:
                 tracker.set_tag(STATE, "failed" if isinstance(error, QuadRankError) else "retried")
                 raise
-        value = float(fitted.result.best[self.search.metric])
         self.settings.console.print(
             f"trial {trial.number}{' pruned' if pruned else ''}: {self.search.metric} {value:.4f} {dict(chosen)}",
             markup=False,
@@ -143,6 +171,16 @@ class Trials:
         if pruned:
             raise optuna.TrialPruned()
         return value if latency is None else (value, latency)
+
+    def _value(self, fitted: Trained) -> float:
+        """What the trial is worth. Raises NumericalError where the validation rows have no such metric."""
+        value = float(fitted.result.best[self.search.metric])
+        if not math.isfinite(value):
+            raise NumericalError(
+                f"the {self.search.metric} of the validation rows is {value}. Choose another metric, or a validation "
+                "window in which users have rows of both labels."
+            )
+        return value
 
     def _reporting(self, trial: optuna.Trial, renewal: Renewal | None) -> Callable[[Evaluation], None]:
         # The step of an evaluation depends on the batch size: schedules compare trials by the evaluation's number.
@@ -191,4 +229,4 @@ class Trials:
             return None
         found = rank_latency(fitted.model.config, run_dir, feature_set)
         tracker.log_metrics({"rank_latency_ms": found})
-        return found if math.isfinite(found) else None
+        return found

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from features.contract.settings import Settings
 
+MIDDLE = 0.381966  # of a range: no even part of it
 Plain = str | int | float | bool | None
 
 
@@ -62,8 +63,14 @@ class Range(Settings):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def ends(self) -> list[Any]:
-        """The values that stand for all when settings are checked: every choice, or both ends of the range."""
-        return list(self.choices) if self.choices else list(self.bounds)
+        """The values that stand for all when settings are checked: every choice, or the ends of the range and a middle.
+
+        The middle is no whole number where the range is not of these: `1.0..3.0` is no range of numbers of layers.
+        """
+        if self.choices:
+            return list(self.choices)
+        low, high = self.bounds
+        return [low, high] if self.whole else [low, high, low + (self.step or MIDDLE * (high - low))]
 
     def values(self) -> list[Any]:
         """Every value of a grid; nothing where the range has no steps."""
@@ -89,6 +96,15 @@ class Range(Settings):
     def stored(self, value: Any) -> Plain:
         """A value in the form in which the study keeps it."""
         return _written(value) if self.choices else value
+
+    def holds(self, stored: Plain) -> bool:
+        """Whether a value, in the form in which a study keeps it, is one of the range; between its steps counts."""
+        if self.choices:
+            return any(type(one) is type(stored) and one == stored for one in map(_written, self.choices))
+        if not isinstance(stored, int | float) or isinstance(stored, bool):
+            return False
+        low, high = self.bounds
+        return low <= stored <= high and (not self.whole or float(stored).is_integer())
 
     def reaching(self, value: Any) -> Range:
         """The range, widened where it does not reach `value`.

@@ -85,12 +85,21 @@ def reaching_current(search: SearchSpace, settings: JobSettings) -> tuple[Search
 
 
 def require_settings(settings: JobSettings, search: SearchSpace) -> None:
-    """Read the settings at the ends of each range before the first trial.
+    """Read the settings at the ends of each range, and those that its `when` names, before the first trial.
 
     Raises:
-        ConfigError: a value that a setting cannot have.
+        ConfigError: a value that a setting cannot have, or a `when` that never holds.
     """
-    settings.preset()
+    known = current_by_name(settings)
+    for name, found in search.space.items():
+        for other, wanted in found.when.items():
+            if other not in search.space and other not in known:
+                raise ConfigError(f"{name}: when: there is no setting {other!r}, so that it would never be searched.")
+            allowed = wanted if isinstance(wanted, list) else [wanted]
+            range_ = search.space.get(other)
+            odd = [] if range_ is None else [one for one in allowed if not range_.holds(range_.stored(one))]
+            if range_ is not None and odd:
+                raise ConfigError(f"{name}: when: {other} is never {odd[0]!r}, its range is {range_.described()}.")
     for name, found in search.space.items():
         for value in found.ends():
             try:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import optuna
@@ -126,4 +127,7 @@ class Renewal:
 
     def _renew_until_ended(self) -> None:
         while not self._ended.wait(self._lease.interval):
-            self.renew()
+            # A disk that is full for a moment ends no lease: the next sign of life may come through. The trial itself
+            # tells of one that stays full.
+            with suppress(OSError):
+                self.renew()

@@ -17,9 +17,9 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from features.errors import QuadRankError, TryAgainError
+from features.errors import LockError, QuadRankError, TryAgainError
 from pipelines.tune.workers.leases import overdue
-from pipelines.tune.workers.standing import ERROR, STOPPED, Standing, standing, state_of, try_again
+from pipelines.tune.workers.standing import STOPPED, Standing, lost, standing, state_of, try_again
 from pipelines.tune.workers.storage import SharedStorage
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at other workers' trials
@@ -31,6 +31,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: the trial at work ends as failed, and is put back into the queue."""
 
 
+class _ExplainedError(Exception):
+    """A trial's own settings are to blame, and it says so: the worker goes on with the next one."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """One worker's part in the trials of a study.
@@ -38,11 +42,13 @@ class Worker:
     Args:
         study: of Optuna.
         shared: its storage and lock.
-        wanted: distinct trials that the study has in the end, over all workers.
+        wanted: distinct trials that the study has in the end, over all workers; what waits beyond them stays in the
+            queue.
         console: where messages are printed.
         sampler: what draws the trial of a number.
         objective: runs a trial; calls its second argument once settings are drawn.
         on_lost: is told the trial and its state where its worker died.
+        may_end: whether a study that was ended before it has all of them stays ended.
     """
 
     study: optuna.Study
@@ -52,6 +58,7 @@ class Worker:
     sampler: Callable[[int], optuna.samplers.BaseSampler]
     objective: Objective
     on_lost: Callable[[FrozenTrial, str], None]
+    may_end: bool = True
 
     def work(self, after: Callable[[], None] | None = None) -> None:
         """Run trials until the study has all that are wanted, and all have ended, also those of other workers.
@@ -61,15 +68,18 @@ class Worker:
 
         Raises:
             Terminated: SIGTERM came in the middle; the trial is in the queue again.
-            TryAgainError: the storage was lost.
+            TryAgainError: the storage was lost, or something that each trial needs is missing for now; the trial is in
+                the queue again.
+            LockError: likewise, of a feature set that another process builds.
         """
         told = False
         while True:
             with self.shared.reached(), ExitStack() as turn:
                 turn.enter_context(self.shared.lock())
                 now = self._reconciled()
-                ended = ENDED in self.study.user_attrs
-                if not now.waiting and (ended or now.begun >= self.wanted):
+                full = now.finished + now.running >= self.wanted
+                ended = self.may_end and ENDED in self.study.user_attrs
+                if full or (ended and not now.waiting):
                     if not now.running:
                         return
                 else:
@@ -85,6 +95,8 @@ class Worker:
 
     def _reconciled(self) -> Standing:
         """Fail the trials of dead workers and put what was lost into the queue. Only while holding the lock."""
+        trials = self.study.get_trials(deepcopy=False)
+        at_work = {trial.number for trial in trials if trial.state is TrialState.RUNNING}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)  # does nothing on a journal file
@@ -101,9 +113,10 @@ class Worker:
         now = standing(trials)
         for trial in now.again:
             try_again(self.study, trial)
-        if now.again:
+        lost_for_good = [one for one in trials if one.number in at_work and lost(one) and one not in now.again]
+        if now.again or lost_for_good:
             trials = self.study.get_trials(deepcopy=False)
-            for trial in now.again:
+            for trial in (*now.again, *lost_for_good):
                 self.on_lost(trial, state_of(trial, trials))
             now = standing(trials)
         return now
@@ -111,13 +124,21 @@ class Worker:
     def _run_one(self, turn: ExitStack) -> None:
         """Draw and run one trial; the lock of `turn` is given back once it is drawn."""
         number: list[int] = []
+        raised: list[Exception] = []
 
         def objective(trial: optuna.Trial) -> Any:
             number.append(trial.number)
             try:
                 return self.objective(trial, turn.close)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, LockError, TryAgainError):
                 trial.set_user_attr(STOPPED, True)
+                raise
+            except QuadRankError as error:
+                raise _ExplainedError from error
+            except (UpdateFinishedTrialError, optuna.TrialPruned):
+                raise
+            except Exception as error:
+                raised.append(error)
                 raise
 
         self.study.sampler = self.sampler(len(self.study.get_trials(deepcopy=False)))
@@ -125,11 +146,11 @@ class Worker:
             with warnings.catch_warnings():
                 # Of a current setting that lies between the steps of its range.
                 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
-                self.study.optimize(objective, n_trials=1, catch=(QuadRankError,))
-        except (TryAgainError, KeyboardInterrupt):
+                self.study.optimize(objective, n_trials=1, catch=(_ExplainedError,))
+        except (LockError, TryAgainError):
             raise
         except Exception:
-            if not number or not self._was_taken(number[0]):
+            if raised or not number or not self._was_taken(number[0]):
                 raise
             self.console.print(
                 f"trial {number[0]} was given to another worker, which heard nothing of this one for "
@@ -137,10 +158,8 @@ class Worker:
             )
 
     def _was_taken(self, number: int) -> bool:
-        """Whether another worker failed the trial of this one in the meantime."""
-        trial = self.study.get_trials(deepcopy=False)[number]
-        taken = any(one.user_attrs.get("previous") == number for one in self.study.get_trials(deepcopy=False))
-        return taken and trial.state is TrialState.FAIL and ERROR not in trial.user_attrs
+        """Whether another worker failed the trial of this one in the meantime, and may or may not try it again."""
+        return lost(self.study.get_trials(deepcopy=False)[number])
 
 
 @contextmanager

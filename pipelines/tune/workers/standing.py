@@ -20,7 +20,10 @@ PREVIOUS = "previous"  # number of the trial that it tries again
 RETRIES = "retries"  # how often its parameters were lost before
 MOST_RETRIES = 1
 # Attributes that belong to one attempt, and not to the next one.
-OF_AN_ATTEMPT = ("worker", "host", "deadline", "run", ERROR, STOPPED, "threads")
+OF_AN_ATTEMPT = (
+    "worker", "host", "deadline", "run", "rows", "seconds", "peak_mib", "threads", "low", "high", "noise",
+    ERROR, STOPPED,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.storages.journal._file import get_lock_file
 from sqlalchemy.engine import make_url
 
 from features.errors import ConfigError, LockError, TryAgainError
@@ -23,10 +25,13 @@ from pipelines.workspace import TUNE, Workspace
 
 LONGEST_WAIT = 3600.0  # seconds for another worker to build a feature set, or to hold the lock
 SECONDS_BETWEEN_TRIES = 0.05
-SECONDS_TO_CONNECT = 10
+SECONDS_TO_CONNECT = 5  # with the imports of a busy machine, 15 seconds until a storage that is away is told
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
 # A worker whose host is gone holds the lock until the server notices: after a minute, not after two hours.
 _KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+# And a server whose host is gone is noticed by the worker.
+_OF_CLIENT = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+_LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL answers when `lock_timeout` is over
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class SharedStorage:
             if self.url is None:
                 self.journal.parent.mkdir(parents=True, exist_ok=True)
                 backend = optuna.storages.journal.JournalFileBackend(str(self.journal))
+                _cut_torn_line(self.journal)
                 return optuna.storages.JournalStorage(backend)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
@@ -145,12 +151,26 @@ class SharedStorage:
         with self.reached():
             connection = engine.connect()
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            connection.execute(sqlalchemy.text(f"SET lock_timeout = {round(1000 * LONGEST_WAIT)}"))
+            try:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            except sqlalchemy.exc.OperationalError as error:
+                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                    raise
+                raise LockError(f"{self.shown}: another worker of {self.study!r} holds it.") from None
         try:
             yield
         finally:
             connection.close()
             engine.dispose()
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """Cut off half a line, which a full disk leaves at the end: with the next one after it, nobody could read on."""
+    with get_lock_file(JournalFileSymlinkLock(str(journal))), journal.open("rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _database(storage: str) -> str:
@@ -179,4 +199,4 @@ def _database(storage: str) -> str:
 def _connecting(url: str) -> dict[str, Any]:
     if make_url(url).get_backend_name() != POSTGRESQL:
         return {}
-    return {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT, "options": _KEEPALIVES}}
+    return {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT, "options": _KEEPALIVES, **_OF_CLIENT}}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,16 @@ from rich.console import Console
 
 from ctr.reporting.mlflow_store import MlflowStore
 from features.contract.settings import validate
-from features.errors import ConfigError, TryAgainError
+from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.simulator.simulate import simulate
 from pipelines.cli.options import settings_of
+from pipelines.job.train import Job, Trained
 from pipelines.job_settings import JobSettings
+from pipelines.operate.waiting import send_waiting
 from pipelines.report.sweep import plots_of, report_sweep
 from pipelines.tune import sweep as tune
 from pipelines.tune.noise import Outlook
-from pipelines.tune.outcome import Outcome
+from pipelines.tune.outcome import Outcome, lines_of
 from pipelines.tune.search.space import SearchSpace
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
@@ -34,6 +39,7 @@ from pipelines.tune.workers.leases import Lease
 from pipelines.tune.workers.standing import ERROR, state_of
 from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
+from tests.ctr.reporting.mlflow_server import free_port
 from tests.pipelines.cli.test_commands import ROOT
 
 RATE = {"train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True}}
@@ -198,9 +204,49 @@ def test_the_best_of_another_study_are_tried_after_the_current_settings(
 ) -> None:
     sweep = Sweep("followed", space(), None, 3, from_study="screened", take=2)
     found = run_sweep(settings(work), sweep)
-    ranked = sorted(screened.trials, key=lambda one: -one.values[0])[:2]
+    ranked = sorted(screened.trials[1:], key=lambda one: -one.values[0])[:2]
     assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
     assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
+
+
+def test_a_study_to_follow_has_no_more_trials_than_are_asked_for(
+    screened: Outcome, work: Path, untrained: None
+) -> None:
+    found = run_sweep(settings(work), Sweep("short", space(), None, 2, from_study="screened", take=3))
+    assert found.summary()["trials"] == {"complete": 2}
+
+
+def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrained: None) -> None:
+    """A choice that is none here, and a number beyond the range: both are told, and neither stops a worker."""
+    wide = {"model.dropout": {"low": 0.2, "high": 0.8}, "train.batch_size": {"choices": [128, 256]}}
+    run(work, "wide", 9, space=wide)
+    console = Console(record=True, width=200, file=io.StringIO())
+    narrow = space(space={"model.dropout": {"low": 0.0, "high": 0.15}, "train.batch_size": {"choices": [256, 512]}})
+    sweep = Sweep("narrow", narrow, None, 6, from_study="wide", take=9)
+    found = run_sweep(replace(settings(work), console=console), sweep)
+    assert found.summary()["trials"] == {"complete": 6}
+    assert all(one.params["model.dropout"] <= 0.15 for one in found.trials if one.params)
+    told = console.export_text()
+    assert "model.dropout is 0." in told and "train.batch_size is 128 there" in told
+
+
+def test_a_study_is_begun_again_where_its_first_worker_was_stopped(work: Path, untrained: None) -> None:
+    """It had said what the study is about, and queued nothing yet."""
+    run(work, "begun", 1)
+    begun = load(work, "begun")
+    shared = SharedStorage.of(None, "halfway", Workspace(work), Lease())
+    study = optuna.create_study(study_name="halfway", storage=shared.open(), direction="maximize")
+    study.set_user_attr(tune.DEFINITION, begun.user_attrs[tune.DEFINITION])
+    found = run(work, "halfway", 2)
+    assert [one.user_attrs.get(FIRST) for one in found.trials] == [True, None]
+
+
+def test_trials_that_were_added_later_become_finalists(work: Path, untrained: None) -> None:
+    shape = {"schedule": "screen", "screen": {"best": 1, "seeds": 1}}
+    run(work, "longer", 1, **shape)
+    found = run(work, "longer", 8, **shape)
+    best = max(found.trials, key=lambda one: one.values[0]).number
+    assert found.winner.trial == best != 0
 
 
 def test_a_study_to_follow_must_exist(work: Path) -> None:
@@ -233,6 +279,25 @@ def test_a_study_that_ends_by_noise_gets_no_more_trials(
     found = run(work, "ended", 9, stop="noise")
     assert found.summary()["trials"] == {"complete": 3}
     assert found.summary()["ended"] == "expected gain 0.10000 is below the noise 0.20000"
+
+
+def test_a_study_that_ended_by_noise_goes_on_without_that_rule(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    assert run(work, "on", 5, stop="noise").summary()["trials"] == {"complete": 1}
+    found = run(work, "on", 3).summary()
+    assert (found["trials"], found["ended"]) == ({"complete": 3}, "trials")
+
+
+def test_the_finalists_of_a_study_that_ended_by_noise_are_trained(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    found = run(work, "noisy", 9, stop="noise", schedule="screen", screen={"best": 1, "seeds": 2})
+    assert found.summary()["ended"].startswith("expected gain") and found.summary()["finalists"] == 1
+    assert [one.state.name for one in found.finals] == ["COMPLETE"] * 2
+    assert "ended before all trials: expected gain 0.10000 is below the noise 0.20000" in "\n".join(lines_of(found))
 
 
 def test_a_study_without_that_rule_has_all_of_its_trials(
@@ -301,6 +366,31 @@ def test_settings_of_the_data_have_a_feature_set_each_apart_from_the_current_one
         run(tmp_path, "data", 2, space={"data.history.maxlen": {"choices": [20, 64]}})
 
 
+@pytest.mark.parametrize(
+    ("searched", "words"),
+    [
+        (
+            {"model.layers": {"low": 1.0, "high": 3.0}},
+            r"a value of the search space cannot be used: model.layers = 1\.7",
+        ),
+        (
+            {"model.rows": {"low": 1, "high": 2, "when": {"data.history.maxlen": 9}}},
+            "model.rows: when: there is no setting 'data.history.maxlen'",
+        ),
+        (
+            {
+                "model.tower": {"choices": ["mlp", "cross"]},
+                "model.rows": {"low": 1, "high": 2, "when": {"model.tower": "quadratic"}},
+            },
+            "model.rows: when: model.tower is never 'quadratic', its range is mlp, cross",
+        ),
+    ],
+)
+def test_a_space_that_no_trial_could_be_drawn_from_is_refused(work: Path, searched: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(work, "odd", 1, space=searched)
+
+
 def test_settings_that_cannot_be_trained_are_a_failed_trial_with_the_reason(work: Path) -> None:
     """The current settings can be; a batch of more rows than there are cannot."""
     found = run(work, "failed", 2, sampler="grid", space={"train.batch_size": {"choices": [256, 100_000]}})
@@ -315,6 +405,45 @@ def test_a_trial_that_would_not_fit_into_memory_is_refused_with_the_figure(
     monkeypatch.setattr("pipelines.tune.trial.free_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match=r"none of 1 trials was trained to its end.*needs about 0.0 GiB of memory"):
         run(work, "large", 1)
+
+
+def test_a_trial_that_is_refused_is_a_failed_run_in_mlflow(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study goes on, and its run has a child that says why."""
+    free = iter([1000, None])
+    monkeypatch.setattr("pipelines.tune.trial.free_bytes", lambda: next(free))
+    found = run(work, "refused", 2)
+    assert found.summary()["trials"] == {"complete": 1, "failed": 1}
+    client = MlflowStore(work).client
+    experiment = client.get_run(found.parent).info.experiment_id
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{found.parent}'")
+    refused = next(one for one in children if one.data.tags["trial"] == "0")
+    assert (refused.info.status, refused.data.tags["trial_state"]) == ("FAILED", "failed")
+    assert "GiB of memory" in refused.data.tags["error"]
+    assert refused.data.params == {name: str(value) for name, value in found.trials[0].params.items()}
+    assert len(children) == 2
+
+
+def test_a_metric_that_the_rows_do_not_have_is_a_failed_trial(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna would fail it without a word, and the worker would try it again."""
+    fit = Job.fit
+
+    def blank(self: Job, *rest: Any, **named: Any) -> Trained:
+        fitted = fit(self, *rest, **named)
+        fitted.result.best["auc"] = math.nan
+        return fitted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "fit", blank)
+        with pytest.raises(ConfigError, match=r"none of 1 trials.*the auc of the validation rows is nan"):
+            run(work, "blank", 1)
+    assert len(load(work, "blank").trials) == 1
+
+
+def test_a_new_study_is_told_at_once_that_mlflow_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the feature set is built: there are no raw files here."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreAwayError, match="the MLflow store does not answer"):
+        run(tmp_path, "away", 1)
 
 
 @pytest.fixture
@@ -350,6 +479,28 @@ def test_the_current_feature_set_is_built_once_for_all_trials(work: Path, monkey
     monkeypatch.setattr(tune, "build", counted)
     run(work, "once", 2)
     assert built == [tune.LONGEST_WAIT]
+
+
+def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow answered when the study began; the second trial and the end of the study wait for it."""
+    (tmp_path / "raw").symlink_to(work / "raw")
+    parent = run(tmp_path, "outage", 1).parent
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        found = run(tmp_path, "outage", 2)
+        report_sweep(found, settings(tmp_path))
+    assert found.parent == parent and found.summary()["trials"] == {"complete": 2}
+    assert send_waiting(Workspace(tmp_path)).refused == 0
+    client = MlflowStore(tmp_path).client
+    known = client.get_run(parent)
+    children = client.search_runs([known.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert sorted((one.data.tags["trial"], one.data.tags["trial_state"], one.info.status) for one in children) == [
+        ("0", "complete", "FINISHED"), ("1", "complete", "FINISHED"),
+    ]  # fmt: skip
+    assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
+    assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime
 
 import optuna
@@ -76,6 +77,24 @@ def test_a_renewal_notices_that_another_worker_ended_its_trial() -> None:
     renewal.renew()
     renewal.stop()
     assert renewal.lost
+
+
+def test_a_lease_outlives_a_moment_in_which_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at the first sign of life; the second one comes through."""
+    study, seen = optuna.create_study(), threading.Event()
+    asked = study.ask()
+    renewal = Renewal(study._storage, asked._trial_id, LEASE)
+    monkeypatch.setattr(renewal._ended, "wait", lambda seconds: seen.is_set())
+    tries = iter([OSError(28, "No space left on device"), None])
+
+    def renew() -> None:
+        if error := next(tries):
+            raise error
+        seen.set()
+
+    monkeypatch.setattr(renewal, "renew", renew)
+    renewal._renew_until_ended()
+    assert seen.is_set()
 
 
 def test_workers_of_a_host_are_counted_once_each() -> None:

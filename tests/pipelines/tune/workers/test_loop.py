@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from features.errors import ConfigError
-from pipelines.tune.workers.leases import WORKER, Lease
+from features.errors import ConfigError, LockError, QuadRankError, StoreAwayError
+from pipelines.tune.workers.leases import DEADLINE, WORKER, Lease
 from pipelines.tune.workers.loop import ENDED, Terminated
 from pipelines.tune.workers.standing import ERROR, PREVIOUS, RETRIES, counted, state_of
 from tests.pipelines.cli.test_commands import ROOT
@@ -145,6 +146,82 @@ def test_a_late_worker_does_not_undo_what_another_one_did(tmp_path: Path) -> Non
     assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
 
 
+def test_a_late_worker_of_a_trial_that_was_lost_for_good_goes_on(tmp_path: Path) -> None:
+    """Its trial was lost once before: nobody tries it again, so no other trial says that it was taken."""
+    late = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    late.study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={RETRIES: 1}))
+    other = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    tried = late.objective
+
+    def overtaken(trial, drawn):
+        value = tried(trial, drawn)
+        if trial.number == 0:
+            other.study.tell(0, state=TrialState.FAIL)
+        return value
+
+    object.__setattr__(late, "objective", overtaken)
+    late.work()
+    found = trials_of(tmp_path)
+    assert [state_of(trial, found) for trial in found] == ["failed", "complete"]
+
+
+def test_a_late_worker_does_not_stumble_before_its_trial_is_in_the_queue_again(tmp_path: Path) -> None:
+    """The other worker has failed the trial, and not yet queued it; pruning it comes too late as well."""
+    late = worker(None, tmp_path, 1, 0.0, Lease(), [])
+    other = worker(None, tmp_path, 1, 0.0, Lease(), [])
+    tried = late.objective
+
+    def overtaken(trial, drawn):
+        value = tried(trial, drawn)
+        if trial.number == 0:
+            other.study.tell(0, state=TrialState.FAIL)
+            raise optuna.TrialPruned
+        return value
+
+    object.__setattr__(late, "objective", overtaken)
+    late.work()
+    found = trials_of(tmp_path)
+    assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
+
+
+@pytest.mark.parametrize("error", [StoreAwayError("MLflow is away"), LockError("still being built")])
+def test_what_no_trial_can_do_without_ends_the_worker_and_costs_no_attempt(
+    error: QuadRankError, tmp_path: Path
+) -> None:
+    one = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    tried = one.objective
+
+    def missing(trial, drawn):
+        tried(trial, drawn)
+        raise error
+
+    object.__setattr__(one, "objective", missing)
+    for _ in range(3):
+        with pytest.raises(type(error), match=str(error)):
+            one.work()
+    worker(None, tmp_path, 2, 0.0, Lease(), []).work()
+    found = trials_of(tmp_path)
+    assert Counter(state_of(trial, found) for trial in found) == {"retried": 3, "complete": 2}
+
+
+def test_what_waits_beyond_the_wanted_trials_stays_in_the_queue(tmp_path: Path) -> None:
+    one = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    for dropout in (0.1, 0.2, 0.3):
+        one.study.enqueue_trial({"model.dropout": dropout})
+    one.work()
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE", "COMPLETE", "WAITING"]
+
+
+def test_a_trial_that_is_lost_for_good_is_told(tmp_path: Path) -> None:
+    """Its run in MLflow would stand there as running for ever."""
+    first = worker(None, tmp_path, 2, 0.0, Lease(), [])
+    attributes = {WORKER: "dead", DEADLINE: 0.0, RETRIES: 1}
+    first.study.add_trial(optuna.create_trial(state=TrialState.RUNNING, user_attrs=attributes))
+    lost: list[tuple[int, str]] = []
+    worker(None, tmp_path, 2, 0.0, Lease(), lost).work()
+    assert lost == [(0, "failed")]
+
+
 def test_a_failure_that_nobody_explained_ends_the_worker(tmp_path: Path) -> None:
     broken = worker(None, tmp_path, 1, 0.0, Lease(), [])
 
@@ -162,6 +239,14 @@ def test_an_ended_study_gets_no_new_trials(tmp_path: Path) -> None:
     one.study.set_user_attr(ENDED, "noise")
     worker(None, tmp_path, 9, 0.0, Lease(), []).work()
     assert len(trials_of(tmp_path)) == 1
+
+
+def test_a_study_that_was_ended_goes_on_for_a_worker_that_does_not_end_by_that_rule(tmp_path: Path) -> None:
+    one = worker(None, tmp_path, 1, 0.0, Lease(), [])
+    one.work()
+    one.study.set_user_attr(ENDED, "noise")
+    replace(worker(None, tmp_path, 3, 0.0, Lease(), []), may_end=False).work()
+    assert len(trials_of(tmp_path)) == 3
 
 
 def test_four_workers_on_a_fresh_store_share_the_trials(tmp_path: Path) -> None:

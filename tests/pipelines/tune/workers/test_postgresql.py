@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from features.errors import TryAgainError
+from features.errors import LockError, TryAgainError
 from pipelines.tune.workers.leases import Lease
 from pipelines.tune.workers.standing import PREVIOUS, counted, state_of
+from pipelines.tune.workers.storage import SharedStorage
+from pipelines.workspace import Workspace
 from tests.pipelines.tune.postgres import cluster
 from tests.pipelines.tune.stub_worker import worker
 from tests.pipelines.tune.workers.test_loop import distinct, ended, start, until
@@ -68,6 +70,18 @@ def test_a_late_worker_is_told_that_its_trial_was_taken(database: str, tmp_path:
     assert ended(late) == [0]
     found = trials_of(database, tmp_path)
     assert Counter(state_of(one, found) for one in found) == {"complete": 2, "retried": 1}
+
+
+def test_a_lock_that_is_held_for_too_long_is_told(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was suspended while it drew a trial holds it; its connection lives on."""
+    monkeypatch.setattr("pipelines.tune.workers.storage.LONGEST_WAIT", 0.2)
+    first, second = (SharedStorage.of(database, "daily", Workspace(tmp_path), Lease()) for _ in "ab")
+    with first.lock(), pytest.raises(LockError, match="another worker of 'daily' holds it"), second.lock():
+        pass
+    with second.lock():
+        pass
 
 
 def test_a_database_that_goes_away_is_told(tmp_path: Path) -> None:

@@ -69,7 +69,10 @@ def test_each_distinct_trial_counts_once(
 
 
 def test_a_trial_is_tried_again_with_its_parameters() -> None:
-    found = study(COMPLETE, (TrialState.FAIL, {"first": True, "worker": "a", "deadline": 1.0, "run": "r"}))
+    found = study(
+        COMPLETE,
+        (TrialState.FAIL, {"first": True, "worker": "a", "deadline": 1.0, "run": "r", "low": 0.1, "noise": 0.2}),
+    )
     try_again(found, found.trials[1])
     queued = found.trials[2]
     assert (queued.state, queued.params) == (TrialState.WAITING, {"model.dropout": 0.01})
