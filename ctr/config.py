@@ -136,6 +136,9 @@ class TrainConfig(Settings):
     )
     reset_embeddings: bool = Field(False, description="reinitialise embedding tables at each epoch (arXiv 2305.19531)")
     task_weights: dict[str, NonNegativeFloat] = Field({}, description="of the loss of each of model.tasks; else 1")
+    list_loss: NonNegativeFloat = Field(
+        0.0, description="weight of the softmax cross-entropy over each request's candidates; needs requests in the log"
+    )
     calibration: Literal["none", "platt", "isotonic"] = Field(
         "platt", description="fitted on the validation rows after training"
     )
@@ -163,6 +166,8 @@ class Preset(Settings):
         if unknown := sorted(set(self.train.task_weights) - set(self.model.tasks)):
             known = ", ".join(self.model.tasks) or "none"
             raise ValueError(f"train.task_weights: {unknown[0]!r} is not one of model.tasks ({known})")
+        if self.train.list_loss and self.model.tower == "none":
+            raise ValueError("train.list_loss: trees alone (model.tower none) are grown by the log loss; set it to 0")
         return self
 
 

@@ -90,6 +90,12 @@ def build_listed(folder: Path, over: Any = None, out: str = "out") -> FeatureSet
     return build_feature_set(listed_contract(folder, over), folder / out).feature_set
 
 
+def built_lists(folder: Path) -> FeatureSet:
+    """The feature set of the log of lists, raw files below the same folder."""
+    write_listed(folder)
+    return build_listed(folder)
+
+
 def among(values: list[float], of: float, kind: str, raws: list[float], raw: float) -> float:
     """One relative number by definition: values of the list that are there, the candidate's among them."""
     if kind == "rank":

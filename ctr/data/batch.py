@@ -33,6 +33,7 @@ class Batch:
         label_B: float32, 0 or 1.
         weight_B: float32, ones where the log has no weights.
         labels: further targets, float32 [B] by name: 0, 1, or NaN where unknown.
+        list_B: int32, number of the row's request among those of the batch, from 0. None where nobody asked for it.
     """
 
     items_U: Tensor
@@ -47,6 +48,7 @@ class Batch:
     labels: dict[str, Tensor] = field(default_factory=dict)
     item_versions_U: Tensor | None = None
     user_versions_B: Tensor | None = None
+    list_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target_B)
@@ -62,6 +64,7 @@ class Batch:
             **self.candidate,
             **self.labels,
             **({} if self.user_versions_B is None else {"user_versions_B": self.user_versions_B}),
+            **({} if self.list_B is None else {"list_B": self.list_B}),
         }
         for name, values in one_a_row.items():
             if values.shape != (rows,):
@@ -79,6 +82,8 @@ class Batch:
         for name, values in {"target_B": self.target_B, "history_BS": self.history_BS}.items():
             if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < len(self.items_U)):
                 raise DataError(f"{name}: indices outside the {len(self.items_U)} distinct items")
+        if self.list_B is not None and rows and not (int(self.list_B.min()) >= 0 and int(self.list_B.max()) < rows):
+            raise DataError(f"list_B: numbers outside 0 to {rows - 1}")
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -100,4 +105,5 @@ class Batch:
             labels={name: change(values) for name, values in self.labels.items()},
             item_versions_U=None if self.item_versions_U is None else change(self.item_versions_U),
             user_versions_B=None if self.user_versions_B is None else change(self.user_versions_B),
+            list_B=None if self.list_B is None else change(self.list_B),
         )

@@ -5,7 +5,7 @@ Shapes: B rows of a batch. A row is named by its number in stored order, part af
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,9 @@ class EpochOrder:
     permuted within a window; batches run on from one window into the next. Memory holds a window and a batch,
     whatever the number of rows. The order follows from (seed, epoch) alone.
 
+    With `lists_of`, lists are permuted in place of rows: the rows of one stand side by side, in stored order. The end
+    of a batch may cut a list.
+
     With several processes, each global batch of `processes · batch_size` rows is cut evenly: together the processes
     see the global order, each row once, and all make the same number of batches. A last rest of fewer rows than there
     are processes joins the batch before it, so that no process has an empty one.
@@ -38,6 +41,7 @@ class EpochOrder:
         process: which of the processes this is, from 0.
         processes: how many there are.
         window_rows: fewest rows that are permuted together.
+        lists_of: the number of each row's list within a part, from 0, of the part with this number; int [rows].
 
     Raises:
         ConfigError: fewer rows than processes.
@@ -52,6 +56,7 @@ class EpochOrder:
     process: int = 0
     processes: int = 1
     window_rows: int = WINDOW_ROWS
+    lists_of: Callable[[int], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         rows = sum(self.part_rows)
@@ -103,7 +108,11 @@ class EpochOrder:
                 continue
             rows = np.concatenate([np.arange(starts[part], starts[part + 1]) for part in parts])
             if self.shuffle:
-                np.random.default_rng([self.seed % 2**32, self.epoch, number]).shuffle(rows)
+                draw = np.random.default_rng([self.seed % 2**32, self.epoch, number])
+                if self.lists_of is None:
+                    draw.shuffle(rows)
+                else:
+                    rows = rows[_by_drawn_list([self.lists_of(part) for part in parts], draw)]
             yield rows[skip:]
             skip = 0
 
@@ -121,3 +130,12 @@ class EpochOrder:
             windows[-1].append(part)
             rows += self.part_rows[part]
         return windows
+
+
+def _by_drawn_list(lists: Sequence[np.ndarray], draw: np.random.Generator) -> np.ndarray:
+    """The order of rows in which the lists of all parts come in random order, each in one piece."""
+    counts = [int(list_R.max(initial=-1)) + 1 for list_R in lists]
+    starts = np.cumsum([0, *counts])
+    place_L = draw.permutation(starts[-1])
+    place_R = np.concatenate([place_L[start + list_R] for start, list_R in zip(starts, lists, strict=False)])
+    return np.argsort(place_R, kind="stable")

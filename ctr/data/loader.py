@@ -48,9 +48,11 @@ class Loader:
         process: which of several training processes this is, from 0.
         processes: how many share the rows; each makes batches of `batch_size`, all the same number of them.
         chosen: numbers of the rows that are read, ascending; default all.
+        by_request: draw requests in random order in place of rows, and number them in each batch. A request is the rows
+            of one user and one id within a part; a row without an id is one of its own. The end of a batch may cut one.
 
     Raises:
-        DataError: a column that the schema promises is missing.
+        DataError: a column that the schema promises, or that of requests, is missing.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Loader:
         process: int = 0,
         processes: int = 1,
         chosen: np.ndarray | None = None,
+        by_request: bool = False,
     ) -> None:
         self.schema = feature_set.schema
         self._rows = feature_set.rows(split)
         self._events = feature_set.events(split)
         self._items = None if feature_set.item_versions is None else ItemVersions(feature_set.item_versions)
         self._users = feature_set.user_versions
+        self._by_request = by_request
         self._require_columns(feature_set, split)
         part_rows = [len(part["item"]) for part in self._rows]
         self._starts = np.cumsum([0, *part_rows])
@@ -78,7 +82,15 @@ class Loader:
         if chosen is not None:
             part_rows = np.diff(np.searchsorted(chosen, self._starts)).tolist()
         self._order = EpochOrder(
-            part_rows, batch_size, seed, 0, shuffle, drop_last, process=process, processes=processes
+            part_rows,
+            batch_size,
+            seed,
+            0,
+            shuffle,
+            drop_last,
+            process=process,
+            processes=processes,
+            lists_of=self._lists_of if by_request else None,
         )
 
     @property
@@ -161,7 +173,23 @@ class Loader:
             labels={name: _tensor(gather(LABEL_PREFIX + name)) for name in self.schema.labels},
             item_versions_U=None if item_versions_U is None else torch.from_numpy(item_versions_U),
             user_versions_B=None if user_versions_B is None else torch.from_numpy(user_versions_B),
+            list_B=torch.from_numpy(self._lists(spans, user_B, gather("request"))) if self._by_request else None,
         )
+
+    def _lists_of(self, part: int) -> np.ndarray:
+        """The number of each row's request among those of a part; of the chosen rows alone."""
+        user_R, request_R = self._rows[part]["user"], self._rows[part]["request"]
+        if self._chosen is not None:
+            start, stop = np.searchsorted(self._chosen, self._starts[part : part + 2])
+            rows = self._chosen[start:stop] - self._starts[part]
+            user_R, request_R = user_R[rows], request_R[rows]
+        return list_numbers(request_R, user_R)
+
+    @staticmethod
+    def _lists(spans: list[tuple[int, slice, np.ndarray]], user_B: np.ndarray, request_B: np.ndarray) -> np.ndarray:
+        """The number of each row's request among those of a batch. One over midnight is in two parts, and two lists."""
+        part_B = np.concatenate([np.full(len(rows), part) for part, _, rows in spans])
+        return list_numbers(request_B, user_B, part_B)
 
     def _instants(self, spans: list[tuple[int, slice, np.ndarray]]) -> np.ndarray:
         """As of when the rows of a batch read items and users, µs."""
@@ -172,6 +200,7 @@ class Loader:
         columns += [LABEL_PREFIX + name for name in self.schema.labels]
         rows = {"user", "item", "label", "history_end", "history_len", *columns}
         rows |= {"time"} if self._items is not None or self._users is not None else set()
+        rows |= {"request"} if self._by_request else set()
         events = {"item", *(field.name for field in self.schema.event)}
         for folder, parts, needed in ((f"rows/{split}", self._rows, rows), ("events", self._events, events)):
             for number, part in enumerate(parts):
@@ -180,6 +209,19 @@ class Loader:
                         f"{feature_set.path / folder / part_file(number)}: no column {missing[0]!r}. "
                         "Build the feature set again with `quadrank features`."
                     )
+
+
+def list_numbers(request_R: np.ndarray, *others_R: np.ndarray) -> np.ndarray:
+    """Numbers from 0 of the lists that rows with equal keys are, int32 [R]; a request below 0 is equal to none."""
+    order = np.lexsort((request_R, *others_R))
+    begins_R = request_R[order] < 0
+    for key_R in (request_R, *others_R):
+        sorted_R = key_R[order]
+        begins_R[1:] |= sorted_R[1:] != sorted_R[:-1]
+    begins_R[:1] = True
+    number_R = np.empty(len(order), np.int32)
+    number_R[order] = np.cumsum(begins_R) - 1
+    return number_R
 
 
 def newest_before(events: np.ndarray, end_B: np.ndarray, out: np.ndarray) -> None:

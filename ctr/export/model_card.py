@@ -180,6 +180,7 @@ def _call(metadata: BundleMetadata, example: GoldenRequest) -> str:
 def _limits(metadata: BundleMetadata, contract: Contract, schema: Schema) -> str:
     lines = [
         *_dependence(metadata, contract),
+        *_learned_vectors(metadata, contract),
         f"- It knows {schema.items - 2:,} items and {schema.users - 2:,} users. Other ids are legal: they "
         "are scored as the unknown item or user, and the answer names them.",
         f"- Of a longer history, the newest {schema.history_max_len} items are read.",
@@ -204,6 +205,14 @@ def _dependence(metadata: BundleMetadata, contract: Contract) -> list[str]:
         f"- Requests of its training had {sizes.least:,} to {sizes.greatest:,} candidates (98 % of them {sizes.low:,} "
         f"to {sizes.high:,}). An answer to fewer or more says so under `unusual`.",
     ]
+
+
+def _learned_vectors(metadata: BundleMetadata, contract: Contract) -> list[str]:
+    """What vectors that are learned know nothing of."""
+    if not contract.learned_sets:
+        return []
+    names, end = ", ".join(f"`{name}`" for name in contract.learned_sets), _day(metadata.windows["train"].last_time)
+    return [f"- Vectors of {names} were learned from what users saw up to {end}: an item that came later has none."]
 
 
 def _inputs(metadata: BundleMetadata) -> str:

@@ -125,6 +125,7 @@ class Identity(Settings):
     seed: int
     metric: str
     table_optimizer: str
+    list_loss: bool = False  # whether rows come by request; not so in runs that do not say it
 
     @classmethod
     def of(cls, model: nn.Module, feature_set: FeatureSet, config: TrainConfig) -> Identity:
@@ -144,6 +145,7 @@ class Identity(Settings):
             seed=config.seed,
             metric=config.metric,
             table_optimizer=config.table_optimizer,
+            list_loss=config.list_loss > 0,
         )
 
 

@@ -106,8 +106,8 @@ def fit(
             model is a `ClickModel` then, and `config.warm_start` says how it goes on.
 
     Raises:
-        ConfigError: batch size outside 2..training rows, no such device, a checkpoint of another run, or,
-            without `resume`, a run in `run_dir`.
+        ConfigError: batch size outside 2..training rows, no such device, a loss of lists on a log without requests, a
+            checkpoint of another run, or, without `resume`, a run in `run_dir`.
         DataError: a damaged checkpoint, a feature set whose rows do not fit its tables, or validation rows that do
             not define `config.metric`.
         NumericalError: a score is not finite; or losses and gradients are not, or explode, more often than
@@ -273,6 +273,12 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig, chosen: np.ndar
             f"Set train.batch_size between 2 and {rows:,}, the rows of the training window: batch norm needs "
             f"two rows. Got {config.batch_size:,}."
         )
+    if config.list_loss and feature_set.contract.interactions.request is None:
+        raise ConfigError(
+            f"train.list_loss {config.list_loss:g}: compares the candidates of one request, and the contract of "
+            f"{feature_set.contract.name!r} has no interactions.request. Name the column of its id, or set "
+            "train.list_loss to 0."
+        )
     return Loader(
         feature_set,
         "train",
@@ -281,6 +287,7 @@ def _training_rows(feature_set: FeatureSet, config: TrainConfig, chosen: np.ndar
         shuffle=True,
         drop_last=rows % config.batch_size == 1,  # a lone last row
         chosen=chosen,
+        by_request=config.list_loss > 0,
     )
 
 

@@ -1,6 +1,6 @@
-"""What training minimises: the log loss of clicks, weighted by row, and that of further labels.
+"""What training minimises: the log loss of clicks, weighted by row, that of further labels, and that of whole lists.
 
-Shapes: B rows.
+Shapes: B rows, L lists.
 """
 
 from __future__ import annotations
@@ -38,18 +38,57 @@ def task_loss(logit_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
     return weighted_log_loss(logit_B, torch.where(known_B, label_B, 0), weight_B * known_B)
 
 
+def list_loss(logit_B: Tensor, label_B: Tensor, weight_B: Tensor, list_B: Tensor) -> Tensor:
+    """Softmax cross-entropy over the candidates of each list, a weighted mean over the lists with both labels.
+
+        -Σ_q w_q Σ_i∈q y_i log(exp(s_i) / Σ_j∈q exp(s_j)) / Σ_i∈q y_i / Σ_q w_q,    w_q the mean weight of its rows
+
+    It compares the candidates of a list alone: one number added to all of their logits changes nothing.
+    (ListNet's top-one cross-entropy: Cao et al., Learning to Rank, ICML 2007.)
+
+    Args:
+        logit_B: any finite numbers s, [B].
+        label_B: 0 or 1, [B].
+        weight_B: not negative, [B].
+        list_B: the list of each row, from 0 and below B, [B].
+
+    Returns:
+        A scalar; 0 where no list has both labels.
+    """
+    rows, index_B, dtype = len(logit_B), list_B.long(), logit_B.dtype
+
+    def sums(values_B: Tensor) -> Tensor:
+        return torch.zeros(rows, dtype=dtype, device=logit_B.device).index_add(0, index_B, values_B.to(dtype))
+
+    rows_L, positives_L = sums(torch.ones_like(logit_B)), sums(label_B)
+    is_judged_L = (positives_L > 0) & (positives_L < rows_L)
+    # So that no exponential overflows; the loss does not depend on what is taken away.
+    highest_L = torch.zeros(rows, dtype=dtype, device=logit_B.device).scatter_reduce(
+        0, index_B, logit_B.detach(), "amax", include_self=False
+    )
+    below_B = logit_B - highest_L[index_B]
+    total_L = torch.where(is_judged_L, sums(below_B.exp()), 1).log()
+    mean_L = sums(label_B.to(dtype) * below_B) / positives_L.clamp_min(1)
+    weight_L = is_judged_L * sums(weight_B) / rows_L.clamp_min(1)
+    return (weight_L * (total_L - mean_L)).sum() / weight_L.sum().clamp_min(torch.finfo(dtype).tiny)
+
+
 def training_loss(outputs: Outputs, batch: Batch, config: TrainConfig) -> Tensor:
-    """The loss of a batch: log loss of the click, plus `Σ_t task_weights_t · task_loss_t`.
+    """The loss of a batch: log loss of the click, plus `Σ_t task_weights_t · task_loss_t` and a share of `list_loss`.
 
     Args:
         outputs: logits of the batch.
-        batch: labels and weights.
-        config: weights of the tasks; 1 where it names none.
+        batch: labels and weights, and with `config.list_loss` the lists.
+        config: weights of the tasks, 1 where it names none, and of the lists.
     """
     loss = weighted_log_loss(outputs.click_B.float(), batch.label_B, batch.weight_B)
     for name, logit_B in outputs.tasks.items():
         weight = config.task_weights.get(name, 1.0)
         loss = loss + weight * task_loss(logit_B.float(), batch.labels[name], batch.weight_B)
+    if config.list_loss:
+        assert batch.list_B is not None, "a loader by request numbers the lists of a batch"
+        of_lists = list_loss(outputs.click_B.float(), batch.label_B, batch.weight_B, batch.list_B)
+        loss = loss + config.list_loss * of_lists
     return loss
 
 

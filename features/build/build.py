@@ -20,6 +20,7 @@ from features.build.parts import sorted_part, windows_of, without_rows, write_pa
 from features.build.plan import Plan, make_plan
 from features.build.publish import build_lock, bytes_of_a_build, find_version, publish, source_key, staged
 from features.build.revision import code_hash, revision
+from features.build.training_events import training_events
 from features.build.window import take_kept, write_days
 from features.calendar import LAST_TIME, first_instant, require_date
 from features.checks.check_log import Checked, Finding, check_log
@@ -57,6 +58,7 @@ from features.store.pointer import point_at
 from features.store.shuffle import shuffle_by_key
 from features.vectors.build import VectorResult, build_vectors, needs_clicks
 from features.vectors.coclicks import Clicks
+from features.vectors.covisits import learn_sets
 
 ROWS_A_SHARD = 1_000_000
 MOST_SHARDS = 64
@@ -168,7 +170,7 @@ class Build:
         for file, versions in fitted.versions.items():
             write_arrow(self.staging / file, versions)
         self.clock.lap("fit encoders and tables")
-        vectors = self._vectors(fitted, train)
+        vectors = self._vectors(fitted, log, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
         found = (*found, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
@@ -286,15 +288,18 @@ class Build:
     def _prior_encoder(self) -> Encoder | None:
         return Encoder.load(self.plan.prior.path) if self.plan and self.plan.prior else None
 
-    def _vectors(self, fitted: Fitted, train: pl.LazyFrame) -> VectorResult:
+    def _vectors(self, fitted: Fitted, log: Log, train: pl.LazyFrame) -> VectorResult:
         """Write vectors, what is derived from them, and the item table."""
-        encoder = fitted.encoder
+        encoder, learned = fitted.encoder, {}
+        if self.contract.learned_sets:
+            learned = learn_sets(self.contract, training_events(self.contract, log, train), self.staging)
         clicks = _clicks(encoder, train) if needs_clicks(self.contract) else None
         prior = self.plan.prior.path if self.plan and self.plan.prior else None
         made = build_vectors(self.contract, encoder.items, fitted.trained_I, fitted.items, clicks, self.staging, prior)
         write_arrow(self.staging / "items.arrow", fitted.items | made.item_columns)
-        if made.report:
-            (self.staging / "vectors.json").write_text(json.dumps(made.report, indent=1), encoding="utf-8")
+        report = made.report | ({"learned": learned} if learned else {})
+        if report:
+            (self.staging / "vectors.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         return made
 
     def _parts(

@@ -138,5 +138,5 @@ def source_files(contract: Contract) -> list[str]:
         paths += [str(contract.split.valid), str(contract.split.test)]
     paths += [table.path for table in (*contract.history.tables, contract.items, contract.users) if table]
     for spec in contract.embeddings.values():
-        paths += [spec.path, *([spec.ids] if spec.ids else [])]
+        paths += [path for path in (spec.path, spec.ids) if path is not None]
     return [file for path in paths for file in find_files(contract.resolve(path))]

@@ -119,6 +119,11 @@ class Contract(Settings):
             raise ValueError("interactions.time: may be null only with `history.given` and `split.by: files`")
         if self.interactions.served is not None and self.split.by == "files":
             raise ValueError("split.by: a served log is not split by files; choose time, days or user")
+        if self.history.given is not None and self.learned_sets:
+            raise ValueError(
+                f"embeddings.{min(self.learned_sets)}.learn: needs the log's own events in time, which a given history "
+                "does not show. Remove the set, or `history.given`"
+            )
         if self.history.given is not None and self.counters:
             raise ValueError("counters: need the log's own events in time, which a given history does not show")
         for section, table in (("items", self.items), ("users", self.users)):
@@ -244,6 +249,17 @@ class Contract(Settings):
         content = self.model_dump(mode="json", exclude={"root", "truth"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def learned_sets(self) -> dict[str, Embedding]:
+        """The embedding sets that a build learns, by name."""
+        return {name: spec for name, spec in self.embeddings.items() if spec.learn is not None}
+
+    @property
+    def made_of_learned(self) -> frozenset[str]:
+        """Sets whose vectors lie in another space after each build: those that are learned, and fused ones of them."""
+        learned = self.learned_sets.keys()
+        return frozenset({*learned, *(name for name, spec in self.vectors.fusion.items() if learned & set(spec.sets))})
 
     def resolve(self, path: str) -> str:
         """`path` as it stands if absolute or a URL, else below `root`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from features.contract.log import Format
 from features.contract.settings import Settings
@@ -35,9 +35,14 @@ class FillFromNeighbours(Settings):
 
 
 class Embedding(Settings):
-    """One named set of precomputed item vectors: a table of id + vector, or a `.npy` with an id table."""
+    """One named set of item vectors: read from a table of id + vector or a `.npy` with an id table, or learned."""
 
-    path: str
+    path: str | None = Field(None, description="of the vectors; none where they are learned")
+    learn: Literal["history"] | None = Field(
+        None, description="history: learned by each build, from which items stand near each other in users' pasts"
+    )
+    width: PositiveInt = Field(32, description="learn: numbers of a vector")
+    shift: float = Field(1.0, ge=1, description="learn: how many times as often as by chance items must meet to count")
     format: Format = Format()
     id: str = "item_id"
     vector: str = Field("vector", description="column of vectors; ignored for a .npy file")
@@ -49,6 +54,22 @@ class Embedding(Settings):
         "zero", description="a presence flag is kept in any case"
     )
     version: str = Field("unversioned", description="of the encoder that made the vectors; recorded")
+
+    @model_validator(mode="after")
+    def _vectors_come_from_somewhere(self) -> Embedding:
+        if self.learn is None and self.path is None:
+            raise ValueError("path: name the file of the vectors, or `learn: history` in its place")
+        fields = type(self).model_fields
+        foreign = ("width", "shift") if self.learn is None else ("path", "ids", "format")
+        for name in foreign:
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name}: says how vectors are learned, but these are read from a file; remove it, or replace path "
+                    "by `learn: history`"
+                    if self.learn is None
+                    else f"{name}: says where vectors are read, but these are learned; remove it, or `learn`"
+                )
+        return self
 
 
 class Fusion(Settings):

@@ -133,6 +133,7 @@ class FeatureSet:
         {item,user}_versions.arrow                 all versions, by row and the instant they begin (with `valid_from`)
         embeddings/<set>.npy <set>.present.npy     float32, float16 or int8 [items, width]; bool [items]
         embeddings/<set>.scale.npy                 float32 [items], of an int8 set
+        learned/<set>.parquet                      vectors that were learned from histories, as a file of vectors
         semantic_ids/<column>/                     a `SemanticCoder`
         transforms/                                what was learned from vectors
         counters/                                  what the counters said at the end of the log, and their states

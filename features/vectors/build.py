@@ -72,9 +72,11 @@ def build_vectors(
         trained_I: bool [items], items of the training window.
         item_columns: names of the item table's columns.
         clicks: positive rows of the training window, where `needs_clicks` says so.
-        folder: of the feature set: `embeddings/`, `semantic_ids/` and `transforms/` are written below it.
+        folder: of the feature set, with the files of learned sets (`features.vectors.covisits`): `embeddings/`,
+            `semantic_ids/` and `transforms/` are written below it.
         prior: an earlier feature set of the contract, whose transforms and codes are used instead of learning new ones:
-            its items keep their vectors, and a model trained on it goes on.
+            its items keep their vectors, and a model trained on it goes on. Not those of learned sets, which lie in
+            another space after each build.
 
     Raises:
         ConfigError: `missing.by` names what is not there, or a derived column's name is taken.
@@ -127,7 +129,8 @@ class _VectorBuild:
         for name in (name for name in self.contract.embeddings if name not in needed):
             self._finish(name, self._transformed(name))
         for name, spec in self.contract.vectors.fusion.items():
-            prior = FusedTransform.load(self.prior, name) if self.prior else None
+            earlier = self._prior_of(name)
+            prior = FusedTransform.load(earlier, name) if earlier else None
             fused, learned = fuse(name, spec, [self.kept[part] for part in spec.sets], self.trained_I, prior)
             learned.save(self.folder, name)
             self._store(fused, spec.dtype)
@@ -139,8 +142,8 @@ class _VectorBuild:
         for name, spec in self.contract.vectors.semantic_ids.items():
             vector_set = self.kept[spec.set]
             rows_P = np.flatnonzero(vector_set.present_I)
-            if self.prior:
-                coder = SemanticCoder.load(self.prior / SEMANTIC_IDS / name)
+            if earlier := self._prior_of(spec.set):
+                coder = SemanticCoder.load(earlier / SEMANTIC_IDS / name)
             else:
                 coder = SemanticCoder.fit(name, spec, vector_set.vectors_IW[vector_set.present_I & self.trained_I])
             coder.save(self.folder / SEMANTIC_IDS / name)
@@ -167,11 +170,17 @@ class _VectorBuild:
 
     def _transformed(self, name: str) -> ItemVectors:
         spec = self.contract.embeddings[name]
-        vector_set = read_vectors(name, self.contract, self.items)
-        prior = SetTransform.load(self.prior, name) if self.prior else None
-        made, learned = transform(vector_set, spec, self.trained_I, self.contract.resolve(spec.path), prior)
+        vector_set = read_vectors(name, self.contract, self.items, self.folder)
+        earlier = self._prior_of(name)
+        prior = SetTransform.load(earlier, name) if earlier else None
+        origin = f"embeddings.{name}" if spec.path is None else self.contract.resolve(spec.path)
+        made, learned = transform(vector_set, spec, self.trained_I, origin, prior)
         learned.save(self.folder, name)
         return made
+
+    def _prior_of(self, name: str) -> Path | None:
+        """The earlier feature set, where what it learned of a set of vectors is used again."""
+        return None if name in self.contract.made_of_learned else self.prior
 
     def _finish(self, name: str, vector_set: ItemVectors) -> None:
         spec = self.contract.embeddings[name]

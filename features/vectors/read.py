@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,15 +17,28 @@ from features.sources.tables import read
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.store.vector_files import ItemVectors
 
+LEARNED = "learned"  # below a feature set: learned sets, each a file as of one that is read
 
-def read_vectors(name: str, contract: Contract, items: Vocabulary) -> ItemVectors:
+
+def learned_file(folder: Path, name: str) -> Path:
+    """Where the vectors of a learned set stand below the folder of a feature set."""
+    return folder / LEARNED / f"{name}.parquet"
+
+
+def read_vectors(name: str, contract: Contract, items: Vocabulary, folder: Path) -> ItemVectors:
     """The vectors of `contract.embeddings[name]` as their file holds them; those of no catalogue item are left out.
+
+    Args:
+        name: of the set.
+        contract: that declares it.
+        items: the catalogue.
+        folder: of the feature set, which holds the files of learned sets.
 
     Raises:
         DataError: vectors of unequal width, not finite, duplicate or null ids, or none for any catalogue item.
     """
     spec = contract.embeddings[name]
-    path = contract.resolve(spec.path)
+    path = str(learned_file(folder, name)) if spec.path is None else contract.resolve(spec.path)
     ids, vectors_VW = _read(contract, spec, path)
     _check(path, ids, vectors_VW)
     with error_prefix(path):

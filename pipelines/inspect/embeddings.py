@@ -44,8 +44,9 @@ def inspect_embeddings(source: Source, workspace: Workspace, out: Path | None, c
         raise ConfigError(f"{contract.name}: has no `embeddings` to inspect. Declare a vector set in the contract.")
     feature_set = build(source, workspace).feature_set
     items = Encoder.load(feature_set.path).items
-    found = inspect_sets(feature_set, [read_vectors(name, contract, items) for name in contract.embeddings])
-    advice = advise(found)
+    sets = [read_vectors(name, contract, items, feature_set.path) for name in contract.embeddings]
+    found = inspect_sets(feature_set, sets)
+    advice = advise(found, contract.learned_sets)
     out = out or workspace.root / "inspections" / contract.name
     out.mkdir(parents=True, exist_ok=True)
     payload = _payload(found, advice)

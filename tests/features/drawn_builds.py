@@ -207,7 +207,10 @@ def _vectors(draw: st.DrawFn) -> Content:
         vectors["fusion"] = {"both": {"sets": ["text", "image"], "dim": 2, "keep_parts": True}}
     if draw(st.booleans()):
         vectors["semantic_ids"] = {"code": {"set": "text", "levels": 1, "size": 2}}
-    return {"embeddings": {"text": text, "image": image}, "vectors": vectors}
+    sets = {"text": text, "image": image}
+    if not draw(st.integers(0, 3)):
+        sets["covisit"] = {"learn": "history", "id": "item", "width": 1}
+    return {"embeddings": sets, "vectors": vectors}
 
 
 @st.composite

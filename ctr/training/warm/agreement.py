@@ -82,10 +82,15 @@ def _other_content(parent: Parent, feature_set: FeatureSet) -> Iterator[str]:
         moved = apart > TOLERANCE
         if len(moved) and moved.mean() > MOST_CHANGED:
             example = now.items.value(int(new_C[both_C[int(np.argmax(moved))]]))
+            why = (
+                "of another encoder, or transformed by what another window taught. A build with --window keeps what "
+                "was learned"
+            )
+            if name in feature_set.contract.made_of_learned:
+                why = "each build learns them anew (`learn: history`), so that every training must be a full one"
             yield (
                 f"vector set {name!r}: {int(moved.sum())} of {len(moved)} items that both know have other "
-                f"vectors, e.g. item {example!r}: of another encoder, or transformed by what another window taught. A "
-                "build with --window keeps what was learned"
+                f"vectors, e.g. item {example!r}: {why}"
             )
     for field in feature_set.schema.item:
         if field.name in now.item:

@@ -49,7 +49,7 @@ def distances(
 def other_encoders(old: FeatureSet, new: FeatureSet) -> tuple[str, ...]:
     """Vector sets of another encoder under the same `version`: the vectors of most items that both know are others.
 
-    What a build learns from a window turns as well: sets that are reduced or fused are not looked at.
+    What a build learns from a window turns as well: sets that are learned, reduced or fused are not looked at.
 
     Args:
         old, new: versions of feature sets.
@@ -62,7 +62,7 @@ def other_encoders(old: FeatureSet, new: FeatureSet) -> tuple[str, ...]:
         before = old.contract.embeddings.get(one.name)
         if spec is None or before is None or spec.version != before.version or widths.get(one.name) != one.width:
             continue
-        if spec.reduce is not None:
+        if spec.reduce is not None or spec.learn is not None:
             continue
         _, moved = distances(old, new, one.name, old_C, new_C)
         if len(moved) and (moved > OTHER).mean() > MOST_CHANGED:

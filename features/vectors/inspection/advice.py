@@ -5,6 +5,8 @@ The reasons are in docs/vectors.md, beside the numbers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from features.vectors.inspection.next_clicks import Interval
 from features.vectors.inspection.report import Inspection, SetReport
 
@@ -20,14 +22,21 @@ REDUNDANT = 0.5
 NARROW = 0.25  # effective over nominal dimensions: the rest is noise that a projection must learn to leave out
 LEAST_DIMENSIONS = 8  # that a reduction is advised to: below, a projection saves nothing
 LONG_TAILED = 3.0  # 95 % over 5 % quantile of lengths: lengths then drown directions in a product
+LEARNED = "Learned from these very clicks, which therefore cannot judge it: compare validation with and without it."
 NONE_IS_USEFUL = "No set finds what is clicked next better than chance: expect little of vectors here."
 MANY_TWINS = 0.01  # share of items: more is a placeholder or an encoder's fault, and no accident
 
 
-def advise(inspection: Inspection) -> dict[str, str]:
-    """A line of advice by set, and which sets to use under the name ``."""
-    advice = {report.name: _of_one(report) for report in inspection.sets}
-    useful = sorted((report for report in inspection.sets if is_useful(report)), key=lambda report: -_worth(report))
+def advise(inspection: Inspection, learned: Collection[str] = ()) -> dict[str, str]:
+    """A line of advice by set, and which sets to use under the name ``.
+
+    Args:
+        inspection: what was measured.
+        learned: sets that were learned from the pasts of the same users, whose next clicks are no test of them.
+    """
+    advice = {report.name: LEARNED if report.name in learned else _of_one(report) for report in inspection.sets}
+    judged = [report for report in inspection.sets if report.name not in learned]
+    useful = sorted((report for report in judged if is_useful(report)), key=lambda report: -_worth(report))
     kept: list[str] = []
     for report in useful:
         twin = next((name for name in kept if _overlap(inspection, name, report.name) >= REDUNDANT), None)
@@ -35,8 +44,8 @@ def advise(inspection: Inspection) -> dict[str, str]:
             kept.append(report.name)
         else:
             advice[report.name] += f" Shares most neighbours with {twin!r}: one of the two is enough."
-    weak = [report.name for report in inspection.sets if is_weak(report)]
-    advice[""] = _of_all(kept, weak, len(inspection.sets))
+    weak = [report.name for report in judged if is_weak(report)]
+    advice[""] = _of_all(kept, weak, len(judged)) if judged else LEARNED
     return advice
 
 

@@ -117,3 +117,55 @@ def test_a_rest_is_left_out_where_asked_for():
 def test_fewer_rows_than_processes_are_refused():
     with pytest.raises(ConfigError, match=r"2 rows cannot be shared among 3 processes\. Start at most 2"):
         EpochOrder((1, 1), 4, processes=3)
+
+
+# Lists of the parts above: rows of one list need not stand side by side.
+LISTS = ([0, 1, 0, 2, 1], [], [0, 0, 0, 1, 2, 1, 3], [0], [1, 0, 1, 0, 1, 0, 1, 0, 1], [2, 1, 0])
+
+
+def listed(**changed: int) -> EpochOrder:
+    settings = {"seed": 3, "window_rows": 8, **changed}
+    return EpochOrder(PARTS, 4, shuffle=True, lists_of=lambda part: np.array(LISTS[part], np.int32), **settings)
+
+
+def list_of(row: int) -> tuple[int, int]:
+    starts = np.cumsum((0, *PARTS))
+    part = int(np.searchsorted(starts, row, side="right")) - 1
+    return part, LISTS[part][row - starts[part]]
+
+
+@pytest.mark.parametrize("window_rows", [1, 8, 100])
+@pytest.mark.parametrize("epoch", range(3))
+def test_lists_come_whole_and_each_row_once(epoch: int, window_rows: int):
+    in_order = list(chain(*rows(listed(epoch=epoch, window_rows=window_rows))))
+    assert sorted(in_order) == list(range(25))
+    changes = 1 + sum(list_of(one) != list_of(other) for one, other in pairwise(in_order))
+    assert changes == len({list_of(row) for row in in_order}) == 13
+
+
+def test_lists_come_in_another_order_in_each_epoch_and_in_the_same_for_one_seed():
+    first, again, second = (rows(listed(epoch=epoch, window_rows=100)) for epoch in (0, 0, 1))
+    assert first == again and first != second
+    in_order = [list_of(row) for row in chain(*first)]
+    assert in_order != sorted(in_order)
+
+
+def test_lists_of_all_parts_of_a_window_are_mixed():
+    parts = [list_of(row)[0] for row in chain(*rows(listed(window_rows=100)))]
+    assert sum(one != other for one, other in pairwise(parts)) > len(PARTS)
+
+
+def test_lists_of_one_number_in_two_parts_are_two_lists():
+    """Lists of the number 0 are in five parts: side by side in each epoch, they were one."""
+
+    def spread(epoch: int) -> int:
+        lists = list(dict.fromkeys(map(list_of, chain(*rows(listed(epoch=epoch, window_rows=100))))))
+        places = [place for place, (_, number) in enumerate(lists) if number == 0]
+        return max(places) - min(places)
+
+    assert max(spread(epoch) for epoch in range(5)) > 4
+
+
+def test_starting_later_skips_lists_that_were_read():
+    whole = rows(listed())
+    assert [rows(listed(), start) for start in range(8)] == [whole[start:] for start in range(8)]

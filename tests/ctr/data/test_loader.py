@@ -5,17 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctr.data.batch import Batch
-from ctr.data.loader import DistinctItems, Loader, newest_before, prefetch
+from ctr.data.loader import DistinctItems, Loader, list_numbers, newest_before, prefetch
+from features.build.build import build_feature_set
 from features.errors import DataError
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
+from tests.listed import START, built_lists, listed_contract, write_listed
 from tests.toy import toy_feature_set
 
 ROW = ("user", "item", "label", "weight", "hour", "load", "item_rate")
@@ -272,3 +277,103 @@ def test_chosen_rows_are_read_and_no_others(feature_set: FeatureSet, chosen: lis
     assert sorted(map(repr, (row for batch in batches for row in rows_of(batch)))) == sorted(
         repr(every[number]) for number in chosen
     )
+
+
+def test_rows_of_equal_keys_are_one_list_and_those_without_a_request_are_alone():
+    request, user = np.array([7, -1, 7, 7, -1, 3]), np.array([1, 1, 2, 1, 1, 2])
+    number = list_numbers(request, user).tolist()
+    assert number[0] == number[3] and sorted(set(number)) == [0, 1, 2, 3, 4]
+    assert list_numbers(np.empty(0, np.int64), np.empty(0, np.int32)).tolist() == []
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return built_lists(tmp_path_factory.mktemp("lists"))
+
+
+def pages(batch: Batch) -> list[tuple[int, int]]:
+    """The user and the number of the list of each row."""
+    assert batch.list_B is not None
+    return list(zip(batch.user_B.tolist(), batch.list_B.tolist(), strict=True))
+
+
+def sizes_of_pages(feature_set: FeatureSet) -> dict[tuple[int, int], int]:
+    found: dict[tuple[int, int], int] = {}
+    for part in feature_set.rows("train"):
+        for page in zip(part["user"].tolist(), part["request"].tolist(), strict=True):
+            found[page] = found.get(page, 0) + 1
+    return found
+
+
+def test_one_batch_of_all_rows_holds_each_request_as_a_list(lists):
+    (batch,) = Loader(lists, "train", 10_000, shuffle=True, by_request=True).epoch(0)
+    batch.validate()
+    counted = np.bincount(batch.list_B)
+    assert sorted(counted.tolist()) == sorted(sizes_of_pages(lists).values())
+    assert len(set(pages(batch))) == len(counted)
+
+
+def test_requests_are_whole_but_for_the_ends_of_batches(lists):
+    loader = Loader(lists, "train", 16, shuffle=True, by_request=True, seed=2)
+    batches = list(loader.epoch(1))
+    found = sum(int(batch.list_B.max()) + 1 for batch in batches)
+    pages_in_all = len(sizes_of_pages(lists))
+    assert sum(len(batch) for batch in batches) == loader.rows
+    assert pages_in_all < found <= pages_in_all + len(batches) - 1
+
+
+def test_pages_of_one_number_of_two_users_are_two_requests(lists):
+    """Were they one, users would come in their stored order, once for each of the twelve numbers."""
+    users = [int(batch.user_B[0]) for batch in Loader(lists, "train", 1, shuffle=True, by_request=True).epoch(0)]
+    assert sum(after < before for before, after in pairwise(users)) > 20
+
+
+def test_a_request_over_midnight_is_two_lists_of_a_daily_build(tmp_path):
+    day = 86_400
+    shown = [(0, 100), (1, 101), (day - 1, 102), (day, 103), (2 * day, 100), (3 * day, 101)]
+    table = {
+        "user": ["u"] * 6,
+        "item": [item for _, item in shown],
+        "time": [START + time for time, _ in shown],
+        "clicked": [0, 1, 0, 1, 0, 1],
+        "page": [1, 1, 2, 2, 3, 4],
+        "load": [0.5] * 6,
+    }
+    write_listed(tmp_path, pl.DataFrame(table))
+    over = {"split": {"by": "days", "valid": 1, "test": 1}, "interactions": {"user_min_count": 1}}
+    built = build_feature_set(listed_contract(tmp_path, over), tmp_path / "out", window=4).feature_set
+    (batch,) = Loader(built, "train", 10, shuffle=True, by_request=True).epoch(0)
+    assert sorted(np.bincount(batch.list_B).tolist()) == [1, 1, 2]
+
+
+def test_lists_go_where_their_batch_goes(lists):
+    batch = next(Loader(lists, "train", 16, by_request=True).epoch(0))
+    assert batch.list_B is not None
+    moved = batch.map(lambda tensor: tensor + 1).list_B
+    assert moved is not None and torch.equal(moved, batch.list_B + 1)
+
+
+def test_chosen_rows_are_listed_among_themselves(lists):
+    rows = Loader(lists, "train", 1).rows
+    loader = Loader(lists, "train", 16, shuffle=True, by_request=True, chosen=np.arange(3, rows, 2))
+    first = list(loader.epoch(0))
+    assert sum(len(batch) for batch in first) == loader.rows == len(range(3, rows, 2))
+    assert max(int(np.bincount(batch.list_B).max()) for batch in first) >= 3
+
+
+def test_nobody_is_listed_who_did_not_ask(lists):
+    assert next(Loader(lists, "train", 16, shuffle=True).epoch(0)).list_B is None
+
+
+def test_requests_that_a_feature_set_does_not_have_are_named(feature_set):
+    with pytest.raises(DataError, match=r"rows/train/part-00000.arrow: no column 'request'"):
+        Loader(feature_set, "train", 16, by_request=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [([0, 5], "list_B: numbers outside 0 to 1"), ([0], "list_B: expected sh")]
+)
+def test_lists_that_a_batch_cannot_have_are_named(lists, number, words):
+    batch = next(Loader(lists, "train", 2, by_request=True).epoch(0))
+    with pytest.raises(DataError, match=words):
+        replace(batch, list_B=torch.tensor(number)).validate()

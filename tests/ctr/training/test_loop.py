@@ -29,6 +29,7 @@ from features.errors import ConfigError, DataError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from tests.ctr.tiny import tiny_model
+from tests.listed import built_lists
 from tests.toy import toy_feature_set
 
 CONFIG = TrainConfig(
@@ -111,6 +112,58 @@ def test_a_run_resumes_to_the_bit_in_every_way_of_training(feature_set, tmp_path
     assert numbers(result.curve) == numbers(expected.curve)
     plain = train(tiny_model(feature_set), feature_set, tmp_path / "plain")
     assert numbers(plain.curve) != numbers(expected.curve)
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    return built_lists(tmp_path_factory.mktemp("lists"))
+
+
+@pytest.mark.parametrize("changed", [{}, {"precision": "bf16", "accumulate": 2}], ids=str)
+def test_a_run_with_a_loss_of_lists_resumes_to_the_bit(lists, tmp_path, changed):
+    changed = {"list_loss": 0.3, "batch_size": 32, **changed}
+    whole, broken = tiny_model(lists), tiny_model(lists)
+    expected = train(whole, lists, tmp_path / "whole", **changed)
+    with pytest.raises(Killed):
+        train(broken, lists, tmp_path / "broken", on_evaluation=killed_at(4), **changed)
+    restarted = tiny_model(lists, seed=99)
+    train(restarted, lists, tmp_path / "broken", resume=True, **changed)
+    assert same(whole, restarted)
+    assert all(look.train_loss > look.train_click_loss for look in expected.curve)
+
+
+def test_without_a_loss_of_lists_nothing_of_it_runs(lists, tmp_path, monkeypatch):
+    """Rows come as they do where there are no requests, and no term is added."""
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("of lists")
+
+    with_lists = tiny_model(lists)
+    train(with_lists, lists, tmp_path / "lists", list_loss=1e-30, batch_size=32)
+    for name in (
+        "ctr.training.losses.list_loss",
+        "ctr.data.loader.list_numbers",
+        "ctr.data.epoch_sampler._by_drawn_list",
+    ):
+        monkeypatch.setattr(name, never)
+    without = tiny_model(lists)
+    result = train(without, lists, tmp_path / "none", list_loss=0, batch_size=32)
+    assert all(look.train_loss == look.train_click_loss for look in result.curve)
+    assert not same(with_lists, without)
+
+
+def test_a_loss_of_lists_without_requests_says_the_way_out(feature_set, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"train.list_loss 0.1: .* 'toy' has no interactions.request. Name the column"
+    ):
+        train(tiny_model(feature_set), feature_set, tmp_path, list_loss=0.1)
+
+
+def test_a_run_by_rows_is_not_resumed_by_request(lists, tmp_path):
+    with pytest.raises(Killed):
+        train(tiny_model(lists), lists, tmp_path, batch_size=32, on_evaluation=killed_at(1))
+    with pytest.raises(ConfigError, match="checkpoint has list_loss = False, this run has True"):
+        train(tiny_model(lists), lists, tmp_path, batch_size=32, list_loss=0.1, resume=True)
 
 
 QIN_PLUS = {

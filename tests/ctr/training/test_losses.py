@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
-from ctr.training.losses import click_loss, task_loss, training_loss, weighted_log_loss
+from ctr.training.losses import click_loss, list_loss, task_loss, training_loss, weighted_log_loss
 
 NAN = float("nan")
 
@@ -66,3 +67,73 @@ def test_the_click_loss_has_no_other_terms():
     assert found.item() == pytest.approx(expected) and not found.requires_grad
     loss = training_loss(outputs, batch, TrainConfig())
     assert loss.item() == pytest.approx(expected + math.log(2)) and loss.requires_grad
+
+
+# Lists 0 and 2 have both labels; list 1 has no positive, list 4 no negative; nobody is in list 3.
+LIST = torch.tensor([0, 2, 0, 1, 2, 0, 1, 4, 2])
+LABEL = torch.tensor([1.0, 1, 0, 0, 1, 0, 0, 1, 0])
+
+
+def test_the_loss_of_lists_by_hand():
+    """Of probabilities 1/2, 1/4, 1/4 in list 0, and 1/6, 1/3, 1/2 in list 2, whose first two are positives."""
+    logit = torch.log(torch.tensor([2.0, 1, 1, 9, 2, 1, 7, 5, 3]))
+    first, third = math.log(2), (math.log(6) + math.log(3)) / 2
+    assert list_loss(logit, LABEL, torch.ones(9), LIST).item() == pytest.approx((first + third) / 2)
+    # Mean weights 2 of list 0 and 1/3 of list 2; those of the others do not count.
+    weight = torch.tensor([6.0, 1, 0, 50, 0, 0, 50, 50, 0])
+    expected = (2 * first + third / 3) / (2 + 1 / 3)
+    assert list_loss(logit, LABEL, weight, LIST).item() == pytest.approx(expected)
+
+
+def test_a_list_weighs_what_its_rows_do_in_the_mean_however_many_they_are():
+    """Half of ln 2 and of ln 3, not 2 and 3 fifths."""
+    label, lists = torch.tensor([1.0, 0, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
+    found = list_loss(torch.zeros(5), label, torch.ones(5), lists)
+    assert found.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
+
+
+def test_the_gradient_of_the_loss_of_lists_by_hand():
+    """Of a list: its weight's share times probability less share of the positives; of a list of one label, nothing."""
+    logit = torch.log(torch.tensor([2.0, 1, 1, 9, 2, 1, 7, 5, 3])).requires_grad_()
+    list_loss(logit, LABEL, torch.ones(9), LIST).backward()
+    expected = [1 / 2 - 1, 1 / 6 - 1 / 2, 1 / 4, 0, 1 / 3 - 1 / 2, 1 / 4, 0, 0, 1 / 2]
+    assert logit.grad is not None
+    assert logit.grad.tolist() == pytest.approx([one / 2 for one in expected])
+
+
+def test_the_gradient_of_the_loss_of_lists_is_that_of_its_values():
+    draw = torch.Generator().manual_seed(0)
+    logit = torch.randn(9, generator=draw, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(9, generator=draw, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: list_loss(s, LABEL.double(), weight, LIST), logit)
+
+
+def test_lists_of_one_label_have_no_loss():
+    logit = torch.tensor([3.0, -2.0, 1.0], requires_grad=True)
+    loss = list_loss(logit, torch.tensor([0.0, 0.0, 1.0]), torch.ones(3), torch.tensor([0, 0, 1]))
+    loss.backward()
+    assert loss.item() == 0
+    assert logit.grad is not None and not logit.grad.any()
+
+
+def test_sure_scores_and_zero_weights_stay_finite():
+    label, lists = torch.tensor([0.0, 1.0]), torch.zeros(2, dtype=torch.int32)
+    assert list_loss(torch.tensor([500.0, -500.0]), label, torch.ones(2), lists).item() == pytest.approx(1000)
+    assert list_loss(torch.tensor([500.0, -500.0]), label, torch.zeros(2), lists).item() == 0
+
+
+def test_lists_are_weighed_beside_the_click_alone():
+    batch = replace(labelled([1.0, 0.0], like=[0.0, 1.0]), list_B=torch.tensor([0, 0]))
+    outputs = Outputs(torch.tensor([0.0, math.log(3)]), {"like": torch.zeros(2)})
+    without = training_loss(outputs, batch, TrainConfig())
+    found = training_loss(outputs, batch, TrainConfig(list_loss=0.25))
+    # The click's share of 1 + 3; the like has no lists.
+    assert (found - without).item() == pytest.approx(0.25 * math.log(4))
+    assert click_loss(outputs, batch).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+def test_half_precision_is_left_before_lists_are_compared():
+    batch = replace(labelled([1.0, 0.0, 0.0]), list_B=torch.zeros(3, dtype=torch.int32))
+    logit = torch.tensor([0.0, 1.0, 0.5], dtype=torch.bfloat16)
+    found = training_loss(Outputs(logit, {}), batch, TrainConfig(list_loss=1)) - click_loss(Outputs(logit, {}), batch)
+    assert found.item() == pytest.approx(math.log(1 + math.e + math.exp(0.5)), rel=1e-5)

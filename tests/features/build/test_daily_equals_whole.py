@@ -110,12 +110,12 @@ def contract_of(case: Case, folder: Path) -> Contract | None:
 
 
 def build(contract: Contract, out: Path, as_of: int | None, window: int) -> FeatureSet | DataError:
-    """A feature set; or the error, if it is that a window has no rows."""
+    """A feature set; or the error, if it is that a window has no rows, or none that vectors can be learned from."""
     day = None if as_of is None else (FIRST + timedelta(days=as_of)).isoformat()
     try:
         return build_feature_set(contract, out, as_of=day, window=window).feature_set
     except DataError as error:
-        if "window has no rows" not in str(error):
+        if not any(words in str(error) for words in ("window has no rows", "fewer than the set's width")):
             raise
         return error
 

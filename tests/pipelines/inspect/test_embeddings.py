@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from features.simulator.simulate import simulate
+from features.vectors.inspection.advice import LEARNED
 from pipelines.cli.commands import main
 
 CONF = Path(__file__).parents[3] / "conf" / "data" / "simulated.yaml"
@@ -60,6 +61,18 @@ def test_sets_that_say_nothing_are_drawn_too(tmp_path: Path) -> None:
     assert [one["recall"] is None for one in written["sets"]] == [False, True]
     assert written["sets"][0]["recall"]["value"] == pytest.approx(written["sets"][0]["random_recall"])
     assert written["advice"].startswith("No set finds")
+
+
+def test_a_learned_set_is_measured_but_not_judged(tmp_path: Path) -> None:
+    simulate(tmp_path / "raw", rows=2_000, users=50, items=120, seed=1)
+    contract = tmp_path / "learning.yaml"
+    contract.write_text(
+        "name: learning\ninteractions: {path: interactions.parquet, user: user_id, item: item_id, time: timestamp, "
+        "label: clicked}\nembeddings: {covisit: {learn: history, width: 8}}\n"
+    )
+    assert run("--data", str(contract), "--root", str(tmp_path / "raw"), "--work", str(tmp_path)) == 0
+    written = json.loads((tmp_path / "inspections" / "learning" / "inspection.json").read_text())
+    assert (written["sets"][0]["width"], written["sets"][0]["advice"]) == (8, LEARNED)
 
 
 def test_a_contract_without_vectors_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

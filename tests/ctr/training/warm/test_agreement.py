@@ -97,6 +97,13 @@ def test_vectors_of_another_encoder_are_refused(days, tmp_path: Path, monkeypatc
         require_agreement(parent_on(days[0]), MODEL, grown_feature_set(tmp_path / "all", 2))
 
 
+def test_vectors_that_each_build_learns_anew_are_refused(tmp_path: Path):
+    over = {"embeddings": {"covisit": {"learn": "history", "width": 4}}}
+    parent = parent_on(grown_feature_set(tmp_path / "a", 1, over))
+    with pytest.raises(ConfigError, match=r"vector set 'covisit': .* each build learns them anew \(`learn: history`\)"):
+        require_agreement(parent, MODEL, grown_feature_set(tmp_path / "b", 2, over))
+
+
 def test_other_codes_of_the_same_items_are_refused(tmp_path: Path):
     """Each of two builds of the whole log learns codes of its own; those that are the same are gone on from."""
     over = {"vectors": {"semantic_ids": {"theme": {"set": "text", "levels": 1, "size": 8}}}}

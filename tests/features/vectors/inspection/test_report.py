@@ -16,7 +16,7 @@ from features.errors import DataError
 from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 from features.store.vector_files import ItemVectors
-from features.vectors.inspection.advice import advise, is_useful
+from features.vectors.inspection.advice import LEARNED, advise, is_useful
 from features.vectors.inspection.next_clicks import interval, popular_hits, read_clicks, recall_hits
 from features.vectors.inspection.report import Inspection, SetReport, inspect_sets
 from features.vectors.read import read_vectors
@@ -70,7 +70,7 @@ def planted(folder: Path, *, late_clicks: float = 0.8) -> tuple[FeatureSet, list
     contract = Contract.model_validate(content)
     built = build_feature_set(contract, folder / "out").feature_set
     items = Encoder.load(built.path).items
-    return built, [read_vectors(name, contract, items) for name in contract.embeddings]
+    return built, [read_vectors(name, contract, items, built.path) for name in contract.embeddings]
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,16 @@ def test_the_advice_tells_them_apart(found: Inspection) -> None:
     twins = {name for name in family if "one of the two is enough" in advice[name]}
     assert len(twins) == 4
     assert advice[""].startswith(f"Use {(family - twins).pop()!r}")
+
+
+def test_clicks_that_a_set_was_learned_from_do_not_judge_it(found: Inspection) -> None:
+    advice = advise(found, {"good", "noise"})
+    assert advice["good"] == advice["noise"] == LEARNED
+    assert advice[""].startswith("Use ") and "'good'" not in advice[""]
+
+
+def test_learned_sets_alone_are_left_to_validation(found: Inspection) -> None:
+    assert advise(found, {one.name for one in found.sets})[""] == LEARNED
 
 
 def test_the_seed_fixes_everything_and_no_set_depends_on_another(
