@@ -26,6 +26,7 @@ SHARE = 0.7  # of what one process answers as fast as it can
 OVERLOAD = 1.5
 CLIENTS = 4  # a process, where they send as soon as they are answered
 CONNECTIONS = 32  # where requests come at a rate
+CROWD = 256  # connections of an overload: each waits for its answer, and fewer could not send so much
 BODIES = 64
 CHANGE_SECONDS = 1.0
 POLL_SECONDS = 0.2
@@ -193,7 +194,7 @@ class _Bench:
     def overloaded(self, most: float) -> dict[str, Any]:
         """More requests than one process can rank, with answers by popularity."""
         with self._served(fallback="true", queue__deadline_ms=FALLBACK_MS) as server:
-            return self._rated(server, "overloaded", OVERLOAD * most)
+            return self._rated(server, "overloaded", OVERLOAD * most, CROWD)
 
     def memory(self) -> list[dict[str, Any]]:
         """Resident memory after no request, half of them, and all of them."""
@@ -226,12 +227,12 @@ class _Bench:
         self._say(f"{row['name']}, {size:,} candidates: {row['requests_per_s']:,.0f} requests/s")
         return row
 
-    def _rated(self, server: Served, name: str, rate: float) -> dict[str, Any]:
+    def _rated(self, server: Served, name: str, rate: float, connections: int = CONNECTIONS) -> dict[str, Any]:
         size, seconds = self._settings.under_load, max(self._settings.seconds, WARM_UP / rate)
         bodies = self._warm(server, size)
         before = server.cpu_seconds()
         sent = measure(
-            LOAD, port=server.port, bodies=str(bodies), connections=CONNECTIONS, seconds=seconds, rate=rate
+            LOAD, port=server.port, bodies=str(bodies), connections=connections, seconds=seconds, rate=rate
         ).result
         cpu_ms = (server.cpu_seconds() - before) * 1e3 / max(sent["requests"], 1)
         model = sent["model_p99_ms"]

@@ -58,6 +58,10 @@ class StoreAwayError(TryAgainError):
     """The MLflow store does not answer."""
 
 
+class ChampionMovedError(TryAgainError):
+    """Another bundle began to serve after a new one was compared with the one before."""
+
+
 class DiskError(TryAgainError):
     """Nothing more can be written: the disk is full, read-only, or over its quota."""
 

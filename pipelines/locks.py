@@ -20,6 +20,7 @@ from typing import IO
 from features.errors import LockError
 
 SECONDS_BETWEEN_TRIES = 0.2
+SECONDS_OF_A_LOOK = 1.0
 SECONDS_BETWEEN_SIGNS = 30.0
 SILENT_AFTER = 300.0  # seconds without a sign after which a holder on another host counts as dead
 
@@ -84,10 +85,12 @@ def locked(path: Path, why_not: str, wait: float = 0.0) -> Iterator[None]:
         LockError: another process holds it, still after `wait` (exit 7).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + wait
+    began = time.monotonic()
     with path.open("a+", encoding="utf-8") as file:
         while (reason := _taken(file, path)) is not None:
-            if time.monotonic() >= until:
+            # Who looks whether it is held (`quadrank doctor`, `gc`) holds it for an instant, without a name.
+            patience = wait if Holder.of(path) else max(wait, SECONDS_OF_A_LOOK)
+            if time.monotonic() - began >= patience:
                 raise LockError(f"{path}: {why_not}: {reason}")
             time.sleep(SECONDS_BETWEEN_TRIES)
         left = Holder.of(path)

@@ -15,6 +15,8 @@ from pipelines.locks import locked
 
 CONFIG = "config.json"  # written when a run begins
 METRICS = "metrics.json"  # written when it was trained, calibrated and evaluated
+VERDICT = ".gate.json"  # ends the name of the file beside a bundle's folder that holds what the gate found
+LOCK = ".lock"  # in a run's folder: who trains in it
 TUNE = "tune"  # below runs/: sweeps, and a folder of trials each
 MOMENT = "%Y%m%dT%H%M%SZ"  # in the names of runs, UTC
 
@@ -132,7 +134,7 @@ class Workspace:
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold a run folder for the process that trains in it. Raises LockError (exit 7) when another does."""
-    with locked(run_dir / ".lock", "another process is training this run"):
+    with locked(run_dir / LOCK, "another process is training this run"):
         yield
 
 

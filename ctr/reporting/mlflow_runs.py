@@ -15,6 +15,7 @@ from ctr.reporting.entries import LATER, BeginRun, File, Params, Points, Status,
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
 from features.errors import ConfigError, StoreAwayError
+from features.stopping import held
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,6 +122,11 @@ class Tracker:
             if client.get_run(self.delivery.known().run(run_id)).info.status == "RUNNING":
                 self.delivery.put(Status(run=run_id, status="KILLED", moment=now_ms()))
 
+    def end(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """End a run as of now, whatever it looks like; where the store is away, later."""
+        self.delivery.put(Status(run=run_id, status=status, moment=now_ms()))
+        self.delivery.send()
+
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
         numbers = {name: float(value) for name, value in values.items()}
@@ -171,19 +177,16 @@ class Tracker:
             yield
         except Exception as error:
             self.set_tag("error", f"{type(error).__name__}: {error}"[:_LONGEST_TAG])
-            self._end("FAILED")
+            self.end(run_id, "FAILED")
             raise
         except BaseException:
-            self._end("KILLED")
+            self.end(run_id, "KILLED")
             raise
         else:
-            self._end("FINISHED")
+            with held():  # a signal waits until MLflow knows that the run is finished
+                self.end(run_id, "FINISHED")
         finally:
             self._run_id = None
-
-    def _end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        self.delivery.put(Status(run=self.run_id, status=status, moment=now_ms()))
-        self.delivery.send()
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
         flat = [(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]

@@ -13,10 +13,11 @@ import logging
 import os
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +33,9 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 # Of the first contact, whatever the environment says. Whether anyone answers at all is known after nine seconds, and
-# before MLflow is imported, which takes as long on a busy machine.
+# before MLflow is imported, which takes as long on a busy machine. Then two requests have what is left of twelve.
 FIRST_TIMEOUT, KNOCKS, SECONDS_BETWEEN_KNOCKS = 4, 2, 1
-FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(FIRST_TIMEOUT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+SECONDS_TO_KNOCK, SECONDS_OF_FIRST_CONTACT = 9.0, 12.0
 NOBODY_BEHIND = (502, 503, 504)  # what a proxy answers for a server that is away
 # Ports of databases that MLflow can use, where the address names none.
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -43,6 +44,7 @@ PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 AWAY = {
     "requests": {"ConnectionError", "Timeout", "RetryError", "ChunkedEncodingError"},
     "urllib3": {"HTTPError"},
+    "botocore": {"ConnectionError", "HTTPClientError"},
     "sqlalchemy": {"OperationalError", "InterfaceError", "TimeoutError"},
 }
 AWAY_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
@@ -82,15 +84,16 @@ class MlflowStore:
             ConfigError: the store cannot be used.
         """
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
+        began = time.monotonic()
         try:
-            for uri in {self.uri, registry}:
-                _knock(uri)
+            _knock_in_time([self.uri, registry])
         except OSError as error:
             raise StoreAwayError(self._away(error)) from None
+        patience = _first_contact(time.monotonic() - began)
         mlflow = self.mlflow
         try:
             # Processes that meet a fresh SQLite store at once break each other's migration.
-            with self._lock(), _environment(FIRST_CONTACT):
+            with self._lock(), _environment(patience):
                 self._make_default()
                 client = mlflow.MlflowClient(self.uri, registry)
                 client.search_experiments(max_results=1)
@@ -214,6 +217,38 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _first_contact(spent: float) -> dict[str, str]:
+    """Settings of MLflow's client for the two requests of a first contact whose knock took so many seconds."""
+    left = (SECONDS_OF_FIRST_CONTACT - spent) / 2
+    return {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(min(max(int(left), 1), FIRST_TIMEOUT)),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
+
+
+def _knock_in_time(uris: Iterable[str]) -> None:
+    """Knock at each address. Raises OSError where one does not answer; all together have nine seconds.
+
+    In a thread of its own, since a name that nobody resolves and an address of several machines have no time limit.
+    """
+    found: list[OSError | None] = []
+
+    def knock() -> None:
+        try:
+            for uri in set(uris):
+                _knock(uri)
+            found.append(None)
+        except OSError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=knock, daemon=True, name="knock")
+    thread.start()
+    thread.join(SECONDS_TO_KNOCK)
+    error = found[0] if found else TimeoutError(f"no answer within {SECONDS_TO_KNOCK:.0f} s")
+    if error is not None:
+        raise error
+
+
 def _knock(uri: str) -> None:
     """Look whether a server answers at all; a file always does. Raises OSError where nobody answers, twice."""
     for tries_left in reversed(range(KNOCKS)):
@@ -240,6 +275,11 @@ def _ask(uri: str) -> None:
     except urllib.error.URLError as error:
         if not isinstance(error.reason, ssl.SSLError):
             raise ConnectionError(error.reason) from None
+    except TimeoutError:
+        # A connection that is refused, or that nobody takes, is told as such above.
+        raise TimeoutError(
+            f"it takes connections, and has not answered within {FIRST_TIMEOUT} s: it is slow, or hangs"
+        ) from None
 
 
 def _connect(uri: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from ctr.reporting.entries import Entry, File, Known, new_id
+from ctr.reporting.entries import Entry, File, Known, Params, Points, Tag, new_id
 from ctr.reporting.mlflow_store import MlflowStore
 from features.errors import StoreAwayError
 from features.store.atomic import flush, write_text
@@ -31,6 +31,9 @@ OUTBOX = "outbox"  # in a run's folder
 ENTRIES, SENT, REFUSED, FILES = "entries.jsonl", "sent.json", "refused.jsonl", "files"
 # Seconds until a store that was away is tried again: each time twice as long, up to the second.
 FIRST_WAIT, LONGEST_WAIT = 15.0, 600.0
+
+# What a run logs; without it the run is still worth something.
+OF_A_RUN = (Points, Params, Tag, File)
 
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
 
@@ -105,12 +108,20 @@ class Outbox:
                 except Exception as error:
                     if disk_trouble(error):
                         raise
-                    refusal = {"entry": entry.model_dump(mode="json"), "error": f"{entry.kind}: {error}"}
-                    self._add_line(REFUSED, refusal)
+                    self._refuse(entry, error)
                 else:
                     done += 1
                 self._write(sent.entries + 1, sent.known)
             return done
+
+    def refuse(self, entry: Entry, error: Exception) -> None:
+        """Keep an entry that the store answered with an error, and that is not tried again."""
+        self.folder.mkdir(exist_ok=True)
+        with self._lock():
+            self._refuse(entry, error)
+
+    def _refuse(self, entry: Entry, error: Exception) -> None:
+        self._add_line(REFUSED, {"entry": entry.model_dump(mode="json"), "error": f"{entry.kind}: {error}"})
 
     def _sent(self) -> _Sent:
         file = self.folder / SENT
@@ -171,6 +182,8 @@ class Delivery:
 
         Raises:
             StoreAwayError: the store does not answer, and there is no outbox.
+            Exception: the store refuses to begin or resume a run, to register a bundle, or to move an alias. That it
+                refuses what a run logs, e.g. since someone deleted that run, ends no training.
             DiskError: the outbox cannot be written.
         """
         if self.outbox is None:
@@ -189,6 +202,12 @@ class Delivery:
         except StoreAwayError as away:
             self.outbox.append(entry)
             self._put_off(away)
+            return before
+        except Exception as error:
+            if not isinstance(entry, OF_A_RUN) or disk_trouble(error):
+                raise
+            print(f"MLflow refuses a {entry.kind}, the run goes on: {error}", file=sys.stderr, flush=True)
+            self.outbox.refuse(entry, error)
             return before
         if known != before:
             self.outbox.remember(known)

@@ -37,6 +37,7 @@ ITEMS = "items.onnx"
 GOLDEN = "golden.json"
 MODEL_CARD = "MODEL_CARD.md"
 REQUEST = "request.json"
+UPSERT = "+items."  # between the version that was exported and the number of its upserts
 # Outputs of the ranker graph: the click's probability, and score_<task> of further labels.
 SCORE = "score"
 
@@ -44,6 +45,11 @@ SCORE = "score"
 STAGING = ".exporting-"
 
 T = TypeVar("T", bound=Settings)
+
+
+def exported_as(version: str) -> str:
+    """The model version, or the folder, that a bundle was exported as: without what upserts of items added to it."""
+    return version.partition(UPSERT)[0]
 
 
 class BundleMetadata(Settings):

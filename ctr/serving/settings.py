@@ -16,7 +16,7 @@ class QueueSettings(Settings):
     """How many requests may wait, and how long."""
 
     size: PositiveInt = Field(64, description="requests that wait in one process; more are answered 503 at once")
-    deadline_ms: PositiveFloat = Field(500.0, description="a request that waited so long is answered 503, unranked")
+    deadline_ms: PositiveFloat = Field(500.0, description="a request that would be answered later gets 503 at once")
     retry_after_s: PositiveInt = Field(1, description="`Retry-After` of a 503")
 
 

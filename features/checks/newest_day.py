@@ -55,7 +55,8 @@ def check_newest_day(path: str, days: Sequence[DayFigures], checks: Checks) -> t
     """What is unusual of the newest day beside the seven before it, by `checks.newest_day`.
 
     Nothing is compared where fewer than three of these have rows. A day without rows refuses the day after it, while
-    its file may still come; later it is told and refuses nothing, else one lost file would stop a job for a week.
+    its file may still come; later it is told and refuses nothing, else one lost file would stop a job for a week. So is
+    an unusual day further back, which models learn from as it is: refused when it was the newest, or never looked at.
 
     Args:
         path: of the log, for messages.
@@ -63,8 +64,8 @@ def check_newest_day(path: str, days: Sequence[DayFigures], checks: Checks) -> t
         checks: policy and limits.
 
     Returns:
-        A sentence for what is unusual where the policy is `warn`, and one for days without rows further back; none
-        where the policy is `off`.
+        A sentence for what is unusual where the policy is `warn`, one for days without rows further back, and one for
+        each of the seven days before that is unusual; none where the policy is `off`.
 
     Raises:
         DataError: something is unusual, and the policy is `error`.
@@ -78,7 +79,13 @@ def check_newest_day(path: str, days: Sequence[DayFigures], checks: Checks) -> t
         if lost
         else []
     )
-    reasons = list(_unusual(recent, days[-1], checks))
+    told += [
+        f"{one.day} is unlike the {RECENT_DAYS} days before it: {'; '.join(reasons)}. Models learn it as it is: bring "
+        "the right file, or see that the day is right."
+        for place, one in enumerate(days)
+        if one in recent and (reasons := _unlike_before(days[: place + 1], checks))
+    ]
+    reasons = [*_unusual(recent, days[-1], checks), *_just_lost(recent, days[-1])]
     if not reasons:
         return tuple(told)
     message = (
@@ -103,6 +110,18 @@ def _without_rows(recent: Sequence[DayFigures], newest: DayFigures) -> list[date
     return [day for day in between if day not in known]
 
 
+def _unlike_before(days: Sequence[DayFigures], checks: Checks) -> list[str]:
+    """What is unusual of the last of some days beside those before it."""
+    before = _recent(days)
+    return list(_unusual(before, days[-1], checks)) if len(before) >= FEWEST_DAYS else []
+
+
+def _just_lost(recent: Sequence[DayFigures], newest: DayFigures) -> Iterator[str]:
+    before = newest.day - timedelta(days=1)
+    if recent[-1].day != before:
+        yield f"the day before it, {before}, has no row"
+
+
 def _unusual(recent: Sequence[DayFigures], newest: DayFigures, checks: Checks) -> Iterator[str]:
     usual = median(one.rows for one in recent)
     least, most = checks.day_rows
@@ -111,9 +130,6 @@ def _unusual(recent: Sequence[DayFigures], newest: DayFigures, checks: Checks) -
             f"{newest.rows:,} rows, {newest.rows / usual:.2f} of the median of {usual:,.0f} (checks.day_rows allows "
             f"{least:g} to {most:g})"
         )
-    before = newest.day - timedelta(days=1)
-    if recent[-1].day != before:
-        yield f"the day before it, {before}, has no row"
     rates = [one.positives / one.labelled for one in recent if one.labelled]
     if not newest.labelled or not rates:
         return

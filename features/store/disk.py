@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from features.errors import DiskError
@@ -52,8 +54,16 @@ def free_bytes(path: Path) -> int:
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files below a folder that no other folder shares by a second name; 0 where there is no folder."""
-    sizes = (path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(size.st_size for size in sizes if size.st_nlink == 1)
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found = Path(parent, name).lstat()
+            except FileNotFoundError:
+                continue  # another process removed it meanwhile
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                total += found.st_size
+    return total
 
 
 def disk_error(reason: str, path: Path) -> DiskError:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ctr.serving.bundle import BundleManifest
+from ctr.serving.bundle import BundleManifest, exported_as
 from features.errors import DataError
 from features.store.atomic import write_text
 from features.store.pointer import CURRENT
@@ -104,9 +104,14 @@ def add_move(bundles: Path, move: Move) -> None:
 def before_current(moves: list[Move], current: str) -> str | None:
     """The bundle that served before `current` came; None where that is not known.
 
-    Going back twice goes back two promotions, since a rollback is none.
+    Going back twice goes back two promotions, since a rollback is none, and neither is an upsert of items.
     """
-    came = [one for one in moves if one.action != "rollback" and one.after == current]
+    run = exported_as(current)
+    came = [
+        one
+        for one in moves
+        if one.action != "rollback" and exported_as(one.after) == run and exported_as(one.before or "") != run
+    ]
     return came[-1].before if came else None
 
 

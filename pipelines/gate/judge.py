@@ -46,9 +46,8 @@ from pipelines.gate.rules import (
 )
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import DRIFT_RULE, Finding, Verdict, verdict_table
-from pipelines.workspace import Workspace
+from pipelines.workspace import VERDICT, Workspace
 
-SUFFIX = ".gate.json"  # of the file beside a bundle's folder: no file is added to a bundle, whose hashes are fixed
 SHOWN = ("auc", "auc_low", "auc_high", "gauc_by_samples", "log_loss", "calibration_ratio", "ece")
 
 
@@ -83,8 +82,8 @@ def judge(bundle: Path, workspace: Workspace, rules: GateRules, console: Console
 
 
 def write_verdict(verdict: Verdict, bundle: Bundle, workspace: Workspace) -> Path:
-    """Write `bundles/<name>/<folder>.gate.json`; returns its path."""
-    path = workspace.bundles(bundle.manifest.name) / f"{bundle.path.name}{SUFFIX}"
+    """Write `bundles/<name>/<folder>.gate.json`, beside the bundle, whose own files have fixed hashes; its path."""
+    path = workspace.bundles(bundle.manifest.name) / f"{bundle.path.name}{VERDICT}"
     write_text(path, json.dumps({"gate": verdict.as_json()}, indent=2, ensure_ascii=False) + "\n")
     return path
 

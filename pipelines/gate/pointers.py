@@ -7,14 +7,14 @@ followed yet, the history or the alias, is mended by the next `run`, `promote` o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
-from ctr.serving.bundle import Bundle, BundleManifest, open_bundle
-from features.errors import DataError
+from ctr.serving.bundle import Bundle, BundleManifest, exported_as, open_bundle
+from features.errors import ChampionMovedError, DataError
 from features.store.pointer import CURRENT, point_at
 from pipelines.gate.history import FOUND_WHY, Action, Move, add_move, move_to, read_moves
 from pipelines.workspace import Workspace
@@ -78,6 +78,7 @@ def move_current(
     action: Action,
     why: str,
     metrics: Mapping[str, float] | None = None,
+    unless: Callable[[], str | None] = lambda: None,
 ) -> str:
     """Let `CURRENT` name a bundle, and write the move down; returns what was done, in one sentence.
 
@@ -87,9 +88,12 @@ def move_current(
         bundle: one that passed the gate, or that one goes back to.
         workspace: its `bundles/<name>/CURRENT` moves if the bundle is in that folder.
         action, why, metrics: as of `Move`.
+        unless: a reason why it must not move, asked for while nobody else can move it; None where it may.
 
     Raises:
         LockError: another process moves the pointer of this name, still after 30 s.
+        DataError: the bundle was removed meanwhile.
+        ChampionMovedError: `unless` has a reason.
     """
     name = bundle.manifest.name
     bundles = workspace.bundles(name)
@@ -99,9 +103,38 @@ def move_current(
         before, moves = current_name(bundles), read_moves(bundles)
         if before == bundle.path.name and moves and moves[-1].after == before:
             return f"{bundles / CURRENT} names {before} already"
+        if not bundle.path.is_dir():
+            raise DataError(f"{bundle.path}: was removed meanwhile. {bundles / CURRENT} names {before} still.")
+        if (reason := unless()) is not None:
+            raise ChampionMovedError(
+                f"{bundle.path}: {reason}. {bundles / CURRENT} names {before} still. Start the same command again: the "
+                "bundle is then judged against what serves now."
+            )
         pointer = point_at(bundles, bundle.path.name)
         add_move(bundles, move_to(bundle.manifest, action, before, bundle.path.name, why, metrics))
     return f"{pointer} is now {bundle.path.name}"
+
+
+def champion_changed(champion: str | None, bundle: Path) -> str | None:
+    """Why a verdict on a bundle does not count any more: what serves is not what it was judged against. Else None.
+
+    A bundle that has served keeps its verdict, so that what was rolled back is not promoted again. Upserts of items
+    change no model.
+
+    Args:
+        champion: that it was judged against, by its model version or its folder; None where none served.
+        bundle: its folder, beside `CURRENT`.
+    """
+    bundles = bundle.parent
+    current = current_name(bundles)
+    if current is None or exported_as(current) in (exported_as(champion or ""), bundle.name):
+        return None
+    if bundle.name in [exported_as(move.after) for move in read_moves(bundles)]:
+        return None
+    manifest = _current_manifest(bundles)
+    if manifest is not None and exported_as(manifest.model_version) == exported_as(champion or ""):
+        return None
+    return f"it was judged against {champion or 'no champion'}, and {current} serves now"
 
 
 def move_alias(bundle: Bundle, version: str, registry: Registry) -> str:

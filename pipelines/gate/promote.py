@@ -11,7 +11,15 @@ from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.bundle import open_bundle
 from features.errors import GateError
 from pipelines.gate.judge import judge
-from pipelines.gate.pointers import ALIAS, mend, move_alias, move_current, register, registered_name
+from pipelines.gate.pointers import (
+    ALIAS,
+    champion_changed,
+    mend,
+    move_alias,
+    move_current,
+    register,
+    registered_name,
+)
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
 from pipelines.workspace import Workspace
@@ -23,6 +31,7 @@ def promote(
     verdict: Verdict,
     bundle: Path,
     workspace: Workspace,
+    rules: GateRules,
     console: Console,
     registry: Registry | None = None,
     version: str | None = None,
@@ -35,6 +44,7 @@ def promote(
         verdict: of this bundle.
         bundle: its folder, or a pointer to it.
         workspace: whose `CURRENT` moves if the bundle is in its folder of bundles.
+        rules: that it was judged by.
         console: where messages are printed.
         registry: whose alias moves; default that of the workspace.
         version: of the bundle there, where a run registered it.
@@ -42,6 +52,7 @@ def promote(
     Raises:
         GateError: the gate refused it; the message has all reasons, with their figures. Nothing moves.
         LockError: another process moves the pointers of this name.
+        ChampionMovedError: it was compared with a champion that serves no more; `CURRENT` stays.
     """
     if not verdict.passed:
         raise GateError(verdict.reason)
@@ -51,7 +62,11 @@ def promote(
     registry.tag_version(registered_name(opened.manifest.name), version, verdict.tags())
     against = verdict.champion or "no champion"
     why = f"passed the gate against {against}"
-    console.print(move_current(opened, workspace, "promote", why, verdict.metrics))
+
+    def changed() -> str | None:
+        return champion_changed(verdict.champion, opened.path) if rules.compare else None
+
+    console.print(move_current(opened, workspace, "promote", why, verdict.metrics, changed))
     console.print(move_alias(opened, version, registry))
     return version
 
@@ -65,6 +80,7 @@ def promote_bundle(path: Path, workspace: Workspace, rules: GateRules, console: 
         DataError: not a bundle, or a raw log that cannot be read.
         ConfigError: its feature set is not in the workspace.
         LockError: another process moves the pointers of this name.
+        ChampionMovedError: another bundle began to serve while this one was judged.
     """
     bundle = open_bundle(path)
     name = bundle.manifest.name
@@ -77,7 +93,7 @@ def promote_bundle(path: Path, workspace: Workspace, rules: GateRules, console: 
         console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow", markup=False)
         code = GateError.exit_code
         return {"status": "gate refused", "exit_code": code, "error": verdict.reason, "version": None, **summary}
-    version = promote(verdict, bundle.path, workspace, console)
+    version = promote(verdict, bundle.path, workspace, rules, console)
     code = DRIFT if verdict.drifted else 0
     return {"status": "drift" if code else "done", "exit_code": code, "version": version, **summary}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX, Outbox
-from pipelines.workspace import Workspace
+from features.errors import LockError
+from pipelines.locks import Holder
+from pipelines.operate.uses import is_held
+from pipelines.workspace import LOCK, METRICS, Workspace, run_lock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +30,20 @@ def tracked_id(run_dir: Path) -> str | None:
     if not record.is_file():
         return None
     return Outbox(run_dir / OUTBOX).known().run(record.read_text(encoding="utf-8").strip())
+
+
+def end_left_open(workspace: Workspace) -> None:
+    """End the MLflow runs of finished runs whose process was killed before it could: nothing goes on in them.
+
+    Such a process has not given back the lock of its run. Where MLflow is away, the end waits in the run's outbox.
+    """
+    for metrics in sorted(workspace.runs.glob(f"*/{METRICS}")):
+        run_dir = metrics.parent
+        lock = run_dir / LOCK
+        if Holder.of(lock) is None or is_held(lock) or (run_id := tracked_id(run_dir)) is None:
+            continue
+        with suppress(LockError), run_lock(run_dir):
+            Tracker(workspace.root, run_dir / OUTBOX).end(run_id, "FINISHED")
 
 
 def keep_with_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_control
 from pipelines.job.summary import Summary, control_label, print_results
-from pipelines.job.tracked import TRACKED, tracked_id
+from pipelines.job.tracked import TRACKED, end_left_open, tracked_id
 from pipelines.job_settings import JobSettings
 from pipelines.operate.log import LoggedConsole
 from pipelines.operate.waiting import require_answer, say_sent, send_waiting
@@ -314,7 +315,6 @@ class Job:
         control = self._target_only(test)
         summary.controls = {} if control is None else {TARGET_ONLY: control}
         summary.controls |= controls(self.feature_set, split, self.preset.train.calibration)
-        self._record(tracker, summary, test)
         print_results(
             self.console,
             f"{self.contract.name}, {split} window",
@@ -322,6 +322,7 @@ class Job:
             split,
             self.preset.model.architecture,
         )
+        self._record(tracker, summary, test)
         return summary
 
     def _target_only(self, test: Scored) -> dict[str, Any] | None:
@@ -372,14 +373,14 @@ class Job:
         bars = {self.preset.model.architecture: summary.metrics[split]}
         bars |= {control_label(name, found, summary.run_id): found for name, found in summary.controls.items()}
         tracker.log_figure(control_bars(bars), "controls.png")
+        text = json.dumps(record, indent=2)
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch) / METRICS
+            copy.write_text(text, encoding="utf-8")
+            for file in (copy, *(self.run_dir / name for name in (CONFIG, "curve.jsonl", CALIBRATION))):
+                tracker.log_file(file, "run")
         # Last of all: it says that the run is finished, and nothing reopens it from then on.
-        write_text(self.run_dir / METRICS, json.dumps(record, indent=2))
-        self.log_files(tracker)
-
-    def log_files(self, tracker: Tracker) -> None:
-        """Keep the files of an evaluated run with its MLflow run."""
-        for name in (CONFIG, METRICS, "curve.jsonl", CALIBRATION):
-            tracker.log_file(self.run_dir / name, "run")
+        write_text(self.run_dir / METRICS, text)
 
 
 def train_run(settings: JobSettings, resume: str | None) -> Summary:
@@ -394,6 +395,7 @@ def train_run(settings: JobSettings, resume: str | None) -> Summary:
     """
     preset = settings.preset()  # before the build: a wrong key must not wait for it
     require_answer(settings.workspace, preset.train.tracking)
+    end_left_open(settings.workspace)
     result = build(settings.source, settings.workspace)
     settings.console.print(describe(result))
     place = (preset, result.feature_set, settings.workspace, settings.console)

@@ -19,7 +19,7 @@ from ctr.reporting.mlflow_registry import Registry
 from features.errors import LockError
 from features.store.disk import folder_bytes
 from pipelines.operate.uses import Uses, is_held, names_of, runs_of, trials_of, uses
-from pipelines.workspace import CONFIG, Workspace
+from pipelines.workspace import CONFIG, VERDICT, Workspace, started_at
 
 REMOVED = "REMOVED.jsonl"  # in status/: one line a removal
 STAGING = (".building-*", ".replaced-*", ".exporting-*", ".removed-*")
@@ -34,7 +34,7 @@ class Removal:
     """One thing that nothing uses.
 
     Args:
-        kind: feature set, run, bundle, trial, optimiser state, staging, or registered version.
+        kind: feature set, run, bundle, verdict, trial, optimiser state, staging, or registered version.
         name: of the data contract that it belongs to, whose lock is held while it goes; empty for none.
         what: path below the workspace, or the version.
         bytes: that it takes.
@@ -73,8 +73,9 @@ def clean(workspace: Workspace, keep: int, yes: bool, console: Console) -> dict[
         if not yes:
             continue
         try:
-            with workspace.lock(name or "gc"):
-                # A job may have begun to use something since the list was made.
+            with workspace.lock(name or "gc"), workspace.lock(f"{name or 'gc'}.pointers"):
+                # A job may have begun to use something since the list was made. Nor does `promote` or `rollback`, which
+                # hold the pointers alone, let a pointer name what goes.
                 still = uses(workspace, registry, keep, datetime.now(UTC))
                 allowed = {one.what for one in removals(workspace, registry, still, keep)}
                 removed += [_removed(one, workspace) for one in these if one.what in allowed]
@@ -108,12 +109,18 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
                     yield of_path(kind, name, path)
             for path in left_behind(folder):
                 yield of_path("staging", name, path)
+        for path in sorted(workspace.bundles(name).glob(f"*{VERDICT}")):
+            bundle = path.with_name(path.name.removesuffix(VERDICT))
+            if not bundle.is_dir() or bundle not in found:
+                yield of_path("verdict", name, path)
     for run in runs_of(workspace, now):
         if run.path not in found:
             yield of_path("run", run.name, run.path)
         elif run.finished and run.path.name not in found.beginnings:
             for path in _optimiser(run.path):
                 yield of_path("optimiser state", run.name, path)
+    for path in never_began(workspace.runs):
+        yield of_path("staging", "", path)
     for trial in trials_of(workspace, now):
         if trial.path not in found:
             yield of_path("trial", trial.name, trial.path)
@@ -159,8 +166,17 @@ def left_behind(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def never_began(runs: Path) -> Iterator[Path]:
+    """Folders of runs that were killed before they wrote what they are."""
+    folders = sorted(path for path in runs.glob("*") if path.is_dir() and started_at(path.name) is not None)
+    return (path for path in folders if not (path / CONFIG).is_file() and _is_old(path))
+
+
 def _is_old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > SECONDS_TO_WRITE
+    try:
+        return time.time() - path.stat().st_mtime > SECONDS_TO_WRITE
+    except FileNotFoundError:
+        return False  # a job has renamed it since it was listed
 
 
 def bytes_of(path: Path) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr.reporting.mlflow_registry import Registry
-from ctr.serving.bundle import open_bundle
+from ctr.serving.bundle import exported_as, open_bundle
 from features.errors import ConfigError, DataError, StoreAwayError
 from features.store.disk import folder_bytes, free_bytes
 from features.store.feature_set import FeatureSet
@@ -122,7 +122,7 @@ def _champion(workspace: Workspace, registry: Registry, name: str) -> Iterator[F
         return
     used, current = champion.tags.get("model_version"), used_now(bundles)
     serving = read_json(bundles / str(current) / "MANIFEST.json").get("model_version")
-    if serving not in (None, used):
+    if serving is not None and exported_as(serving) != used:
         text = f"models:/{model}@{ALIAS} is {used}, and {bundles / CURRENT} names {current}"
         yield Finding(
             "champion", "broken", text, f"`quadrank promote --bundle {bundles / CURRENT}`, or the other's path"

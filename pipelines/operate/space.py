@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from features.errors import DataError
 from features.store.disk import folder_bytes, require_space
 from features.store.pointer import NEWEST, follow
 from pipelines.workspace import METRICS, Workspace
@@ -15,7 +16,10 @@ def bytes_of_a_job(workspace: Workspace, name: str) -> int:
     """What a run and its bundle will take, bytes: as much as the last ones, and a fifth more."""
     runs = sorted(path.parent for path in workspace.runs.glob(f"*-{name}-*/{METRICS}"))
     bundles = workspace.bundles(name)
-    newest = follow(bundles / NEWEST) if (bundles / NEWEST).is_file() else bundles / "none"
+    try:
+        newest = follow(bundles / NEWEST)
+    except DataError:
+        newest = bundles / "none"  # it names nothing, which `quadrank doctor` says and a job mends
     last = (folder_bytes(runs[-1]) if runs else 0) + COPIES_OF_A_BUNDLE * folder_bytes(newest)
     return max(LEAST, int(MARGIN * last))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctr.reporting.mlflow_registry import Registry, Version
+from ctr.serving.bundle import exported_as
 from features.store.pointer import CURRENT, POINTERS
 from pipelines.locks import SILENT_AFTER, Holder
 from pipelines.operate.waiting import waiting_by_run
@@ -49,6 +50,7 @@ class RunFolder:
         finished: whether it was trained, calibrated and evaluated; trials never are.
         young: whether it began within the last seven days.
         feature_set: that it was trained on; None where it does not say.
+        parent: run that it goes on from; None for a full training.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class RunFolder:
     finished: bool
     young: bool
     feature_set: Path | None
+    parent: str | None
 
     @classmethod
     def read(cls, path: Path, workspace: Workspace, now: datetime) -> RunFolder:
@@ -63,9 +66,10 @@ class RunFolder:
         config = read_json(path / CONFIG)
         began = started_at(path.name)
         feature_set = workspace.root / config["feature_set"] if "feature_set" in config else None
+        parent = (config.get("warm_start") or {}).get("run_id")
         # TIME-NAME-TAIL, and a contract's name may have dashes.
         name = "-".join(path.name.split("-")[1:-1])
-        return cls(path, name, (path / METRICS).is_file(), began is None or now - began < YOUNG, feature_set)
+        return cls(path, name, (path / METRICS).is_file(), began is None or now - began < YOUNG, feature_set, parent)
 
 
 @dataclass
@@ -75,8 +79,8 @@ class Uses:
     Args:
         why: reasons by path of feature sets, runs and bundles.
         versions: of each registered model, the newest first.
-        beginnings: runs of bundles that pointers and aliases name: a next training may begin with their weights and
-            optimiser state.
+        beginnings: runs of bundles that pointers and aliases name, and those that unfinished runs go on from: a
+            training may begin with their weights and optimiser state.
     """
 
     why: dict[Path, str] = field(default_factory=dict)
@@ -128,6 +132,9 @@ def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> 
     for name in names_of(workspace):
         found.versions[name] = registry.versions(f"quadrank-{name}")
         _of_bundles(found, workspace, name, keep)
+        for bundle in _folders(workspace.bundles(name)):
+            if (workspace.runs / _run_of(bundle)).resolve() in waiting:
+                found.add(bundle, "its run waits to register it in MLflow")
         for path in _newest(workspace.feature_sets / name, keep):
             found.add(path, f"among the {keep} newest")
         _of_pointers(found, workspace.feature_sets / name)
@@ -142,6 +149,10 @@ def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> 
             found.add(run.path, "unfinished, and not a week old")
         elif run.young and (run.path / "target_only").is_dir():
             found.add(run.path, "its control stands beside runs of this week")
+        if run.path in found and not run.finished and run.parent is not None:
+            # A parent is older than its run, so that its own feature set is kept further down.
+            found.beginnings.add(run.parent)
+            found.add(workspace.runs / run.parent, f"run {run.path.name} goes on from it")
         if run.path in found and run.feature_set is not None:
             found.add(run.feature_set, f"run {run.path.name} was trained on it")
     return found
@@ -152,7 +163,7 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
     folder = workspace.bundles(name)
     _of_pointers(found, folder)
     for bundle in [path for path in _folders(folder) if path in found]:
-        found.beginnings.add(str(read_json(bundle / "MANIFEST.json").get("model_version")))
+        found.beginnings.add(_run_of(bundle))
     for bundle in _newest(folder, keep):
         found.add(bundle, f"among the {keep} newest")
     for past in past_versions(folder)[:keep]:
@@ -165,8 +176,13 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
     for bundle in [path for path in _folders(folder) if path in found]:
         manifest = read_json(bundle / "MANIFEST.json")
         if "model_version" in manifest:
-            found.add(workspace.runs / manifest["model_version"], f"run of the bundle {bundle.name}")
+            found.add(workspace.runs / _run_of(bundle), f"run of the bundle {bundle.name}")
             found.add(workspace.feature_sets / name / manifest["feature_set"], f"of the bundle {bundle.name}")
+
+
+def _run_of(bundle: Path) -> str:
+    """The run that a bundle was exported from: its model version, less what new items added to it."""
+    return exported_as(str(read_json(bundle / "MANIFEST.json").get("model_version")))
 
 
 def _of_pointers(found: Uses, folder: Path) -> None:

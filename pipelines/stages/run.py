@@ -6,17 +6,19 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from features.errors import QuadRankError
+from features.errors import QuadRankError, StoreAwayError
+from pipelines.gate.pointers import mend
 from pipelines.gate.settings import GateRules
 from pipelines.job.export import check_pasts
 from pipelines.job.summary import Summary
 from pipelines.job_settings import JobSettings
 from pipelines.operate.clock import StageClock
-from pipelines.operate.waiting import require_answer
+from pipelines.operate.waiting import require_answer, say_sent, send_waiting
 from pipelines.stages.hand import InHand, bundle_of, summary_of
 from pipelines.stages.plan import Decision, decide, plan, plan_table
 from pipelines.stages.record import JobRecord
@@ -48,7 +50,10 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
         check_pasts(contract)
     require_answer(workspace, preset.train.tracking)
     with workspace.lock(contract.name):
+        _catch_up(settings)
         record, done = _record(settings), {}
+        # A process that was killed after its last stage has told nobody how it ended.
+        worked = not record.closed
         with InHand(settings, preset) as hand:
             for stage in stages_of(settings, rules):
                 decision, seconds = _step(stage, hand, record, clock)
@@ -60,7 +65,7 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
         record.close()
     summary.stages = done
     gate = hand.results["gate"]
-    worked = any(found["does"] == "run" for name, found in done.items() if name != Features.name)
+    worked |= any(found["does"] == "run" for name, found in done.items() if name != Features.name)
     summary.status, summary.exit_code = gate["status"], gate["exit_code"]
     summary.gate = gate["verdict"]
     if gate["verdict"]["passed"] and not worked:
@@ -70,6 +75,14 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
     else:
         settings.console.print(f"nothing new: {hand.run_dir().name} is of this data, these settings and this code")
     return summary
+
+
+def _catch_up(settings: JobSettings) -> None:
+    """Send what waits for MLflow, and mend what a killed process left of a promotion, whatever else is to be done."""
+    say_sent(send_waiting(settings.workspace), settings.console)
+    with suppress(StoreAwayError):  # the alias follows at the next contact
+        for done in mend(settings.source.contract.name, settings.workspace):
+            settings.console.print(done)
 
 
 def plan_job(settings: JobSettings, rules: GateRules) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from features.sources.log import newest_day
 from features.store.feature_set import FeatureSet, sha256_of
 from features.store.pointer import NEWEST, point_at
 from pipelines.gate.judge import judge
-from pipelines.gate.pointers import mend
+from pipelines.gate.pointers import champion_changed
 from pipelines.gate.promote import DRIFT, promote
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
@@ -208,9 +208,7 @@ class Evaluate(_Open):
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
         """Measure, unless a killed process got as far as the metrics and no further."""
         job, tracker = hand.job(), hand.tracker()
-        if (job.run_dir / METRICS).is_file():
-            job.log_files(tracker)
-        else:
+        if not (job.run_dir / METRICS).is_file():
             job.evaluate(tracker, hand.trained())
         return {"run_id": job.run_dir.name, "metrics": sha256_of(job.run_dir / METRICS)}
 
@@ -241,7 +239,8 @@ class Export(_Open):
         registry = hand.registry()
         name, known = f"quadrank-{contract.name}", None
         if "bundle" in begun and out.is_dir() and self._whole(out):
-            known = registry.find_version(name, run_dir.name)
+            with suppress(StoreAwayError):  # it is registered when the store answers again, twice at worst
+                known = registry.find_version(name, run_dir.name)
             point_at(bundles, out.name, NEWEST)
         else:
             out = out if not out.exists() else free_folder(bundles, run_dir.name)
@@ -270,27 +269,27 @@ class Gate(_Open):
     name = "gate"
 
     def basis(self, results: Results) -> Basis:
-        """The bundle and the gate's rules. Not the champion: a verdict stands until there is another bundle."""
+        """The bundle and the gate's rules. Whether it was judged against what serves now, `missing` says."""
         export = results["export"]
         bounds = flat(self.rules.model_dump(mode="json"), "gate")
         return Basis({export["bundle"]: export["checksum"][:16]}, bounds, source_hash())
 
     def missing(self, result: Mapping[str, Any]) -> str | None:
-        """A verdict is all in the record."""
-        return None
+        """Whether what it was judged against serves still; a bundle that has served is not judged again."""
+        if not self.rules.compare:
+            return None
+        return champion_changed(result["verdict"]["champion"], self.root / result["bundle"])
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
-        """Mend what a killed process left of a promotion, then judge."""
+        """Judge, and tell the MLflow run."""
         tracker = hand.tracker()
-        with suppress(StoreAwayError):  # the alias follows at the next contact
-            for done in mend(self.settings.source.contract.name, hand.workspace):
-                hand.console.print(done)
-        verdict = judge(bundle_of(self.root, hand.results), hand.workspace, self.rules, hand.console)
+        bundle = hand.results["export"]["bundle"]
+        verdict = judge(self.root / bundle, hand.workspace, self.rules, hand.console)
         for name, value in verdict.tags().items():
             tracker.set_tag(name, value)
         if not verdict.passed:
             hand.console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow", markup=False)
-        return {"verdict": verdict.as_json(), "reason": verdict.reason, **_ending(verdict)}
+        return {"bundle": bundle, "verdict": verdict.as_json(), "reason": verdict.reason, **_ending(verdict)}
 
 
 def _ending(verdict: Verdict) -> dict[str, Any]:
@@ -323,7 +322,8 @@ class Promote(_Open):
         """Move the pointer, then the alias."""
         verdict = Verdict.from_json(hand.results["gate"]["verdict"])
         bundle, version = bundle_of(self.root, hand.results), hand.results["export"]["version"]
-        return {"version": promote(verdict, bundle, hand.workspace, hand.console, hand.registry(), version)}
+        made = promote(verdict, bundle, hand.workspace, self.rules, hand.console, hand.registry(), version)
+        return {"version": made}
 
 
 def stages_of(settings: JobSettings, rules: GateRules) -> tuple[Stage, ...]:

@@ -58,6 +58,17 @@ with locked(Path(sys.argv[1]), "busy"):
 """
 
 
+def test_who_looks_whether_a_lock_is_held_keeps_no_job_out(tmp_path, monkeypatch):
+    """`quadrank doctor` holds it for an instant, without a name."""
+    path = tmp_path / "a.lock"
+    path.touch()
+    looking = path.open("r")
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    monkeypatch.setattr(pipelines.locks.time, "sleep", lambda seconds: looking.close())
+    with locked(path, "another job runs"):
+        assert Holder.of(path) is not None
+
+
 def test_the_lock_of_a_killed_process_is_taken_over_and_said_so(tmp_path, capsys):
     path = tmp_path / "shop.lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(path)], stdout=subprocess.PIPE)

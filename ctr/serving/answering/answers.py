@@ -67,7 +67,7 @@ class Listed(msgspec.Struct, gc=False):
     """A ranked candidate in an answer. A thousand dicts would make Python look for garbage while it answers."""
 
     item: Any
-    score: float
+    score: float | None  # None where popularity ranks
 
 
 class ListedWithTasks(Listed, gc=False):

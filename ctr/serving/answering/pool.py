@@ -1,8 +1,9 @@
-"""A bounded queue before a few ranking threads: what does not fit is refused, what waited too long is not run."""
+"""A bounded queue before a few ranking threads: what does not fit, or cannot end in time, is refused when it comes."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+FORGETS = 16  # jobs after which a change of their length counts for two thirds in the estimate
 
 
 class OverloadedError(Exception):
@@ -28,10 +30,14 @@ class RankingPool:
     A result goes to who awaits it in one step. An executor's takes three turns of the event loop, which an idle server
     has to wake up for: a tenth of a millisecond.
 
+    A job that would end after its deadline, by how long the last ones took, is refused when it comes. If each waited
+    for its turn first, under too much load each would begin just before its deadline and end behind it: all work for
+    nobody. An idle pool takes any job, so that the estimate follows.
+
     Args:
         threads: jobs that run at the same time.
         size: jobs that may wait beside them.
-        deadline: seconds that a job may wait.
+        deadline: seconds after which nobody wants a job's result.
     """
 
     def __init__(self, threads: int, size: int, deadline: float) -> None:
@@ -40,6 +46,7 @@ class RankingPool:
         self._places = threads + size
         self._deadline = deadline
         self._taken = 0
+        self._typical: float | None = None  # seconds of a job
         self._stopping = False
         for thread in self._threads:
             thread.start()
@@ -53,16 +60,20 @@ class RankingPool:
         """The job's result.
 
         Raises:
-            OverloadedError: the queue is full, the job waited longer than the deadline, or the pool is stopping.
+            OverloadedError: the queue is full, the job would not end before the deadline, or the pool is stopping.
         """
         if self._stopping:
             raise OverloadedError("stopping")
         if self._taken >= self._places:
             raise OverloadedError("full")
+        typical, idle = self._typical or 0.0, self._taken == 0
+        if not idle and (self._taken + 1) * typical / len(self._threads) > self._deadline:
+            raise OverloadedError("late")
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[T] = loop.create_future()
         self._taken += 1
-        self._jobs.put(_Job(job, time.monotonic() + self._deadline, loop, waiting))
+        latest = math.inf if idle else time.monotonic() + self._deadline - typical
+        self._jobs.put(_Job(job, latest, loop, waiting))
         return await waiting
 
     def close(self) -> None:
@@ -83,14 +94,20 @@ class RankingPool:
             return False
         result, error = None, None
         try:
-            if time.monotonic() > job.latest:
+            began = time.monotonic()
+            if began > job.latest:
                 raise OverloadedError("late")
             result = job.work()
+            self._took(time.monotonic() - began)
         except BaseException as raised:
             error = raised
         with suppress(RuntimeError):  # the event loop is closed: nobody waits
             job.loop.call_soon_threadsafe(self._end, job.waiting, result, error)
         return True
+
+    def _took(self, seconds: float) -> None:
+        known = seconds if self._typical is None else self._typical
+        self._typical = known + (seconds - known) / FORGETS
 
     def _end(self, waiting: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         # A client that hangs up cancels the waiting, not the work: the place is free when the work has ended.

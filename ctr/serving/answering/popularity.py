@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctr.serving.answering.answers import Stages, encode_json, read_request, with_times
+from ctr.serving.answering.answers import Listed, Stages, encode_json, read_request, with_times
 from ctr.serving.ranker import Ranker
+from features.encoding.raw_values import ids_at
 from features.encoding.request import Limits, Request, parse_request
 
 
@@ -44,7 +45,7 @@ def popularity_answer(ranker: Ranker, body: bytes, limits: Limits) -> Popularity
         "request_id": asked.request_id,
         "model_version": ranker.model_version,
         "state": "fallback",
-        "ranked": [{"item": request.candidates[i], "score": None} for i in order[: asked.top_k].tolist()],
+        "ranked": [Listed(item, None) for item in ids_at(request.candidates, order[: asked.top_k])],
         "unknown": {},
         "missing": {},
     }

@@ -15,8 +15,10 @@ from ctr.serving.bundle import (
     MANIFEST,
     MODEL_CARD,
     RANKER,
+    UPSERT,
     Bundle,
     BundleMetadata,
+    exported_as,
     open_bundle,
     publish,
     seal,
@@ -29,7 +31,6 @@ from ctr.serving.verified import link
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 
-MARK = "+items."  # between the version that was exported and the number of its upserts
 REWRITTEN = (MANIFEST, MODEL_CARD, delta.ROWS, delta.IDS)
 ITEMS_PER_CHUNK = 16_384
 HEADING = "\n## Items upserted\n"
@@ -112,16 +113,16 @@ def item_rows(folder: Path, feed: dict[str, np.ndarray], width: int) -> np.ndarr
 def _named(bundle: Bundle, out: Path | None) -> tuple[Path, BundleMetadata]:
     """The folder of the new version, and its metadata: the first number whose folder is free."""
     manifest = bundle.manifest
-    version, folder = manifest.model_version.partition(MARK)[0], bundle.path.name.partition(MARK)[0]
+    version, folder = exported_as(manifest.model_version), exported_as(bundle.path.name)
     numbers = count(manifest.upserts + 1)
     number = next(numbers)
     while out is None:
-        beside = bundle.path.parent / f"{folder}{MARK}{number}"
+        beside = bundle.path.parent / f"{folder}{UPSERT}{number}"
         if beside.exists():
             number = next(numbers)
         else:
             out = beside
-    changes = {"model_version": f"{version}{MARK}{number}", "upserts": number}
+    changes = {"model_version": f"{version}{UPSERT}{number}", "upserts": number}
     return out, BundleMetadata(**{name: getattr(manifest, name) for name in BundleMetadata.model_fields} | changes)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from ctr.reporting.entries import Points
+from ctr.reporting.entries import Points, Status
 from ctr.reporting.mlflow_runs import Tracker
 from features.errors import ConfigError, DataError
+from features.stopping import Stopped, listening
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +173,24 @@ def test_a_run_that_looks_alive_is_ended_as_killed_and_others_are_left(tracker: 
     tracker.mark_killed(run_id)
     assert status(run_id) == "KILLED"
     tracker.mark_killed("0" * 32)  # of a store that was emptied since
+
+
+def test_sigterm_waits_until_mlflow_knows_that_a_run_is_finished(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, told = tracker.delivery.put, []
+
+    def stopped(entry: Any) -> Any:
+        if isinstance(entry, Status):
+            os.kill(os.getpid(), signal.SIGTERM)
+            told.append(entry.status)
+        return put(entry)
+
+    with listening(lambda: None), pytest.raises(Stopped), tracker.run("quadrank-toy", "stopped", {}, {}):
+        run_id = tracker.run_id
+        monkeypatch.setattr(tracker.delivery, "put", stopped)
+    assert told == ["FINISHED"]
+    assert tracker.store.client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_kill_while_the_default_store_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

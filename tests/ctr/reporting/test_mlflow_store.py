@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from ctr.reporting.mlflow_store import _knock
+from ctr.reporting.mlflow_store import _first_contact, _knock, _knock_in_time
 from tests.ctr.reporting.mlflow_server import free_port
 
 
@@ -55,6 +56,35 @@ def test_what_a_proxy_says_of_a_server_that_is_gone_is_none(uri: str) -> None:
 def test_nobody_at_the_port_is_away(kind: str) -> None:
     with pytest.raises(ConnectionError):
         _knock(f"{kind}://127.0.0.1:{free_port()}/db")
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_told_from_a_dead_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctr.reporting.mlflow_store.FIRST_TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(TimeoutError, match="it is slow, or hangs"):
+        _knock(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_what_has_no_limit_of_its_own_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that says nothing, an address of many machines."""
+    answered = threading.Event()
+    monkeypatch.setattr("ctr.reporting.mlflow_store.SECONDS_TO_KNOCK", 0.05)
+    monkeypatch.setattr("ctr.reporting.mlflow_store._ask", lambda uri: answered.wait(60))
+    with pytest.raises(TimeoutError, match="no answer within"):
+        _knock_in_time(["http://nobody"])
+    answered.set()
+
+
+def test_each_address_is_knocked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConnectionError):
+        _knock_in_time(["sqlite:///a.db", f"http://127.0.0.1:{free_port()}"])
+    _knock_in_time(["sqlite:///a.db", "sqlite:///b.db"])
+
+
+@pytest.mark.parametrize(("spent", "seconds"), [(0.0, "4"), (4.0, "4"), (6.5, "2"), (9.0, "1"), (11.5, "1")])
+def test_two_requests_have_what_a_slow_knock_left_of_twelve_seconds(spent: float, seconds: str) -> None:
+    assert _first_contact(spent)["MLFLOW_HTTP_REQUEST_TIMEOUT"] == seconds
 
 
 def test_a_file_is_there(tmp_path: Any) -> None:

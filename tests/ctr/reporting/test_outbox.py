@@ -146,6 +146,34 @@ def test_what_the_store_refuses_does_not_hold_up_the_rest(delivery: Delivery, st
     assert outbox.refused() == ["tag: no such run"]
 
 
+def test_what_the_store_refuses_at_once_does_not_end_the_run(
+    delivery: Delivery, store: Store, outbox: Outbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a point of a run that someone deleted while it trains."""
+    delivery.put(tag("bad"))
+    delivery.put(tag("good"))
+    assert names(store) == ["good"] and outbox.refused() == ["tag: no such run"] and outbox.waiting() == []
+    assert "MLflow refuses a tag, the run goes on: no such run" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_resumed_and_a_full_disk_are_errors(
+    delivery: Delivery, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("no such run")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Status, "deliver", refuse)
+    with pytest.raises(ValueError, match="no such run"):
+        delivery.put(Status(run="r", status="RUNNING", moment=1))
+    monkeypatch.setattr(Tag, "deliver", full)
+    with pytest.raises(OSError, match="No space"):
+        delivery.put(tag("a"))
+    assert outbox.refused() == []
+
+
 def test_what_goes_away_in_the_middle_of_sending_goes_on_from_there(
     delivery: Delivery, store: Store, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

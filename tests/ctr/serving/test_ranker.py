@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -329,3 +331,17 @@ def test_a_score_that_is_no_number_is_not_served(ranker: Ranker, exported: Expor
     # A number that no training row came near is the request's fault, and not the model's.
     with pytest.raises(ConfigError, match=r"history_residual: .* \(encoded\) is so far from what the model"):
         served.rank(REQUEST | {"history": [{"item": 101, "residual": 1e9}]})
+
+
+def test_a_ranker_goes_without_a_search_for_garbage(exported: ExportResult) -> None:
+    """A server looks for garbage seldom: each version that it replaced would stay."""
+    gc.collect()
+    gc.disable()
+    try:
+        ranker = Ranker.load(exported.path)
+        ranker.rank(REQUEST)
+        parts = [weakref.ref(part) for part in (ranker, ranker.encoder, ranker.bundle, ranker.counters)]
+        del ranker
+        assert [part() for part in parts] == [None] * 4
+    finally:
+        gc.enable()

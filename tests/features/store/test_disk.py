@@ -90,3 +90,10 @@ def test_work_that_has_no_room_is_refused_with_the_figures(tmp_path: Path, monke
     require_space(tmp_path / "new", 1001, "a build")
     with pytest.raises(DiskError, match="a build takes about 1,002 bytes, and 1,001 bytes are free there"):
         require_space(tmp_path / "new", 1002, "a build")
+
+
+def test_a_file_that_goes_while_it_is_counted_has_no_bytes(tmp_path, monkeypatch):
+    (tmp_path / "stays").write_bytes(b"12345")
+    walk = [(str(tmp_path), [], ["gone", "stays"])]
+    monkeypatch.setattr("os.walk", lambda folder: iter(walk))
+    assert folder_bytes(tmp_path) == 5

@@ -129,6 +129,43 @@ def test_a_champion_reads_later_rows_by_its_own_encoder_as_a_server_does(tmp_pat
     assert later.schema.items >= earlier.schema.items and np.ptp(found) > 0.05
 
 
+def test_counters_of_a_champion_are_what_the_log_had_before_each_row(tmp_path: Path) -> None:
+    """As a server would be told them in a raw request: those of the end of the champion's log are days old."""
+    built_feature_set(tmp_path)
+    plain = raw_contract(tmp_path / "raw").model_dump(mode="json")
+    plain["history"]["columns"].pop("residual")
+    contract, sets = Contract.model_validate(plain), tmp_path / "sets"
+    earlier = build_feature_set(contract, sets, as_of="1970-01-07").feature_set
+    later = build_feature_set(contract, sets).feature_set
+    ranker, names = ranker_of(earlier, tmp_path / "bundle"), Encoder.load(later.path)
+    rows = fresh_rows(later, 1000)
+    found, stale = scores_of(ranker, rows), []
+    log = pl.read_parquet(tmp_path / "raw/log.parquet")
+    mean = ranker.encoder.snapshot.mean
+    for place in range(0, len(found), 7):
+        user, item = names.users.value(rows.user_N[place]), names.items.value(rows.item_N[place])
+        seconds = int(rows.time_N[place]) // 1_000_000
+        before = log.filter(pl.col("time") < seconds)
+        of_item, of_user = before.filter(pl.col("item") == item), before.filter(pl.col("user") == user)
+        fade = 2 ** (-(seconds - of_user["time"].to_numpy()) / (3 * 86_400))
+        candidate = {
+            "item": item,
+            "item_rate": (of_item["clicked"].sum() + 10 * mean) / (len(of_item) + 10),
+            "item_count": float((of_item["time"] < seconds // 3600 * 3600).sum()),
+        }
+        user_rate = ((fade * of_user["clicked"].to_numpy()).sum() + 10 * mean) / (fade.sum() + 10)
+        (row,) = log.filter(
+            (pl.col("user") == user) & (pl.col("time") == seconds) & (pl.col("item") == item)
+        ).to_dicts()
+        context = {name: row[name] for name in ("device", "load")}
+        request = {"user": user, "time": seconds, "context": context, "history": of_user.drop("user").to_dicts()}
+        told = request | {"context": {**context, "user_rate": float(user_rate)}, "candidates": [candidate]}
+        served = ranker.rank(json.loads(json.dumps(told))).ranked[0].score
+        assert logit_difference(found[place : place + 1], np.array([served])) <= TOLERANCE
+        stale.append(served - ranker.rank(request | {"candidates": [item]}).ranked[0].score)
+    assert np.abs(stale).max() > 0.01, "counters that change no score prove nothing"
+
+
 def test_rows_that_bring_their_histories_are_decoded(tmp_path: Path) -> None:
     """Of a log without events in time there is no past to read."""
     draw = np.random.default_rng(0)

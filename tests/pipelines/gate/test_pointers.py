@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from ctr.serving.bundle import Bundle, open_bundle, publish, seal
-from features.errors import ConfigError, DataError, GateError, LockError, NumericalError
+from features.errors import ChampionMovedError, ConfigError, DataError, GateError, LockError, NumericalError
 from features.store.pointer import follow, point_at
 from pipelines.gate import pointers, rollback
 from pipelines.gate.history import HISTORY, before_current, move_to, read_moves
-from pipelines.gate.pointers import champion_folder, mend, move_alias, move_current, register
+from pipelines.gate.pointers import champion_changed, champion_folder, mend, move_alias, move_current, register
 from pipelines.gate.promote import promote
 from pipelines.gate.rollback import list_moves
+from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
 from pipelines.workspace import Workspace
 from tests.ctr.serving.test_bundle import METADATA, fill
@@ -256,7 +258,7 @@ def verdict(passed: bool) -> Verdict:
 def test_what_is_refused_moves_nothing(workspace: Workspace, store: Store) -> None:
     serve("a", workspace, store)
     with pytest.raises(GateError, match="calibration: ratio 2") as refused:
-        promote(verdict(False), workspace.bundles("toy") / "b", workspace, QUIET)
+        promote(verdict(False), workspace.bundles("toy") / "b", workspace, GateRules(), QUIET)
     assert refused.value.exit_code == 6
     assert state(workspace, store) == ("a", "a", "a") and store.versions == ["a"]
 
@@ -264,12 +266,67 @@ def test_what_is_refused_moves_nothing(workspace: Workspace, store: Store) -> No
 def test_what_passes_is_registered_once_tagged_and_promoted(workspace: Workspace, store: Store) -> None:
     serve("a", workspace, store)
     for _ in range(2):
-        assert promote(verdict(True), workspace.bundles("toy") / "b", workspace, QUIET) == "2"
+        assert promote(verdict(True), workspace.bundles("toy") / "b", workspace, GateRules(), QUIET) == "2"
     assert store.runs[-1] == {
         "experiment": NAME, "run_name": "promote b", "tags": {"stage": "promote"}, "params": {},
     }  # fmt: skip
     assert len(store.runs) == 2 and store.tags["2"] == {"gate": "passed", "gate.champion": "a"}
     assert read_moves(workspace.bundles("toy"))[-1].why == "passed the gate against a"
+
+
+def test_a_roll_back_while_a_bundle_is_judged_is_not_undone(workspace: Workspace, store: Store) -> None:
+    serve("a", workspace, store)
+    serve("c", workspace, store)  # and `b` was judged against `a`
+    with pytest.raises(ChampionMovedError, match="it was judged against a, and c serves now") as moved:
+        promote(verdict(True), workspace.bundles("toy") / "b", workspace, GateRules(), QUIET)
+    assert moved.value.exit_code == 75
+    assert state(workspace, store) == ("c", "c", "c")
+
+
+def test_without_a_comparison_it_does_not_matter_what_serves(workspace: Workspace, store: Store) -> None:
+    serve("c", workspace, store)
+    promote(verdict(True), workspace.bundles("toy") / "b", workspace, GateRules(compare=False), QUIET)
+    assert state(workspace, store) == ("b", "b", "b")
+
+
+def test_a_bundle_that_was_removed_meanwhile_is_not_pointed_at(workspace: Workspace, store: Store) -> None:
+    serve("a", workspace, store)
+    bundle = open_bundle(workspace.bundles("toy") / "b")
+    shutil.rmtree(bundle.path)
+    with pytest.raises(DataError, match="toy/b: was removed meanwhile"):
+        move_current(bundle, workspace, "promote", "good")
+    assert state(workspace, store) == ("a", "a", "a")
+
+
+@pytest.mark.parametrize(
+    ("served", "champion", "reason"),
+    [
+        ((), None, None),  # nothing serves
+        ((), "a", None),  # as on a machine that takes the champion from MLflow
+        (("a",), "a", None),
+        (("a",), None, "it was judged against no champion, and a serves now"),
+        (("c",), "a", "it was judged against a, and c serves now"),
+        (("b",), "a", None),  # it serves itself
+        (("b", "a"), "c", None),  # it served, and was rolled back
+        (("a+items.2",), "a", None),
+        (("a",), "a+items.2", None),
+        (("b+items.2", "a"), "c", None),
+    ],
+)
+def test_a_verdict_counts_while_what_it_was_judged_against_serves(
+    workspace: Workspace, store: Store, served: tuple[str, ...], champion: str | None, reason: str | None
+) -> None:
+    for name in served:
+        if not (workspace.bundles("toy") / name).exists():
+            bundle_in(workspace.bundles("toy") / name, name)
+        serve(name, workspace, store)
+    assert champion_changed(champion, workspace.bundles("toy") / "b") == reason
+
+
+def test_a_champion_goes_by_its_model_version_too(workspace: Workspace, store: Store) -> None:
+    bundle_in(workspace.bundles("toy") / "a-2", "a+1")
+    serve("a-2", workspace, store)
+    assert champion_changed("a+1", workspace.bundles("toy") / "b") is None
 
 
 @pytest.fixture
@@ -318,6 +375,18 @@ def test_going_back_twice_goes_back_two_promotions(workspace: Workspace, store: 
     assert [back(workspace)["to"], back(workspace)["to"]] == ["b", "a"]
     with pytest.raises(ConfigError, match=r"no bundle before a\. Name one with --to: a, b, c"):
         back(workspace)
+
+
+def test_going_back_goes_back_a_promotion_and_not_an_upsert_of_items(
+    workspace: Workspace, store: Store, loads: list[str]
+) -> None:
+    serve("a", workspace, store)
+    serve("b", workspace, store)
+    for number in (1, 2):
+        bundle_in(workspace.bundles("toy") / f"b+items.{number}", f"b+items.{number}")
+        point_at(workspace.bundles("toy"), f"b+items.{number}")
+        mend("toy", workspace)
+    assert back(workspace)["to"] == "a"
 
 
 def test_going_back_to_a_bundle_by_name_registers_it_where_no_run_did(

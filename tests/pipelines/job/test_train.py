@@ -114,6 +114,25 @@ def test_a_model_without_history_is_its_own_control(runs: Runs) -> None:
     assert found.controls["target_only"]["auc"] == found.metrics["test"]["auc"]
 
 
+def test_what_says_that_a_run_is_finished_is_written_last(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while the run's files go to MLflow leaves a run that can be gone on with."""
+    logged: dict[str, str] = {}
+
+    def log_file(self: Untracked, path: Path, folder: str) -> None:
+        logged[path.name] = path.read_text()
+        if path.name == "calibration.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Untracked, "log_file", log_file, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(use_history=False)
+    (run_dir,) = runs.workspace.runs.iterdir()
+    assert runs.workspace.unfinished_run("latest") == run_dir
+    monkeypatch.setattr(Untracked, "log_file", lambda *_: None)
+    summary = runs.run(use_history=False)
+    assert json.loads(logged["metrics.json"])["metrics"] == summary.metrics
+
+
 def test_a_first_look_that_is_worse_than_the_base_rate_is_told_once(runs: Runs) -> None:
     runs.run(learning_rate=1.0, evaluations_per_epoch=3, patience=0)
     assert runs.said.count("warning: at the first look the log loss of the validation rows is") == 1

@@ -57,6 +57,70 @@ def days(workspace: Workspace, registry: FakeRegistry) -> list[str]:
     return runs
 
 
+def test_a_verdict_goes_with_its_bundle(workspace: Workspace, days: list[str]) -> None:
+    for run in (*days, "long-gone"):
+        (workspace.bundles("shop") / f"{run}.gate.json").write_text("{}")
+    gone = {what for what, kind in unused(workspace).items() if kind == "verdict"}
+    assert gone == {f"bundles/shop/{run}.gate.json" for run in ("long-gone", *days[:3])}
+
+
+def test_the_run_behind_a_bundle_that_got_new_items_stays(workspace: Workspace, days: list[str]) -> None:
+    upserted = add_bundle(workspace, f"{days[0]}+items.2", "set-0")
+    os.utime(upserted, (1, 1))
+    (workspace.bundles("shop") / "CURRENT").write_text(upserted.name)
+    found = unused(workspace)
+    assert not {f"runs/{days[0]}", f"runs/{days[0]}/checkpoint-9.safetensors", "feature_sets/shop/set-0"} & set(found)
+
+
+def test_the_run_that_an_unfinished_one_goes_on_from_stays_whole(workspace: Workspace, days: list[str]) -> None:
+    """Though another bundle serves since: a training that was killed before its first checkpoint begins with it."""
+    began = add_run(workspace, run_id(1), "set-3", finished=False)
+    config = {"feature_set": "feature_sets/shop/set-3", "warm_start": {"run_id": days[0], "generation": 1}}
+    (began / "config.json").write_text(json.dumps(config))
+    found = unused(workspace)
+    assert not {f"runs/{days[0]}", f"runs/{days[0]}/checkpoint-9.safetensors", "feature_sets/shop/set-0"} & set(found)
+
+
+def test_a_bundle_that_waits_to_be_registered_stays(workspace: Workspace, days: list[str]) -> None:
+    Outbox(workspace.runs / days[0] / "outbox").append(Tag(run="r", name="a", value="b"))
+    assert f"bundles/shop/{days[0]}" not in unused(workspace)
+
+
+def test_nothing_of_a_contract_goes_while_its_pointers_move(workspace: Workspace, days: list[str]) -> None:
+    with workspace.lock("shop.pointers"):
+        done = cleaned(workspace, yes=True)
+    assert (done["removed"], done["skipped"]) == ([], ["shop"])
+
+
+@pytest.mark.parametrize(("seconds", "goes"), [(90_000, True), (80_000, False)])
+def test_a_folder_of_a_run_that_never_began_goes_after_a_day(
+    workspace: Workspace, registry: FakeRegistry, seconds: int, goes: bool
+) -> None:
+    folder = workspace.runs / run_id(9)
+    folder.mkdir(parents=True)
+    (workspace.runs / "mine").mkdir()
+    for path in workspace.runs.iterdir():
+        os.utime(path, (time.time() - seconds,) * 2)
+    assert (unused(workspace) == {f"runs/{folder.name}": "staging"}) is goes
+
+
+def test_a_file_that_its_writer_renames_while_it_is_looked_at_is_left(
+    workspace: Workspace, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = add_feature_set(workspace, "a").parent / ".CURRENT-0123abcd"
+    fresh.write_text("a")
+    there = Path.is_file
+
+    def looked(path: Path) -> bool:
+        found = there(path)
+        if path == fresh:
+            path.rename(path.with_name("CURRENT"))
+        return found
+
+    monkeypatch.setattr(Path, "is_file", looked)
+    assert unused(workspace) == {}
+
+
 def test_the_newest_stay_and_what_they_were_made_from(workspace: Workspace, days: list[str]) -> None:
     kept = {what for what in unused(workspace, keep=2) if "set-2" in what or days[2] in what or days[3] in what}
     assert kept == {f"runs/{days[2]}/checkpoint-9.safetensors", f"runs/{days[3]}/checkpoint-9.safetensors"}

@@ -81,13 +81,22 @@ def test_what_mlflow_refused_is_named(workspace: Workspace, monkeypatch: pytest.
     assert "MLflow refused 1 entries, the first: tag: no such run" in one["text"]
 
 
-@pytest.mark.parametrize("where", ["feature_sets", "bundles"])
-def test_a_pointer_to_nothing_is_broken(workspace: Workspace, where: str) -> None:
+@pytest.mark.parametrize(("where", "pointer"), [
+    ("feature_sets", "CURRENT"), ("bundles", "CURRENT"), ("bundles", "NEWEST"),
+])  # fmt: skip
+def test_a_pointer_to_nothing_is_broken(workspace: Workspace, where: str, pointer: str) -> None:
     folder = workspace.root / where / "shop"
     folder.mkdir(parents=True)
-    (folder / "CURRENT").write_text("gone")
+    (folder / pointer).write_text("gone")
     (one,) = found(workspace, "pointer")
     assert one.level == "broken" and "names 'gone'" in one.text and one.mend
+
+
+def test_a_bundle_that_got_new_items_is_the_model_of_its_alias(workspace: Workspace, registry: FakeRegistry) -> None:
+    add_bundle(workspace, "new+items.3", "a")
+    (workspace.bundles("shop") / "CURRENT").write_text("new+items.3")
+    registry.listed["quadrank-shop"] = [Version("1", "new", "m", ("champion",))]
+    assert found(workspace, "champion") == []
 
 
 def test_an_alias_that_names_another_model_than_the_pointer_is_broken(

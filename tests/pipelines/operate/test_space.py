@@ -28,6 +28,13 @@ def test_a_job_takes_what_the_last_run_and_two_bundles_took_and_a_fifth_more(tmp
     assert bytes_of_a_job(workspace, "shop") == int(1.2 * 200 * 2**20)
 
 
+def test_a_pointer_to_nothing_does_not_keep_a_job_from_starting(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.bundles("shop").mkdir(parents=True)
+    (workspace.bundles("shop") / "NEWEST").write_text("gone")
+    assert bytes_of_a_job(workspace, "shop") == LEAST
+
+
 def test_a_job_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("features.store.disk.free_bytes", lambda path: LEAST - 1)
     with pytest.raises(DiskError, match="a run of 'shop' with its bundle takes about 67,108,864 bytes"):

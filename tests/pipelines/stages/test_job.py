@@ -22,11 +22,15 @@ from safetensors.torch import load_file
 import ctr.serving.bundle
 import features.build.publish
 import pipelines.gate.pointers
+import pipelines.stages.hand
+import pipelines.stages.run
 import pipelines.stages.steps
+from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import Outbox
 from ctr.training.checkpoint import saved_state
 from ctr.training.train_step import TrainStep
-from features.errors import ConfigError, DataError, LockError
+from features.errors import ConfigError, DataError, LockError, StoreAwayError
 from features.stopping import Stopped, listening
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
@@ -263,6 +267,46 @@ def test_a_verdict_stands_until_there_is_another_bundle(copy, monkeypatch):
     assert (again.status, again.exit_code, does(again)["gate"]) == ("gate refused", 6, "skip")
 
 
+def another_serves(shop: Shop, name: str) -> None:
+    """A copy of the bundle that serves is promoted, as by hand, and forgotten that the first one was."""
+    bundles = shop.workspace.bundles("shop")
+    served = (bundles / "CURRENT").read_text()
+    shutil.copytree(bundles / served, bundles / name)
+    (bundles / "HISTORY.jsonl").unlink(missing_ok=True)
+    (bundles / "CURRENT").write_text(name)
+
+
+def test_what_was_refused_is_judged_again_once_another_bundle_serves(copy, monkeypatch):
+    """Such as after a roll-back: what it was worse than is the champion no more."""
+    refusal = Verdict("shop", "the-champion", (Finding("auc", False, 0.5, "", "0.5 is too low"),))
+    another_serves(copy, "the-champion")
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
+    copy.rules = GateRules(rows=1_000)
+    assert [copy.run().exit_code, does(copy.run())["gate"]] == [6, "skip"]
+    another_serves(copy, "the-one-before")
+    passed = Verdict("shop", "the-one-before", (Finding("parity", True),))
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: passed)
+    summary = copy.run()
+    assert summary.stages["gate"]["reason"] == "it was judged against the-champion, and the-one-before serves now"
+    assert summary.exit_code == 0
+
+
+def test_what_passed_is_not_promoted_over_another_champion_than_it_was_judged_against(whole, tmp_path, monkeypatch):
+    """Killed between gate and promote, and another bundle serves before it goes on."""
+    shop = shop_in(tmp_path)
+    with monkeypatch.context() as patch:
+        kill_at(patch, pipelines.gate.pointers, "point_at", lambda *_: True)
+        shop.killed()
+    bundles = shop.workspace.bundles("shop")
+    shutil.copytree(bundles / (bundles / "NEWEST").read_text(), bundles / "another")
+    (bundles / "CURRENT").write_text("another")
+    refusal = Verdict("shop", "another", (Finding("auc", False, 0.5, "", "0.5 is too low"),))
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
+    summary = shop.run()
+    assert summary.exit_code == 6
+    assert (bundles / "CURRENT").read_text() == "another"
+
+
 def test_what_was_rolled_back_is_not_promoted_again(copy):
     pointer = copy.workspace.bundles("shop") / "CURRENT"
     pointer.write_text("an-older-one")
@@ -406,9 +450,28 @@ def test_a_job_that_was_killed_at_its_very_end_ends_in_mlflow_too(copy):
     store = Tracker(copy.workspace.root).store
     (run,) = copy.mlflow_runs()
     store.client.update_run(run.info.run_id, status="RUNNING")
-    assert copy.run().status == "nothing new"
+    assert copy.run().status == "done"
     assert [run.info.status for run in copy.mlflow_runs()] == ["FINISHED"]
     assert json.loads(record.read_text())["closed"]
+
+
+def test_a_drift_that_a_killed_job_told_nobody_is_told_by_the_next(copy):
+    path = copy.workspace.job("shop", "model")
+    record = json.loads(path.read_text()) | {"closed": False}
+    record["stages"]["gate"]["result"] |= {"status": "drift", "exit_code": 3}
+    path.write_text(json.dumps(record))
+    first, second = copy.run(), copy.run()
+    assert [(first.status, first.exit_code), (second.status, second.exit_code)] == [("drift", 3), ("nothing new", 0)]
+
+
+def test_a_job_with_nothing_to_do_sends_what_waits_and_mends_what_moves_left(copy, monkeypatch):
+    """Such as the alias after a roll-back while MLflow was away."""
+    (run,) = copy.mlflow_runs()
+    Outbox(next(copy.workspace.runs.iterdir()) / "outbox").append(Tag(run=run.info.run_id, name="later", value="yes"))
+    monkeypatch.setattr(pipelines.stages.run, "mend", lambda name, workspace: [f"mended {name}"])
+    assert copy.run().status == "nothing new"
+    assert "mended shop" in copy.said
+    assert [one.data.tags["later"] for one in copy.mlflow_runs()] == ["yes"]
 
 
 def test_a_damaged_checkpoint_starts_another_run(copy, monkeypatch):
@@ -435,6 +498,22 @@ def test_a_finished_run_is_evaluated_once(copy, monkeypatch):
     monkeypatch.setattr(Job, "evaluate", lambda *_: kill())
     summary = copy.run()
     assert does(summary) == {**dict.fromkeys(STAGES, "skip"), "evaluate": "run"}
+
+
+def test_a_published_bundle_whose_registration_is_not_known_waits_for_mlflow(copy, monkeypatch):
+    """Killed before it was registered, and MLflow is away when the job goes on."""
+
+    def away(*_: Any) -> None:
+        raise StoreAwayError("server: does not answer")
+
+    record = copy.workspace.job("shop", "model")
+    content = json.loads(record.read_text())
+    done = content["stages"]["export"]["result"]
+    content["stages"]["export"] |= {"status": "running", "result": {"bundle": done["bundle"]}}
+    record.write_text(json.dumps(content))
+    monkeypatch.setattr(pipelines.stages.hand.Registry, "find_version", away)
+    assert does(copy.run())["export"] == "run"
+    assert json.loads(record.read_text())["stages"]["export"]["result"]["version"] == "2"
 
 
 def test_a_published_bundle_is_registered_and_not_exported_again(copy, monkeypatch):

@@ -50,6 +50,64 @@ def test_what_waits_too_long_does_not_run_and_what_has_no_place_is_refused(pool)
     assert ran == [] and pool.taken == 0
 
 
+def crowd(pool: RankingPool, seconds: float, count: int) -> tuple[int, int]:
+    """Ask for as many jobs at once; how many were refused before any ended, and how many ran to their end in time."""
+    ran: list[float] = []
+
+    async def ask() -> tuple[int, int]:
+        asked = time.monotonic()
+        jobs = [pool.run(lambda: (time.sleep(seconds), ran.append(time.monotonic() - asked))) for _ in range(count)]
+        tasks = [asyncio.create_task(job) for job in jobs]
+        await asyncio.sleep(0)
+        refused = [task for task in tasks if task.done()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        errors = [task.exception() for task in refused]
+        assert all(isinstance(error, OverloadedError) and error.reason == "late" for error in errors)
+        return len(refused), len(ran)
+
+    return asyncio.run(ask())
+
+
+def test_what_would_end_behind_the_deadline_is_refused_when_it_comes():
+    pool = RankingPool(threads=1, size=100, deadline=0.5)
+    try:
+        assert crowd(pool, 0.05, 1) == (0, 1)
+        refused, ran = crowd(pool, 0.05, 40)
+        assert 40 - refused <= 10 and 1 <= ran <= 40 - refused
+    finally:
+        pool.close()
+
+
+def test_the_estimate_follows_jobs_that_have_become_quick():
+    pool = RankingPool(threads=1, size=100, deadline=0.5)
+    try:
+        crowd(pool, 0.2, 1)
+        assert crowd(pool, 0.0, 20)[0] > 0
+        for _ in range(40):
+            crowd(pool, 0.0, 1)
+        assert crowd(pool, 0.0, 20) == (0, 20)
+    finally:
+        pool.close()
+
+
+def test_two_threads_take_twice_as_many():
+    refused = []
+    for threads in (1, 2):
+        pool = RankingPool(threads=threads, size=100, deadline=0.5)
+        crowd(pool, 0.05, 1)
+        refused.append(crowd(pool, 0.05, 40)[0])
+        pool.close()
+    assert 40 - refused[1] >= 1.5 * (40 - refused[0])
+
+
+def test_an_idle_pool_takes_a_job_that_is_longer_than_its_deadline():
+    pool = RankingPool(threads=1, size=1, deadline=0.01)
+    try:
+        assert [crowd(pool, 0.03, 1) for _ in range(3)] == [(0, 1)] * 3
+    finally:
+        pool.close()
+
+
 def test_who_hangs_up_leaves_the_place_taken_until_the_work_has_ended(pool):
     ended = threading.Event()
 

@@ -138,8 +138,11 @@ def test_a_full_queue_is_answered_at_once(shop, monkeypatch):
         assert 'quadrank_shed_total{reason="full"} 1.0' in client.get("/metrics").text
 
 
-def test_what_waited_too_long_is_not_ranked(shop):
-    with client_of(shop, queue=QueueSettings(deadline_ms=1e-6))[0] as client:
+def test_what_would_be_answered_too_late_is_not_ranked(shop, monkeypatch):
+    client, server = client_of(shop, queue=QueueSettings(deadline_ms=500))
+    with client:
+        monkeypatch.setattr(server.ranking.pool, "_taken", 1)
+        monkeypatch.setattr(server.ranking.pool, "_typical", 0.3)
         assert client.post("/v1/rank", json=REQUEST).status_code == 503
         assert 'quadrank_shed_total{reason="late"} 1.0' in client.get("/metrics").text
 

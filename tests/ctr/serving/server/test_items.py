@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from ctr.config import ModelConfig
 from ctr.serving.answering.versions import PointerSource, Source
-from ctr.serving.bundle import open_bundle
+from ctr.serving.bundle import ITEMS, open_bundle
 from ctr.serving.items.new_items import items_of_json
 from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker
@@ -238,10 +238,10 @@ def test_too_many_at_once_are_refused(shop):
     assert statuses.count(503) == 2 and statuses.count(200) == 2
 
 
-def test_a_version_that_fails_its_checks_answers_never(shop, monkeypatch):
+def test_a_version_that_fails_its_checks_answers_never(shop):
     client, _ = client_of(PointerSource(shop / "CURRENT"))
     with client:
-        monkeypatch.setattr("ctr.serving.items.upsert.seal", lambda *_: 1 / 0)
+        (shop / "first" / ITEMS).write_bytes(b"no graph")
         answer = post(client, ITEM)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
         assert client.post("/v1/rank", json=ASKED).json()["model_version"] == "first"

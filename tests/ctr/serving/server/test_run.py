@@ -104,6 +104,24 @@ def test_who_is_told_the_port_can_call_it_at_once():
         signal.signal(signal.SIGTERM, before)
 
 
+PAUSES = """
+import gc, sys
+from ctr.serving.server import run
+class Server:
+    def __init__(self, *settings): self.loaded = [[] for _ in range(1000)]
+    def app(self): return self
+import ctr.serving.server.app as module
+module.Server = Server
+app = run.MakeApp(None, None, None)()
+print(sys.getswitchinterval() <= 0.001, gc.get_freeze_count() > 1000, gc.get_threshold()[0] > 10_000)
+"""
+
+
+def test_a_process_that_answers_keeps_its_own_pauses_short():
+    found = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True"] * 3
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_loopback_needs_no_permission(host):
     check_address(host, public=False)
