@@ -52,6 +52,11 @@ def exported_as(version: str) -> str:
     return version.partition(UPSERT)[0]
 
 
+def run_of(version: str) -> str:
+    """The training run of a model version: without the graph's variant, and what upserts of items added to it."""
+    return version.partition("+")[0]
+
+
 class BundleMetadata(Settings):
     """Metadata of a bundle: all of `MANIFEST.json` but the format and the hashes of the files.
 

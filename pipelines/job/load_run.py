@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.model.click_model import ClickModel
-from ctr.serving.bundle import MANIFEST, exported_as
+from ctr.serving.bundle import MANIFEST, run_of
 from ctr.training.checkpoint import MODEL
 from ctr.training.warm.agreement import require_agreement
 from ctr.training.warm.parent import Parent
@@ -140,7 +140,7 @@ def parent_of(
         if not (bundle / CURRENT).is_file():
             raise ConfigError(f"{bundle / CURRENT}: no bundle serves yet")
         manifest = json.loads((follow(bundle) / MANIFEST).read_text(encoding="utf-8"))
-        run_id = exported_as(str(manifest["model_version"]))
+        run_id = run_of(str(manifest["model_version"]))
         generation, full_every = generation_of(workspace.run(run_id)) + 1, preset.train.warm_start.full_every
         if generation >= full_every:
             console.print(

@@ -11,7 +11,6 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import LockError
 from pipelines.locks import Holder
-from pipelines.operate.uses import is_held
 from pipelines.workspace import LOCK, METRICS, Workspace, run_lock
 
 if TYPE_CHECKING:
@@ -39,10 +38,9 @@ def end_left_open(workspace: Workspace) -> None:
     """
     for metrics in sorted(workspace.runs.glob(f"*/{METRICS}")):
         run_dir = metrics.parent
-        lock = run_dir / LOCK
-        if Holder.of(lock) is None or is_held(lock) or (run_id := tracked_id(run_dir)) is None:
+        if Holder.of(run_dir / LOCK) is None or (run_id := tracked_id(run_dir)) is None:
             continue
-        with suppress(LockError), run_lock(run_dir):
+        with suppress(LockError), run_lock(run_dir):  # which fails where a process works in it
             Tracker(workspace.root, run_dir / OUTBOX).end(run_id, "FINISHED")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctr.reporting.mlflow_registry import Registry, Version
-from ctr.serving.bundle import exported_as
+from ctr.serving.bundle import run_of
 from features.store.pointer import CURRENT, POINTERS
 from pipelines.locks import SILENT_AFTER, Holder
 from pipelines.operate.waiting import waiting_by_run
@@ -171,8 +171,8 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
     for version in found.versions[name]:
         if version.aliases:
             found.add(folder / version.model_version, f"the alias {version.aliases[0]}")
-            found.add(workspace.runs / version.model_version, f"run of the alias {version.aliases[0]}")
-            found.beginnings.add(version.model_version)
+            found.add(workspace.runs / run_of(version.model_version), f"run of the alias {version.aliases[0]}")
+            found.beginnings.add(run_of(version.model_version))
     for bundle in [path for path in _folders(folder) if path in found]:
         manifest = read_json(bundle / "MANIFEST.json")
         if "model_version" in manifest:
@@ -181,8 +181,8 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
 
 
 def _run_of(bundle: Path) -> str:
-    """The run that a bundle was exported from: its model version, less what new items added to it."""
-    return exported_as(str(read_json(bundle / "MANIFEST.json").get("model_version")))
+    """The run that a bundle was exported from."""
+    return run_of(str(read_json(bundle / "MANIFEST.json").get("model_version")))
 
 
 def _of_pointers(found: Uses, folder: Path) -> None:

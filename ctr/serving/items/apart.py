@@ -1,6 +1,4 @@
-"""Makes a version that knows more items in a process of its own: it takes neither Python's lock nor a processor's turn
-from the threads that answer.
-"""
+"""A version with more items, made in a process of its own that takes no turn from the threads that answer."""
 
 from __future__ import annotations
 

@@ -79,6 +79,7 @@ def test_an_unusual_day_that_is_no_more_the_newest_is_told_for_a_week_and_refuse
     assert "is unlike" in told([1000] * 10, [100, 100, *flipped[1:], *[100] * 4], newest_day=policy)
     assert told([1000] * 12, [*flipped, *[100] * 7], newest_day=policy) == ""
     assert told([1000] * 5, flipped, newest_day="off") == ""
+    assert told([1000, 10, 1000, 1000, 1000], newest_day=policy) == "", "one day before it is too few to tell"
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,10 @@ def test_only_what_can_be_resumed_is_said_to_be(shell, raw, work, monkeypatch, c
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
+    # What imports a function takes the one that it finds: before the first of these is replaced.
     for name in (
-        "features.build.build.build_feature_set",
         "pipelines.job.build.build_feature_set",
+        "features.build.build.build_feature_set",
         "pipelines.job.simulate.simulate",
     ):
         monkeypatch.setattr(name, stopped)

@@ -29,7 +29,6 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr(tracked, "Tracker", Told)
     monkeypatch.setattr("pipelines.locks.SILENT_AFTER", -1.0)
-    monkeypatch.setattr("pipelines.operate.uses.SILENT_AFTER", -1.0)
     return found
 
 

@@ -130,6 +130,7 @@ def test_what_says_that_a_run_is_finished_is_written_last(runs: Runs, monkeypatc
     assert runs.workspace.unfinished_run("latest") == run_dir
     monkeypatch.setattr(Untracked, "log_file", lambda *_: None)
     summary = runs.run(use_history=False)
+    assert runs.workspace.run("latest").name == summary.run_id
     assert json.loads(logged["metrics.json"])["metrics"] == summary.metrics
 
 

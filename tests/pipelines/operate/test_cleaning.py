@@ -64,8 +64,11 @@ def test_a_verdict_goes_with_its_bundle(workspace: Workspace, days: list[str]) -
     assert gone == {f"bundles/shop/{run}.gate.json" for run in ("long-gone", *days[:3])}
 
 
-def test_the_run_behind_a_bundle_that_got_new_items_stays(workspace: Workspace, days: list[str]) -> None:
-    upserted = add_bundle(workspace, f"{days[0]}+items.2", "set-0")
+@pytest.mark.parametrize("added", ["+items.2", "+int8_table", "+int8_table+items.1"])
+def test_the_run_behind_a_bundle_that_got_new_items_or_fewer_bits_stays(
+    workspace: Workspace, days: list[str], added: str
+) -> None:
+    upserted = add_bundle(workspace, f"{days[0]}{added}", "set-0")
     os.utime(upserted, (1, 1))
     (workspace.bundles("shop") / "CURRENT").write_text(upserted.name)
     found = unused(workspace)
@@ -156,6 +159,13 @@ def test_what_an_alias_names_stays(workspace: Workspace, days: list[str], regist
     found = unused(workspace)
     assert not {what for what in found if days[1] in what or what.endswith(("set-1", "version 8"))}
     assert f"bundles/shop/{days[2]}" in found
+
+
+def test_the_run_of_an_alias_on_a_variant_stays_whole(
+    workspace: Workspace, days: list[str], registry: FakeRegistry
+) -> None:
+    registry.listed["quadrank-shop"][1] = Version("8", f"{days[1]}+int8_table", "m1", ("champion",))
+    assert not {f"runs/{days[1]}", f"runs/{days[1]}/checkpoint-9.safetensors"} & set(unused(workspace))
 
 
 def test_a_bundle_that_was_in_use_last_stays_for_a_rollback(workspace: Workspace, days: list[str]) -> None:
