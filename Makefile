@@ -7,7 +7,9 @@ MODEL ?= qin
 ROWS ?= 600000
 USERS ?= 5000
 ITEMS ?= 3000
-TRIALS ?= 20
+# The simulated log has a sweep of minutes; data of your own have the whole space.
+TRIALS ?= $(if $(filter simulated,$(DATA)),8,20)
+SPACE ?= conf/$(if $(filter simulated,$(DATA)),spaces/quick,tune).yaml
 STUDY ?= $(DATA)-$(MODEL)
 SET ?=
 ROOT ?=
@@ -95,8 +97,8 @@ test-slow: $(READY)  ## the longer proofs, marked slow
 mutants: $(READY)  ## mutation scores of the modules where layers meet, forty minutes (MODULE=features/point_in_time/history.py)
 	@$(BIN)/python -m tests.mutation.run $(if $(MODULE),--module $(MODULE)) $(if $(SAMPLE),--sample $(SAMPLE))
 
-tune: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, STUDY=name), read in MLflow
-	@$(OPTIONS) $(QUADRANK) tune --data $(CONTRACT) --model $(PRESET) --study $(STUDY) --trials $(TRIALS) "$$@"
+tune: $(READY) $(if $(filter simulated,$(DATA)),simulate)  ## hyperparameter sweep (TRIALS=20, SPACE=conf/tune.yaml, STUDY=name), read in MLflow
+	@$(OPTIONS) $(QUADRANK) tune --data $(CONTRACT) --model $(PRESET) --study $(STUDY) --trials $(TRIALS) --space $(SPACE) "$$@"
 
 export: $(READY)  ## the newest run's checkpoint -> bundle (RUN=id for another, PASTS=yes: users' pasts too)
 	@$(QUADRANK) export --run $(or $(RUN),latest) $(if $(filter yes,$(PASTS)),--pasts)

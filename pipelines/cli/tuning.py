@@ -51,6 +51,10 @@ def tune(
         str | None, typer.Option("--from-study", help="A study of the same storage whose best settings come first.")
     ] = None,
     take: Annotated[int, typer.Option("--take", help="How many settings of --from-study.", min=1)] = 5,
+    bundle_best: Annotated[
+        bool,
+        typer.Option("--bundle-best", help="In the end, train the best on train and validation rows and export it."),
+    ] = False,
     model: ModelOption = DEFAULT_MODEL,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     as_of: AsOfOption = None,
@@ -67,6 +71,7 @@ def tune(
     from ctr.training.allocator import keep_freed_memory
     from pipelines.job_settings import JobSettings
     from pipelines.report.sweep import report_sweep
+    from pipelines.tune import refit
     from pipelines.tune.search.space import load_space
     from pipelines.tune.sweep import Sweep, run_sweep
 
@@ -79,6 +84,9 @@ def tune(
     options = [part for option, value in named.items() if value is not None for part in (option, value)]
     options += [part for one in assignments or [] if one.startswith("data.") for part in ("--set", one)]
     sweep = Sweep(study, load_space(space), storage, trials, from_study, take, tuple(options))
+    if bundle_best:
+        refit.require_bundle(settings)
     found = run_sweep(settings, sweep)
     page = report_sweep(found, settings)
-    finish({**found.summary(), "report": str(page)}, as_json)
+    bundle = refit.bundle_best(found, settings) if bundle_best else None
+    finish({**found.summary(), "report": str(page), "bundle": bundle and str(bundle)}, as_json)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from ctr.config import ModelConfig, TrainConfig
 from ctr.data.columns import column, row_weights
@@ -49,10 +50,13 @@ def fit_and_calibrate(
     resume: bool = False,
     progress: Any = show_progress,
     warm: Parent | None = None,
+    calibrated_by: Path | None = None,
 ) -> tuple[FitResult, Calibrated]:
     """Train into `folder`, then fit the calibrations on the validation rows and save them with the weights.
 
-    With `warm` the training goes on from that run; calibrations are fitted anew all the same.
+    With `warm` the training goes on from that run; calibrations are fitted anew all the same. With `calibrated_by`, the
+    folder of a run of the same model, they are that run's: where the model learns from the validation rows, these
+    would find it better calibrated than it is.
 
     Raises:
         ConfigError: further tasks on drawn negatives.
@@ -72,6 +76,13 @@ def fit_and_calibrate(
     model.calibrator.set(Curve())  # a finished run that is resumed has its calibration already
     if model.network is not None and model.trees is not None and not result.stopped_by_callback:
         result = grow_beside(model, feature_set, config, result, progress)
+    if calibrated_by is not None:
+        known = {name: one for name, one in load_file(calibrated_by / MODEL).items() if "calibrat" in name}
+        model.load_state_dict(known, strict=False)
+        save_tensors(folder / MODEL, model.state_dict())
+        calibrated = Calibrated(config.calibration, {}, {})
+        write_text(folder / CALIBRATION, json.dumps(asdict(calibrated), indent=2))
+        return result, calibrated
     valid = score_split(model, feature_set, "valid")
     calibrated = calibrate(
         model.calibrator, config.calibration, valid.scores, valid.labels, valid.groups, valid.weights

@@ -71,6 +71,7 @@ class Job:
         run_dir: the run's folder.
         resumed: whether it goes on in a folder of an earlier process.
         parent: the run whose weights it goes on from; None for a full training.
+        calibrated_by: folder of the run whose calibration it takes, where it learns from the validation rows, too.
     """
 
     preset: Preset
@@ -80,6 +81,7 @@ class Job:
     run_dir: Path
     resumed: bool = False
     parent: Parent | None = None
+    calibrated_by: Path | None = None
 
     @property
     def contract(self) -> Contract:
@@ -256,6 +258,7 @@ class Job:
             on_evaluation=record,
             resume=self.resumed,
             warm=self.parent,
+            calibrated_by=self.calibrated_by,
         )
         if result.began is not None:
             self.console.print(how_it_began(result.began))

@@ -40,7 +40,7 @@ class Winner:
         value: of the metric; a mean over seeds where it is a finalist.
         interval: of the value; None where the scores are not on this machine.
         gain: above the current settings, paired by user; None likewise, and where these are the best.
-        trainings: that the value is the mean of.
+        folders: of the trainings that the value is the mean of.
     """
 
     trial: int
@@ -48,7 +48,12 @@ class Winner:
     value: float
     interval: Interval | None
     gain: Interval | None
-    trainings: int
+    folders: tuple[Path, ...]
+
+    @property
+    def trainings(self) -> int:
+        """That the value is the mean of."""
+        return len(self.folders)
 
 
 @dataclass
@@ -149,7 +154,7 @@ def outcome_of(
         )
     if finalists:
         first = finalists[0]
-        winner = Winner(first.trial, first.params, first.value, first.interval, first.gain, len(first.folders))
+        winner = Winner(first.trial, first.params, first.value, first.interval, first.gain, first.folders)
     else:
         winner = _best_trial(done, search, rows)
     spent = sum(int(one.user_attrs.get(ROWS, 0)) for one in (*trials, *finals))
@@ -169,7 +174,7 @@ def _best_trial(done: Sequence[FrozenTrial], search: SearchSpace, rows: Validati
         ours, theirs = (rows.measured([Path(one.user_attrs[RUN])]) for one in (best, current))
         if ours is not None and theirs is not None:
             gain = rows.gain(ours, theirs)
-    return Winner(best.number, best.params, value, interval, gain, 1)
+    return Winner(best.number, best.params, value, interval, gain, (Path(best.user_attrs[RUN]),))
 
 
 def write_best(found: Outcome, settings: JobSettings, data_options: Sequence[str]) -> None:

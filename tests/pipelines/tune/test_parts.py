@@ -10,6 +10,7 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as threads_of_trees
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.data.columns import column
@@ -240,11 +241,12 @@ def test_threads_are_a_workers_part_while_others_work(monkeypatch: pytest.Monkey
 
 
 def test_trees_grow_on_a_workers_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """scikit-learn has an OpenMP of its own, which torch's number of threads says nothing to."""
+    """So do products of numpy's: each library may have threads of its own, which torch's number says nothing to."""
     monkeypatch.setattr("pipelines.tune.workers.host.cores", lambda: 2)
     before = threads_of_trees()
     with sharing_cores(2):
         assert threads_of_trees() == 1
+        assert {one["num_threads"] for one in threadpool_info()} == {1}
     assert threads_of_trees() == before
 
 

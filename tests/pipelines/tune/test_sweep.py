@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from ctr.reporting.mlflow_store import MlflowStore
 from features.contract.settings import validate
 from features.errors import ConfigError, StoreAwayError, TryAgainError
 from features.simulator.simulate import simulate
+from features.store.feature_set import FeatureSet
+from pipelines.cli.commands import main
 from pipelines.cli.options import settings_of
 from pipelines.job.train import Job, Trained
 from pipelines.job_settings import JobSettings
@@ -389,6 +392,30 @@ def test_settings_of_the_data_have_a_feature_set_each_apart_from_the_current_one
 def test_a_space_that_no_trial_could_be_drawn_from_is_refused(work: Path, searched: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         run(work, "odd", 1, space=searched)
+
+
+def test_the_command_of_the_best_settings_trains_them_as_it_is(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the data, which no preset has: the shorter of two histories wins."""
+
+    def value(self: Trials, trial: optuna.Trial, chosen: dict[str, Any], renewal: object) -> float:
+        trial.set_user_attr(RUN, "nowhere")
+        return -float(chosen["data.history.max_len"]) - chosen["model.dropout"]
+
+    monkeypatch.setattr(Trials, "_trained", value)
+    place = ("--data", "conf/data/simulated.yaml", "--root", str(work / "raw"), "--work", str(tmp_path))
+    searched = {"data.history.max_len": {"choices": [20, 64]}, "model.dropout": {"choices": [0.1, 0.05]}}
+    sweep = Sweep("command", space(sampler="grid", space=searched), None, 4, data_options=place)
+    found = run_sweep(replace(settings(work), workspace=Workspace(tmp_path)), sweep)
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(found.command)[1:])
+    assert ended.value.code == 0
+    (path,) = tmp_path.glob("runs/*/config.json")
+    config, best = json.loads(path.read_text()), yaml.safe_load(found.path.read_text())
+    assert config["preset"] == best and (best["train"]["epochs"], best["model"]["dropout"]) == (1, 0.05)
+    made = FeatureSet.open(tmp_path / config["feature_set"])
+    assert made.contract.history.max_len == found.winner.params["data.history.max_len"] == 20
 
 
 def test_settings_that_cannot_be_trained_are_a_failed_trial_with_the_reason(work: Path) -> None:

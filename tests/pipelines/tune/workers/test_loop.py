@@ -85,6 +85,19 @@ def test_a_worker_that_is_asked_to_end_leaves_its_trial_in_the_queue(tmp_path: P
     assert next(one for one in found if one.user_attrs.get(PREVIOUS) == number).user_attrs[RETRIES] == 0
 
 
+def test_a_suspended_worker_finds_its_trial_taken_and_goes_on(tmp_path: Path) -> None:
+    """It stands still for longer than the grace; another worker has done its trial when it wakes."""
+    late = start(tmp_path, 2, 1.0)
+    number = until(late, "drew")
+    late.send_signal(signal.SIGSTOP)
+    assert ended(start(tmp_path, 2, 0.05)) == [0]
+    late.send_signal(signal.SIGCONT)
+    assert ended(late) == [0]
+    found = trials_of(tmp_path)
+    assert Counter(state_of(one, found) for one in found) == {"complete": 2, "retried": 1}
+    assert state_of(found[number], found) == "retried"
+
+
 def test_a_signal_before_the_training_is_no_loss_either(tmp_path: Path) -> None:
     one = worker(None, tmp_path, 2, 0.0, Lease(), [])
 
