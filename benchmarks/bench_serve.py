@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from benchmarks.harness.load import send
+from benchmarks.harness.load import send_alone
 from benchmarks.harness.measured import measure
 from benchmarks.harness.report import Report, Section
 from benchmarks.harness.served import Served, served
@@ -37,7 +37,7 @@ FALLBACK_MS = 50.0
 PATIENT_MS = 10_000.0  # of all servers but that with a fallback: what waits long is seen as latency, not as an error
 ALLOWED_FACTOR, ALLOWED_MS = 1.5, 2.0  # the server's p99 may be so many times the model's, and so much more
 WARM_UP = 50
-LOAD = f"{send.__module__}:send"
+LOAD = f"{send_alone.__module__}:send_alone"
 Say = Callable[[str], object]
 SIZING = {
     "name": "as fast as answered",
