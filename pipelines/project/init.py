@@ -51,7 +51,12 @@ def init_project(folder: Path, data: str, console: Console) -> dict[str, Any]:
 def _settings(data: str) -> dict[Path, Path]:
     """Which file becomes which settings file of the project: all but contracts and studies of other data."""
     shipped = shipped_conf()
-    wanted = [*shipped.glob("*.yaml"), *shipped.glob("model/*.yaml"), shipped / "data" / f"{data}.yaml"]
+    wanted = [
+        *shipped.glob("*.yaml"),
+        *shipped.glob("model/*.yaml"),
+        *shipped.glob("spaces/*.yaml"),
+        shipped / "data" / f"{data}.yaml",
+    ]
     wanted += [path for path in shipped.glob("studies/*.yaml") if _data_of(path) == f"{CONF / 'data' / data}.yaml"]
     files = {CONF / path.relative_to(shipped): path for path in sorted(wanted)}
     return {**files, CONF / "data" / f"{OWN}.yaml": TEMPLATE / f"{OWN}.yaml"}

@@ -44,6 +44,7 @@ def test_a_project_holds_settings_a_makefile_and_a_readme(project):
         "conf/studies/simulated.yaml",
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").glob("*.yaml")),
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf/model").glob("*.yaml")),
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf/spaces").glob("*.yaml")),
     }
 
 
