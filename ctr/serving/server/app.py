@@ -29,8 +29,8 @@ from ctr.serving.answering.pool import OverloadedError, RankingPool
 from ctr.serving.answering.popularity import PopularityAnswer
 from ctr.serving.answering.ranking import Ranking
 from ctr.serving.answering.versions import Source, Versions
-from ctr.serving.items.apart import upsert_apart
-from ctr.serving.items.upsert import Upserted
+from ctr.serving.items.new_items import items_of_json
+from ctr.serving.items.upsert import Upserted, upsert_items
 from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
@@ -274,8 +274,8 @@ class Server:
             raise UnauthorizedError
 
     def _upsert(self, body: bytes) -> tuple[Upserted, bool]:
-        read_body(body)  # what is no JSON object is refused here
-        return self.versions.upsert(lambda path: upsert_apart(path, body, self.config.items.max_items))
+        raw, most = read_body(body), self.config.items.max_items
+        return self.versions.upsert(lambda path: upsert_items(path, lambda encoder: items_of_json(encoder, raw, most)))
 
     def _take(self, body: bytes) -> dict[str, Any]:
         """Keep the events of a body for pasts and counters; what the answer says of them.

@@ -27,7 +27,6 @@ DRAIN_SECONDS = 30
 # uvicorn kills a process that says nothing for so long. One that imports on a busy machine says nothing either, and
 # with uvicorn's own 5 s it would be killed and started again for ever.
 SILENT_SECONDS = 60
-GARBAGE_AFTER = 50_000  # objects that were made and still are
 TURN_SECONDS = 0.0002
 
 
@@ -51,13 +50,11 @@ class MakeApp:
 def keep_pauses_short() -> None:
     """Let Python itself hold up no answer: neither its search for garbage nor a thread that makes another version.
 
-    What is loaded is garbage never, and left out of the search (a third of the slowest hundredth of answers waited for
-    it). A request makes a thousand objects that go by themselves, so it looks for others seldom. A thread that computes
-    gives way to one that answers after a fifth of a millisecond instead of five.
+    What is loaded is never garbage, and left out of the search: all of it was looked through again and again. A thread
+    that computes gives way to one that answers after a fifth of a millisecond instead of five.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GARBAGE_AFTER)
     sys.setswitchinterval(TURN_SECONDS)
 
 

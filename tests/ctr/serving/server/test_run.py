@@ -113,13 +113,13 @@ class Server:
 import ctr.serving.server.app as module
 module.Server = Server
 app = run.MakeApp(None, None, None)()
-print(sys.getswitchinterval() <= 0.001, gc.get_freeze_count() > 1000, gc.get_threshold()[0] > 10_000)
+print(sys.getswitchinterval() <= 0.001, gc.get_freeze_count() > 1000)
 """
 
 
 def test_a_process_that_answers_keeps_its_own_pauses_short():
     found = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["True"] * 3
+    assert found.stdout.split() == ["True"] * 2
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
