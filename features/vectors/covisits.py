@@ -1,6 +1,6 @@
 """Item vectors learned from users' pasts: items that stand near each other in them get vectors that are alike.
 
-Shapes: E events, P pairs of items that met, I items that met another one, W width of a vector.
+Shapes: E events, P pairs of items that co-occur, I items of such pairs, W width of a vector.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from features.errors import DataError
 from features.store.schema import FIRST_VALUE
 from features.vectors.read import learned_file
 
-NEIGHBOURS = 10  # events before and after one of the same user that it meets: pairs grow with events, not their square
+NEIGHBOURS = 10  # events before and after one of the same user that count: pairs grow with events, not their square
 ROUNDING = 1e-6  # of the longest vector: a shorter one is what rounding leaves of items that no direction holds
 POWER_ITERATIONS = 7
 SEED = 1
@@ -39,8 +39,8 @@ class PastEvents:
 
 
 @dataclass(frozen=True)
-class Meetings:
-    """How often items met: each pair of two different ones once, the smaller index first.
+class CoOccurrences:
+    """How often items stand near each other: each pair of two different ones once, the smaller index first.
 
     Args:
         ids: of the items, sorted; indices count in them.
@@ -64,27 +64,27 @@ def learn_sets(contract: Contract, events: PastEvents, folder: Path) -> dict[str
         folder: of the feature set.
 
     Returns:
-        By set, how many `events` there were, how many `pairs` of items met, and how many `items` have a vector.
+        By set, how many `events` there were, how many `pairs` of items co-occur, and how many `items` have a vector.
 
     Raises:
-        DataError: fewer items met another one than a vector has numbers.
+        DataError: fewer items co-occur with another one than a vector has numbers.
     """
-    met = meetings(events)
+    counted = co_occurrences(events)
     report = {}
     for name, spec in contract.learned_sets.items():
-        matrix_II = associations(met, spec.shift)
+        matrix_II = associations(counted, spec.shift)
         vectors_IW = _vectors(name, spec, matrix_II, len(events.user_E))
         length_I = np.linalg.norm(vectors_IW, axis=1)
         has_I = length_I > ROUNDING * length_I.max()
         path = learned_file(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         vectors = pl.Series(vectors_IW[has_I].astype(np.float32), dtype=pl.Array(pl.Float32, spec.width))
-        pl.DataFrame({spec.id: met.ids.filter(pl.Series(has_I)), spec.vector: vectors}).write_parquet(path)
-        report[name] = {"events": len(events.user_E), "pairs": len(met.count_P), "items": int(has_I.sum())}
+        pl.DataFrame({spec.id: counted.ids.filter(pl.Series(has_I)), spec.vector: vectors}).write_parquet(path)
+        report[name] = {"events": len(events.user_E), "pairs": len(counted.count_P), "items": int(has_I.sum())}
     return report
 
 
-def meetings(events: PastEvents, neighbours: int = NEIGHBOURS) -> Meetings:
+def co_occurrences(events: PastEvents, neighbours: int = NEIGHBOURS) -> CoOccurrences:
     """Count how often two different items are at most `neighbours` events apart in one user's past.
 
     Memory holds the events and the pairs that were found: one distance is counted after the other.
@@ -94,17 +94,17 @@ def meetings(events: PastEvents, neighbours: int = NEIGHBOURS) -> Meetings:
     found = pl.DataFrame(schema={"pair": pl.Int64, "count": pl.Int64})
     for apart in range(1, min(neighbours, len(item_E) - 1) + 1):
         one_E, other_E = item_E[:-apart], item_E[apart:]
-        meet_E = (events.user_E[:-apart] == events.user_E[apart:]) & (one_E != other_E)
-        one, other = one_E[meet_E], other_E[meet_E]
+        near_E = (events.user_E[:-apart] == events.user_E[apart:]) & (one_E != other_E)
+        one, other = one_E[near_E], other_E[near_E]
         pairs = pl.DataFrame({"pair": np.minimum(one, other) * len(ids) + np.maximum(one, other)})
         counted = pairs.group_by("pair").agg(pl.len().cast(pl.Int64).alias("count"))
         found = pl.concat([found, counted]).group_by("pair").agg(pl.col("count").sum())
     found = found.sort("pair")
     pair_P = found["pair"].to_numpy()
-    return Meetings(ids, np.stack(np.divmod(pair_P, max(len(ids), 1)), axis=1), found["count"].to_numpy())
+    return CoOccurrences(ids, np.stack(np.divmod(pair_P, max(len(ids), 1)), axis=1), found["count"].to_numpy())
 
 
-def associations(met: Meetings, shift: float) -> Any:
+def associations(counted: CoOccurrences, shift: float) -> Any:
     """Shifted positive pointwise mutual information of each pair, sparse and symmetric, float64 [I, I].
 
         max(log(n_ij n / (n_i n_j)) - log shift, 0),    n_i = Σ_j n_ij,  n = Σ_i n_i
@@ -113,10 +113,10 @@ def associations(met: Meetings, shift: float) -> Any:
     """
     from scipy import sparse
 
-    one_P, other_P = met.pairs_P2.T
-    items = len(met.ids)
-    of_item_I = np.bincount(one_P, met.count_P, items) + np.bincount(other_P, met.count_P, items)
-    value_P = np.log(met.count_P * of_item_I.sum() / (of_item_I[one_P] * of_item_I[other_P])) - np.log(shift)
+    one_P, other_P = counted.pairs_P2.T
+    items = len(counted.ids)
+    of_item_I = np.bincount(one_P, counted.count_P, items) + np.bincount(other_P, counted.count_P, items)
+    value_P = np.log(counted.count_P * of_item_I.sum() / (of_item_I[one_P] * of_item_I[other_P])) - np.log(shift)
     kept_P = value_P > 0
     one_P, other_P, value_P = one_P[kept_P], other_P[kept_P], value_P[kept_P]
     places = np.r_[one_P, other_P], np.r_[other_P, one_P]
@@ -125,12 +125,12 @@ def associations(met: Meetings, shift: float) -> Any:
 
 def _vectors(name: str, spec: Embedding, matrix_II: Any, events: int) -> np.ndarray:
     """`U sqrt(Σ)` of the greatest singular values, float64 [I, W]; one start and one sign, so that builds agree."""
-    met = int((np.diff(matrix_II.indptr) > 0).sum())
-    if met < spec.width:
+    associated = int((np.diff(matrix_II.indptr) > 0).sum())
+    if associated < spec.width:
         raise DataError(
-            f"embeddings.{name}: in the pasts of the training window ({events:,} events) {met:,} items meet another "
-            f"one more than {spec.shift:g} times as often as by chance, fewer than the set's width {spec.width}. Lower "
-            "its width, take a longer log, or take the set out of the contract."
+            f"embeddings.{name}: in the pasts of the training window ({events:,} events) {associated:,} items co-occur "
+            f"with another one more than {spec.shift:g} times as often as by chance, fewer than the set's width "
+            f"{spec.width}. Lower its width, take a longer log, or take the set out of the contract."
         )
     from sklearn.utils.extmath import randomized_svd
 

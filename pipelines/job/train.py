@@ -197,7 +197,7 @@ class Job:
     @contextmanager
     def _tracked(self, parent_run_id: str | None, extra_tags: dict[str, str]) -> Iterator[Tracker]:
         say_sent(send_waiting(self.workspace), self.console)
-        # A trial belongs to a study whose run has begun: where MLflow is away now, it is told of the trial later.
+        # The study of a trial has its MLflow run already: what MLflow cannot take now is sent later.
         begin = self.preset.train.tracking if parent_run_id is None else "later"
         tracker = Tracker(self.workspace.root, self.run_dir / OUTBOX, begin)
         known = tracked_id(self.run_dir)

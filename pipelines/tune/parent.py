@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARENT_RUN = "mlflow_run_id"
-OF_STUDY = "study"  # folder beside those of trials: what MLflow could not be told of the study itself
+OF_STUDY = "study"  # folder beside those of trials: the outbox of the MLflow run of the study
 
 
 def parent_run(study: optuna.Study, settings: JobSettings, search: SearchSpace) -> str:

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-FORGETS = 16  # jobs after which a change of their length counts for two thirds in the estimate
+REMEMBERED = 16  # jobs that the estimate of a job's length is, roughly, the mean of
 
 
 class OverloadedError(Exception):
@@ -107,7 +107,7 @@ class RankingPool:
 
     def _took(self, seconds: float) -> None:
         known = seconds if self._typical is None else self._typical
-        self._typical = known + (seconds - known) / FORGETS
+        self._typical = known + (seconds - known) / REMEMBERED
 
     def _end(self, waiting: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         # A client that hangs up cancels the waiting, not the work: the place is free when the work has ended.

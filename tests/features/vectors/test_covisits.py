@@ -1,4 +1,4 @@
-"""Vectors learned from pasts: meetings, associations and vectors worked out by hand, and what is refused."""
+"""Vectors learned from pasts: co-occurrences, associations and vectors worked out by hand, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from features.errors import DataError
-from features.vectors.covisits import Meetings, PastEvents, associations, learn_sets, meetings
+from features.vectors.covisits import CoOccurrences, PastEvents, associations, co_occurrences, learn_sets
 from features.vectors.read import learned_file
 from tests.features.vector_files import contract_of
 
@@ -19,9 +19,9 @@ from tests.features.vector_files import contract_of
 TOY = PastEvents(np.array([1, 1, 1, 1, 1, 2, 2]), pl.Series("item", list("abcaaab")))
 
 
-def counts(met: Meetings) -> dict[str, int]:
-    ids = met.ids.to_list()
-    return {ids[i] + ids[j]: n for (i, j), n in zip(met.pairs_P2.tolist(), met.count_P.tolist(), strict=True)}
+def counts(found: CoOccurrences) -> dict[str, int]:
+    ids = found.ids.to_list()
+    return {ids[i] + ids[j]: n for (i, j), n in zip(found.pairs_P2.tolist(), found.count_P.tolist(), strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def counts(met: Meetings) -> dict[str, int]:
     ],
 )
 def test_different_items_of_one_past_meet_within_so_many_events(neighbours, expected):
-    assert counts(meetings(TOY, neighbours)) == expected
+    assert counts(co_occurrences(TOY, neighbours)) == expected
 
 
 def test_without_events_nothing_meets():
-    assert len(meetings(PastEvents(np.empty(0, np.int64), pl.Series("item", [], pl.Int64))).count_P) == 0
+    assert len(co_occurrences(PastEvents(np.empty(0, np.int64), pl.Series("item", [], pl.Int64))).count_P) == 0
 
 
 def toy_matrix(shift: float) -> np.ndarray:
-    found: np.ndarray = associations(meetings(TOY, 1), shift).toarray()
+    found: np.ndarray = associations(co_occurrences(TOY, 1), shift).toarray()
     return found
 
 
@@ -101,7 +101,7 @@ def test_an_item_that_never_meets_another_has_no_vector(tmp_path):
 
 
 def test_an_item_that_no_direction_holds_has_no_vector(tmp_path):
-    # Items 50 and 51 met each other alone: log(1202) against log(1.2) of the six that all met each other 40 times.
+    # Items 50 and 51 co-occur with each other alone: log(1202) against log(1.2) of the six that all co-occur 40 times.
     events = PastEvents(np.r_[np.repeat(np.arange(40), 6), 99, 99], pl.Series(np.r_[np.tile(np.arange(6), 40), 50, 51]))
     table, _ = learn(tmp_path, events, width=1)
     assert table["item_id"].to_list() == [50, 51]
@@ -126,12 +126,12 @@ def test_ids_may_be_text(tmp_path):
     [
         (
             {"width": 5},
-            r"embeddings.co: .* \(6 events\) 4 items meet .* more than 1 times .* fewer than the set's width 5",
+            r"embeddings.co: .* \(6 events\) 4 items co-occur .* more than 1 times .* fewer than the set's width 5",
         ),
-        ({"width": 2, "shift": 2}, r"0 items meet another one more than 2 times as often .* Lower its width"),
+        ({"width": 2, "shift": 2}, r"0 items co-occur with another one more than 2 times as often .* Lower its width"),
     ],
 )
-def test_too_few_meetings_are_named(tmp_path, over, words):
+def test_too_few_co_occurrences_are_named(tmp_path, over, words):
     with pytest.raises(DataError, match=words):
         learn(tmp_path, star(3), **over)
 

@@ -63,24 +63,25 @@ def test_sets_that_say_nothing_are_drawn_too(tmp_path: Path) -> None:
     assert written["advice"].startswith("No set finds")
 
 
+def contract_with(folder: Path, name: str, more: str = "") -> str:
+    """A contract of the simulated log's interactions alone, with more sections."""
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        f"name: {name}\ninteractions: {{path: interactions.parquet, user: user_id, item: item_id, time: timestamp, "
+        f"label: clicked}}\n{more}"
+    )
+    return str(path)
+
+
 def test_a_learned_set_is_measured_but_not_judged(tmp_path: Path) -> None:
     simulate(tmp_path / "raw", rows=2_000, users=50, items=120, seed=1)
-    contract = tmp_path / "learning.yaml"
-    contract.write_text(
-        "name: learning\ninteractions: {path: interactions.parquet, user: user_id, item: item_id, time: timestamp, "
-        "label: clicked}\nembeddings: {covisit: {learn: history, width: 8}}\n"
-    )
-    assert run("--data", str(contract), "--root", str(tmp_path / "raw"), "--work", str(tmp_path)) == 0
+    contract = contract_with(tmp_path, "learning", "embeddings: {covisit: {learn: history, width: 8}}\n")
+    assert run("--data", contract, "--root", str(tmp_path / "raw"), "--work", str(tmp_path)) == 0
     written = json.loads((tmp_path / "inspections" / "learning" / "inspection.json").read_text())
     assert (written["sets"][0]["width"], written["sets"][0]["advice"]) == (8, LEARNED)
 
 
 def test_a_contract_without_vectors_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulate(tmp_path / "raw", rows=2_000, users=50, items=120, seed=1)
-    bare = tmp_path / "bare.yaml"
-    bare.write_text(
-        "name: bare\ninteractions: {path: interactions.parquet, user: user_id, item: item_id, time: timestamp, "
-        "label: clicked}\n"
-    )
-    assert run("--data", str(bare), "--root", str(tmp_path / "raw"), "--work", str(tmp_path)) == 2
+    assert run("--data", contract_with(tmp_path, "bare"), "--root", str(tmp_path / "raw"), "--work", str(tmp_path)) == 2
     assert "has no `embeddings` to inspect" in capsys.readouterr().err

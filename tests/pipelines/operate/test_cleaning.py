@@ -84,17 +84,6 @@ def test_the_run_that_an_unfinished_one_goes_on_from_stays_whole(workspace: Work
     assert not {f"runs/{days[0]}", f"runs/{days[0]}/checkpoint-9.safetensors", "feature_sets/shop/set-0"} & set(found)
 
 
-def test_a_bundle_that_waits_to_be_registered_stays(workspace: Workspace, days: list[str]) -> None:
-    Outbox(workspace.runs / days[0] / "outbox").append(Tag(run="r", name="a", value="b"))
-    assert f"bundles/shop/{days[0]}" not in unused(workspace)
-
-
-def test_nothing_of_a_contract_goes_while_its_pointers_move(workspace: Workspace, days: list[str]) -> None:
-    with workspace.lock("shop.pointers"):
-        done = cleaned(workspace, yes=True)
-    assert (done["removed"], done["skipped"]) == ([], ["shop"])
-
-
 @pytest.mark.parametrize(("seconds", "goes"), [(90_000, True), (80_000, False)])
 def test_a_folder_of_a_run_that_never_began_goes_after_a_day(
     workspace: Workspace, registry: FakeRegistry, seconds: int, goes: bool
@@ -231,13 +220,16 @@ def test_a_run_whose_control_stands_beside_others_stays_a_week(
     assert (f"runs/{run_id(days_ago)}" not in unused(workspace)) is stays
 
 
-def test_a_run_whose_outbox_waits_stays(workspace: Workspace, days: list[str]) -> None:
+def test_a_run_whose_outbox_waits_stays_with_its_bundle(workspace: Workspace, days: list[str]) -> None:
     Outbox(workspace.runs / days[0] / "outbox").append(Tag(run="r", name="a", value="b"))
-    assert f"runs/{days[0]}" not in unused(workspace)
+    assert not {f"runs/{days[0]}", f"bundles/shop/{days[0]}"} & set(unused(workspace))
 
 
-def test_nothing_of_a_contract_goes_while_a_job_of_it_runs(workspace: Workspace, days: list[str]) -> None:
-    with workspace.lock("shop"):
+@pytest.mark.parametrize("lock", ["shop", "shop.pointers"])
+def test_nothing_of_a_contract_goes_while_a_job_or_a_promotion_of_it_runs(
+    workspace: Workspace, days: list[str], lock: str
+) -> None:
+    with workspace.lock(lock):
         done = cleaned(workspace, yes=True)
     assert (done["removed"], done["skipped"]) == ([], ["shop"])
 

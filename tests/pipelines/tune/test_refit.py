@@ -15,12 +15,13 @@ from ctr.data.loader import Loader
 from ctr.serving.bundle import open_bundle
 from ctr.training.checkpoint import CURVE, MODEL, Evaluation
 from features.errors import ConfigError
-from features.simulator.simulate import simulate
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, follow
 from pipelines.tune.refit import TrainAndValid, bundle_best, epochs_of, require_bundle
-from tests.pipelines.tune.test_sweep import ROOT, run, settings
+from tests.pipelines.tune.sweeping import run, settings
 from tests.toy import toy_feature_set
+
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +71,6 @@ def test_epochs_are_those_at_which_the_trainings_were_best(tmp_path: Path) -> No
     second = curve(tmp_path / "b", {1.0: 0.6, 2.5: 0.5, 4.0: 0.4})
     assert epochs_of([first, second], Preset()) == 3
     assert epochs_of([curve(tmp_path / "c", {0.25: 0.4, 4.0: 0.5})], Preset()) == 1
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("refit")
-    simulate(folder / "raw", rows=6_000, users=150, items=100, seed=1)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def test_the_bundle_has_the_winners_calibration_and_is_measured_on_test_rows(work: Path) -> None:

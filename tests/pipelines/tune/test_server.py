@@ -25,7 +25,7 @@ from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
 from tests.pipelines.tune.postgres import cluster
-from tests.pipelines.tune.test_sweep import DROPOUT, LR, RATE, TINY
+from tests.pipelines.tune.sweeping import DROPOUT, LR, RATE, TINY
 
 pytestmark = pytest.mark.slow
 TRIALS = 20

@@ -78,6 +78,24 @@ def test_what_would_end_behind_the_deadline_is_refused_when_it_comes():
         pool.close()
 
 
+def test_what_could_begin_before_the_deadline_and_not_end_is_not_run():
+    pool, ran = RankingPool(threads=1, size=1, deadline=0.5), []
+    try:
+        crowd(pool, 0.05, 1)
+
+        async def two() -> None:
+            slow = asyncio.create_task(pool.run(lambda: time.sleep(0.47)))
+            late = asyncio.create_task(pool.run(lambda: ran.append("late")))
+            with pytest.raises(OverloadedError):
+                await late
+            await slow
+
+        asyncio.run(two())
+        assert ran == []
+    finally:
+        pool.close()
+
+
 def test_the_estimate_follows_jobs_that_have_become_quick():
     pool = RankingPool(threads=1, size=100, deadline=0.5)
     try:

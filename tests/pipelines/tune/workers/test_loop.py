@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -15,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import ConfigError, LockError, QuadRankError, StoreAwayError
 from pipelines.tune.workers.leases import DEADLINE, WORKER, Lease
-from pipelines.tune.workers.loop import ENDED, Terminated
+from pipelines.tune.workers.loop import ENDED, Terminated, Worker
 from pipelines.tune.workers.standing import ERROR, PREVIOUS, RETRIES, counted, state_of
 from tests.pipelines.cli.test_commands import ROOT
 from tests.pipelines.tune.stub_worker import worker
@@ -140,21 +142,29 @@ def test_an_explained_failure_counts_and_the_worker_goes_on(tmp_path: Path) -> N
     assert [state_of(trial, found) for trial in found] == ["failed", "complete"]
 
 
-def test_a_late_worker_does_not_undo_what_another_one_did(tmp_path: Path) -> None:
-    """It was silent for too long: its trial was failed and queued again while it still worked on it."""
-    late = worker(None, tmp_path, 1, 0.0, Lease(), [])
-    other = worker(None, tmp_path, 1, 0.0, Lease(), [])
+def overtake(late: Worker, meanwhile: Callable[[], None]) -> None:
+    """Let the worker run, and something happen to its trial 0 before that ends."""
     tried = late.objective
 
-    def overtaken(trial, drawn):
+    def overtaken(trial: optuna.Trial, drawn: Callable[[], None]) -> Any:
         value = tried(trial, drawn)
         if trial.number == 0:
-            other.study.tell(0, state=TrialState.FAIL)
-            other.work()
+            meanwhile()
         return value
 
     object.__setattr__(late, "objective", overtaken)
     late.work()
+
+
+def test_a_late_worker_does_not_undo_what_another_one_did(tmp_path: Path) -> None:
+    """It was silent for too long: its trial was failed and queued again while it still worked on it."""
+    late, other = (worker(None, tmp_path, 1, 0.0, Lease(), []) for _ in range(2))
+
+    def meanwhile() -> None:
+        other.study.tell(0, state=TrialState.FAIL)
+        other.work()
+
+    overtake(late, meanwhile)
     found = trials_of(tmp_path)
     assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
 
@@ -164,35 +174,20 @@ def test_a_late_worker_of_a_trial_that_was_lost_for_good_goes_on(tmp_path: Path)
     late = worker(None, tmp_path, 2, 0.0, Lease(), [])
     late.study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={RETRIES: 1}))
     other = worker(None, tmp_path, 2, 0.0, Lease(), [])
-    tried = late.objective
-
-    def overtaken(trial, drawn):
-        value = tried(trial, drawn)
-        if trial.number == 0:
-            other.study.tell(0, state=TrialState.FAIL)
-        return value
-
-    object.__setattr__(late, "objective", overtaken)
-    late.work()
+    overtake(late, lambda: other.study.tell(0, state=TrialState.FAIL))
     found = trials_of(tmp_path)
     assert [state_of(trial, found) for trial in found] == ["failed", "complete"]
 
 
 def test_a_late_worker_does_not_stumble_before_its_trial_is_in_the_queue_again(tmp_path: Path) -> None:
     """The other worker has failed the trial, and not yet queued it; pruning it comes too late as well."""
-    late = worker(None, tmp_path, 1, 0.0, Lease(), [])
-    other = worker(None, tmp_path, 1, 0.0, Lease(), [])
-    tried = late.objective
+    late, other = (worker(None, tmp_path, 1, 0.0, Lease(), []) for _ in range(2))
 
-    def overtaken(trial, drawn):
-        value = tried(trial, drawn)
-        if trial.number == 0:
-            other.study.tell(0, state=TrialState.FAIL)
-            raise optuna.TrialPruned
-        return value
+    def meanwhile() -> None:
+        other.study.tell(0, state=TrialState.FAIL)
+        raise optuna.TrialPruned
 
-    object.__setattr__(late, "objective", overtaken)
-    late.work()
+    overtake(late, meanwhile)
     found = trials_of(tmp_path)
     assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
 

@@ -1,0 +1,211 @@
+"""A study that other commands go on with: more trials, another study's best, an end by noise, a signal, MLflow away."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from rich.console import Console
+
+from ctr.reporting.mlflow_store import MlflowStore
+from features.errors import ConfigError, StoreAwayError, TryAgainError
+from pipelines.operate.waiting import send_waiting
+from pipelines.report.sweep import report_sweep
+from pipelines.tune import sweep as tune
+from pipelines.tune.noise import Outlook
+from pipelines.tune.outcome import Outcome, lines_of
+from pipelines.tune.sweep import Sweep, run_sweep
+from pipelines.tune.trial import FIRST, RUN, Trials
+from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.storage import SharedStorage
+from pipelines.workspace import Workspace
+from tests.ctr.reporting.mlflow_server import free_port
+from tests.pipelines.cli.test_commands import ROOT
+from tests.pipelines.tune.sweeping import DROPOUT, LR, RATE, TINY, load, run, settings, space
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def test_the_best_of_another_study_are_tried_after_the_current_settings(
+    screened: Outcome, work: Path, untrained: None
+) -> None:
+    sweep = Sweep("followed", space(), None, 3, from_study="screened", take=2)
+    found = run_sweep(settings(work), sweep)
+    ranked = sorted(screened.trials[1:], key=lambda one: -one.values[0])[:2]
+    assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
+    assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
+
+
+def test_a_study_to_follow_has_no_more_trials_than_are_asked_for(
+    screened: Outcome, work: Path, untrained: None
+) -> None:
+    found = run_sweep(settings(work), Sweep("short", space(), None, 2, from_study="screened", take=3))
+    assert found.summary()["trials"] == {"complete": 2}
+
+
+def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrained: None) -> None:
+    """A choice that is none here, and a number beyond the range: both are told, and neither stops a worker."""
+    wide = {"model.dropout": {"low": 0.2, "high": 0.8}, "train.batch_size": {"choices": [128, 256]}}
+    run(work, "wide", 9, space=wide)
+    console = Console(record=True, width=200, file=io.StringIO())
+    narrow = space(space={"model.dropout": {"low": 0.0, "high": 0.15}, "train.batch_size": {"choices": [256, 512]}})
+    sweep = Sweep("narrow", narrow, None, 6, from_study="wide", take=9)
+    found = run_sweep(replace(settings(work), console=console), sweep)
+    assert found.summary()["trials"] == {"complete": 6}
+    assert all(one.params["model.dropout"] <= 0.15 for one in found.trials if one.params)
+    told = console.export_text()
+    assert "model.dropout is 0." in told and "train.batch_size is 128 there" in told
+
+
+def test_a_study_is_begun_again_where_its_first_worker_was_stopped(work: Path, untrained: None) -> None:
+    """It had said what the study is about, and queued nothing yet."""
+    run(work, "begun", 1)
+    begun = load(work, "begun")
+    shared = SharedStorage.of(None, "halfway", Workspace(work), Lease())
+    study = optuna.create_study(study_name="halfway", storage=shared.open(), direction="maximize")
+    study.set_user_attr(tune.DEFINITION, begun.user_attrs[tune.DEFINITION])
+    found = run(work, "halfway", 2)
+    assert [one.user_attrs.get(FIRST) for one in found.trials] == [True, None]
+
+
+def test_trials_that_were_added_later_become_finalists(work: Path, untrained: None) -> None:
+    shape = {"schedule": "screen", "screen": {"best": 1, "seeds": 1}}
+    run(work, "longer", 1, **shape)
+    found = run(work, "longer", 8, **shape)
+    best = max(found.trials, key=lambda one: one.values[0]).number
+    assert found.winner.trial == best != 0
+
+
+def test_a_study_to_follow_must_exist(work: Path) -> None:
+    with pytest.raises(ConfigError, match="--from-study nothing: no such study"):
+        run_sweep(settings(work), Sweep("follows", space(), None, 1, from_study="nothing"))
+
+
+def test_a_study_that_was_made_by_hand_with_another_direction_is_not_joined(work: Path, untrained: None) -> None:
+    shared = SharedStorage.of(None, "turned", Workspace(work), Lease())
+    optuna.create_study(study_name="turned", storage=shared.open(), direction="minimize")
+    with pytest.raises(ConfigError, match=r"study 'turned': its direction is minimize.*another name with --study"):
+        run(work, "turned", 1)
+
+
+def test_a_study_that_ends_by_noise_gets_no_more_trials(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter([None, Outlook(0.2, 0.1), Outlook(0.1, 0.2)])
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: next(seen))
+    found = run(work, "ended", 9, stop="noise")
+    assert found.summary()["trials"] == {"complete": 3}
+    assert found.summary()["ended"] == "expected gain 0.10000 is below the noise 0.20000"
+
+
+def test_a_study_that_ended_by_noise_goes_on_without_that_rule(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    assert run(work, "on", 5, stop="noise").summary()["trials"] == {"complete": 1}
+    found = run(work, "on", 3).summary()
+    assert (found["trials"], found["ended"]) == ({"complete": 3}, "trials")
+
+
+def test_the_finalists_of_a_study_that_ended_by_noise_are_trained(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    found = run(work, "noisy", 9, stop="noise", schedule="screen", screen={"best": 1, "seeds": 2})
+    assert found.summary()["ended"].startswith("expected gain") and found.summary()["finalists"] == 1
+    assert [one.state.name for one in found.finals] == ["COMPLETE"] * 2
+    assert "ended before all trials: expected gain 0.10000 is below the noise 0.20000" in "\n".join(lines_of(found))
+
+
+def test_a_study_without_that_rule_has_all_of_its_trials(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "outlook", lambda trials, maximize, seed: Outlook(0.1, 0.2))
+    assert run(work, "whole", 4).summary()["trials"] == {"complete": 4}
+
+
+def test_a_new_study_is_told_at_once_that_mlflow_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the feature set is built: there are no raw files here."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreAwayError, match="the MLflow store does not answer"):
+        run(tmp_path, "away", 1)
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM comes once the first trial has its settings."""
+    trained = Trials._trained
+
+    def ended(self: Trials, trial: optuna.Trial, *rest: Any) -> Any:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(30)
+        return trained(self, trial, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "_trained", ended)
+        yield
+
+
+def test_sigterm_ends_a_sweep_with_75_and_leaves_its_trial_in_the_queue(work: Path, stopped: None) -> None:
+    with pytest.raises(TryAgainError, match=r"study 'stopped': asked to end.*the same command goes on"):
+        run(work, "stopped", 1)
+    assert [one.state.name for one in load(work, "stopped").trials] == ["FAIL"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow answered when the study began; the second trial and the end of the study wait for it."""
+    (tmp_path / "raw").symlink_to(work / "raw")
+    parent = run(tmp_path, "outage", 1).parent
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        found = run(tmp_path, "outage", 2)
+        report_sweep(found, settings(tmp_path))
+    assert found.parent == parent and found.summary()["trials"] == {"complete": 2}
+    assert send_waiting(Workspace(tmp_path)).refused == 0
+    client = MlflowStore(tmp_path).client
+    known = client.get_run(parent)
+    children = client.search_runs([known.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert sorted((one.data.tags["trial"], one.data.tags["trial_state"], one.info.status) for one in children) == [
+        ("0", "complete", "FINISHED"), ("1", "complete", "FINISHED"),
+    ]  # fmt: skip
+    assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
+    assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_study(work: Path, tmp_path: Path) -> None:
+    """Started together on a feature set that is not built yet: neither fails, and no two trials are alike."""
+    (tmp_path / "space.json").write_text(json.dumps({"startup_trials": 1, "schedule": "none", "space": RATE | DROPOUT}))
+    command = [sys.executable, "-m", "pipelines", "tune", "--data", str(ROOT / "conf/data/simulated.yaml"),
+               "--root", str(work / "raw"), "--work", str(tmp_path), "--model", str(LR), "--study", "shared",
+               "--trials", "3", "--space", str(tmp_path / "space.json"), "--json"]  # fmt: skip
+    command += [part for one in TINY for part in ("--set", one)]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    ended = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ended
+    study = load(tmp_path, "shared")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert len({trial.params["train.learning_rate"] for trial in study.trials}) == 3
+    summaries = [json.loads(out.splitlines()[-1]) for out, _ in ended]
+    assert summaries[0]["run_id"] == summaries[1]["run_id"]  # one MLflow run over all trials
+    assert summaries[0]["best"] == summaries[1]["best"]
+    assert len(list((tmp_path / "feature_sets" / "simulated").glob("*/MANIFEST.json"))) == 1
+    trials = {path.parent for path in (tmp_path / "runs").rglob("config.json")}
+    assert len(trials) == 3 and {path.parent.name for path in trials} == {"shared"}
+    assert {trial.user_attrs[RUN] for trial in study.trials} == {str(path.resolve()) for path in trials}
