@@ -24,7 +24,7 @@ from pipelines.operate.waiting import send_waiting
 from pipelines.report.sweep import report_sweep
 from pipelines.tune import sweep as tune
 from pipelines.tune.noise import Outlook
-from pipelines.tune.outcome import Outcome, lines_of
+from pipelines.tune.outcome import lines_of
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
 from pipelines.tune.workers.leases import Lease
@@ -35,23 +35,6 @@ from tests.pipelines.cli.test_commands import ROOT
 from tests.pipelines.tune.sweeping import DROPOUT, LR, RATE, TINY, load, run, settings, space
 
 pytestmark = pytest.mark.usefixtures("place")
-
-
-def test_the_best_of_another_study_are_tried_after_the_current_settings(
-    screened: Outcome, work: Path, untrained: None
-) -> None:
-    sweep = Sweep("followed", space(), None, 3, from_study="screened", take=2)
-    found = run_sweep(settings(work), sweep)
-    ranked = sorted(screened.trials[1:], key=lambda one: -one.values[0])[:2]
-    assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
-    assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
-
-
-def test_a_study_to_follow_has_no_more_trials_than_are_asked_for(
-    screened: Outcome, work: Path, untrained: None
-) -> None:
-    found = run_sweep(settings(work), Sweep("short", space(), None, 2, from_study="screened", take=3))
-    assert found.summary()["trials"] == {"complete": 2}
 
 
 def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrained: None) -> None:

@@ -223,3 +223,20 @@ def test_the_current_feature_set_is_built_once_for_all_trials(work: Path, monkey
     monkeypatch.setattr(tune, "build", counted)
     run(work, "once", 2)
     assert built == [tune.LONGEST_WAIT]
+
+
+def test_the_best_of_another_study_are_tried_after_the_current_settings(
+    screened: Outcome, work: Path, untrained: None
+) -> None:
+    sweep = Sweep("followed", space(), None, 3, from_study="screened", take=2)
+    found = run_sweep(settings(work), sweep)
+    ranked = sorted(screened.trials[1:], key=lambda one: -one.values[0])[:2]
+    assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
+    assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
+
+
+def test_a_study_to_follow_has_no_more_trials_than_are_asked_for(
+    screened: Outcome, work: Path, untrained: None
+) -> None:
+    found = run_sweep(settings(work), Sweep("short", space(), None, 2, from_study="screened", take=3))
+    assert found.summary()["trials"] == {"complete": 2}
