@@ -96,6 +96,24 @@ class Registry:
             found = client.search_model_versions(f"name = '{name}' and tags.model_version = '{model_version}'")
         return max((str(version.version) for version in found), key=int, default=None)
 
+    def holds(self, name: str, version: str) -> bool:
+        """Whether nobody took this version out.
+
+        One that waits to be sent counts as there, and so does any while the store is away.
+        """
+        if version.startswith(PENDING):
+            return True
+        try:
+            with self.store.contact() as client:
+                client.get_model_version(name, version)
+        except StoreAwayError:
+            return True
+        except self.store.mlflow.exceptions.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let `models:/<name>@<alias>` name this version."""
         self.delivery.put(MoveAlias(name=name, alias=alias, version=version, moment=now_ms()))

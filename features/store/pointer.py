@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from features.errors import DataError
@@ -14,7 +18,9 @@ POINTERS = (CURRENT, NEWEST)
 
 def point_at(folder: Path, version: str, pointer: str = CURRENT) -> Path:
     """Let a pointer of `folder` name this version, in one step; returns the pointer's path."""
-    write_text(folder / pointer, version)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        write_text(folder / pointer, version)
     return folder / pointer
 
 
@@ -28,9 +34,10 @@ def move_pointer(path: Path, before: Path, after: Path) -> bool:
     pointer = path / CURRENT if path.is_dir() else path
     if pointer.name not in POINTERS or not pointer.is_file() or pointer.parent.resolve() != after.parent.resolve():
         return False
-    if pointer.read_text(encoding="utf-8").strip() != before.name:
-        return False
-    point_at(pointer.parent, after.name, pointer.name)
+    with _alone(pointer.parent):
+        if pointer.read_text(encoding="utf-8").strip() != before.name:
+            return False
+        write_text(pointer, after.name)
     return True
 
 
@@ -53,3 +60,14 @@ def follow(path: Path) -> Path:
             "name of one that is there into the file."
         )
     return version
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let nobody else move a pointer of this folder within the block: what was read is still so when it is replaced."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -47,7 +47,7 @@ def promote(
         rules: that it was judged by.
         console: where messages are printed.
         registry: whose alias moves; default that of the workspace.
-        version: of the bundle there, where a run registered it.
+        version: of the bundle there, where a run registered it; one that was taken out since is registered anew.
 
     Raises:
         GateError: the gate refused it; the message has all reasons, with their figures. Nothing moves.
@@ -58,8 +58,10 @@ def promote(
         raise GateError(verdict.reason)
     opened = open_bundle(bundle)
     registry = registry or Registry(workspace.root)
-    version = version or register(opened, workspace)
-    registry.tag_version(registered_name(opened.manifest.name), version, verdict.tags())
+    name = registered_name(opened.manifest.name)
+    if version is None or not registry.holds(name, version):
+        version = register(opened, workspace)
+    registry.tag_version(name, version, verdict.tags())
     against = verdict.champion or "no champion"
     why = f"passed the gate against {against}"
 

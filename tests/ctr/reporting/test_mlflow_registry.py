@@ -170,7 +170,10 @@ def test_a_version_that_is_removed_takes_its_files_along_and_leaves_the_others(
     assert (newest.model_version, newest.run_id, newest.aliases) == ("run-2", runs[1], ("champion",))
     assert (oldest.model_version, oldest.aliases) == ("run-1", ())
     assert registry.artifact_bytes(runs[0]) > sum(path.stat().st_size for path in (tmp_path / "run-1").iterdir())
+    assert registry.holds(name, oldest.version) and registry.holds(name, f"{PENDING}1")
     registry.remove_version(name, oldest, artifacts=True)
+    assert not registry.holds(name, oldest.version) and registry.holds(name, newest.version)
+    assert not registry.holds("quadrank-of-nobody", "1")
     assert registry.versions(name) == [newest]
     assert registry.artifact_bytes(runs[0]) == 0 and registry.artifact_bytes(runs[1]) > 0
 

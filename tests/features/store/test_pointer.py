@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,21 @@ def test_a_pointer_moves_on_from_the_version_that_it_names(tmp_path: Path) -> No
     elsewhere.mkdir(parents=True)
     assert not move_pointer(pointer, tmp_path / "three", elsewhere)
     assert not move_pointer(tmp_path / "three", tmp_path / "three", tmp_path / "one")
+
+
+def test_a_pointer_that_another_process_moves_meanwhile_is_left_to_it(versions: Path) -> None:
+    point_at(versions, "one")
+    folder = os.open(versions, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # as a promotion does
+    moved: list[bool] = []
+    upsert = threading.Thread(
+        target=lambda: moved.append(move_pointer(versions / CURRENT, versions / "one", versions / "one+items.1"))
+    )
+    upsert.start()
+    upsert.join(0.2)
+    assert upsert.is_alive(), "it waits for the other one"
+    (versions / CURRENT).write_text("two", encoding="utf-8")
+    os.close(folder)
+    upsert.join(10)
+    assert moved == [False]
+    assert (versions / CURRENT).read_text(encoding="utf-8") == "two"

@@ -35,6 +35,10 @@ class Store:
         assert name == NAME
         return str(self.versions.index(model_version) + 1) if model_version in self.versions else None
 
+    def holds(self, name: str, version: str) -> bool:
+        assert name == NAME
+        return 0 < int(version) <= len(self.versions)
+
     def register(self, path: Path, name: str, run_id: str) -> str:
         assert (name, run_id) == (NAME, self.run_id)
         self.versions.append(open_bundle(path).manifest.model_version)

@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.bundle import open_bundle
 from features.errors import ChampionMovedError, DataError, GateError, LockError
 from features.store.pointer import point_at
@@ -182,6 +183,14 @@ def test_what_passes_is_registered_once_tagged_and_promoted(workspace: Workspace
     }  # fmt: skip
     assert len(store.runs) == 2 and store.tags["2"] == {"gate": "passed", "gate.champion": "a"}
     assert read_moves(workspace.bundles("toy"))[-1].why == "passed the gate against a"
+
+
+def test_a_version_that_was_taken_out_of_the_registry_is_registered_anew(workspace: Workspace, store: Store) -> None:
+    serve("a", workspace, store)
+    b, registry = workspace.bundles("toy") / "b", cast(Registry, store)
+    assert promote(verdict(True), b, workspace, GateRules(), QUIET, registry, version="7") == "2"
+    assert promote(verdict(True), b, workspace, GateRules(), QUIET, registry, version="2") == "2"
+    assert store.versions == ["a", "b"] and state(workspace, store) == ("b", "b", "b")
 
 
 def test_a_roll_back_while_a_bundle_is_judged_is_not_undone(workspace: Workspace, store: Store) -> None:
