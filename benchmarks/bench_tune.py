@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.harness.measured import measure
 from benchmarks.harness.report import Report, Section
+from ctr.reporting.figures import BLUE, GREEN, GREY, ORANGE
 
 SCHEDULES = ("screen", "median", "hyperband", "none")
+COLOURS = dict(zip(SCHEDULES, (BLUE, GREEN, ORANGE, GREY), strict=True))
 COLUMNS = {
     "name": "schedule",
     "repetition": "repetition",
@@ -104,4 +110,22 @@ def run(work: Path, say: Callable[[str], object], *, settings: TuneBench) -> Rep
         OVERHEAD,
         {"tuner_over_trial": round(cost["wall"] / seconds, 4)},
     )  # fmt: skip
-    return Report(results, ratios, COLUMNS, sections=(section,))
+    figure = figure_of(results, {name: one for name, one in judged.items() if name != "current"})
+    return Report(results, ratios, COLUMNS, {"schedules": figure}, sections=(section,))
+
+
+def figure_of(results: list[dict[str, Any]], judged: Mapping[str, Mapping[str, float]]) -> Figure:
+    """What each winner gains over the current settings, with its interval, over the training rows that were read."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for one in results:
+        told = judged[f"{one['name']} {one['repetition']}"]
+        error = [[told["gain"] - told["gain_low"]], [told["gain_high"] - told["gain"]]]
+        axes.errorbar(one["rows"] / 1e6, told["gain"], yerr=error, fmt="o", color=COLOURS[one["name"]])
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="training rows read, millions", ylabel="AUC of the winner\nless that of the current settings")
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    marks = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in COLOURS.items()]
+    figure.legend(handles=marks, loc="outside right upper", frameon=False)
+    return figure

@@ -67,13 +67,23 @@ def require_bundle(settings: JobSettings) -> None:
     """Refuse before the study what could not be done after it.
 
     Raises:
-        ConfigError: a model with trees, whose number and share are chosen by validation rows.
+        ConfigError: a model with trees, whose number and share are chosen by validation rows; test rows without labels.
     """
-    if settings.preset().model.base != "none":
+    _require_no_trees(settings.preset())
+    _require_labels(build(settings.source, settings.workspace).feature_set)
+
+
+def _require_no_trees(preset: Preset) -> None:
+    if preset.model.base != "none":
         raise ConfigError(
             "--bundle-best: how many trees count, and for how much, is chosen by validation rows that they have not "
             "seen. Leave the option out, and train the best settings with `quadrank train`."
         )
+
+
+def _require_labels(feature_set: FeatureSet) -> None:
+    if feature_set.judged_by != "test":
+        raise ConfigError("--bundle-best: the test rows have no labels, so that nobody could say how good it is.")
 
 
 def bundle_best(found: Outcome, settings: JobSettings) -> Path:
@@ -93,12 +103,11 @@ def bundle_best(found: Outcome, settings: JobSettings) -> Path:
             "epochs and the calibration are theirs. Start the command where they lie."
         )
     resolved = with_values(settings, decoded(found.search, found.winner.params))
-    require_bundle(settings.changed({"model": resolved.preset.model.model_dump()}))
+    _require_no_trees(resolved.preset)
     same = resolved.source.contract.fingerprint() == settings.source.contract.fingerprint()
     place = settings.workspace if same else Workspace(settings.workspace.root / ".cache")
     whole = build(resolved.source, place).feature_set
-    if whole.judged_by != "test":
-        raise ConfigError("--bundle-best: the test rows have no labels, so that nobody could say how good it is.")
+    _require_labels(whole)
     epochs = epochs_of(folders, resolved.preset)
     train = resolved.preset.train.model_copy(update={"epochs": epochs, "patience": 0, "controls": "never"})
     preset = resolved.preset.model_copy(update={"train": train})

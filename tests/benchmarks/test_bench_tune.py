@@ -30,3 +30,4 @@ def test_schedules_are_compared_by_rows_and_by_their_winners(
     assert [result["name"] for result in payload["results"]] == ["screen", "median", "hyperband", "none"]
     assert payload["ratios"]["rows_of_hyperband_over_none"] <= 1
     assert all(0 < result["auc"] < 1 and result["rows"] > 0 for result in payload["results"])
+    assert (tmp_path / "out" / "schedules.png").stat().st_size > 10_000

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,12 +16,14 @@ from ctr.config import Preset
 from ctr.data.columns import column
 from ctr.data.loader import Loader
 from ctr.serving.bundle import open_bundle
+from ctr.serving.ranker import Ranker
 from ctr.training.checkpoint import CURVE, MODEL, Evaluation
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, follow
+from pipelines.cli.commands import main
 from pipelines.tune.refit import TrainAndValid, bundle_best, epochs_of, require_bundle
-from tests.pipelines.tune.sweeping import run, settings
+from tests.pipelines.tune.sweeping import LR, TINY, run, settings
 from tests.toy import toy_feature_set
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -97,3 +102,38 @@ def test_the_bundle_has_the_winners_calibration_and_is_measured_on_test_rows(wor
 def test_trees_are_refused_before_the_study(work: Path) -> None:
     with pytest.raises(ConfigError, match=r"--bundle-best: how many trees count"):
         require_bundle(settings(work, "model.base=boosting"))
+
+
+def test_test_rows_without_labels_are_refused_before_the_study(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "raw", tmp_path / "raw")
+    log = tmp_path / "raw" / "interactions.parquet"
+    rows = pl.read_parquet(log).sort("timestamp")
+    rows[:4800].write_parquet(log)
+    rows[4800:5400].write_parquet(log.with_name("valid.parquet"))
+    rows[5400:].drop("clicked").write_parquet(log.with_name("test.parquet"))
+    with pytest.raises(ConfigError, match=r"--bundle-best: the test rows have no labels"):
+        require_bundle(settings(tmp_path, "data.split={by: files, valid: valid.parquet, test: test.parquet}"))
+
+
+def test_the_command_ends_with_a_bundle_that_newest_names(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "space.yaml").write_text("schedule: none\nspace: {model.dropout: {low: 0.0, high: 0.4}}\n")
+    arguments = [
+        "tune",
+        "--data",
+        "conf/data/simulated.yaml",
+        "--root",
+        str(work / "raw"),
+        "--work",
+        str(work),
+        "--model",
+        str(LR),
+        "--study",
+        "command",
+    ]
+    arguments += ["--space", str(work / "space.yaml"), "--trials", "1", "--bundle-best", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *(part for one in TINY for part in ("--set", one))])
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Path(told["bundle"]) == follow(work / "bundles" / "simulated" / NEWEST)
+    assert Ranker.load(Path(told["bundle"])).replay() <= 1e-5  # it answers its golden requests
