@@ -225,7 +225,9 @@ def checks_of(nights: Sequence[Mapping[str, Any]], disk_mib: int) -> list[dict[s
             night["name"] for night in nights if night["codes"][-1] not in night["promised"]
         ],
         "a bundle is promoted where the code says so, and only there": [
-            night["name"] for night in nights if night["promoted"] != (night["codes"][-1] in SERVED)
+            night["name"]
+            for night in nights
+            if night["promoted"] != (night["codes"][-1] in SERVED and night["status"] != "nothing new")
         ],
         "outcome.json, LAST_SUCCESS, textfile and stderr tell of it": [n["name"] for n in nights if n["untold"]],
         "pointers and alias name whole things, the same": [n["name"] for n in nights if n["broken"]],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from ctr.data.loader import list_numbers
 from ctr.evaluation.bootstrap import UserDraws, percentile_interval
 from ctr.evaluation.metrics import group_aucs
 from features.errors import DataError
@@ -17,12 +18,19 @@ CUTS = (5, 10)
 
 
 def requests_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray | None:
-    """The request of each row, int64 [N]; None if the log does not name one for every row."""
+    """Which request each row belongs to, numbered from 0, int64 [N]; None if the log does not name one for every row.
+
+    A request is told by its user and its id, since logs may number the requests of each user on their own. As in
+    training, one over midnight is two where the split is by days.
+    """
     parts = feature_set.rows(split)
-    if not all("request" in part for part in parts):
+    if not sum(len(part["user"]) for part in parts) or not all("request" in part for part in parts):
         return None
-    requests = np.concatenate([part["request"] for part in parts]).astype(np.int64)
-    return requests if len(requests) and requests.min() >= 0 else None
+    if any((part["request"] < 0).any() for part in parts):
+        return None
+    part_N = np.repeat(np.arange(len(parts)), [len(part["user"]) for part in parts])
+    user_N, request_N = (np.concatenate([part[name] for part in parts]) for name in ("user", "request"))
+    return list_numbers(request_N, user_N, part_N).astype(np.int64)
 
 
 def groups_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray:

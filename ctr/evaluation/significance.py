@@ -9,7 +9,9 @@ Resampling the S seeds would give only (S - 1) / S of the second term: half of i
 Student's, with Welch and Satterthwaite's degrees of freedom of the two terms (U - 1 and S - 1), because a variance
 from few seeds is uncertain. With one seed the interval covers the users alone.
 
-Shapes: N rows, S seeds, B resamples, U users.
+The mean AUC of lists (the candidates of a request) has the same two variances.
+
+Shapes: N rows, G lists that have both classes, S seeds, B resamples, U users.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from ctr.evaluation.bootstrap import LEVEL, Interval, UserDraws
-from ctr.evaluation.metrics import RankedRows
+from ctr.evaluation.metrics import RankedRows, group_aucs
 from features.errors import DataError
 
 
@@ -43,10 +45,10 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class SeededAuc:
-    """Mean AUC over seeds, on all rows and in each resample of users.
+    """Mean AUC over seeds, of all rows or of lists, and in each resample of users.
 
     Args:
-        by_seed: AUC of each seed on all rows, float64 [S].
+        by_seed: AUC of each seed without resampling, float64 [S].
         drawn: mean AUC over seeds in each resample, float64 [B]; resample b has the same users for all rankers.
         users: number of users, U.
     """
@@ -122,6 +124,52 @@ def seeded_aucs(
         name: SeededAuc(np.array([one.auc(weights) for one in seeds]), np.array(drawn[name]), users.count)
         for name, seeds in ranked.items()
     }
+
+
+def seeded_list_aucs(
+    labels: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    lists: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    clusters: np.ndarray,
+    seed: int = 0,
+) -> dict[str, SeededAuc]:
+    """The mean AUC within lists, as `ranking_metrics` has it, on the same resamples of users as `seeded_aucs`.
+
+    A user is drawn with all lists that begin with a row of theirs. A list of one class is left out.
+
+    Args:
+        labels: 0 or 1, [N].
+        scores: by ranker, [S, N].
+        lists: that each row belongs to, [N].
+        weights: row weights, [N]; none means ones. A list weighs as much as its rows in the mean.
+        clusters: user of each row, [N].
+        seed: of the bootstrap.
+
+    Returns:
+        By ranker; empty where no list has both classes and a weight, or all of those are of one user.
+    """
+    labels = np.asarray(labels, np.float64)
+    weights = np.ones_like(labels) if weights is None else np.asarray(weights, np.float64)
+    _, first_L, list_N = np.unique(lists, return_index=True, return_inverse=True)
+    rows_L, positive_L = np.bincount(list_N), np.bincount(list_N, labels)
+    kept_L = np.flatnonzero((positive_L > 0) & (positive_L < rows_L))
+    kept_L = kept_L[np.argsort(first_L[kept_L])]  # the order of `group_aucs`
+    weight_G = (np.bincount(list_N, weights) / rows_L)[kept_L]
+    if not weight_G.sum() > 0:
+        return {}
+    users = UserDraws(np.asarray(clusters)[first_L[kept_L]])
+    if users.count < 2:
+        return {}
+    found = {}
+    for name, scores_SN in scores.items():
+        auc_SG = np.stack([group_aucs(labels, one, lists)[0] for one in scores_SN])
+        sums_UK = users.sums(np.stack([auc_SG.mean(axis=0) * weight_G, weight_G], axis=1))
+        drawn_B2 = np.stack([times_U @ sums_UK for times_U in users.by_user(seed)])
+        drawn_B = drawn_B2[:, 0] / np.where(drawn_B2[:, 1] > 0, drawn_B2[:, 1], np.nan)
+        found[name] = SeededAuc(np.average(auc_SG, axis=1, weights=weight_G), drawn_B, users.count)
+    return found
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

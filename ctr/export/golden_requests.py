@@ -107,7 +107,7 @@ def replayable(stored: RowRequest, encoder: Encoder) -> RowRequest:
     """The request with indices that can be decoded, and a value of each counter.
 
     A hash cannot be undone: where no raw value of a hashed index is known, another index of the column takes its place.
-    A request cannot say that a counter has no value: 0 takes its place.
+    A request cannot say that a counter has no value: 0 takes its place, and its candidates are compared anew.
     """
 
     def known(values: dict[str, np.ndarray], columns: Columns) -> dict[str, np.ndarray]:
@@ -119,12 +119,15 @@ def replayable(stored: RowRequest, encoder: Encoder) -> RowRequest:
         zero = {name: columns[name].encode_one(0.0) for name in names}
         return values | {name: np.where(np.isnan(values[name]), zero[name], values[name]) for name in names}
 
-    return replace(
+    made = replace(
         stored,
         context=counted(known(stored.context, encoder.context), encoder.context),
         candidate=counted(stored.candidate, encoder.candidate),
         history_events=known(stored.history_events, encoder.event),
     )
+    counters = encoder.contract.counters.keys() & encoder.candidate.keys()
+    changed = any(np.isnan(stored.candidate[name]).any() for name in counters)
+    return compared_anew(made, encoder) if changed else made
 
 
 def logged_request(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> RowRequest:

@@ -101,7 +101,7 @@ def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, 
     """Write `summary.json`, `summary.md` and `forest.png` into the study's folder; one MLflow run, a child a ranker."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
     write_text(folder / "summary.md", page_of(result))
-    intervals = {name: found.auc.interval() for name, found in result.verdicts.items()}
+    intervals = {name: found.rows.auc.interval() for name, found in result.verdicts.items()}
     figure = ranker_forest(intervals, f"{result.split} AUC", result.reference)
     save_png(figure, folder / "forest.png")
     presets = {variant.name: variant.preset for variant in result.plans}

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from pipelines.cells import HEADINGS, LIST_METRICS, metric_cell, number, signed, span
-from pipelines.study.verdicts import Verdict
+from pipelines.study.verdicts import Judged, Verdict
 
 OF_ROWS = ("gauc_by_samples", "log_loss", "normalized_entropy", "ece")
 FACTS = {"parameters": "parameters", "rows_per_second": "rows/s", "rank_ms": "rank ms"}
@@ -46,14 +46,10 @@ def study_tables(found: Mapping[str, Verdict], reference: str) -> list[StudyTabl
         reference: the ranker that differences are taken from.
     """
     names = {name: name + ("" if verdict.calibrated else " (uncalibrated)") for name, verdict in found.items()}
-    ranking, others, lists = [], [], []
-    measured = [key for key in LIST_METRICS if all(key in verdict.metrics for verdict in found.values())]
+    ranking, others, lists, further = [], [], [], []
+    measured = [key for key in LIST_METRICS[1:] if all(key in verdict.metrics for verdict in found.values())]
     for name, verdict in found.items():
-        own = verdict.auc.interval()
-        against = "" if verdict.difference is None else signed(verdict.difference, verdict.resolved)
-        ranking.append(
-            [names[name], f"{len(verdict.auc.by_seed)}", number(own.value), span(own.low, own.high), against]
-        )
+        ranking.append([names[name], f"{len(verdict.rows.auc.by_seed)}", *_judged(verdict.rows)])
         others.append(
             [
                 names[name],
@@ -61,9 +57,8 @@ def study_tables(found: Mapping[str, Verdict], reference: str) -> list[StudyTabl
                 *(_fact(verdict.facts, key) for key in FACTS),
             ]
         )
-        interval = span(verdict.metrics.get("group_auc_low"), verdict.metrics.get("group_auc_high"))
-        first, *rest = (metric_cell(verdict.metrics, key) for key in measured or ("",))
-        lists.append([names[name], first, interval, *rest])
+        lists.append([names[name], *(_judged(verdict.lists) if verdict.lists else ("", "", ""))])
+        further.append([names[name], *(metric_cell(verdict.metrics, key) for key in measured)])
     tables = [
         StudyTable(
             "Ranking of all rows",
@@ -75,9 +70,17 @@ def study_tables(found: Mapping[str, Verdict], reference: str) -> list[StudyTabl
         ),
     ]
     if measured:
-        first, *rest = (HEADINGS[key] for key in measured)
-        tables.append(StudyTable("Ranking within requests", ["ranker", first, HEADINGS["interval"], *rest], lists))
+        head = ["ranker", HEADINGS["group_auc"], HEADINGS["interval"], f"against {reference}"]
+        tables.append(StudyTable("Ranking within requests", head, lists))
+        heads = ["ranker", *(HEADINGS[key] for key in measured)]
+        tables.append(StudyTable("Other metrics within requests", heads, further))
     return tables
+
+
+def _judged(found: Judged) -> tuple[str, str, str]:
+    own = found.auc.interval()
+    against = "" if found.difference is None else signed(found.difference, found.resolved)
+    return number(own.value), span(own.low, own.high), against
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ def night(name: str, **changes: Any) -> dict[str, Any]:
         "name": name,
         "trouble": "",
         "codes": [0],
+        "status": "done",
         "promised": [0, 3, 6],
         "promoted": True,
         "untold": [],
@@ -43,7 +44,8 @@ def failed(*nights: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def test_good_nights_pass_every_check() -> None:
-    assert failed(night("1"), night("2", codes=[-9, 3]), night("3", codes=[6], promoted=False)) == []
+    nothing = night("4", status="nothing new", promoted=False)
+    assert failed(night("1"), night("2", codes=[-9, 3]), night("3", codes=[6], promoted=False), nothing) == []
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def test_good_nights_pass_every_check() -> None:
         (0, {"codes": [75, 4], "promoted": False}),
         (1, {"codes": [6]}),
         (1, {"codes": [0], "promoted": False}),
+        (1, {"status": "nothing new"}),
         (2, {"untold": ["outcome.json says 4"]}),
         (3, {"broken": ["the alias names a, CURRENT names b"]}),
         (4, {"disk_mib": 50.1}),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from ctr.evaluation.ranking_metrics import groups_of, ranking_metrics, requests_of
 from features.errors import DataError
+from tests.listed import built_lists, stored_rows
 from tests.toy import toy_feature_set
 
 
@@ -86,6 +88,27 @@ def test_groups_are_requests_where_every_row_has_one_and_else_users():
     def log(**columns: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(rows=lambda _: [{"user": users, **columns}])
 
-    assert groups_of(log(request=requests), "test").tolist() == [70, 71, 72]
+    assert groups_of(log(request=requests), "test").tolist() == [0, 1, 2]
     assert groups_of(log(request=np.array([70, -1, 72])), "test").tolist() == [4, 4, 5]
     assert groups_of(log(), "test").tolist() == [4, 4, 5]
+
+
+def test_requests_that_are_numbered_for_each_user_are_told_apart():
+    """Two users have a request 0, and the second one has a request 1 in two parts, which are two days."""
+    parts = [
+        {"user": np.array([4, 4, 5, 5]), "request": np.array([0, 0, 0, 1])},
+        {"user": np.array([5, 5]), "request": np.array([1, 1])},
+    ]
+    found = requests_of(SimpleNamespace(rows=lambda _: parts), "test")
+    assert [found[row] == found[row + 1] for row in range(5)] == [True, False, False, False, True]
+    assert len(set(found.tolist())) == 4
+
+
+def test_metrics_of_a_log_with_pages_of_each_user_are_those_of_its_lists(tmp_path):
+    built = built_lists(tmp_path)
+    rows = stored_rows(built)
+    lists = [(row["user"], row["page"]) for row in rows if row["split"] == "test"]
+    found = requests_of(built, "test")
+    assert found.max() + 1 == len(set(lists)) > len({page for _, page in lists})
+    for first, second in combinations(range(len(lists)), 2):
+        assert (found[first] == found[second]) == (lists[first] == lists[second])

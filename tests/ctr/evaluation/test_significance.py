@@ -6,7 +6,7 @@ from scipy.stats import t as student
 
 from ctr.evaluation.bootstrap import Interval
 from ctr.evaluation.metrics import auc
-from ctr.evaluation.significance import SeededAuc, holm, resolved, seeded_aucs
+from ctr.evaluation.significance import SeededAuc, holm, resolved, seeded_aucs, seeded_list_aucs
 from features.errors import DataError
 
 
@@ -120,3 +120,35 @@ def test_what_cannot_be_compared_is_refused():
         seeded_aucs(np.ones(len(labels)), {"a": scores_SN}, clusters=users)
     with pytest.raises(DataError, match="of one user"):
         seeded_aucs(labels, {"a": scores_SN}, clusters=np.zeros(2000))
+
+
+def test_the_auc_within_lists_by_hand():
+    """Lists of one class count nothing; seed 1 is right in the first list and wrong in the second, seed 2 in both."""
+    labels = np.array([1, 0, 0, 1, 1, 1])
+    lists, users = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2, 2])
+    scores_SN = np.array([[0.9, 0.1, 0.8, 0.2, 0.5, 0.6], [0.9, 0.1, 0.2, 0.8, 0.5, 0.6]])
+    found = seeded_list_aucs(labels, {"a": scores_SN}, lists, clusters=users)["a"]
+    assert found.by_seed.tolist() == [0.5, 1.0] and found.users == 2
+    weighed = seeded_list_aucs(labels, {"a": scores_SN}, lists, np.array([3, 3, 1, 1, 1, 1]), clusters=users)["a"]
+    assert weighed.by_seed.tolist() == [0.75, 1.0]
+    # A resample has the first list alone, the second alone, or both.
+    assert sorted({round(float(one), 6) for one in found.drawn}) == [0.5, 0.75, 1.0]
+
+
+def test_lists_of_one_user_are_drawn_together_and_rankers_on_the_same_users():
+    draw = np.random.default_rng(0)
+    labels, lists = np.tile([1.0, 0.0], 1000), np.repeat(np.arange(1000), 2)
+    hard = np.repeat(draw.random(40) < 0.5, 25)
+    scores = np.stack([~hard, hard], axis=1).ravel()[None].astype(float)
+    users = np.repeat(np.arange(40), 50)
+    by_user, by_list = (seeded_list_aucs(labels, {"a": scores}, lists, clusters=one)["a"] for one in (users, lists))
+    widths = [one.interval().high - one.interval().low for one in (by_user, by_list)]
+    assert widths[0] / widths[1] == pytest.approx(5, rel=0.25)
+    again = seeded_list_aucs(labels, {"a": scores, "b": scores}, lists, clusters=users)
+    assert again["a"].minus(again["b"]) == (0, 0, 0, 1)
+
+
+def test_without_a_list_of_both_classes_there_is_nothing_to_judge():
+    labels, scores = np.array([1.0, 0.0]), np.array([[0.2, 0.1]])
+    assert seeded_list_aucs(labels, {"a": scores}, np.array([0, 1]), clusters=np.array([0, 1])) == {}
+    assert seeded_list_aucs(labels, {"a": scores}, np.array([0, 0]), clusters=np.array([0, 0])) == {}, "one user"

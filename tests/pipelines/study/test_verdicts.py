@@ -11,10 +11,12 @@ from rich.console import Console
 
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.metrics import log_loss
-from ctr.evaluation.significance import holm, seeded_aucs
+from ctr.evaluation.ranking_metrics import requests_of
+from ctr.evaluation.significance import holm, seeded_aucs, seeded_list_aucs
 from ctr.training.calibrate import cross_fitted, recalibrated
 from pipelines.study.tables import study_tables
 from pipelines.study.verdicts import Ranker, Verdict, conventions, verdicts
+from tests.listed import built_lists
 from tests.toy import toy_feature_set
 
 
@@ -96,23 +98,24 @@ def test_intervals_and_p_values_draw_users(feature_set, compared):
     labels, weights = column(feature_set, "test", "label"), row_weights(feature_set, "test")
     users = column(feature_set, "test", "user")
     expected = seeded_aucs(labels, scores, weights, clusters=users)
-    assert compared["bad"].auc.interval() == expected["bad"].interval()
-    assert compared["bad"].difference == expected["bad"].minus(expected["good"])
-    assert compared["good"].difference is None and compared["good"].record()["difference_low"] == 0
+    assert compared["bad"].rows.auc.interval() == expected["bad"].interval()
+    assert compared["bad"].rows.difference == expected["bad"].minus(expected["good"])
+    assert compared["good"].rows.difference is None and compared["good"].record()["difference_low"] == 0
 
 
 def test_a_star_follows_the_corrected_decision(compared):
-    p_values = {name: one.difference.p for name, one in compared.items() if one.difference}
-    assert {name: compared[name].p_adjusted for name in p_values} == holm(p_values)
-    assert compared["bad"].resolved and not compared["sure"].resolved and not compared["good"].resolved
+    p_values = {name: one.rows.difference.p for name, one in compared.items() if one.rows.difference}
+    assert {name: compared[name].rows.p_adjusted for name in p_values} == holm(p_values)
+    decided = {name: one.rows.resolved for name, one in compared.items()}
+    assert decided == {"bad": True, "sure": False, "good": False}
     assert " *" in line_of("bad", shown(compared, "good")) and " *" not in line_of("sure", shown(compared, "good"))
     assert compared["bad"].record()["resolved"] is True
 
 
 def test_a_difference_that_only_its_own_interval_resolves_has_no_star(compared):
-    weak = replace(compared["bad"], p_adjusted=0.06)
+    weak = replace(compared["bad"], rows=replace(compared["bad"].rows, p_adjusted=0.06))
     line = line_of("bad", shown({"bad": weak}, "good"))
-    assert weak.difference is not None and weak.difference.high < 0 and " *" not in line
+    assert weak.rows.difference is not None and weak.rows.difference.high < 0 and " *" not in line
 
 
 def test_the_table_says_how_it_came_about(compared):
@@ -122,23 +125,45 @@ def test_the_table_says_how_it_came_about(compared):
     assert "one seed" not in " ".join(conventions({name: one for name, one in compared.items() if name != "bad"}))
 
 
+def test_requests_have_intervals_and_corrected_differences_of_their_own(tmp_path):
+    """Two trainings that rank within lists, and one that tells users apart alone."""
+    listed = built_lists(tmp_path)
+    labels, users = (
+        np.concatenate([column(listed, split, name) for split in ("valid",)]) for name in ("label", "user")
+    )
+    draw = np.random.default_rng(3)
+    good = np.stack([probability(2 * labels + draw.normal(size=len(labels))) for _ in range(2)])
+    of_users = probability((users % 5 - 2).astype(float))[None]
+    found = verdicts(listed, "valid", {"good": Ranker(good, good), "of_users": Ranker(of_users, of_users)}, "good")
+    lists = requests_of(listed, "valid")
+    expected = seeded_list_aucs(labels, {"good": good, "of_users": of_users}, lists, clusters=users)
+    assert found["of_users"].lists.auc.interval().value == 0.5
+    assert found["good"].lists.auc.interval() == expected["good"].interval()
+    assert found["of_users"].lists.difference == expected["of_users"].minus(expected["good"])
+    assert found["of_users"].record()["list_difference"] < 0 == found["good"].record()["list_difference"]
+    text = shown(found, "good")
+    assert "Ranking within requests" in text and "0.5000" in line_of("of_users", text.partition("within requests")[2])
+
+
 FACTS = {"parameters": 12_345_678.0, "rows_per_second": 123_456.0, "rank_ms": 12.3456}
-LISTS = {"group_auc": 0.71234, "group_auc_low": 0.7, "group_auc_high": 0.72, "mrr": 0.4, "ndcg_5": 0.5, "ndcg_10": 0.6}
+LISTS = {"group_auc": 0.71234, "mrr": 0.4, "ndcg_5": 0.5, "ndcg_10": 0.6}
 
 
 @pytest.fixture
 def wide(compared) -> dict[str, Verdict]:
     """With long names, costs and metrics of lists: as wide as tables become."""
     renamed = {"transformer_dcnv2": compared["good"], "shuffled_vectors": compared["bad"]}
-    return {name: replace(one, facts=FACTS, metrics=one.metrics | LISTS) for name, one in renamed.items()}
+    return {
+        name: replace(one, facts=FACTS, metrics=one.metrics | LISTS, lists=one.rows) for name, one in renamed.items()
+    }
 
 
 def test_every_cell_is_whole_in_a_terminal_of_100_columns(wide):
     text = shown(wide, "transformer_dcnv2")
     assert "…" not in text and max(map(len, text.splitlines())) <= 100
-    difference = wide["shuffled_vectors"].difference
+    difference = wide["shuffled_vectors"].rows.difference
     assert f"{difference.value:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) *" in text
-    for cell in ("12,345,678", "123,456", "12.35", "0.7123", "0.7000 – 0.7200", "0.4000", "0.6000"):
+    for cell in ("12,345,678", "123,456", "12.35", "0.4000", "0.6000"):
         assert cell in line_after("transformer_dcnv2", cell, text)
 
 
@@ -147,14 +172,15 @@ def line_after(name: str, cell: str, text: str) -> str:
 
 
 def test_metrics_of_lists_have_a_table_where_every_ranker_has_them(wide, compared):
-    assert [table.title for table in study_tables(wide, "transformer_dcnv2")][2:] == ["Ranking within requests"]
+    titles = [table.title for table in study_tables(wide, "transformer_dcnv2")]
+    assert titles[2:] == ["Ranking within requests", "Other metrics within requests"]
     assert len(study_tables(compared, "good")) == 2
     some = wide | {"shuffled_vectors": compared["bad"]}
     assert len(study_tables(some, "transformer_dcnv2")) == 2
 
 
 def test_markdown_has_the_same_cells(wide):
-    ranking, others, lists = study_tables(wide, "transformer_dcnv2")
+    ranking, others, lists, further = study_tables(wide, "transformer_dcnv2")
     lines = ranking.as_markdown().splitlines()
     assert lines[0] == "### Ranking of all rows"
     assert lines[2] == "| ranker | seeds | AUC | 95 % interval | against transformer_dcnv2 |"
@@ -162,6 +188,5 @@ def test_markdown_has_the_same_cells(wide):
     assert lines[4].startswith("| transformer_dcnv2 | 2 | ") and lines[4].endswith(" |  |")
     assert lines[5].startswith("| shuffled_vectors | 1 | ") and lines[5].endswith(" * |")
     assert "| 12,345,678 | 123,456 | 12.35 |" in others.as_markdown()
-    assert lists.as_markdown().splitlines()[4] == (
-        "| transformer_dcnv2 | 0.7123 | 0.7000 – 0.7200 | 0.4000 | 0.5000 | 0.6000 |"
-    )
+    assert lists.as_markdown().splitlines()[5].endswith(" * |")
+    assert further.as_markdown().splitlines()[4] == "| transformer_dcnv2 | 0.4000 | 0.5000 | 0.6000 |"
