@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipelines.locks import SILENT_AFTER
 from tests.command_lines import commands_of, problem
 from tests.documents import ROOT
 
@@ -27,8 +29,8 @@ def text(name: str) -> str:
 
 def quadrank_lines(name: str) -> list[str]:
     """The calls of ours in an example, each from the command's name on."""
-    found = re.findall(r"quadrank (?:run|gc)\b[^\n;]*", text(name))
-    return [re.sub(r"\s*(&&|\|\|).*", "", line) for line in found]
+    found = re.findall(r"quadrank (?:run|gc)\b[^\n;&]*", text(name))
+    return [re.sub(r"\s*\|\|.*", "", line) for line in found]
 
 
 @pytest.mark.parametrize("name", ["quadrank.cron", "quadrank.service", "kubernetes.yaml", "github_actions.yml"])
@@ -54,8 +56,13 @@ def test_the_airflow_dag_is_python_whose_command_has_these_options() -> None:
     assert problem(command) is None
 
 
+def job_spec() -> dict[str, Any]:
+    spec: dict[str, Any] = yaml.safe_load(text("kubernetes.yaml"))["spec"]["jobTemplate"]["spec"]
+    return spec
+
+
 def container() -> dict[str, Any]:
-    job = yaml.safe_load(text("kubernetes.yaml"))["spec"]["jobTemplate"]["spec"]
+    job = job_spec()
     (container,) = job["template"]["spec"]["containers"]
     return {**container, "rules": job["podFailurePolicy"]["rules"], "restart": job["template"]["spec"]["restartPolicy"]}
 
@@ -63,18 +70,60 @@ def container() -> dict[str, Any]:
 def test_the_cron_job_fails_at_once_on_codes_that_would_come_again() -> None:
     found = container()
     by_action = {rule["action"]: rule.get("onExitCodes", {}).get("values") for rule in found["rules"]}
-    assert by_action == {"Ignore": None, "FailJob": [1, 2, 4, 5, 6, 7], "Count": [75]}
+    assert by_action == {"Ignore": None, "FailJob": [1, 2, 4, 5, 6], "Count": [7, 75]}
     # A failure policy of a pod is read with this restart policy alone.
     assert found["restart"] == "Never"
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (3, 0), (6, 6), (75, 75)])
-def test_the_cron_job_hands_the_code_on(code: int, expected: int, tmp_path: Path) -> None:
-    (tmp_path / "quadrank").write_text(f"#!/bin/sh\nexit {code}\n")
-    (tmp_path / "quadrank").chmod(0o755)
+def test_the_cron_job_tries_until_the_lock_of_a_killed_pod_is_nobodys() -> None:
+    """The next pod is another host, which respects the lock until it was silent for long enough."""
+    tries = job_spec()["backoffLimit"]
+    # Kubernetes waits 10 s, and twice as long each time, up to six minutes.
+    waited = sum(min(10 * 2**earlier, 360) for earlier in range(tries))
+    assert waited > SILENT_AFTER
+
+
+def write_script(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def shell_of_the_pod(tmp_path: Path) -> subprocess.Popen[bytes]:
+    """The container's command in a folder whose `quadrank` is a stub."""
     found = container()
-    done = subprocess.run([*found["command"], *found["args"]], env={"PATH": f"{tmp_path}:/bin:/usr/bin"})
-    assert done.returncode == expected
+    return subprocess.Popen(
+        [*found["command"], *found["args"]], cwd=tmp_path, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [("exit 0", 0), ("exit 3", 0), ("exit 6", 6), ("exit 75", 75), ("kill -9 $$", 137)]
+)
+def test_the_cron_job_hands_the_code_on(ends: str, expected: int, tmp_path: Path) -> None:
+    write_script(tmp_path / "quadrank", ends)
+    assert shell_of_the_pod(tmp_path).wait(timeout=50) == expected
+
+
+# A job that needs a moment to save, and says so in files.
+SAVES = """trap 'sleep 0.3; touch saved; exit 75' TERM
+touch began
+while :; do sleep 0.05; done"""
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 50
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_the_cron_job_hands_sigterm_on_and_waits_for_the_job(tmp_path: Path) -> None:
+    write_script(tmp_path / "quadrank", SAVES)
+    pod = shell_of_the_pod(tmp_path)
+    wait_for(tmp_path / "began")
+    pod.terminate()
+    assert (pod.wait(timeout=50), (tmp_path / "saved").exists()) == (75, True)
 
 
 @pytest.mark.parametrize(("codes", "expected"), [("0", 0), ("3", 0), ("6", 6), ("75 0", 0), ("75 75 75", 75)])
