@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,15 +45,76 @@ def test_cron_lines_have_five_fields_a_user_and_a_command() -> None:
     assert [line for line in lines if not re.fullmatch(rf"({FIELD} ){{5}}ranking cd /srv/ranking && \S.*", line)] == []
 
 
-def test_the_airflow_dag_is_python_whose_command_has_these_options() -> None:
-    tree = ast.parse(text("airflow_dag.py"))
-    (job,) = [
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "JOB"
-    ]
-    (command,) = commands_of("airflow_dag.py", " ".join(job), whole=True)
+# As much of Airflow as the example uses: a task runs when it is called, and says which error it ended with.
+AIRFLOW = {
+    "exceptions": """
+class AirflowException(Exception): pass
+class AirflowFailException(AirflowException): pass
+class AirflowSkipException(AirflowException): pass
+""",
+    "sdk": """
+def dag(**_): return lambda function: function
+def task(**_):
+    def decorate(function):
+        def run():
+            try: function()
+            except BaseException as error: print(type(error).__name__, flush=True)
+            else: print("success", flush=True)
+        return run
+    return decorate
+""",
+    "__init__": "",
+}
+TIMEOUT = """
+import signal
+def over(*_): raise TimeoutError
+signal.signal(signal.SIGALRM, over)
+"""
+
+
+def task_of_the_dag(tmp_path: Path, job: str, before: str = "") -> subprocess.Popen[str]:
+    """The example as Airflow calls it, in a folder whose `quadrank` is a stub."""
+    for name, code in AIRFLOW.items():
+        (tmp_path / "airflow").mkdir(exist_ok=True)
+        (tmp_path / "airflow" / f"{name}.py").write_text(code)
+    write_script(tmp_path / ".venv" / "bin" / "quadrank", job)
+    code = before + text("airflow_dag.py").replace("from __future__ import annotations", "").replace(
+        "/srv/ranking", str(tmp_path)
+    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_command_of_the_airflow_dag_has_these_options(tmp_path: Path) -> None:
+    task_of_the_dag(tmp_path, 'echo "quadrank $*" > words').communicate(timeout=50)
+    (command,) = commands_of("airflow_dag.py", (tmp_path / "words").read_text(), whole=True)
     assert problem(command) is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ("exit 0", "success"),
+        ("exit 3", "success"),
+        ("exit 6", "AirflowFailException"),
+        ("exit 7", "AirflowSkipException"),
+        ("exit 75", "AirflowException"),
+        ("kill -9 $$", "AirflowException"),
+    ],
+)
+def test_airflow_tries_again_after_75_and_a_kill_alone(ends: str, expected: str, tmp_path: Path) -> None:
+    assert task_of_the_dag(tmp_path, ends).communicate(timeout=50)[0] == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGTERM, "AirflowException"), (signal.SIGALRM, "TimeoutError")]
+)
+def test_airflow_lets_the_job_save_when_it_ends_the_task(number: int, expected: str, tmp_path: Path) -> None:
+    """With SIGTERM, or by an error that its own timer raises."""
+    task = task_of_the_dag(tmp_path, SAVES, TIMEOUT)
+    wait_for(tmp_path / "began")
+    task.send_signal(number)
+    said = task.communicate(timeout=50)[0]
+    assert (said, (tmp_path / "saved").exists()) == (f"{expected}\n", True)
 
 
 def job_spec() -> dict[str, Any]:
@@ -153,19 +214,44 @@ def test_systemd_reads_timer_and_service(tmp_path: Path) -> None:
     assert (done.returncode, said) == (0, [])
 
 
-def test_make_says_the_code_that_it_hides(tmp_path: Path) -> None:
+def make(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A target of our Makefile, for whose environment a stub stands."""
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     (tmp_path / ".venv").mkdir()
     for file in (".venv/.ready", "requirements.lock", "requirements-torch.lock", "pyproject.toml"):
         (tmp_path / file).write_text("")
-    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "features", "DATA=movielens_100k"]
-    done = subprocess.run(
-        [*command, "ROOT=/nowhere", f"QUADRANK={sys.executable} -m pipelines"],
+    return subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", *words, "DATA=movielens_100k"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"},
         capture_output=True,
         text=True,
     )
+
+
+def in_docs() -> str:
+    """The lines of docs/operations.md by which a scheduler that calls make learns the code."""
+    (lines,) = re.findall(r"```sh\n(\(make train\).*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    return str(lines)
+
+
+@pytest.mark.parametrize("code", [3, 4, 6, 7, 75])
+def test_make_train_lets_the_code_through(code: int, tmp_path: Path) -> None:
+    """What reads it is docs/operations.md: from the last lines of stderr."""
+    write_script(tmp_path / "quadrank", f"echo 'quadrank: exit {code}' >&2; exit {code}")
+    done = make(tmp_path, "train", f"QUADRANK={tmp_path}/quadrank")
+    assert done.returncode == 2
+    assert re.search(rf"^make: \*\*\* .*train\] Error {code}$", done.stderr, re.MULTILINE)
+    write_script(tmp_path / "make", f"cat <<'END' >&2\n{done.stderr}END\nexit 2")
+    script = f"{in_docs()}\necho code $code"
+    read = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, capture_output=True, text=True
+    )
+    assert read.stdout.splitlines()[-1] == f"code {code}"
+
+
+def test_make_says_the_code_that_it_hides(tmp_path: Path) -> None:
+    done = make(tmp_path, "features", "ROOT=/nowhere", f"QUADRANK={sys.executable} -m pipelines")
     assert done.returncode == 2
     assert re.findall(r"^quadrank: exit (\d+)$", done.stderr, re.MULTILINE) == ["4"]
     assert re.search(r"^make: \*\*\* .*features\] Error 4$", done.stderr, re.MULTILINE)
