@@ -1,4 +1,4 @@
-"""Each scheduler's example is read by its own tool where one is installed, and by its grammar everywhere."""
+"""Each scheduler's example calls a stub of the job; systemd and GitHub's linter read theirs where installed."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def text(name: str) -> str:
     return (EXAMPLES / name).read_text(encoding="utf-8")
 
 
+# A job that ends with the first of the codes that are left in a file.
+NEXT_CODE = "code=$(head -1 codes); sed -i 1d codes; exit $code"
+
+
+def write_script(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
 def quadrank_lines(name: str) -> list[str]:
     """The calls of ours in an example, each from the command's name on."""
     found = re.findall(r"quadrank (?:run|gc)\b[^\n;&]*", text(name))
@@ -37,6 +47,24 @@ def quadrank_lines(name: str) -> list[str]:
 def test_the_commands_of_an_example_have_these_options(name: str) -> None:
     commands = [command for line in quadrank_lines(name) for command in commands_of(name, line, whole=True)]
     assert commands and [found for command in commands if (found := problem(command))] == []
+
+
+@pytest.mark.parametrize("name", ["quadrank.cron", "quadrank.service", "kubernetes.yaml", "github_actions.yml"])
+def test_the_job_of_an_example_has_guards(name: str) -> None:
+    (job,) = [line for line in quadrank_lines(name) if line.startswith("quadrank run")]
+    assert {"data.checks.newest_day=error", "data.checks.max_age=36h"} <= set(job.split())
+
+
+@pytest.mark.parametrize("codes", ["0", "6", "75 0", "75 75"])
+def test_cron_tries_again_on_75_alone(codes: str, tmp_path: Path) -> None:
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    write_script(tmp_path / ".venv" / "bin" / "quadrank", NEXT_CODE)
+    write_script(tmp_path / "sleep", "")
+    (job,) = re.findall(r"^JOB=(.*)$", text("quadrank.cron"), re.MULTILINE)
+    (line,) = re.findall(r"^0 3 \* \* \* ranking (.*)$", text("quadrank.cron"), re.MULTILINE)
+    command = line.replace("/srv/ranking", str(tmp_path))
+    subprocess.run(["bash", "-c", command], env={"PATH": f"{tmp_path}:/bin:/usr/bin", "JOB": job})
+    assert (tmp_path / "codes").read_text() == ""
 
 
 def test_cron_lines_have_five_fields_a_user_and_a_command() -> None:
@@ -144,12 +172,6 @@ def test_the_cron_job_tries_until_the_lock_of_a_killed_pod_is_nobodys() -> None:
     assert waited > SILENT_AFTER
 
 
-def write_script(path: Path, body: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-
-
 def shell_of_the_pod(tmp_path: Path) -> subprocess.Popen[bytes]:
     """The container's command in a folder whose `quadrank` is a stub."""
     found = container()
@@ -191,15 +213,22 @@ def test_the_cron_job_hands_sigterm_on_and_waits_for_the_job(tmp_path: Path) -> 
 def test_the_workflow_tries_again_on_75_alone(codes: str, expected: int, tmp_path: Path) -> None:
     steps = yaml.safe_load(text("github_actions.yml"))["jobs"]["run"]["steps"]
     (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
-    quadrank = "#!/bin/sh\ncode=$(head -1 codes)\nsed -i 1d codes\nexit $code\n"
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for path, script in ((".venv/bin/quadrank", quadrank), ("sleep", "#!/bin/sh\n")):
-        (tmp_path / path).write_text(script)
-        (tmp_path / path).chmod(0o755)
+    write_script(tmp_path / ".venv" / "bin" / "quadrank", NEXT_CODE)
+    write_script(tmp_path / "sleep", "")
     done = subprocess.run(
         ["bash", "-e", "-c", steps[0]["run"]], cwd=tmp_path, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}
     )
     assert (done.returncode, (tmp_path / "codes").read_text()) == (expected, "")
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed")
+@pytest.mark.parametrize("file", [EXAMPLES / "github_actions.yml", ROOT / ".github/workflows/ci.yml"])
+def test_actionlint_reads_the_workflows(file: Path) -> None:
+    """`ranking` is the label of a runner of one's own."""
+    done = subprocess.run(
+        ["actionlint", "-ignore", 'label "ranking" is unknown', str(file)], capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("", 0)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
