@@ -22,6 +22,7 @@ from ctr.reporting.outbox import OUTBOX
 from features.errors import LockError
 from features.store.disk import folder_bytes
 from features.store.pointer import CURRENT
+from pipelines.operate.artifacts import remove_artifacts
 from pipelines.operate.uses import RunFolder, Uses, is_held, names_of, runs_of, trials_of, uses
 from pipelines.workspace import CONFIG, TRACKED, VERDICT, Workspace, started_at
 
@@ -232,11 +233,13 @@ def _away_with_pointer(path: Path) -> None:
 
 
 def _away_with_tracking(run: RunFolder, workspace: Workspace) -> None:
-    """Remove the folder of a run, which nobody goes on with any more: its MLflow run would look alive for ever."""
+    """Remove the folder of a run with its files in MLflow. An unfinished one would look alive there for ever."""
     tracked = run.path / TRACKED
-    if not run.finished and tracked.is_file():
-        tracker = Tracker(workspace.root, run.path / OUTBOX)
-        tracker.mark_killed(tracked.read_text(encoding="utf-8").strip())
+    if tracked.is_file():
+        tracker, run_id = Tracker(workspace.root, run.path / OUTBOX), tracked.read_text(encoding="utf-8").strip()
+        if not run.finished:
+            tracker.mark_killed(run_id)
+        remove_artifacts(tracker.store, tracker.delivery.known().run(run_id))
     _away(run.path)
 
 

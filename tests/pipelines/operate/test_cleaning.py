@@ -328,25 +328,29 @@ def test_what_a_killed_sweep_was_building_goes(workspace: Workspace, registry: F
     assert unused(workspace) == {f"{APART}/shop/.building-aaaa": "staging"}
 
 
-def test_the_mlflow_run_of_an_unfinished_run_ends_before_its_folder_goes(
+def test_the_mlflow_run_of_an_unfinished_run_ends_and_files_of_any_run_go_with_its_folder(
     workspace: Workspace, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = []
+    ended, emptied = [], []
 
     class FakeTracker:
         def __init__(self, root: Path, outbox: Path) -> None:
-            self.outbox = outbox
+            self.outbox, self.store = outbox, "the store"
+            self.delivery = Outbox(outbox)
 
         def mark_killed(self, tracked: str) -> None:
             assert self.outbox.parent.is_dir()
             ended.append((self.outbox.relative_to(workspace.root).as_posix(), tracked))
 
     monkeypatch.setattr("pipelines.operate.cleaning.Tracker", FakeTracker)
-    for place in (run_id(9), run_id(8), run_id(1), run_id(10), f"tune/first/{run_id(9)}"):
-        run = add_run(workspace, place, "a", finished=place == run_id(10))
+    for place in (run_id(9), run_id(8), run_id(1), run_id(10), run_id(2), f"tune/first/{run_id(9)}"):
+        run = add_run(workspace, place, "a", finished=place in (run_id(10), run_id(2)))
         if place != run_id(8):
             (run / "mlflow_run_id").write_text(f"of {place}")
+    monkeypatch.setattr("pipelines.operate.cleaning.remove_artifacts", lambda *what: emptied.append(what))
     cleaned(workspace, yes=True)
+    gone = (run_id(9), run_id(10), f"tune/first/{run_id(9)}")
+    assert sorted(emptied) == sorted(("the store", f"of {place}") for place in gone)
     assert sorted(ended) == [
         (f"runs/{place}/outbox", f"of {place}") for place in (run_id(9), f"tune/first/{run_id(9)}")
     ]
