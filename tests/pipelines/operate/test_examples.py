@@ -1,4 +1,4 @@
-"""Each scheduler's example calls a stub of the job; systemd and GitHub's linter read theirs where installed."""
+"""Each scheduler's example calls a stub of the job, and is read by its own tool or schema where that is installed."""
 
 from __future__ import annotations
 
@@ -219,6 +219,23 @@ def test_the_workflow_tries_again_on_75_alone(codes: str, expected: int, tmp_pat
         ["bash", "-e", "-c", steps[0]["run"]], cwd=tmp_path, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}
     )
     assert (done.returncode, (tmp_path / "codes").read_text()) == (expected, "")
+
+
+# Each example in the words of its own tool, where that is on the path or in the environment of the tests.
+READERS = {
+    "github_actions.yml": "check-jsonschema --builtin-schema vendor.github-workflows",
+    "kubernetes.yaml": "kubernetes-validate --strict",
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_example_has_the_keys_of_its_schema(name: str) -> None:
+    tool, *words = READERS[name].split()
+    program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip(f"{tool} is not installed")
+    done = subprocess.run([program, *words, str(EXAMPLES / name)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed")
