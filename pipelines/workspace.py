@@ -16,6 +16,7 @@ from pipelines.locks import locked
 CONFIG = "config.json"  # written when a run begins
 METRICS = "metrics.json"  # written when it was trained, calibrated and evaluated
 VERDICT = ".gate.json"  # ends the name of the file beside a bundle's folder that holds what the gate found
+TRACKED = "mlflow_run_id"  # in a run's folder: the id of its MLflow run
 LOCK = ".lock"  # in a run's folder: who trains in it
 TUNE = "tune"  # below runs/: sweeps, and a folder of trials each
 MOMENT = "%Y%m%dT%H%M%SZ"  # in the names of runs, UTC
@@ -31,6 +32,11 @@ class Workspace:
     def feature_sets(self) -> Path:
         """`<name>/<version>/` feature sets."""
         return self.root / "feature_sets"
+
+    @property
+    def apart(self) -> Path:
+        """`<name>/<version>/` feature sets of trials that search settings of the data; none of them is in use."""
+        return self.root / ".cache" / "feature_sets"
 
     @property
     def runs(self) -> Path:

@@ -64,7 +64,17 @@ def test_tests_run_on_the_pythons_that_the_package_names():
     job = workflow()["jobs"]["test"]
     assert job["strategy"]["matrix"]["python"] == named_pythons()
     assert job["steps"][1]["with"]["python-version"] == "${{ matrix.python }}"
-    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test PYTHON=python${{ matrix.python }}"]
+    assert [step["run"] for step in job["steps"] if "run" in step][-1] == "make test PYTHON=python${{ matrix.python }}"
+
+
+@pytest.mark.parametrize(
+    ("job", "before"), [("test", "make test PYTHON=python${{ matrix.python }}"), ("slow", "make test-slow")]
+)
+def test_hosted_tests_have_the_servers_that_those_of_ci_run_have(job, before):
+    called = [step["run"] for step in workflow()["jobs"][job]["steps"] if "run" in step]
+    assert called == ["sudo .ci/servers", before]
+    ours = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert ours.index(".ci/servers") < ours.index("make test")
 
 
 def test_the_oldest_named_python_is_the_oldest_allowed():

@@ -19,6 +19,7 @@ from features.contract.settings import Settings, load_yaml, merge, validate
 from features.contract.vectors import Embedding, Vectors
 from features.errors import ConfigError
 
+NAME = r"^[a-z][a-z0-9_-]*$"  # of a contract: it names folders
 # Names that the feature set itself uses for row and event columns.
 RESERVED_COLUMNS = frozenset(
     {"user", "item", "label", "time", "weight", "request", "history_end", "history_len", "present"}
@@ -59,7 +60,7 @@ class Truth(Settings):
 class Contract(Settings):
     """Everything the pipeline knows about the raw data. See `conf/data/` for worked examples."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    name: str = Field(pattern=NAME)
     root: str = Field(".", description="folder that relative paths start from; `--root` overrides it")
     interactions: Interactions
     items: Table | None = None

@@ -35,6 +35,7 @@ from pipelines.cli.options import (
     WarmStartOption,
     WindowOption,
     WorkOption,
+    name_of,
     overrides_of,
     settings_of,
 )
@@ -187,11 +188,13 @@ def train(
     keep_freed_memory()
     if resume is not None and warm_start is not None:
         raise ConfigError("--resume with --warm-start: a run that is resumed goes on from what it was started from.")
-    source, overrides = settings_of(data, assignments, root, as_of, window)
     workspace, to = Workspace(work), logged_console(as_json, log)
-    require_room(workspace, source.contract.name)
-    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, warm_start=warm_start)
-    finish(train_run(settings, resume).closed(started), as_json)
+    with watched(workspace, None, to):
+        source, overrides = settings_of(data, assignments, root, as_of, window)
+        require_room(workspace, source.contract.name)
+        settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, warm_start=warm_start)
+        summary = train_run(settings, resume).closed(started)
+    finish(summary, as_json)
 
 
 @app.command(epilog="Example: quadrank run --data conf/data/simulated.yaml")
@@ -220,22 +223,25 @@ def run(
     which keeps the champion; 3 when the data drifted from the champion's.
     """
     from ctr.training.allocator import keep_freed_memory
-    from pipelines.gate.settings import load_gate
+    from pipelines.gate.settings import GateRules, load_gate
     from pipelines.job_settings import JobSettings
     from pipelines.stages.run import plan_job, run_job
 
     started = time.monotonic()
     keep_freed_memory()
-    source, overrides = settings_of(data, assignments, root, as_of, window, (*SECTIONS, "gate"))
-    rules = load_gate(gate, overrides.pop("gate", None))
-    workspace = Workspace(work)
-    to = logged_console(as_json, log)
-    settings = JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts, warm_start)
+    workspace, to = Workspace(work), logged_console(as_json, log)
+
+    def settings_and_rules() -> tuple[JobSettings, GateRules]:
+        source, overrides = settings_of(data, assignments, root, as_of, window, (*SECTIONS, "gate"))
+        rules = load_gate(gate, overrides.pop("gate", None))
+        return JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts, warm_start), rules
+
     if dry_run:
-        finish(plan_job(settings, rules), as_json)
+        finish(plan_job(*settings_and_rules()), as_json)
         return
-    with watched(workspace, source.contract.name) as job:
-        require_room(workspace, source.contract.name)
+    with watched(workspace, name_of(data, assignments), to) as job:
+        settings, rules = settings_and_rules()
+        require_room(workspace, settings.source.contract.name)
         job.summary = run_job(settings, rules, job.clock).closed(started)
     finish(job.summary, as_json)
     raise typer.Exit(job.summary["exit_code"])

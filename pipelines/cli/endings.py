@@ -15,6 +15,7 @@ from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.terminal import finish
 from pipelines.extras import missing_extra
 from pipelines.operate.codes import INTERRUPTED, UNEXPLAINED, explained, say_code
+from pipelines.operate.outcome import ended_at_once
 
 # Commands that go on where a signal stopped them, and how.
 RESUMED_BY = {
@@ -44,8 +45,13 @@ def _listening(command: Callable[[], Any], name: str, as_json: bool) -> Any:
     """Run the command; SIGTERM ends it within ten seconds, and `serve` as its server does."""
     if name == "serve":
         return command()
-    with listening(lambda: say_code(_failed(_stopped(name), TRY_AGAIN, as_json))):
+    with listening(lambda: _too_late(name, as_json)):
         return command()
+
+
+def _too_late(name: str, as_json: bool) -> None:
+    ended_at_once(_stopped(name), TRY_AGAIN)
+    say_code(_failed(_stopped(name), TRY_AGAIN, as_json))
 
 
 def _stopped(name: str) -> str:

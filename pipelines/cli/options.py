@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from features.contract.contract import load_contract
-from features.contract.settings import parse_overrides
+from features.contract.contract import NAME, load_contract
+from features.contract.settings import load_yaml, parse_overrides
 from features.errors import ConfigError
 from pipelines.shipped import CONF, default_settings, refuse_absent
 from pipelines.source import Source, parse_window
@@ -104,6 +105,28 @@ def overrides_of(assignments: list[str] | None, sections: Sequence[str]) -> dict
                 f"--set {section}.…: this command reads no section of that name. It reads: {', '.join(sections)}."
             )
     return overrides
+
+
+def name_of(data: Path, assignments: list[str] | None) -> str | None:
+    """The name that a contract gives itself, also where the rest of it cannot be used; None where it has none.
+
+    Args:
+        data: file of the contract.
+        assignments: values of `--set`.
+    """
+    set_here = [one.removeprefix("data.name=") for one in assignments or [] if one.startswith("data.name=")]
+    name = set_here[-1] if set_here else _name_in(data)
+    return name if re.fullmatch(NAME, name) else None
+
+
+def _name_in(data: Path) -> str:
+    try:
+        return str(load_yaml(data).get("name"))
+    except ConfigError:
+        # A file that is no YAML may still have the line.
+        text = data.read_bytes().decode(errors="replace") if data.is_file() else ""
+        line = re.search(r"^name:\s*([^\s#]+)", text, re.MULTILINE)
+        return line[1].strip("\"'") if line else ""
 
 
 def settings_of(

@@ -43,12 +43,16 @@ class Summary:
     top_lists: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `run`: what each did, why, and its seconds
     gate: dict[str, Any] = field(default_factory=dict)  # of `run`: the verdict, as docs/gate.md has it
+    error: str | None = None  # why it did not succeed; no key where it did
 
     def closed(self, started: float) -> dict[str, Any]:
         """As a JSON-ready dict, with the wall time since `started` and this process's peak memory."""
         self.seconds = round(time.monotonic() - started, 2)
         self.peak_mib = peak_mib()
-        return asdict(self)
+        content = asdict(self)
+        if self.error is None:
+            del content["error"]
+        return content
 
 
 def control_label(name: str, values: Mapping[str, Any], run_id: str | None) -> str:

@@ -12,12 +12,10 @@ from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import LockError
 from pipelines.locks import Holder
 from pipelines.workspace import LOCK, METRICS, Workspace, run_lock
+from pipelines.workspace import TRACKED as TRACKED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# The file in a run folder that holds the id of its MLflow run.
-TRACKED = "mlflow_run_id"
 
 
 def tracked_id(run_dir: Path) -> str | None:

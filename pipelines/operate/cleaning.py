@@ -8,18 +8,23 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ctr.reporting.mlflow_registry import Registry
+from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import OUTBOX
 from features.errors import LockError
 from features.store.disk import folder_bytes
-from pipelines.operate.uses import Uses, is_held, names_of, runs_of, trials_of, uses
-from pipelines.workspace import CONFIG, VERDICT, Workspace, started_at
+from features.store.pointer import CURRENT
+from pipelines.operate.artifacts import remove_artifacts
+from pipelines.operate.uses import RunFolder, Uses, is_held, names_of, runs_of, trials_of, uses
+from pipelines.workspace import CONFIG, TRACKED, VERDICT, Workspace, started_at
 
 REMOVED = "REMOVED.jsonl"  # in status/: one line a removal
 STAGING = (".building-*", ".replaced-*", ".exporting-*", ".removed-*")
@@ -107,15 +112,17 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
             for path in sorted(folder.glob("[!.]*")):
                 if path.is_dir() and path not in found:
                     yield of_path(kind, name, path)
-            for path in left_behind(folder):
-                yield of_path("staging", name, path)
+        for path in _unused_apart(workspace.apart / name, found):
+            yield replace(of_path("feature set", name, path), remove=partial(_away_with_pointer, path))
+        for path in leftovers(workspace, name):
+            yield of_path("staging", name, path)
         for path in sorted(workspace.bundles(name).glob(f"*{VERDICT}")):
             bundle = path.with_name(path.name.removesuffix(VERDICT))
             if not bundle.is_dir() or bundle not in found:
                 yield of_path("verdict", name, path)
     for run in runs_of(workspace, now):
         if run.path not in found:
-            yield of_path("run", run.name, run.path)
+            yield replace(of_path("run", run.name, run.path), remove=partial(_away_with_tracking, run, workspace))
         elif run.finished and run.path.name not in found.beginnings:
             for path in _optimiser(run.path):
                 yield of_path("optimiser state", run.name, path)
@@ -123,10 +130,10 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
         yield of_path("staging", "", path)
     for trial in trials_of(workspace, now):
         if trial.path not in found:
-            yield of_path("trial", trial.name, trial.path)
-    for folder in (workspace.runs, *sorted(path.parent for path in workspace.runs.glob(f"*/{CONFIG}"))):
-        for path in left_behind(folder):
-            yield of_path("staging", "", path)
+            away = partial(_away_with_tracking, trial, workspace)
+            yield replace(of_path("trial", trial.name, trial.path), remove=away)
+    for path in half_written(workspace):
+        yield of_path("staging", "", path)
 
 
 def _versions(registry: Registry, name: str, found: Uses, keep: int) -> Iterator[Removal]:
@@ -153,17 +160,39 @@ def _optimiser(run: Path) -> list[Path]:
     return sorted(path for pattern in OPTIMISER for path in run.rglob(pattern))
 
 
-def left_behind(folder: Path) -> Iterator[Path]:
-    """What killed processes left half-written in a folder; what is being filled is locked, or was just written."""
-    if not folder.is_dir():
-        return
-    hidden = sorted(folder.glob(".*"))
-    for path in hidden:
+def _unused_apart(folder: Path, found: Uses) -> list[Path]:
+    """Feature sets of trials that are gone; a trial tells of the one that it was built for a moment later."""
+    versions = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    return [path for path in versions if path not in found and _is_old(path)]
+
+
+def leftovers(workspace: Workspace, name: str) -> Iterator[Path]:
+    """What killed processes left of the feature sets and bundles of a contract."""
+    for folder in (workspace.bundles(name), workspace.feature_sets / name, workspace.apart / name):
+        yield from _left_behind(folder)
+
+
+def half_written(workspace: Workspace) -> list[Path]:
+    """What killed processes left of the other files of a workspace, however deep."""
+    places = (workspace.runs, *(workspace.root / name for name in ("jobs", "status")))
+    found = [path for place in places for path in place.rglob(".*-*")]
+    found += (workspace.root / ".cache").glob(".*-*")
+    removed = [path for path in workspace.runs.rglob(".removed-*") if path.is_dir()]
+    return sorted({*removed, *(path for path in found if _is_half(path))})
+
+
+def _left_behind(folder: Path) -> Iterator[Path]:
+    """What killed processes left in a folder; what is being filled is locked, or was just written."""
+    for path in sorted(folder.glob(".*")):
         if path.is_dir() and any(path.match(pattern) for pattern in STAGING):
             if not is_held(path) and not is_held(folder / ".lock"):
                 yield path
-        elif path.is_file() and HALF_WRITTEN.fullmatch(path.name) and _is_old(path):
+        elif _is_half(path):
             yield path
+
+
+def _is_half(path: Path) -> bool:
+    return path.is_file() and HALF_WRITTEN.fullmatch(path.name) is not None and _is_old(path)
 
 
 def never_began(runs: Path) -> Iterator[Path]:
@@ -193,6 +222,25 @@ def _away(path: Path) -> None:
     if aside != path:
         path.rename(aside)
     shutil.rmtree(aside)
+
+
+def _away_with_pointer(path: Path) -> None:
+    """Remove a feature set, first a pointer that names it: the next build reads what it names."""
+    pointer = path.parent / CURRENT
+    if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == path.name:
+        pointer.unlink()
+    _away(path)
+
+
+def _away_with_tracking(run: RunFolder, workspace: Workspace) -> None:
+    """Remove the folder of a run with its files in MLflow. An unfinished one would look alive there for ever."""
+    tracked = run.path / TRACKED
+    if tracked.is_file():
+        tracker, run_id = Tracker(workspace.root, run.path / OUTBOX), tracked.read_text(encoding="utf-8").strip()
+        if not run.finished:
+            tracker.mark_killed(run_id)
+        remove_artifacts(tracker.store, tracker.delivery.known().run(run_id))
+    _away(run.path)
 
 
 def _removed(one: Removal, workspace: Workspace) -> Removal:

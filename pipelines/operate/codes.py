@@ -32,6 +32,14 @@ def explained(error: BaseException, folder: Path) -> QuadRankError | None:
     return error if isinstance(error, QuadRankError) else None
 
 
+def message_of(error: BaseException, folder: Path) -> str:
+    """What ended a command, in words; `folder` as of `explained`."""
+    if isinstance(error, (KeyboardInterrupt, Stopped)):
+        return "stopped"
+    found = explained(error, folder)
+    return f"{type(error).__name__}: {error}" if found is None else str(found)
+
+
 def exit_code_of(error: BaseException, folder: Path) -> int:
     """The exit code of a command that an error ends; `folder` as of `explained`."""
     if isinstance(error, KeyboardInterrupt):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from features.store.disk import folder_bytes, free_bytes
 from features.store.feature_set import FeatureSet
 from features.store.pointer import CURRENT, POINTERS, follow
 from pipelines.locks import Holder
-from pipelines.operate.cleaning import bytes_of, left_behind
+from pipelines.operate.cleaning import bytes_of, half_written, leftovers
 from pipelines.operate.space import bytes_of_a_job
 from pipelines.operate.uses import is_held, names_of, read_json, used_now
 from pipelines.operate.waiting import Sent, outboxes, send_waiting, waiting_by_run
@@ -84,6 +85,7 @@ def findings_of(workspace: Workspace) -> Iterator[Finding]:
         yield from _versions(workspace, name)
         yield from _locks(workspace, name)
         yield from _leftovers(workspace, name)
+    yield from (_leftover(path) for path in half_written(workspace))
 
 
 def _disk(workspace: Workspace) -> Iterator[Finding]:
@@ -186,10 +188,12 @@ def _locks(workspace: Workspace, name: str) -> Iterator[Finding]:
 
 
 def _leftovers(workspace: Workspace, name: str) -> Iterator[Finding]:
-    for folder in (workspace.feature_sets / name, workspace.bundles(name)):
-        for path in left_behind(folder):
-            text = f"{path}: left behind by a killed process, {bytes_of(path):,} bytes"
-            yield Finding("leftover", "note", text, "`quadrank gc --yes` removes it")
+    yield from (_leftover(path) for path in leftovers(workspace, name))
+
+
+def _leftover(path: Path) -> Finding:
+    text = f"{path}: left behind by a killed process, {bytes_of(path):,} bytes"
+    return Finding("leftover", "note", text, "`quadrank gc --yes` removes it")
 
 
 def _sentence(sent: Sent) -> str:

@@ -40,11 +40,21 @@ class LoggedConsole(Console):
         plain = Console(file=io.StringIO(), width=WIDTH, soft_wrap=True, highlight=False)
         plain.print(*objects, **options)
         style = str(options.get("style") or "")
+        level = "error" if "red" in style else "warning" if "yellow" in style else "info"
+        self.write_log(plain.file.getvalue().rstrip("\n"), level)  # type: ignore[attr-defined]
+
+    def write_log(self, message: str, level: str) -> None:
+        """Log a message that people read elsewhere.
+
+        Args:
+            message: its text.
+            level: `info`, `warning` or `error`.
+        """
         record = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "run": self._run.name if self._run else None,
-            "level": "error" if "red" in style else "warning" if "yellow" in style else "info",
-            "message": plain.file.getvalue().rstrip("\n"),  # type: ignore[attr-defined]
+            "level": level,
+            "message": message,
         }
         line = json.dumps(record, ensure_ascii=False) + "\n"
         if self._log is not None:

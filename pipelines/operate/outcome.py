@@ -13,8 +13,9 @@ import json
 import os
 import sys
 import time
+import traceback
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +26,8 @@ from features.errors import DataError
 from features.store.atomic import write_text
 from features.store.pointer import follow
 from pipelines.operate.clock import StageClock
-from pipelines.operate.codes import SUCCESSES, exit_code_of, explained
+from pipelines.operate.codes import SUCCESSES, UNEXPLAINED, exit_code_of, message_of
+from pipelines.operate.log import LoggedConsole
 from pipelines.workspace import Workspace
 
 OUTCOME, LAST_SUCCESS, TEXTFILE = "outcome.json", "LAST_SUCCESS", "quadrank.prom"
@@ -59,23 +61,55 @@ class Watched:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+# Of the jobs at work: how each is recorded where the process ends without ending them.
+_AT_WORK: list[Callable[[str, int], None]] = []
+
+
 @contextmanager
-def watched(workspace: Workspace, name: str) -> Iterator[Watched]:
-    """Record how the block ends, whatever ends it: the job sets `summary` of what it is given."""
+def watched(workspace: Workspace, name: str | None, console: LoggedConsole) -> Iterator[Watched]:
+    """Record how the block ends, whatever ends it: the job sets `summary` of what it is given.
+
+    Args:
+        workspace: whose job it is.
+        name: of the data contract; None for a block whose errors are logged and which leaves no outcome.
+        console: of the job, whose log gets the error that ended it. Whoever runs the block shows it to people.
+    """
     job, began = Watched(), time.monotonic()
+
+    def failed(message: str, code: int) -> dict[str, Any]:
+        seconds = round(time.monotonic() - began, 2)
+        return {"seconds": seconds, **job.summary, "status": "error", "exit_code": code, "error": message}
+
+    def at_once(message: str, code: int) -> None:
+        _log(console, message)
+        if name is not None:
+            _write(workspace, _outcome(name, failed(message, code), job.clock.seconds()))
+
+    _AT_WORK.append(at_once)
     try:
         yield job
     except BaseException as error:
-        told = explained(error, workspace.root)
-        failure = {
-            **job.summary,
-            "status": "error",
-            "exit_code": exit_code_of(error, workspace.root),
-            "error": str(told) if told else f"{type(error).__name__}: {error}",
-        }
-        record_outcome(workspace, name, {"seconds": round(time.monotonic() - began, 2), **failure}, job.clock.seconds())
+        message, code = message_of(error, workspace.root), exit_code_of(error, workspace.root)
+        _log(console, "".join(traceback.format_exception(error)).rstrip() if code == UNEXPLAINED else message)
+        job.summary = failed(message, code)
         raise
-    record_outcome(workspace, name, job.summary, job.clock.seconds())
+    finally:
+        _AT_WORK.remove(at_once)
+        if name is not None:
+            record_outcome(workspace, name, job.summary, job.clock.seconds())
+
+
+def ended_at_once(message: str, code: int) -> None:
+    """Record the jobs at work as ended: the process is about to end in the middle of them.
+
+    The webhook is not told, since nobody waits for its answer any more.
+
+    Args:
+        message: why.
+        code: exit code of the process.
+    """
+    for record in list(_AT_WORK):
+        record(message, code)
 
 
 def record_outcome(workspace: Workspace, name: str, summary: Mapping[str, Any], stages: Mapping[str, float]) -> None:
@@ -87,13 +121,23 @@ def record_outcome(workspace: Workspace, name: str, summary: Mapping[str, Any], 
         summary: what the command prints under `--json`.
         stages: seconds by stage.
     """
+    outcome = _outcome(name, summary, stages)
+    _write(workspace, outcome)
+    if address := os.environ.get(WEBHOOK):
+        try:
+            post(address, outcome)
+        except Exception as error:
+            _say(f"${WEBHOOK}: the outcome was not delivered: {error}")
+
+
+def _outcome(name: str, summary: Mapping[str, Any], stages: Mapping[str, float]) -> dict[str, Any]:
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**summary, "name": name, "ended": ended, "stages": dict(stages)}
+
+
+def _write(workspace: Workspace, outcome: Mapping[str, Any]) -> None:
+    name = outcome["name"]
     folder = workspace.status(name)
-    outcome = {
-        **summary,
-        "name": name,
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "stages": dict(stages),
-    }
     try:
         write_text(folder / OUTCOME, json.dumps(outcome, indent=2))
         if outcome.get("exit_code") in SUCCESSES:
@@ -104,11 +148,13 @@ def record_outcome(workspace: Workspace, name: str, summary: Mapping[str, Any], 
         write_text(folder / TEXTFILE, text)
     except Exception as error:
         _say(f"{folder}: the outcome was not written: {error}")
-    if address := os.environ.get(WEBHOOK):
-        try:
-            post(address, outcome)
-        except Exception as error:
-            _say(f"${WEBHOOK}: the outcome was not delivered: {error}")
+
+
+def _log(console: LoggedConsole, message: str) -> None:
+    try:
+        console.write_log(message, "error")
+    except OSError as error:
+        _say(f"the log was not written: {error}")
 
 
 def textfile(name: str, outcome: Mapping[str, Any], success: Mapping[str, Any], data_time: float | None) -> str:

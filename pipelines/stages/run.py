@@ -67,7 +67,7 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
     gate = hand.results["gate"]
     worked |= any(found["does"] == "run" for name, found in done.items() if name != Features.name)
     summary.status, summary.exit_code = gate["status"], gate["exit_code"]
-    summary.gate = gate["verdict"]
+    summary.gate, summary.error = gate["verdict"], None if gate["verdict"]["passed"] else gate["reason"]
     if gate["verdict"]["passed"] and not worked:
         summary.status, summary.exit_code = NOTHING_NEW, 0
     if worked:

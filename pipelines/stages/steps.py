@@ -281,13 +281,16 @@ class Gate(_Open):
         return champion_changed(result["verdict"]["champion"], self.root / result["bundle"])
 
     def run(self, hand: InHand, begun: Mapping[str, Any], note: Note) -> dict[str, Any]:
-        """Judge, and tell the MLflow run."""
-        tracker = hand.tracker()
-        bundle = hand.results["export"]["bundle"]
+        """Judge, and tell the MLflow run; of a bundle that does not come to be promoted, its version too."""
+        tracker, registry = hand.tracker(), hand.registry()
+        bundle, version = hand.results["export"]["bundle"], hand.results["export"]["version"]
         verdict = judge(self.root / bundle, hand.workspace, self.rules, hand.console)
         for name, value in verdict.tags().items():
             tracker.set_tag(name, value)
         if not verdict.passed:
+            name = f"quadrank-{self.settings.source.contract.name}"
+            if registry.holds(name, version):
+                registry.tag_version(name, version, verdict.tags())
             hand.console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow", markup=False)
         return {"bundle": bundle, "verdict": verdict.as_json(), "reason": verdict.reason, **_ending(verdict)}
 

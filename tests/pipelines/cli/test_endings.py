@@ -1,7 +1,10 @@
 """How a command ends: exit codes and messages of what stopped it, of wrong settings, and of a job that is at work."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +88,58 @@ def test_a_second_job_on_the_same_data_is_kept_out(shell, raw, work):
     with Workspace(work).lock("simulated"):
         code, result = shell("run", *data(raw, work), *SMALL)
     assert code == 7 and "simulated.lock: another job on 'simulated'" in result["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "data.histry.max_len=3"],
+        ["--set", "gate.clicsk=1"],
+        ["--set", "nothing=1"],
+        ["--window", "14"],
+        ["--data", "broken.yaml"],
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+def test_whoever_watches_a_job_learns_of_settings_that_cannot_be_used(shell, raw, tmp_path, monkeypatch, arguments):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: simulated  # the log\nlabels: [\n")
+    words = [str(broken) if word == broken.name else word for word in arguments]
+    code, result = shell("run", *data(raw, tmp_path), *words, "--log", tmp_path / "job.jsonl")
+    outcome = json.loads((tmp_path / "status" / "simulated" / "outcome.json").read_text())
+    assert (code, outcome["exit_code"], outcome["error"]) == (2, 2, result["error"])
+    assert 'quadrank_exit_code{name="simulated"} 2.0' in (tmp_path / "status/simulated/quadrank.prom").read_text()
+    assert json.loads((tmp_path / "job.jsonl").read_text())["message"] == result["error"]
+
+
+def test_a_plan_that_fails_is_no_run(shell, raw, tmp_path):
+    code, _ = shell("run", *data(raw, tmp_path), "--dry-run", "--window", "14")
+    assert code == 2 and not (tmp_path / "status").exists()
+
+
+LATE = """
+import functools, io, os, signal, sys, time
+from pathlib import Path
+from features.stopping import held
+from pipelines.cli import endings
+from pipelines.operate.log import LoggedConsole
+from pipelines.operate.outcome import watched
+from pipelines.workspace import Workspace
+
+def job():
+    console = LoggedConsole(None, file=io.StringIO())
+    with watched(Workspace(Path(sys.argv[1])), "shop", console), held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+endings.listening = functools.partial(endings.listening, seconds=0.2)
+endings.ended(job, ["run"])
+"""
+
+
+def test_a_job_that_does_not_end_in_time_is_recorded_as_ended(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LATE, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    outcome = json.loads((tmp_path / "status" / "shop" / "outcome.json").read_text())
+    assert (done.returncode, outcome["exit_code"], outcome["error"]) == (
+        75, 75, "stopped. The same command goes on where it stood",
+    )  # fmt: skip

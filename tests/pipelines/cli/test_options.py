@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.commands import main
+from pipelines.cli.options import name_of
 
 ROOT = Path(__file__).parents[3]
 SIMULATED = ["--data", "conf/data/simulated.yaml"]
@@ -46,7 +47,7 @@ def test_a_section_that_the_command_does_not_read_is_refused(
     assert stop.value.code == 2
     expected = f"error: --set {section}.…: this command reads no section of that name. It reads: {sections}."
     assert capsys.readouterr().err.strip() == f"{expected}\nquadrank: exit 2"
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == (["status"] if arguments[0] == "run" else [])
 
 
 def test_settings_of_a_study_are_refused_where_there_is_no_study_file(
@@ -57,3 +58,26 @@ def test_settings_of_a_study_are_refused_where_there_is_no_study_file(
         main(["compare", "--models", "qin", "--set", "study.seeds=1"])
     assert stop.value.code == 2
     assert "--set changes a study file, and --models has none: use --seeds and --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "assignments", "name"),
+    [
+        ("name: shop\nroot: data\n", [], "shop"),
+        ('{"name": "shop", "root": "data"}', [], "shop"),
+        ("root: [\nname: 'shop'  # ours\n", [], "shop"),
+        ("name: shop\n", ["train.epochs=1", "data.name=store"], "store"),
+        ("name: ../shop\n", [], None),
+        ("name: [shop]\n", [], None),
+        ("root: data\n", [], None),
+    ],
+)
+def test_a_contract_is_named_though_the_rest_of_it_cannot_be_used(
+    tmp_path: Path, text: str, assignments: list[str], name: str | None
+) -> None:
+    (tmp_path / "shop.yaml").write_text(text)
+    assert name_of(tmp_path / "shop.yaml", assignments) == name
+
+
+def test_a_contract_that_is_not_there_has_no_name(tmp_path: Path) -> None:
+    assert name_of(tmp_path / "shop.yaml", None) is None

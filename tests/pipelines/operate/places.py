@@ -48,12 +48,15 @@ class FakeRegistry:
         self.listed[name] = [one for one in self.listed[name] if one != version]
 
 
+BEGAN = datetime.now(UTC)  # a test that asks twice for one run means the same
+
+
 def run_id(days_ago: int, name: str = "shop") -> str:
-    return f"{datetime.now(UTC) - timedelta(days=days_ago):%Y%m%dT%H%M%SZ}-{name}-{days_ago:04x}"
+    return f"{BEGAN - timedelta(days=days_ago):%Y%m%dT%H%M%SZ}-{name}-{days_ago:04x}"
 
 
-def add_feature_set(workspace: Workspace, version: str, name: str = "shop") -> Path:
-    folder = workspace.feature_sets / name / version
+def add_feature_set(workspace: Workspace, version: str, name: str = "shop", place: str = "feature_sets") -> Path:
+    folder = workspace.root / place / name / version
     folder.mkdir(parents=True)
     (folder / "rows.arrow").write_bytes(b"x" * 1000)
     return folder

@@ -262,6 +262,100 @@ def test_what_killed_jobs_left_goes_unless_someone_still_fills_it(workspace: Wor
     }
 
 
+APART = ".cache/feature_sets"
+
+
+def add_trial(workspace: Workspace, days_ago: int, feature_set: str) -> Path:
+    trial = add_run(workspace, f"tune/first/{run_id(days_ago)}", "none", finished=False)
+    (trial / "config.json").write_text(json.dumps({"feature_set": f"{APART}/shop/{feature_set}"}))
+    return trial
+
+
+def test_a_feature_set_of_searched_settings_stays_with_the_trials_that_were_trained_on_it(
+    workspace: Workspace, registry: FakeRegistry
+) -> None:
+    for version in ("young", "old", "nobodys"):
+        os.utime(add_feature_set(workspace, version, place=APART), (1000, 1000))
+    add_feature_set(workspace, "just-built", place=APART)
+    (workspace.root / APART / "shop" / "CURRENT").write_text("old")
+    add_trial(workspace, 2, "young")
+    add_trial(workspace, 9, "old")
+    sets = {what for what, kind in unused(workspace).items() if kind == "feature set"}
+    assert sets == {f"{APART}/shop/old", f"{APART}/shop/nobodys"}
+
+
+def test_a_pointer_goes_with_the_last_feature_set_that_it_names(workspace: Workspace, registry: FakeRegistry) -> None:
+    """A build looks at what `CURRENT` names; one of another version stays."""
+    for name, pointed in (("shop", "old"), ("store", "kept")):
+        for version in ("old", "kept"):
+            add_feature_set(workspace, version, name, APART)
+        os.utime(workspace.root / APART / name / "old", (1000, 1000))
+        (workspace.root / APART / name / "CURRENT").write_text(pointed)
+    cleaned(workspace, yes=True)
+    left = sorted(path.relative_to(workspace.root / APART).as_posix() for path in workspace.root.glob(f"{APART}/*/*"))
+    assert left == ["shop/kept", "store/CURRENT", "store/kept"]
+
+
+HALVES = [
+    "feature_sets/shop/.CURRENT-0123abcd",
+    f"{APART}/shop/.CURRENT-0123abcd",
+    "runs/{run}/.config.json-0123abcd",
+    "runs/{run}/target_only/.checkpoint-8.safetensors-0123abcd",
+    "runs/tune/.first.best.yaml-0123abcd",
+    "runs/tune/first/{run}/.config.json-0123abcd",
+    "jobs/shop/.qin.json-0123abcd",
+    "status/shop/.outcome.json-0123abcd",
+    ".cache/.notes-0123abcd",
+]
+
+
+@pytest.mark.parametrize("place", HALVES)
+def test_a_file_that_was_half_written_goes_after_a_day_wherever_it_lies(
+    workspace: Workspace, registry: FakeRegistry, place: str
+) -> None:
+    add_run(workspace, run_id(1), "a")
+    add_run(workspace, f"tune/first/{run_id(1)}", "a", finished=False)
+    half = workspace.root / place.format(run=run_id(1))
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_text("half")
+    assert half.relative_to(workspace.root).as_posix() not in unused(workspace)
+    os.utime(half, (time.time() - 90_000,) * 2)
+    assert unused(workspace).get(half.relative_to(workspace.root).as_posix()) == "staging"
+
+
+def test_what_a_killed_sweep_was_building_goes(workspace: Workspace, registry: FakeRegistry) -> None:
+    add_feature_set(workspace, ".building-aaaa", place=APART)
+    assert unused(workspace) == {f"{APART}/shop/.building-aaaa": "staging"}
+
+
+def test_the_mlflow_run_of_an_unfinished_run_ends_and_files_of_any_run_go_with_its_folder(
+    workspace: Workspace, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, emptied = [], []
+
+    class FakeTracker:
+        def __init__(self, root: Path, outbox: Path) -> None:
+            self.outbox, self.store = outbox, "the store"
+            self.delivery = Outbox(outbox)
+
+        def mark_killed(self, tracked: str) -> None:
+            assert self.outbox.parent.is_dir()
+            ended.append((self.outbox.relative_to(workspace.root).as_posix(), tracked))
+
+    monkeypatch.setattr("pipelines.operate.cleaning.Tracker", FakeTracker)
+    for place in (run_id(9), run_id(8), run_id(1), run_id(10), run_id(2), f"tune/first/{run_id(9)}"):
+        run = add_run(workspace, place, "a", finished=place in (run_id(10), run_id(2)))
+        if place != run_id(8):
+            (run / "mlflow_run_id").write_text(f"of {place}")
+    monkeypatch.setattr("pipelines.operate.cleaning.remove_artifacts", lambda *what: emptied.append(what))
+    cleaned(workspace, yes=True)
+    gone = (run_id(9), run_id(10), f"tune/first/{run_id(9)}")
+    assert sorted(emptied) == sorted(("the store", f"of {place}") for place in gone)
+    assert sorted(ended) == [
+        (f"runs/{place}/outbox", f"of {place}") for place in (run_id(9), f"tune/first/{run_id(9)}")
+    ]
+
+
 def test_a_registry_that_is_away_removes_nothing(workspace: Workspace, days: list[str], registry: FakeRegistry) -> None:
     registry.away = True
     with pytest.raises(StoreAwayError):

@@ -135,6 +135,18 @@ def test_what_a_killed_job_left_is_noted(workspace: Workspace) -> None:
     assert "1,000 bytes" in one.text and one.mend == "`quadrank gc --yes` removes it"
 
 
+def test_leftovers_of_sweeps_and_of_half_written_files_are_noted(workspace: Workspace) -> None:
+    add_feature_set(workspace, ".building-aaaa", place=".cache/feature_sets")
+    half = workspace.runs / "run" / "target_only" / ".model-0123abcd"
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    os.utime(half, (1000, 1000))
+    texts = [one.text for one in found(workspace, "leftover")]
+    assert [text.split(":")[0] for text in texts] == [
+        str(workspace.root / ".cache/feature_sets/shop/.building-aaaa"), str(half),
+    ]  # fmt: skip
+
+
 def test_a_bundle_of_another_major_version_is_noted(workspace: Workspace) -> None:
     bundle = add_bundle(workspace, "run", "a")
     (bundle / "MANIFEST.json").write_text('{"model_version": "run", "versions": {"numpy": "1.26.4", "polars": "0.1"}}')

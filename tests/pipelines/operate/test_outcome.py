@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import threading
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from features.errors import GateError
-from pipelines.operate.outcome import post, record_outcome, textfile, watched
+from features.stopping import Stopped
+from pipelines.operate.log import LoggedConsole
+from pipelines.operate.outcome import ended_at_once, post, record_outcome, textfile, watched
 from pipelines.workspace import Workspace
 
 SUMMARY = {
@@ -30,6 +33,16 @@ SUMMARY = {
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("QUADRANK_WEBHOOK", raising=False)
     return Workspace(tmp_path)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> LoggedConsole:
+    return LoggedConsole(tmp_path / "job.jsonl", file=io.StringIO())
+
+
+def logged(workspace: Workspace) -> list[tuple[str, str]]:
+    lines = (workspace.root / "job.jsonl").read_text().splitlines()
+    return [(line["level"], line["message"]) for line in map(json.loads, lines)]
 
 
 def read(workspace: Workspace, name: str) -> Any:
@@ -65,10 +78,10 @@ def test_a_success_is_written_with_its_figures(workspace: Workspace) -> None:
     }
 
 
-def test_a_failure_keeps_the_last_success(workspace: Workspace) -> None:
+def test_a_failure_keeps_the_last_success(workspace: Workspace, console: LoggedConsole) -> None:
     record_outcome(workspace, "shop", SUMMARY, {})
     before = read(workspace, "LAST_SUCCESS")
-    with pytest.raises(GateError), watched(workspace, "shop") as job, job.clock.stage("gate"):
+    with pytest.raises(GateError), watched(workspace, "shop", console) as job, job.clock.stage("gate"):
         raise GateError("too low")
     assert read(workspace, "LAST_SUCCESS") == before
     outcome = read(workspace, "outcome.json")
@@ -133,9 +146,68 @@ def test_a_webhook_of_another_kind_is_refused() -> None:
 
 
 def test_an_outcome_that_cannot_be_written_does_not_end_the_job(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, console: LoggedConsole, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workspace.root / "status").write_text("a file in its place")
-    with watched(workspace, "shop") as job:
+    with watched(workspace, "shop", console) as job:
         job.summary = dict(SUMMARY)
     assert "the outcome was not written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(GateError("too low"), "too low"), (Stopped(), "stopped"), (KeyboardInterrupt(), "stopped")],
+    ids=["explained", "SIGTERM", "Ctrl-C"],
+)
+def test_the_error_that_ends_a_job_is_in_its_log(
+    workspace: Workspace, console: LoggedConsole, error: BaseException, message: str
+) -> None:
+    with pytest.raises(type(error)), watched(workspace, "shop", console):
+        raise error
+    assert logged(workspace) == [("error", message)] and read(workspace, "outcome.json")["error"] == message
+    # Whoever calls the job shows it to people.
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_defect_is_in_the_log_with_its_traceback(workspace: Workspace, console: LoggedConsole) -> None:
+    with pytest.raises(ZeroDivisionError), watched(workspace, "shop", console):
+        1 / 0  # noqa: B018
+    ((level, message),) = logged(workspace)
+    assert level == "error" and "test_outcome.py" in message
+    assert message.endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_log_that_cannot_be_written_hides_no_error(
+    workspace: Workspace, console: LoggedConsole, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace.root / "job.jsonl").mkdir()
+    with pytest.raises(GateError), watched(workspace, "shop", console):
+        raise GateError("too low")
+    assert read(workspace, "outcome.json")["error"] == "too low"
+    assert "job.jsonl" in capsys.readouterr().err
+
+
+def test_a_job_without_a_name_is_logged_and_leaves_no_outcome(workspace: Workspace, console: LoggedConsole) -> None:
+    with pytest.raises(GateError), watched(workspace, None, console):
+        raise GateError("too low")
+    assert [path.name for path in workspace.root.iterdir()] == ["job.jsonl"]
+
+
+def test_a_job_that_is_ended_in_the_middle_is_recorded_and_the_webhook_not_waited_for(
+    workspace: Workspace, console: LoggedConsole, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QUADRANK_WEBHOOK", "http://127.0.0.1:9/x")
+    with watched(workspace, "shop", console) as job, job.clock.stage("features"):
+        ended_at_once("stopped. The same command goes on", 75)
+        outcome, log, said = read(workspace, "outcome.json"), logged(workspace), capsys.readouterr().err
+    assert (outcome["status"], outcome["exit_code"], outcome["error"]) == (
+        "error", 75, "stopped. The same command goes on",
+    )  # fmt: skip
+    assert (log, said) == ([("error", "stopped. The same command goes on")], "")
+
+
+def test_a_job_that_is_over_is_not_recorded_again(workspace: Workspace, console: LoggedConsole) -> None:
+    with watched(workspace, "shop", console) as job:
+        job.summary = dict(SUMMARY)
+    ended_at_once("stopped", 75)
+    assert read(workspace, "outcome.json")["exit_code"] == 0

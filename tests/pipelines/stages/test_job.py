@@ -12,6 +12,7 @@ import pipelines.gate.pointers
 import pipelines.stages.hand
 import pipelines.stages.run
 import pipelines.stages.steps
+from ctr.reporting.mlflow_registry import Registry
 from features.errors import ConfigError, DataError, LockError
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
@@ -139,6 +140,25 @@ def test_a_verdict_stands_until_there_is_another_bundle(copy, monkeypatch):
     monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: PASSED)
     again = copy.run()
     assert (again.status, again.exit_code, does(again)["gate"]) == ("gate refused", 6, "skip")
+
+
+def test_a_refused_job_says_why_in_its_summary_and_on_the_registered_version(copy, monkeypatch):
+    refusal = Verdict("shop", None, (Finding("auc", False, 0.5, "", "0.5 is too low"),))
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
+    copy.rules = GateRules(rows=1_000)
+    assert copy.run().closed(0.0)["error"] == "auc: 0.5 is too low"
+    with Registry(copy.workspace.root).store.contact() as client:
+        tags = client.get_model_version("quadrank-shop", "1").tags
+    assert {name: tags.get(name) for name in refusal.tags()} == refusal.tags()
+
+
+def test_a_refused_bundle_whose_version_was_taken_out_is_refused_all_the_same(copy, monkeypatch):
+    refusal = Verdict("shop", None, (Finding("auc", False, 0.5, "", "0.5 is too low"),))
+    monkeypatch.setattr(pipelines.stages.steps, "judge", lambda *_: refusal)
+    with Registry(copy.workspace.root).store.contact() as client:
+        client.delete_registered_model("quadrank-shop")
+    copy.rules = GateRules(rows=1_000)
+    assert copy.run().exit_code == 6
 
 
 def another_serves(shop: Shop, name: str) -> None:
