@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -70,11 +71,9 @@ class AliasSource:
         address = f"{self.server.rstrip('/')}/api/2.0/mlflow/registered-models/alias?{query}"
         try:
             with urllib.request.urlopen(address, timeout=ALIAS_TIMEOUT) as answer:
-                version = json.load(answer)["model_version"]
-        except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
-            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error}") from None
-        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-        bundle = tags.get("model_version", "")
+                bundle = _bundle_of(json.load(answer))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error!r}") from None
         folder = self.bundles / Path(bundle).name
         if not bundle or not folder.is_dir():
             raise DataError(
@@ -86,6 +85,15 @@ class AliasSource:
     def move(self, before: Path, after: Path) -> bool:
         """An alias names registered versions alone."""
         return False
+
+
+def _bundle_of(answer: Any) -> str:
+    """The bundle that a model version's tags name; empty where they name none. Raises ValueError for another answer."""
+    try:
+        tags = {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
+        return str.strip(tags.get("model_version", ""))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"its answer holds no model version: {str(answer)[:200]}") from None
 
 
 def source_of(model: str, bundle: Path | None, server: str | None, bundles: Path) -> Source:
@@ -122,6 +130,7 @@ class Versions:
         warm_up: how many recent requests are kept and ranked by a new version.
         on_swap: called with the new version and the seconds it took.
         on_refusal: called with the path and the reason.
+        on_look: called whenever the source has said which bundle is wanted.
     """
 
     def __init__(
@@ -131,17 +140,18 @@ class Versions:
         warm_up: int = 32,
         on_swap: Callable[[Ranker, float], None] = lambda ranker, seconds: None,
         on_refusal: Callable[[Path, str], None] = lambda path, reason: None,
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._load = load
         self._recent: deque[dict[str, Any]] = deque(maxlen=warm_up)
-        self._on_swap, self._on_refusal = on_swap, on_refusal
+        self._on_swap, self._on_refusal, self._on_look = on_swap, on_refusal, on_look
         self._lock = threading.Lock()
         self._passed_over: Path | None = None
         self._stands_for: Path | None = None  # what is wanted while a version made from it answers
         self._looking = Every("versions", self.refresh)
         began = time.perf_counter()
-        self.current = load(source.wanted())
+        self.current = load(self._look())
         self.previous: Ranker | None = None
         on_swap(self.current, time.perf_counter() - began)
 
@@ -205,10 +215,16 @@ class Versions:
         """End the watching."""
         self._looking.close()
 
+    def _look(self) -> Path:
+        wanted = self._source.wanted()
+        self._on_look()
+        return wanted
+
     def _refresh(self) -> bool:
         try:
-            wanted = self._source.wanted()
-        except (QuadRankError, OSError) as error:
+            wanted = self._look()
+        except Exception as error:
+            # Whatever it is, the source may say it at the next look.
             self._on_refusal(self.current.bundle.path, str(error))
             return False
         if wanted == self._passed_over:

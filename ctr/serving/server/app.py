@@ -94,6 +94,7 @@ class Server:
             config.warm_up,
             on_swap=self._swapped,
             on_refusal=self._refused,
+            on_look=self.metrics.looked,
         )
         self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 

@@ -54,6 +54,42 @@ def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching()
     assert versions.current.bundle.path == B and refused == ["out of memory", "disk"]
 
 
+def test_a_source_that_fails_in_any_way_ends_no_watching():
+    faults = [TypeError("null is no answer"), RuntimeError("cut"), DataError("away")]
+    refused: list[str] = []
+    loaded = threading.Event()
+
+    class Failing(Wanted):
+        def wanted(self) -> Path:
+            if self.path == B and faults:
+                raise faults.pop(0)
+            return self.path
+
+    def load(path: Path) -> Any:
+        if path == B:
+            loaded.set()
+        return ranker(path)
+
+    source = Failing(A)
+    versions = Versions(source, load, on_refusal=lambda path, reason: refused.append(reason))
+    source.path = B
+    versions.watch(0.01)
+    assert loaded.wait(10)
+    versions.close()
+    assert versions.current.bundle.path == B and refused == ["null is no answer", "cut", "away"]
+
+
+def test_each_look_at_the_source_that_succeeds_is_told():
+    source, looks = Wanted(A), list[None]()
+    versions = Versions(source, ranker, on_look=lambda: looks.append(None))
+    assert len(looks) == 1
+    versions.refresh()
+    assert len(looks) == 2
+    source.wanted = lambda: A / 1  # type: ignore[operator, method-assign]
+    versions.refresh()
+    assert len(looks) == 2, "a look that fails is none"
+
+
 def test_a_bundle_that_is_wrong_is_tried_once_until_another_is_wanted():
     tries: list[Path] = []
 
@@ -90,12 +126,15 @@ def test_without_a_version_before_there_is_no_rollback():
 
 @pytest.fixture
 def tracking_server() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An MLflow server of one route, and what it answers."""
+    """An MLflow server of one route, and what it answers: JSON, or these bytes in place of a whole answer."""
     answers: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = answers.get(self.path)
+            if isinstance(found, bytes):
+                self.wfile.write(found)
+                return
             self.send_response(200 if found else 404)
             self.end_headers()
             self.wfile.write(json.dumps(found).encode())
@@ -125,6 +164,30 @@ def test_an_alias_names_the_bundle_of_its_model_version(tracking_server, tmp_pat
     assert source.wanted() == tmp_path / "shop" / "run-3"
     answers[route] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../shop/run-3"}]}}
     assert source.wanted() == tmp_path / "shop" / "run-3", "no path leads out of the folder of bundles"
+
+
+ALIAS = "/api/2.0/mlflow/registered-models/alias?name=shop&alias=champion"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\ncontent-length: 500\r\n\r\n{",
+        b"no status\r\n\r\n",
+        b"",
+        b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000,
+        b"HTTP/1.0 200 OK\r\n\r\n\xff",
+        b"HTTP/1.0 200 OK\r\n\r\nnull",
+        {"model_version": [3]},
+        {"model_version": {"tags": None}},
+        {"model_version": {"tags": [{"key": "model_version", "value": 3}]}},
+    ],
+)
+def test_an_answer_that_is_none_is_a_data_error(tracking_server, tmp_path, answer):
+    address, answers = tracking_server
+    answers[ALIAS] = answer
+    with pytest.raises(DataError, match="models:/shop@champion: the tracking server does not say"):
+        AliasSource(address, "shop", "champion", tmp_path).wanted()
 
 
 @pytest.mark.parametrize(

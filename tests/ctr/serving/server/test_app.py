@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,23 @@ def test_the_metrics_tell_candidates_scores_and_the_models_age(client):
     assert float(lines["quadrank_scores_sum_total"]) == pytest.approx(sum(scores), rel=1e-5)
     assert 0 < float(lines["quadrank_model_age_seconds"]) < 3600
     assert float(lines['quadrank_seconds_count{stage="model"}']) == 1
+
+
+def test_the_metrics_tell_how_long_the_pointer_was_not_read(shop, monkeypatch):
+    def age() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith("quadrank_pointer_age_seconds ")).split()[1])
+
+    client, server = client_of(shop)
+    with client:
+        later = time.time() + 100
+        monkeypatch.setattr(time, "time", lambda: later)
+        (shop / "CURRENT").write_bytes(b"\xff")
+        server.versions.refresh()
+        assert 99 < age() < 200
+        point_at(shop, "first")
+        server.versions.refresh()
+        assert age() == 0
 
 
 def test_the_next_version_answers_after_a_refresh_and_the_one_before_after_a_rollback(shop):
