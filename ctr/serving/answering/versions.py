@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
+import shutil
 import threading
 import time
 import urllib.error
@@ -23,6 +25,7 @@ from features.errors import ConfigError, DataError, QuadRankError
 from features.store.pointer import follow, move_pointer
 
 ALIAS_TIMEOUT = 5.0  # seconds
+log = logging.getLogger("quadrank.serve")
 
 
 class Source(Protocol):
@@ -182,14 +185,13 @@ class Versions:
             before = self.current.bundle.path
             made = make(before)
             began = time.perf_counter()
-            ranker = self._load(made.path)
-            self._warm(ranker)
-            wanted = self._source.wanted()
-            kept = wanted == before and self._source.move(before, made.path)
-            if kept:
-                self._stands_for = None
-            elif wanted == before:
-                self._stands_for = before
+            try:
+                ranker = self._load(made.path)
+                self._warm(ranker)
+            except BaseException:
+                shutil.rmtree(made.path, ignore_errors=True)  # nobody has been told of it
+                raise
+            kept = self._keep(before, made.path)
             self._switch(ranker, began)
             return made, kept
 
@@ -216,9 +218,22 @@ class Versions:
         self._looking.close()
 
     def _look(self) -> Path:
-        wanted = self._source.wanted()
+        self._named = self._source.wanted()
         self._on_look()
-        return wanted
+        return self._named
+
+    def _keep(self, before: Path, after: Path) -> bool:
+        """Whether the source names `after` from now on; where not, and it names `before`, `after` stands for that."""
+        kept = False
+        try:
+            kept = self._look() == before and self._source.move(before, after)
+        except Exception as error:
+            log.warning("%s answers, but a restart will not find it: %s", after, error)
+        if kept:
+            self._stands_for = None
+        elif self._named == before:
+            self._stands_for = before
+        return kept
 
     def _refresh(self) -> bool:
         try:
@@ -253,7 +268,6 @@ class Versions:
         for raw in list(self._recent):
             try:
                 request = parse_request(raw, ranker.encoder.contract, Limits())
-                encoded = ranker.encode(request)
+                ranker.scores(ranker.encode(request))
             except ConfigError:
-                continue  # the new contract reads other columns
-            ranker.scores(encoded)
+                continue  # the new contract reads other columns, or the new model bears no number so far

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ctr.serving.answering.versions import AliasSource, PointerSource, Versions, source_of
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, NumericalError
 
 
 class Wanted:
@@ -278,6 +278,99 @@ def test_a_new_bundle_that_is_refused_stays_named_after_an_upsert():
     versions = Versions(source, load)
     source.path = B
     assert not versions.upsert(made_at(C))[1] and source.path == B and versions.current.bundle.path == C
+
+
+class Away(Standing):
+    """An alias that is away for all looks after so many."""
+
+    looks = 100
+
+    def wanted(self) -> Path:
+        self.looks -= 1
+        if self.looks < 0:
+            raise DataError("away")
+        return self.path
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
+def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(looks):
+    source = Away(A)
+    versions = Versions(source, ranker)
+    source.looks = looks
+    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    source.looks = 100
+    assert not versions.refresh(), "it stands for what the source named last, and names still"
+    source.path = C
+    assert versions.refresh() and versions.current.bundle.path == C
+
+
+def test_where_the_source_fails_to_move_an_upserted_version_answers_and_the_log_says_why(caplog):
+    class Full(Wanted):
+        def move(self, before: Path, after: Path) -> bool:
+            raise OSError("no space left")
+
+    versions = Versions(Full(A), ranker)
+    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    assert "b answers, but a restart will not find it: no space left" in caplog.text and not versions.refresh()
+
+
+def test_an_upserted_version_that_cannot_be_loaded_is_removed(tmp_path):
+    def make(before: Path) -> Any:
+        (tmp_path / "b" / "columns").mkdir(parents=True)
+        return SimpleNamespace(path=tmp_path / "b")
+
+    def load(path: Path) -> Any:
+        if path != A:
+            raise MemoryError
+        return ranker(path)
+
+    versions = Versions(Moving(A), load)
+    with pytest.raises(MemoryError):
+        versions.upsert(make)
+    assert versions.current.bundle.path == A and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", [ConfigError("1e38 gives no score"), None], ids=["refused", "ranked"])
+def test_a_recent_request_that_a_new_version_refuses_bars_it_not(fault, monkeypatch):
+    """A number that the model before bore may be too far for the new one: that is the request's fault."""
+    scored: list[Any] = []
+
+    def load(path: Path) -> Any:
+        def scores(encoded: Any) -> None:
+            scored.append(encoded)
+            if fault and encoded == 1:
+                raise fault
+
+        encoder = SimpleNamespace(contract=None)
+        return SimpleNamespace(
+            bundle=SimpleNamespace(path=path), encoder=encoder, encode=lambda one: one, scores=scores
+        )
+
+    monkeypatch.setattr("ctr.serving.answering.versions.parse_request", lambda raw, *_: raw["id"])
+    source = Wanted(A)
+    versions = Versions(source, load)
+    versions.remember({"id": 1})
+    versions.remember({"id": 2})
+    source.path = B
+    assert versions.refresh() and versions.current.bundle.path == B and scored == [1, 2]
+
+
+def test_a_version_that_gives_a_recent_request_no_score_is_refused(monkeypatch):
+    def load(path: Path) -> Any:
+        def scores(encoded: Any) -> None:
+            raise NumericalError("no score")
+
+        encoder = SimpleNamespace(contract=None)
+        return SimpleNamespace(
+            bundle=SimpleNamespace(path=path), encoder=encoder, encode=lambda one: one, scores=scores
+        )
+
+    monkeypatch.setattr("ctr.serving.answering.versions.parse_request", lambda raw, *_: raw)
+    source = Wanted(A)
+    versions = Versions(source, load)
+    versions.remember({})
+    source.path = B
+    assert not versions.refresh() and versions.current.bundle.path == A
 
 
 def test_an_upsert_that_fails_changes_nothing():
