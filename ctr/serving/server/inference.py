@@ -50,7 +50,8 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
     """Scores of encoded inputs, as JSON or as JSON followed by bytes; the length of the JSON where bytes follow.
 
     Raises:
-        ConfigError: malformed request; an input that is missing, of another type or shape, or outside its table.
+        ConfigError: malformed request; an input that is missing, of another type or shape, outside its table, or longer
+            than the ranker's limits.
     """
     try:
         request = msgspec.json.decode(body if header_length is None else body[:header_length])
@@ -58,7 +59,8 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
         raise ConfigError(f"body: not valid JSON: {error}.") from None
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise ConfigError("body: needs `inputs`, a list of tensors; GET /v2/models/NAME names them.")
-    feed = _feed(request["inputs"], body[header_length:] if header_length is not None else b"")
+    lengths = {"candidate_": ranker.limits.max_candidates, "history_": ranker.limits.max_history}
+    feed = _feed(request["inputs"], body[header_length:] if header_length is not None else b"", lengths)
     scores = ranker.run(feed)
     asked = request.get("outputs") or []
     if not isinstance(asked, list) or not all(isinstance(entry, dict) for entry in asked):
@@ -87,7 +89,8 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
     return (head + tail, len(head)) if binary else (head, None)
 
 
-def _feed(inputs: list[Any], tail: bytes) -> dict[str, np.ndarray]:
+def _feed(inputs: list[Any], tail: bytes, lengths: dict[str, int]) -> dict[str, np.ndarray]:
+    """Tensors by name; those whose name begins with a key of `lengths` have at most so many entries."""
     feed = {}
     for i, entry in enumerate(inputs):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -98,6 +101,12 @@ def _feed(inputs: list[Any], tail: bytes) -> dict[str, np.ndarray]:
             raise ConfigError(f"inputs[{i}].datatype: {entry.get('datatype')!r} is none of {', '.join(DATATYPES)}.")
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
             raise ConfigError(f"inputs[{i}].shape: expected a list of lengths, got {shape!r}.")
+        for kind, most in lengths.items():
+            if name.startswith(kind) and shape and shape[0] > most:
+                raise ConfigError(
+                    f"inputs[{i}] {name!r}: {shape[0]} entries, at most {most} are allowed. Send fewer or raise "
+                    "the limit."
+                )
         size: Any = _parameters(entry).get("binary_data_size")
         try:
             if size is not None:
