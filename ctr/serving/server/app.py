@@ -35,7 +35,7 @@ from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
 from ctr.serving.server.openapi import DOCUMENT, page
-from ctr.serving.server.refusals import NotFoundError, TooLargeError, UnauthorizedError, refusal
+from ctr.serving.server.refusals import NotFoundError, SlowError, TooLargeError, UnauthorizedError, refusal
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.settings import ServeConfig
 from ctr.serving.termination import on_termination
@@ -247,6 +247,8 @@ class Server:
             # The Open Inference Protocol has one text where our own routes have an object.
             content = message if request.url.path.startswith("/v2") else {"code": code, "message": message}
             response = _json({"error": content}, status)
+            if status == 408:
+                response.headers["Connection"] = "close"  # the rest of the body is no next request
             if status == 503:
                 response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
             return response
@@ -257,11 +259,15 @@ class Server:
         if (inference.whole_number(request.headers.get("content-length", "")) or 0) > limit:
             raise TooLargeError(limit_kib)
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise TooLargeError(limit_kib)
-            parts.append(part)
+        try:
+            async with asyncio.timeout(self.config.body_seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise TooLargeError(limit_kib)
+                    parts.append(part)
+        except TimeoutError:
+            raise SlowError(self.config.body_seconds) from None
         return b"".join(parts)
 
     def _authorise(self, request: Request) -> None:

@@ -183,8 +183,9 @@ ROLLED_BACK: dict[str, Any] = {
 def _post(summary: str, request: dict[str, Any] | None, answer: dict[str, Any], **others: Any) -> dict[str, Any]:
     """A route that takes JSON, or no body, and answers JSON."""
     body = {"requestBody": {"required": True, "content": _json(request)}} if request else {}
-    responses = {"200": {"description": "done", "content": _json(answer)}, "400": ERROR, "413": ERROR, "503": BUSY}
-    return {"post": {"summary": summary, **body, "responses": responses | others}}
+    responses = {"200": {"description": "done", "content": _json(answer)}, "503": BUSY}
+    refused = dict.fromkeys(("400", "408", "413"), ERROR) if request else {"400": ERROR}
+    return {"post": {"summary": summary, **body, "responses": responses | refused | others}}
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
 from ctr.serving.server.openapi import DOCUMENT
 from features.encoding.request import Limits
-from tests.ctr.serving.server.over_http import post, serving
+from tests.ctr.serving.server.over_http import exchange, post, serving
 from tests.ctr.serving.shop import REQUEST, serve_config
 
 HANGS = 30.0  # seconds; a request takes milliseconds
@@ -108,6 +108,16 @@ def test_50_mb_that_say_to_be_less_are_cut(port):
 def test_a_body_that_ends_too_early_gets_no_answer_and_takes_no_place(port, server):
     assert post(port, json.dumps(REQUEST).encode()[:40], length=500, end=True)[0] == 0
     assert post(port, json.dumps(REQUEST).encode())[0] == 200 and server.ranking.pool.taken == 0
+
+
+def test_a_body_whose_rest_does_not_come_is_answered_408_and_its_connection_closed(bundles):
+    server = Server(PointerSource(bundles / "CURRENT"), serve_config(body_seconds=0.2))
+    with serving(server) as port:
+        head = "POST /v1/rank HTTP/1.1\nhost: x\ncontent-length: 500\n\n"
+        status, whole = exchange(port, head.encode(), b'{"cand')
+        assert (status, json.loads(whole.partition(b"\r\n\r\n")[2])["error"]["code"]) == (408, "slow")
+        assert post(port, json.dumps(REQUEST).encode())[0] == 200
+    assert server.ranking.pool.taken == 0
 
 
 def test_a_body_longer_than_it_says_is_read_to_where_it_says(port):
