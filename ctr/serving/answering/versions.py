@@ -149,7 +149,8 @@ class Versions:
         self._load = load
         self._recent: deque[dict[str, Any]] = deque(maxlen=warm_up)
         self._on_swap, self._on_refusal, self._on_look = on_swap, on_refusal, on_look
-        self._lock = threading.Lock()
+        self._making = threading.Lock()  # of who asks the source and loads: it takes seconds
+        self._switching = threading.Lock()  # of what is read and written below: nobody keeps it for long
         self._passed_over: Path | None = None
         self._stands_for: Path | None = None  # what is wanted while a version made from it answers
         self._looking = Every("versions", self.refresh)
@@ -164,11 +165,13 @@ class Versions:
 
     def refresh(self) -> bool:
         """Replace the version if another one is wanted; whether it was."""
-        with self._lock:
+        with self._making:
             return self._refresh()
 
     def upsert(self, make: Callable[[Path], Upserted]) -> tuple[Upserted, bool]:
         """Make a version from the one that answers, and let it answer.
+
+        Where a rollback brings another one back meanwhile, it is made from that.
 
         Args:
             make: publishes the new version of a bundle folder.
@@ -180,28 +183,30 @@ class Versions:
         Raises:
             What `make` raises, and errors of loading; the version before answers on.
         """
-        with self._lock:
+        with self._making:
             self._refresh()
-            before = self.current.bundle.path
-            made = make(before)
-            began = time.perf_counter()
-            try:
-                ranker = self._load(made.path)
-                self._warm(ranker)
-            except BaseException:
-                shutil.rmtree(made.path, ignore_errors=True)  # nobody has been told of it
-                raise
-            kept = self._keep(before, made.path)
-            self._switch(ranker, began)
-            return made, kept
+            while True:
+                before = self.current
+                made = make(before.bundle.path)
+                began = time.perf_counter()
+                try:
+                    ranker = self._load(made.path)
+                    self._warm(ranker)
+                except BaseException:
+                    shutil.rmtree(made.path, ignore_errors=True)  # nobody has been told of it
+                    raise
+                kept = self._answer_for(before, ranker, began)
+                if kept is not None:
+                    return made, kept
+                shutil.rmtree(made.path, ignore_errors=True)
 
     def roll_back(self) -> Ranker:
-        """Let the version before answer again, until another one than now is wanted.
+        """Let the version before answer again, until another one than now is wanted; it waits for no other version.
 
         Raises:
             ConfigError: there is none.
         """
-        with self._lock:
+        with self._switching:
             if self.previous is None:
                 raise ConfigError("There is no version before this one: the server has answered with one version only.")
             self._passed_over = self.current.bundle.path
@@ -222,18 +227,30 @@ class Versions:
         self._on_look()
         return self._named
 
-    def _keep(self, before: Path, after: Path) -> bool:
-        """Whether the source names `after` from now on; where not, and it names `before`, `after` stands for that."""
-        kept = False
+    def _answer_for(self, before: Ranker, ranker: Ranker, began: float) -> bool | None:
+        """Let an upserted version answer; whether the source names it, None where `before` no longer answers."""
         try:
-            kept = self._look() == before and self._source.move(before, after)
+            wanted = self._look()
+        except Exception as error:
+            log.warning("%s: a restart may not find it: %s", ranker.bundle.path, error)
+            wanted = None
+        with self._switching:
+            if self.current is not before:
+                return None
+            kept = wanted == before.bundle.path and self._moved(before.bundle.path, ranker.bundle.path)
+            if kept:
+                self._stands_for = None
+            elif self._named == before.bundle.path:
+                self._stands_for = before.bundle.path
+            self._switch(ranker, began)
+            return kept
+
+    def _moved(self, before: Path, after: Path) -> bool:
+        try:
+            return self._source.move(before, after)
         except Exception as error:
             log.warning("%s answers, but a restart will not find it: %s", after, error)
-        if kept:
-            self._stands_for = None
-        elif self._named == before:
-            self._stands_for = before
-        return kept
+            return False
 
     def _refresh(self) -> bool:
         try:
@@ -242,23 +259,29 @@ class Versions:
             # Whatever it is, the source may say it at the next look.
             self._on_refusal(self.current.bundle.path, str(error))
             return False
-        if wanted == self._passed_over:
-            return False
-        self._passed_over = None
-        if wanted in (self.current.bundle.path, self._stands_for):
-            return False
+        with self._switching:
+            if wanted == self._passed_over:
+                return False
+            self._passed_over = None
+            if wanted in (self.current.bundle.path, self._stands_for):
+                return False
         began = time.perf_counter()
         try:
             ranker = self._load(wanted)
             self._warm(ranker)
         except Exception as error:
-            # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
-            self._passed_over = wanted if isinstance(error, QuadRankError) else None
+            with self._switching:
+                # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
+                self._passed_over = wanted if isinstance(error, QuadRankError) else None
             self._on_refusal(wanted, str(error))
             return False
-        self._stands_for = None
-        self._switch(ranker, began)
-        return True
+        with self._switching:
+            self._passed_over = None  # what a rollback left meanwhile: another one was wanted since
+            if wanted == self.current.bundle.path:  # a rollback brought it back meanwhile
+                return False
+            self._stands_for = None
+            self._switch(ranker, began)
+            return True
 
     def _switch(self, ranker: Ranker, began: float) -> None:
         self.previous, self.current = self.current, ranker

@@ -133,7 +133,7 @@ class Server:
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
         self._authorise(request)
-        # In a thread: another version may be loading meanwhile, and requests are answered.
+        # In a thread: counters go over to the version, and requests are answered meanwhile.
         ranker = await asyncio.to_thread(self.versions.roll_back)
         return _json({"model_version": ranker.model_version})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,112 @@ def test_after_a_rollback_the_version_that_was_left_answers_when_it_is_wanted_an
     assert not versions.refresh()
     source.path = B
     assert versions.refresh() and versions.current.bundle.path == B
+
+
+class Held:
+    """A call that lasts until it is let go on, from when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.go_on.wait(30)
+
+
+@contextmanager
+def meanwhile(held: Held, act: Callable[[], object]) -> Iterator[None]:
+    """What happens while an act is held up; it ends after that."""
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        assert held.begun.wait(10)
+        yield
+    finally:
+        held.go_on.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def rolled_back(versions: Versions) -> Path:
+    """Where the version lies that a rollback gave, which waits for nothing."""
+    found: list[Path] = []
+    thread = threading.Thread(target=lambda: found.append(versions.roll_back().bundle.path), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found, "it waits"
+    return found[0]
+
+
+def test_a_rollback_waits_for_no_version_that_is_loaded():
+    held, source = Held(), Wanted(A)
+
+    def load(path: Path) -> Any:
+        if path == C:
+            held()
+        return ranker(path)
+
+    versions = Versions(source, load)
+    source.path = B
+    assert versions.refresh()
+    source.path = C
+    with meanwhile(held, versions.refresh):
+        assert rolled_back(versions) == A == versions.current.bundle.path
+    assert versions.current.bundle.path == C, "which is wanted, and is not what was left"
+    source.path = B
+    assert versions.refresh(), "named anew after another one"
+
+
+def test_a_rollback_waits_for_no_source():
+    held, source = Held(), Wanted(A)
+    versions = Versions(source, ranker)
+    source.path = B
+    assert versions.refresh()
+    source.wanted = lambda: held() or B  # type: ignore[method-assign]
+    with meanwhile(held, versions.refresh):
+        assert rolled_back(versions) == A
+    assert versions.current.bundle.path == A, "what the source said before is no reason to answer with it again"
+
+
+def test_a_version_that_a_rollback_brought_back_meanwhile_is_not_switched_to():
+    held, source = Held(), Wanted(A)
+    loads: list[Path] = []
+
+    def load(path: Path) -> Any:
+        loads.append(path)
+        if loads == [A, B, A]:
+            held()
+        return ranker(path)
+
+    versions = Versions(source, load)
+    source.path = B
+    assert versions.refresh()
+    source.path = A
+    with meanwhile(held, versions.refresh):
+        assert rolled_back(versions) == A
+    assert versions.previous is not None and versions.previous.bundle.path == B
+
+
+def test_items_are_added_to_the_version_that_a_rollback_brought_back_meanwhile(tmp_path):
+    """Else the upsert of the version that was left would bring it back."""
+    held, source = Held(), Moving(A)
+    versions = Versions(source, ranker)
+    source.path = B
+    assert versions.refresh()
+    made: list[Path] = []
+
+    def make(before: Path) -> Any:
+        if not made:
+            held()
+        made.append(tmp_path / f"{before.name}+items")
+        made[-1].mkdir()
+        return SimpleNamespace(path=made[-1])
+
+    with meanwhile(held, lambda: versions.upsert(make)):
+        assert rolled_back(versions) == A
+    assert made == [tmp_path / "b+items", tmp_path / "a+items"] and versions.current.bundle.path == made[1]
+    assert list(tmp_path.iterdir()) == [made[1]] and source.path == B
+    assert versions.previous is not None and versions.previous.bundle.path == A
 
 
 def test_without_a_version_before_there_is_no_rollback():
