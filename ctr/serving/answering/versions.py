@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -57,6 +59,8 @@ class PointerSource:
 class AliasSource:
     """`models:/NAME@alias` of an MLflow server, asked by its REST call: MLflow itself is not imported.
 
+    Credentials are those of MLflow's own environment variables.
+
     Args:
         server: address of the tracking server, `http://…`.
         name, alias: of the registered model.
@@ -73,7 +77,7 @@ class AliasSource:
         query = urllib.parse.urlencode({"name": self.name, "alias": self.alias})
         address = f"{self.server.rstrip('/')}/api/2.0/mlflow/registered-models/alias?{query}"
         try:
-            with urllib.request.urlopen(address, timeout=ALIAS_TIMEOUT) as answer:
+            with urllib.request.urlopen(_with_credentials(address), timeout=ALIAS_TIMEOUT) as answer:
                 bundle = _bundle_of(json.load(answer))
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error!r}") from None
@@ -88,6 +92,26 @@ class AliasSource:
     def move(self, before: Path, after: Path) -> bool:
         """An alias names registered versions alone."""
         return False
+
+
+def _with_credentials(address: str) -> urllib.request.Request:
+    """A request with the credentials that MLflow would send.
+
+    Raises:
+        ValueError: they cannot be sent.
+    """
+    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    request = urllib.request.Request(address)
+    if user and password:
+        told = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    elif token:
+        told = f"Bearer {token}"
+    else:
+        return request
+    if not told.isascii() or not told.isprintable():
+        raise ValueError("MLFLOW_TRACKING_TOKEN is no token: it holds characters that no header may have")
+    request.add_unredirected_header("Authorization", told)  # to this server alone
+    return request
 
 
 def _bundle_of(answer: Any) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ctr.serving.answering.versions import AliasSource, PointerSource, Versions, source_of
+from ctr.serving.answering.versions import Versions
 from features.errors import ConfigError, DataError, NumericalError
 
 
@@ -229,92 +227,6 @@ def test_items_are_added_to_the_version_that_a_rollback_brought_back_meanwhile(t
 def test_without_a_version_before_there_is_no_rollback():
     with pytest.raises(ConfigError, match="no version before"):
         Versions(Wanted(A), ranker).roll_back()
-
-
-@pytest.fixture
-def tracking_server() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An MLflow server of one route, and what it answers: JSON, or these bytes in place of a whole answer."""
-    answers: dict[str, Any] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = answers.get(self.path)
-            if isinstance(found, bytes):
-                self.wfile.write(found)
-                return
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps(found).encode())
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", answers
-    server.shutdown()
-    server.server_close()
-
-
-def test_an_alias_names_the_bundle_of_its_model_version(tracking_server, tmp_path):
-    address, answers = tracking_server
-    source = source_of("models:/shop@champion", None, address, tmp_path)
-    assert source == AliasSource(address, "shop", "champion", tmp_path / "shop")
-    with pytest.raises(DataError, match="models:/shop@champion: the tracking server does not say"):
-        source.wanted()
-    route = "/api/2.0/mlflow/registered-models/alias?name=shop&alias=champion"
-    answers[route] = {"model_version": {"version": "3", "tags": [{"key": "model_version", "value": "run-3"}]}}
-    with pytest.raises(DataError, match="'run-3' is not in"):
-        source.wanted()
-    (tmp_path / "shop" / "run-3").mkdir(parents=True)
-    assert source.wanted() == tmp_path / "shop" / "run-3"
-    answers[route] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../shop/run-3"}]}}
-    assert source.wanted() == tmp_path / "shop" / "run-3", "no path leads out of the folder of bundles"
-
-
-ALIAS = "/api/2.0/mlflow/registered-models/alias?name=shop&alias=champion"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.0 200 OK\r\ncontent-length: 500\r\n\r\n{",
-        b"no status\r\n\r\n",
-        b"",
-        b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000,
-        b"HTTP/1.0 200 OK\r\n\r\n\xff",
-        b"HTTP/1.0 200 OK\r\n\r\nnull",
-        {"model_version": [3]},
-        {"model_version": {"tags": None}},
-        {"model_version": {"tags": [{"key": "model_version", "value": 3}]}},
-    ],
-)
-def test_an_answer_that_is_none_is_a_data_error(tracking_server, tmp_path, answer):
-    address, answers = tracking_server
-    answers[ALIAS] = answer
-    with pytest.raises(DataError, match="models:/shop@champion: the tracking server does not say"):
-        AliasSource(address, "shop", "champion", tmp_path).wanted()
-
-
-@pytest.mark.parametrize(
-    ("model", "bundle", "server", "message"),
-    [
-        ("", None, "http://h", "either --bundle"),
-        ("models:/shop@champion", A, "http://h", "either --bundle"),
-        ("models:/shop/3", None, "http://h", "names no alias"),
-        ("shop@champion", None, "http://h", "names no alias"),
-        ("models:/shop@champion", None, "sqlite:///mlflow.db", "needs an MLflow server"),
-        ("models:/shop@champion", None, None, "needs an MLflow server"),
-    ],
-)
-def test_what_names_no_bundle_is_refused(model, bundle, server, message):
-    with pytest.raises(ConfigError, match=message):
-        source_of(model, bundle, server, Path())
-
-
-def test_a_folder_needs_no_server():
-    assert source_of("", A, None, Path()) == PointerSource(A)
 
 
 class Moving(Wanted):
