@@ -126,7 +126,8 @@ def _given(data: Any, dtype: np.dtype[Any]) -> np.ndarray:
     wrong = [value for value in flat if type(value) not in kinds]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no such number")
-    return np.array(flat, dtype)
+    with np.errstate(over="ignore"):  # what single precision does not hold is infinite, and refused by the ranker
+        return np.array(flat, dtype)
 
 
 def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
