@@ -5,6 +5,7 @@ Shapes: H history items of one request, N candidates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from features.store.schema import UNKNOWN
 NAMED = 5  # ids named in one message
 FAR = 100.0  # of numbers in standard deviations: what may be at fault where a score is not finite
 ITEM_INPUTS = ("candidate_item", "history_item")
+log = logging.getLogger("quadrank.rank")
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,11 @@ class Ranker:
         try:
             outputs = self._session.run(None, feed | self._later)
         except (OrtFail, InvalidArgument, RuntimeException) as error:
-            raise ConfigError(f"inputs: {str(error).splitlines()[0][:300]}") from None
+            log.warning("encoded inputs that the graph does not read: %s", error)
+            raise ConfigError(
+                "inputs: the model cannot read them together. Compare types and shapes with GET /v2/models/NAME, "
+                "lengths of `candidate_…` and `history_…` with each other, and indices with the tables of the bundle."
+            ) from None
         scores_NH = self._finite(np.stack(outputs, axis=-1), feed)
         return dict(zip(self._outputs, scores_NH.T, strict=True))
 

@@ -47,4 +47,5 @@ def serve_bundle(
         console.print(f"  {example(folder / REQUEST, host, bound)}", soft_wrap=True, highlight=False, markup=False)
 
     # A request reaches one process, which would roll back alone: several of them follow the pointer.
-    run_server(MakeApp(source, config, token if processes == 1 else None), host, port, processes, announce)
+    make_app = MakeApp(source, config, token if processes == 1 else None)
+    run_server(make_app, host, port, processes, announce, connections=config.max_connections)

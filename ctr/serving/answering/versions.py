@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
+import logging
+import os
+import shutil
 import threading
 import time
 import urllib.error
@@ -22,6 +27,7 @@ from features.errors import ConfigError, DataError, QuadRankError
 from features.store.pointer import follow, move_pointer
 
 ALIAS_TIMEOUT = 5.0  # seconds
+log = logging.getLogger("quadrank.serve")
 
 
 class Source(Protocol):
@@ -53,6 +59,8 @@ class PointerSource:
 class AliasSource:
     """`models:/NAME@alias` of an MLflow server, asked by its REST call: MLflow itself is not imported.
 
+    Credentials are those of MLflow's own environment variables.
+
     Args:
         server: address of the tracking server, `http://…`.
         name, alias: of the registered model.
@@ -69,12 +77,10 @@ class AliasSource:
         query = urllib.parse.urlencode({"name": self.name, "alias": self.alias})
         address = f"{self.server.rstrip('/')}/api/2.0/mlflow/registered-models/alias?{query}"
         try:
-            with urllib.request.urlopen(address, timeout=ALIAS_TIMEOUT) as answer:
-                version = json.load(answer)["model_version"]
-        except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
-            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error}") from None
-        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-        bundle = tags.get("model_version", "")
+            with urllib.request.urlopen(_with_credentials(address), timeout=ALIAS_TIMEOUT) as answer:
+                bundle = _bundle_of(json.load(answer))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error!r}") from None
         folder = self.bundles / Path(bundle).name
         if not bundle or not folder.is_dir():
             raise DataError(
@@ -86,6 +92,35 @@ class AliasSource:
     def move(self, before: Path, after: Path) -> bool:
         """An alias names registered versions alone."""
         return False
+
+
+def _with_credentials(address: str) -> urllib.request.Request:
+    """A request with the credentials that MLflow would send.
+
+    Raises:
+        ValueError: they cannot be sent.
+    """
+    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    request = urllib.request.Request(address)
+    if user and password:
+        told = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    elif token:
+        told = f"Bearer {token}"
+    else:
+        return request
+    if not told.isascii() or not told.isprintable():
+        raise ValueError("MLFLOW_TRACKING_TOKEN is no token: it holds characters that no header may have")
+    request.add_unredirected_header("Authorization", told)  # to this server alone
+    return request
+
+
+def _bundle_of(answer: Any) -> str:
+    """The bundle that a model version's tags name; empty where they name none. Raises ValueError for another answer."""
+    try:
+        tags = {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
+        return str.strip(tags.get("model_version", ""))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"its answer holds no model version: {str(answer)[:200]}") from None
 
 
 def source_of(model: str, bundle: Path | None, server: str | None, bundles: Path) -> Source:
@@ -122,6 +157,7 @@ class Versions:
         warm_up: how many recent requests are kept and ranked by a new version.
         on_swap: called with the new version and the seconds it took.
         on_refusal: called with the path and the reason.
+        on_look: called whenever the source has said which bundle is wanted.
     """
 
     def __init__(
@@ -131,17 +167,19 @@ class Versions:
         warm_up: int = 32,
         on_swap: Callable[[Ranker, float], None] = lambda ranker, seconds: None,
         on_refusal: Callable[[Path, str], None] = lambda path, reason: None,
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._load = load
         self._recent: deque[dict[str, Any]] = deque(maxlen=warm_up)
-        self._on_swap, self._on_refusal = on_swap, on_refusal
-        self._lock = threading.Lock()
+        self._on_swap, self._on_refusal, self._on_look = on_swap, on_refusal, on_look
+        self._making = threading.Lock()  # of who asks the source and loads: it takes seconds
+        self._switching = threading.Lock()  # of what is read and written below: nobody keeps it for long
         self._passed_over: Path | None = None
         self._stands_for: Path | None = None  # what is wanted while a version made from it answers
         self._looking = Every("versions", self.refresh)
         began = time.perf_counter()
-        self.current = load(source.wanted())
+        self.current = load(self._look())
         self.previous: Ranker | None = None
         on_swap(self.current, time.perf_counter() - began)
 
@@ -151,11 +189,13 @@ class Versions:
 
     def refresh(self) -> bool:
         """Replace the version if another one is wanted; whether it was."""
-        with self._lock:
+        with self._making:
             return self._refresh()
 
     def upsert(self, make: Callable[[Path], Upserted]) -> tuple[Upserted, bool]:
         """Make a version from the one that answers, and let it answer.
+
+        Where a rollback brings another one back meanwhile, it is made from that.
 
         Args:
             make: publishes the new version of a bundle folder.
@@ -167,29 +207,30 @@ class Versions:
         Raises:
             What `make` raises, and errors of loading; the version before answers on.
         """
-        with self._lock:
+        with self._making:
             self._refresh()
-            before = self.current.bundle.path
-            made = make(before)
-            began = time.perf_counter()
-            ranker = self._load(made.path)
-            self._warm(ranker)
-            wanted = self._source.wanted()
-            kept = wanted == before and self._source.move(before, made.path)
-            if kept:
-                self._stands_for = None
-            elif wanted == before:
-                self._stands_for = before
-            self._switch(ranker, began)
-            return made, kept
+            while True:
+                before = self.current
+                made = make(before.bundle.path)
+                began = time.perf_counter()
+                try:
+                    ranker = self._load(made.path)
+                    self._warm(ranker)
+                except BaseException:
+                    shutil.rmtree(made.path, ignore_errors=True)  # nobody has been told of it
+                    raise
+                kept = self._answer_for(before, ranker, began)
+                if kept is not None:
+                    return made, kept
+                shutil.rmtree(made.path, ignore_errors=True)
 
     def roll_back(self) -> Ranker:
-        """Let the version before answer again, until another one than now is wanted.
+        """Let the version before answer again, until another one than now is wanted; it waits for no other version.
 
         Raises:
             ConfigError: there is none.
         """
-        with self._lock:
+        with self._switching:
             if self.previous is None:
                 raise ConfigError("There is no version before this one: the server has answered with one version only.")
             self._passed_over = self.current.bundle.path
@@ -205,29 +246,66 @@ class Versions:
         """End the watching."""
         self._looking.close()
 
+    def _look(self) -> Path:
+        self._named = self._source.wanted()
+        self._on_look()
+        return self._named
+
+    def _answer_for(self, before: Ranker, ranker: Ranker, began: float) -> bool | None:
+        """Let an upserted version answer; whether the source names it, None where `before` no longer answers."""
+        try:
+            wanted = self._look()
+        except Exception as error:
+            log.warning("%s: a restart may not find it: %s", ranker.bundle.path, error)
+            wanted = None
+        with self._switching:
+            if self.current is not before:
+                return None
+            kept = wanted == before.bundle.path and self._moved(before.bundle.path, ranker.bundle.path)
+            if kept:
+                self._stands_for = None
+            elif self._named == before.bundle.path:
+                self._stands_for = before.bundle.path
+            self._switch(ranker, began)
+            return kept
+
+    def _moved(self, before: Path, after: Path) -> bool:
+        try:
+            return self._source.move(before, after)
+        except Exception as error:
+            log.warning("%s answers, but a restart will not find it: %s", after, error)
+            return False
+
     def _refresh(self) -> bool:
         try:
-            wanted = self._source.wanted()
-        except (QuadRankError, OSError) as error:
+            wanted = self._look()
+        except Exception as error:
+            # Whatever it is, the source may say it at the next look.
             self._on_refusal(self.current.bundle.path, str(error))
             return False
-        if wanted == self._passed_over:
-            return False
-        self._passed_over = None
-        if wanted in (self.current.bundle.path, self._stands_for):
-            return False
+        with self._switching:
+            if wanted == self._passed_over:
+                return False
+            self._passed_over = None
+            if wanted in (self.current.bundle.path, self._stands_for):
+                return False
         began = time.perf_counter()
         try:
             ranker = self._load(wanted)
             self._warm(ranker)
         except Exception as error:
-            # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
-            self._passed_over = wanted if isinstance(error, QuadRankError) else None
+            with self._switching:
+                # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
+                self._passed_over = wanted if isinstance(error, QuadRankError) else None
             self._on_refusal(wanted, str(error))
             return False
-        self._stands_for = None
-        self._switch(ranker, began)
-        return True
+        with self._switching:
+            self._passed_over = None  # what a rollback left meanwhile: another one was wanted since
+            if wanted == self.current.bundle.path:  # a rollback brought it back meanwhile
+                return False
+            self._stands_for = None
+            self._switch(ranker, began)
+            return True
 
     def _switch(self, ranker: Ranker, began: float) -> None:
         self.previous, self.current = self.current, ranker
@@ -237,7 +315,6 @@ class Versions:
         for raw in list(self._recent):
             try:
                 request = parse_request(raw, ranker.encoder.contract, Limits())
-                encoded = ranker.encode(request)
+                ranker.scores(ranker.encode(request))
             except ConfigError:
-                continue  # the new contract reads other columns
-            ranker.scores(encoded)
+                continue  # the new contract reads other columns, or the new model bears no number so far

@@ -35,7 +35,7 @@ from ctr.serving.pasts.stores import Stores
 from ctr.serving.ranker import Ranker
 from ctr.serving.server import inference
 from ctr.serving.server.openapi import DOCUMENT, page
-from ctr.serving.server.refusals import NotFoundError, TooLargeError, UnauthorizedError, refusal
+from ctr.serving.server.refusals import NotFoundError, SlowError, TooLargeError, UnauthorizedError, refusal
 from ctr.serving.server.served_log import ServedLog
 from ctr.serving.settings import ServeConfig
 from ctr.serving.termination import on_termination
@@ -94,6 +94,7 @@ class Server:
             config.warm_up,
             on_swap=self._swapped,
             on_refusal=self._refused,
+            on_look=self.metrics.looked,
         )
         self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 
@@ -132,7 +133,7 @@ class Server:
     async def rollback(self, request: Request) -> Response:
         """`POST /v1/rollback`: the version before answers again."""
         self._authorise(request)
-        # In a thread: another version may be loading meanwhile, and requests are answered.
+        # In a thread: counters go over to the version, and requests are answered meanwhile.
         ranker = await asyncio.to_thread(self.versions.roll_back)
         return _json({"model_version": ranker.model_version})
 
@@ -175,13 +176,9 @@ class Server:
     async def infer(self, request: Request) -> Response:
         """`POST /v2/models/NAME/infer`: encoded tensors in, scores out."""
         ranker = self._named(request)
-        header = request.headers.get(inference.BINARY)
-        if header is not None and not header.isdigit():
-            raise ConfigError(f"{inference.BINARY}: expected a number of bytes.")
+        header = inference.header_length(request.headers.get(inference.BINARY))
         body = await self._body(request)
-        content, length = await self.ranking.pool.run(
-            lambda: inference.infer(ranker, body, None if header is None else int(header))
-        )
+        content, length = await self.ranking.pool.run(lambda: inference.infer(ranker, body, header))
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={inference.BINARY: str(length)})
@@ -250,6 +247,8 @@ class Server:
             # The Open Inference Protocol has one text where our own routes have an object.
             content = message if request.url.path.startswith("/v2") else {"code": code, "message": message}
             response = _json({"error": content}, status)
+            if status == 408:
+                response.headers["Connection"] = "close"  # the rest of the body is no next request
             if status == 503:
                 response.headers["Retry-After"] = str(self.config.queue.retry_after_s)
             return response
@@ -257,15 +256,18 @@ class Server:
     async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
         limit_kib = limit_kib or self.config.max_body_kib
         limit = limit_kib * 1024
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
+        if (inference.whole_number(request.headers.get("content-length", "")) or 0) > limit:
             raise TooLargeError(limit_kib)
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise TooLargeError(limit_kib)
-            parts.append(part)
+        try:
+            async with asyncio.timeout(self.config.body_seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise TooLargeError(limit_kib)
+                    parts.append(part)
+        except TimeoutError:
+            raise SlowError(self.config.body_seconds) from None
         return b"".join(parts)
 
     def _authorise(self, request: Request) -> None:

@@ -12,7 +12,27 @@ from features.errors import ConfigError
 
 DATATYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype(np.int64), "FP32": np.dtype(np.float32)}
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+DIGITS = 9  # of a length in a header
 BINARY = "inference-header-content-length"  # header of the binary extension: bytes of JSON before the tensors
+
+
+def whole_number(text: str) -> int | None:
+    """What a header says, up to 9 digits; None where it says no such number. `isdigit` alone is true of ² and ٣."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS else None
+
+
+def header_length(header: str | None) -> int | None:
+    """Bytes of JSON before the tensors; None where the body is JSON alone.
+
+    Raises:
+        ConfigError: it is no number of bytes.
+    """
+    if header is None:
+        return None
+    length = whole_number(header)
+    if length is None:
+        raise ConfigError(f"{BINARY}: expected a number of bytes, e.g. 512.")
+    return length
 
 
 def metadata(ranker: Ranker) -> dict[str, Any]:
@@ -30,7 +50,8 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
     """Scores of encoded inputs, as JSON or as JSON followed by bytes; the length of the JSON where bytes follow.
 
     Raises:
-        ConfigError: malformed request; an input that is missing, of another type or shape, or outside its table.
+        ConfigError: malformed request; an input that is missing, of another type or shape, outside its table, or longer
+            than the ranker's limits.
     """
     try:
         request = msgspec.json.decode(body if header_length is None else body[:header_length])
@@ -38,7 +59,8 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
         raise ConfigError(f"body: not valid JSON: {error}.") from None
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise ConfigError("body: needs `inputs`, a list of tensors; GET /v2/models/NAME names them.")
-    feed = _feed(request["inputs"], body[header_length:] if header_length is not None else b"")
+    lengths = {"candidate_": ranker.limits.max_candidates, "history_": ranker.limits.max_history}
+    feed = _feed(request["inputs"], body[header_length:] if header_length is not None else b"", lengths)
     scores = ranker.run(feed)
     asked = request.get("outputs") or []
     if not isinstance(asked, list) or not all(isinstance(entry, dict) for entry in asked):
@@ -67,7 +89,8 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
     return (head + tail, len(head)) if binary else (head, None)
 
 
-def _feed(inputs: list[Any], tail: bytes) -> dict[str, np.ndarray]:
+def _feed(inputs: list[Any], tail: bytes, lengths: dict[str, int]) -> dict[str, np.ndarray]:
+    """Tensors by name; those whose name begins with a key of `lengths` have at most so many entries."""
     feed = {}
     for i, entry in enumerate(inputs):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -78,6 +101,12 @@ def _feed(inputs: list[Any], tail: bytes) -> dict[str, np.ndarray]:
             raise ConfigError(f"inputs[{i}].datatype: {entry.get('datatype')!r} is none of {', '.join(DATATYPES)}.")
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
             raise ConfigError(f"inputs[{i}].shape: expected a list of lengths, got {shape!r}.")
+        for kind, most in lengths.items():
+            if name.startswith(kind) and shape and shape[0] > most:
+                raise ConfigError(
+                    f"inputs[{i}] {name!r}: {shape[0]} entries, at most {most} are allowed. Send fewer or raise "
+                    "the limit."
+                )
         size: Any = _parameters(entry).get("binary_data_size")
         try:
             if size is not None:
@@ -97,7 +126,8 @@ def _given(data: Any, dtype: np.dtype[Any]) -> np.ndarray:
     wrong = [value for value in flat if type(value) not in kinds]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no such number")
-    return np.array(flat, dtype)
+    with np.errstate(over="ignore"):  # what single precision does not hold is infinite, and refused by the ranker
+        return np.array(flat, dtype)
 
 
 def _parameters(entry: dict[str, Any]) -> dict[str, Any]:

@@ -180,15 +180,83 @@ ROLLED_BACK: dict[str, Any] = {
 }
 
 
+NAMED: dict[str, Any] = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+TENSOR: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"enum": ["INT64", "FP32"]},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}},
+        "data": {"type": "array", "description": "numbers, flat or nested; null is a missing one"},
+        "parameters": {
+            "type": "object",
+            "description": "`binary_data_size`: so many bytes behind the JSON are the tensor, in place of `data`",
+        },
+    },
+}
+INFER: dict[str, Any] = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": {"type": "array", "items": TENSOR, "description": "those that the metadata name"},
+        "outputs": {"type": "array", "items": NAMED, "description": "default all"},
+        "parameters": {"type": "object"},
+    },
+}
+INFERRED: dict[str, Any] = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "outputs": {"type": "array", "items": TENSOR},
+    },
+}
+TEXT_ERROR = {
+    "description": "What is wrong and what to do.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+        }
+    },
+}
+
+
 def _post(summary: str, request: dict[str, Any] | None, answer: dict[str, Any], **others: Any) -> dict[str, Any]:
     """A route that takes JSON, or no body, and answers JSON."""
     body = {"requestBody": {"required": True, "content": _json(request)}} if request else {}
-    responses = {"200": {"description": "done", "content": _json(answer)}, "400": ERROR, "413": ERROR, "503": BUSY}
-    return {"post": {"summary": summary, **body, "responses": responses | others}}
+    responses = {"200": {"description": "done", "content": _json(answer)}, "503": BUSY}
+    refused = dict.fromkeys(("400", "408", "413"), ERROR) if request else {"400": ERROR}
+    return {"post": {"summary": summary, **body, "responses": responses | refused | others}}
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
+
+
+def _get(summary: str, **answers: Any) -> dict[str, Any]:
+    return {"get": {"summary": summary, "responses": answers}}
+
+
+def _model(path: str) -> dict[str, Any]:
+    """The Open Inference Protocol of the model below a path, with its parameters."""
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    given = {
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    }
+    answers = {"200": {"description": "done"}, "404": TEXT_ERROR}
+    infer = _post("Scores of encoded tensors; binary ones may follow the JSON", INFER, INFERRED)
+    refused = dict.fromkeys(("400", "404", "408", "413", "503"), TEXT_ERROR)
+    infer["post"]["responses"] |= refused | {"503": TEXT_ERROR | {"headers": BUSY["headers"]}}
+    return {
+        path: _get("Names, types and shapes of the model's inputs and outputs", **answers) | given,
+        f"{path}/ready": _get("Whether the model takes requests", **answers, **{"503": {"description": "not now"}})
+        | given,
+        f"{path}/infer": infer | given,
+    }
 
 
 # Of routes that write: without the token they are refused, and a server without one does not have them.
@@ -208,13 +276,15 @@ DOCUMENT: dict[str, Any] = {
             **WITH_TOKEN,
         ),
         "/v1/rollback": _post("The version before answers again; needs the token", None, ROLLED_BACK, **WITH_TOKEN),
-        "/v2/health/ready": {
-            "get": {
-                "summary": "Whether the server takes rankings",
-                "responses": {"200": {"description": "it does"}, "503": {"description": "it is about to stop"}},
-            }
-        },
-        "/metrics": {"get": {"summary": "For Prometheus", "responses": {"200": {"description": "exposition text"}}}},
+        "/v2": _get("The server's name and extensions", **{"200": {"description": "done"}}),
+        "/v2/health/live": _get("Whether the server runs", **{"200": {"description": "it does"}}),
+        "/v2/health/ready": _get(
+            "Whether the server takes rankings",
+            **{"200": {"description": "it does"}, "503": {"description": "it is about to stop"}},
+        ),
+        **_model("/v2/models/{name}"),
+        **_model("/v2/models/{name}/versions/{version}"),
+        "/metrics": _get("For Prometheus", **{"200": {"description": "exposition text"}}),
     },
 }
 
@@ -224,6 +294,8 @@ def page(document: dict[str, Any]) -> str:
     parts = [f"<h1>{html.escape(document['info']['title'])}</h1><p>{html.escape(document['info']['description'])}</p>"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
+            if method == "parameters":
+                continue
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
             parts.append(f"<p>{html.escape(operation['summary'])}</p>")
             shown = {key: operation[key] for key in ("requestBody", "responses") if key in operation}

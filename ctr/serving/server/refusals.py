@@ -19,6 +19,14 @@ class TooLargeError(Exception):
         self.limit = limit
 
 
+class SlowError(Exception):
+    """A body that has not come whole within its time, in seconds."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
 class UnauthorizedError(Exception):
     """A route that writes was called without the server's token."""
 
@@ -36,6 +44,8 @@ def refusal(error: Exception) -> tuple[int, str, str]:
             return 401, "unauthorized", "Send the server's token as `Authorization: Bearer …`."
         case NotFoundError():
             return 404, "not_found", str(error)
+        case SlowError():
+            return 408, "slow", f"The body has not come whole within {error.limit:g} s. Send the request again."
         case TooLargeError():
             return 413, "too_large", f"The body is larger than {error.limit} KiB. Send less in one request."
         case OverloadedError():

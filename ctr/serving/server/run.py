@@ -65,6 +65,7 @@ def run_server(
     processes: int,
     announce: Callable[[int], None] = lambda port: None,
     quiet: bool = False,
+    connections: int | None = None,
 ) -> None:
     """Answer until SIGTERM or Ctrl-C.
 
@@ -75,6 +76,7 @@ def run_server(
         processes: each ranks on its own; they share the port and the pages of the mapped item table.
         announce: is told the port once it is bound.
         quiet: no line a request.
+        connections: open at the same time in one process; a request over a further one is answered 503. Default any.
 
     Raises:
         ConfigError: an address that cannot be bound.
@@ -93,7 +95,7 @@ def run_server(
         date_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_worker_healthcheck=SILENT_SECONDS,
-        limit_concurrency=None,
+        limit_concurrency=None if connections is None else connections + 1,
     )
     # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ctr.serving.answering.versions import AliasSource, PointerSource, Versions, source_of
-from features.errors import ConfigError, DataError
+from ctr.serving.answering.versions import Versions
+from features.errors import ConfigError, DataError, NumericalError
 
 
 class Wanted:
@@ -54,6 +53,42 @@ def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching()
     assert versions.current.bundle.path == B and refused == ["out of memory", "disk"]
 
 
+def test_a_source_that_fails_in_any_way_ends_no_watching():
+    faults = [TypeError("null is no answer"), RuntimeError("cut"), DataError("away")]
+    refused: list[str] = []
+    loaded = threading.Event()
+
+    class Failing(Wanted):
+        def wanted(self) -> Path:
+            if self.path == B and faults:
+                raise faults.pop(0)
+            return self.path
+
+    def load(path: Path) -> Any:
+        if path == B:
+            loaded.set()
+        return ranker(path)
+
+    source = Failing(A)
+    versions = Versions(source, load, on_refusal=lambda path, reason: refused.append(reason))
+    source.path = B
+    versions.watch(0.01)
+    assert loaded.wait(10)
+    versions.close()
+    assert versions.current.bundle.path == B and refused == ["null is no answer", "cut", "away"]
+
+
+def test_each_look_at_the_source_that_succeeds_is_told():
+    source, looks = Wanted(A), list[None]()
+    versions = Versions(source, ranker, on_look=lambda: looks.append(None))
+    assert len(looks) == 1
+    versions.refresh()
+    assert len(looks) == 2
+    source.wanted = lambda: A / 1  # type: ignore[operator, method-assign]
+    versions.refresh()
+    assert len(looks) == 2, "a look that fails is none"
+
+
 def test_a_bundle_that_is_wrong_is_tried_once_until_another_is_wanted():
     tries: list[Path] = []
 
@@ -83,68 +118,115 @@ def test_after_a_rollback_the_version_that_was_left_answers_when_it_is_wanted_an
     assert versions.refresh() and versions.current.bundle.path == B
 
 
+class Held:
+    """A call that lasts until it is let go on, from when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.go_on.wait(30)
+
+
+@contextmanager
+def meanwhile(held: Held, act: Callable[[], object]) -> Iterator[None]:
+    """What happens while an act is held up; it ends after that."""
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        assert held.begun.wait(10)
+        yield
+    finally:
+        held.go_on.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def rolled_back(versions: Versions) -> Path:
+    """Where the version lies that a rollback gave, which waits for nothing."""
+    found: list[Path] = []
+    thread = threading.Thread(target=lambda: found.append(versions.roll_back().bundle.path), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found, "it waits"
+    return found[0]
+
+
+def test_a_rollback_waits_for_no_version_that_is_loaded():
+    held, source = Held(), Wanted(A)
+
+    def load(path: Path) -> Any:
+        if path == C:
+            held()
+        return ranker(path)
+
+    versions = Versions(source, load)
+    source.path = B
+    assert versions.refresh()
+    source.path = C
+    with meanwhile(held, versions.refresh):
+        assert rolled_back(versions) == A == versions.current.bundle.path
+    assert versions.current.bundle.path == C, "which is wanted, and is not what was left"
+    source.path = B
+    assert versions.refresh(), "named anew after another one"
+
+
+def test_a_rollback_waits_for_no_source():
+    held, source = Held(), Wanted(A)
+    versions = Versions(source, ranker)
+    source.path = B
+    assert versions.refresh()
+    source.wanted = lambda: held() or B  # type: ignore[method-assign]
+    with meanwhile(held, versions.refresh):
+        assert rolled_back(versions) == A
+    assert versions.current.bundle.path == A, "what the source said before is no reason to answer with it again"
+
+
+def test_a_version_that_a_rollback_brought_back_meanwhile_is_not_switched_to():
+    held, source = Held(), Wanted(A)
+    loads: list[Path] = []
+
+    def load(path: Path) -> Any:
+        loads.append(path)
+        if loads == [A, B, A]:
+            held()
+        return ranker(path)
+
+    versions = Versions(source, load)
+    source.path = B
+    assert versions.refresh()
+    source.path = A
+    with meanwhile(held, versions.refresh):
+        assert rolled_back(versions) == A
+    assert versions.previous is not None and versions.previous.bundle.path == B
+
+
+def test_items_are_added_to_the_version_that_a_rollback_brought_back_meanwhile(tmp_path):
+    """Else the upsert of the version that was left would bring it back."""
+    held, source = Held(), Moving(A)
+    versions = Versions(source, ranker)
+    source.path = B
+    assert versions.refresh()
+    made: list[Path] = []
+
+    def make(before: Path) -> Any:
+        if not made:
+            held()
+        made.append(tmp_path / f"{before.name}+items")
+        made[-1].mkdir()
+        return SimpleNamespace(path=made[-1])
+
+    with meanwhile(held, lambda: versions.upsert(make)):
+        assert rolled_back(versions) == A
+    assert made == [tmp_path / "b+items", tmp_path / "a+items"] and versions.current.bundle.path == made[1]
+    assert list(tmp_path.iterdir()) == [made[1]] and source.path == B
+    assert versions.previous is not None and versions.previous.bundle.path == A
+
+
 def test_without_a_version_before_there_is_no_rollback():
     with pytest.raises(ConfigError, match="no version before"):
         Versions(Wanted(A), ranker).roll_back()
-
-
-@pytest.fixture
-def tracking_server() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An MLflow server of one route, and what it answers."""
-    answers: dict[str, Any] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = answers.get(self.path)
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps(found).encode())
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", answers
-    server.shutdown()
-    server.server_close()
-
-
-def test_an_alias_names_the_bundle_of_its_model_version(tracking_server, tmp_path):
-    address, answers = tracking_server
-    source = source_of("models:/shop@champion", None, address, tmp_path)
-    assert source == AliasSource(address, "shop", "champion", tmp_path / "shop")
-    with pytest.raises(DataError, match="models:/shop@champion: the tracking server does not say"):
-        source.wanted()
-    route = "/api/2.0/mlflow/registered-models/alias?name=shop&alias=champion"
-    answers[route] = {"model_version": {"version": "3", "tags": [{"key": "model_version", "value": "run-3"}]}}
-    with pytest.raises(DataError, match="'run-3' is not in"):
-        source.wanted()
-    (tmp_path / "shop" / "run-3").mkdir(parents=True)
-    assert source.wanted() == tmp_path / "shop" / "run-3"
-    answers[route] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../shop/run-3"}]}}
-    assert source.wanted() == tmp_path / "shop" / "run-3", "no path leads out of the folder of bundles"
-
-
-@pytest.mark.parametrize(
-    ("model", "bundle", "server", "message"),
-    [
-        ("", None, "http://h", "either --bundle"),
-        ("models:/shop@champion", A, "http://h", "either --bundle"),
-        ("models:/shop/3", None, "http://h", "names no alias"),
-        ("shop@champion", None, "http://h", "names no alias"),
-        ("models:/shop@champion", None, "sqlite:///mlflow.db", "needs an MLflow server"),
-        ("models:/shop@champion", None, None, "needs an MLflow server"),
-    ],
-)
-def test_what_names_no_bundle_is_refused(model, bundle, server, message):
-    with pytest.raises(ConfigError, match=message):
-        source_of(model, bundle, server, Path())
-
-
-def test_a_folder_needs_no_server():
-    assert source_of("", A, None, Path()) == PointerSource(A)
 
 
 class Moving(Wanted):
@@ -215,6 +297,99 @@ def test_a_new_bundle_that_is_refused_stays_named_after_an_upsert():
     versions = Versions(source, load)
     source.path = B
     assert not versions.upsert(made_at(C))[1] and source.path == B and versions.current.bundle.path == C
+
+
+class Away(Standing):
+    """An alias that is away for all looks after so many."""
+
+    looks = 100
+
+    def wanted(self) -> Path:
+        self.looks -= 1
+        if self.looks < 0:
+            raise DataError("away")
+        return self.path
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
+def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(looks):
+    source = Away(A)
+    versions = Versions(source, ranker)
+    source.looks = looks
+    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    source.looks = 100
+    assert not versions.refresh(), "it stands for what the source named last, and names still"
+    source.path = C
+    assert versions.refresh() and versions.current.bundle.path == C
+
+
+def test_where_the_source_fails_to_move_an_upserted_version_answers_and_the_log_says_why(caplog):
+    class Full(Wanted):
+        def move(self, before: Path, after: Path) -> bool:
+            raise OSError("no space left")
+
+    versions = Versions(Full(A), ranker)
+    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    assert "b answers, but a restart will not find it: no space left" in caplog.text and not versions.refresh()
+
+
+def test_an_upserted_version_that_cannot_be_loaded_is_removed(tmp_path):
+    def make(before: Path) -> Any:
+        (tmp_path / "b" / "columns").mkdir(parents=True)
+        return SimpleNamespace(path=tmp_path / "b")
+
+    def load(path: Path) -> Any:
+        if path != A:
+            raise MemoryError
+        return ranker(path)
+
+    versions = Versions(Moving(A), load)
+    with pytest.raises(MemoryError):
+        versions.upsert(make)
+    assert versions.current.bundle.path == A and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", [ConfigError("1e38 gives no score"), None], ids=["refused", "ranked"])
+def test_a_recent_request_that_a_new_version_refuses_bars_it_not(fault, monkeypatch):
+    """A number that the model before bore may be too far for the new one: that is the request's fault."""
+    scored: list[Any] = []
+
+    def load(path: Path) -> Any:
+        def scores(encoded: Any) -> None:
+            scored.append(encoded)
+            if fault and encoded == 1:
+                raise fault
+
+        encoder = SimpleNamespace(contract=None)
+        return SimpleNamespace(
+            bundle=SimpleNamespace(path=path), encoder=encoder, encode=lambda one: one, scores=scores
+        )
+
+    monkeypatch.setattr("ctr.serving.answering.versions.parse_request", lambda raw, *_: raw["id"])
+    source = Wanted(A)
+    versions = Versions(source, load)
+    versions.remember({"id": 1})
+    versions.remember({"id": 2})
+    source.path = B
+    assert versions.refresh() and versions.current.bundle.path == B and scored == [1, 2]
+
+
+def test_a_version_that_gives_a_recent_request_no_score_is_refused(monkeypatch):
+    def load(path: Path) -> Any:
+        def scores(encoded: Any) -> None:
+            raise NumericalError("no score")
+
+        encoder = SimpleNamespace(contract=None)
+        return SimpleNamespace(
+            bundle=SimpleNamespace(path=path), encoder=encoder, encode=lambda one: one, scores=scores
+        )
+
+    monkeypatch.setattr("ctr.serving.answering.versions.parse_request", lambda raw, *_: raw)
+    source = Wanted(A)
+    versions = Versions(source, load)
+    versions.remember({})
+    source.path = B
+    assert not versions.refresh() and versions.current.bundle.path == A
 
 
 def test_an_upsert_that_fails_changes_nothing():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import json
 import random
 from collections.abc import Iterator
@@ -17,10 +15,9 @@ from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
 from ctr.serving.server.openapi import DOCUMENT
 from features.encoding.request import Limits
-from tests.ctr.serving.server.over_http import post, serving
+from tests.ctr.serving.server.mutations import Call, asked, mutated
+from tests.ctr.serving.server.over_http import exchange, post, serving
 from tests.ctr.serving.shop import REQUEST, serve_config
-
-HANGS = 30.0  # seconds; a request takes milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +107,16 @@ def test_a_body_that_ends_too_early_gets_no_answer_and_takes_no_place(port, serv
     assert post(port, json.dumps(REQUEST).encode())[0] == 200 and server.ranking.pool.taken == 0
 
 
+def test_a_body_whose_rest_does_not_come_is_answered_408_and_its_connection_closed(bundles):
+    server = Server(PointerSource(bundles / "CURRENT"), serve_config(body_seconds=0.2))
+    with serving(server) as port:
+        head = "POST /v1/rank HTTP/1.1\nhost: x\ncontent-length: 500\n\n"
+        status, whole = exchange(port, head.encode(), b'{"cand')
+        assert (status, json.loads(whole.partition(b"\r\n\r\n")[2])["error"]["code"]) == (408, "slow")
+        assert post(port, json.dumps(REQUEST).encode())[0] == 200
+    assert server.ranking.pool.taken == 0
+
+
 def test_a_body_longer_than_it_says_is_read_to_where_it_says(port):
     body = json.dumps(REQUEST).encode()
     assert post(port, body + b"}}}}", length=len(body))[0] == 200
@@ -121,86 +128,13 @@ def test_a_content_length_that_is_none_is_refused(port, length):
     assert post(port, b"{}", length=length)[0] == 400
 
 
-def asked(app: Any, bodies: list[bytes]) -> list[tuple[int, bytes]]:
-    """Statuses and answers of bodies, over ASGI without a socket, each within `HANGS` seconds."""
-
-    async def one(body: bytes) -> tuple[int, bytes]:
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/rank", "raw_path": b"/v1/rank", "query_string": b"",
-            "headers": [(b"content-length", str(len(body)).encode())], "http_version": "1.1", "scheme": "http",
-            "root_path": "", "client": None, "server": None,
-        }  # fmt: skip
-        given, found = [{"type": "http.request", "body": body}], dict[str, Any]()
-
-        async def receive() -> dict[str, Any]:
-            return given.pop() if given else {"type": "http.disconnect"}
-
-        async def send(message: dict[str, Any]) -> None:
-            found.update(message)
-
-        await asyncio.wait_for(app(scope, receive, send), HANGS)
-        return found["status"], found["body"]
-
-    async def each() -> list[tuple[int, bytes]]:
-        return [await one(body) for body in bodies]
-
-    return asyncio.run(each())
-
-
-VALUES: list[Any] = [
-    -1, 0, 1, 1.7, 2**31, 2**63 - 1, 2**63, 10**40, -(2**63), float("nan"), float("inf"), 1e308, 5e-324, True, None, "",
-    "110", "u3", "x" * 5000, "\ud800", "\x00", "2026-01-01T00:00:00Z", [], {}, [[]], [{}], {"item": 110}, {"item": -1},
-    {"item": 110, "time": 5}, {"item": 110, "label": 1}, {"item": 110, "item_rate": 0.5}, {"": 0},
-]  # fmt: skip
-KEYS = [*REQUEST, "id", "top_k", "time", "user_columns", "item", "label", "residual", "clicked", "device", "load", "x"]
-
-
-def mutated(draw: random.Random) -> bytes:
-    """A request after a few changes of its values, and then perhaps of its bytes."""
-    whole: Any = json.loads(json.dumps(REQUEST))
-    for _ in range(draw.randint(1, 2)):
-        places = list(places_of(whole))
-        owner, key = draw.choice(places)
-        match draw.randrange(5):
-            case 0:
-                del owner[key]
-            case 1:
-                owner[draw.choice(KEYS) if isinstance(owner, dict) else key] = copy.deepcopy(draw.choice(VALUES))
-            case 2 if isinstance(owner, list):
-                owner.insert(draw.randrange(len(owner) + 1), copy.deepcopy(draw.choice(VALUES)))
-            case 3 if isinstance(owner, list):
-                owner *= draw.choice([0, 2, 30])
-            case _:
-                owner[key] = copy.deepcopy(draw.choice(VALUES))
-        if not whole:
-            break
-    body = bytearray(json.dumps(whole).encode())
-    for _ in range(draw.choice([0, 0, 0, 1, 3])):
-        place = draw.randrange(len(body))
-        if draw.random() < 0.5:
-            body[place] = draw.randrange(256)
-        else:
-            del body[place : place + draw.randint(1, 10)]
-        if not body:
-            break
-    return bytes(body)
-
-
-def places_of(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (owner, key) of a JSON value."""
-    if isinstance(value, dict | list):
-        for key in list(value) if isinstance(value, dict) else range(len(value)):
-            yield value, key
-            yield from places_of(value[key])
-
-
 def fuzz(server: Server, requests: int, seed: int) -> dict[int, int]:
     """How many mutated requests got each status; those of a 5xx are shown."""
     draw, found = random.Random(seed), dict[int, int]()
     app = server.app()
     for _ in range(0, requests, 500):
-        bodies = [mutated(draw) for _ in range(min(500, requests))]
-        for body, (status, answer) in zip(bodies, asked(app, bodies), strict=True):
+        bodies = [mutated(draw, REQUEST) for _ in range(min(500, requests))]
+        for body, (status, answer) in zip(bodies, asked(app, list(map(Call, bodies))), strict=True):
             found[status] = found.get(status, 0) + 1
             assert status < 500, (body, answer)
             content = json.loads(answer)
@@ -232,7 +166,7 @@ def of_the_document(server: Server, examples: int, positive: bool) -> dict[int, 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     def each(case: Any) -> None:
         body = case.body if isinstance(case.body, bytes) else json.dumps(case.body, default=str).encode()
-        ((status, answer),) = asked(app, [body])
+        ((status, answer),) = asked(app, [Call(body)])
         found[status] = found.get(status, 0) + 1
         assert status < 500, (body, answer)
 

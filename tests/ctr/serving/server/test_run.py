@@ -71,11 +71,30 @@ def post(address: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(START_SECONDS)
-def test_it_answers_and_ends_with_0_on_sigterm(start):
-    server, address = start()
+def test_it_answers_and_ends_with_0_on_sigterm_though_a_body_does_not_come(start):
+    server, address = start("--set", "serve.body_seconds=3")
     assert post(address, REQUEST)["model_version"] == "first"
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0
+    with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), 30) as half:
+        half.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\nexpect: 100-continue\r\n\r\n{")
+        assert b"100 Continue" in half.recv(100), "the request is being read"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    assert server.stdout is not None and "Traceback" not in server.stdout.read()
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_a_request_over_one_connection_too_many_is_answered_503(start):
+    _, address = start("--set", "serve.max_connections=2")
+    host = ("127.0.0.1", int(address.rsplit(":", 1)[1]))
+    full = pytest.raises(urllib.error.HTTPError, match="503")
+    with socket.create_connection(host, 30), socket.create_connection(host, 30), full:
+        post(address, REQUEST)
+    while True:  # until the server has seen that they were closed
+        try:
+            assert post(address, REQUEST)["state"] == "ok"
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.05)
 
 
 @pytest.mark.timeout(START_SECONDS)

@@ -6,6 +6,9 @@ import http.client
 import json
 import shutil
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +16,28 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from ctr.serving.answering.versions import PointerSource
+from ctr.serving.answering.versions import AliasSource, PointerSource, Source
 from ctr.serving.ranker import Ranker, graph_inputs
 from ctr.serving.server.app import Server
 from features.encoding.request import parse_request
 from features.store.pointer import point_at
 from tests.ctr.serving.server.over_http import SECONDS, serving
 from tests.ctr.serving.shop import REQUEST, serve_config
+from tests.ctr.serving.tracking import ALIAS, tracking_server
 
 
-def flip_under_load(folder: Path, flips: int, threads: int) -> dict[str, int]:
-    """Move the pointer to and fro while threads ask; how many answers each version gave, all with its own scores."""
+def flip_under_load(
+    folder: Path, source: Source, flip_to: Callable[[str], object], flips: int, threads: int
+) -> dict[str, int]:
+    """Name one version and the other while threads ask; how many answers each gave, all with its own scores.
+
+    Nothing but the server's own thread looks which is named.
+    """
     expected = {
         name: {one.item: one.score for one in Ranker.load(folder / name).rank(REQUEST).ranked}
         for name in ("first", "second")
     }
-    server = Server(PointerSource(folder / "CURRENT"), serve_config())
+    server = Server(source, serve_config(poll_seconds=0.01))
     given, wrong, end = dict.fromkeys(expected, 0), list[str](), threading.Event()
     lock, asked = threading.Lock(), threading.Semaphore(0)
 
@@ -52,8 +61,12 @@ def flip_under_load(folder: Path, flips: int, threads: int) -> dict[str, int]:
         for asker in askers:
             asker.start()
         for flip in range(flips):
-            point_at(folder, ("second", "first")[flip % 2])
-            assert server.versions.refresh()
+            version = ("second", "first")[flip % 2]
+            flip_to(version)
+            latest = time.monotonic() + SECONDS
+            while server.versions.current.model_version != version:
+                assert time.monotonic() < latest, "it does not follow"
+                time.sleep(0.005)
             for _ in range(2 * threads):
                 assert asked.acquire(timeout=SECONDS)
         end.set()
@@ -69,13 +82,37 @@ def shop(bundles: Path, tmp_path: Path) -> Path:
 
 
 def test_every_answer_has_the_scores_of_the_version_that_it_names(shop):
-    given = flip_under_load(shop, flips=6, threads=4)
+    flip_to = partial(point_at, shop)
+    given = flip_under_load(shop, PointerSource(shop / "CURRENT"), flip_to, flips=6, threads=4)
+    assert min(given.values()) > 6
+
+
+def flip_the_alias_under_load(folder: Path, flips: int, threads: int) -> dict[str, int]:
+    """As `flip_under_load`, by the alias of a tracking server whose answers are cut before each flip back."""
+    with tracking_server() as tracking:
+
+        def flip_to(version: str) -> None:
+            if version == "first":
+                tracking.answers[ALIAS] = b"cut"
+                latest, told = time.monotonic() + SECONDS, len(tracking.told)
+                while len(tracking.told) < told + 2:
+                    assert time.monotonic() < latest, "it asks no more"
+                    time.sleep(0.005)
+            tracking.name(version)
+
+        tracking.name("first")
+        source = AliasSource(tracking.address, "shop", "champion", folder)
+        return flip_under_load(folder, source, flip_to, flips, threads)
+
+
+def test_every_answer_has_the_scores_of_the_version_that_an_alias_names(shop):
+    given = flip_the_alias_under_load(shop, flips=6, threads=4)
     assert min(given.values()) > 6
 
 
 @pytest.mark.slow
-def test_a_hundred_flips_under_load(shop):
-    given = flip_under_load(shop, flips=100, threads=8)
+def test_a_hundred_flips_of_an_alias_under_load(shop):
+    given = flip_the_alias_under_load(shop, flips=100, threads=8)
     assert min(given.values()) > 100
 
 
