@@ -48,6 +48,7 @@ class Answer:
         stages: seconds by stage.
         variant: who ranked it: `champion`, `challenger` or `shadow`.
         unusual: as `Ranker.unusual`.
+        size: bytes of the body that asked for it.
     """
 
     body: bytes
@@ -61,6 +62,7 @@ class Answer:
     stages: dict[str, float]
     variant: str
     unusual: dict[str, int] = field(default_factory=dict)
+    size: int = 0
 
 
 class Listed(msgspec.Struct, gc=False):
@@ -78,12 +80,13 @@ class ListedWithTasks(Listed, gc=False):
 
 @dataclass(frozen=True)
 class Asked:
-    """A body that was read: its envelope, and the request itself as raw JSON."""
+    """A body that was read: its envelope, the request itself as raw JSON, and how many bytes it had."""
 
     raw: dict[str, Any]
     request_id: str
     top_k: int | None
     stages: Stages
+    size: int = 0
 
 
 def read_body(body: bytes) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def read_request(body: bytes) -> Asked:
     raw = read_body(body)
     request_id, top_k = _envelope(raw)
     stages.end("decode")
-    return Asked(raw, request_id, top_k, stages)
+    return Asked(raw, request_id, top_k, stages, len(body))
 
 
 def rank(
@@ -205,5 +208,5 @@ def _respond(
     stages.end("respond")
     body = with_times(listed, stages)
     version, scores = ranker.model_version, scores_NH[:, 0]
-    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual
+    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual, asked.size
     return Answer(body, asked.request_id, version, *known)
