@@ -115,16 +115,20 @@ class ServedLog:
             self._dropped(1, error)
 
     def _row(self, moment: float, answer: Answer) -> ServedRow:
-        user = answer.request.user
+        user, encoded = answer.request.user, answer.encoded
+        is_hashed = self._key is not None and user is not None
+        if is_hashed:
+            # The first column is the id's index, which the bundle's vocabulary turns back into the id.
+            encoded = replace(encoded, user=dict(list(encoded.user.items())[1:]))
         known = {
             "request": answer.request_id,
             "logged": int(moment * 1e6),
             "version": answer.model_version,
             "variant": answer.variant,
             "user": None if user is None else self._user(str(user)),
-            "user_hashed": self._key is not None and user is not None,
+            "user_hashed": is_hashed,
         }
-        return served_row(known, answer.request, answer.encoded, answer.order, answer.scores)
+        return served_row(known, answer.request, encoded, answer.order, answer.scores)
 
     def _user(self, user: str) -> str:
         if self._key is None:

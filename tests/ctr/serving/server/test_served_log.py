@@ -159,7 +159,7 @@ def test_an_answer_that_cannot_be_a_row_is_dropped_alone(tmp_path: Path):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
-    ("where", "lost"), [("ctr.serving.server.served_log.served_table", 2), ("pyarrow.parquet.ParquetWriter.close", 4)]
+    ("where", "lost"), [("ctr.serving.server.served_log.served_table", 2), ("ctr.serving.served.part.flush", 4)]
 )
 def test_any_error_of_a_group_or_a_part_is_counted_and_the_log_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, lost: int
