@@ -35,7 +35,7 @@ def move_pointer(path: Path, before: Path, after: Path) -> bool:
     if pointer.name not in POINTERS or not pointer.is_file() or pointer.parent.resolve() != after.parent.resolve():
         return False
     with _alone(pointer.parent):
-        if pointer.read_text(encoding="utf-8").strip() != before.name:
+        if pointer.read_bytes().strip() != os.fsencode(before.name):
             return False
         write_text(pointer, after.name)
     return True
@@ -47,12 +47,15 @@ def follow(path: Path) -> Path:
     A path that does not exist is returned as it is.
 
     Raises:
-        DataError: the pointer names no folder beside it.
+        DataError: the pointer is no text, or names no folder beside it.
     """
     pointer = path / CURRENT if path.is_dir() else path
     if pointer.name not in POINTERS or not pointer.is_file():
         return path
-    name = pointer.read_text(encoding="utf-8").strip()
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{pointer}: is no text: {error}. Write the name of a folder beside it into it.") from None
     version = pointer.parent / name
     if not name or Path(name).name != name or not version.is_dir():
         raise DataError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+
+log = logging.getLogger("quadrank.serve")
 
 
 class Every:
@@ -11,7 +14,7 @@ class Every:
 
     Args:
         name: of the thread.
-        call: what it does; it must not raise.
+        call: what it does; what it raises is logged, and it is called again.
     """
 
     def __init__(self, name: str, call: Callable[[], object]) -> None:
@@ -24,7 +27,10 @@ class Every:
 
         def look() -> None:
             while not self._stop.wait(seconds):
-                self._call()
+                try:
+                    self._call()
+                except Exception:
+                    log.exception("%s: tried again in %g s", self._name, seconds)
 
         self._thread = threading.Thread(target=look, name=self._name, daemon=True)
         self._thread.start()

@@ -73,6 +73,14 @@ class ServerMetrics:
             "quadrank_versions_refused_total", "New versions that failed their checks.", registry=own
         )
         self.swaps = Counter("quadrank_swaps_total", "Versions that began to answer.", registry=own)
+        self._looked = Gauge(
+            "quadrank_pointer_read_seconds", "When the pointer or alias was last read (Unix time).",
+            multiprocess_mode="livemin", registry=own,
+        )  # fmt: skip
+        self._look_age = Gauge(
+            "quadrank_pointer_age_seconds", "Now less when the pointer or alias was last read.",
+            multiprocess_mode="livemostrecent", registry=own,
+        )  # fmt: skip
         self.swap_seconds = Gauge(
             "quadrank_swap_seconds",
             "Time to verify, load and warm up the version.",
@@ -95,6 +103,10 @@ class ServerMetrics:
         """Note what came of asking for a past."""
         self.pasts.labels(outcome).inc()
 
+    def looked(self) -> None:
+        """Note that the source has said which bundle is wanted."""
+        self._looked.set_to_current_time()
+
     def swapped(self, ranker: Ranker, seconds: float) -> None:
         """Note the version that answers from now on."""
         self.swaps.inc()
@@ -107,10 +119,13 @@ class ServerMetrics:
     def text(self) -> bytes:
         """The exposition text."""
         self._age.set(time.time() - self._model_created)
-        if SEVERAL_PROCESSES not in os.environ:
-            return generate_latest(self._registry)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        registry = self._registry
+        if SEVERAL_PROCESSES in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        # Of the process that has waited longest for an answer of the source, not of the one that is asked.
+        looked = registry.get_sample_value("quadrank_pointer_read_seconds")
+        self._look_age.set(time.time() - (looked or 0.0))
         return generate_latest(registry)
 
 

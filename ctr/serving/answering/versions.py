@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import logging
+import shutil
 import threading
 import time
 import urllib.error
@@ -22,6 +25,7 @@ from features.errors import ConfigError, DataError, QuadRankError
 from features.store.pointer import follow, move_pointer
 
 ALIAS_TIMEOUT = 5.0  # seconds
+log = logging.getLogger("quadrank.serve")
 
 
 class Source(Protocol):
@@ -70,11 +74,9 @@ class AliasSource:
         address = f"{self.server.rstrip('/')}/api/2.0/mlflow/registered-models/alias?{query}"
         try:
             with urllib.request.urlopen(address, timeout=ALIAS_TIMEOUT) as answer:
-                version = json.load(answer)["model_version"]
-        except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
-            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error}") from None
-        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-        bundle = tags.get("model_version", "")
+                bundle = _bundle_of(json.load(answer))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise DataError(f"models:/{self.name}@{self.alias}: the tracking server does not say: {error!r}") from None
         folder = self.bundles / Path(bundle).name
         if not bundle or not folder.is_dir():
             raise DataError(
@@ -86,6 +88,15 @@ class AliasSource:
     def move(self, before: Path, after: Path) -> bool:
         """An alias names registered versions alone."""
         return False
+
+
+def _bundle_of(answer: Any) -> str:
+    """The bundle that a model version's tags name; empty where they name none. Raises ValueError for another answer."""
+    try:
+        tags = {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
+        return str.strip(tags.get("model_version", ""))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"its answer holds no model version: {str(answer)[:200]}") from None
 
 
 def source_of(model: str, bundle: Path | None, server: str | None, bundles: Path) -> Source:
@@ -122,6 +133,7 @@ class Versions:
         warm_up: how many recent requests are kept and ranked by a new version.
         on_swap: called with the new version and the seconds it took.
         on_refusal: called with the path and the reason.
+        on_look: called whenever the source has said which bundle is wanted.
     """
 
     def __init__(
@@ -131,17 +143,18 @@ class Versions:
         warm_up: int = 32,
         on_swap: Callable[[Ranker, float], None] = lambda ranker, seconds: None,
         on_refusal: Callable[[Path, str], None] = lambda path, reason: None,
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._load = load
         self._recent: deque[dict[str, Any]] = deque(maxlen=warm_up)
-        self._on_swap, self._on_refusal = on_swap, on_refusal
+        self._on_swap, self._on_refusal, self._on_look = on_swap, on_refusal, on_look
         self._lock = threading.Lock()
         self._passed_over: Path | None = None
         self._stands_for: Path | None = None  # what is wanted while a version made from it answers
         self._looking = Every("versions", self.refresh)
         began = time.perf_counter()
-        self.current = load(source.wanted())
+        self.current = load(self._look())
         self.previous: Ranker | None = None
         on_swap(self.current, time.perf_counter() - began)
 
@@ -172,14 +185,13 @@ class Versions:
             before = self.current.bundle.path
             made = make(before)
             began = time.perf_counter()
-            ranker = self._load(made.path)
-            self._warm(ranker)
-            wanted = self._source.wanted()
-            kept = wanted == before and self._source.move(before, made.path)
-            if kept:
-                self._stands_for = None
-            elif wanted == before:
-                self._stands_for = before
+            try:
+                ranker = self._load(made.path)
+                self._warm(ranker)
+            except BaseException:
+                shutil.rmtree(made.path, ignore_errors=True)  # nobody has been told of it
+                raise
+            kept = self._keep(before, made.path)
             self._switch(ranker, began)
             return made, kept
 
@@ -205,10 +217,29 @@ class Versions:
         """End the watching."""
         self._looking.close()
 
+    def _look(self) -> Path:
+        self._named = self._source.wanted()
+        self._on_look()
+        return self._named
+
+    def _keep(self, before: Path, after: Path) -> bool:
+        """Whether the source names `after` from now on; where not, and it names `before`, `after` stands for that."""
+        kept = False
+        try:
+            kept = self._look() == before and self._source.move(before, after)
+        except Exception as error:
+            log.warning("%s answers, but a restart will not find it: %s", after, error)
+        if kept:
+            self._stands_for = None
+        elif self._named == before:
+            self._stands_for = before
+        return kept
+
     def _refresh(self) -> bool:
         try:
-            wanted = self._source.wanted()
-        except (QuadRankError, OSError) as error:
+            wanted = self._look()
+        except Exception as error:
+            # Whatever it is, the source may say it at the next look.
             self._on_refusal(self.current.bundle.path, str(error))
             return False
         if wanted == self._passed_over:
@@ -237,7 +268,6 @@ class Versions:
         for raw in list(self._recent):
             try:
                 request = parse_request(raw, ranker.encoder.contract, Limits())
-                encoded = ranker.encode(request)
+                ranker.scores(ranker.encode(request))
             except ConfigError:
-                continue  # the new contract reads other columns
-            ranker.scores(encoded)
+                continue  # the new contract reads other columns, or the new model bears no number so far

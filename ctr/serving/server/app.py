@@ -94,6 +94,7 @@ class Server:
             config.warm_up,
             on_swap=self._swapped,
             on_refusal=self._refused,
+            on_look=self.metrics.looked,
         )
         self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
 
@@ -175,13 +176,9 @@ class Server:
     async def infer(self, request: Request) -> Response:
         """`POST /v2/models/NAME/infer`: encoded tensors in, scores out."""
         ranker = self._named(request)
-        header = request.headers.get(inference.BINARY)
-        if header is not None and not header.isdigit():
-            raise ConfigError(f"{inference.BINARY}: expected a number of bytes.")
+        header = inference.header_length(request.headers.get(inference.BINARY))
         body = await self._body(request)
-        content, length = await self.ranking.pool.run(
-            lambda: inference.infer(ranker, body, None if header is None else int(header))
-        )
+        content, length = await self.ranking.pool.run(lambda: inference.infer(ranker, body, header))
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={inference.BINARY: str(length)})
@@ -257,8 +254,7 @@ class Server:
     async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
         limit_kib = limit_kib or self.config.max_body_kib
         limit = limit_kib * 1024
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
+        if (inference.whole_number(request.headers.get("content-length", "")) or 0) > limit:
             raise TooLargeError(limit_kib)
         parts, size = [], 0
         async for part in request.stream():

@@ -12,7 +12,27 @@ from features.errors import ConfigError
 
 DATATYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype(np.int64), "FP32": np.dtype(np.float32)}
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+DIGITS = 9  # of a length in a header
 BINARY = "inference-header-content-length"  # header of the binary extension: bytes of JSON before the tensors
+
+
+def whole_number(text: str) -> int | None:
+    """What a header says, up to 9 digits; None where it says no such number. `isdigit` alone is true of ² and ٣."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS else None
+
+
+def header_length(header: str | None) -> int | None:
+    """Bytes of JSON before the tensors; None where the body is JSON alone.
+
+    Raises:
+        ConfigError: it is no number of bytes.
+    """
+    if header is None:
+        return None
+    length = whole_number(header)
+    if length is None:
+        raise ConfigError(f"{BINARY}: expected a number of bytes, e.g. 512.")
+    return length
 
 
 def metadata(ranker: Ranker) -> dict[str, Any]:

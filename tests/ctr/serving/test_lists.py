@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 from starlette.testclient import TestClient
@@ -84,6 +85,24 @@ def check(ranker: Ranker, found: EncodedRequest) -> None:
             raw = encoder.relative[name].raw_value(found.candidate[name][place])
             got = math.nan if raw is None else raw
             assert got == pytest.approx(wanted[name], rel=2e-4, abs=2e-5, nan_ok=True), (name, place)
+
+
+def test_lists_with_items_that_no_counter_knows_are_exported_and_replayed(tmp_path: Path) -> None:
+    """An item that was never shown before has no age and no mean: the candidates of its list are compared without."""
+    log = listed_log().with_columns(read=pl.col("load") * 60)
+    log = log.with_columns(item=pl.when(pl.col("time").rank() > 0.85 * pl.len()).then(pl.col("time")).otherwise("item"))
+    write_listed(tmp_path, log)
+    compared = ["rank", "difference"]
+    counters = {
+        "age": {"of": "item", "value": "age", "relative": compared},
+        "length": {"of": "item", "value": "mean", "number": "read", "relative": compared},
+    }
+    built = build_listed(tmp_path, {"counters": counters})
+    age_N = np.concatenate([rows["age"] for rows in built.rows("test")])
+    assert np.isnan(age_N).mean() > 0.5, "most candidates are new"
+    model = random_model(built, ModelConfig(embedding_dim=4, attention_dim=4), seed=2)
+    bundle = export(model, built, tmp_path / "bundle", version="first")
+    assert Ranker.load(bundle.path).replay() <= 1e-5
 
 
 def test_logged_lists_sent_as_requests_are_read_as_they_were_stored(lists: Ranker, listed: FeatureSet) -> None:

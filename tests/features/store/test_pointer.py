@@ -43,6 +43,13 @@ def test_a_pointer_to_nothing_beside_it_is_refused(versions: Path, name: str) ->
         follow(versions)
 
 
+def test_a_pointer_that_is_no_text_is_refused_and_not_moved(versions: Path) -> None:
+    (versions / CURRENT).write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="CURRENT: is no text"):
+        follow(versions)
+    assert not move_pointer(versions, versions / "first", versions / "second")
+
+
 def test_a_flip_is_one_rename(versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads meanwhile finds the old name or the new one."""
     point_at(versions, "first")

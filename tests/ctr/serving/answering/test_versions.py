@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ctr.serving.answering.versions import AliasSource, PointerSource, Versions, source_of
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, NumericalError
 
 
 class Wanted:
@@ -54,6 +54,42 @@ def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching()
     assert versions.current.bundle.path == B and refused == ["out of memory", "disk"]
 
 
+def test_a_source_that_fails_in_any_way_ends_no_watching():
+    faults = [TypeError("null is no answer"), RuntimeError("cut"), DataError("away")]
+    refused: list[str] = []
+    loaded = threading.Event()
+
+    class Failing(Wanted):
+        def wanted(self) -> Path:
+            if self.path == B and faults:
+                raise faults.pop(0)
+            return self.path
+
+    def load(path: Path) -> Any:
+        if path == B:
+            loaded.set()
+        return ranker(path)
+
+    source = Failing(A)
+    versions = Versions(source, load, on_refusal=lambda path, reason: refused.append(reason))
+    source.path = B
+    versions.watch(0.01)
+    assert loaded.wait(10)
+    versions.close()
+    assert versions.current.bundle.path == B and refused == ["null is no answer", "cut", "away"]
+
+
+def test_each_look_at_the_source_that_succeeds_is_told():
+    source, looks = Wanted(A), list[None]()
+    versions = Versions(source, ranker, on_look=lambda: looks.append(None))
+    assert len(looks) == 1
+    versions.refresh()
+    assert len(looks) == 2
+    source.wanted = lambda: A / 1  # type: ignore[operator, method-assign]
+    versions.refresh()
+    assert len(looks) == 2, "a look that fails is none"
+
+
 def test_a_bundle_that_is_wrong_is_tried_once_until_another_is_wanted():
     tries: list[Path] = []
 
@@ -90,12 +126,15 @@ def test_without_a_version_before_there_is_no_rollback():
 
 @pytest.fixture
 def tracking_server() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An MLflow server of one route, and what it answers."""
+    """An MLflow server of one route, and what it answers: JSON, or these bytes in place of a whole answer."""
     answers: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = answers.get(self.path)
+            if isinstance(found, bytes):
+                self.wfile.write(found)
+                return
             self.send_response(200 if found else 404)
             self.end_headers()
             self.wfile.write(json.dumps(found).encode())
@@ -125,6 +164,30 @@ def test_an_alias_names_the_bundle_of_its_model_version(tracking_server, tmp_pat
     assert source.wanted() == tmp_path / "shop" / "run-3"
     answers[route] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../shop/run-3"}]}}
     assert source.wanted() == tmp_path / "shop" / "run-3", "no path leads out of the folder of bundles"
+
+
+ALIAS = "/api/2.0/mlflow/registered-models/alias?name=shop&alias=champion"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\ncontent-length: 500\r\n\r\n{",
+        b"no status\r\n\r\n",
+        b"",
+        b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000,
+        b"HTTP/1.0 200 OK\r\n\r\n\xff",
+        b"HTTP/1.0 200 OK\r\n\r\nnull",
+        {"model_version": [3]},
+        {"model_version": {"tags": None}},
+        {"model_version": {"tags": [{"key": "model_version", "value": 3}]}},
+    ],
+)
+def test_an_answer_that_is_none_is_a_data_error(tracking_server, tmp_path, answer):
+    address, answers = tracking_server
+    answers[ALIAS] = answer
+    with pytest.raises(DataError, match="models:/shop@champion: the tracking server does not say"):
+        AliasSource(address, "shop", "champion", tmp_path).wanted()
 
 
 @pytest.mark.parametrize(
@@ -215,6 +278,99 @@ def test_a_new_bundle_that_is_refused_stays_named_after_an_upsert():
     versions = Versions(source, load)
     source.path = B
     assert not versions.upsert(made_at(C))[1] and source.path == B and versions.current.bundle.path == C
+
+
+class Away(Standing):
+    """An alias that is away for all looks after so many."""
+
+    looks = 100
+
+    def wanted(self) -> Path:
+        self.looks -= 1
+        if self.looks < 0:
+            raise DataError("away")
+        return self.path
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
+def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(looks):
+    source = Away(A)
+    versions = Versions(source, ranker)
+    source.looks = looks
+    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    source.looks = 100
+    assert not versions.refresh(), "it stands for what the source named last, and names still"
+    source.path = C
+    assert versions.refresh() and versions.current.bundle.path == C
+
+
+def test_where_the_source_fails_to_move_an_upserted_version_answers_and_the_log_says_why(caplog):
+    class Full(Wanted):
+        def move(self, before: Path, after: Path) -> bool:
+            raise OSError("no space left")
+
+    versions = Versions(Full(A), ranker)
+    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    assert "b answers, but a restart will not find it: no space left" in caplog.text and not versions.refresh()
+
+
+def test_an_upserted_version_that_cannot_be_loaded_is_removed(tmp_path):
+    def make(before: Path) -> Any:
+        (tmp_path / "b" / "columns").mkdir(parents=True)
+        return SimpleNamespace(path=tmp_path / "b")
+
+    def load(path: Path) -> Any:
+        if path != A:
+            raise MemoryError
+        return ranker(path)
+
+    versions = Versions(Moving(A), load)
+    with pytest.raises(MemoryError):
+        versions.upsert(make)
+    assert versions.current.bundle.path == A and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", [ConfigError("1e38 gives no score"), None], ids=["refused", "ranked"])
+def test_a_recent_request_that_a_new_version_refuses_bars_it_not(fault, monkeypatch):
+    """A number that the model before bore may be too far for the new one: that is the request's fault."""
+    scored: list[Any] = []
+
+    def load(path: Path) -> Any:
+        def scores(encoded: Any) -> None:
+            scored.append(encoded)
+            if fault and encoded == 1:
+                raise fault
+
+        encoder = SimpleNamespace(contract=None)
+        return SimpleNamespace(
+            bundle=SimpleNamespace(path=path), encoder=encoder, encode=lambda one: one, scores=scores
+        )
+
+    monkeypatch.setattr("ctr.serving.answering.versions.parse_request", lambda raw, *_: raw["id"])
+    source = Wanted(A)
+    versions = Versions(source, load)
+    versions.remember({"id": 1})
+    versions.remember({"id": 2})
+    source.path = B
+    assert versions.refresh() and versions.current.bundle.path == B and scored == [1, 2]
+
+
+def test_a_version_that_gives_a_recent_request_no_score_is_refused(monkeypatch):
+    def load(path: Path) -> Any:
+        def scores(encoded: Any) -> None:
+            raise NumericalError("no score")
+
+        encoder = SimpleNamespace(contract=None)
+        return SimpleNamespace(
+            bundle=SimpleNamespace(path=path), encoder=encoder, encode=lambda one: one, scores=scores
+        )
+
+    monkeypatch.setattr("ctr.serving.answering.versions.parse_request", lambda raw, *_: raw)
+    source = Wanted(A)
+    versions = Versions(source, load)
+    versions.remember({})
+    source.path = B
+    assert not versions.refresh() and versions.current.bundle.path == A
 
 
 def test_an_upsert_that_fails_changes_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,12 @@ def test_a_bad_request_is_refused_with_the_reason(shop, body, message):
         assert client.post("/v1/rank", json={"candidates": [110, 111]}).status_code == 200
 
 
+def test_a_content_length_that_is_no_number_is_passed_over(client):
+    """Not every ASGI server has checked it before; the body is cut at its limit all the same."""
+    answer = client.post("/v1/rank", content=json.dumps(REQUEST), headers={"content-length": "9" * 5000})
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_large_body_is_refused(shop, chunked):
     body = b" " * 3000
@@ -154,6 +161,23 @@ def test_the_metrics_tell_candidates_scores_and_the_models_age(client):
     assert float(lines["quadrank_scores_sum_total"]) == pytest.approx(sum(scores), rel=1e-5)
     assert 0 < float(lines["quadrank_model_age_seconds"]) < 3600
     assert float(lines['quadrank_seconds_count{stage="model"}']) == 1
+
+
+def test_the_metrics_tell_how_long_the_pointer_was_not_read(shop, monkeypatch):
+    def age() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith("quadrank_pointer_age_seconds ")).split()[1])
+
+    client, server = client_of(shop)
+    with client:
+        later = time.time() + 100
+        monkeypatch.setattr(time, "time", lambda: later)
+        (shop / "CURRENT").write_bytes(b"\xff")
+        server.versions.refresh()
+        assert 99 < age() < 200
+        point_at(shop, "first")
+        server.versions.refresh()
+        assert age() == 0
 
 
 def test_the_next_version_answers_after_a_refresh_and_the_one_before_after_a_rollback(shop):
@@ -303,6 +327,14 @@ class TestOpenInference:
         model = Ranker.load(shop / "first").bundle.manifest.name
         answer = client.post(f"/v2/models/{model}/infer", json=body)
         assert answer.status_code == 400, answer.text
+
+    @pytest.mark.parametrize("length", ["9" * 5000, "1.5", ""])
+    def test_a_length_of_the_json_that_is_none_is_refused(self, client, shop, length):
+        model = Ranker.load(shop / "first").bundle.manifest.name
+        headers = {"inference-header-content-length": length}
+        answer = client.post(f"/v2/models/{model}/infer", content=b"{}", headers=headers)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"].startswith("inference-header-content-length: expected a number of bytes")
 
     def test_numbers_are_never_rounded_to_indices(self, client, shop):
         model = Ranker.load(shop / "first").bundle.manifest.name
