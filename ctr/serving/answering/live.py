@@ -82,10 +82,10 @@ class LiveCounters:
             version.fold(waiting, int(self._clock() * 1e6))
 
     @property
-    def age(self) -> float:
-        """Seconds since the newest event that is counted, or since the end of the log."""
+    def newest(self) -> float:
+        """Seconds since 1970 of the newest event that is counted, or of the end of the log; 0 without a version."""
         version = self._version
-        return 0.0 if version is None else self._clock() - version.newest / 1e6
+        return 0.0 if version is None else version.newest / 1e6
 
     def start(self) -> None:
         """Begin to look for events, in a thread of its own."""

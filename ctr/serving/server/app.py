@@ -186,7 +186,7 @@ class Server:
     async def prometheus(self, request: Request) -> Response:
         """`GET /metrics`."""
         self.metrics.waiting.set(self.ranking.pool.taken)
-        self.metrics.counters_age.set(self.live.age)
+        self.metrics.counters_newest.set(self.live.newest)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
@@ -311,6 +311,7 @@ class Server:
         await asyncio.sleep(0)  # what was written leaves at the end of the event loop's turn
         for stage, seconds in answered.stages.items():
             self.metrics.seconds.labels(stage).observe(seconds)
+        self.metrics.waiting.set(self.ranking.pool.taken)  # another process may be asked for it
         if not isinstance(answered, Answer):
             return
         metrics, encoded = self.metrics, answered.encoded
@@ -337,6 +338,7 @@ class Server:
 
     def _swapped(self, ranker: Ranker, seconds: float) -> None:
         self.live.follow(ranker)
+        self.metrics.counters_newest.set(self.live.newest)
         self.metrics.swapped(ranker, seconds)
         log.info("version %s answers, loaded in %.1f s", ranker.model_version, seconds)
 

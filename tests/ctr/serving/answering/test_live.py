@@ -197,16 +197,15 @@ def test_the_newest_events_alone_are_remembered(earlier: Any, later: Any) -> Non
     check(second, pl.concat([stars_log().head(110), stars_log()[117:]]), 200)
 
 
-def test_age_is_since_the_newest_event_that_counts(earlier: Any) -> None:
-    now = [at(130)]
-    live = LiveCounters(1.0, 100, clock=lambda: now[0])
-    assert live.age == 0
+def test_the_newest_event_that_counts_is_told(earlier: Any) -> None:
+    live = LiveCounters(1.0, 100, clock=lambda: at(130))
+    assert live.newest == 0
     live.follow(as_ranker(earlier))
-    assert live.age == pytest.approx(31 * 60)
+    assert live.newest == at(99)
     live.add(events(stars_log()[119:]))
-    assert live.age == pytest.approx(31 * 60)
+    assert live.newest == at(99)
     live.fold()
-    assert live.age == pytest.approx(11 * 60)
+    assert live.newest == at(119)
 
 
 def test_the_thread_folds_and_a_fault_does_not_end_it(earlier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
