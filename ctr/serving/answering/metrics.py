@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ctr.serving.ranker import Ranker
+from features.contract.columns import Gap
+from features.contract.contract import Contract
+from features.encoding.encoder import EncodedRequest
+from features.encoding.request import Request
+from features.store.schema import UNKNOWN
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds the processes up
@@ -46,7 +52,9 @@ class ServerMetrics:
             "quadrank_waiting", "Requests that run or wait.", multiprocess_mode="livesum", registry=own
         )
         self.candidates = Counter("quadrank_candidates_total", "Candidates ranked.", registry=own)
-        self.unknown = Counter("quadrank_unknown_total", "Ids read as unknown.", ["of"], registry=own)
+        self.unknown = Counter(
+            "quadrank_unknown_total", "Ids and values that the model never saw.", ["of"], registry=own
+        )
         self.missing = Counter(
             "quadrank_missing_total", "Values that a request did not give.", ["column"], registry=own
         )
@@ -112,6 +120,25 @@ class ServerMetrics:
     def past(self, outcome: str) -> None:
         """Note what came of asking for a past."""
         self.pasts.labels(outcome).inc()
+
+    def unknown_values(self, contract: Contract, request: Request, encoded: EncodedRequest) -> None:
+        """Count ids and values of a request that the model never saw, by column; one look a column, none a value."""
+        # The first pause of a user has the index too, and is neither missing nor unknown.
+        pauses = {name for name, spec in contract.history.columns.items() if isinstance(spec, Gap)}
+        events = {name: values for name, values in encoded.history_events.items() if name not in pauses}
+        self._unknown("candidates", len(encoded.unknown_candidates))
+        self._unknown("history", encoded.unknown_history)
+        self._unknown("user", int(encoded.unknown_user))
+        of_user = {name: encoded.user[name] for name, value in request.user_columns.items() if value is not None}
+        sides = {"context": encoded.context, "user_columns": of_user, "history": events}
+        for side, columns in sides.items():
+            for name, values in columns.items():
+                if values.dtype.kind == "i":  # a missing value has the same index, and is counted as missing
+                    self._unknown(f"{side}.{name}", np.count_nonzero(values == UNKNOWN) - encoded.missing.get(name, 0))
+
+    def _unknown(self, of: str, values: int) -> None:
+        if values > 0:
+            self.unknown.labels(of).inc(values)
 
     def looked(self) -> None:
         """Note that the source has said which bundle is wanted."""

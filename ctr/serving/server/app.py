@@ -318,10 +318,7 @@ class Server:
         self.ranking.note(answered)
         metrics.candidates.inc(len(answered.scores))
         metrics.score_sum.inc(float(answered.scores.sum()))
-        if encoded.unknown_candidates:
-            metrics.unknown.labels("candidates").inc(len(encoded.unknown_candidates))
-        if encoded.unknown_history:
-            metrics.unknown.labels("history").inc(encoded.unknown_history)
+        metrics.unknown_values(self.versions.current.encoder.contract, answered.request, encoded)
         for column, values in encoded.missing.items():
             metrics.missing.labels(column).inc(values)
         for part in answered.unusual:
