@@ -32,6 +32,7 @@ CHANGE_SECONDS = 1.0
 POLL_SECONDS = 0.2
 SWAP_SECONDS = 120.0
 SWAPS = "quadrank_swaps_total"
+LOG_DROPPED = "quadrank_log_dropped_total"
 NEW_ITEMS = 10
 FALLBACK_MS = 50.0
 PATIENT_MS = 10_000.0  # of all servers but that with a fallback: what waits long is seen as latency, not as an error
@@ -113,7 +114,8 @@ def run(work: Path, say: Say, settings: ServeBench) -> Report:
     bench = _Bench(work, say, settings, Path(made["pointer"]))
     one, plain = bench.one_process()
     results = [*one, *bench.processes()]
-    rated = [*plain, bench.shadow(plain[0]["rate"]), bench.overloaded(plain[0]["rate"] / SHARE)]
+    rate = plain[0]["rate"]
+    rated = [*plain, bench.shadow(rate), bench.logged(rate), bench.overloaded(rate / SHARE)]
     memory = bench.memory()
     report = Report(results, ratios(results, rated, memory, settings), SIZING)
     return report.with_section(
@@ -190,6 +192,14 @@ class _Bench:
         challenger = self._pointer.parent / BUNDLES[1]
         with self._served(challenger__bundle=challenger, challenger__share=1.0) as server:
             return self._rated(server, "shadow", rate)
+
+    def logged(self, rate: float) -> dict[str, Any]:
+        """Every answer becomes a row of the served log."""
+        with self._served(log__folder=self._work / "logged") as server:
+            row = self._rated(server, "logged", rate)
+            if dropped := server.metric(LOG_DROPPED):
+                raise RuntimeError(f"the log dropped {dropped:.0f} answers")
+        return row
 
     def overloaded(self, most: float) -> dict[str, Any]:
         """More requests than one process can rank, with answers by popularity."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ class Ranker:
         self.outputs = tuple(session.get_outputs())
         self._inputs = [node.name for node in self.inputs]
         self._outputs = [node.name for node in self.outputs]
+        self._reads = self._read_keys()
 
     @classmethod
     def load(cls, path: Path, threads: int = 1, limits: Limits | None = None) -> Ranker:
@@ -198,9 +199,15 @@ class Ranker:
             unusual=self.unusual(encoded),
         )
 
-    def encode(self, request: Request, past: Sequence[PastEvent] = ()) -> EncodedRequest:
-        """As `RequestEncoder.encode`: a parsed request, and what a source of pasts knows of its user, for the graph."""
-        return self.requests.encode(request, past, self.counters)
+    def encode(self, request: Request, past: Sequence[PastEvent] | None = None) -> EncodedRequest:
+        """As `RequestEncoder.encode`: a parsed request, and what a source of pasts knows of its user, for the graph.
+
+        `user` and `history` count as missing where the request has no such key, the model reads something of them, and
+        no source was asked for the past (`past` is None).
+        """
+        encoded = self.requests.encode(request, past or (), self.counters)
+        lacking = {key: 1 for key in request.absent if key in self._reads and (key == "user" or past is None)}
+        return replace(encoded, missing=encoded.missing | lacking) if lacking else encoded
 
     def unusual(self, encoded: EncodedRequest) -> dict[str, int]:
         """`candidates`, how many there are, where the model compares them and never saw a request of so few or many."""
@@ -255,6 +262,20 @@ class Ranker:
             ) from None
         scores_NH = self._finite(np.stack(outputs, axis=-1), feed)
         return dict(zip(self._outputs, scores_NH.T, strict=True))
+
+    def _read_keys(self) -> frozenset[str]:
+        """Which of `user` and `history` the graph reads something of; counters of a user are such a thing."""
+        contract = self.encoder.contract
+        sides = contract.counter_sides
+        of_users = {
+            f"{part}_{name}"
+            for name, counter in contract.counters.items()
+            if any(sides[key] == "user" for key in counter.keys)
+            for part in ("context", "candidate")
+        }
+        reads_user = any(name.startswith("user_") or name in of_users for name in self._inputs)
+        reads = {"user": reads_user, "history": "history_item" in self._inputs}
+        return frozenset(key for key, is_read in reads.items() if is_read)
 
     def _finite(self, scores_NH: np.ndarray, feed: dict[str, np.ndarray]) -> np.ndarray:
         if not np.isfinite(scores_NH).all():

@@ -27,6 +27,7 @@ class LogSettings(Settings):
     rows_per_part: PositiveInt = 10_000
     seconds_per_part: PositiveFloat = 60.0
     waiting: PositiveInt = Field(10_000, description="answers that wait to be written; more are dropped and counted")
+    waiting_mib: PositiveInt = Field(128, description="memory of those that wait; what exceeds it is dropped likewise")
     users: Literal["raw", "hashed"] = Field("raw", description="hashed: keyed by the secret in QUADRANK_LOG_KEY")
 
 

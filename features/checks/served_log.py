@@ -52,7 +52,8 @@ def served_findings(contract: Contract, path: str, as_of: str | None = None) -> 
         "repeated": f"{found.repeated} outcomes repeat one of the same request and item, which counts once.",
         "undecided": f"{found.undecided} of {found.answers} answers are younger than {wait} at the end of the log: "
         "their outcomes are not known yet, and they are left out.",
-        "twice": f"{found.twice} request ids stand at more than one answer; an outcome may count for each of them.",
+        "twice": f"{found.twice} request ids stand at more than one answer; of an item that several of them "
+        "showed, the last counts alone.",
         "anonymous": f"{found.anonymous} of {found.answers} answers have no user and are left out.",
         "hashed": f"{found.hashed} answers have hashed users, whom other tables know by other ids.",
     }

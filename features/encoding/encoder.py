@@ -71,6 +71,7 @@ class EncodedRequest:
         history: raw ids of the history items.
         newest: time of the history's newest event, µs since 1970; None where its events have no times, or it is empty.
         time: of the request, µs since 1970: its own, else when it was encoded; None where nothing needed one.
+        unknown_user: whether it names a user whom the catalogue does not have.
     """
 
     user: dict[str, np.ndarray]
@@ -85,6 +86,7 @@ class EncodedRequest:
     history: tuple[Any, ...] = ()
     newest: int | None = None
     time: int | None = None
+    unknown_user: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +170,7 @@ class Encoder:
             history=history.items,
             newest=history.newest,
             time=request.time,
+            unknown_user=request.user is not None and user_row == UNKNOWN,
         )
 
     def item_rows(self, where: str, ids: tuple[Any, ...]) -> np.ndarray:

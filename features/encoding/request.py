@@ -41,6 +41,7 @@ class Request:
         user_columns: raw columns that replace what is known of the user.
         context: raw context columns.
         candidate_columns: for each counter of items that is given, one value a candidate (None where not given).
+        absent: which of `user` and `history` it does not have as a key; null and [] are an answer.
     """
 
     candidates: tuple[Any, ...]
@@ -52,6 +53,7 @@ class Request:
     user_columns: dict[str, Any] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
     candidate_columns: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) -> Request:
@@ -85,6 +87,7 @@ def parse_request(raw: Any, contract: Contract, limits: Limits | None = None) ->
         user_columns=_columns("user_columns", raw, users),
         context=_columns("context", raw, contract.context_columns),
         candidate_columns=counters,
+        absent=tuple(key for key in ("user", "history") if key not in raw),
     )
 
 

@@ -42,6 +42,20 @@ class LiveCounter:
         row_E, time_E = row_E[counts_E], time_E[counts_E]
         self._waiting.append((row_E, time_E, np.ones(len(row_E)), total_E))
 
+    def change(self, row_E: np.ndarray, time_E: np.ndarray, before_E: np.ndarray, after_E: np.ndarray) -> None:
+        """Let events that were added have another amount: from then on, as if they had come with it.
+
+        Args:
+            row_E, time_E: as they were added.
+            before_E: amounts that they have now, NaN where unknown, float64 [E].
+            after_E: those that they get, likewise.
+        """
+        count_E, total_E = (
+            after - before for before, after in zip(self._sums(before_E), self._sums(after_E), strict=True)
+        )
+        changed_E = (count_E != 0) | (total_E != 0)
+        self._waiting.append((row_E[changed_E], time_E[changed_E], count_E[changed_E], total_E[changed_E]))
+
     def move(self, place_K: np.ndarray, rows: int) -> None:
         """Give each key another row, int64 [K], out of so many; rows that none gets are of keys without events."""
         for name in ("_count", "_total", "_time"):
@@ -56,6 +70,13 @@ class LiveCounter:
         looked_from = as_of(instant, self._counter)
         self._fold(looked_from)
         return value(self._count, self._total, looked_from - self._time, self._counter, self._mean)
+
+    def _sums(self, amount_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each event adds to the count and to the total, float64 [E]."""
+        counts_E, added = counting(amount_E, self._counter)
+        total_E = np.zeros(len(amount_E))
+        total_E[counts_E] = added
+        return counts_E.astype(np.float64), total_E
 
     def _fold(self, before: int) -> None:
         """Put waiting entries before an instant into the sums."""

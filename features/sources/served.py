@@ -1,6 +1,8 @@
 """A served log with its outcomes as one row an impression: what was shown, and whether it was clicked in time.
 
-Outcomes are joined by request and item: those of `wait` after the answer count, later ones are counted and told.
+Outcomes are joined by request and item: those of `wait` after the answer count, later ones are counted and told. When
+an answer left is told by the server's clock (`logged`); the request's own time, which its client says, is the row's.
+Of several answers with the same request id the last one that showed an item counts for it.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from features.sources.tables import expression, readable, require_columns, scan
 from features.sources.times import end_of, microseconds
 from features.store.served_schema import SHADOW
 
-READ = ("request", "time", "user", "candidates", "positions", "context", "user_hashed", "variant")
+READ = ("request", "time", "user", "candidates", "positions", "context", "user_hashed", "variant", "logged")
 SAMPLE = 10_000  # answers whose context tells what type each of its columns has
 TYPES: dict[type, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
-_AT, _ITEM, _REQUEST, _OUTCOME = "_at", "_item", "_request_id", "_outcome_at"  # columns that exist in between
+# Columns that exist in between.
+_AT, _LEFT, _ITEM, _REQUEST, _OUTCOME, _PLACE = "_at", "_left", "_item", "_request_id", "_outcome_at", "_place"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Outcomes:
         unshown: of an answer, but of an item that it did not show.
         unknown: of a request that the log does not hold.
         undecided: answers that were younger than the wait at the end of the log, and are left out.
-        twice: request ids that more than one answer has.
+        twice: request ids that more than one answer has; of an item that several of them showed, the last one counts.
         anonymous: decided answers without a user, which are left out.
         hashed: answers whose user is a hash.
         answers: in the log.
@@ -61,7 +64,7 @@ def served_rows(contract: Contract, path: str, as_of: str | None = None) -> pl.L
     """One row for each shown candidate of each answer that is decided, in the order of the log.
 
     Columns: user, item, time and request under the names of the contract, `position` from 0, `version`, the columns
-    of the request's context that the contract reads, and 0 or 1 under `_clicked`. Memory holds the outcomes.
+    of the request's context that the contract reads, and 0 or 1 under `_clicked`. Memory holds the outcomes and ids.
 
     Args:
         contract: with `interactions.served`.
@@ -75,9 +78,9 @@ def served_rows(contract: Contract, path: str, as_of: str | None = None) -> pl.L
     log, served = contract.interactions, _served(contract)
     answers = served_answers(contract, path, as_of)
     columns = _context(contract, answers, path)
-    decided = answers.filter((pl.col(_AT) <= _end(answers, path) - served.wait) & pl.col("user").is_not_null())
-    rows, positives = _shown(decided, served), _positives(contract, answers)
-    found = rows.join(positives, on=[_REQUEST, _AT, "candidates"], how="left", maintain_order="left")
+    decided = (pl.col(_LEFT) <= _end(answers, path) - served.wait) & pl.col("user").is_not_null()
+    rows, positives = _shown(answers, served).filter(decided), _positives(contract, answers)
+    found = rows.join(positives, on=[_PLACE, "candidates"], how="left", maintain_order="left")
     names: dict[str, pl.Expr] = {
         str(log.time): pl.from_epoch(_AT, "us"),
         log.user: typed_ids("user", contract.users, contract),
@@ -96,15 +99,23 @@ def outcomes_of(contract: Contract, as_of: str | None = None) -> Outcomes:
     served, path = _served(contract), contract.resolve(contract.interactions.path)
     answers, outcomes = served_answers(contract, path, as_of), _outcomes(contract)
     end = _end(answers, path)
-    pairs = _shown(answers, served).select(_REQUEST, _AT, pl.col("candidates").alias(_ITEM), "user")
+    pairs = _shown(answers, served).select(_REQUEST, _LEFT, pl.col("candidates").alias(_ITEM), "user")
     asked = pairs.join(outcomes.select(_REQUEST, _ITEM).unique(), on=[_REQUEST, _ITEM], how="semi")
-    known = answers.select(_REQUEST, _AT).join(outcomes.select(_REQUEST).unique(), on=_REQUEST, how="semi")
-    matched = outcomes.join(known, on=_REQUEST, how="left").join(
-        asked.unique().with_columns(_shown=True), on=[_REQUEST, _AT, _ITEM], how="left"
+    known = answers.select(_REQUEST).join(outcomes.select(_REQUEST).unique(), on=_REQUEST, how="semi")
+    matched = outcomes.join(known.unique().with_columns(_known=True), on=_REQUEST, how="left").join(
+        asked.unique([_REQUEST, _ITEM]), on=[_REQUEST, _ITEM], how="left"
     )
-    age, is_known, is_shown = pl.col(_OUTCOME) - pl.col(_AT), pl.col(_AT).is_not_null(), pl.col("_shown").is_not_null()
+    age, is_known, is_shown = (
+        pl.col(_OUTCOME) - pl.col(_LEFT),
+        pl.col("_known").is_not_null(),
+        pl.col(_LEFT).is_not_null(),
+    )
     within = (
-        is_shown & pl.col("user").is_not_null() & (age >= 0) & (age <= served.wait) & (pl.col(_AT) <= end - served.wait)
+        is_shown
+        & pl.col("user").is_not_null()
+        & (age >= 0)
+        & (age <= served.wait)
+        & (pl.col(_LEFT) <= end - served.wait)
     )
     repeated = pl.col(_REQUEST).is_duplicated()
     with readable(path):
@@ -114,12 +125,12 @@ def outcomes_of(contract: Contract, as_of: str | None = None) -> Outcomes:
             early=(is_shown & (age < 0)).sum(),
             late=(is_shown & (age > served.wait)).sum(),
             within=within.sum(),
-            used=pl.struct(_REQUEST, _AT, _ITEM).filter(within).n_unique(),
+            used=pl.struct(_REQUEST, _ITEM).filter(within).n_unique(),
         ).collect(engine="streaming")
         about = answers.select(
             answers=pl.len(),
-            undecided=(pl.col(_AT) > end - served.wait).sum(),
-            anonymous=(pl.col("user").is_null() & (pl.col(_AT) <= end - served.wait)).sum(),
+            undecided=(pl.col(_LEFT) > end - served.wait).sum(),
+            anonymous=(pl.col("user").is_null() & (pl.col(_LEFT) <= end - served.wait)).sum(),
             hashed=pl.col("user_hashed").sum(),
             twice=pl.col(_REQUEST).filter(repeated).n_unique(),
         ).collect(engine="streaming")
@@ -134,7 +145,7 @@ def _served(contract: Contract) -> Served:
 
 
 def served_answers(contract: Contract, path: str, as_of: str | None) -> pl.LazyFrame:
-    """The log's rows with `_request_id` and `_at`, µs."""
+    """The log's rows with `_request_id`, the request's time `_at` and when its answer left, `_left`, µs; `_place`."""
     raw = scan(path, contract.interactions.format)
     lacking = [name for name in READ if name not in raw.collect_schema()]
     if lacking:
@@ -144,24 +155,38 @@ def served_answers(contract: Contract, path: str, as_of: str | None) -> pl.LazyF
         )
     # The scores of a shadow were shown to nobody.
     seen = raw.filter(pl.col("variant").ne_missing(SHADOW))
-    found = seen.with_columns(pl.col("request").alias(_REQUEST), pl.col("time").dt.timestamp("us").alias(_AT))
-    return found if as_of is None else found.filter(pl.col(_AT) < end_of(as_of))
+    found = seen.with_row_index(_PLACE).with_columns(
+        pl.col("request").alias(_REQUEST),
+        pl.col("time").dt.timestamp("us").alias(_AT),
+        pl.col("logged").dt.timestamp("us").alias(_LEFT),
+    )
+    return found if as_of is None else found.filter(pl.max_horizontal(_AT, _LEFT) < end_of(as_of))
 
 
 def _end(answers: pl.LazyFrame, path: str) -> int:
-    """Time of the newest answer, µs."""
+    """When the newest answer left, µs."""
     with readable(path):
-        newest = answers.select(pl.col(_AT).max()).collect(engine="streaming").item()
+        newest = answers.select(pl.col(_LEFT).max()).collect(engine="streaming").item()
     if newest is None:
         raise DataError(f"{path}: the served log is empty. Check interactions.path and --as-of.")
     return int(newest)
 
 
 def _shown(answers: pl.LazyFrame, served: Served) -> pl.LazyFrame:
-    """One row for each candidate that an answer showed."""
+    """One row for each candidate that an answer showed; of a request and item that several answers did, the last."""
     place = pl.col("positions")
-    pairs = answers.explode("candidates", "positions", empty_as_null=False, keep_nulls=False)
-    return pairs.filter(place.is_not_null() if served.shown is None else place < served.shown)
+    again = answers.group_by(_REQUEST).len().filter(pl.col("len") > 1).select(_REQUEST)
+    pairs = answers.explode("candidates", "positions", empty_as_null=False, keep_nulls=False).filter(
+        place.is_not_null() if served.shown is None else place < served.shown
+    )
+    keys = [_REQUEST, "candidates"]
+    last = (
+        pairs.join(again, on=_REQUEST, how="semi")
+        .group_by(keys)
+        .agg(_last=pl.col(_PLACE).sort_by(_LEFT, _PLACE).last())
+    )
+    chosen = pairs.join(last, on=keys, how="left", maintain_order="left")
+    return chosen.filter(pl.col("_last").is_null() | (pl.col("_last") == pl.col(_PLACE))).drop("_last")
 
 
 def _outcomes(contract: Contract) -> pl.LazyFrame:
@@ -193,12 +218,12 @@ def _outcomes(contract: Contract) -> pl.LazyFrame:
 
 
 def _positives(contract: Contract, answers: pl.LazyFrame) -> pl.LazyFrame:
-    """Request, time of the answer and item of each outcome in time, once, with 1 under `_clicked`."""
+    """Place of the answer and item of each outcome in time, once, with 1 under `_clicked`."""
     served = _served(contract)
-    age = pl.col(_OUTCOME) - pl.col(_AT)
-    matched = answers.select(_REQUEST, _AT).join(_outcomes(contract), on=_REQUEST, how="inner")
+    age = pl.col(_OUTCOME) - pl.col(_LEFT)
+    matched = answers.select(_REQUEST, _PLACE, _LEFT).join(_outcomes(contract), on=_REQUEST, how="inner")
     in_time = matched.filter((age >= 0) & (age <= served.wait))
-    found = in_time.select(_REQUEST, _AT, pl.col(_ITEM).alias("candidates")).unique()
+    found = in_time.select(_PLACE, pl.col(_ITEM).alias("candidates")).unique()
     return found.with_columns(pl.lit(1, pl.Int8).alias(CLICKED))
 
 

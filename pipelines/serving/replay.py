@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ctr.serving.ranker import Ranker
 from ctr.serving.served.logged import read_answers
-from ctr.serving.served.replay import Replayed, replay
+from ctr.serving.served.replay import SCORE, Replayed, replay
 from ctr.serving.served.shares import Share, Shares
 from features.contract.contract import Contract
 from features.errors import ConfigError, DataError
@@ -54,15 +54,21 @@ def replay_log(folder: Path, bundle: Path, rows: int | None, root: str | None, c
         console.print(f"features are not computed again, scores alone: {lacking}")
     if found.without_user:
         console.print(f"{found.without_user} answers have no user that the raw log knows: their pasts are not compared")
+    if found.without_score:
+        console.print(
+            f"{found.without_score} answers are of hashed users, whose index the model reads and the log does not "
+            "hold: their scores are not compared"
+        )
     _print(found, console)
     return {
         "answers": found.answers,
         "compared": found.compared,
         "other_versions": dict(found.other_versions),
         "without_user": found.without_user,
+        "without_score": found.without_score,
         "raw_log": lacking is None,
         "shares": {name: of.share for name, of in found.features.of.items()},
-        "scores": found.scores.of["score"].share,
+        "scores": found.scores.of.get(SCORE, Share()).share,
         "examples": {name: of.examples for name, of in _all(found).items() if of.examples},
     }
 

@@ -69,13 +69,13 @@ def test_every_load_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert row["requests_per_s_core"] == pytest.approx(1e3 / row["cpu_ms"])
     rated, memory = report.sections
     assert [row["name"] for row in rated.results] == [
-        "alone", "versions replaced", "items upserted", "shadow", "overloaded"
+        "alone", "versions replaced", "items upserted", "shadow", "logged", "overloaded"
     ]  # fmt: skip
     by_name = {row["name"]: row for row in rated.results}
     alone = by_name["alone"]
     assert alone["rate"] == pytest.approx(0.7 * report.results[2]["requests_per_s"])
     assert by_name["overloaded"]["rate"] == pytest.approx(1.5 * report.results[2]["requests_per_s"])
-    assert all(row["errors"] == 0 for row in rated.results[:4])
+    assert all(row["errors"] == 0 for row in rated.results[:5])
     assert alone["requests"] == pytest.approx(alone["rate"] * max(0.3, 10 / alone["rate"]), abs=1)
     assert alone["allowed_ms"] == pytest.approx(1.5 * alone["model_p99_ms"] + 2)
     assert by_name["versions replaced"]["changes"] >= 1 and by_name["items upserted"]["changes"] >= 1

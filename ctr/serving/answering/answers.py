@@ -10,13 +10,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ctr.serving.pasts.source import RequestPasts
 from ctr.serving.ranker import Ranker, refuse_missing
+from features.calendar import text_of
+from features.contract.contract import Contract
 from features.encoding.encoder import EncodedRequest
 from features.encoding.raw_values import ids_at
 from features.encoding.request import Limits, Request, parse_request
 from features.errors import ConfigError
+from features.sources.times import end_of
 
 LONGEST_ID = 128  # characters of a request id
+
+AHEAD = 86_400_000_000  # µs, by which the clock of a client may be ahead
 
 _decode = msgspec.json.Decoder().decode
 encode_json = msgspec.json.Encoder().encode
@@ -48,6 +54,7 @@ class Answer:
         stages: seconds by stage.
         variant: who ranked it: `champion`, `challenger` or `shadow`.
         unusual: as `Ranker.unusual`.
+        size: bytes of the body that asked for it.
     """
 
     body: bytes
@@ -61,6 +68,7 @@ class Answer:
     stages: dict[str, float]
     variant: str
     unusual: dict[str, int] = field(default_factory=dict)
+    size: int = 0
 
 
 class Listed(msgspec.Struct, gc=False):
@@ -78,12 +86,13 @@ class ListedWithTasks(Listed, gc=False):
 
 @dataclass(frozen=True)
 class Asked:
-    """A body that was read: its envelope, and the request itself as raw JSON."""
+    """A body that was read: its envelope, the request itself as raw JSON, and how many bytes it had."""
 
     raw: dict[str, Any]
     request_id: str
     top_k: int | None
     stages: Stages
+    size: int = 0
 
 
 def read_body(body: bytes) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def read_request(body: bytes) -> Asked:
     raw = read_body(body)
     request_id, top_k = _envelope(raw)
     stages.end("decode")
-    return Asked(raw, request_id, top_k, stages)
+    return Asked(raw, request_id, top_k, stages, len(body))
 
 
 def rank(
@@ -143,9 +152,16 @@ def rank(
     """
     stages = asked.stages
     request = parse_request(asked.raw, ranker.encoder.contract, limits)
+    now = time.time_ns() // 1000
     if request.time is None:
-        request = replace(request, time=time.time_ns() // 1000 if moment is None else moment)
-    past = () if request.user is None else ranker.pasts.newest(request.user)
+        request = replace(request, time=now if moment is None else moment)
+    elif request.time >= (latest := latest_time(ranker.encoder.contract, now)):
+        raise ConfigError(
+            f"time: {asked.raw['time']!r} is {text_of(request.time)}, and requests are before {text_of(latest)}. Whole "
+            f"numbers count in {ranker.encoder.contract.interactions.time_unit!r}; leave `time` out for now."
+        )
+    is_asked = request.user is not None and not isinstance(ranker.pasts, RequestPasts)
+    past = ranker.pasts.newest(request.user) if is_asked else None
     encoded = ranker.encode(request, past)
     if strict:
         refuse_missing(encoded)
@@ -154,6 +170,12 @@ def rank(
     stages.end("model")
     order = np.argsort(-scores_NH[:, 0], kind="stable")[: asked.top_k]
     return _respond(ranker, asked, request, encoded, scores_NH, order, variant)
+
+
+def latest_time(contract: Contract, now: int) -> int:
+    """Before which times of requests and events are, µs: the end of `checks.latest`, by default a day from now."""
+    latest = contract.checks.latest
+    return now + AHEAD if latest is None else end_of(latest.isoformat())
 
 
 def with_times(listed: bytes, stages: Stages) -> bytes:
@@ -205,5 +227,5 @@ def _respond(
     stages.end("respond")
     body = with_times(listed, stages)
     version, scores = ranker.model_version, scores_NH[:, 0]
-    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual
+    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual, asked.size
     return Answer(body, asked.request_id, version, *known)

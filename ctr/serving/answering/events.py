@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from ctr.serving.answering.answers import read_body
+from ctr.serving.answering.answers import latest_time, read_body
 from features.calendar import first_instant, microseconds_of, text_of
 from features.contract.columns import Gap, Residual
 from features.contract.event_columns import event_columns
@@ -22,10 +22,8 @@ from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError
 from features.requests.past_columns import RequestEncoder
 from features.requests.raw_columns import RawEvents
-from features.sources.times import end_of
 
 MOST_COLUMNS = 64  # of one event
-AHEAD = timedelta(days=1)  # of the clock of whoever reports an event
 EXAMPLE = 'e.g. {"events": [{"user": 7, "item": 3, "time": 1767225600, "clicked": 1}]}'
 
 
@@ -161,7 +159,7 @@ class EventReader:
         """A time as the log has it, µs since 1970."""
         log, checks = self._contract.interactions, self._contract.checks
         time = int(instants("time", [value], self._contract)[0])
-        latest = end_of(checks.latest.isoformat()) if checks.latest else microseconds_of(now + AHEAD)
+        latest = latest_time(self._contract, microseconds_of(now))
         if not first_instant(checks.earliest) <= time < latest:
             raise ConfigError(
                 f"time: {value!r} is {text_of(time)}, which is not between {checks.earliest} and {text_of(latest)}. "

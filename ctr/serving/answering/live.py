@@ -20,6 +20,7 @@ from features.store.schema import FIRST_VALUE
 
 log = logging.getLogger("quadrank.serve")
 Key = tuple[Any, Any, int]  # user, item and time of an event
+Labels = tuple[float | None, float]  # that an event was counted with, None before it is; and that it shall have
 
 
 class LiveCounters:
@@ -27,7 +28,8 @@ class LiveCounters:
 
     They begin with the state at the end of its log, and take in events after it; before the first of these, rankings
     read the values at the end of the log. An event of the same user, item and time as one of the last ones is a second
-    sending and not counted again; events up to the end of the log are in the log. Of users and items that the bundle
+    sending and not counted again; a label that it brings, and that differs, takes the place of the one before. Events
+    up to the end of the log are in the log. Of users and items that the bundle
     has no row for nothing is counted. An event knows its user, item, time and label: counters by columns of the
     request, of numbers and of further labels stay as the log ended. A version that replaces another gets the remembered
     events too.
@@ -42,7 +44,7 @@ class LiveCounters:
         self._seconds, self._remembered, self._clock = seconds, remembered, clock
         self._lock = threading.Lock()
         self._seen: dict[Key, float] = {}
-        self._waiting: dict[Key, float] = {}
+        self._waiting: dict[Key, Labels] = {}
         self._version: _Version | None = None
         self._looking = Every("live-counters", self._look)
 
@@ -50,18 +52,24 @@ class LiveCounters:
         """Keep the counters of another version from now on."""
         with self._lock:
             self._version = _Version(ranker)
-            self._waiting = dict(self._seen)
+            self._waiting = {key: (None, label) for key, label in self._seen.items()}
 
     def add(self, events: Events) -> int:
-        """Take events in, to be counted at the next look; returns how many had been there before."""
+        """Take events in, to be counted at the next look; returns how many had been there before and change nothing."""
         again = 0
         with self._lock:
             for user, event, label in zip(events.users, events.events, events.label_E.tolist(), strict=True):
                 key = (user, event.item, event.time)
                 if key in self._seen:
-                    again += 1
+                    known = self._seen[key]
+                    # An unknown label (NaN) takes nothing back.
+                    if label in (0, 1) and label != known:
+                        counted = self._waiting[key][0] if key in self._waiting else known
+                        self._seen[key], self._waiting[key] = label, (counted, label)
+                    else:
+                        again += 1
                     continue
-                self._seen[key] = self._waiting[key] = label
+                self._seen[key], self._waiting[key] = label, (None, label)
                 if len(self._seen) > self._remembered:
                     del self._seen[next(iter(self._seen))]
         return again
@@ -74,10 +82,10 @@ class LiveCounters:
             version.fold(waiting, int(self._clock() * 1e6))
 
     @property
-    def age(self) -> float:
-        """Seconds since the newest event that is counted, or since the end of the log."""
+    def newest(self) -> float:
+        """Seconds since 1970 of the newest event that is counted, or of the end of the log; 0 without a version."""
         version = self._version
-        return 0.0 if version is None else self._clock() - version.newest / 1e6
+        return 0.0 if version is None else version.newest / 1e6
 
     def start(self) -> None:
         """Begin to look for events, in a thread of its own."""
@@ -109,9 +117,9 @@ class _Version:
         windows = self.ranker.bundle.manifest.windows.values()
         self.newest = self._snapshot.newest or max(window.last_time for window in windows)
 
-    def fold(self, waiting: dict[Key, float], now: int) -> None:
+    def fold(self, waiting: dict[Key, Labels], now: int) -> None:
         """Count events after the end of the log, and let the ranker read the values at `now`, µs."""
-        after = {key: label for key, label in waiting.items() if key[2] > self._snapshot.newest}
+        after = {key: labels for key, labels in waiting.items() if key[2] > self._snapshot.newest}
         counters = self.ranker.encoder.contract.live_counters
         if not counters or not (after or self._begun):
             return
@@ -128,10 +136,13 @@ class _Version:
         )
         self.ranker.counters = replace(self._snapshot, items=items, users=users, instants=dict.fromkeys(values, now))
 
-    def _count(self, events: dict[Key, float]) -> None:
+    def _count(self, events: dict[Key, Labels]) -> None:
         encoder = self.ranker.encoder
         users, items, times = zip(*events, strict=True)
-        time_E, label_E = np.array(times, np.int64), np.array(list(events.values()))
+        before, after = zip(*events.values(), strict=True)
+        time_E, label_E = np.array(times, np.int64), np.array(after, np.float64)
+        new_E = np.array([label is None for label in before])
+        before_E = np.array(before, np.float64)  # None is NaN
         rows = {"user": encoder.users.indices(users), "item": encoder.items.indices(items)}
         user = {name: encoder.user_table[name][rows["user"]] for name in encoder.user}
         sides, counters = encoder.contract.counter_sides, encoder.contract.live_counters
@@ -141,7 +152,9 @@ class _Version:
             known = np.logical_and.reduce([rows[side] >= FIRST_VALUE for side in of])
             others = {key: values[known] for key, values in parts.items()}
             row_E = self._rows(name, live, rows["item"][known], others)
-            live.add(row_E, time_E[known], label_E[known])
+            new, old = new_E[known], ~new_E[known]
+            live.add(row_E[new], time_E[known][new], label_E[known][new])
+            live.change(row_E[old], time_E[known][old], before_E[known][old], label_E[known][old])
 
     def _rows(self, name: str, live: LiveCounter, item_E: np.ndarray, others: dict[str, np.ndarray]) -> np.ndarray:
         """The rows of events' keys; keys that did not occur before get one."""

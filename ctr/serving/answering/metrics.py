@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from ctr.serving.ranker import Ranker
+from features.contract.columns import Gap
+from features.contract.contract import Contract
+from features.encoding.encoder import EncodedRequest
+from features.encoding.request import Request
+from features.store.schema import UNKNOWN
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds the processes up
+
+# Ages, each with the moment that it is counted from: what a process exports does not grow while others are asked.
+AGES = {
+    "quadrank_model_age_seconds": ("quadrank_model_created_seconds", "Now less the export of the model."),
+    "quadrank_counters_age_seconds": (
+        "quadrank_counters_newest_seconds",
+        "Now less the newest event counted, or the end of the log.",
+    ),
+    "quadrank_pointer_age_seconds": (
+        "quadrank_pointer_read_seconds",
+        "Now less when the pointer or alias was last read.",
+    ),
+}
 
 
 class ServerMetrics:
@@ -29,7 +52,9 @@ class ServerMetrics:
             "quadrank_waiting", "Requests that run or wait.", multiprocess_mode="livesum", registry=own
         )
         self.candidates = Counter("quadrank_candidates_total", "Candidates ranked.", registry=own)
-        self.unknown = Counter("quadrank_unknown_total", "Ids read as unknown.", ["of"], registry=own)
+        self.unknown = Counter(
+            "quadrank_unknown_total", "Ids and values that the model never saw.", ["of"], registry=own
+        )
         self.missing = Counter(
             "quadrank_missing_total", "Values that a request did not give.", ["column"], registry=own
         )
@@ -65,9 +90,9 @@ class ServerMetrics:
             "quadrank_pasts_total", "Pasts asked for at their source, by what came of it.", ["outcome"], registry=own
         )
         self.events = Counter("quadrank_events_total", "Reported events, by outcome.", ["outcome"], registry=own)
-        self.counters_age = Gauge(
-            "quadrank_counters_age_seconds", "Now less the newest event counted, or the end of the log.",
-            multiprocess_mode="max", registry=own,
+        self.counters_newest = Gauge(
+            "quadrank_counters_newest_seconds", "The newest event counted, or the end of the log (Unix time).",
+            multiprocess_mode="livemin", registry=own,
         )  # fmt: skip
         self.refused = Counter(
             "quadrank_versions_refused_total", "New versions that failed their checks.", registry=own
@@ -77,31 +102,43 @@ class ServerMetrics:
             "quadrank_pointer_read_seconds", "When the pointer or alias was last read (Unix time).",
             multiprocess_mode="livemin", registry=own,
         )  # fmt: skip
-        self._look_age = Gauge(
-            "quadrank_pointer_age_seconds", "Now less when the pointer or alias was last read.",
-            multiprocess_mode="livemostrecent", registry=own,
-        )  # fmt: skip
         self.swap_seconds = Gauge(
             "quadrank_swap_seconds",
             "Time to verify, load and warm up the version.",
-            multiprocess_mode="max",
+            multiprocess_mode="livemax",
             registry=own,
         )
         self._created = Gauge(
-            "quadrank_model_created_seconds", "When the model was exported (Unix time).", multiprocess_mode="min",
+            "quadrank_model_created_seconds", "When the model was exported (Unix time).", multiprocess_mode="livemin",
             registry=own,
         )  # fmt: skip
         self._data_end = Gauge(
-            "quadrank_model_data_end_seconds", "End of the data the model saw (Unix time).", multiprocess_mode="min",
-            registry=own,
+            "quadrank_model_data_end_seconds", "End of the data the model saw (Unix time).",
+            multiprocess_mode="livemin", registry=own,
         )  # fmt: skip
-        self._age = Gauge(
-            "quadrank_model_age_seconds", "Now less the export of the model.", multiprocess_mode="max", registry=own
-        )
 
     def past(self, outcome: str) -> None:
         """Note what came of asking for a past."""
         self.pasts.labels(outcome).inc()
+
+    def unknown_values(self, contract: Contract, request: Request, encoded: EncodedRequest) -> None:
+        """Count ids and values of a request that the model never saw, by column; one look a column, none a value."""
+        # The first pause of a user has the index too, and is neither missing nor unknown.
+        pauses = {name for name, spec in contract.history.columns.items() if isinstance(spec, Gap)}
+        events = {name: values for name, values in encoded.history_events.items() if name not in pauses}
+        self._unknown("candidates", len(encoded.unknown_candidates))
+        self._unknown("history", encoded.unknown_history)
+        self._unknown("user", int(encoded.unknown_user))
+        of_user = {name: encoded.user[name] for name, value in request.user_columns.items() if value is not None}
+        sides = {"context": encoded.context, "user_columns": of_user, "history": events}
+        for side, columns in sides.items():
+            for name, values in columns.items():
+                if values.dtype.kind == "i":  # a missing value has the same index, and is counted as missing
+                    self._unknown(f"{side}.{name}", np.count_nonzero(values == UNKNOWN) - encoded.missing.get(name, 0))
+
+    def _unknown(self, of: str, values: int) -> None:
+        if values > 0:
+            self.unknown.labels(of).inc(values)
 
     def looked(self) -> None:
         """Note that the source has said which bundle is wanted."""
@@ -114,19 +151,30 @@ class ServerMetrics:
         manifest = ranker.bundle.manifest
         self._created.set(_unix(manifest.created))
         self._data_end.set(max(window.last_time for window in manifest.windows.values()) / 1e6)
-        self._model_created = _unix(manifest.created)
 
     def text(self) -> bytes:
         """The exposition text."""
-        self._age.set(time.time() - self._model_created)
         registry = self._registry
         if SEVERAL_PROCESSES in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
-        # Of the process that has waited longest for an answer of the source, not of the one that is asked.
-        looked = registry.get_sample_value("quadrank_pointer_read_seconds")
-        self._look_age.set(time.time() - (looked or 0.0))
-        return generate_latest(registry)
+        ages = CollectorRegistry()
+        ages.register(_Ages(registry))
+        return generate_latest(registry) + generate_latest(ages)
+
+
+class _Ages(Collector):
+    """Ages of the moments of a registry; of several processes the oldest."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Any]:
+        """One for each moment that is known."""
+        for name, (moment, text) in AGES.items():
+            since = self._registry.get_sample_value(moment)
+            if since:  # 0 is a moment that was never set
+                yield GaugeMetricFamily(name, text, value=time.time() - since)
 
 
 def _unix(text: str) -> float:

@@ -88,7 +88,7 @@ class Shadow:
         if ranker is None:
             return
         # As the champion answered: the same instant, and as many of the best.
-        asked = Asked(answered.raw, answered.request_id, len(answered.order), Stages())
+        asked = Asked(answered.raw, answered.request_id, len(answered.order), Stages(), answered.size)
         try:
             self._on_scored(rank(ranker, asked, self._limits, variant=SHADOW, moment=answered.request.time))
         except Exception as error:

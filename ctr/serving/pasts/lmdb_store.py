@@ -39,6 +39,8 @@ class LmdbStore:
             self.environment = lmdb.open(
                 str(folder), map_size=size, max_readers=READERS, metasync=False, readahead=False
             )
+            # A killed process keeps its places among the readers; without one no past can be read.
+            self.environment.reader_check()
         except (lmdb.Error, OSError) as error:
             raise ConfigError(f"pasts.folder: {folder} cannot be opened: {error}.") from None
 

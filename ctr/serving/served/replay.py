@@ -38,6 +38,7 @@ class Replayed:
         compared: of them; the others are of other versions.
         other_versions: answers by version.
         without_user: compared ones whose user is unknown or hashed: of them, nothing that depends on the user.
+        without_score: compared ones of hashed users whose index the model reads: the log does not hold it.
         features: shares of the model's inputs, of the ids of the history, and of its hash.
         scores: share of the scores.
     """
@@ -46,6 +47,7 @@ class Replayed:
     compared: int = 0
     other_versions: Counter[str] = field(default_factory=Counter)
     without_user: int = 0
+    without_score: int = 0
     features: Shares = field(default_factory=Shares)
     scores: Shares = field(default_factory=Shares)
 
@@ -66,7 +68,10 @@ def replay(answers: Iterable[LoggedAnswer], ranker: Ranker, raw_log: AsLogged | 
     left = _of_version(answers, ranker, found)
     while some := list(islice(left, AT_ONCE)):
         for answer in some:
-            _compare_scores(answer, ranker, found.scores)
+            if _hides_input(answer, ranker):
+                found.without_score += 1
+            else:
+                _compare_scores(answer, ranker, found.scores)
         if raw_log is not None:
             asked = [_asked(answer, ranker) for answer in some]
             for answer, question, known in zip(some, asked, raw_log.known(asked), strict=True):
@@ -83,6 +88,12 @@ def _of_version(answers: Iterable[LoggedAnswer], ranker: Ranker, found: Replayed
             yield answer
         else:
             found.other_versions[answer.version] += 1
+
+
+def _hides_input(answer: LoggedAnswer, ranker: Ranker) -> bool:
+    """Whether the log left out, with a hashed user's id, what the model reads of it."""
+    name = f"user_{ranker.encoder.contract.user_field}"
+    return answer.user_hashed and name not in answer.inputs and any(node.name == name for node in ranker.inputs)
 
 
 def _compare_scores(answer: LoggedAnswer, ranker: Ranker, shares: Shares) -> None:

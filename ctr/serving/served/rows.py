@@ -1,4 +1,4 @@
-"""Answers as rows of the served log: each kept as arrays, many put together as one Arrow table.
+"""Answers as rows of the served log: each kept as arrays, some put together as one Arrow table.
 
 Shapes: H history items, N candidates.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ctr.serving.ranker import graph_inputs
 from features.encoding.encoder import EncodedRequest
+from features.encoding.raw_values import WholeIds
 from features.encoding.request import Request
 from features.store.arrow import to_arrow
 from features.store.served_schema import INPUT, SERVED, history_hash
@@ -26,15 +27,15 @@ class ServedRow:
 
     Args:
         one: values of the columns that are no lists, by name.
-        history_items, candidates: ids as text.
+        history_items, candidates: ids as text, Arrow arrays.
         inputs: of the model, by name; those of two dimensions are laid flat.
         scores: float32 [N].
         position_N: place in the answer from 0, -1 for what was left out, int32 [N].
     """
 
     one: Mapping[str, Any]
-    history_items: list[str]
-    candidates: list[str]
+    history_items: Any
+    candidates: Any
     inputs: Mapping[str, np.ndarray]
     scores: np.ndarray
     position_N: np.ndarray
@@ -65,8 +66,8 @@ def served_row(
             "history_newest": encoded.newest,
             "history_hash": history_hash(inputs),
         },
-        history_items=[str(item) for item in encoded.history],
-        candidates=[str(item) for item in request.candidates],
+        history_items=_ids(encoded.history),
+        candidates=_ids(request.candidates),
         inputs={name: values.reshape(-1) for name, values in inputs.items()},
         scores=scores.astype(np.float32),
         position_N=position_N,
@@ -113,8 +114,15 @@ def _lists(lengths: Sequence[int], values: Any) -> Any:
     return pa.ListArray.from_arrays(to_arrow(np.cumsum([0, *lengths], dtype=np.int32)), values)
 
 
-def _texts(lists: Sequence[list[str]]) -> Any:
-    return _lists([len(each) for each in lists], pa.array([text for each in lists for text in each], pa.string()))
+def _texts(lists: Sequence[Any]) -> Any:
+    return _lists([len(each) for each in lists], pa.concat_arrays(lists))
+
+
+def _ids(ids: Sequence[Any]) -> Any:
+    """Ids as text; whole numbers become it outside Python, which other threads need meanwhile."""
+    if isinstance(ids, WholeIds):
+        return to_arrow(ids.numbers).cast(pa.string())
+    return pa.array([str(one) for one in ids], pa.string())
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

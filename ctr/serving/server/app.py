@@ -186,7 +186,7 @@ class Server:
     async def prometheus(self, request: Request) -> Response:
         """`GET /metrics`."""
         self.metrics.waiting.set(self.ranking.pool.taken)
-        self.metrics.counters_age.set(self.live.age)
+        self.metrics.counters_newest.set(self.live.newest)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
@@ -317,16 +317,14 @@ class Server:
         await asyncio.sleep(0)  # what was written leaves at the end of the event loop's turn
         for stage, seconds in answered.stages.items():
             self.metrics.seconds.labels(stage).observe(seconds)
+        self.metrics.waiting.set(self.ranking.pool.taken)  # another process may be asked for it
         if not isinstance(answered, Answer):
             return
         metrics, encoded = self.metrics, answered.encoded
         self.ranking.note(answered)
         metrics.candidates.inc(len(answered.scores))
         metrics.score_sum.inc(float(answered.scores.sum()))
-        if encoded.unknown_candidates:
-            metrics.unknown.labels("candidates").inc(len(encoded.unknown_candidates))
-        if encoded.unknown_history:
-            metrics.unknown.labels("history").inc(encoded.unknown_history)
+        metrics.unknown_values(self.versions.current.encoder.contract, answered.request, encoded)
         for column, values in encoded.missing.items():
             metrics.missing.labels(column).inc(values)
         for part in answered.unusual:
@@ -343,6 +341,7 @@ class Server:
 
     def _swapped(self, ranker: Ranker, seconds: float) -> None:
         self.live.follow(ranker)
+        self.metrics.counters_newest.set(self.live.newest)
         self.metrics.swapped(ranker, seconds)
         log.info("version %s answers, loaded in %.1f s", ranker.model_version, seconds)
 

@@ -8,12 +8,17 @@ own, Linux gives each connection to one by a hash of its addresses.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn import Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+from ctr.serving.answering.metrics import SEVERAL_PROCESSES
 
 log = logging.getLogger("uvicorn.error")
 
@@ -91,3 +96,14 @@ class Processes(Multiprocess):
                 processes[place] = self.processes[0]
         finally:
             self.processes, self.sockets = processes, sockets
+        self._forget_dead()
+
+    def _forget_dead(self) -> None:
+        """Remove what processes that ended said of themselves: their age and their queue are nobody's any more."""
+        folder = os.environ.get(SEVERAL_PROCESSES)
+        if folder is None:
+            return
+        alive = {process.pid for process in self.processes}
+        dead = {int(file.stem.rpartition("_")[2]) for file in Path(folder).glob("gauge_live*_*.db")} - alive
+        for pid in dead:
+            mark_process_dead(pid, folder)

@@ -7,22 +7,23 @@ import hmac
 import logging
 import os
 import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-
-import pyarrow.parquet as pq
+from dataclasses import replace
 
 from ctr.serving.answering.answers import Answer
+from ctr.serving.ranker import graph_inputs
+from ctr.serving.served.part import OpenPart, remove_left
 from ctr.serving.served.rows import ServedRow, served_row, served_table
 from ctr.serving.settings import LogSettings
 from features.errors import ConfigError
-from features.store.atomic import flush
 
 KEY = "QUADRANK_LOG_KEY"  # secret by which users are hashed
 LOOK_SECONDS = 0.2  # after which the thread looks whether a part is due, or the server ends
+GROUP = 64  # rows that are written at once: what rankings wait for, and what memory holds of an open part
+JSON_FACTOR = 4  # by which what was read of a body is larger than the body
 
 log = logging.getLogger("quadrank.serve")
 
@@ -30,8 +31,9 @@ log = logging.getLogger("quadrank.serve")
 class ServedLog:
     """Collects answers and writes them in parts.
 
-    A part is written under a temporary name, synced and renamed, so a reader never sees half of one. What does not fit
-    into the queue is dropped and counted: ranking comes first.
+    A part grows by some rows at a time under a temporary name, is synced and renamed, so a reader never sees half of
+    one, and a kill loses the part in hand. What does not fit into the queue is dropped and counted: ranking comes
+    first. So is what cannot be written; the log goes on.
 
     Args:
         settings: folder and sizes.
@@ -52,17 +54,33 @@ class ServedLog:
             if not self._key:
                 raise ConfigError(f"log.users: hashed needs a secret in the environment variable {KEY}.")
         self._folder.mkdir(parents=True, exist_ok=True)
+        remove_left(self._folder)
         self._stopping = threading.Event()
-        self._queue: queue.Queue[tuple[float, Answer]] = queue.Queue(settings.waiting)
+        self._queue: queue.Queue[tuple[float, Answer, int]] = queue.Queue(settings.waiting)
+        self._room = settings.waiting_mib * 2**20  # bytes that may still wait
+        self._counting = threading.Lock()
         self._on_drop = on_drop
+        self._group: list[ServedRow] = []
+        self._part: OpenPart | None = None
         self._thread = threading.Thread(target=self._write_parts, name="served-log", daemon=True)
         self._thread.start()
 
     def add(self, answer: Answer) -> None:
         """Log an answer, or drop it where the queue is full."""
+        size = JSON_FACTOR * answer.size + sum(values.nbytes for values in graph_inputs(answer.encoded).values())
+        with self._counting:
+            fits = size <= self._room
+            if fits:
+                self._room -= size
+        if not fits:
+            self._on_drop()
+            return
+        # What the log does not need would be most of what waits.
+        request = replace(answer.request, past=None, history=(), history_events={}, candidate_columns={})
         try:
-            self._queue.put_nowait((time.time(), answer))
+            self._queue.put_nowait((time.time(), replace(answer, body=b"", raw={}, request=request), size))
         except queue.Full:
+            self._free(size)
             self._on_drop()
 
     def close(self) -> None:
@@ -70,48 +88,85 @@ class ServedLog:
         self._stopping.set()
         self._thread.join()
 
+    def _free(self, size: int) -> None:
+        with self._counting:
+            self._room += size
+
     def _write_parts(self) -> None:
-        rows: list[ServedRow] = []
         due = time.monotonic() + self._seconds
         ended = False
         while not ended:
             with suppress(queue.Empty):
-                rows.append(self._row(*self._queue.get(timeout=LOOK_SECONDS)))
+                self._take(*self._queue.get(timeout=LOOK_SECONDS))
             ended = self._stopping.is_set() and self._queue.empty()
-            if ended or len(rows) >= self._rows or time.monotonic() >= due:
-                if rows:
-                    self._write(rows)
-                rows, due = [], time.monotonic() + self._seconds
+            rows = len(self._group) + (self._part.rows if self._part else 0)
+            is_due = ended or rows >= self._rows or time.monotonic() >= due
+            if is_due or len(self._group) >= GROUP:
+                self._write_group()
+            if is_due:
+                self._finish()
+                due = time.monotonic() + self._seconds
+
+    def _take(self, moment: float, answer: Answer, size: int) -> None:
+        self._free(size)
+        try:
+            self._group.append(self._row(moment, answer))
+        except Exception as error:  # whatever it is, the answers after it are logged
+            self._dropped(1, error)
 
     def _row(self, moment: float, answer: Answer) -> ServedRow:
-        user = answer.request.user
+        user, encoded = answer.request.user, answer.encoded
+        is_hashed = self._key is not None and user is not None
+        if is_hashed:
+            # The first column is the id's index, which the bundle's vocabulary turns back into the id.
+            encoded = replace(encoded, user=dict(list(encoded.user.items())[1:]))
         known = {
             "request": answer.request_id,
             "logged": int(moment * 1e6),
             "version": answer.model_version,
             "variant": answer.variant,
             "user": None if user is None else self._user(str(user)),
-            "user_hashed": self._key is not None and user is not None,
+            "user_hashed": is_hashed,
         }
-        return served_row(known, answer.request, answer.encoded, answer.order, answer.scores)
+        return served_row(known, answer.request, encoded, answer.order, answer.scores)
 
     def _user(self, user: str) -> str:
         if self._key is None:
             return user
         return hmac.new(self._key, user.encode(), hashlib.sha256).hexdigest()[:32]
 
-    def _write(self, rows: list[ServedRow]) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        target = self._folder / f"served-{stamp}-{secrets.token_hex(4)}.parquet"
-        partial = target.with_name(f".{target.name}")
+    def _write_group(self) -> None:
+        rows, self._group = self._group, []
+        if not rows:
+            return
         try:
-            pq.write_table(served_table(rows), partial)
-            flush(partial)
-            partial.rename(target)
-            flush(self._folder)
-        except OSError as error:
-            log.error("%s: %d answers are not logged: %s", target, len(rows), error)
-            for _ in rows:
-                self._on_drop()
-            with suppress(OSError):
-                partial.unlink()
+            table = served_table(rows)
+        except Exception as error:
+            self._dropped(len(rows), error)
+            return
+        try:
+            self._part = self._part or OpenPart(self._folder)
+            self._part.add(table)
+        except Exception as error:
+            self._drop_part(len(rows), error)
+
+    def _finish(self) -> None:
+        if self._part is None:
+            return
+        try:
+            self._part.finish()
+            self._part = None
+        except Exception as error:
+            self._drop_part(0, error)
+
+    def _drop_part(self, more: int, error: Exception) -> None:
+        """Nothing is left of the part in hand; so many rows are lost that were not yet in it."""
+        part, self._part = self._part, None
+        if part is not None:
+            part.drop()
+        self._dropped(more + (part.rows if part else 0), error)
+
+    def _dropped(self, rows: int, error: Exception) -> None:
+        log.error("%s: %d answers are not logged: %s: %s", self._folder, rows, type(error).__name__, error)
+        for _ in range(rows):
+            self._on_drop()

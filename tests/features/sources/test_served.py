@@ -158,10 +158,27 @@ def test_an_answer_without_a_user_is_left_out_and_told(tmp_path: Path):
     assert (outcomes_of(contract).anonymous, outcomes_of(contract).used) == (1, 1)
 
 
-def test_a_request_id_of_two_answers_is_told(tmp_path: Path):
-    contract = written(tmp_path, [*LOG, LOG[0] | {"time": at(5)}])
-    assert outcomes_of(contract).twice == 1
-    assert [row[2] for row in rows(contract) if row[0] == "a" and row[3]] == [2, 1, 2]  # 1 is in time of the second
+def test_of_a_request_that_was_answered_twice_the_last_answer_counts_for_each_item(tmp_path: Path):
+    again = served("a", 5, ["1", "2"], [0, 1])
+    contract = written(tmp_path, [*LOG, again])
+    assert (outcomes_of(contract).twice, outcomes_of(contract).repeated) == (1, 0)
+    told = {finding.column: finding for finding in served_findings(contract, "log")}
+    assert told["twice"].message.endswith("of an item that several of them showed, the last counts alone.")
+    found = [(row[2], row[3], row[4]) for row in rows(contract) if row[0] == "a"]
+    # Item 3 was in the first answer alone; the click on 1 came in time of the second, the first on 2 before it.
+    assert found == [(3, 0, 1), (1, 1, 0), (2, 1, 1)]
+
+
+def test_age_and_end_are_those_of_the_servers_clock(tmp_path: Path):
+    """A client whose clock is wrong makes no outcome late or early, and ends no log."""
+    log = [row | {"time": at(60 * 24 * 365 * 100)} if row["request"] == "b" else row for row in LOG]
+    (tmp_path / "plain").mkdir()
+    contract = written(tmp_path, log)
+    assert outcomes_of(contract) == outcomes_of(written(tmp_path / "plain"))
+    assert sorted(map(str, rows(contract))) == sorted(map(str, rows(written(tmp_path / "plain"))))
+    times = open_log(contract).frame.filter(pl.col("_request") == "b").select("_time").collect()["_time"].to_list()
+    assert times == [int(log[1]["time"].timestamp() * 1e6)]  # the row's time is the request's
+    assert {row[0] for row in rows(contract, "2026-03-01")} == {"a", "c"}
 
 
 def test_hashed_users_are_text_and_told(tmp_path: Path):

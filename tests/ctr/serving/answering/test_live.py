@@ -101,6 +101,30 @@ def test_after_events_they_are_those_of_the_whole_log(earlier: Any) -> None:
     assert values(ranker)["shown"][1] == 0  # of an unknown item nothing is known
 
 
+@pytest.mark.parametrize("looks", [0, 1, 2, 3])
+@pytest.mark.parametrize("labels", [(None, 5), (None, 0), (0, 5), (5, 0), (0, 5, 0), (None, 5, 5), (5, None)])
+def test_a_label_that_becomes_known_later_counts_as_if_the_event_had_come_with_it(
+    earlier: Any, later: Any, labels: tuple[int | None, ...], looks: int
+) -> None:
+    ranker = as_ranker(earlier)
+    live = LiveCounters(1.0, 100, clock=lambda: at(200))
+    live.follow(ranker)
+    again = 0
+    for place, stars in enumerate(labels):
+        again += live.add(events(stars_log()[110:113].with_columns(stars=pl.lit(stars, pl.Int64))))
+        if place < looks:
+            live.fold()
+    live.fold()
+    known = [stars for stars in labels if stars is not None][-1]
+    rows = stars_log()[110:113].with_columns(stars=pl.lit(known, pl.Int64))
+    check(ranker, pl.concat([stars_log().head(100), rows]), 200)
+    assert again == (3 if labels in ((None, 5, 5), (5, None)) else 0)
+    second = as_ranker(later)
+    live.follow(second)
+    live.fold()
+    check(second, pl.concat([stars_log().head(110), rows]), 200)
+
+
 def test_events_out_of_order_and_later_than_a_look_count_all_the_same(earlier: Any) -> None:
     ranker = as_ranker(earlier)
     live = LiveCounters(1.0, 100, clock=lambda: at(200))
@@ -173,16 +197,15 @@ def test_the_newest_events_alone_are_remembered(earlier: Any, later: Any) -> Non
     check(second, pl.concat([stars_log().head(110), stars_log()[117:]]), 200)
 
 
-def test_age_is_since_the_newest_event_that_counts(earlier: Any) -> None:
-    now = [at(130)]
-    live = LiveCounters(1.0, 100, clock=lambda: now[0])
-    assert live.age == 0
+def test_the_newest_event_that_counts_is_told(earlier: Any) -> None:
+    live = LiveCounters(1.0, 100, clock=lambda: at(130))
+    assert live.newest == 0
     live.follow(as_ranker(earlier))
-    assert live.age == pytest.approx(31 * 60)
+    assert live.newest == at(99)
     live.add(events(stars_log()[119:]))
-    assert live.age == pytest.approx(31 * 60)
+    assert live.newest == at(99)
     live.fold()
-    assert live.age == pytest.approx(11 * 60)
+    assert live.newest == at(119)
 
 
 def test_the_thread_folds_and_a_fault_does_not_end_it(earlier: Any, monkeypatch: pytest.MonkeyPatch) -> None:

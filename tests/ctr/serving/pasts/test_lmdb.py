@@ -44,6 +44,18 @@ def test_a_past_is_there_after_a_restart(tmp_path: Path, contract: Contract, not
     assert outcomes == ["absent", "found", "found"]
 
 
+def test_a_process_that_opens_it_frees_the_places_of_killed_readers(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "pasts", MIB)  # while one has it open, places are not given anew
+    folder = str(tmp_path / "pasts")
+    head = f"from ctr.serving.pasts.lmdb_store import LmdbStore; store = LmdbStore(Path({folder!r}), {MIB}); "
+    killed = "reader = store.environment.begin(); reader.get(b'x'); os.kill(os.getpid(), 9)"
+    for then in (killed, "store.close()"):
+        before = store.environment.readers()
+        subprocess.run([sys.executable, "-c", f"import os; from pathlib import Path; {head}{then}"])
+    assert before.count("\n") == 2 and store.environment.readers() == "(no active readers)\n"
+    store.close()
+
+
 def test_the_newest_seven_are_kept(tmp_path: Path, contract: Contract, note: Note) -> None:
     store = LmdbStore(tmp_path / "pasts", 16 * MIB)
     pasts = store.of(contract, note)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -56,6 +57,9 @@ def folder(ranker: Ranker, feature_set: FeatureSet, tmp_path_factory: pytest.Tem
     log = pl.read_parquet(raw / "log.parquet")
     requests = some_requests(ranker, log, REQUESTS, FIRST, STEP)
     served = serve(ranker, requests, folder / "served")
+    for part in (folder / "served").iterdir():  # as if the server had been there at the time of each request
+        rows = pq.read_table(part)
+        pq.write_table(rows.set_column(rows.schema.get_field_index("logged"), "logged", rows["time"]), part)
     clicks = []
     for i, row in enumerate(served.to_dicts()):
         best = row["candidates"][row["positions"].index(0)]

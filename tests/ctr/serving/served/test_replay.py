@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from rich.console import Console
 
 from ctr.serving.ranker import Ranker
 from ctr.serving.served.logged import read_answers
+from ctr.serving.served.replay import replay
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from features.store.served_schema import SERVED
@@ -180,11 +184,31 @@ def test_pasts_of_hashed_users_are_left_out_and_told(
     monkeypatch.setenv("QUADRANK_LOG_KEY", "k")
     serve(ranker, some_requests(ranker, log, 3), tmp_path, users="hashed")
     found = replayed(tmp_path, ranker, root)
-    assert found["without_user"] == 3
+    assert (found["without_user"], found["without_score"], found["scores"]) == (3, 0, 1.0)
     assert found["shares"].keys() == {
         *("context_device", "context_load", "candidate_item", "candidate_item_rate", "candidate_item_count")
     }
     assert set(found["shares"].values()) == {1.0}
+
+
+def test_the_index_of_a_hashed_id_is_not_logged_and_scores_that_need_it_are_left_out(
+    ranker: Ranker, served: Path, log: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The bundle's vocabulary would turn the index back into the id."""
+    name = f"user_{ranker.encoder.contract.user_field}"
+    monkeypatch.setenv("QUADRANK_LOG_KEY", "k")
+    anonymous = some_requests(ranker, log, 1)[0] | {"user": None}
+    serve(ranker, [*some_requests(ranker, log, 3), anonymous], tmp_path, users="hashed")
+    hashed, raw = list(read_answers(tmp_path)), list(read_answers(served))
+    assert [name in one.inputs for one in hashed] == [one.user is None for one in hashed]
+    assert all(one.inputs.keys() == raw[0].inputs.keys() - {name} for one in hashed if one.user is not None)
+    # A model that reads the index: nothing can be said of these scores.
+    reading = copy(ranker)
+    reading.inputs = (*ranker.inputs, SimpleNamespace(name=name, shape=[1]))
+    found = replay([one for one in hashed if one.user is not None], reading, None)
+    assert (found.compared, found.without_score, found.scores.of) == (3, 3, {})
+    with pytest.raises(DataError, match=f"lacks the input '{name}'"):
+        replay([replace(one, user_hashed=False) for one in hashed if one.user is not None], reading, None)
 
 
 def test_a_log_that_is_none_is_refused(ranker: Ranker, root: Path, log: pl.DataFrame, tmp_path: Path):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
 from uvicorn import Config
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from ctr.serving.answering.metrics import SEVERAL_PROCESSES, ServerMetrics
 from ctr.serving.server.processes import Processes, listening
 
 
@@ -19,18 +27,18 @@ def test_each_process_is_replaced_on_its_own_socket(name: str, monkeypatch: pyte
     sockets: list[Any] = [socket.socket() for _ in range(3)]
     try:
         supervisor = Processes(Config("none:app", workers=3), sockets)
-        supervisor.processes = ["first", "second", "third"]  # type: ignore[list-item]
+        supervisor.processes = [SimpleNamespace(pid=pid) for pid in (1, 2, 3)]  # type: ignore[misc]
         seen: list[tuple[Any, Any]] = []
 
         def replace(self: Any) -> None:
             seen.append((self.processes, self.sockets))
-            self.processes[0] = f"new {self.processes[0]}"
+            self.processes[0] = SimpleNamespace(pid=10 + self.processes[0].pid)
 
         act: Callable[[Any], None] = replace
         monkeypatch.setattr(Multiprocess, name, act)
         getattr(supervisor, name)()
         assert [of for _, of in seen] == [[one] for one in sockets]
-        assert supervisor.processes == ["new first", "new second", "new third"]
+        assert [process.pid for process in supervisor.processes] == [11, 12, 13]
         assert supervisor.sockets is sockets
     finally:
         for one in sockets:
@@ -55,3 +63,42 @@ def test_as_many_sockets_as_processes_listen_on_one_port() -> None:
     (kept,) = listening(alone, 1, backlog=8)
     assert kept is alone
     alone.close()
+
+
+def said(folder: Path, mode: str, pid: int, gauge: str, value: float) -> None:
+    """What a process said of itself, as prometheus_client keeps it."""
+    kept = MmapedDict(str(folder / f"gauge_{mode}_{pid}.db"))
+    kept.write_value(json.dumps([gauge, gauge, {}, "help"], sort_keys=True), value, 1.0)
+    kept.close()
+
+
+def told(name: str) -> list[float]:
+    lines = ServerMetrics().text().decode().splitlines()
+    return [float(line.split()[1]) for line in lines if line.startswith(f"{name} ")]
+
+
+def test_a_process_that_ended_leaves_no_age_and_no_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, day = time.time(), 86_400.0
+    for pid, days, waiting in ((7, 3, 5), (8, 1, 2)):
+        said(tmp_path, "livemin", pid, "quadrank_model_created_seconds", now - days * day)
+        said(tmp_path, "livemin", pid, "quadrank_counters_newest_seconds", now - days * day)
+        said(tmp_path, "livesum", pid, "quadrank_waiting", waiting)
+    monkeypatch.setenv(SEVERAL_PROCESSES, str(tmp_path))
+    # Of all processes, whichever is asked, and as of now.
+    assert told("quadrank_model_age_seconds") == [pytest.approx(3 * day, abs=60)]
+    assert told("quadrank_waiting") == [7]
+    supervisor = Processes(Config("none:app", workers=2), [])
+    supervisor.processes = [SimpleNamespace(pid=8), SimpleNamespace(pid=9)]  # type: ignore[misc]
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda self: None)
+    supervisor.keep_subprocess_alive()
+    assert told("quadrank_model_age_seconds") == [pytest.approx(day, abs=60)]
+    assert told("quadrank_counters_age_seconds") == [pytest.approx(day, abs=60)]
+    assert told("quadrank_waiting") == [2]
+
+
+def test_every_gauge_of_several_processes_is_of_those_that_live(tmp_path: Path) -> None:
+    code = "from ctr.serving.answering.metrics import ServerMetrics; ServerMetrics()"
+    environment = os.environ | {SEVERAL_PROCESSES: str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    gauges = {path.name.rpartition("_")[0] for path in tmp_path.glob("gauge_*")}
+    assert gauges == {"gauge_livesum", "gauge_livemax", "gauge_livemin"}
