@@ -6,9 +6,11 @@ curve is one row by (name, moment, step, value), a run and a registered version 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 import uuid
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,8 +52,16 @@ class Known(BaseModel):
         return self.runs.get(run_id, run_id)
 
 
-class _Entry(BaseModel):
+class _Entry(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @abstractmethod
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Tell the store."""
+
+    def deliver_late(self, store: MlflowStore, known: Known) -> None:
+        """Tell the store of what has waited."""
+        self.deliver(store, known)
 
 
 class BeginRun(_Entry):
@@ -192,14 +202,27 @@ class MoveAlias(_Entry):
     moment: int
 
     def deliver(self, store: MlflowStore, known: Known) -> None:
-        """Move it, unless it was moved at a later moment than this: what waited a day must not undo what came since."""
-        moved = f"{self.alias}.moved_ms"
+        """Move it, whatever the clock said when it was moved before."""
         with store.contact() as client:
-            if int(client.get_registered_model(self.name).tags.get(moved, 0)) > self.moment:
-                return
             version = known.versions.get(self.version, self.version)
             client.set_registered_model_alias(self.name, self.alias, version)
-            client.set_registered_model_tag(self.name, moved, str(self.moment))
+            client.set_registered_model_tag(self.name, self._moved, str(self.moment))
+
+    def deliver_late(self, store: MlflowStore, known: Known) -> None:
+        """Move it, unless it was moved at a later moment than this: what waited a day must not undo what came since."""
+        with store.contact() as client:
+            moved = int(client.get_registered_model(self.name).tags.get(self._moved, 0))
+        if moved > self.moment:
+            version = known.versions.get(self.version, self.version)
+            text = f"models:/{self.name}@{self.alias} was moved since: version {version}, which waited, does not get it"
+            print(text, file=sys.stderr, flush=True)
+            return
+        self.deliver(store, known)
+
+    @property
+    def _moved(self) -> str:
+        """Tag of the model: the moment of its last move."""
+        return f"{self.alias}.moved_ms"
 
 
 Entry = Annotated[BeginRun | Points | Params | Tag | Status | File | Register | MoveAlias, Field(discriminator="kind")]
