@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -147,6 +148,20 @@ class Status(_Entry):
                 client.set_terminated(known.run(self.run), self.status, self.moment)
 
 
+class LeftOpen(_Entry):
+    """A run that no process will go on with, as of a moment."""
+
+    kind: Literal["left"] = "left"
+    run: str
+    moment: int
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """End it as killed if it looks alive; one that the store does not know, or that has ended, is left as it is."""
+        with suppress(store.mlflow.exceptions.MlflowException), store.contact() as client:
+            if client.get_run(known.run(self.run)).info.status == "RUNNING":
+                client.set_terminated(known.run(self.run), "KILLED", self.moment)
+
+
 class File(_Entry):
     """A file that becomes an artifact in `folder`; the outbox keeps a copy of it."""
 
@@ -225,7 +240,9 @@ class MoveAlias(_Entry):
         return f"{self.alias}.moved_ms"
 
 
-Entry = Annotated[BeginRun | Points | Params | Tag | Status | File | Register | MoveAlias, Field(discriminator="kind")]
+Entry = Annotated[
+    BeginRun | Points | Params | Tag | Status | LeftOpen | File | Register | MoveAlias, Field(discriminator="kind")
+]
 
 
 def make_model(store: MlflowStore, name: str) -> None:

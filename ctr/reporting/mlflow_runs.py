@@ -7,11 +7,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ctr.reporting.entries import LATER, BeginRun, File, Params, Points, Status, Tag, new_id, now_ms
+from ctr.reporting.entries import LATER, BeginRun, File, LeftOpen, Params, Points, Status, Tag, new_id, now_ms
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
 from features.errors import ConfigError, StoreAwayError
@@ -117,10 +117,8 @@ class Tracker:
             yield self
 
     def mark_killed(self, run_id: str) -> None:
-        """End a run that no process will go on with, if it looks alive in a store that knows it and answers."""
-        with suppress(StoreAwayError, self.store.mlflow.exceptions.MlflowException), self.store.contact() as client:
-            if client.get_run(self.delivery.known().run(run_id)).info.status == "RUNNING":
-                self.delivery.put(Status(run=run_id, status="KILLED", moment=now_ms()))
+        """End a run that no process will go on with, if it looks alive; where the store is away, later."""
+        self.delivery.put(LeftOpen(run=run_id, moment=now_ms()))
 
     def end(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End a run as of now, whatever it looks like; where the store is away, later."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Journal(JournalFileBackend):
         with self._turn():
             self._cut_half_line()
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Entries from this number on."""
         try:
             yield from super().read_logs(log_number_from)

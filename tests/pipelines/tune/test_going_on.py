@@ -18,8 +18,11 @@ import optuna
 import pytest
 from rich.console import Console
 
+from ctr.reporting.entries import BeginRun
 from ctr.reporting.mlflow_store import MlflowStore
+from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import ConfigError, StoreAwayError, TryAgainError
+from pipelines.job.tracked import TRACKED
 from pipelines.operate.waiting import send_waiting
 from pipelines.report.sweep import report_sweep
 from pipelines.tune import sweep as tune
@@ -28,6 +31,7 @@ from pipelines.tune.outcome import lines_of
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
 from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.standing import RETRIES
 from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
 from tests.ctr.reporting.mlflow_server import free_port
@@ -167,6 +171,29 @@ def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
     ]  # fmt: skip
     assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
     assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
+
+
+@pytest.mark.parametrize(("retries", "state"), [(0, "retried"), (1, "failed")])
+def test_the_run_of_a_dead_worker_whose_begin_still_waits_is_closed_when_it_is_sent(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch, retries: int, state: str
+) -> None:
+    """MLflow was away when its trial began, and is away when another worker finds it lost."""
+    study, later = f"dead-{retries}", f"later-{retries}"
+    parent = run(work, study, 1).parent
+    folder = work / "runs" / "tune" / study / "20260101-000000"
+    folder.mkdir(parents=True)
+    (folder / TRACKED).write_text(later)
+    outbox = Outbox(folder / OUTBOX)
+    tags = {"mlflow.parentRunId": parent}
+    outbox.append(BeginRun(run=later, experiment="quadrank-simulated", name="dead", tags=tags, begun=1))
+    dead = optuna.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={RUN: str(folder), RETRIES: retries})
+    load(work, study).add_trial(dead)
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        run(work, study, 3)
+    send_waiting(Workspace(work))
+    found = MlflowStore(work).client.get_run(outbox.known().run(later))
+    assert (found.info.status, found.data.tags["trial_state"]) == ("KILLED", state)
 
 
 @pytest.mark.slow
