@@ -13,7 +13,7 @@ import uuid
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,11 @@ BEGUN_BY = "quadrank.begun_by"  # tag of a run: id of the entry that began it
 REGISTERED_BY = "registered_by"  # tag of a version: id of the entry that registered it
 LATER = "later-"  # begins the id of a run that MLflow does not know yet
 PENDING = "pending-"  # begins the number of a version that is not registered yet
+
+
+def later_id() -> str:
+    """An id of ours for a run that MLflow does not know yet."""
+    return f"{LATER}{new_id()}"
 
 
 def new_id() -> str:
@@ -79,7 +84,7 @@ class BeginRun(_Entry):
         """Create it, or find it where an earlier call created it and its answer was lost."""
         with store.contact() as client:
             experiment = store.experiment_id(self.experiment)
-            found = client.search_runs([experiment], f"tags.`{BEGUN_BY}` = '{self.run}'", max_results=1)
+            found = _begun_as(client, [experiment], self.run)
             if not found:
                 tags = {**self.tags, BEGUN_BY: self.run}
                 found = [client.create_run(experiment, self.begun, tags, self.name)]
@@ -158,8 +163,15 @@ class LeftOpen(_Entry):
     def deliver(self, store: MlflowStore, known: Known) -> None:
         """End it as killed if it looks alive; one that the store does not know, or that has ended, is left as it is."""
         with suppress(store.mlflow.exceptions.MlflowException), store.contact() as client:
-            if client.get_run(known.run(self.run)).info.status == "RUNNING":
-                client.set_terminated(known.run(self.run), "KILLED", self.moment)
+            run_id = known.run(self.run)
+            if run_id.startswith(LATER):  # whoever began it was killed before it was told MLflow's id
+                experiments = [one.experiment_id for one in client.search_experiments()]
+                found = _begun_as(client, experiments, run_id)
+            else:
+                found = [client.get_run(run_id)]
+            for run in found:
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "KILLED", self.moment)
 
 
 class File(_Entry):
@@ -243,6 +255,11 @@ class MoveAlias(_Entry):
 Entry = Annotated[
     BeginRun | Points | Params | Tag | Status | LeftOpen | File | Register | MoveAlias, Field(discriminator="kind")
 ]
+
+
+def _begun_as(client: Any, experiments: list[str], own: str) -> list[Any]:
+    """The run of these experiments that began as `later-…`; none where none did."""
+    return list(client.search_runs(experiments, f"tags.`{BEGUN_BY}` = '{own}'", max_results=1))
 
 
 def make_model(store: MlflowStore, name: str) -> None:

@@ -18,7 +18,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from ctr.reporting.entries import BeginRun
+from ctr.reporting.entries import BeginRun, Known
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import ConfigError, StoreAwayError, TryAgainError
@@ -171,6 +171,26 @@ def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
     ]  # fmt: skip
     assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
     assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
+
+
+def test_a_study_killed_when_mlflow_had_just_made_its_run_goes_on_in_that_one(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver = BeginRun.deliver
+
+    def killed(self: BeginRun, store: MlflowStore, known: Known) -> None:
+        deliver(self, store, Known())
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BeginRun, "deliver", killed)
+        with pytest.raises(SystemExit):
+            run(work, "orphan", 1)
+    parent = run(work, "orphan", 1).parent
+    client = MlflowStore(work).client
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], "attributes.run_name = 'sweep orphan'")
+    assert [(one.info.run_id, one.info.status) for one in found] == [(parent, "FINISHED")]
 
 
 @pytest.mark.parametrize(("retries", "state"), [(0, "retried"), (1, "failed")])
