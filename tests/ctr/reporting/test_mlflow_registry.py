@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from ctr.reporting.entries import PENDING, MoveAlias, now_ms
 from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
 from ctr.serving.bundle import ITEM_TABLE, RANKER, BundleMetadata, open_bundle, publish, seal
 from features.errors import ConfigError, DataError
+from tests.ctr.reporting.mlflow_server import free_port
 from tests.ctr.reporting.test_mlflow_runs import artifacts
 
 TABLE = np.array([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -183,6 +185,13 @@ def test_an_alias_that_waited_and_was_moved_since_stays_and_that_is_said(
     outbox.send(registry.store)
     assert champion_of(registry, "quadrank-late") == "1"
     assert "models:/quadrank-late@champion was moved since: version 2, which waited" in capsys.readouterr().err
+
+
+def test_an_alias_that_must_wait_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctr.reporting.mlflow_store.SECONDS_BETWEEN_KNOCKS", 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    delivery = Delivery(MlflowStore(tmp_path), Outbox(tmp_path / "outbox"))
+    assert not Registry(delivery=delivery).set_alias("quadrank-away", "champion", "2")
 
 
 def test_an_alias_moves_at_once_when_what_waited_before_it_could_be_sent(registry: Registry, tmp_path: Path) -> None:
