@@ -14,6 +14,9 @@ from features.contract.settings import merge
 from pipelines.source import Source
 from pipelines.workspace import Workspace
 
+# Settings of training that change nothing in its weights, and those of the evaluation alone.
+OF_NO_WEIGHT = ("train.checkpoint.steps", "train.checkpoint.minutes", "train.controls", "train.tracking")
+
 
 @dataclass(frozen=True)
 class JobSettings:

@@ -6,11 +6,14 @@ curve is one row by (name, moment, step, value), a run and a registered version 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 import uuid
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +25,11 @@ BEGUN_BY = "quadrank.begun_by"  # tag of a run: id of the entry that began it
 REGISTERED_BY = "registered_by"  # tag of a version: id of the entry that registered it
 LATER = "later-"  # begins the id of a run that MLflow does not know yet
 PENDING = "pending-"  # begins the number of a version that is not registered yet
+
+
+def later_id() -> str:
+    """An id of ours for a run that MLflow does not know yet."""
+    return f"{LATER}{new_id()}"
 
 
 def new_id() -> str:
@@ -50,8 +58,16 @@ class Known(BaseModel):
         return self.runs.get(run_id, run_id)
 
 
-class _Entry(BaseModel):
+class _Entry(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @abstractmethod
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """Tell the store."""
+
+    def deliver_late(self, store: MlflowStore, known: Known) -> None:
+        """Tell the store of what has waited."""
+        self.deliver(store, known)
 
 
 class BeginRun(_Entry):
@@ -68,7 +84,7 @@ class BeginRun(_Entry):
         """Create it, or find it where an earlier call created it and its answer was lost."""
         with store.contact() as client:
             experiment = store.experiment_id(self.experiment)
-            found = client.search_runs([experiment], f"tags.`{BEGUN_BY}` = '{self.run}'", max_results=1)
+            found = _begun_as(client, [experiment], self.run)
             if not found:
                 tags = {**self.tags, BEGUN_BY: self.run}
                 found = [client.create_run(experiment, self.begun, tags, self.name)]
@@ -137,6 +153,27 @@ class Status(_Entry):
                 client.set_terminated(known.run(self.run), self.status, self.moment)
 
 
+class LeftOpen(_Entry):
+    """A run that no process will go on with, as of a moment."""
+
+    kind: Literal["left"] = "left"
+    run: str
+    moment: int
+
+    def deliver(self, store: MlflowStore, known: Known) -> None:
+        """End it as killed if it looks alive; one that the store does not know, or that has ended, is left as it is."""
+        with suppress(store.mlflow.exceptions.MlflowException), store.contact() as client:
+            run_id = known.run(self.run)
+            if run_id.startswith(LATER):  # whoever began it was killed before it was told MLflow's id
+                experiments = [one.experiment_id for one in client.search_experiments()]
+                found = _begun_as(client, experiments, run_id)
+            else:
+                found = [client.get_run(run_id)]
+            for run in found:
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "KILLED", self.moment)
+
+
 class File(_Entry):
     """A file that becomes an artifact in `folder`; the outbox keeps a copy of it."""
 
@@ -192,17 +229,37 @@ class MoveAlias(_Entry):
     moment: int
 
     def deliver(self, store: MlflowStore, known: Known) -> None:
-        """Move it, unless it was moved at a later moment than this: what waited a day must not undo what came since."""
-        moved = f"{self.alias}.moved_ms"
+        """Move it, whatever the clock said when it was moved before."""
         with store.contact() as client:
-            if int(client.get_registered_model(self.name).tags.get(moved, 0)) > self.moment:
-                return
             version = known.versions.get(self.version, self.version)
             client.set_registered_model_alias(self.name, self.alias, version)
-            client.set_registered_model_tag(self.name, moved, str(self.moment))
+            client.set_registered_model_tag(self.name, self._moved, str(self.moment))
+
+    def deliver_late(self, store: MlflowStore, known: Known) -> None:
+        """Move it, unless it was moved at a later moment than this: what waited a day must not undo what came since."""
+        with store.contact() as client:
+            moved = int(client.get_registered_model(self.name).tags.get(self._moved, 0))
+        if moved > self.moment:
+            version = known.versions.get(self.version, self.version)
+            text = f"models:/{self.name}@{self.alias} was moved since: version {version}, which waited, does not get it"
+            print(text, file=sys.stderr, flush=True)
+            return
+        self.deliver(store, known)
+
+    @property
+    def _moved(self) -> str:
+        """Tag of the model: the moment of its last move."""
+        return f"{self.alias}.moved_ms"
 
 
-Entry = Annotated[BeginRun | Points | Params | Tag | Status | File | Register | MoveAlias, Field(discriminator="kind")]
+Entry = Annotated[
+    BeginRun | Points | Params | Tag | Status | LeftOpen | File | Register | MoveAlias, Field(discriminator="kind")
+]
+
+
+def _begun_as(client: Any, experiments: list[str], own: str) -> list[Any]:
+    """The run of these experiments that began as `later-…`; none where none did."""
+    return list(client.search_runs(experiments, f"tags.`{BEGUN_BY}` = '{own}'", max_results=1))
 
 
 def make_model(store: MlflowStore, name: str) -> None:

@@ -114,9 +114,10 @@ class Registry:
             raise
         return True
 
-    def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Let `models:/<name>@<alias>` name this version."""
+    def set_alias(self, name: str, alias: str, version: str) -> bool:
+        """Let `models:/<name>@<alias>` name this version; whether it does now, and not when the store answers again."""
         self.delivery.put(MoveAlias(name=name, alias=alias, version=version, moment=now_ms()))
+        return not self.delivery.waits
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Tag a version, e.g. with what the gate found. Where the store is away it stays without: its run has them."""

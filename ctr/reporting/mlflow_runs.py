@@ -7,11 +7,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ctr.reporting.entries import LATER, BeginRun, File, Params, Points, Status, Tag, new_id, now_ms
+from ctr.reporting.entries import LATER, BeginRun, File, Known, LeftOpen, Params, Points, Status, Tag, later_id, now_ms
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
 from features.errors import ConfigError, StoreAwayError
@@ -67,6 +67,7 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
         parent_run_id: str | None = None,
+        begun_as: str | None = None,
     ) -> Iterator[Tracker]:
         """Open a run around the block: FINISHED after it, FAILED when it raises, KILLED when interrupted.
 
@@ -76,6 +77,8 @@ class Tracker:
             tags: text by name.
             params: nested mappings are flattened to `train.batch_size`.
             parent_run_id: nests the run under this one.
+            begun_as: `later_id()` that the caller has written down. Where an earlier process began a run as this one,
+                and was killed before it was told MLflow's id, that run goes on and no second one begins.
 
         Raises:
             StoreAwayError: the store does not answer, and the run begins now or not at all.
@@ -83,14 +86,13 @@ class Tracker:
         """
         nested = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         tags = {**_origin(tags.get("git_revision")), **tags, **nested}
+        own = begun_as or later_id()
+        begun, known = BeginRun(run=own, experiment=experiment, name=run_name, tags=tags, begun=now_ms()), Known()
         if self._begin == "later":
-            later = f"{LATER}{new_id()}"
-            begun = BeginRun(run=later, experiment=experiment, name=run_name, tags=tags, begun=now_ms())
-            run_id = self.delivery.put(begun).run(later)
+            known = self.delivery.put(begun)
         else:
-            with self.store.contact() as client:
-                made = client.create_run(self.store.experiment_id(experiment), run_name=run_name, tags=tags)
-            run_id = made.info.run_id
+            begun.deliver(self.store, known)
+        run_id = known.run(own)
         with self._open(run_id):
             self._log_params(params)
             yield self
@@ -116,11 +118,14 @@ class Tracker:
         with self._open(run_id):
             yield self
 
+    def has_begun(self, run_id: str) -> bool:
+        """Whether MLflow knows a run by this id, or is told to begin it by what waits; else it must begin again."""
+        waiting = [] if self.delivery.outbox is None else self.delivery.outbox.waiting()
+        return not run_id.startswith(LATER) or any(isinstance(one, BeginRun) and one.run == run_id for one in waiting)
+
     def mark_killed(self, run_id: str) -> None:
-        """End a run that no process will go on with, if it looks alive in a store that knows it and answers."""
-        with suppress(StoreAwayError, self.store.mlflow.exceptions.MlflowException), self.store.contact() as client:
-            if client.get_run(self.delivery.known().run(run_id)).info.status == "RUNNING":
-                self.delivery.put(Status(run=run_id, status="KILLED", moment=now_ms()))
+        """End a run that no process will go on with, if it looks alive; where the store is away, later."""
+        self.delivery.put(LeftOpen(run=run_id, moment=now_ms()))
 
     def end(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End a run as of now, whatever it looks like; where the store is away, later."""

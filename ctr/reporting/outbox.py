@@ -102,7 +102,7 @@ class Outbox:
             for entry in self.waiting():
                 sent = self._sent()
                 try:
-                    entry.deliver(store, sent.known)
+                    entry.deliver_late(store, sent.known)
                 except StoreAwayError:
                     raise
                 except Exception as error:
@@ -177,6 +177,11 @@ class Delivery:
         """What the store has answered so far to entries that had to wait."""
         return Known() if self.outbox is None else self.outbox.known()
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits to be sent."""
+        return self.outbox is not None and bool(self.outbox.waiting())
+
     def put(self, entry: Entry) -> Known:
         """Send an entry, or keep it; returns what the store has answered so far.
 
@@ -190,10 +195,8 @@ class Delivery:
             known = Known()
             entry.deliver(self.store, known)
             return known
-        if self.outbox.waiting():
+        if self.waits and (time.monotonic() < self._next_try or not self.send()):
             self.outbox.append(entry)
-            if time.monotonic() >= self._next_try:
-                self.send()
             return self.outbox.known()
         known = self.outbox.known()
         before = known.model_copy(deep=True)
@@ -222,7 +225,7 @@ class Delivery:
 
     def send(self) -> bool:
         """Try to send what waits; whether nothing waits any more."""
-        if self.outbox is None or not self.outbox.waiting():
+        if self.outbox is None or not self.waits:
             return True
         try:
             self.outbox.send(self.store)

@@ -140,8 +140,9 @@ def champion_changed(champion: str | None, bundle: Path) -> str | None:
 def move_alias(bundle: Bundle, version: str, registry: Registry) -> str:
     """Let the alias `champion` name the version of a bundle; returns what was done, in one sentence."""
     name = registered_name(bundle.manifest.name)
-    registry.set_alias(name, ALIAS, version)
-    return f"models:/{name}@{ALIAS} is now version {version} ({bundle.manifest.model_version})"
+    if registry.set_alias(name, ALIAS, version):
+        return f"models:/{name}@{ALIAS} is now version {version} ({bundle.manifest.model_version})"
+    return f"models:/{name}@{ALIAS} becomes {bundle.manifest.model_version} when MLflow answers again"
 
 
 def mend(name: str, workspace: Workspace) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def tracked_id(run_dir: Path) -> str | None:
     """The id of the MLflow run that a run was tracked in; None where it was not tracked.
 
-    It is `later-…` while MLflow does not know the run yet.
+    It is `later-…` while MLflow does not know the run yet, or whoever began it was killed before it was told its id.
     """
     record = run_dir / TRACKED
     if not record.is_file():

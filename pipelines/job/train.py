@@ -18,6 +18,7 @@ from rich.console import Console
 from ctr.config import Preset
 from ctr.evaluation.baselines import base_rate_log_loss
 from ctr.model.click_model import ClickModel
+from ctr.reporting.entries import later_id
 from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX
@@ -201,7 +202,7 @@ class Job:
         begin = self.preset.train.tracking if parent_run_id is None else "later"
         tracker = Tracker(self.workspace.root, self.run_dir / OUTBOX, begin)
         known = tracked_id(self.run_dir)
-        if self.resumed and known is not None:
+        if self.resumed and known is not None and tracker.has_begun(known):
             with tracker.resume(known):
                 yield tracker
             return
@@ -214,12 +215,16 @@ class Job:
             "warm_started_from": "none" if self.parent is None else self.parent.run_id,
             **extra_tags,
         }
+        # Before MLflow hears of it: a kill in between must leave no run that nobody finds again.
+        own = known or later_id()
+        write_text(self.run_dir / TRACKED, own)
         with tracker.run(
             experiment=f"quadrank-{self.contract.name}",
             run_name=self.run_dir.name,
             tags=tags,
             params={**self.preset.model_dump(mode="json"), "data": self.contract.name},
             parent_run_id=parent_run_id,
+            begun_as=own,
         ):
             write_text(self.run_dir / TRACKED, tracker.run_id)
             yield tracker

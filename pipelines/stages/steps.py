@@ -33,7 +33,7 @@ from pipelines.job.build import build, describe
 from pipelines.job.export import export_model, free_folder
 from pipelines.job.fitting import CALIBRATION
 from pipelines.job.train import Job
-from pipelines.job_settings import JobSettings
+from pipelines.job_settings import OF_NO_WEIGHT, JobSettings
 from pipelines.revision import source_hash
 from pipelines.source import Source
 from pipelines.stages.basis import Basis, flat
@@ -43,8 +43,6 @@ from pipelines.workspace import CONFIG, METRICS
 
 Note = Callable[[dict[str, Any]], None]
 STARTS_AGAIN = "starts again"
-# Settings of training that change nothing in its weights, and those of the evaluation alone.
-OF_NO_WEIGHT = ("train.checkpoint.steps", "train.checkpoint.minutes", "train.controls", "train.tracking")
 
 
 class Stage(Planned, Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from ctr.reporting.entries import LATER, later_id
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import STUDY
 from ctr.reporting.outbox import OUTBOX
@@ -27,15 +28,17 @@ def parent_run(study: optuna.Study, settings: JobSettings, search: SearchSpace) 
 
     Call it while holding the lock of the study.
     """
-    known = study.user_attrs.get(PARENT_RUN)
-    if known:
-        return str(known)
+    own = str(study.user_attrs.get(PARENT_RUN) or later_id())
+    if not own.startswith(LATER):
+        return own
+    study.set_user_attr(PARENT_RUN, own)  # first: a kill in between must leave no run that nobody finds again
     tracker = Tracker(settings.workspace.root)
     with tracker.run(
         experiment=experiment_of(settings),
         run_name=f"sweep {study.study_name}",
         tags={"git_revision": git_revision(), STUDY: study.study_name},
         params={"model_file": str(settings.model), "search": search.model_dump(mode="json")},
+        begun_as=own,
     ):
         run_id = tracker.run_id
     study.set_user_attr(PARENT_RUN, run_id)

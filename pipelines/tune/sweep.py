@@ -33,7 +33,7 @@ from pipelines.tune.search.definition import definition, require_same
 from pipelines.tune.search.resolve import current_by_name, reaching_current, require_settings
 from pipelines.tune.search.samplers import grid_size, pruner, sampler
 from pipelines.tune.search.space import SearchSpace
-from pipelines.tune.trial import FIRST, Stage, Trials
+from pipelines.tune.trial import FIRST, Stage, Trials, close_in_folder
 from pipelines.tune.workers.leases import Lease, worker_name
 from pipelines.tune.workers.loop import ENDED, Terminated, Worker, ending_cleanly
 from pipelines.tune.workers.standing import counted, standing
@@ -243,11 +243,13 @@ class _Run:
             feature_set=self._feature_set,
         )
         draws: Callable[[int], optuna.samplers.BaseSampler] = lambda number: sampler(self.search, number)  # noqa: E731
-        store = Tracker(self.settings.workspace.root).store
+        root = self.settings.workspace.root
 
         def on_lost(trial: FrozenTrial, state: str) -> None:
+            if close_in_folder(root, trial, state):
+                return
             try:
-                close_trial(store, self.parent, stage, trial.number, state)
+                close_trial(Tracker(root).store, self.parent, stage, trial.number, state)
             except StoreAwayError as error:  # no reason to train nothing
                 self.settings.console.print(f"the MLflow run of trial {trial.number} stays open: {error}", markup=False)
 

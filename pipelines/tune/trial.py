@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from ctr.export.latency import rank_latency
+from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import STAGE, STATE, STUDY, TRIAL
+from ctr.reporting.outbox import OUTBOX
 from ctr.training.loop import Evaluation, StopTraining
-from features.errors import LockError, NumericalError, QuadRankError, TryAgainError
+from features.errors import NumericalError, QuadRankError
 from features.store.feature_set import FeatureSet
 from pipelines.job.evaluate import score_split
+from pipelines.job.tracked import tracked_id
 from pipelines.job.train import Job, Trained
 from pipelines.job_settings import JobSettings
 from pipelines.source import Source
@@ -39,7 +43,7 @@ from pipelines.tune.workers.host import (
     start_peak,
 )
 from pipelines.tune.workers.leases import HOST, WORKER, Lease, Renewal, at_work
-from pipelines.tune.workers.standing import ERROR
+from pipelines.tune.workers.standing import ERROR, NO_FAULT_OF_IT, RETRIES, state_after
 
 Stage = Literal["search", "final"]
 # Attributes of a trial beside those of leases and of the queue.
@@ -98,8 +102,8 @@ class Trials:
         drawn()
         try:
             return self._trained(trial, chosen, renewal)
-        except (LockError, TryAgainError):
-            raise  # no fault of these settings
+        except NO_FAULT_OF_IT:
+            raise
         except QuadRankError as error:
             trial.set_user_attr(ERROR, str(error))
             self.settings.console.print(f"trial {trial.number} failed: {error}", markup=False)
@@ -162,7 +166,7 @@ class Trials:
                 latency = self._latency(fitted, feature_set, job.run_dir, tracker)
                 tracker.set_tag(STATE, "pruned" if pruned else "complete")
             except BaseException as error:
-                tracker.set_tag(STATE, "failed" if isinstance(error, QuadRankError) else "retried")
+                tracker.set_tag(STATE, state_after(error, int(trial.user_attrs.get(RETRIES, 0))))
                 raise
         self.settings.console.print(
             f"trial {trial.number}{' pruned' if pruned else ''}: {self.search.metric} {value:.4f} {dict(chosen)}",
@@ -230,3 +234,21 @@ class Trials:
         found = rank_latency(fitted.model.config, run_dir, feature_set)
         tracker.log_metrics({"rank_latency_ms": found})
         return found
+
+
+def close_in_folder(root: Path, trial: FrozenTrial, state: str) -> bool:
+    """Close the MLflow run of a trial whose worker died, after all that waits in its folder; whether that lies here.
+
+    Args:
+        root: work folder with the default store.
+        trial: that was lost.
+        state: what became of it: `retried` or `failed`.
+    """
+    folder = Path(trial.user_attrs[RUN]) if RUN in trial.user_attrs else None
+    known = None if folder is None else tracked_id(folder)
+    if folder is None or known is None:
+        return False
+    tracker = Tracker(root, folder / OUTBOX, "later")
+    tracker.delivery.put(Tag(run=known, name=STATE, value=state))
+    tracker.mark_killed(known)
+    return True

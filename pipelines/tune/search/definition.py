@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from features.errors import ConfigError
+from pipelines.job_settings import OF_NO_WEIGHT
 from pipelines.tune.search.space import SearchSpace, flat
 
 MOST_LINES = 12
@@ -59,8 +60,8 @@ def require_same(study: str, recorded: Mapping[str, Any], asked: Mapping[str, An
 
 
 def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """A line for each value that is not the same in both."""
-    names = dict.fromkeys([*recorded, *asked])
+    """A line for each value that is not the same in both, of those that a trial's weights depend on."""
+    names = [name for name in dict.fromkeys([*recorded, *asked]) if name not in OF_NO_WEIGHT]
     return [
         f"{name}: {recorded.get(name, MISSING)} in the study, {asked.get(name, MISSING)} now"
         for name in names

@@ -19,10 +19,20 @@ from rich.console import Console
 
 from features.errors import LockError, QuadRankError, TryAgainError
 from pipelines.tune.workers.leases import overdue
-from pipelines.tune.workers.standing import STOPPED, Standing, lost, standing, state_of, try_again
+from pipelines.tune.workers.standing import (
+    NO_FAULT_OF_IT,
+    PREVIOUS,
+    STOPPED,
+    Standing,
+    lost,
+    standing,
+    state_of,
+    try_again,
+)
 from pipelines.tune.workers.storage import SharedStorage
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at other workers' trials
+TOLD = "told"  # attribute of a study: numbers of the trials that were lost for good, as `on_lost` was told
 ENDED = "ended"  # attribute of a study: why it has no more trials than it has
 Objective = Callable[[optuna.Trial, Callable[[], None]], Any]
 
@@ -95,8 +105,6 @@ class Worker:
 
     def _reconciled(self) -> Standing:
         """Fail the trials of dead workers and put what was lost into the queue. Only while holding the lock."""
-        trials = self.study.get_trials(deepcopy=False)
-        at_work = {trial.number for trial in trials if trial.state is TrialState.RUNNING}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)  # does nothing on a journal file
@@ -113,12 +121,17 @@ class Worker:
         now = standing(trials)
         for trial in now.again:
             try_again(self.study, trial)
-        lost_for_good = [one for one in trials if one.number in at_work and lost(one) and one not in now.again]
-        if now.again or lost_for_good:
+        # Optuna itself may have failed them since, on a database: not only those count that ran a moment ago.
+        told = list(self.study.user_attrs.get(TOLD, []))
+        over = {*told, *(one.user_attrs.get(PREVIOUS) for one in trials), *(one.number for one in now.again)}
+        for_good = [one for one in trials if lost(one) and one.number not in over]
+        if now.again or for_good:
             trials = self.study.get_trials(deepcopy=False)
-            for trial in (*now.again, *lost_for_good):
+            for trial in (*now.again, *for_good):
                 self.on_lost(trial, state_of(trial, trials))
             now = standing(trials)
+        if for_good:
+            self.study.set_user_attr(TOLD, told + [one.number for one in for_good])
         return now
 
     def _run_one(self, turn: ExitStack) -> None:
@@ -130,7 +143,7 @@ class Worker:
             number.append(trial.number)
             try:
                 return self.objective(trial, turn.close)
-            except (KeyboardInterrupt, LockError, TryAgainError):
+            except NO_FAULT_OF_IT:
                 trial.set_user_attr(STOPPED, True)
                 raise
             except QuadRankError as error:

@@ -13,12 +13,15 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from features.errors import LockError, QuadRankError, TryAgainError
+
 # Attributes of a trial.
 ERROR = "error"  # why it failed, where its settings are to blame: it is not tried again
 STOPPED = "stopped"  # its worker was asked to end: not the trial's fault
 PREVIOUS = "previous"  # number of the trial that it tries again
 RETRIES = "retries"  # how often its parameters were lost before
 MOST_RETRIES = 1
+NO_FAULT_OF_IT = (KeyboardInterrupt, LockError, TryAgainError)  # what ends a trial that is then tried again, always
 # Attributes that belong to one attempt, and not to the next one.
 OF_AN_ATTEMPT = (
     "worker", "host", "deadline", "run", "rows", "seconds", "peak_mib", "threads", "low", "high", "noise",
@@ -89,6 +92,18 @@ def state_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
     if any(one.user_attrs.get(PREVIOUS) == trial.number for one in trials):
         return "retried"
     return "failed" if trial.state is TrialState.FAIL else trial.state.name.lower()
+
+
+def state_after(error: BaseException, retries: int) -> str:
+    """What `state_of` will say of a trial that this error ended: `failed`, or `retried`.
+
+    Args:
+        error: raised while it was trained.
+        retries: how often its parameters were lost before.
+    """
+    if isinstance(error, NO_FAULT_OF_IT):
+        return "retried"
+    return "failed" if isinstance(error, QuadRankError) or retries >= MOST_RETRIES else "retried"
 
 
 def try_again(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -15,11 +15,10 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages.journal import JournalFileSymlinkLock
-from optuna.storages.journal._file import get_lock_file
 from sqlalchemy.engine import make_url
 
 from features.errors import ConfigError, LockError, TryAgainError
+from pipelines.tune.workers.journal import Journal
 from pipelines.tune.workers.leases import Lease
 from pipelines.workspace import TUNE, Workspace
 
@@ -77,13 +76,12 @@ class SharedStorage:
 
         Raises:
             TryAgainError: it cannot be reached (exit 75).
+            DataError: a journal with a line that cannot be read.
         """
         with self.reached():
             if self.url is None:
                 self.journal.parent.mkdir(parents=True, exist_ok=True)
-                backend = optuna.storages.journal.JournalFileBackend(str(self.journal))
-                _cut_torn_line(self.journal)
-                return optuna.storages.JournalStorage(backend)
+                return optuna.storages.JournalStorage(Journal(self.journal))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
                 return optuna.storages.RDBStorage(
@@ -163,14 +161,6 @@ class SharedStorage:
         finally:
             connection.close()
             engine.dispose()
-
-
-def _cut_torn_line(journal: Path) -> None:
-    """Cut off half a line, which a full disk leaves at the end: with the next one after it, nobody could read on."""
-    with get_lock_file(JournalFileSymlinkLock(str(journal))), journal.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _database(storage: str) -> str:

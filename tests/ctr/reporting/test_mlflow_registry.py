@@ -10,11 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ctr.reporting.entries import PENDING
+from ctr.reporting.entries import PENDING, MoveAlias, now_ms
 from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.mlflow_store import MlflowStore
+from ctr.reporting.outbox import Delivery, Outbox
 from ctr.serving.bundle import ITEM_TABLE, RANKER, BundleMetadata, open_bundle, publish, seal
 from features.errors import ConfigError, DataError
+from tests.ctr.reporting.mlflow_server import free_port
 from tests.ctr.reporting.test_mlflow_runs import artifacts
 
 TABLE = np.array([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -137,6 +140,67 @@ def test_an_alias_names_a_version_with_its_tags(tracker: Tracker, registry: Regi
         "test_auc": "0.7125",
         "test_log_loss": "0.5",
     }
+
+
+AHEAD = 4_000_000_000_000  # milliseconds: a clock that was ahead by decades when the alias moved last
+
+
+def two_versions(registry: Registry, name: str) -> None:
+    """A model whose alias `champion` was moved to version 1 by the clock that was ahead."""
+    client = registry.store.client
+    client.create_registered_model(name)
+    for version in ("1", "2"):
+        client.create_model_version(name, f"mlruns/{version}")
+    client.set_registered_model_alias(name, "champion", "1")
+    client.set_registered_model_tag(name, "champion.moved_ms", str(AHEAD))
+
+
+def champion_of(registry: Registry, name: str) -> str | None:
+    found = registry.get_alias(name, "champion")
+    return None if found is None else found.version
+
+
+def test_an_alias_moves_whatever_the_clock_was_when_it_moved_last(registry: Registry) -> None:
+    two_versions(registry, "quadrank-ahead")
+    assert registry.set_alias("quadrank-ahead", "champion", "2")
+    assert champion_of(registry, "quadrank-ahead") == "2"
+
+
+def test_what_waited_then_moves_it_on(registry: Registry, tmp_path: Path) -> None:
+    """The moment of the clock that was ahead does not stay."""
+    two_versions(registry, "quadrank-right-again")
+    registry.set_alias("quadrank-right-again", "champion", "2")
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.append(MoveAlias(name="quadrank-right-again", alias="champion", version="1", moment=now_ms() + 1))
+    outbox.send(registry.store)
+    assert champion_of(registry, "quadrank-right-again") == "1"
+
+
+def test_an_alias_that_waited_and_was_moved_since_stays_and_that_is_said(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_versions(registry, "quadrank-late")
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.append(MoveAlias(name="quadrank-late", alias="champion", version="2", moment=AHEAD - 1))
+    outbox.send(registry.store)
+    assert champion_of(registry, "quadrank-late") == "1"
+    assert "models:/quadrank-late@champion was moved since: version 2, which waited" in capsys.readouterr().err
+
+
+def test_an_alias_that_must_wait_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctr.reporting.mlflow_store.SECONDS_BETWEEN_KNOCKS", 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    delivery = Delivery(MlflowStore(tmp_path), Outbox(tmp_path / "outbox"))
+    assert not Registry(delivery=delivery).set_alias("quadrank-away", "champion", "2")
+
+
+def test_an_alias_moves_at_once_when_what_waited_before_it_could_be_sent(registry: Registry, tmp_path: Path) -> None:
+    two_versions(registry, "quadrank-behind")
+    delivery = Delivery(registry.store, Outbox(tmp_path / "outbox"))
+    assert delivery.outbox is not None
+    delivery.outbox.append(MoveAlias(name="quadrank-behind", alias="champion", version="1", moment=AHEAD))
+    assert Registry(delivery=delivery).set_alias("quadrank-behind", "champion", "2")
+    assert champion_of(registry, "quadrank-behind") == "2"
 
 
 def test_a_changed_bundle_is_not_registered(tracker: Tracker, registry: Registry, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from ctr.reporting.entries import Points, Status
+from ctr.reporting.entries import BeginRun, Points, Status
 from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.outbox import Outbox
 from features.errors import ConfigError, DataError
 from features.stopping import Stopped, listening
+from tests.ctr.reporting.mlflow_server import free_port
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,36 @@ def test_a_run_that_looks_alive_is_ended_as_killed_and_others_are_left(tracker: 
     tracker.mark_killed(run_id)
     assert status(run_id) == "KILLED"
     tracker.mark_killed("0" * 32)  # of a store that was emptied since
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers at the address of the store."""
+    monkeypatch.setattr("ctr.reporting.mlflow_store.SECONDS_BETWEEN_KNOCKS", 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_run_that_began_and_was_left_while_mlflow_was_away_ends_as_killed(
+    tracker: Tracker, tmp_path: Path, away: None
+) -> None:
+    left = Tracker(tracker.store.root, tmp_path, "later")
+    left.delivery.put(BeginRun(run="later-1", experiment="quadrank-toy", name="left", tags={}, begun=1))
+    left.mark_killed("later-1")
+    Outbox(tmp_path).send(tracker.store)
+    run = tracker.store.client.get_run(Outbox(tmp_path).known().run("later-1"))
+    assert (run.info.run_name, run.info.status) == ("left", "KILLED")
+
+
+@pytest.mark.parametrize(("before", "after"), [("RUNNING", "KILLED"), ("FAILED", "FAILED")])
+def test_a_run_that_is_left_while_mlflow_is_away_is_ended_later_if_it_still_looks_alive(
+    tracker: Tracker, tmp_path: Path, away: None, before: str, after: str
+) -> None:
+    experiment = tracker.store.experiment_id("quadrank-toy")
+    run_id = tracker.store.client.create_run(experiment).info.run_id
+    tracker.store.client.update_run(run_id, status=before)
+    Tracker(tracker.store.root, tmp_path).mark_killed(run_id)
+    Outbox(tmp_path).send(tracker.store)
+    assert tracker.store.client.get_run(run_id).info.status == after
 
 
 def test_sigterm_waits_until_mlflow_knows_that_a_run_is_finished(

@@ -30,6 +30,7 @@ class Store:
         self.runs: list[dict[str, Any]] = []
         self.run_id = "mlflow-1"
         self.down = False
+        self.waits = False
 
     def find_version(self, name: str, model_version: str) -> str | None:
         assert name == NAME
@@ -44,11 +45,13 @@ class Store:
         self.versions.append(open_bundle(path).manifest.model_version)
         return str(len(self.versions))
 
-    def set_alias(self, name: str, alias: str, version: str) -> None:
+    def set_alias(self, name: str, alias: str, version: str) -> bool:
         assert (name, alias) == (NAME, "champion")
         if self.down:
             raise ConnectionError("registry")
-        self.alias = version
+        if not self.waits:
+            self.alias = version
+        return not self.waits
 
     def version_tags(self, name: str, alias: str) -> dict[str, str]:
         assert (name, alias) == (NAME, "champion")

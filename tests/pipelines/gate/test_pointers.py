@@ -64,6 +64,12 @@ def test_a_registry_that_is_away_leaves_the_new_champion_and_the_next_run_moves_
     assert mend("toy", workspace) == []
 
 
+def test_an_alias_that_waits_for_the_registry_is_not_said_to_have_moved(workspace: Workspace, store: Store) -> None:
+    serve("a", workspace, store)
+    store.waits = True
+    assert serve("b", workspace, store)[1] == "models:/quadrank-toy@champion becomes b when MLflow answers again"
+
+
 STEPS: dict[str, str] = {
     "before the pointer": "pipelines.gate.pointers.point_at",
     "between pointer and history": "pipelines.gate.pointers.add_move",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ctr.reporting.mlflow_store import MlflowStore
 from ctr.serving.bundle import open_bundle
 from features.store.feature_set import FeatureSet
 from pipelines.cli.commands import main
@@ -71,6 +72,12 @@ def whole(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str
     return result, time.monotonic() - began
 
 
+def in_mlflow(work: Path) -> list[str]:
+    """The state of each MLflow run of a workspace."""
+    client = MlflowStore(work).client
+    return [run.info.status for run in client.search_runs([one.experiment_id for one in client.search_experiments()])]
+
+
 class Reader(threading.Thread):
     """Opens what every pointer of a workspace names, again and again, and verifies each file of it."""
 
@@ -123,6 +130,7 @@ def test_a_job_goes_on_after_a_kill_at_any_instant(raw, whole, tmp_path):
         assert result["metrics"]["test"]["auc"] == pytest.approx(expected["metrics"]["test"]["auc"], abs=1e-6)
         found = [path.name for path in Workspace(work).runs.glob("*/metrics.json")]
         assert len(found) == 1
+        assert in_mlflow(work) == ["FINISHED"]
 
 
 def test_sigterm_ends_a_training_with_75_and_the_same_command_goes_on(raw, whole, tmp_path):

@@ -18,8 +18,11 @@ import optuna
 import pytest
 from rich.console import Console
 
+from ctr.reporting.entries import BeginRun, Known
 from ctr.reporting.mlflow_store import MlflowStore
+from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import ConfigError, StoreAwayError, TryAgainError
+from pipelines.job.tracked import TRACKED
 from pipelines.operate.waiting import send_waiting
 from pipelines.report.sweep import report_sweep
 from pipelines.tune import sweep as tune
@@ -28,6 +31,7 @@ from pipelines.tune.outcome import lines_of
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
 from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.standing import RETRIES
 from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
 from tests.ctr.reporting.mlflow_server import free_port
@@ -167,6 +171,49 @@ def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
     ]  # fmt: skip
     assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
     assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
+
+
+def test_a_study_killed_when_mlflow_had_just_made_its_run_goes_on_in_that_one(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver = BeginRun.deliver
+
+    def killed(self: BeginRun, store: MlflowStore, known: Known) -> None:
+        deliver(self, store, Known())
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BeginRun, "deliver", killed)
+        with pytest.raises(SystemExit):
+            run(work, "orphan", 1)
+    parent = run(work, "orphan", 1).parent
+    client = MlflowStore(work).client
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], "attributes.run_name = 'sweep orphan'")
+    assert [(one.info.run_id, one.info.status) for one in found] == [(parent, "FINISHED")]
+
+
+@pytest.mark.parametrize(("retries", "state"), [(0, "retried"), (1, "failed")])
+def test_the_run_of_a_dead_worker_whose_begin_still_waits_is_closed_when_it_is_sent(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch, retries: int, state: str
+) -> None:
+    """MLflow was away when its trial began, and is away when another worker finds it lost."""
+    study, later = f"dead-{retries}", f"later-{retries}"
+    parent = run(work, study, 1).parent
+    folder = work / "runs" / "tune" / study / "20260101-000000"
+    folder.mkdir(parents=True)
+    (folder / TRACKED).write_text(later)
+    outbox = Outbox(folder / OUTBOX)
+    tags = {"mlflow.parentRunId": parent}
+    outbox.append(BeginRun(run=later, experiment="quadrank-simulated", name="dead", tags=tags, begun=1))
+    dead = optuna.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs={RUN: str(folder), RETRIES: retries})
+    load(work, study).add_trial(dead)
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        run(work, study, 3)
+    send_waiting(Workspace(work))
+    found = MlflowStore(work).client.get_run(outbox.known().run(later))
+    assert (found.info.status, found.data.tags["trial_state"]) == ("KILLED", state)
 
 
 @pytest.mark.slow

@@ -20,6 +20,19 @@ def test_sampler_seed_and_end_may_change_between_two_starts() -> None:
     assert differences(of(), of(sampler="random", seed=7, stop="noise", screen={"best": 5, "seeds": 4})) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train.tracking", "later"),  # which a message recommends when MLflow is away
+        ("train.checkpoint.steps", 100),
+        ("train.checkpoint.minutes", 1),
+        ("train.controls", "never"),
+    ],
+)
+def test_settings_that_change_no_weight_may_change_too(name: str, value: object) -> None:
+    assert differences(of({**SETTINGS, name: "as before"}), of({**SETTINGS, name: value})) == []
+
+
 def test_searched_settings_are_in_the_space_and_not_among_the_fixed_ones() -> None:
     found = of()
     assert found["space model.dropout"] == "0.0..0.4" and "model.dropout" not in found

@@ -121,8 +121,9 @@ def test_who_was_lost_is_told_once(tmp_path: Path) -> None:
     for state, attributes in ((TrialState.FAIL, {}), (TrialState.FAIL, {RETRIES: 1}), (TrialState.FAIL, {ERROR: "x"})):
         first.study.add_trial(optuna.create_trial(state=state, user_attrs=attributes))
     lost: list[tuple[int, str]] = []
-    worker(None, tmp_path, 5, 0.0, Lease(), lost).work()
-    assert lost == [(0, "retried")]
+    for wanted in (5, 6):
+        worker(None, tmp_path, wanted, 0.0, Lease(), lost).work()
+    assert lost == [(0, "retried"), (1, "failed")]
 
 
 def test_an_explained_failure_counts_and_the_worker_goes_on(tmp_path: Path) -> None:

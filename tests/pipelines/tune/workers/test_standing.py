@@ -7,6 +7,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from features.errors import DataError, LockError, StoreAwayError
 from pipelines.tune.workers.standing import (
     ERROR,
     PREVIOUS,
@@ -15,6 +16,7 @@ from pipelines.tune.workers.standing import (
     Standing,
     counted,
     standing,
+    state_after,
     state_of,
     try_again,
 )
@@ -109,3 +111,18 @@ def test_states_as_they_are_told() -> None:
 
 def test_begun_is_all_that_a_study_must_not_start_again() -> None:
     assert Standing(finished=3, running=2, waiting=1, again=()).begun == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "retries", "state"),
+    [
+        (DataError("these settings"), 0, "failed"),
+        (KeyboardInterrupt(), 1, "retried"),  # asked to end: as often as it comes
+        (LockError("another builds"), 1, "retried"),
+        (StoreAwayError("away"), 1, "retried"),
+        (RuntimeError("unexpected"), 0, "retried"),
+        (RuntimeError("unexpected"), 1, "failed"),
+    ],
+)
+def test_what_a_trial_becomes_after_an_error(error: BaseException, retries: int, state: str) -> None:
+    assert state_after(error, retries) == state

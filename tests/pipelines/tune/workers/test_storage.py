@@ -6,7 +6,6 @@ import socket
 import threading
 from pathlib import Path
 
-import optuna
 import pytest
 
 from features.errors import ConfigError, TryAgainError
@@ -78,16 +77,3 @@ def test_one_worker_at_a_time_has_the_lock(tmp_path: Path) -> None:
         seen.append("first leaves")
     waiting.join(10)
     assert seen == ["first leaves", "second"]
-
-
-def test_half_a_line_at_the_end_of_a_journal_is_cut_off(tmp_path: Path) -> None:
-    """A full disk left it there: with the next line behind it, nobody could read the study again."""
-    shared = of(None, tmp_path)
-    study = optuna.create_study(study_name="daily", storage=shared.open())
-    study.enqueue_trial({"x": 1})
-    whole = shared.journal.read_bytes()
-    shared.journal.write_bytes(whole + b'{"op_code": 4, "wor')
-    again = optuna.load_study(study_name="daily", storage=shared.open())
-    assert shared.journal.read_bytes() == whole
-    again.enqueue_trial({"x": 2})
-    assert len(optuna.load_study(study_name="daily", storage=shared.open()).trials) == 2

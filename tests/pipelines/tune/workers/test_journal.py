@@ -1,0 +1,84 @@
+"""A study's journal when the disk is full for a moment, or its writer is killed: its lines stay whole."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import pytest
+
+from features.errors import DataError
+from pipelines.tune.workers.leases import DEADLINE, Lease, Renewal
+from pipelines.tune.workers.storage import SharedStorage
+from pipelines.workspace import Workspace
+
+HALF = b'{"op_code": 4, "wor'
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedStorage:
+    return SharedStorage.of(None, "daily", Workspace(tmp_path), Lease())
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Files grow to this many bytes and no further: the kernel writes a part of what is longer, then refuses."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def loaded(shared: SharedStorage) -> optuna.Study:
+    return optuna.load_study(study_name="daily", storage=shared.open())
+
+
+def test_half_a_line_at_the_end_of_a_journal_is_cut_off_when_it_is_opened(shared: SharedStorage) -> None:
+    optuna.create_study(study_name="daily", storage=shared.open()).enqueue_trial({"x": 1})
+    whole = shared.journal.read_bytes()
+    shared.journal.write_bytes(whole + HALF)
+    loaded(shared)
+    assert shared.journal.read_bytes() == whole
+
+
+def test_a_killed_workers_half_line_is_cut_off_before_another_worker_writes(shared: SharedStorage) -> None:
+    study = optuna.create_study(study_name="daily", storage=shared.open())
+    with shared.journal.open("ab") as file:
+        file.write(HALF)
+    study.enqueue_trial({"x": 1})
+    assert len(study.trials) == len(loaded(shared).trials) == 1 and HALF not in shared.journal.read_bytes()
+
+
+def test_a_line_that_the_disk_took_in_part_is_cut_off_at_once(shared: SharedStorage) -> None:
+    """Whatever reads the file next, also a dashboard that cuts nothing, finds whole lines."""
+    study = optuna.create_study(study_name="daily", storage=shared.open())
+    whole = shared.journal.read_bytes()
+    with room_for(len(whole) + 20), pytest.raises(OSError, match="too large"):
+        study.enqueue_trial({"x": 1})
+    assert shared.journal.read_bytes() == whole
+
+
+def test_a_study_outlives_signs_of_life_that_a_full_disk_refused(shared: SharedStorage) -> None:
+    """Two are refused, one comes through; the worker, and one that starts afterwards, read on."""
+    study = optuna.create_study(study_name="daily", storage=shared.open())
+    asked = study.ask()
+    renewal = Renewal(study._storage, asked._trial_id, Lease(), iter([1.0, 2.0, 3.0]).__next__)
+    for _ in range(2):
+        with room_for(shared.journal.stat().st_size + 20), pytest.raises(OSError, match="too large"):
+            renewal.renew()
+    renewal.renew()
+    asked.set_user_attr("x", 1)
+    assert [one.trials[0].user_attrs for one in (study, loaded(shared))] == [{DEADLINE: 63.0, "x": 1}] * 2
+
+
+def test_a_line_that_was_written_behind_half_a_line_is_named(shared: SharedStorage) -> None:
+    optuna.create_study(study_name="daily", storage=shared.open()).enqueue_trial({"x": 1})
+    first, *others = shared.journal.read_bytes().splitlines(keepends=True)
+    shared.journal.write_bytes(b"".join([first, HALF + others[0], *others]))
+    with pytest.raises(DataError, match=r"daily\.journal: line 2 is no entry of a study .* take this line out"):
+        loaded(shared)
