@@ -34,9 +34,9 @@ class Workspace:
         return self.root / "feature_sets"
 
     @property
-    def apart(self) -> Path:
-        """`<name>/<version>/` feature sets of trials that search settings of the data; none of them is in use."""
-        return self.root / ".cache" / "feature_sets"
+    def apart(self) -> Workspace:
+        """Where feature sets lie of trials that search settings of the data; none of them is in use."""
+        return Workspace(self.root / ".cache")
 
     @property
     def runs(self) -> Path:

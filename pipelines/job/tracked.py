@@ -11,8 +11,7 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import LockError
 from pipelines.locks import Holder
-from pipelines.workspace import LOCK, METRICS, Workspace, run_lock
-from pipelines.workspace import TRACKED as TRACKED
+from pipelines.workspace import LOCK, METRICS, TRACKED, Workspace, run_lock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -112,7 +112,7 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
             for path in sorted(folder.glob("[!.]*")):
                 if path.is_dir() and path not in found:
                     yield of_path(kind, name, path)
-        for path in _unused_apart(workspace.apart / name, found):
+        for path in _unused_apart(workspace.apart.feature_sets / name, found):
             yield replace(of_path("feature set", name, path), remove=partial(_away_with_pointer, path))
         for path in leftovers(workspace, name):
             yield of_path("staging", name, path)
@@ -168,7 +168,7 @@ def _unused_apart(folder: Path, found: Uses) -> list[Path]:
 
 def leftovers(workspace: Workspace, name: str) -> Iterator[Path]:
     """What killed processes left of the feature sets and bundles of a contract."""
-    for folder in (workspace.bundles(name), workspace.feature_sets / name, workspace.apart / name):
+    for folder in (workspace.bundles(name), workspace.feature_sets / name, workspace.apart.feature_sets / name):
         yield from _left_behind(folder)
 
 

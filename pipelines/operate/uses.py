@@ -97,7 +97,7 @@ class Uses:
 
 def names_of(workspace: Workspace) -> list[str]:
     """Data contracts with anything in the workspace."""
-    folders = [workspace.feature_sets, workspace.bundles("x").parent, workspace.apart]
+    folders = [workspace.feature_sets, workspace.bundles("x").parent, workspace.apart.feature_sets]
     found = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
     return sorted(found | {run.name for run in runs_of(workspace, datetime.now(UTC)) if run.name})
 

@@ -22,7 +22,6 @@ from pipelines.job.train import Job
 from pipelines.job_settings import JobSettings
 from pipelines.tune.outcome import Outcome, decoded
 from pipelines.tune.search.resolve import with_values
-from pipelines.workspace import Workspace
 
 
 class TrainAndValid(FeatureSet):
@@ -105,7 +104,7 @@ def bundle_best(found: Outcome, settings: JobSettings) -> Path:
     resolved = with_values(settings, decoded(found.search, found.winner.params))
     _require_no_trees(resolved.preset)
     same = resolved.source.contract.fingerprint() == settings.source.contract.fingerprint()
-    place = settings.workspace if same else Workspace(settings.workspace.root / ".cache")
+    place = settings.workspace if same else settings.workspace.apart
     whole = build(resolved.source, place).feature_set
     _require_labels(whole)
     epochs = epochs_of(folders, resolved.preset)

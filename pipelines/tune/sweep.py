@@ -38,7 +38,6 @@ from pipelines.tune.workers.leases import Lease, worker_name
 from pipelines.tune.workers.loop import ENDED, Terminated, Worker, ending_cleanly
 from pipelines.tune.workers.standing import counted, standing
 from pipelines.tune.workers.storage import LONGEST_WAIT, SharedStorage
-from pipelines.workspace import Workspace
 
 DEFINITION = "definition"
 FROM = "from"  # attribute of a trial: study and trial that its settings were taken from
@@ -260,7 +259,7 @@ class _Run:
         """The feature set of a trial; others than the current one lie apart, so that none becomes CURRENT."""
         key = source.contract.fingerprint()
         if key not in self._whole:
-            apart = Workspace(self.settings.workspace.root / ".cache")
+            apart = self.settings.workspace.apart
             self._whole[key] = build(source, apart, wait=LONGEST_WAIT).feature_set
         return self._whole[key]
 

@@ -134,7 +134,8 @@ class ServerMetrics:
         for side, columns in sides.items():
             for name, values in columns.items():
                 if values.dtype.kind == "i":  # a missing value has the same index, and is counted as missing
-                    self._unknown(f"{side}.{name}", np.count_nonzero(values == UNKNOWN) - encoded.missing.get(name, 0))
+                    unknown = int(np.count_nonzero(values == UNKNOWN))
+                    self._unknown(f"{side}.{name}", unknown - encoded.missing.get(name, 0))
 
     def _unknown(self, of: str, values: int) -> None:
         if values > 0:

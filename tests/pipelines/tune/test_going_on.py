@@ -22,7 +22,6 @@ from ctr.reporting.entries import BeginRun, Known
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import ConfigError, StoreAwayError, TryAgainError
-from pipelines.job.tracked import TRACKED
 from pipelines.operate.waiting import send_waiting
 from pipelines.report.sweep import report_sweep
 from pipelines.tune import sweep as tune
@@ -33,7 +32,7 @@ from pipelines.tune.trial import FIRST, RUN, Trials
 from pipelines.tune.workers.leases import Lease
 from pipelines.tune.workers.standing import RETRIES
 from pipelines.tune.workers.storage import SharedStorage
-from pipelines.workspace import Workspace
+from pipelines.workspace import TRACKED, Workspace
 from tests.ctr.reporting.mlflow_server import free_port
 from tests.pipelines.cli.test_commands import ROOT
 from tests.pipelines.tune.sweeping import DROPOUT, LR, RATE, TINY, load, run, settings, space
