@@ -134,8 +134,9 @@ class ServerMetrics:
         for side, columns in sides.items():
             for name, values in columns.items():
                 if values.dtype.kind == "i":  # a missing value has the same index, and is counted as missing
-                    unknown = int(np.count_nonzero(values == UNKNOWN))
-                    self._unknown(f"{side}.{name}", unknown - encoded.missing.get(name, 0))
+                    self._unknown(
+                        f"{side}.{name}", int(np.count_nonzero(values == UNKNOWN)) - encoded.missing.get(name, 0)
+                    )
 
     def _unknown(self, of: str, values: int) -> None:
         if values > 0:

@@ -179,6 +179,7 @@ def test_age_and_end_are_those_of_the_servers_clock(tmp_path: Path):
     times = open_log(contract).frame.filter(pl.col("_request") == "b").select("_time").collect()["_time"].to_list()
     assert times == [int(log[1]["time"].timestamp() * 1e6)]  # the row's time is the request's
     assert {row[0] for row in rows(contract, "2026-03-01")} == {"a", "c"}
+    assert outcomes_of(contract, "2026-03-01").answers == 4
 
 
 def test_hashed_users_are_text_and_told(tmp_path: Path):

@@ -114,6 +114,19 @@ def test_what_waits_is_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.
     log.close()
 
 
+def test_what_a_full_queue_turned_away_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dropped: list[int] = []
+    monkeypatch.setattr(ServedLog, "_write_parts", lambda self: None)
+    log = ServedLog(LogSettings(folder=tmp_path, waiting=1, waiting_mib=1), lambda: dropped.append(1))
+    third = 2**20 // 3 // served_log.JSON_FACTOR - 100
+    for _ in range(4):
+        log.add(answer(size=third))
+    log._take(*log._queue.get())
+    log.add(answer(size=third))
+    assert len(dropped) == 3
+    log.close()
+
+
 def test_arrays_count_among_the_bytes_and_what_the_log_does_not_need_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
