@@ -96,7 +96,8 @@ class WarmStartConfig(Settings):
     new_accumulators: Literal["mean", "zero"] = Field(
         "mean", description="second moments of new rows: the mean over the known ones, or none"
     )
-    rewarm_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its value")
+    rate: float = Field(0.5, gt=0, le=1, description="share of `learning_rate` that a warm start trains at")
+    rewarm_steps: NonNegativeInt = Field(0, description="steps in which the rate rises to its value")
     replay: float = Field(0.25, ge=0, le=1, description="share of the older rows that is trained on again")
     epochs: PositiveInt = Field(1, description="passes over the new and the replayed rows")
     full_every: PositiveInt = Field(

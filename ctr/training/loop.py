@@ -152,7 +152,7 @@ def fit(
 
         def rate_of(step: int) -> float:
             rate = learning_rate(config, step, steps, state.halvings) * RATE_AFTER**state.rollbacks
-            return rate * (1.0 if warm is None else rewarmed(config.warm_start.rewarm_steps, step))
+            return rate if warm is None else rate * rewarmed(config.warm_start, step)
 
         def save() -> None:
             writer.write(Snapshot.take(state, model, take_step))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ctr.config import TrainConfig
+from ctr.config import TrainConfig, WarmStartConfig
 
 # Plateau: evaluations without improvement before each halving.
 EVALUATIONS_BEFORE_HALVING = 2
@@ -41,6 +41,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int, halvings: int) -> 
     return config.learning_rate
 
 
-def rewarmed(steps: int, step: int) -> float:
-    """Share of the learning rate at step `step` (from 0) of a warm start, which rises to all of it over `steps`."""
-    return min(1.0, (step + 1) / steps) if steps else 1.0
+def rewarmed(config: WarmStartConfig, step: int) -> float:
+    """Share of the learning rate at step `step` (from 0) of a warm start: `rate`, risen to over `rewarm_steps`."""
+    return config.rate * min(1.0, (step + 1) / max(config.rewarm_steps, 1))

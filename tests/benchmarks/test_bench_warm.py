@@ -22,7 +22,8 @@ def test_every_policy_is_one_of_the_settings_of_training() -> None:
         validate(Preset, {"train": policy.train}, name)
     assert [name for name, policy in POLICIES.items() if policy.full_every] == ["full_every_7"]
     assert POLICIES["full_every_7"].warm
-    assert POLICIES["keep"].train == {} and TrainConfig().warm_start.accumulators == "keep"
+    default, whole = (validate(TrainConfig, POLICIES[name].train, name) for name in ("keep_rate_half", "keep"))
+    assert default == TrainConfig() and whole.warm_start.rate == 1.0
 
 
 @pytest.mark.slow

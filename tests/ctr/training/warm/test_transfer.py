@@ -237,7 +237,9 @@ def test_new_rows_are_trained_on_and_a_share_of_the_older_ones(days, parent):
 def warm(days, folder: Path, parent: Parent, **call: Any) -> tuple[ClickModel, FitResult]:
     model = fresh(days[1], call.pop("seed", 5))
     over = call.pop("config", {})
-    config = TRAIN.model_copy(update={"warm_start": WarmStartConfig(epochs=2, replay=0.5, rewarm_steps=4)} | over)
+    config = TRAIN.model_copy(
+        update={"warm_start": WarmStartConfig(epochs=2, replay=0.5, rate=0.25, rewarm_steps=4)} | over
+    )
     return model, fit(model, days[1], config, folder, progress=silent, warm=parent, **call)
 
 
@@ -265,11 +267,11 @@ def test_a_warm_start_knows_something_before_its_first_step(days, parent):
     assert aucs[0] > 0.65 > aucs[1] + 0.05, aucs
 
 
-def test_the_rate_rises_over_the_first_steps(days, parent, tmp_path):
+def test_the_rate_rises_to_its_share_over_the_first_steps(days, parent, tmp_path):
     constant = {"schedule": "constant", "evaluations_per_epoch": 8}
     _, result = warm(days, tmp_path, parent, config=constant)
     rates = {one.step: one.learning_rate for one in result.curve}
-    assert all(rate == pytest.approx(0.02 * min(1.0, step / 4)) for step, rate in rates.items())
+    assert all(rate == pytest.approx(0.02 * 0.25 * min(1.0, step / 4)) for step, rate in rates.items())
     assert min(rates) < 4
 
 
