@@ -166,7 +166,7 @@ def test_items_are_upserted_without_torch(serving_set, bundle, tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["new"] == 2
     request = tmp_path / "request.json"
-    request.write_text('{"candidates": [900, 901], "context": {"load": 1.0}}')
+    request.write_text('{"user": null, "history": [], "candidates": [900, 901], "context": {"load": 1.0}}')
     asked = ["--bundle", str(tmp_path / "out"), "--request", str(request), "--strict", "--json"]
     ranked = serving_set("-m", "pipelines", "rank", *asked)
     assert ranked.returncode == 0, ranked.stderr

@@ -122,7 +122,7 @@ def test_what_a_full_queue_turned_away_takes_no_room(tmp_path: Path, monkeypatch
     for _ in range(4):
         log.add(answer(size=third))
     log._take(*log._queue.get())
-    log.add(answer(size=third))
+    log.add(answer(size=2 * third))
     assert len(dropped) == 3
     log.close()
 
