@@ -113,6 +113,7 @@ def test_a_body_whose_rest_does_not_come_is_answered_408_and_its_connection_clos
         head = "POST /v1/rank HTTP/1.1\nhost: x\ncontent-length: 500\n\n"
         status, whole = exchange(port, head.encode(), b'{"cand')
         assert (status, json.loads(whole.partition(b"\r\n\r\n")[2])["error"]["code"]) == (408, "slow")
+        assert b"connection: close" in whole.lower(), "not only once it has been idle"
         assert post(port, json.dumps(REQUEST).encode())[0] == 200
     assert server.ranking.pool.taken == 0
 
