@@ -42,6 +42,7 @@ def test_a_project_holds_settings_a_makefile_and_a_readme(project):
         "conf/data/simulated.yaml",
         "conf/data/yours.yaml",
         "conf/studies/simulated.yaml",
+        "conf/studies/simulated_ablation.yaml",
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").glob("*.yaml")),
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf/model").glob("*.yaml")),
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf/spaces").glob("*.yaml")),

@@ -111,9 +111,12 @@ def test_a_listed_row_counts_for_the_value_its_item_had_then():
 
 
 def test_a_request_is_the_group_where_rows_name_one():
-    found = top_lists(by_hand(request=np.array([7, 7, 8, 8, 8, 8])), "test", SCORES, k=1)
+    users = np.array([2, 2, 3, 3, 3, 3])
+    found = top_lists(by_hand(request=np.array([7, 7, 8, 8, 8, 8]), user=users), "test", SCORES, k=1)
     # Lists of one: item 2 for request 7, item 5 (0.6) for request 8.
     assert (found.groups, found.rows, found.coverage.listed, found.new_share.listed) == (2, 2, 2 / 4, 1 / 2)
+    alike = top_lists(by_hand(request=np.zeros(6, np.int64), user=users), "test", SCORES, k=1)
+    assert (alike.groups, alike.coverage) == (2, found.coverage), "each user has a request 0"
     partly = top_lists(by_hand(request=np.array([7, 7, 8, 8, -1, -1])), "test", SCORES, k=1)
     assert partly.new_share.listed == 0  # the users' best: item 2 for both
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_candidates_may_bring_counters_and_history_its_residuals() -> None:
         history=(3, 5),
         history_events={"residual": (None, -0.25)},
         context={"user_rate": 0.5},
+        absent=("user",),
     )
 
 
@@ -107,8 +109,10 @@ def test_counters_do_not_lift_the_limits() -> None:
 
 
 def test_the_shortest_request() -> None:
-    assert parse(user=None, history=None, context=None, user_columns=None) == parse()
-    assert parse() == Request(candidates=(101, 102))
+    shortest = Request(candidates=(101, 102), absent=("user", "history"))
+    assert parse() == shortest
+    # `null` says that there is no user and no past; a key that is not there says nothing.
+    assert parse(user=None, history=None, context=None, user_columns=None) == replace(shortest, absent=())
     assert parse(candidates=["a", "b"], user="").candidates == ("a", "b")
 
 
