@@ -13,7 +13,7 @@ import optuna
 from rich.console import Console
 
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.significance import seeded_aucs
+from ctr.evaluation.significance import Difference, seeded_aucs
 from ctr.training.allocator import keep_freed_memory
 from features.contract.settings import validate
 from features.progress import silent
@@ -85,6 +85,8 @@ def judge(
     result = {}
     for name, one in measured.items():
         interval, gain = one.interval(), one.minus(measured["current"])
+        if scores[name] is scores["current"]:
+            gain = Difference(0.0, 0.0, 0.0, 1.0)  # the same trainings: there is nothing that could differ
         result[name] = {"auc": interval.value, "auc_low": interval.low, "auc_high": interval.high,
                         "gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}  # fmt: skip
     return result
