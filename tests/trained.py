@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 
 from ctr.config import ModelConfig
 from ctr.data.feature_tables import frozen_tables
 from ctr.model.click_model import ClickModel
+from ctr.training.train_step import TrainStep
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.store.feature_set import FeatureSet
@@ -149,3 +153,15 @@ def built_feature_set(folder: Path, rows: int = 600, users: int = 20, items: int
         {"item_id": 100 + np.arange(items - 5), "vector": draw.normal(size=(items - 5, 8)).astype(np.float32)}
     ).write_parquet(raw / "text.parquet")
     return build_feature_set(raw_contract(raw), folder / "feature_sets").feature_set
+
+
+def at_step(patch: pytest.MonkeyPatch, number: int, does: Callable[[], object]) -> None:
+    """Do something before step `number` (from 0) of a training."""
+    take_step = TrainStep.__call__
+
+    def step(self: TrainStep, batches: Any, rate: float, done: int) -> Any:
+        if done == number:
+            does()
+        return take_step(self, batches, rate, done)
+
+    patch.setattr(TrainStep, "__call__", step)

@@ -13,7 +13,7 @@ import optuna
 from rich.console import Console
 
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.significance import Difference, seeded_aucs
+from ctr.evaluation.significance import seeded_aucs
 from ctr.training.allocator import keep_freed_memory
 from features.contract.settings import validate
 from features.progress import silent
@@ -63,12 +63,13 @@ def judge(
     keep_freed_memory()
     settings = _settings(data, root, work, model, assignments)
     scores: dict[str, np.ndarray] = {}
+    trained: dict[str, str] = {}  # the candidate whose trainings count: the first one with the same settings
+    names: dict[tuple[str, str], str] = {}
     for name, params in candidates.items():
-        alike = next((other for other in scores if candidates[other] == params), None)
-        if alike is not None:
-            scores[name] = scores[alike]
-            continue
         found = with_values(settings, params)
+        trained[name] = names.setdefault((found.preset.model_dump_json(), found.source.contract.fingerprint()), name)
+        if trained[name] != name:
+            continue
         feature_set = build(found.source, Workspace(Path(work) / "judged")).feature_set
         split = feature_set.judged_by
         of_seeds = []
@@ -83,10 +84,8 @@ def judge(
     weights = row_weights(feature_set, split)
     measured = seeded_aucs(labels, scores, weights, clusters=users)
     result = {}
-    for name, one in measured.items():
-        interval, gain = one.interval(), one.minus(measured["current"])
-        if scores[name] is scores["current"]:
-            gain = Difference(0.0, 0.0, 0.0, 1.0)  # the same trainings: there is nothing that could differ
+    for name, first in trained.items():
+        interval, gain = measured[first].interval(), measured[first].minus(measured["current"])
         result[name] = {"auc": interval.value, "auc_low": interval.low, "auc_high": interval.high,
                         "gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}  # fmt: skip
     return result

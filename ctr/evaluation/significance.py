@@ -65,7 +65,12 @@ class SeededAuc:
         return Interval(value, value - reach, value + reach)
 
     def minus(self, other: SeededAuc) -> Difference:
-        """This mean AUC minus another, paired by users: users that are hard for both rankers cancel."""
+        """This mean AUC minus another, paired by users: users that are hard for both rankers cancel.
+
+        The same trainings differ by nothing, for certain.
+        """
+        if other is self:
+            return Difference(0.0, 0.0, 0.0, 1.0)
         value = float(self.by_seed.mean() - other.by_seed.mean())
         of_users = (_variance(self.drawn - other.drawn), self.users - 1)
         error, degrees = _error([of_users, self._of_seeds(), other._of_seeds()])
@@ -135,15 +140,16 @@ def seeded_list_aucs(
     clusters: np.ndarray,
     seed: int = 0,
 ) -> dict[str, SeededAuc]:
-    """The mean AUC within lists, as `ranking_metrics` has it, on the same resamples of users as `seeded_aucs`.
+    """Bootstrap the mean AUC within lists of several rankers on the same resamples of users; as `ranking_metrics`.
 
-    A user is drawn with all lists that begin with a row of theirs. A list of one class is left out.
+    A user is drawn with all lists that begin with a row of theirs. A list of one class is left out, and a user without
+    another one.
 
     Args:
         labels: 0 or 1, [N].
         scores: by ranker, [S, N].
         lists: that each row belongs to, [N].
-        weights: row weights, [N]; none means ones. A list weighs as much as its rows in the mean.
+        weights: row weights, [N]; none means ones. The weight of a list is the mean weight of its rows.
         clusters: user of each row, [N].
         seed: of the bootstrap.
 
@@ -162,12 +168,14 @@ def seeded_list_aucs(
     users = UserDraws(np.asarray(clusters)[first_L[kept_L]])
     if users.count < 2:
         return {}
+    times_BU = np.stack(list(users.by_user(seed)))
     found = {}
     for name, scores_SN in scores.items():
         auc_SG = np.stack([group_aucs(labels, one, lists)[0] for one in scores_SN])
-        sums_UK = users.sums(np.stack([auc_SG.mean(axis=0) * weight_G, weight_G], axis=1))
-        drawn_B2 = np.stack([times_U @ sums_UK for times_U in users.by_user(seed)])
-        drawn_B = drawn_B2[:, 0] / np.where(drawn_B2[:, 1] > 0, drawn_B2[:, 1], np.nan)
+        weighed_B, weight_B = (
+            times_BU @ users.sums(values_G) for values_G in (auc_SG.mean(axis=0) * weight_G, weight_G)
+        )
+        drawn_B = weighed_B / np.where(weight_B > 0, weight_B, np.nan)
         found[name] = SeededAuc(np.average(auc_SG, axis=1, weights=weight_G), drawn_B, users.count)
     return found
 

@@ -25,7 +25,7 @@ from features.sources.log import newest_day
 from features.store.feature_set import FeatureSet, sha256_of
 from features.store.pointer import NEWEST, point_at
 from pipelines.gate.judge import judge
-from pipelines.gate.pointers import champion_changed
+from pipelines.gate.pointers import champion_changed, registered_name
 from pipelines.gate.promote import DRIFT, promote
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
@@ -235,7 +235,7 @@ class Export(_Open):
         bundles, tracker = hand.workspace.bundles(contract.name), hand.tracker()
         out = self.root / begun["bundle"] if "bundle" in begun else free_folder(bundles, run_dir.name)
         registry = hand.registry()
-        name, known = f"quadrank-{contract.name}", None
+        name, known = registered_name(contract.name), None
         if "bundle" in begun and out.is_dir() and self._whole(out):
             with suppress(StoreAwayError):  # it is registered when the store answers again, twice at worst
                 known = registry.find_version(name, run_dir.name)
@@ -286,7 +286,7 @@ class Gate(_Open):
         for name, value in verdict.tags().items():
             tracker.set_tag(name, value)
         if not verdict.passed:
-            name = f"quadrank-{self.settings.source.contract.name}"
+            name = registered_name(self.settings.source.contract.name)
             if registry.holds(name, version):
                 registry.tag_version(name, version, verdict.tags())
             hand.console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow", markup=False)

@@ -103,14 +103,14 @@ def _with_credentials(address: str) -> urllib.request.Request:
     user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
     request = urllib.request.Request(address)
     if user and password:
-        told = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        credentials = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     elif token:
-        told = f"Bearer {token}"
+        credentials = f"Bearer {token}"
     else:
         return request
-    if not told.isascii() or not told.isprintable():
+    if not credentials.isascii() or not credentials.isprintable():
         raise ValueError("MLFLOW_TRACKING_TOKEN is no token: it holds characters that no header may have")
-    request.add_unredirected_header("Authorization", told)  # to this server alone
+    request.add_unredirected_header("Authorization", credentials)  # to this server alone
     return request
 
 
@@ -217,7 +217,7 @@ class Versions:
                     ranker = self._load(made.path)
                     self._warm(ranker)
                 except BaseException:
-                    shutil.rmtree(made.path, ignore_errors=True)  # nobody has been told of it
+                    shutil.rmtree(made.path, ignore_errors=True)  # no pointer and no answer names it
                     raise
                 kept = self._answer_for(before, ranker, began)
                 if kept is not None:

@@ -152,3 +152,12 @@ def test_without_a_list_of_both_classes_there_is_nothing_to_judge():
     labels, scores = np.array([1.0, 0.0]), np.array([[0.2, 0.1]])
     assert seeded_list_aucs(labels, {"a": scores}, np.array([0, 1]), clusters=np.array([0, 1])) == {}
     assert seeded_list_aucs(labels, {"a": scores}, np.array([0, 0]), clusters=np.array([0, 0])) == {}, "one user"
+
+
+def test_the_same_trainings_differ_by_nothing_for_certain():
+    labels, scores_SN = drawn()
+    found = seeded_aucs(labels, {"a": scores_SN, "again": scores_SN.copy()}, clusters=np.arange(2000))
+    assert found["a"].minus(found["a"]) == (0, 0, 0, 1)
+    # Other trainings that happen to be as good may not be so the next time.
+    again = found["a"].minus(found["again"])
+    assert again.value == 0 and again.low < 0 < again.high

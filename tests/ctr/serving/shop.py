@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from starlette.testclient import TestClient
+
 from ctr.config import ModelConfig
 from ctr.export.export_bundle import ExportResult, Extras, export_bundle
 from ctr.model.click_model import ClickModel
+from ctr.serving.answering.versions import PointerSource
+from ctr.serving.server.app import Server
 from ctr.serving.settings import QueueSettings, ServeConfig
 from features.store.feature_set import FeatureSet
 from tests.trained import built_feature_set, random_model
@@ -44,6 +48,12 @@ def two_bundles(folder: Path) -> Path:
         model = random_model(feature_set, ModelConfig(embedding_dim=4, attention_dim=4), seed=seed)
         export(model, feature_set, folder / "bundles" / name, version=name)
     return folder / "bundles"
+
+
+def client_of(folder: Path, token: str | None = None, **config: Any) -> tuple[TestClient, Server]:
+    """A server that follows `CURRENT` of a folder, and who asks it."""
+    server = Server(PointerSource(folder / "CURRENT"), serve_config(**config), token)
+    return TestClient(server.app()), server
 
 
 def serve_config(**config: Any) -> ServeConfig:

@@ -18,12 +18,12 @@ from ctr.config import CheckpointConfig, TrainConfig
 from ctr.training.checkpoint import CheckpointStore, Snapshot
 from ctr.training.checkpoint_writer import CheckpointWriter, Schedule
 from ctr.training.loop import Evaluation, FitResult, fit
-from ctr.training.train_step import TrainStep
 from features.progress import silent
 from features.stopping import Stopped, listening
 from features.store.feature_set import FeatureSet
 from tests.ctr.tiny import tiny_model
 from tests.toy import toy_feature_set
+from tests.trained import at_step
 
 # 13 steps an epoch, evaluations after steps 5, 9, 13, 18, 22 and 26.
 CONFIG = TrainConfig(
@@ -72,18 +72,6 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 def numbers(curve: list[Evaluation]) -> list[dict[str, float]]:
     return [{name: round(value, 9) for name, value in look.model_dump().items()} for look in curve]
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, number: int, does: Any) -> None:
-    """Do something instead of step `number` (from 0) of a run."""
-    whole_step = TrainStep.__call__
-
-    def step(self: TrainStep, batches: Any, rate: float, step: int) -> Any:
-        if step == number:
-            does()
-        return whole_step(self, batches, rate, step)
-
-    monkeypatch.setattr(TrainStep, "__call__", step)
 
 
 def killed() -> None:

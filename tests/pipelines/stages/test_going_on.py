@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import Outbox
 from ctr.training.checkpoint import saved_state
-from ctr.training.train_step import TrainStep
 from features.errors import StoreAwayError
 from features.stopping import Stopped, listening
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.stages.run import plan_job
 from tests.pipelines.stages.shop import STAGES, Shop, does, kill, kill_at, shop_in
+from tests.trained import at_step
 
 pytestmark = pytest.mark.usefixtures("the_gate_passes")
 
@@ -88,21 +88,10 @@ def saved(work: Path) -> int | None:
     return states[0].step if states and states[0] is not None else None
 
 
-def killed_at_step(patch: pytest.MonkeyPatch, number: int, how: Callable[[], None]) -> None:
-    step = TrainStep.__call__
-
-    def take(self: TrainStep, batches: Any, rate: float, done: int) -> Any:
-        if done == number:
-            how()
-        return step(self, batches, rate, done)
-
-    patch.setattr(TrainStep, "__call__", take)
-
-
 def test_sigterm_in_training_saves_and_the_mlflow_run_ends_as_killed(tmp_path, monkeypatch):
     shop = shop_in(tmp_path)
     with monkeypatch.context() as patch, listening(kill), pytest.raises(Stopped):
-        killed_at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         shop.run()
     (run_dir,) = (shop.workspace.root / "runs").iterdir()
     state = saved_state(run_dir)
@@ -117,7 +106,7 @@ def test_sigterm_in_training_saves_and_the_mlflow_run_ends_as_killed(tmp_path, m
 def test_a_run_that_nobody_goes_on_with_does_not_look_alive(copy, monkeypatch):
     copy.overrides = {"train": {"learning_rate": 0.01}}
     with monkeypatch.context() as patch:
-        killed_at_step(patch, 5, kill)
+        at_step(patch, 5, kill)
         patch.setattr(Tracker, "_open", opened_for_ever)
         copy.killed()
     assert sorted(run.info.status for run in copy.mlflow_runs()) == ["FINISHED", "RUNNING"]
@@ -169,14 +158,15 @@ def test_a_job_with_nothing_to_do_sends_what_waits_and_mends_what_moves_left(cop
 def test_a_damaged_checkpoint_starts_another_run(copy, monkeypatch):
     copy.overrides = {"train": {"learning_rate": 0.01}}
     with monkeypatch.context() as patch:
-        killed_at_step(patch, 5, kill)
+        at_step(patch, 5, kill)
         copy.killed()
     (tensors,) = copy.workspace.runs.glob("*/checkpoint-4.safetensors")
     tensors.write_bytes(b"damaged")
     with monkeypatch.context() as patch:
         patch.setattr(pipelines.stages.steps.Evaluate, "run", lambda *_: kill())
         copy.killed()
-    assert "missing or changed since the checkpoint was written" in copy.said and "A new run starts" in copy.said
+    assert "missing or changed since the checkpoint was written" in copy.said
+    assert "A new run starts" in copy.said
     assert len(list(copy.workspace.runs.iterdir())) == 3
     assert sorted(run.info.status for run in copy.mlflow_runs()) == ["FAILED", "FINISHED", "KILLED"]
 

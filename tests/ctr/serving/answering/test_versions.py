@@ -32,31 +32,39 @@ def ranker(path: Path) -> Any:
 A, B, C = Path("/bundles/a"), Path("/bundles/b"), Path("/bundles/c")
 
 
-def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching():
-    faults = [RuntimeError("out of memory"), OSError("disk"), None]
+def watched_until_b_answers(source: Wanted, load: Callable[[Path], Any]) -> list[str]:
+    """Let the watching replace A by B, whatever fails before; returns the reasons of the refusals."""
     refused: list[str] = []
     loaded = threading.Event()
 
-    def load(path: Path) -> Any:
-        if path == B and (fault := faults.pop(0)):
-            raise fault
+    def noted(path: Path) -> Any:
+        found = load(path)
         if path == B:
             loaded.set()
-        return ranker(path)
+        return found
 
-    source = Wanted(A)
-    versions = Versions(source, load, on_refusal=lambda path, reason: refused.append(reason))
+    versions = Versions(source, noted, on_refusal=lambda path, reason: refused.append(reason))
     source.path = B
     versions.watch(0.01)
     assert loaded.wait(10)
     versions.close()
-    assert versions.current.bundle.path == B and refused == ["out of memory", "disk"]
+    assert versions.current.bundle.path == B
+    return refused
+
+
+def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching():
+    faults = [RuntimeError("out of memory"), OSError("disk")]
+
+    def load(path: Path) -> Any:
+        if path == B and faults:
+            raise faults.pop(0)
+        return ranker(path)
+
+    assert watched_until_b_answers(Wanted(A), load) == ["out of memory", "disk"]
 
 
 def test_a_source_that_fails_in_any_way_ends_no_watching():
     faults = [TypeError("null is no answer"), RuntimeError("cut"), DataError("away")]
-    refused: list[str] = []
-    loaded = threading.Event()
 
     class Failing(Wanted):
         def wanted(self) -> Path:
@@ -64,18 +72,7 @@ def test_a_source_that_fails_in_any_way_ends_no_watching():
                 raise faults.pop(0)
             return self.path
 
-    def load(path: Path) -> Any:
-        if path == B:
-            loaded.set()
-        return ranker(path)
-
-    source = Failing(A)
-    versions = Versions(source, load, on_refusal=lambda path, reason: refused.append(reason))
-    source.path = B
-    versions.watch(0.01)
-    assert loaded.wait(10)
-    versions.close()
-    assert versions.current.bundle.path == B and refused == ["null is no answer", "cut", "away"]
+    assert watched_until_b_answers(Failing(A), ranker) == ["null is no answer", "cut", "away"]
 
 
 def test_each_look_at_the_source_that_succeeds_is_told():

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from ctr.serving.answering.answers import answer as answer_body
-from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.app import Server, token_of
+from ctr.serving.server.app import token_of
 from ctr.serving.settings import LogSettings, QueueSettings
 from features.encoding.request import Limits
 from features.errors import ConfigError
 from features.store.pointer import point_at
-from tests.ctr.serving.shop import REQUEST, serve_config
+from tests.ctr.serving.shop import REQUEST, client_of
 
 TOKEN = "a secret"
 
@@ -32,11 +31,6 @@ TOKEN = "a secret"
 def shop(bundles: Path, tmp_path: Path) -> Path:
     """Both bundles, and a pointer to the first, of one test alone."""
     return shutil.copytree(bundles, tmp_path / "shop")
-
-
-def client_of(folder: Path, token: str | None = None, **config: Any) -> tuple[TestClient, Server]:
-    server = Server(PointerSource(folder / "CURRENT"), serve_config(**config), token)
-    return TestClient(server.app()), server
 
 
 @pytest.fixture

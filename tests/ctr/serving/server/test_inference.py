@@ -12,22 +12,15 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker, graph_inputs
-from ctr.serving.server.app import Server
 from ctr.serving.server.inference import whole_number
 from features.encoding.request import Limits, parse_request
-from tests.ctr.serving.shop import REQUEST, serve_config
+from tests.ctr.serving.shop import REQUEST, client_of
 
 
 @pytest.fixture
 def shop(bundles: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundles, tmp_path / "shop")
-
-
-def client_of(folder: Path, **config: Any) -> tuple[TestClient, Server]:
-    server = Server(PointerSource(folder / "CURRENT"), serve_config(**config))
-    return TestClient(server.app()), server
 
 
 @pytest.fixture

@@ -6,19 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from ctr.serving.answering.versions import PointerSource
-from ctr.serving.server.app import Server
-from tests.ctr.serving.shop import REQUEST, serve_config
-
-
-def client_of(bundles: Path, **config: Any) -> tuple[TestClient, Server]:
-    server = Server(PointerSource(bundles / "CURRENT"), serve_config(**config))
-    return TestClient(server.app()), server
+from tests.ctr.serving.shop import REQUEST, client_of
 
 
 @pytest.fixture
