@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_refused():
 def test_the_auc_within_lists_by_hand():
     """Lists of one class count nothing; seed 1 is right in the first list and wrong in the second, seed 2 in both."""
     labels = np.array([1, 0, 0, 1, 1, 1])
-    lists, users = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2, 2])
+    lists, users = np.array([9, 9, 3, 3, 1, 1]), np.array([0, 0, 1, 1, 2, 2])
     scores_SN = np.array([[0.9, 0.1, 0.8, 0.2, 0.5, 0.6], [0.9, 0.1, 0.2, 0.8, 0.5, 0.6]])
     found = seeded_list_aucs(labels, {"a": scores_SN}, lists, clusters=users)["a"]
     assert found.by_seed.tolist() == [0.5, 1.0] and found.users == 2
