@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.bench_rank import USERS_A_LOG
 from benchmarks.harness.measured import measure
 from benchmarks.harness.report import Report
+from benchmarks.inputs.presets import shipped_sizes
 from ctr.serving.agreement import TOLERANCE
 
 PRESET = "qin"
@@ -30,20 +31,22 @@ class ScoreBench:
 
     Args:
         rows, items, max_len: of the log, in the shape of MM-CTR (`benchmarks.inputs.mmctr_shaped`).
-        requests: that rows are scored of.
-        alone: of them that are scored one by one too.
+        scored: rows that are scored, for each number of items; as many requests as they make.
+        alone: requests of them that are scored one by one too.
         items_a_user: numbers of rows of a request.
         threads: of the model, either way.
-        sizes: model settings over those of the paper.
+        paper: the widths of the paper; false: those of conf/model/qin.yaml.
+        sizes: model settings over those.
     """
 
     rows: int
     items: int
     max_len: int
-    requests: int
+    scored: int
     alone: int
     items_a_user: tuple[int, ...]
     threads: int
+    paper: bool
     sizes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,7 +72,7 @@ def run(work: Path, say: Callable[[str], object], settings: ScoreBench) -> Repor
         feature_set=log["feature_set"],
         out=bundle,
         preset=PRESET,
-        sizes=settings.sizes,
+        sizes=({} if settings.paper else shipped_sizes(PRESET)) | settings.sizes,
     )
     results: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
@@ -79,7 +82,7 @@ def run(work: Path, say: Callable[[str], object], settings: ScoreBench) -> Repor
             bundle=bundle,
             raw=log["raw"],
             folder=str(work / f"rows_{each}"),
-            requests=settings.requests,
+            requests=settings.scored // each,
             alone=settings.alone,
             items_a_user=each,
             threads=settings.threads,

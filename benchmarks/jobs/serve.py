@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.inputs import mmctr_shaped
+from benchmarks.inputs.presets import shipped_sizes
 from benchmarks.jobs.rank import as_it_begins, request_of
 from features.store.pointer import point_at
 
 BUNDLES = ("first", "second")
 PRESET = "qin"
 USERS = 500
-AS_SHIPPED = ("embedding_dim", "vector_dim", "attention_dim", "layers", "rows")
 
 
 def bundles(out: str, rows: int, items: int, max_len: int, paper: bool, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def bundles(out: str, rows: int, items: int, max_len: int, paper: bool, sizes: d
     users = min(USERS, max(rows // (4 * max_len), 1))
     log = mmctr_shaped.build(str(Path(out) / "log"), rows, users, items, max_len, feedback=True)
     data = FeatureSet.open(Path(log["feature_set"]))
-    model = as_it_begins(data, PRESET, (({} if paper else _as_shipped()) | sizes))
+    model = as_it_begins(data, PRESET, ({} if paper else shipped_sizes(PRESET)) | sizes)
     folder = Path(out) / "bundles"
     exported = export_bundle(
         model,
@@ -79,12 +79,3 @@ def new_items(first: int, count: int) -> bytes:
         for place, vector in enumerate(vectors)
     ]
     return json.dumps({"items": items}).encode()
-
-
-def _as_shipped() -> dict[str, Any]:
-    from benchmarks.harness.measured import ROOT
-    from benchmarks.inputs.presets import DEFAULTS
-    from ctr.config import load_preset
-
-    model = load_preset(ROOT / "conf" / "model" / f"{PRESET}.yaml", DEFAULTS, {}).model
-    return {name: getattr(model, name) for name in AS_SHIPPED}

@@ -25,6 +25,9 @@ BenchWorkOption = Annotated[
 ]
 ItemsOption = Annotated[int, typer.Option("--items", min=10, help="Number of items in the catalogue.")]
 MaxLenOption = Annotated[int, typer.Option("--max-len", min=1, help="Largest number of events in a history.")]
+WidthsOption = Annotated[
+    bool, typer.Option("--paper", help="Widths of the paper; default: those of conf/model/qin.yaml.")
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=2, help="Rows in a batch.")]
 SetOption = Annotated[
     list[str] | None,
@@ -193,9 +196,7 @@ def bench_serve(
     rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = 20_000,
     items: Annotated[int, typer.Option("--items", min=30, help="Items of the catalogue.")] = 3_000,
     max_len: Annotated[int, typer.Option("--max-len", min=1, help="Most events of a history.")] = 100,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="Widths of the paper; default: those of conf/model/qin.yaml.")
-    ] = False,
+    paper: WidthsOption = False,
     candidates: Annotated[str, typer.Option("--candidates", help="Numbers of candidates.")] = "50,100,500,2000",
     under_load: Annotated[int, typer.Option("--under-load", min=1, help="Candidates of requests at a rate.")] = 500,
     processes: Annotated[str, typer.Option("--processes", help="Numbers of server processes.")] = "1,2",
@@ -228,19 +229,18 @@ def bench_serve(
     _run("serve", as_json, out, work, settings=settings)
 
 
-@bench_app.command("score", epilog="Example: quadrank bench score --items-a-user 20 --requests 1000")
+@bench_app.command("score", epilog="Example: quadrank bench score --items-a-user 20 --scored 20000")
 def bench_score(
     rows: Annotated[int, typer.Option("--rows", min=1_000, help="Rows of the simulated log.")] = 150_000,
     items: ItemsOption = MMCTR_ITEMS,
     max_len: MaxLenOption = MMCTR_LEN,
-    requests: Annotated[
-        int, typer.Option("--requests", min=1, help="Requests that the scored rows belong to.")
-    ] = 4_000,
-    alone: Annotated[int, typer.Option("--alone", min=1, help="Of them, how many are scored one by one too.")] = 200,
+    scored: Annotated[int, typer.Option("--scored", min=2, help="Rows that are scored.")] = 200_000,
+    alone: Annotated[int, typer.Option("--alone", min=1, help="Requests of them that are scored one by one too.")] = 200,
     items_a_user: Annotated[
         str, typer.Option("--items-a-user", help="Numbers of items that a request scores.")
     ] = "1,20,200",
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the model, either way.")] = 1,
+    paper: WidthsOption = False,
     out: BenchOutOption = None,
     work: BenchWorkOption = None,
     as_json: JsonOption = False,
@@ -252,9 +252,13 @@ def bench_score(
     from benchmarks.bench_score import ScoreBench
 
     numbers = _numbers("--items-a-user", items_a_user)
+    requests = scored // max(numbers)
     if alone >= requests:
-        raise ConfigError(f"--alone {alone}: score at most {requests - 1} of {requests} requests one by one.")
-    settings = ScoreBench(rows, items, max_len, requests, alone, numbers, threads)
+        raise ConfigError(
+            f"--alone {alone}: {scored:,} rows are {requests:,} requests of {max(numbers)} items. Score fewer of them "
+            "one by one, or more rows with --scored."
+        )
+    settings = ScoreBench(rows, items, max_len, scored, alone, numbers, threads, paper)
     _run("score", as_json, out, work, settings=settings)
 
 
