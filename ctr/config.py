@@ -127,7 +127,10 @@ class TrainConfig(Settings):
     patience: NonNegativeInt = Field(
         4, description="evaluations without improvement before stopping; 0 never stops early"
     )
-    metric: Literal["auc", "log_loss", "gauc_by_samples"] = Field("log_loss", description="what early stopping watches")
+    metric: Literal["auc", "log_loss", "gauc_by_samples", "group_auc"] = Field(
+        "log_loss",
+        description="what early stopping watches; gauc_by_samples is within users, group_auc within requests",
+    )
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and history sums in training")

@@ -39,6 +39,34 @@ def groups_of(feature_set: FeatureSet, split: SplitName) -> np.ndarray:
     return np.concatenate([part["user"] for part in feature_set.rows(split)]) if requests is None else requests
 
 
+def list_auc(labels: np.ndarray, scores: np.ndarray, lists: np.ndarray, weights: np.ndarray) -> float:
+    """The `group_auc` of `ranking_metrics`, alone; NaN if no list has both classes and a weight.
+
+    Args:
+        labels: 0 or 1, [N].
+        scores: any finite numbers that rank, [N].
+        lists: that each row belongs to, [N].
+        weights: row weights, [N]; the weight of a list is the mean weight of its rows.
+
+    Raises:
+        NumericalError: a score is not finite.
+    """
+    _, weight_G = judged_lists(labels, lists, weights)
+    if not weight_G.sum() > 0:
+        return float("nan")
+    auc_G, _ = group_aucs(labels, scores, lists)
+    return float(np.average(auc_G, weights=weight_G))
+
+
+def judged_lists(labels: np.ndarray, lists: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First row and mean row weight of each list of both classes, [G] each, in the order of `group_aucs`."""
+    _, first_L, list_N = np.unique(lists, return_index=True, return_inverse=True)
+    rows_L, positive_L = np.bincount(list_N), np.bincount(list_N, labels)
+    kept_L = np.flatnonzero((positive_L > 0) & (positive_L < rows_L))
+    kept_L = kept_L[np.argsort(first_L[kept_L])]
+    return first_L[kept_L], (np.bincount(list_N, weights) / rows_L)[kept_L]
+
+
 def ranking_metrics(
     labels: np.ndarray,
     scores: np.ndarray,

@@ -26,6 +26,7 @@ from scipy.stats import t as student
 
 from ctr.evaluation.bootstrap import LEVEL, Interval, UserDraws
 from ctr.evaluation.metrics import RankedRows, group_aucs
+from ctr.evaluation.ranking_metrics import judged_lists
 from features.errors import DataError
 
 
@@ -158,14 +159,10 @@ def seeded_list_aucs(
     """
     labels = np.asarray(labels, np.float64)
     weights = np.ones_like(labels) if weights is None else np.asarray(weights, np.float64)
-    _, first_L, list_N = np.unique(lists, return_index=True, return_inverse=True)
-    rows_L, positive_L = np.bincount(list_N), np.bincount(list_N, labels)
-    kept_L = np.flatnonzero((positive_L > 0) & (positive_L < rows_L))
-    kept_L = kept_L[np.argsort(first_L[kept_L])]  # the order of `group_aucs`
-    weight_G = (np.bincount(list_N, weights) / rows_L)[kept_L]
+    first_G, weight_G = judged_lists(labels, lists, weights)
     if not weight_G.sum() > 0:
         return {}
-    users = UserDraws(np.asarray(clusters)[first_L[kept_L]])
+    users = UserDraws(np.asarray(clusters)[first_G])
     if users.count < 2:
         return {}
     times_BU = np.stack(list(users.by_user(seed)))

@@ -19,9 +19,10 @@ from scipy.special import expit, logit
 from ctr.config import TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.metrics import log_loss
+from ctr.evaluation.watched import WatchedRows
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CURVE, CheckpointStore, Evaluation, Identity
-from ctr.training.loop import FitResult, StopTraining, predict, watched_metrics
+from ctr.training.loop import FitResult, StopTraining, predict
 from ctr.trees.feature_rows import feature_rows
 from ctr.trees.growing import Grown, Rows, grow
 from features.progress import Progress
@@ -65,7 +66,7 @@ def fit_trees(
         CheckpointStore(run_dir, Identity.of(model, feature_set, config)).start()
     train, valid = (rows_of(model, feature_set, split, progress) for split in ("train", "valid"))
     grown = grow_into(model, train, valid, config.seed)
-    curve = _curve(grown, valid, column(feature_set, "valid", "user"), model.config.tree_rate)
+    curve = _curve(grown, valid, WatchedRows.of(feature_set), model.config.tree_rate)
     write_text(run_dir / CURVE, "".join(f"{one.model_dump_json()}\n" for one in curve))
     stopped = on_evaluation is not None and _stopped(curve, on_evaluation)
     seconds = time.monotonic() - started
@@ -123,8 +124,7 @@ def grow_beside(
     trees_N = grow_into(model, train, valid, config.seed).logits(valid.features).astype(np.float64)
     share = best_share(network_N, trees_N, valid)
     model.trees.share.fill_(share)
-    scores_N, users_N = expit((1 - share) * network_N + share * trees_N), column(feature_set, "valid", "user")
-    best = watched_metrics(valid.labels, scores_N, users_N, valid.weights)
+    best = WatchedRows.of(feature_set).metrics(expit((1 - share) * network_N + share * trees_N))
     return replace(network, best=best, seconds=network.seconds + time.monotonic() - started)
 
 
@@ -153,7 +153,7 @@ def grow_into(model: ClickModel, train: Rows, valid: Rows, seed: int) -> Grown:
     return grown
 
 
-def _curve(grown: Grown, valid: Rows, users_N: np.ndarray, rate: float) -> list[Evaluation]:
+def _curve(grown: Grown, valid: Rows, watched: WatchedRows, rate: float) -> list[Evaluation]:
     every = {math.ceil(grown.grown * number / EVALUATIONS) for number in range(1, EVALUATIONS + 1)}
     counts = sorted(every | {grown.trees})
     scores = grown.probabilities(valid.features, counts)
@@ -161,7 +161,7 @@ def _curve(grown: Grown, valid: Rows, users_N: np.ndarray, rate: float) -> list[
         Evaluation(
             step=trees,
             epoch=trees / grown.grown,
-            **watched_metrics(valid.labels, scores_N, users_N, valid.weights),
+            **watched.metrics(scores_N),
             train_loss=float(grown.training_losses[trees]),
             train_click_loss=float(grown.training_losses[trees]),
             learning_rate=rate,

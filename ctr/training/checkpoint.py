@@ -43,6 +43,7 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 class Evaluation(Settings):
     """One evaluation on the validation rows. A metric that these rows do not define is NaN.
 
+    `group_auc` is AUC within requests, None where the log does not name them or no request has both labels.
     `train_loss` is what training minimises, `train_click_loss` the log loss of the click in it: of the training rows
     since the evaluation before, comparable with `log_loss`.
     """
@@ -52,13 +53,14 @@ class Evaluation(Settings):
     auc: Number
     log_loss: Number
     gauc_by_samples: Number
+    group_auc: float | None = None
     train_loss: Number
     train_click_loss: Number
     learning_rate: Number
 
     def metrics(self) -> dict[str, float]:
-        """Its numbers by name, without `step` and `epoch`."""
-        return self.model_dump(exclude={"step", "epoch"})
+        """Its numbers by name, without `step` and `epoch`, and without those that it does not have."""
+        return self.model_dump(exclude={"step", "epoch"}, exclude_none=True)
 
 
 class TrainState(BaseModel):

@@ -17,10 +17,9 @@ from torch import nn
 
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
-from ctr.data.columns import row_weights
 from ctr.data.loader import Loader
 from ctr.data.prefetch import on_device, validated, windows
-from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
+from ctr.evaluation.watched import WatchedRows
 from ctr.model.click_model import ClickModel
 from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snapshot, TrainState
 from ctr.training.checkpoint_writer import CheckpointWriter, Schedule
@@ -29,7 +28,7 @@ from ctr.training.recovery import RATE_AFTER, Recovery
 from ctr.training.train_step import TrainStep
 from ctr.training.warm.parent import Parent
 from ctr.training.warm.transfer import Began, begin_from, rows_to_train
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError
 from features.progress import Progress
 from features.progress import progress as show_progress
 from features.stopping import StopRequest, held
@@ -120,9 +119,8 @@ def fit(
         config, chosen = _of_a_warm_start(config, feature_set, warm)
     train = _training_rows(feature_set, config, chosen)
     valid = Loader(feature_set, "valid", max(config.batch_size, SCORING_ROWS))
-    weights = row_weights(feature_set, "valid")
-    if config.metric == "gauc_by_samples":
-        _require_ranked_users(valid)
+    watched = WatchedRows.of(feature_set)
+    watched.require(config.metric)
     torch.manual_seed(config.seed)
     model.to(device)
     take_step = TrainStep(model, config, device)
@@ -180,7 +178,7 @@ def fit(
             evaluation_started = time.monotonic()
             state.skipped += take_step.guard.skipped()
             take_step.guard.begin()
-            measured = _validation_metrics(model, valid, weights, device, stop)
+            measured = _validation_metrics(model, valid, watched, device, stop)
             if measured is None:
                 save()
                 stop.obey()
@@ -314,17 +312,6 @@ def _begun(
     return begin_from(warm, model, take_step, feature_set, config.warm_start)
 
 
-def _require_ranked_users(valid: Loader) -> None:
-    """Refuse before training what would be NaN at its first evaluation."""
-    users = valid.column("user")
-    auc_G, *_ = group_aucs(valid.labels, np.zeros(valid.rows), users)
-    if not len(auc_G):
-        raise DataError(
-            f"train.metric gauc_by_samples: none of the {len(np.unique(users)):,} users in the {valid.rows:,} "
-            "validation rows has both labels. Set train.metric to log_loss or auc, or widen split.valid."
-        )
-
-
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device cuda: torch sees no CUDA device here. Set train.device to auto or cpu.")
@@ -357,23 +344,12 @@ def _windows_left(
 
 
 def _validation_metrics(
-    model: nn.Module, valid: Loader, weights: np.ndarray, device: torch.device, stop: StopRequest
+    model: nn.Module, valid: Loader, watched: WatchedRows, device: torch.device, stop: StopRequest
 ) -> dict[str, float] | None:
     """What early stopping watches: rows count by their weight, as they do in the loss. None where a signal stops it."""
     scores = _score(model, valid, device, stop)
     model.train()
-    return None if scores is None else watched_metrics(valid.labels, scores, valid.column("user"), weights)
-
-
-def watched_metrics(
-    labels_N: np.ndarray, scores_N: np.ndarray, users_N: np.ndarray, weights_N: np.ndarray
-) -> dict[str, float]:
-    """What an `Evaluation` knows of the validation rows: labels, probabilities, users and weights, [N] each."""
-    return {
-        "auc": auc(labels_N, scores_N, weights_N),
-        "log_loss": log_loss(labels_N, scores_N, weights_N),
-        "gauc_by_samples": gauc_by_samples(labels_N, scores_N, users_N, weights_N),
-    }
+    return None if scores is None else watched.metrics(scores)
 
 
 @torch.inference_mode()

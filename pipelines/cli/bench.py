@@ -235,7 +235,9 @@ def bench_score(
     items: ItemsOption = MMCTR_ITEMS,
     max_len: MaxLenOption = MMCTR_LEN,
     scored: Annotated[int, typer.Option("--scored", min=2, help="Rows that are scored.")] = 200_000,
-    alone: Annotated[int, typer.Option("--alone", min=1, help="Requests of them that are scored one by one too.")] = 200,
+    alone: Annotated[
+        int, typer.Option("--alone", min=1, help="Requests of them that are scored one by one too.")
+    ] = 200,
     items_a_user: Annotated[
         str, typer.Option("--items-a-user", help="Numbers of items that a request scores.")
     ] = "1,20,200",

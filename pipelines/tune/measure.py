@@ -13,7 +13,8 @@ import numpy as np
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.bootstrap import Interval, UserDraws
 from ctr.evaluation.metrics import PROBABILITY_MARGIN, group_aucs
-from ctr.evaluation.significance import SeededAuc, seeded_aucs
+from ctr.evaluation.ranking_metrics import requests_of
+from ctr.evaluation.significance import SeededAuc, seeded_aucs, seeded_list_aucs
 from features.store.atomic import replace_file
 from features.store.feature_set import FeatureSet
 from pipelines.tune.search.space import DIRECTIONS, Metric
@@ -33,6 +34,7 @@ class ValidationRows:
         self.metric: Metric = metric
         self.labels = column(feature_set, "valid", "label").astype(np.float64)
         self.users = column(feature_set, "valid", "user")
+        self.requests = requests_of(feature_set, "valid")
         self.weights = row_weights(feature_set, "valid")
 
     def measured(self, folders: Sequence[Path]) -> SeededAuc | None:
@@ -50,6 +52,11 @@ class ValidationRows:
         if self.metric == "auc":
             found = seeded_aucs(self.labels, {"": scores_SN}, self.weights, clusters=self.users)
             return found[""]
+        if self.metric == "group_auc":
+            if self.requests is None:
+                return None
+            lists = seeded_list_aucs(self.labels, {"": scores_SN}, self.requests, self.weights, clusters=self.users)
+            return lists.get("")
         draws = UserDraws(self.users)
         sums = [self._sums_of_users(scores_N) for scores_N in scores_SN]
         by_seed = np.array([above.sum() / below.sum() for above, below in sums])

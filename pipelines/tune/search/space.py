@@ -13,7 +13,7 @@ from features.contract.settings import Settings, load_yaml, unknown_key, validat
 from pipelines.tune.search.ranges import Range
 
 Direction = Literal["maximize", "minimize"]
-Metric = Literal["auc", "log_loss", "gauc_by_samples"]
+Metric = Literal["auc", "log_loss", "gauc_by_samples", "group_auc"]
 SamplerName = Literal["tpe", "gp", "cmaes", "qmc", "random", "grid"]
 ScheduleName = Literal["screen", "median", "hyperband", "none"]
 SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig}
@@ -23,6 +23,7 @@ SAME_ROWS = ("name", "interactions", "split", "root")
 DIRECTIONS: dict[str, Direction] = {
     "auc": "maximize",
     "gauc_by_samples": "maximize",
+    "group_auc": "maximize",
     "log_loss": "minimize",
     "latency": "minimize",
 }

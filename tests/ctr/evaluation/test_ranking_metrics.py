@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctr.evaluation.ranking_metrics import groups_of, ranking_metrics, requests_of
+from ctr.evaluation.ranking_metrics import groups_of, list_auc, ranking_metrics, requests_of
 from features.errors import DataError
 from tests.listed import built_lists, stored_rows
 from tests.toy import toy_feature_set
@@ -56,6 +56,8 @@ def test_a_list_weighs_the_mean_of_its_rows():
     rows, lists = [0, 1] * 3 + [2, 3], np.repeat(np.arange(4), 2)
     repeated = ranking_metrics(labels[rows], scores[rows], lists, clusters=lists)
     assert repeated["ndcg_5"] == pytest.approx(found["ndcg_5"])
+    assert list_auc(labels, scores, groups, np.array([2, 4, 1, 1])) == 0.75
+    assert math.isnan(list_auc(labels, scores, groups, np.zeros(4)))
     with pytest.raises(DataError, match="weigh 0"):
         ranking_metrics(labels, scores, groups, np.array([0, 0, 0, 0]), clusters=groups)
 

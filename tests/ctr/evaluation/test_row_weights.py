@@ -18,6 +18,7 @@ from ctr.evaluation.catalog_coverage import top_lists
 from ctr.evaluation.evaluate import evaluate
 from ctr.evaluation.metrics import auc
 from ctr.evaluation.slices import slice_metrics, training_counts
+from ctr.evaluation.watched import WatchedRows
 from ctr.model.calibrator import Calibrator
 from ctr.training.calibrate import cross_fitted
 from ctr.training.loop import _validation_metrics
@@ -146,7 +147,7 @@ class Scores(torch.nn.Module):
 def test_early_stopping(pair):
     weighted, repeated = (
         _validation_metrics(
-            Scores(), Loader(one, "valid", 512), row_weights(one, "valid"), torch.device("cpu"), StopRequest()
+            Scores(), Loader(one, "valid", 512), WatchedRows.of(one), torch.device("cpu"), StopRequest()
         )
         for one in pair
     )

@@ -43,6 +43,7 @@ def look(step: int = 10, auc: float = 0.6, gauc: float = 0.5) -> Evaluation:
         auc=auc,
         log_loss=1 - auc,
         gauc_by_samples=gauc,
+        group_auc=0.6,
         train_loss=0.7,
         train_click_loss=0.6,
         learning_rate=1e-3,

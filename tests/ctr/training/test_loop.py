@@ -60,7 +60,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 def numbers(curve: list[Evaluation]) -> list[dict[str, float]]:
     """The looks to nine digits: GAUC adds its groups in an unspecified order."""
-    return [{name: round(value, 9) for name, value in look.model_dump().items()} for look in curve]
+    return [{name: round(value, 9) for name, value in look.model_dump(exclude_none=True).items()} for look in curve]
 
 
 class Killed(BaseException):
@@ -384,6 +384,19 @@ def test_a_metric_that_the_validation_rows_do_not_define_is_refused_before_train
 def test_users_of_both_labels_can_be_what_early_stopping_watches(feature_set, tmp_path):
     result = train(tiny_model(feature_set), feature_set, tmp_path, metric="gauc_by_samples", epochs=1)
     assert result.best["gauc_by_samples"] == max(look.gauc_by_samples for look in result.curve)
+
+
+def test_requests_can_be_what_early_stopping_watches(lists, tmp_path):
+    result = train(tiny_model(lists), lists, tmp_path, metric="group_auc", batch_size=32, epochs=3)
+    within, overall = ([getattr(look, name) for look in result.curve] for name in ("group_auc", "auc"))
+    assert result.best["group_auc"] == max(within)
+    assert within != overall
+
+
+def test_requests_that_no_log_names_are_refused_before_training(feature_set, tmp_path):
+    with pytest.raises(DataError, match=r"train\.metric group_auc: the log does not name the request"):
+        train(tiny_model(feature_set), feature_set, tmp_path / "run", metric="group_auc")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten(feature_set, tmp_path):

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.data.columns import column
 from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
+from ctr.evaluation.watched import WatchedRows
 from ctr.trees.tabular_features import TabularFeatures
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
@@ -33,6 +34,7 @@ from pipelines.tune.workers.host import (
     sharing_cores,
     threads_of,
 )
+from tests.listed import built_lists
 from tests.toy import toy_feature_set
 
 
@@ -105,6 +107,21 @@ def test_the_metric_of_the_rows_is_the_metric(feature_set: FeatureSet, tmp_path:
     assert found.interval().value == pytest.approx(np.mean(wanted))
     # Resamples of users scatter around the value of all rows.
     assert found.drawn.mean() == pytest.approx(np.mean(wanted), abs=3 * found.drawn.std())
+
+
+def test_the_metric_within_requests_is_that_of_the_lists(tmp_path: Path) -> None:
+    lists = built_lists(tmp_path)
+    folders = [scored(lists, tmp_path / f"run_{seed}", seed, 0.3) for seed in (1, 2)]
+    found = ValidationRows(lists, "group_auc").measured(folders)
+    assert found is not None
+    rows = WatchedRows.of(lists)
+    wanted = [rows.metrics(np.load(one / "scores-valid.npy").astype(np.float64))["group_auc"] for one in folders]
+    assert found.by_seed == pytest.approx(wanted)
+    assert found.drawn.mean() == pytest.approx(np.mean(wanted), abs=3 * found.drawn.std())
+
+
+def test_without_requests_there_is_no_metric_within_them(feature_set: FeatureSet, tmp_path: Path) -> None:
+    assert ValidationRows(feature_set, "group_auc").measured([scored(feature_set, tmp_path / "run", 1, 0.3)]) is None
 
 
 @pytest.mark.parametrize("metric", METRICS)

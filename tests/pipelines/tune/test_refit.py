@@ -64,7 +64,14 @@ def curve(folder: Path, losses: dict[float, float]) -> Path:
     folder.mkdir()
     lines = []
     for epoch, loss in losses.items():
-        values = {"log_loss": loss, "auc": 0.5, "gauc_by_samples": 0.5, "train_loss": 0.5, "train_click_loss": 0.5}
+        values = {
+            "log_loss": loss,
+            "auc": 0.5,
+            "gauc_by_samples": 0.5,
+            "group_auc": 0.5,
+            "train_loss": 0.5,
+            "train_click_loss": 0.5,
+        }
         lines.append(Evaluation(step=int(epoch * 10), epoch=epoch, learning_rate=0.1, **values).model_dump_json())
     (folder / CURVE).write_text("\n".join(lines) + "\n")
     return folder

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ctr.reporting.mlflow_store import MlflowStore
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from pipelines.cli.commands import main
 from pipelines.report.sweep import plots_of, report_sweep
@@ -22,6 +22,8 @@ from pipelines.tune.noise import Outlook
 from pipelines.tune.outcome import Outcome
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
+from pipelines.tune.workers.leases import Lease
+from pipelines.tune.workers.storage import SharedStorage
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
 from tests.pipelines.tune.sweeping import RATE, run, settings, space
@@ -138,6 +140,13 @@ def test_other_settings_under_the_same_name_are_refused(screened: Outcome, work:
 def test_the_best_loss_is_the_lowest(work: Path, untrained: None) -> None:
     found = run(work, "loss", 4, metric="log_loss")
     assert found.winner.value == min(one.values[0] for one in found.trials) < found.trials[0].values[0]
+
+
+def test_a_metric_that_the_validation_rows_do_not_define_is_refused_before_the_study(work: Path) -> None:
+    with pytest.raises(DataError, match=r"^metric group_auc: the log does not name the request"):
+        run(work, "within", 4, metric="group_auc")
+    shared = SharedStorage.of(None, "within", Workspace(work), Lease())
+    assert optuna.get_all_study_names(shared.open()) == []
 
 
 def test_the_best_auc_is_the_highest(work: Path, untrained: None) -> None:

@@ -24,7 +24,8 @@ def of(**content: object) -> SearchSpace:
 
 
 @pytest.mark.parametrize(
-    ("metric", "better"), [("auc", "maximize"), ("gauc_by_samples", "maximize"), ("log_loss", "minimize")]
+    ("metric", "better"),
+    [("auc", "maximize"), ("gauc_by_samples", "maximize"), ("group_auc", "maximize"), ("log_loss", "minimize")],
 )
 def test_what_is_better_follows_from_the_metric(metric: str, better: str) -> None:
     assert of(metric=metric).better == better
