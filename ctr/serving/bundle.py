@@ -204,6 +204,23 @@ class Bundle:
         return worst
 
 
+def folder_of(path: Path) -> Path:
+    """The folder that a path means, as `open_bundle` takes it; nothing in it is read.
+
+    Raises:
+        DataError: there is no such folder, or a pointer to nothing.
+    """
+    path = follow(path).resolve()
+    if path.name == CURRENT and not path.exists():
+        raise DataError(
+            f"{path}: no bundle of this name has passed the gate yet. {NEWEST} beside it names the newest one "
+            f"exported; `quadrank promote` checks it and moves {CURRENT}."
+        )
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder: not a bundle. Make one with `quadrank export`.")
+    return path
+
+
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle after comparing every file with its sha256, large ones once a host (`ctr.serving.verified`).
 
@@ -217,12 +234,7 @@ def open_bundle(path: Path) -> Bundle:
             pointer to nothing.
     """
     # The pointer may move while the files are read: stay with the folder that it names now.
-    path = follow(path).resolve()
-    if path.name == CURRENT and not path.exists():
-        raise DataError(
-            f"{path}: no bundle of this name has passed the gate yet. {NEWEST} beside it names the newest one "
-            f"exported; `quadrank promote` checks it and moves {CURRENT}."
-        )
+    path = folder_of(path)
     manifest = _read_manifest(path)
     present = _files_below(path)
     for name, entry in manifest.files.items():

@@ -26,7 +26,8 @@ class Challenger:
         config: of the server; `challenger.bundle` is set.
         load: opens and verifies a bundle.
         on_swap: called with each version that begins, and the seconds it took.
-        on_refusal: called with the path and the reason.
+        on_refusal: called with the path of a version that failed and the reason.
+        on_untold: called with the reason where the pointer names no bundle.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class Challenger:
         load: Callable[[Path], Ranker],
         on_swap: Callable[[Ranker, float], None] = lambda ranker, seconds: None,
         on_refusal: Callable[[Path, str], None] = lambda path, reason: None,
+        on_untold: Callable[[str], None] = lambda reason: None,
     ) -> None:
         assert config.challenger.bundle is not None
         self._settings, self._warm_up = config.challenger, config.warm_up
         self._source = PointerSource(config.challenger.bundle)
-        self._load, self._on_swap, self._on_refusal = load, on_swap, on_refusal
+        self._load, self._on_swap, self._on_refusal, self._on_untold = load, on_swap, on_refusal, on_untold
         self._live = LiveCounters(config.events.seconds, config.events.remembered)
         self._versions: Versions | None = None
         self._passed_over: Path | None = None
@@ -69,11 +71,17 @@ class Challenger:
         if self._versions is not None:
             self._versions.refresh()
             return
-        wanted = self._source.path
         try:
             wanted = self._source.wanted()
-            if wanted != self._passed_over:
-                self._versions = Versions(self._source, self._load, self._warm_up, self._begun, self._on_refusal)
+        except Exception as error:
+            self._on_untold(str(error))
+            return
+        if wanted == self._passed_over:
+            return
+        try:
+            self._versions = Versions(
+                self._source, self._load, self._warm_up, self._begun, self._on_refusal, self._on_untold
+            )
         except Exception as error:
             # As for the champion: a wrong bundle stays wrong, what the machine lacked may be there at the next look.
             self._passed_over = wanted if isinstance(error, QuadRankError) else None

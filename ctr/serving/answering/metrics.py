@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ctr.serving.answering.assignment import CHALLENGER, CHAMPION
 from ctr.serving.ranker import Ranker
 from features.contract.columns import Gap
 from features.contract.contract import Contract
@@ -97,6 +98,11 @@ class ServerMetrics:
         self.refused = Counter(
             "quadrank_versions_refused_total", "New versions that failed their checks.", registry=own
         )
+        self.pointer_errors = Counter(
+            "quadrank_pointer_errors_total", "Looks at a pointer or alias that named no bundle.", ["of"], registry=own
+        )
+        for variant in (CHAMPION, CHALLENGER):
+            self.pointer_errors.labels(variant)  # 0 before the first, whose increase is seen then
         self.swaps = Counter("quadrank_swaps_total", "Versions that began to answer.", registry=own)
         self._looked = Gauge(
             "quadrank_pointer_read_seconds", "When the pointer or alias was last read (Unix time).",

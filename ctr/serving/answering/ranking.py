@@ -49,7 +49,7 @@ class Ranking:
         settings = config.challenger
         if settings.bundle is None:
             return
-        challenger = self.challenger = Challenger(config, load, self._swapped, self._refused)
+        challenger = self.challenger = Challenger(config, load, self._swapped, self._refused, self._untold)
         if settings.mode == "shadow":
             self._shadow = Shadow(
                 lambda: challenger.current,
@@ -150,6 +150,10 @@ class Ranking:
     def _refused(self, path: Path, reason: str) -> None:
         self._metrics.challenger_refused.inc()
         log.error("challenger %s is refused: %s", path, reason)
+
+    def _untold(self, reason: str) -> None:
+        self._metrics.pointer_errors.labels(CHALLENGER).inc()
+        log.warning("no challenger is named, the one before stays if there is one: %s", reason)
 
 
 def _reason(error: Exception) -> str:

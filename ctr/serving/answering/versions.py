@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ctr.serving.answering.every import Every
+from ctr.serving.bundle import folder_of
 from ctr.serving.items.upsert import Upserted
 from ctr.serving.ranker import Ranker
 from features.encoding.request import Limits, parse_request
 from features.errors import ConfigError, DataError, QuadRankError
-from features.store.pointer import follow, move_pointer
+from features.store.pointer import move_pointer
 
 ALIAS_TIMEOUT = 5.0  # seconds
 log = logging.getLogger("quadrank.serve")
@@ -48,7 +49,7 @@ class PointerSource:
 
     def wanted(self) -> Path:
         """The folder that the pointer names now."""
-        return follow(self.path).resolve()
+        return folder_of(self.path)
 
     def move(self, before: Path, after: Path) -> bool:
         """Move the pointer; a folder cannot be moved."""
@@ -156,7 +157,8 @@ class Versions:
         load: opens and verifies it.
         warm_up: how many recent requests are kept and ranked by a new version.
         on_swap: called with the new version and the seconds it took.
-        on_refusal: called with the path and the reason.
+        on_refusal: called with the path of a version that failed and the reason.
+        on_untold: called with the reason where the source cannot say which bundle is wanted.
         on_look: called whenever the source has said which bundle is wanted.
     """
 
@@ -167,12 +169,14 @@ class Versions:
         warm_up: int = 32,
         on_swap: Callable[[Ranker, float], None] = lambda ranker, seconds: None,
         on_refusal: Callable[[Path, str], None] = lambda path, reason: None,
+        on_untold: Callable[[str], None] = lambda reason: None,
         on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._load = load
         self._recent: deque[dict[str, Any]] = deque(maxlen=warm_up)
-        self._on_swap, self._on_refusal, self._on_look = on_swap, on_refusal, on_look
+        self._on_swap, self._on_refusal = on_swap, on_refusal
+        self._on_untold, self._on_look = on_untold, on_look
         self._making = threading.Lock()  # of who asks the source and loads: it takes seconds
         self._switching = threading.Lock()  # of what is read and written below: nobody keeps it for long
         self._passed_over: Path | None = None
@@ -256,7 +260,8 @@ class Versions:
         try:
             wanted = self._look()
         except Exception as error:
-            log.warning("%s: a restart may not find it: %s", ranker.bundle.path, error)
+            self._on_untold(str(error))
+            log.warning("%s: a restart may not find it", ranker.bundle.path)
             wanted = None
         with self._switching:
             if self.current is not before:
@@ -281,7 +286,7 @@ class Versions:
             wanted = self._look()
         except Exception as error:
             # Whatever it is, the source may say it at the next look.
-            self._on_refusal(self.current.bundle.path, str(error))
+            self._on_untold(str(error))
             return False
         with self._switching:
             if wanted == self._passed_over:

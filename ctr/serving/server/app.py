@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ctr.serving.answering.answers import Answer, read_body
+from ctr.serving.answering.assignment import CHAMPION
 from ctr.serving.answering.events import EventReader
 from ctr.serving.answering.live import LiveCounters
 from ctr.serving.answering.metrics import ServerMetrics
@@ -94,6 +95,7 @@ class Server:
             config.warm_up,
             on_swap=self._swapped,
             on_refusal=self._refused,
+            on_untold=self._untold,
             on_look=self.metrics.looked,
         )
         self.ranking = Ranking(config, self._load, self.metrics, self._note_shadow)
@@ -348,6 +350,10 @@ class Server:
     def _refused(self, path: Path, reason: str) -> None:
         self.metrics.refused.inc()
         log.error("%s is refused, the version before answers on: %s", path, reason)
+
+    def _untold(self, reason: str) -> None:
+        self.metrics.pointer_errors.labels(CHAMPION).inc()
+        log.warning("no bundle is named, the version before answers on: %s", reason)
 
 
 def token_of(file: Path | None) -> str | None:

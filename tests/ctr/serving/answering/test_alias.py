@@ -109,5 +109,11 @@ def test_what_names_no_bundle_is_refused(model, bundle, server, message):
         source_of(model, bundle, server, Path())
 
 
+@pytest.mark.parametrize("name", ["CURRENT", "NEWEST", "run-3"])
+def test_a_pointer_or_folder_that_is_not_there_names_no_bundle(tmp_path, name):
+    with pytest.raises(DataError, match=f"{name}: "):
+        PointerSource(tmp_path / name).wanted()
+
+
 def test_a_folder_needs_no_server():
     assert source_of("", A, None, Path()) == PointerSource(A)

@@ -139,10 +139,30 @@ def test_a_missing_challenger_is_looked_for_again(shop):
     client, server = client_of(shop, share=1.0)
     with client:
         assert client.post("/v1/rank", json=REQUEST).json()["variant"] == "champion"
+        assert number(client, 'quadrank_pointer_errors_total{of="challenger"}') == 1
+        assert number(client, 'quadrank_pointer_errors_total{of="champion"}') == 0
+        assert number(client, "quadrank_challenger_refused_total") == 0
         point_at(shop / "challenger", "second")
         assert server.ranking.challenger is not None
         server.ranking.challenger.refresh()
         assert client.post("/v1/rank", json=REQUEST).json()["model_version"] == "second"
+        (shop / "challenger" / "CURRENT").unlink()
+        server.ranking.challenger.refresh()
+        assert number(client, 'quadrank_pointer_errors_total{of="challenger"}') == 2
+        assert number(client, "quadrank_challenger_refused_total") == 0
+
+
+def test_a_damaged_challenger_stays_refused_while_its_pointer_cannot_be_read(shop):
+    damage(shop / "challenger" / "second")
+    client, server = client_of(shop, share=1.0)
+    with client:
+        challenger = server.ranking.challenger
+        assert challenger is not None
+        (shop / "challenger" / "CURRENT").unlink()
+        challenger.refresh()
+        point_at(shop / "challenger", "second")
+        challenger.refresh()
+        assert number(client, "quadrank_challenger_refused_total") == 1
 
 
 def test_it_follows_its_own_pointer_and_the_champion_follows_its_own(shop):

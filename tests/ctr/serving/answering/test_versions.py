@@ -32,9 +32,10 @@ def ranker(path: Path) -> Any:
 A, B, C = Path("/bundles/a"), Path("/bundles/b"), Path("/bundles/c")
 
 
-def watched_until_b_answers(source: Wanted, load: Callable[[Path], Any]) -> list[str]:
-    """Let the watching replace A by B, whatever fails before; returns the reasons of the refusals."""
+def watched_until_b_answers(source: Wanted, load: Callable[[Path], Any]) -> tuple[list[str], list[str]]:
+    """Let the watching replace A by B, whatever fails before; why versions were refused, and why looks told none."""
     refused: list[str] = []
+    untold: list[str] = []
     loaded = threading.Event()
 
     def noted(path: Path) -> Any:
@@ -43,13 +44,13 @@ def watched_until_b_answers(source: Wanted, load: Callable[[Path], Any]) -> list
             loaded.set()
         return found
 
-    versions = Versions(source, noted, on_refusal=lambda path, reason: refused.append(reason))
+    versions = Versions(source, noted, on_refusal=lambda path, reason: refused.append(reason), on_untold=untold.append)
     source.path = B
     versions.watch(0.01)
     assert loaded.wait(10)
     versions.close()
     assert versions.current.bundle.path == B
-    return refused
+    return refused, untold
 
 
 def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching():
@@ -60,7 +61,7 @@ def test_a_fault_while_a_version_is_loaded_is_tried_again_and_ends_no_watching()
             raise faults.pop(0)
         return ranker(path)
 
-    assert watched_until_b_answers(Wanted(A), load) == ["out of memory", "disk"]
+    assert watched_until_b_answers(Wanted(A), load) == (["out of memory", "disk"], [])
 
 
 def test_a_source_that_fails_in_any_way_ends_no_watching():
@@ -72,7 +73,7 @@ def test_a_source_that_fails_in_any_way_ends_no_watching():
                 raise faults.pop(0)
             return self.path
 
-    assert watched_until_b_answers(Failing(A), ranker) == ["null is no answer", "cut", "away"]
+    assert watched_until_b_answers(Failing(A), ranker) == ([], ["null is no answer", "cut", "away"])
 
 
 def test_each_look_at_the_source_that_succeeds_is_told():
@@ -310,10 +311,11 @@ class Away(Standing):
 
 @pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
 def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(looks):
-    source = Away(A)
-    versions = Versions(source, ranker)
+    source, untold = Away(A), list[str]()
+    versions = Versions(source, ranker, on_untold=untold.append)
     source.looks = looks
     assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
+    assert untold == ["away"] * (2 - looks)
     source.looks = 100
     assert not versions.refresh(), "it stands for what the source named last, and names still"
     source.path = C

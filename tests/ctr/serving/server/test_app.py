@@ -16,15 +16,18 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from ctr.serving.answering.answers import answer as answer_body
+from ctr.serving.answering.versions import AliasSource
 from ctr.serving.ranker import Ranker
-from ctr.serving.server.app import token_of
+from ctr.serving.server.app import Server, token_of
 from ctr.serving.settings import LogSettings, QueueSettings
 from features.encoding.request import Limits
 from features.errors import ConfigError
 from features.store.pointer import point_at
-from tests.ctr.serving.shop import REQUEST, client_of
+from tests.ctr.serving.shop import REQUEST, client_of, serve_config
+from tests.ctr.serving.tracking import ALIAS, tracking_server
 
 TOKEN = "a secret"
+UNTOLD = 'quadrank_pointer_errors_total{of="champion"} '
 
 
 @pytest.fixture
@@ -200,7 +203,40 @@ def test_a_changed_bundle_is_refused_and_the_one_before_answers_on(shop):
         point_at(shop, "second")
         assert not server.versions.refresh()
         assert client.post("/v1/rank", json=REQUEST).json()["model_version"] == "first"
-        assert "quadrank_versions_refused_total 1.0" in client.get("/metrics").text
+        text = client.get("/metrics").text
+        assert "quadrank_versions_refused_total 1.0" in text
+        assert UNTOLD + "0.0" in text
+
+
+def test_a_pointer_that_cannot_be_read_is_no_refused_version(shop, caplog):
+    client, server = client_of(shop)
+    with client:
+        (shop / "CURRENT").unlink()
+        assert not server.versions.refresh()
+        (shop / "CURRENT").write_bytes(b"\xff")
+        assert not server.versions.refresh()
+        text = client.get("/metrics").text
+        assert UNTOLD + "2.0" in text
+        assert "quadrank_versions_refused_total 0.0" in text
+        assert client.post("/v1/rank", json=REQUEST).json()["model_version"] == "first"
+    told = [record.message for record in caplog.records if record.name == "quadrank.serve"]
+    assert any(one.startswith("no bundle is named, the version before answers on: ") for one in told)
+    assert not any("is refused" in one for one in told)
+
+
+@pytest.mark.parametrize("answer", [None, b"cut", {"model_version": None}], ids=["away", "cut", "garbage"])
+def test_an_alias_that_cannot_be_read_is_no_refused_version(shop, answer):
+    with tracking_server() as tracking:
+        tracking.name("first")
+        server = Server(AliasSource(tracking.address, "shop", "champion", shop), serve_config())
+        with TestClient(server.app()) as client:
+            tracking.answers[ALIAS] = answer
+            assert not server.versions.refresh()
+            text = client.get("/metrics").text
+            assert UNTOLD + "1.0" in text
+            assert "quadrank_versions_refused_total 0.0" in text
+            tracking.name("second")
+            assert server.versions.refresh()
 
 
 def test_routes_that_write_do_not_exist_without_a_token(client):
