@@ -90,7 +90,9 @@ class ServeConfig(Settings):
     strict: bool = Field(False, description="refuse a request that lacks what the model was trained on")
     fallback: bool = Field(False, description="rank by popularity what the model cannot rank, or not in time")
     max_body_kib: PositiveInt = Field(1024, description="a larger body is answered 413")
-    body_seconds: PositiveFloat = Field(10.0, description="a body that comes more slowly is answered 408")
+    receive_seconds: PositiveFloat = Field(
+        10.0, description="a request whose head comes more slowly has its connection closed, a body is answered 408"
+    )
     max_connections: PositiveInt = Field(
         1000, description="open at the same time in one process; a request over a further one is answered 503"
     )

@@ -48,4 +48,12 @@ def serve_bundle(
 
     # A request reaches one process, which would roll back alone: several of them follow the pointer.
     make_app = MakeApp(source, config, token if processes == 1 else None)
-    run_server(make_app, host, port, processes, announce, connections=config.max_connections)
+    run_server(
+        make_app,
+        host,
+        port,
+        processes,
+        announce,
+        connections=config.max_connections,
+        head_seconds=config.receive_seconds,
+    )

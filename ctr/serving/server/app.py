@@ -262,14 +262,14 @@ class Server:
             raise TooLargeError(limit_kib)
         parts, size = [], 0
         try:
-            async with asyncio.timeout(self.config.body_seconds):
+            async with asyncio.timeout(self.config.receive_seconds):
                 async for part in request.stream():
                     size += len(part)
                     if size > limit:
                         raise TooLargeError(limit_kib)
                     parts.append(part)
         except TimeoutError:
-            raise SlowError(self.config.body_seconds) from None
+            raise SlowError(self.config.receive_seconds) from None
         return b"".join(parts)
 
     def _authorise(self, request: Request) -> None:

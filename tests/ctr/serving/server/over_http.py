@@ -6,20 +6,23 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from ctr.serving.server.app import Server
+from ctr.serving.server.heads import HeadsInTime
 
 SECONDS = 60  # a busy machine answers within
 
 
 @contextmanager
 def serving(server: Server) -> Iterator[int]:
-    """The port on which the app answers, as it does in production: uvicorn, httptools."""
+    """The port on which the app answers, as it does in production: uvicorn, our protocol over httptools."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        config = uvicorn.Config(server.app(), http="httptools", ws="none", log_level="error")
+        protocol: Any = partial(HeadsInTime, server.config.receive_seconds)
+        config = uvicorn.Config(server.app(), http=protocol, ws="none", log_level="error")
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
         thread.start()

@@ -108,7 +108,7 @@ def test_a_body_that_ends_too_early_gets_no_answer_and_takes_no_place(port, serv
 
 
 def test_a_body_whose_rest_does_not_come_is_answered_408_and_its_connection_closed(bundles):
-    server = Server(PointerSource(bundles / "CURRENT"), serve_config(body_seconds=0.2))
+    server = Server(PointerSource(bundles / "CURRENT"), serve_config(receive_seconds=0.2))
     with serving(server) as port:
         head = "POST /v1/rank HTTP/1.1\nhost: x\ncontent-length: 500\n\n"
         status, whole = exchange(port, head.encode(), b'{"cand')

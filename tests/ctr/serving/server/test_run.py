@@ -72,7 +72,7 @@ def post(address: str, request: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.timeout(START_SECONDS)
 def test_it_answers_and_ends_with_0_on_sigterm_though_a_body_does_not_come(start):
-    server, address = start("--set", "serve.body_seconds=3")
+    server, address = start("--set", "serve.receive_seconds=3")
     assert post(address, REQUEST)["model_version"] == "first"
     with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), 30) as half:
         half.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\nexpect: 100-continue\r\n\r\n{")
@@ -95,6 +95,21 @@ def test_a_request_over_one_connection_too_many_is_answered_503(start):
             break
         except urllib.error.HTTPError:
             time.sleep(0.05)
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_every_process_ends_connections_on_which_no_head_comes(start):
+    _, address = start("--processes", "2", "--set", "serve.receive_seconds=2")
+    host = ("127.0.0.1", int(address.rsplit(":", 1)[1]))
+    # Spread by chance, one process gets all 16 once in 30,000 times.
+    clients = [socket.create_connection(host, 30) for _ in range(16)]
+    for client in clients[::2]:
+        client.sendall(b"POST /v1/rank HTTP/1.1\r\nhost")
+    assert post(address, REQUEST)["state"] == "ok"
+    for client in clients:
+        assert client.recv(1000) == b""
+        client.close()
+    assert post(address, REQUEST)["state"] == "ok"
 
 
 @pytest.mark.timeout(START_SECONDS)
