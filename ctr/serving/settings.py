@@ -79,6 +79,7 @@ class ChallengerSettings(Settings):
     share: float = Field(0.1, ge=0, le=1, description="of users; of requests where they name no user")
     salt: str = Field("", description="another one draws other users")
     waiting: PositiveInt = Field(64, description="shadow: requests that wait for it; more are dropped and counted")
+    waiting_mib: PositiveInt = Field(16, description="shadow: memory of those; what exceeds it is dropped likewise")
 
 
 class ServeConfig(Settings):

@@ -54,7 +54,7 @@ class Answer:
         stages: seconds by stage.
         variant: who ranked it: `champion`, `challenger` or `shadow`.
         unusual: as `Ranker.unusual`.
-        size: bytes of the body that asked for it.
+        asked: the body that asked for it.
     """
 
     body: bytes
@@ -68,7 +68,7 @@ class Answer:
     stages: dict[str, float]
     variant: str
     unusual: dict[str, int] = field(default_factory=dict)
-    size: int = 0
+    asked: bytes = b""
 
 
 class Listed(msgspec.Struct, gc=False):
@@ -86,13 +86,13 @@ class ListedWithTasks(Listed, gc=False):
 
 @dataclass(frozen=True)
 class Asked:
-    """A body that was read: its envelope, the request itself as raw JSON, and how many bytes it had."""
+    """A body that was read: its envelope, the request itself as raw JSON, and the body."""
 
     raw: dict[str, Any]
     request_id: str
     top_k: int | None
     stages: Stages
-    size: int = 0
+    body: bytes = b""
 
 
 def read_body(body: bytes) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def read_request(body: bytes) -> Asked:
     raw = read_body(body)
     request_id, top_k = _envelope(raw)
     stages.end("decode")
-    return Asked(raw, request_id, top_k, stages, len(body))
+    return Asked(raw, request_id, top_k, stages, body)
 
 
 def rank(
@@ -227,5 +227,5 @@ def _respond(
     stages.end("respond")
     body = with_times(listed, stages)
     version, scores = ranker.model_version, scores_NH[:, 0]
-    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual, asked.size
+    known = asked.raw, request, encoded, order, scores, stages.seconds, variant, unusual, asked.body
     return Answer(body, asked.request_id, version, *known)

@@ -56,6 +56,7 @@ class Ranking:
                 lambda: self.pool.taken > 0,
                 config.limits,
                 settings.waiting,
+                settings.waiting_mib,
                 on_scored,
                 on_drop=metrics.shadow_dropped.inc,
                 on_failure=metrics.challenger_failed.inc,

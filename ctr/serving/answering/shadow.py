@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from ctr.serving.answering.answers import Answer, Asked, Stages, rank
+from ctr.serving.answering.answers import Answer, rank, read_request
 from ctr.serving.ranker import Ranker
 from features.encoding.request import Limits
 from features.store.served_schema import SHADOW
@@ -26,7 +27,8 @@ class Shadow:
         challenger: the version that scores; None where there is none now.
         busy: whether rankings run or wait.
         limits: of requests.
-        waiting: answers that wait; more are dropped.
+        waiting: requests that wait; more are dropped.
+        waiting_mib: memory of those that wait; what exceeds it is dropped likewise.
         on_scored: called with what the challenger would have answered, under the same request id.
         on_drop: called for each request that is dropped.
         on_failure: called for each request that the challenger could not rank.
@@ -38,13 +40,16 @@ class Shadow:
         busy: Callable[[], bool],
         limits: Limits,
         waiting: int,
+        waiting_mib: int,
         on_scored: Callable[[Answer], None],
         on_drop: Callable[[], None],
         on_failure: Callable[[], None],
     ) -> None:
         self._challenger, self._busy, self._limits = challenger, busy, limits
         self._on_scored, self._on_drop, self._on_failure = on_scored, on_drop, on_failure
-        self._queue: queue.Queue[Answer | None] = queue.Queue(waiting)
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(waiting)
+        self._room = waiting_mib * 2**20  # bytes that may still wait
+        self._counting = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._score_all, name="shadow", daemon=True)
 
@@ -54,9 +59,20 @@ class Shadow:
 
     def add(self, answered: Answer) -> None:
         """Score this too, or drop it where the queue is full."""
+        size = len(answered.asked)
+        with self._counting:
+            fits = size <= self._room
+            if fits:
+                self._room -= size
+        if not fits:
+            self._on_drop()
+            return
+        # As the champion answered: the same instant, and as many of the best.
+        known = answered.request_id, len(answered.order), answered.request.time
         try:
-            self._queue.put_nowait(answered)
+            self._queue.put_nowait(_Waiting(answered.asked, *known))
         except queue.Full:
+            self._free(size)
             self._on_drop()
 
     def close(self) -> None:
@@ -73,24 +89,51 @@ class Shadow:
         with suppress(AttributeError, OSError):  # Linux alone has priorities of threads
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while not self._stopping.is_set():
-            answered = self._queue.get()
+            waiting = self._take()
             while self._busy() and not self._stopping.is_set():
                 time.sleep(LOOK_SECONDS)
-            if answered is None:
+            if waiting is None:
                 continue
             if self._stopping.is_set():
                 self._on_drop()
             else:
-                self._score(answered)
+                self._score(waiting)
 
-    def _score(self, answered: Answer) -> None:
+    def _take(self) -> _Waiting | None:
+        """The next that waits, which waits no longer; None where the end is near."""
+        waiting = self._queue.get()
+        if waiting is not None:
+            self._free(len(waiting.body))
+        return waiting
+
+    def _free(self, size: int) -> None:
+        with self._counting:
+            self._room += size
+
+    def _score(self, waiting: _Waiting) -> None:
         ranker = self._challenger()
         if ranker is None:
             return
-        # As the champion answered: the same instant, and as many of the best.
-        asked = Asked(answered.raw, answered.request_id, len(answered.order), Stages(), answered.size)
+        asked = replace(read_request(waiting.body), request_id=waiting.request_id, top_k=waiting.top_k)
         try:
-            self._on_scored(rank(ranker, asked, self._limits, variant=SHADOW, moment=answered.request.time))
+            self._on_scored(rank(ranker, asked, self._limits, variant=SHADOW, moment=waiting.moment))
         except Exception as error:
             log.warning("the shadow could not rank a request: %s", error)
             self._on_failure()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A request that waits, as bytes: what is read of them takes up to twenty times their memory.
+
+    Args:
+        body: that asked.
+        request_id: of the answer.
+        top_k: how many were ranked.
+        moment: as of `rank`.
+    """
+
+    body: bytes
+    request_id: str
+    top_k: int
+    moment: int | None

@@ -67,7 +67,7 @@ class ServedLog:
 
     def add(self, answer: Answer) -> None:
         """Log an answer, or drop it where the queue is full."""
-        size = JSON_FACTOR * answer.size + sum(values.nbytes for values in graph_inputs(answer.encoded).values())
+        size = JSON_FACTOR * len(answer.asked) + sum(values.nbytes for values in graph_inputs(answer.encoded).values())
         with self._counting:
             fits = size <= self._room
             if fits:
@@ -78,7 +78,7 @@ class ServedLog:
         # What the log does not need would be most of what waits.
         request = replace(answer.request, past=None, history=(), history_events={}, candidate_columns={})
         try:
-            self._queue.put_nowait((time.time(), replace(answer, body=b"", raw={}, request=request), size))
+            self._queue.put_nowait((time.time(), replace(answer, body=b"", asked=b"", raw={}, request=request), size))
         except queue.Full:
             self._free(size)
             self._on_drop()

@@ -22,7 +22,7 @@ from features.encoding.raw_values import WholeIds
 from features.encoding.request import Request
 
 
-def answer(name: str = "r", size: int = 100) -> Answer:
+def answer(name: str = "r", asked: bytes = b"{}") -> Answer:
     return Answer(
         body=b"{}",
         request_id=name,
@@ -31,7 +31,7 @@ def answer(name: str = "r", size: int = 100) -> Answer:
         variant="champion",
         request=Request(candidates=WholeIds([1, 2]), history=(3,), user="u"),
         stages={},
-        size=size,
+        asked=asked,
         encoded=EncodedRequest(
             user={},
             context={},
@@ -106,10 +106,10 @@ def test_what_waits_is_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.
     log = ServedLog(LogSettings(folder=tmp_path, waiting_mib=1), lambda: dropped.append(1))
     third = 2**20 // 3 // served_log.JSON_FACTOR - 100
     for _ in range(4):
-        log.add(answer(size=third))
+        log.add(answer(asked=bytes(third)))
     assert len(dropped) == 1
     log._take(*log._queue.get())  # what was taken makes room
-    log.add(answer(size=third))
+    log.add(answer(asked=bytes(third)))
     assert len(dropped) == 1
     log.close()
 
@@ -120,9 +120,9 @@ def test_what_a_full_queue_turned_away_takes_no_room(tmp_path: Path, monkeypatch
     log = ServedLog(LogSettings(folder=tmp_path, waiting=1, waiting_mib=1), lambda: dropped.append(1))
     third = 2**20 // 3 // served_log.JSON_FACTOR - 100
     for _ in range(4):
-        log.add(answer(size=third))
+        log.add(answer(asked=bytes(third)))
     log._take(*log._queue.get())
-    log.add(answer(size=2 * third))
+    log.add(answer(asked=bytes(2 * third)))
     assert len(dropped) == 3
     log.close()
 
@@ -134,10 +134,11 @@ def test_arrays_count_among_the_bytes_and_what_the_log_does_not_need_is_let_go(
     monkeypatch.setattr(ServedLog, "_write_parts", lambda self: None)
     log = ServedLog(LogSettings(folder=tmp_path, waiting_mib=1), lambda: dropped.append(1))
     wide = replace(answer().encoded, candidate={"rate": np.zeros(2**18 + 1, np.float32)})
-    log.add(replace(answer(), encoded=wide))
+    log.add(replace(answer(asked=b"{}"), encoded=wide))
     log.add(answer())
     assert len(dropped) == 1
     _, waits, _ = log._queue.get()
+    assert waits.asked == b""
     assert (waits.body, waits.raw, waits.request.history, waits.request.past) == (b"", {}, (), None)
     log.close()
 
