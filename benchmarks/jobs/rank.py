@@ -134,7 +134,7 @@ def times(
     data = FeatureSet.open(Path(feature_set))
     calls: dict[str, Callable[[], object]] = {}
     for name, path in bundles.items():
-        calls |= _calls_of_bundle(name, Path(path), candidates, threads)
+        calls |= calls_of_bundle(name, Path(path), candidates, threads)
     for name, preset in eager.items():
         calls[name] = _eager_call(data, preset, sizes, candidates, threads)
     for name, path in graphs.items():
@@ -183,7 +183,18 @@ def quantiles(milliseconds: list[float]) -> dict[str, float | None]:
     }
 
 
-def _calls_of_bundle(name: str, path: Path, candidates: int, threads: int) -> dict[str, Callable[[], object]]:
+def calls_of_bundle(name: str, path: Path, candidates: int, threads: int) -> dict[str, Callable[[], object]]:
+    """What is timed of one of our bundles, by name: the model, all but reading JSON and the model, and the whole path.
+
+    Args:
+        name: of the bundle.
+        path: its folder.
+        candidates: N of the request, whose history is as long as it may be.
+        threads: of the model.
+
+    Raises:
+        ValueError: the request is not full, or has candidates that the model does not know.
+    """
     from ctr.serving.answering.answers import Asked, Stages, answer, rank
     from ctr.serving.ranker import Ranker
     from features.encoding.request import Limits, parse_request

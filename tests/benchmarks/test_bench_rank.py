@@ -12,12 +12,13 @@ from typing import Any
 
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 
 from benchmarks import bench_rank
 from benchmarks.bench_rank import RankBench
 from benchmarks.harness.measured import Measured
 from benchmarks.jobs import rank_peers
-from benchmarks.jobs.rank import alternate, quantiles
+from benchmarks.jobs.rank import alternate, calls_of_bundle, quantiles
 from ctr.serving.ranker import open_session
 from features.errors import ConfigError
 from pipelines.cli.commands import main
@@ -67,6 +68,14 @@ def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
     more = by_name["QIN+"]["p50_ms"] / by_name["QIN"]["p50_ms"]
     assert ratios["qin_plus_over_qin_time_n20_t1"] == pytest.approx(more, abs=0.01)
     assert ratios["qin_share_of_products_n20_t1"] > 0
+    # Of the whole path, that row leaves out reading JSON and the model alone.
+    calls = calls_of_bundle("QIN", tmp_path / "qin", 20, 1)
+    monkeypatch.setattr(InferenceSession, "run", None)
+    answered: Any = calls["QIN, parse, encode and respond"]()
+    assert list(answered.stages) == ["encode", "model", "respond"]
+    assert len(json.loads(answered.body)["ranked"]) == 20
+    with pytest.raises(TypeError):
+        calls["QIN, from JSON to JSON"]()
 
 
 def test_calls_take_turns_and_slow_ones_are_made_five_times():
