@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+from statistics import median
 from threading import Event
 from typing import Any
 
@@ -38,6 +40,7 @@ FALLBACK_MS = 50.0
 PATIENT_MS = 10_000.0  # of all servers but that with a fallback: what waits long is seen as latency, not as an error
 ALLOWED_FACTOR, ALLOWED_MS = 1.5, 2.0  # the server's p99 may be so many times the model's, and so much more
 WARM_UP = 50
+STARTS = 3
 LOAD = f"{send_alone.__module__}:send_alone"
 Say = Callable[[str], object]
 SIZING = {
@@ -63,7 +66,19 @@ AT_A_RATE = {
     "fallbacks": "popular",
     "changes": "changes",
 }
-MEMORY = {"name": "memory", "requests": "requests", "resident_mib": "resident MiB", "errors": "errors"}
+MEMORY = {
+    "name": "memory",
+    "requests": "requests",
+    "resident_mib": "resident MiB",
+    "errors": "errors",
+    "log_dropped": "not logged",
+}
+START = {
+    "name": "start",
+    "ready_s": "s until ready",
+    "resident_mib": "resident MiB",
+    "beside_table_mib": "without the table",
+}
 
 
 @dataclass(frozen=True)
@@ -116,11 +131,15 @@ def run(work: Path, say: Say, settings: ServeBench) -> Report:
     results = [*one, *bench.processes()]
     rate = plain[0]["rate"]
     rated = [*plain, bench.shadow(rate), bench.logged(rate), bench.overloaded(rate / SHARE)]
-    memory = bench.memory()
+    memory, start = bench.memory(), bench.start()
     report = Report(results, ratios(results, rated, memory, settings), SIZING)
-    return report.with_section(
-        Section(f"{settings.under_load} candidates at a rate of requests/s; times in ms", rated, AT_A_RATE)
-    ).with_section(Section("memory over requests of all sizes in turn", memory, MEMORY))
+    return (
+        report.with_section(
+            Section(f"{settings.under_load} candidates at a rate of requests/s; times in ms", rated, AT_A_RATE)
+        )
+        .with_section(Section("memory over requests of all sizes in turn, the served log on", memory, MEMORY))
+        .with_section(Section("a start on a host where the hashes were compared before", start, START))
+    )
 
 
 def ratios(
@@ -207,17 +226,39 @@ class _Bench:
             return self._rated(server, "overloaded", OVERLOAD * most, CROWD)
 
     def memory(self) -> list[dict[str, Any]]:
-        """Resident memory after no request, half of them, and all of them."""
-        bodies = self._bodies(self._settings.candidates)
+        """Resident memory after no request, half of them, and all of them, while all are logged."""
+        bodies, logged = self._bodies(self._settings.candidates), self._work / "logged-all"
         half = self._settings.requests // 2
-        with self._served() as server:
-            rows = [{"name": "after", "requests": 0, "resident_mib": server.resident_mib(), "errors": 0}]
-            for done in (half, 2 * half):
-                sent = measure(LOAD, port=server.port, bodies=str(bodies), connections=CLIENTS, requests=half).result
-                row = {"requests": done, "resident_mib": server.resident_mib(), "errors": sent["errors"]}
+        rows = []
+        with self._served(log__folder=logged) as server:
+            for done in (0, half, 2 * half):
+                errors = 0
+                if done:
+                    sent = measure(LOAD, port=server.port, bodies=str(bodies), connections=CLIENTS, requests=half)
+                    errors = sent.result["errors"]
+                mib, dropped = server.resident_mib(), int(server.metric(LOG_DROPPED))
+                row = {"requests": done, "resident_mib": mib, "errors": errors, "log_dropped": dropped}
                 rows.append({"name": "after", **row})
-                self._say(f"after {done:,} requests {row['resident_mib']:.1f} MiB")
+                self._say(f"after {done:,} requests {mib:.1f} MiB")
+        mib = sum(part.stat().st_size for part in logged.iterdir()) / 2**20
+        shutil.rmtree(logged)  # of 100,000 requests it would fill the folder
+        self._say(f"the log had {mib:.1f} MiB")
         return rows
+
+    def start(self) -> list[dict[str, Any]]:
+        """Seconds from the start of one process to the first 200 of the ready route, and its memory then."""
+        seconds, resident, beside = list[float](), list[float](), list[float]()
+        for _ in range(STARTS):
+            began = time.perf_counter()
+            with self._served() as server:
+                while not server.is_ready():
+                    time.sleep(POLL_SECONDS / 10)
+                seconds.append(time.perf_counter() - began)
+                resident.append(server.resident_mib())
+                beside.append(server.beside_table_mib())
+        self._say(f"ready after {median(seconds):.2f} s with {median(beside):.1f} MiB beside the table")
+        row = {"ready_s": median(seconds), "resident_mib": median(resident), "beside_table_mib": median(beside)}
+        return [{"name": f"median of {STARTS}", **row}]
 
     def _fast(self, server: Served, size: int, processes: int) -> dict[str, Any]:
         bodies = self._warm(server, size)

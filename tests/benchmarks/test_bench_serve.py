@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.harness import wrk
 from benchmarks.harness.measured import Measured
 from benchmarks.harness.served import Served, served
 from ctr.serving.answering.versions import PointerSource
+from ctr.serving.bundle import ITEM_TABLE
 from ctr.serving.server.app import Server
 from ctr.serving.settings import ServeConfig
 from features.contract.settings import merge
@@ -58,7 +60,13 @@ def test_every_load_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bench_serve, "measure", call)
     monkeypatch.setattr(wrk, "measure", call)
     monkeypatch.setattr(wrk.shutil, "which", lambda name: None)
-    monkeypatch.setattr(bench_serve, "served", as_thread)
+    folders: list[str] = []
+
+    def noted(*how: Any, **settings: Any) -> Any:
+        folders.append(str(settings.get("log__folder", "")))
+        return as_thread(*how, **settings)
+
+    monkeypatch.setattr(bench_serve, "served", noted)
     monkeypatch.setattr(bench_serve, "CHANGE_SECONDS", 0.05)
     monkeypatch.setattr(bench_serve, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(bench_serve, "WARM_UP", 10)
@@ -67,7 +75,7 @@ def test_every_load_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(row["requests_per_s"] > 0 and row["errors"] == 0 and row["tool"] == "own" for row in report.results)
     for row in report.results:
         assert row["requests_per_s_core"] == pytest.approx(1e3 / row["cpu_ms"])
-    rated, memory = report.sections
+    rated, memory, start = report.sections
     assert [row["name"] for row in rated.results] == [
         "alone", "versions replaced", "items upserted", "shadow", "logged", "overloaded"
     ]  # fmt: skip
@@ -81,6 +89,13 @@ def test_every_load_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert by_name["versions replaced"]["changes"] >= 1 and by_name["items upserted"]["changes"] >= 1
     assert [row["requests"] for row in memory.results] == [0, 20, 40]
     assert all(row["resident_mib"] > 50 for row in memory.results)
+    assert [row["log_dropped"] for row in memory.results] == [0, 0, 0]
+    assert folders[-4:] == [str(tmp_path / "logged-all"), "", "", ""], "memory is watched with the log on"
+    assert not (tmp_path / "logged-all").exists()
+    (row,) = start.results
+    assert 0 < row["ready_s"] < 100
+    assert row["resident_mib"] > 50
+    assert row["beside_table_mib"] > 50
 
 
 def test_claims_by_hand():
@@ -120,6 +135,17 @@ def test_what_goes_on_meanwhile_is_done_again_and_its_error_is_raised():
 
     with pytest.raises(OSError, match="refused"), meanwhile(fail, 0.01):
         pass
+
+
+def test_pages_of_an_item_table_are_told_apart(tmp_path: Path):
+    """Here the process itself stands for a server."""
+    held, size = Served(0, os.getpid()), 64 * 2**20
+    (tmp_path / ITEM_TABLE).write_bytes(bytes(size))
+    resident, beside = held.resident_mib(), held.beside_table_mib()
+    with (tmp_path / ITEM_TABLE).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as table:
+        assert sum(table[place] for place in range(0, size, 4096)) == 0
+        assert held.resident_mib() - resident > 50
+        assert abs(held.beside_table_mib() - beside) < 10
 
 
 def test_a_server_that_ends_says_why(tmp_path: Path):

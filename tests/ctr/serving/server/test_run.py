@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.served import Served
 from ctr.serving.server.run import check_address, run_server
 from features.errors import ConfigError
 from tests.ctr.serving.shop import REQUEST
 
 START_SECONDS = 120
+MOST_MIB = 250  # without the item table
 
 
 @pytest.fixture
@@ -127,6 +129,26 @@ def test_processes_share_a_socket_and_their_metrics(start):
     while counted() != "quadrank_candidates_total 50.0":  # a request is counted once its answer has left
         assert time.monotonic() < latest, counted()
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.timeout(START_SECONDS)
+def test_a_server_that_has_ranked_is_small_and_holds_no_training(start):
+    server, address = start()
+    assert post(address, REQUEST)["state"] == "ok"
+    held = Served(int(address.rsplit(":", 1)[1]), server.pid)
+    assert held.is_ready()
+    assert held.beside_table_mib() < MOST_MIB
+    mapped = Path(f"/proc/{server.pid}/maps").read_text()
+    assert "/onnxruntime/" in mapped
+    assert not re.search(r"/(torch|pandas|sklearn|scipy|numba)/", mapped)
+
+
+def test_nothing_of_a_server_imports_what_trains():
+    code = "import sys, pipelines.cli.serving, pipelines.serving.serve; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ctr.serving.server.app" in loaded
+    assert not {"torch", "pandas", "mlflow", "optuna", "sklearn", "scipy", "matplotlib"} & set(loaded)
 
 
 def test_who_is_told_the_port_can_call_it_at_once():
