@@ -107,6 +107,9 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
         return Removal(kind, name, path.relative_to(root).as_posix(), bytes_of(path), lambda: _away(path))
 
     for name in names_of(workspace):
+        # First, for a folder that goes is named as what a killed removal of it left.
+        for path in leftovers(workspace, name):
+            yield of_path("staging", name, path)
         yield from _versions(registry, name, found, keep)
         for kind, folder in (("bundle", workspace.bundles(name)), ("feature set", workspace.feature_sets / name)):
             for path in sorted(folder.glob("[!.]*")):
@@ -114,8 +117,6 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
                     yield of_path(kind, name, path)
         for path in _unused_apart(workspace.apart.feature_sets / name, found):
             yield replace(of_path("feature set", name, path), remove=partial(_away_with_pointer, path))
-        for path in leftovers(workspace, name):
-            yield of_path("staging", name, path)
         for path in sorted(workspace.bundles(name).glob(f"*{VERDICT}")):
             bundle = path.with_name(path.name.removesuffix(VERDICT))
             if not bundle.is_dir() or bundle not in found:

@@ -6,8 +6,10 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from ctr.reporting.mlflow_registry import Version
 from ctr.reporting.outbox import Outbox
 from features.errors import StoreAwayError
 from pipelines.operate.cleaning import clean
+from pipelines.operate.uses import Uses, uses
 from pipelines.workspace import Workspace
 from tests.pipelines.operate.places import FakeRegistry, add_bundle, add_feature_set, add_run, run_id
 
@@ -160,7 +163,7 @@ def test_the_run_of_an_alias_on_a_variant_stays_whole(
 def test_a_bundle_that_was_in_use_last_stays_for_a_rollback(workspace: Workspace, days: list[str]) -> None:
     moves = [{"from": None, "to": days[0]}, {"from": days[0], "to": days[1]}]
     history = "".join(json.dumps(move) + "\n" for move in moves)
-    (workspace.bundles("shop") / "HISTORY.jsonl").write_text(history)
+    (workspace.bundles("shop") / "HISTORY.jsonl").write_text(history + '{"from": "half a line')
     found = unused(workspace)
     assert f"bundles/shop/{days[1]}" not in found and f"bundles/shop/{days[0]}" in found
 
@@ -172,6 +175,59 @@ def test_files_of_a_version_that_stays_are_not_removed_with_another(
     registry.listed["quadrank-shop"] = versions
     cleaned(workspace, yes=True)
     assert registry.removed == [("quadrank-shop", "1", False)]
+
+
+def test_files_of_versions_that_all_go_are_removed_once(
+    workspace: Workspace, days: list[str], registry: FakeRegistry
+) -> None:
+    kept, *gone = (Version(number, days[3], run, ()) for number, run in (("3", "m"), ("2", "same"), ("1", "same")))
+    registry.listed["quadrank-shop"] = [kept, *gone]
+    done = cleaned(workspace, yes=True)
+    assert registry.removed == [("quadrank-shop", "2", True), ("quadrank-shop", "1", False)]
+    assert [one["bytes"] for one in done["removed"] if one["kind"] == "registered version"] == [100, 0]
+
+
+def test_what_a_job_began_to_use_after_the_list_was_made_stays(
+    workspace: Workspace, days: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def used_since(*asked: Any) -> Uses:
+        found = uses(*asked)
+        (workspace.bundles("shop") / "CURRENT").write_text(days[0])
+        return found
+
+    monkeypatch.setattr("pipelines.operate.cleaning.uses", used_since)
+    done = cleaned(workspace, yes=True)
+    assert f"bundles/shop/{days[0]}" in [one["what"] for one in done["unused"]]
+    assert not [one["what"] for one in done["removed"] if days[0] in one["what"] or "set-0" in one["what"]]
+    assert (workspace.bundles("shop") / days[0]).is_dir()
+
+
+def test_a_folder_is_out_of_sight_before_any_of_it_is_gone_and_goes_though_such_a_one_was_left(
+    workspace: Workspace, days: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed while it removes a feature set, which is built again before the next one comes."""
+    sets = workspace.feature_sets / "shop"
+
+    def killed(path: Path) -> None:
+        if path.parent == sets:
+            raise KeyboardInterrupt
+        shutil.rmtree(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipelines.operate.cleaning.shutil", SimpleNamespace(rmtree=killed))
+        cleaned(workspace, yes=True)
+    assert not (sets / "set-0").exists() and (sets / ".removed-set-0" / "rows.arrow").is_file()
+    os.utime(add_feature_set(workspace, "set-0"), (1000, 1000))
+    cleaned(workspace, yes=True)
+    assert [path.name for path in sets.iterdir()] == ["set-3"]
+
+
+def test_a_run_belongs_to_its_contract_though_the_name_has_dashes(workspace: Workspace, registry: FakeRegistry) -> None:
+    for days_ago in (20, 10):
+        add_run(workspace, run_id(days_ago, "my-shop"), "a", name="my-shop")
+    with workspace.lock("my-shop"):
+        done = cleaned(workspace, yes=True)
+    assert (done["removed"], done["skipped"]) == ([], ["my-shop"])
 
 
 def test_the_optimiser_state_behind_a_bundle_in_use_stays(workspace: Workspace, days: list[str]) -> None:
