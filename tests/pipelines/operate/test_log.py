@@ -32,6 +32,17 @@ def test_messages_go_to_people_to_the_file_and_to_the_run(tmp_path: Path) -> Non
     assert all(one["time"].endswith("+00:00") for one in read)
 
 
+def test_another_run_gets_what_was_said_since_it_began(tmp_path: Path) -> None:
+    """Such as one that begins in place of a run whose checkpoint is damaged."""
+    console = LoggedConsole(None, file=io.StringIO())
+    console.print("built")
+    for name in ("first", "second"):
+        console.belongs_to(tmp_path / name)
+        console.print(f"{name} begins")
+    assert [one["message"] for one in lines(tmp_path / "first" / "log.jsonl")] == ["built", "first begins"]
+    assert [one["message"] for one in lines(tmp_path / "second" / "log.jsonl")] == ["second begins"]
+
+
 def test_without_a_file_the_run_alone_has_the_log(tmp_path: Path) -> None:
     console = LoggedConsole(None, file=io.StringIO())
     console.belongs_to(tmp_path)

@@ -32,12 +32,14 @@ def test_outboxes_of_runs_are_sent_the_oldest_first(tmp_path: Path, store: Store
 
 
 def test_what_cannot_be_sent_yet_is_counted_with_the_reason(tmp_path: Path, store: Store) -> None:
-    folder = tmp_path / "runs" / "a" / "outbox"
-    folder.parent.mkdir(parents=True)
-    Outbox(folder).append(tag("a"))
+    for run in ("a", "b"):
+        folder = tmp_path / "runs" / run / "outbox"
+        folder.parent.mkdir(parents=True)
+        Outbox(folder).append(tag(run))
     store.away = True
     sent = send_waiting(Workspace(tmp_path))
-    assert (sent.entries, sent.waiting, sent.away) == (0, 1, "server: does not answer")
+    assert (sent.entries, sent.waiting, sent.away) == (0, 2, "server: does not answer")
+    assert store.calls == 1, "each asking of a store that is away may take a timeout"
 
 
 def test_a_job_that_may_tell_later_does_not_ask(tmp_path: Path, store: Store) -> None:
