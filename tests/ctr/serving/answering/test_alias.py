@@ -30,9 +30,10 @@ def test_an_alias_names_the_bundle_of_its_model_version(tracking, tmp_path):
     answers[ALIAS] = {"model_version": {"version": "3", "tags": [{"key": "model_version", "value": "run-3"}]}}
     with pytest.raises(DataError, match="'run-3' is not in"):
         source.wanted()
-    (tmp_path / "shop" / "run-3").mkdir(parents=True)
+    for folder in ("shop", "other"):
+        (tmp_path / folder / "run-3").mkdir(parents=True)
     assert source.wanted() == tmp_path / "shop" / "run-3"
-    answers[ALIAS] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../shop/run-3"}]}}
+    answers[ALIAS] = {"model_version": {"version": "4", "tags": [{"key": "model_version", "value": "../other/run-3"}]}}
     assert source.wanted() == tmp_path / "shop" / "run-3", "no path leads out of the folder of bundles"
 
 

@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ctr.serving.answering.assignment import meets_challenger
+from ctr.serving.answering.challenger import Challenger
 from ctr.serving.answering.versions import PointerSource
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server
@@ -163,6 +164,22 @@ def test_a_damaged_challenger_stays_refused_while_its_pointer_cannot_be_read(sho
         point_at(shop / "challenger", "second")
         challenger.refresh()
         assert number(client, "quadrank_challenger_refused_total") == 1
+
+
+def test_a_challenger_that_the_machine_had_no_memory_for_is_tried_again(shop):
+    """As a version of the champion's: what is wrong with a bundle stays so, what the machine lacked may be there."""
+    faults, refused = [MemoryError("no memory")], list[str]()
+
+    def load(path: Path) -> Ranker:
+        if faults:
+            raise faults.pop()
+        return Ranker.load(path)
+
+    config = serve_config(challenger=ChallengerSettings(bundle=shop / "challenger" / "CURRENT"))
+    challenger = Challenger(config, load, on_refusal=lambda path, reason: refused.append(reason))
+    assert challenger.current is None
+    challenger.refresh()
+    assert challenger.current is not None and refused == ["no memory"]
 
 
 def test_it_follows_its_own_pointer_and_the_champion_follows_its_own(shop):

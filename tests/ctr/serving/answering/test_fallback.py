@@ -123,6 +123,17 @@ def test_a_count_where_there_is_no_rate(bundles, without_scores):
         assert items(client.post("/v1/rank", json={"candidates": given}).json()) == [110, 112, 114]
 
 
+def test_a_rate_of_a_further_label_is_no_popularity(bundles, without_scores, rates):
+    client, server = client_of(bundles)
+    with client:
+        encoder = server.versions.current.encoder
+        counters = encoder.contract.counters
+        bought = {"bought_rate": counters["item_rate"].model_copy(update={"label": "bought"}), **counters}
+        object.__setattr__(encoder, "contract", encoder.contract.model_copy(update={"counters": bought}))
+        answer = client.post("/v1/rank", json={"candidates": REQUEST["candidates"]}).json()
+        assert items(answer) == sorted(REQUEST["candidates"], key=lambda item: -rates[item])
+
+
 def reasons(client: TestClient) -> dict[str, float]:
     lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("quadrank_fallbacks_total{")]
     return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}

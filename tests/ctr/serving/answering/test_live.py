@@ -206,6 +206,9 @@ def test_the_newest_event_that_counts_is_told(earlier: Any) -> None:
     assert live.newest == at(99)
     live.fold()
     assert live.newest == at(119)
+    live.add(events(stars_log()[110:111]))
+    live.fold()
+    assert live.newest == at(119), "an older one that comes later"
 
 
 def test_the_thread_folds_and_a_fault_does_not_end_it(earlier: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,13 @@ def test_a_full_database_says_so(tmp_path: Path, contract: Contract, note: Note)
     store.close()
 
 
+def test_the_database_may_grow_as_the_settings_say(tmp_path: Path, note: Note) -> None:
+    stores = Stores(PastsSettings(kind="lmdb", folder=tmp_path / "pasts", size_mib=16), note)
+    assert isinstance(stores._store, LmdbStore)
+    assert stores._store.environment.info()["map_size"] == 16 * MIB
+    stores.close()
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"pasts\.folder: .* cannot be opened"):

@@ -211,6 +211,16 @@ def test_after_a_pause_one_caller_tries_the_server_again() -> None:
     assert [breaker.may_try() for _ in range(3)] == [True] * 3
 
 
+def test_settings_are_told_in_the_units_of_the_store(note: Note) -> None:
+    """Nothing is connected before it is asked."""
+    stores = Stores(PastsSettings(kind="redis", timeout_ms=40, pause_ms=500, ttl="2h"), note)
+    assert isinstance(stores._store, RedisStore)
+    assert (stores._store.ttl, stores._store.breaker._pause) == (7200, 0.5)
+    waits = stores._store.readers.connection_pool.connection_kwargs
+    assert (waits["socket_timeout"], waits["socket_connect_timeout"]) == (0.02, 0.02)
+    stores.close()
+
+
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"pasts\.url: .*Write e\.g\. redis://"):
         Stores(PastsSettings(kind="redis", url="127.0.0.1:6379"), print)

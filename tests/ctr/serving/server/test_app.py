@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from ctr.serving.answering.answers import Stages
 from ctr.serving.answering.answers import answer as answer_body
-from ctr.serving.answering.versions import AliasSource
+from ctr.serving.answering.versions import AliasSource, Versions
+from ctr.serving.bundle import open_bundle
 from ctr.serving.ranker import Ranker
 from ctr.serving.server.app import Server, token_of
 from ctr.serving.settings import LogSettings, QueueSettings
@@ -118,6 +120,9 @@ def test_a_large_body_is_refused(shop, chunked):
     with client_of(shop, max_body_kib=2)[0] as client:
         answer = client.post("/v1/rank", content=iter([body[:1500], body[1500:]]) if chunked else body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+        whole = json.dumps(REQUEST).encode().ljust(2048)  # exactly at the limit
+        answer = client.post("/v1/rank", content=iter([whole[:1000], whole[1000:]]) if chunked else whole)
+        assert answer.status_code == 200
 
 
 def test_a_fault_of_ours_says_nothing_of_the_machine(shop, monkeypatch):
@@ -150,13 +155,25 @@ def test_what_would_be_answered_too_late_is_not_ranked(shop, monkeypatch):
         assert 'quadrank_shed_total{reason="late"} 1.0' in client.get("/metrics").text
 
 
-def test_the_metrics_tell_candidates_scores_and_the_models_age(client):
+def test_the_metrics_tell_candidates_scores_and_the_models_age(client, shop):
     scores = [entry["score"] for entry in client.post("/v1/rank", json=REQUEST).json()["ranked"]]
     lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#"))
     assert float(lines["quadrank_candidates_total"]) == 5
     assert float(lines["quadrank_scores_sum_total"]) == pytest.approx(sum(scores), rel=1e-5)
     assert 0 < float(lines["quadrank_model_age_seconds"]) < 3600
     assert float(lines['quadrank_seconds_count{stage="model"}']) == 1
+    windows = open_bundle(shop / "first").manifest.windows.values()
+    newest = max(window.last_time for window in windows)
+    assert min(window.last_time for window in windows) < newest
+    assert float(lines["quadrank_model_data_end_seconds"]) == newest / 1e6
+
+
+def test_a_stage_ends_where_the_next_one_begins(monkeypatch):
+    stages, moments = Stages(_since=1.0), iter([3.0, 7.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+    stages.end("decode")
+    stages.end("encode")
+    assert stages.seconds == {"decode": 2.0, "encode": 4.0}
 
 
 def test_the_metrics_tell_how_long_the_pointer_was_not_read(shop, monkeypatch):
@@ -191,6 +208,16 @@ def test_the_next_version_answers_after_a_refresh_and_the_one_before_after_a_rol
         rolled_back = client.post("/v1/rollback", headers={"authorization": f"Bearer {TOKEN}"})
         assert rolled_back.json() == {"model_version": "first"} and version() == "first"
         assert not server.versions.refresh(), "the pointer still names the version that was rolled back"
+
+
+def test_what_was_answered_warms_the_next_version_up(shop, monkeypatch):
+    client, server = client_of(shop)
+    warmed: list[Any] = []
+    with client:
+        client.post("/v1/rank", json=REQUEST | {"id": "r1"})
+        monkeypatch.setattr(Versions, "_warm", lambda versions, ranker: warmed.extend(versions._recent))
+        point_at(shop, "second")
+        assert server.versions.refresh() and warmed == [REQUEST]
 
 
 def test_a_changed_bundle_is_refused_and_the_one_before_answers_on(shop):
@@ -280,7 +307,8 @@ def test_hashed_users_need_a_key_and_never_show_the_id(shop, tmp_path, monkeypat
         client.post("/v1/rank", json=REQUEST)
     (part,) = (tmp_path / "served").iterdir()
     (user,) = pq.read_table(part)["user"].to_pylist()
-    assert len(user) == 32 and user != "u3"
+    # From `printf u3 | openssl dgst -sha256 -hmac k`: without the key nobody can try ids out.
+    assert user == "d9d10ef68c98a0be877437b74a831e6c"
 
 
 def test_the_document_is_served_and_needs_nothing_from_elsewhere(client):

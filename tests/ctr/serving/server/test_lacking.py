@@ -63,6 +63,12 @@ def test_a_request_without_a_user_or_a_past_says_so_and_strict_refuses_it(bundle
     assert strict.post("/v1/rank", json=whole).status_code == 200
 
 
+def test_a_time_of_exactly_a_day_from_now_is_the_first_that_is_refused(client, monkeypatch):
+    monkeypatch.setattr(time, "time_ns", lambda: 1_800_000_000 * 10**9)
+    times = (1_800_086_399, 1_800_086_400)
+    assert [client.post("/v1/rank", json=REQUEST | {"time": one}).status_code for one in times] == [200, 400]
+
+
 def test_a_time_beyond_a_day_from_now_is_refused(client):
     now = int(time.time())
     assert client.post("/v1/rank", json=REQUEST | {"time": now + 86_000}).status_code == 200

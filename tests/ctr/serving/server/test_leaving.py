@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -19,6 +21,7 @@ from starlette.testclient import TestClient
 from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
 from ctr.serving.server.run import example
+from ctr.serving.termination import on_termination
 from tests.ctr.serving.shop import serve_config
 
 START_SECONDS = 120
@@ -64,6 +67,18 @@ def test_it_is_not_ready_answers_on_and_ends_and_its_example_works(bundles: Path
     finally:
         server.kill()
         server.wait()
+
+
+def test_after_the_block_the_signal_does_what_it_did_before():
+    async def block() -> tuple[Any, Any]:
+        with on_termination(lambda stop: None):
+            inside = signal.getsignal(signal.SIGTERM)
+        return inside, signal.getsignal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    inside, after = asyncio.run(block())
+    assert inside is not before
+    assert after is before
 
 
 def test_it_is_ready_until_it_is_closed(bundles: Path):

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctr.serving.answering.answers import Answer
+from ctr.serving.served.part import OpenPart
 from ctr.serving.server import served_log
 from ctr.serving.server.served_log import GROUP, ServedLog
 from ctr.serving.settings import LogSettings
@@ -71,6 +73,31 @@ def test_a_part_is_written_when_its_time_is_over(tmp_path: Path):
     until(lambda: list(tmp_path.glob("served-*.parquet")))
     log.close()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_each_part_has_a_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(served_log, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
+    log = ServedLog(LogSettings(folder=tmp_path, seconds_per_part=60))
+    log.add(answer("a"))
+    until(log._queue.empty)
+    now[0] = 60.0
+    until(lambda: list(tmp_path.glob("served-*.parquet")))
+    for name in ("b", "c"):
+        log.add(answer(name))
+    until(log._queue.empty)
+    log.close()
+    parts = sorted(pq.read_table(path)["request"].to_pylist() for path in tmp_path.iterdir())
+    assert parts == [["a"], ["b", "c"]]
+
+
+def test_a_part_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A power cut leaves no part without its end, and takes none back that a reader has seen."""
+    flushed: list[tuple[str, bool]] = []
+    part = OpenPart(tmp_path)
+    monkeypatch.setattr("ctr.serving.served.part.flush", lambda at: flushed.append((at.name, part.path.exists())))
+    part.finish()
+    assert flushed == [(f".{part.path.name}", False), (tmp_path.name, True)]
 
 
 @pytest.mark.timeout(30)
