@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ctr.serving.bundle import Bundle
-from features.errors import ConfigError, NumericalError
+from features.errors import ConfigError, NumericalError, QuadRankError, StoreAwayError
 from features.store.pointer import point_at
 from pipelines.gate import rollback
 from pipelines.gate.history import before_current, move_to, read_moves
@@ -41,14 +41,15 @@ def test_going_back_is_one_pointer_and_one_line(workspace: Workspace, store: Sto
     assert (last.action, last.before, last.after, last.why) == ("rollback", "b", "a", "clicks fell")
 
 
+@pytest.mark.parametrize("error", [ConfigError("the store cannot be used"), StoreAwayError("it does not answer")])
 def test_going_back_does_not_wait_for_mlflow(
-    workspace: Workspace, store: Store, loads: list[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, store: Store, loads: list[str], monkeypatch: pytest.MonkeyPatch, error: QuadRankError
 ) -> None:
     serve("a", workspace, store)
     serve("b", workspace, store)
 
     def away(*_: Any) -> None:
-        raise ConfigError("the MLflow store cannot be used")
+        raise error
 
     with monkeypatch.context() as patch:
         for name in ("find_version", "set_alias", "version_tags"):
@@ -139,3 +140,6 @@ def test_the_bundle_before_is_known_of_what_came_and_not_of_what_was_gone_back_t
     steps: list[tuple[Any, str | None, str]] = [("promote", None, "a"), ("promote", "a", "b"), ("rollback", "b", "a")]
     moves = [move_to(manifest, action, before, after, "") for action, before, after in steps]
     assert before_current(moves, "b") == "a" and before_current(moves, "a") is None
+    # A bundle that came twice: what served before it came last.
+    moves += [move_to(manifest, "promote", before, after, "") for before, after in (("a", "c"), ("c", "b"))]
+    assert before_current(moves, "b") == "c"

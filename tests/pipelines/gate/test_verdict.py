@@ -55,6 +55,8 @@ def test_tags_name_what_does_not_hold() -> None:
         "gate.AUC": f"{BAD.reason}; {WORSE.reason}",
         "gate.drift": DRIFT.reason,
     }
+    long = Finding("slices", False, reason="x" * 6000)
+    assert verdict(long).tags()["gate.slices"] == "x" * 1000, "MLflow refuses a tag of more than 5,000 characters"
     assert verdict(GOOD, champion=None).tags() == {"gate": "passed", "gate.champion": "none"}
 
 
