@@ -66,7 +66,15 @@ def test_scatter_alone_is_noise() -> None:
 
 
 def test_equal_values_leave_the_noise_of_users() -> None:
-    assert outlook(trials(PLACES, np.full(12, 0.7), noise=0.004), maximize=True) == Outlook(0.0, 0.004)
+    found = trials(PLACES, np.full(12, 0.7), noise=0.004)
+    found[3].user_attrs[USERS] = 0.5  # compared with a trial that led then
+    assert outlook(found, maximize=True) == Outlook(0.0, 0.004)
+
+
+def test_of_many_trials_the_newest_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.tune.noise.MOST_TRIALS", 10)
+    found = trials(PLACES, np.where(np.arange(12) < 2, 9.0, PLACES))
+    assert outlook(found, maximize=True) == outlook(found[2:], maximize=True)
 
 
 def test_only_complete_trials_count() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -14,16 +17,19 @@ from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.data.columns import column
+from ctr.evaluation.bootstrap import Interval
 from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from ctr.evaluation.watched import WatchedRows
+from ctr.training.loop import StopTraining
 from ctr.trees.tabular_features import TabularFeatures
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines.tune.finals import OF, chosen_finalists, judged, plan_finals
 from pipelines.tune.measure import ValidationRows, save_scores
+from pipelines.tune.outcome import Outcome, lines_of, outcome_of
 from pipelines.tune.search.space import Metric, SearchSpace
 from pipelines.tune.share import TrainingShare, of_share
-from pipelines.tune.trial import FIRST, RUN, SEED
+from pipelines.tune.trial import FIRST, RUN, SEED, Trials
 from pipelines.tune.workers.host import (
     GIB,
     cores,
@@ -155,7 +161,7 @@ def study(values: list[float], first: int = 0) -> optuna.Study:
                 value=value,
                 params={"model.dropout": number / 100},
                 distributions={"model.dropout": optuna.distributions.FloatDistribution(0.0, 0.4)},
-                user_attrs={FIRST: True} if number == first else {},
+                user_attrs={RUN: "nowhere"} | ({FIRST: True} if number == first else {}),
             )
         )
     return found
@@ -167,6 +173,7 @@ def study(values: list[float], first: int = 0) -> optuna.Study:
         ([0.5, 0.7, 0.6, 0.8], "auc", [0, 3, 1]),
         ([0.9, 0.7, 0.6, 0.8], "auc", [0, 3]),
         ([0.5, 0.7, 0.6, 0.8], "log_loss", [0, 2]),
+        ([0.8, 0.7, 0.7], "auc", [0, 1]),  # of equal ones the first, whichever worker plans
     ],
 )
 def test_finalists_are_the_best_and_the_current_settings(values: list[float], metric: str, chosen: list[int]) -> None:
@@ -178,6 +185,40 @@ def test_a_trial_that_was_pruned_is_no_finalist() -> None:
     trials = study([0.5, 0.7, 0.6]).trials
     trials[1].state = TrialState.PRUNED
     assert [one.number for one in chosen_finalists(trials, SEARCH)] == [0, 2]
+
+
+def outcome(values: list[float]) -> Outcome:
+    """Of trials whose scores are on another machine."""
+    return outcome_of(study(values), [], [], SEARCH, cast("ValidationRows", Elsewhere()), "run")
+
+
+class Elsewhere:
+    def measured(self, folders: list[Path]) -> None:
+        return None
+
+
+def test_of_equal_trials_the_first_wins() -> None:
+    assert outcome([0.5, 0.7, 0.7]).winner.trial == 1
+
+
+@pytest.mark.parametrize(("low", "noise"), [(-0.001, True), (0.0, True), (0.001, False)])
+def test_a_gain_whose_interval_reaches_0_is_told_as_noise(low: float, noise: bool) -> None:
+    found = outcome([0.5, 0.7])
+    found.winner = replace(found.winner, gain=Interval(0.01, low, 0.02))
+    assert ("within noise, the rows cannot tell it" in "\n".join(lines_of(found))) is noise
+
+
+def test_a_worker_that_lost_its_trial_ends_its_training() -> None:
+    trials, renewal = optuna.create_study(direction="maximize"), SimpleNamespace(lost=False)
+    evaluation: Any = SimpleNamespace(metrics=lambda: {"auc": 0.5})
+    part: Any = SimpleNamespace(search=SEARCH)
+    report = Trials._reporting(part, trials.ask(), renewal)  # type: ignore[arg-type]
+    report(evaluation)
+    report(evaluation)
+    renewal.lost = True
+    with pytest.raises(StopTraining, match="another worker has this trial now"):
+        report(evaluation)
+    assert trials.trials[0].intermediate_values == {1: 0.5, 2: 0.5}
 
 
 def test_finals_are_planned_once() -> None:

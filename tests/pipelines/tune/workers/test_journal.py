@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,15 @@ def test_half_a_line_at_the_end_of_a_journal_is_cut_off_when_it_is_opened(shared
     shared.journal.write_bytes(whole + HALF)
     loaded(shared)
     assert shared.journal.read_bytes() == whole
+
+
+def test_a_line_is_on_the_disk_before_its_worker_goes_on(
+    shared: SharedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, synced = optuna.create_study(study_name="daily", storage=shared.open()), list[int]()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    study.enqueue_trial({"x": 1})
+    assert synced[-1:] == [shared.journal.stat().st_size]
 
 
 def test_a_killed_workers_half_line_is_cut_off_before_another_worker_writes(shared: SharedStorage) -> None:

@@ -84,6 +84,15 @@ def test_a_lock_that_is_held_for_too_long_is_told(
         pass
 
 
+def test_workers_of_another_study_are_not_kept_waiting(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.tune.workers.storage.LONGEST_WAIT", 0.2)
+    daily, weekly = (SharedStorage.of(database, name, Workspace(tmp_path), Lease()) for name in ("daily", "weekly"))
+    with daily.lock(), weekly.lock():
+        pass
+
+
 def test_a_database_that_goes_away_is_told(tmp_path: Path) -> None:
     with cluster() as address:
         one = worker(address, tmp_path, 3, 0.0, Lease(), [])
