@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -37,6 +38,10 @@ def test_every_part_changes_the_key_and_is_named(changed, reason):
 
 def test_nothing_changed_is_no_reason():
     assert BASIS.changes(replace(BASIS)) == ""
+    of_many = replace(BASIS, settings={"model.hidden": [64, 32], "train.learning_rate": 0.002, "seed": 20_231_114})
+    read_back = Basis(**json.loads(json.dumps(asdict(of_many))))  # as the job's record keeps it
+    assert read_back.key == of_many.key
+    assert of_many.changes(read_back) == ""
 
 
 def test_of_many_names_three_are_told():

@@ -182,6 +182,7 @@ def test_a_line_says_how_a_study_stands(now: Outlook | None, words: str) -> None
     for value, attributes in ((0.6, {}), (0.7, {"low": 0.65, "high": 0.75})):
         study.add_trial(optuna.create_trial(value=value, user_attrs=attributes))
     assert tune.line_of(study.trials, space(), 9, now).endswith(words)
+    assert "best log_loss 0.6000, trial 0" in tune.line_of(study.trials, space(metric="log_loss"), 9, now)
 
 
 def test_settings_of_the_data_have_a_feature_set_each_apart_from_the_current_one(work: Path, tmp_path: Path) -> None:
@@ -242,6 +243,14 @@ def test_the_best_of_another_study_are_tried_after_the_current_settings(
     ranked = sorted(screened.trials[1:], key=lambda one: -one.values[0])[:2]
     assert [one.params for one in found.trials[1:]] == [one.params for one in ranked]
     assert [one.user_attrs.get("from") for one in found.trials] == [None] + [f"screened {one.number}" for one in ranked]
+
+
+def test_the_best_of_another_study_of_a_loss_are_the_lowest(work: Path, untrained: None) -> None:
+    before = run(work, "losses", 5, metric="log_loss")
+    best = min(before.trials[1:], key=lambda one: one.values[0])
+    found = run_sweep(settings(work), Sweep("lower", space(metric="log_loss"), None, 2, from_study="losses", take=1))
+    assert best.values[0] < before.trials[0].values[0]
+    assert found.trials[1].params == best.params
 
 
 def test_a_study_to_follow_has_no_more_trials_than_are_asked_for(
