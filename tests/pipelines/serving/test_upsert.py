@@ -20,10 +20,10 @@ from ctr.serving.items.upsert import upsert_items
 from features.errors import ConfigError, DataError
 from features.store.pointer import follow, point_at
 from pipelines.cli.commands import main
-from pipelines.serving.upsert import upsert_files
+from pipelines.serving.upsert import _read_items, upsert_files
 from tests.ctr.serving.items.worlds import FIRST_NEW, NEW, WIDTHS, is_new, new_files, new_json, tables, world
 from tests.ctr.serving.shop import export
-from tests.trained import random_model
+from tests.trained import random_model, raw_contract
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,17 @@ def test_vectors_of_other_items_are_left_out(shop: Path) -> None:
     expected = delta_of(Path(upserted(out=Path("first"))["bundle"]))
     tables()["text"].reverse().write_parquet("new_text.parquet")
     np.testing.assert_array_equal(delta_of(Path(upserted(out=Path("second"))["bundle"])).rows_KD, expected.rows_KD)
+
+
+def test_of_several_versions_of_an_item_the_newest_holds(tmp_path: Path) -> None:
+    contract = raw_contract(tmp_path)
+    assert contract.items is not None
+    versioned = contract.model_copy(update={"items": contract.items.model_copy(update={"valid_from": "since"})})
+    genres, prices, since = ["crime", "drama", "crime"], [2.0, 1.0, 3.0], [20, 10, 5]
+    table = {"item_id": [7, 7, 8], "genre": genres, "tags": [["new"]] * 3, "price": prices, "since": since}
+    pl.DataFrame(table).write_parquet(tmp_path / "new.parquet")
+    found = _read_items(versioned, tmp_path / "new.parquet", Console(quiet=True))
+    assert dict(found.select("item_id", "price").iter_rows()) == {7: 2.0, 8: 3.0}
 
 
 def test_columns_that_the_contract_does_not_read_are_named(shop: Path) -> None:
