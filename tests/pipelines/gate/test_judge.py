@@ -17,7 +17,7 @@ from ctr.config import ModelConfig, TrainConfig
 from ctr.serving.bundle import GOLDEN, MANIFEST, open_bundle, seal
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
-from features.errors import ConfigError, NumericalError
+from features.errors import ConfigError, NumericalError, StoreAwayError
 from features.store.feature_set import FeatureSet
 from pipelines.gate import fresh, pointers
 from pipelines.gate import judge as judging
@@ -105,6 +105,20 @@ def test_the_first_bundle_is_judged_for_itself(shop: Shop, monkeypatch: pytest.M
     verdict = shop.judged("good", champion=None)
     assert verdict.passed and verdict.champion is None
     assert not {one.rule for one in verdict.findings} & {"AUC", "log loss", "freshness", "drift", "champion"}
+
+
+def test_a_job_does_not_wait_for_a_registry_that_could_name_a_champion(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise StoreAwayError("server: does not answer")
+
+    monkeypatch.setattr(pointers.Registry, "version_tags", away)
+    (shop.bundles / "CURRENT").unlink(missing_ok=True)
+    verdict = shop.judged("good", champion=None)
+    (found,) = [one for one in verdict.findings if one.rule == "champion"]
+    assert (found.passed, found.refuses, verdict.passed) == (False, False, True)
+    assert found.reason == "compared with nothing: no CURRENT is here, and server: does not answer"
 
 
 def test_a_tie_passes(shop: Shop) -> None:
