@@ -187,15 +187,15 @@ def test_a_line_says_how_a_study_stands(now: Outlook | None, words: str) -> None
 
 def test_settings_of_the_data_have_a_feature_set_each_apart_from_the_current_one(work: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").symlink_to(work / "raw")
-    searched = {"data.history.max_len": {"choices": [20, 64]}}
+    searched = {"data.history.max_len": {"choices": [20, 128]}}
     found = run(tmp_path, "data", 2, sampler="grid", space=searched)
-    assert [one.params for one in found.trials] == [{"data.history.max_len": 64}, {"data.history.max_len": 20}]
+    assert [one.params for one in found.trials] == [{"data.history.max_len": 128}, {"data.history.max_len": 20}]
     built = {path.parent.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("MANIFEST.json")}
     assert built == {"feature_sets/simulated", ".cache/feature_sets/simulated"}
     assert len(list(tmp_path.rglob("MANIFEST.json"))) == 2
     assert ("--set data.history.max_len=" in found.command) is True
     with pytest.raises(ConfigError, match=r"unknown key 'history.maxlen'. Did you mean 'max_len'"):
-        run(tmp_path, "data", 2, space={"data.history.maxlen": {"choices": [20, 64]}})
+        run(tmp_path, "data", 2, space={"data.history.maxlen": {"choices": [20, 128]}})
 
 
 def test_the_command_of_the_best_settings_trains_them_as_it_is(
@@ -209,7 +209,7 @@ def test_the_command_of_the_best_settings_trains_them_as_it_is(
 
     monkeypatch.setattr(Trials, "_trained", value)
     place = ("--data", "conf/data/simulated.yaml", "--root", str(work / "raw"), "--work", str(tmp_path))
-    searched = {"data.history.max_len": {"choices": [20, 64]}, "model.dropout": {"choices": [0.1, 0.05]}}
+    searched = {"data.history.max_len": {"choices": [20, 128]}, "model.dropout": {"choices": [0.1, 0.05]}}
     sweep = Sweep("command", space(sampler="grid", space=searched), None, 4, data_options=place)
     found = run_sweep(replace(settings(work), workspace=Workspace(tmp_path)), sweep)
     with pytest.raises(SystemExit) as ended:
