@@ -14,7 +14,7 @@ from pipelines.checkout import checkout
 from pipelines.study.study import Peer
 
 MODULE = "peers/fuxictr_rows"  # of benchmarks
-MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2"}
+MODELS: dict[Peer, str] = {"fuxictr_din": "DIN", "fuxictr_dcnv2": "DCNv2", "fuxictr_finalmlp": "FinalMLP"}
 
 
 def require_peers(peers: Sequence[Peer], contract: Contract, folder: Path) -> None:
@@ -60,7 +60,7 @@ def peer_scores(
     checkout(MODULE, f"peer {peer}")
     from benchmarks.peers.fuxictr_rows import train_peer
 
-    found = [train_peer(feature_set.path, MODELS[peer], seed, _work(folder)) for seed in range(1, seeds + 1)]
+    found = train_peer(feature_set.path, MODELS[peer], range(1, seeds + 1), _work(folder))
     facts = {
         name: float(np.median([trained.facts[name] for trained in found])) for name in ("rows_per_second", "parameters")
     }

@@ -16,7 +16,7 @@ from features.errors import ConfigError
 from pipelines.shipped import CONF, default_settings, shipped_conf
 
 Control = Literal["popularity", "counters", "boosting"]
-Peer = Literal["fuxictr_din", "fuxictr_dcnv2"]
+Peer = Literal["fuxictr_din", "fuxictr_dcnv2", "fuxictr_finalmlp"]
 
 
 class Variant(Settings):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.peers import fuxictr_peer
+from benchmarks.peers import fuxictr_peer, fuxictr_rows
 from features.contract.contract import load_contract
 from features.errors import ConfigError
 from pipelines import checkout as checkout_module
 from pipelines.study import compare
-from pipelines.study.peers import require_peers
-from pipelines.study.study import Study
+from pipelines.study.peers import MODELS, peer_scores, require_peers
+from pipelines.study.study import Peer, Study
 from pipelines.workspace import Workspace
 from tests.pipelines.cli.test_commands import ROOT
+from tests.toy import toy_feature_set
 
 STUDY = Study.model_validate(
     {"name": "tiny", "data": str(ROOT / "conf/data/simulated.yaml"), "variants": {"lr": {}}, "peers": ["fuxictr_din"]}
@@ -76,3 +79,26 @@ def test_an_environment_that_cannot_be_made_stops_a_study_before_it_trains(
             compare.Comparison(STUDY, ROOT / "conf/train.yaml", None, Workspace(tmp_path), 1, Console(quiet=True))
         )
     assert asked == [(tmp_path / "comparisons" / "tiny" / "fuxictr" / "venv").absolute()]
+
+
+def test_every_peer_is_a_model_with_settings() -> None:
+    assert set(MODELS) == set(get_args(Peer))
+    assert set(MODELS.values()) == set(fuxictr_rows.MODELS)
+
+
+def test_a_peer_is_trained_with_as_many_seeds_and_scores_validation_rows_to_be_calibrated_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feature_set = toy_feature_set(tmp_path / "toy", rows=100, users=10, items=10)
+
+    def trained(path: Path, model: str, seeds: range, folder: Path) -> list[fuxictr_rows.PeerScores]:
+        assert (path, model, folder) == (feature_set.path, "FinalMLP", tmp_path / "fuxictr")
+        scores = [{"valid": np.full(3, seed), "test": np.full(5, -seed)} for seed in seeds]
+        facts = [{"rows_per_second": 10.0 * seed, "parameters": 7.0} for seed in seeds]
+        return [fuxictr_rows.PeerScores(*one) for one in zip(scores, facts, strict=True)]
+
+    monkeypatch.setattr(fuxictr_rows, "train_peer", trained)
+    scores, facts = peer_scores("fuxictr_finalmlp", feature_set, ["valid", "test"], 3, tmp_path)
+    np.testing.assert_array_equal(scores["valid"], np.repeat([[1], [2], [3]], 3, axis=1))
+    np.testing.assert_array_equal(scores["test"], np.repeat([[-1], [-2], [-3]], 5, axis=1))
+    assert facts == {"rows_per_second": 20.0, "parameters": 7.0}
