@@ -75,7 +75,7 @@ def write_data(feature_set: FeatureSet, history: str, out: Path) -> None:
     (out / FEATURE_MAP).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _distinct_events(feature_set: FeatureSet) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
+def _distinct_events(feature_set: FeatureSet) -> tuple[np.ndarray, dict[SplitName, list[np.ndarray]]]:
     """Distinct events as (item, event columns), float64 [U, 1 + C]; and the one of each event, by split and part."""
     names = ["item", *(field.name for field in feature_set.schema.event)]
     parts = {split: feature_set.events(split) for split in SPLITS}
@@ -86,7 +86,7 @@ def _distinct_events(feature_set: FeatureSet) -> tuple[np.ndarray, dict[str, lis
     distinct_UC, inverse_E = np.unique(filled_EC, axis=0, return_inverse=True)
     ends = np.cumsum([len(part) for part in every])
     by_part = iter(np.split(inverse_E.ravel().astype(np.int32), ends[:-1]))
-    row_of_event = {split: [next(by_part) for _ in parts[split]] for split in SPLITS}
+    row_of_event: dict[SplitName, list[np.ndarray]] = {split: [next(by_part) for _ in parts[split]] for split in SPLITS}
     return np.where(np.isinf(distinct_UC), np.nan, distinct_UC), row_of_event
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import torch
 from fuxictr.features import FeatureMap  # type: ignore[import-not-found]
 from fuxictr.pytorch.torch_utils import seed_everything  # type: ignore[import-not-found]
