@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
-from features.store.schema import UNKNOWN, Field
+from features.store.schema import PADDING, UNKNOWN, Field
 
 DATASET = "rows"
 FEATURE_MAP = "feature_map.json"  # written last
@@ -113,6 +113,9 @@ def _items(feature_set: FeatureSet, events_UC: np.ndarray) -> tuple[dict[str, np
         values = np.concatenate([of_targets, events_UC[:, number]])
         columns[_name("event", field)] = _values(values.astype(np.float32 if numeric else np.int64), numeric)
         features[_name("event", field)] = _spec(field, "item", flagged=True)
+    for values in columns.values():
+        # FuxiCTR's mean of a history leaves no position out of its sum: it counts on padding to be nothing at all.
+        values[PADDING] = 0
     return columns, features
 
 

@@ -12,7 +12,7 @@ from benchmarks.peers.fuxictr_data import COMPONENTS, histories_of, write_data
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError
 from features.store.feature_set import SPLITS, FeatureSet, write_arrow
-from features.store.schema import UNKNOWN
+from features.store.schema import PADDING, UNKNOWN
 from features.store.versions import ITEM_VERSIONS, ROW, VALID_FROM
 from tests.toy import HISTORY_LEN, WIDTHS, toy_feature_set
 
@@ -71,11 +71,18 @@ def test_every_past_event_is_there_with_all_that_it_said(toy, split):
 
 def test_a_target_says_nothing_of_an_event(toy):
     feature_set, out = toy
-    items, targets = values(out, "items.parquet"), slice(0, feature_set.schema.items)
+    items, targets = values(out, "items.parquet"), slice(UNKNOWN, feature_set.schema.items)
     assert (items["event_label"][targets] == UNKNOWN).all()
-    np.testing.assert_array_equal(items["event_residual"][targets], np.tile([0, 1], (feature_set.schema.items, 1)))
-    np.testing.assert_array_equal(items["item_item_id"][targets], feature_set.items["item_id"])
+    np.testing.assert_array_equal(items["event_residual"][targets], np.tile([0, 1], (feature_set.schema.items - 1, 1)))
+    np.testing.assert_array_equal(items["item_item_id"][targets], feature_set.items["item_id"][targets])
     assert (items["item_index"] == np.arange(len(items["item_index"]))).all()
+
+
+def test_padding_is_zero_throughout(toy):
+    """FuxiCTR's mean adds the padding of a history up with its events: a number there would swamp a short one."""
+    _, out = toy
+    for name, column in values(out, "items.parquet").items():
+        assert not column[PADDING].any(), name
 
 
 def test_equal_events_are_one_row(toy):
@@ -122,11 +129,11 @@ def test_items_without_a_vector_are_flagged(toy):
     items, features = values(out, "items.parquet"), described(out)
     for one in feature_set.schema.vectors:
         width = min(COMPONENTS, one.width)
-        found = items[f"vector_{one.name}"][: feature_set.schema.items]
+        found = items[f"vector_{one.name}"][UNKNOWN : feature_set.schema.items]
         assert found.shape[1] == width + (not one.complete)
         assert features[f"vector_{one.name}"]["pretrain_dim"] == found.shape[1]
         if not one.complete:
-            np.testing.assert_array_equal(found[:, -1] == 0, feature_set.present(one.name))
+            np.testing.assert_array_equal(found[:, -1] == 0, feature_set.present(one.name)[UNKNOWN:])
     assert {one.complete for one in feature_set.schema.vectors} == {True, False}
     assert set(WIDTHS) == {one.name for one in feature_set.schema.vectors}
 
