@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from features.errors import ConfigError, DataError, NumericalError
 from features.requests.request_rows import RowEncoder
 from features.store.feature_set import FeatureSet
 from pipelines.cli.commands import main
+from pipelines.serving import score
 from pipelines.serving.score import score_file
 from tests.ctr.serving.shop import export
 from tests.ctr.serving.test_golden_replay import with_a_wrong_weight
@@ -282,6 +285,24 @@ def test_items_upserted_since_the_export_are_scored(shop: Path, rows: pl.DataFra
     scores = outputs(tmp_path)
     scored(shop, tmp_path, asked)
     assert np.abs(outputs(tmp_path) - scores).min(axis=1).max() > 1e-4
+
+
+def test_what_is_unknown_or_missing_is_counted_over_all_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pl.DataFrame({"item": range(5)}).write_parquet(tmp_path / "input.parquet")
+    monkeypatch.setattr(score, "whole_lists", lambda batches, rows: batches)
+    monkeypatch.setattr(score, "score_rows", lambda scorer, encoded: np.zeros((encoded.rows, 1), np.float32))
+
+    def encoded(part: pl.DataFrame) -> Any:
+        return SimpleNamespace(rows=part.height, unknown=1, missing={"load": part.height})
+
+    rows: Any = SimpleNamespace(encode=encoded)
+    scorer: Any = SimpleNamespace(outputs=("score",))
+    counts: Counter[str] = Counter()
+    with pq.ParquetFile(tmp_path / "input.parquet") as file:
+        score._write(file, tmp_path / "output.parquet", Path("input"), rows, scorer, 2, counts, False)
+    assert counts == {"unknown": 3, "missing load": 5}
 
 
 @pytest.mark.parametrize("most", [2, 256])
