@@ -196,6 +196,7 @@ def test_upserts_add_up(worlds: Worlds, copy: Path) -> None:
     got = scores(second.path, REQUEST | {"history": [], "candidates": NEW_IDS[1:]})
     for item, of in whole.items():
         assert logit_difference(np.array(got[item]), np.array(of)) <= TOLERANCE, item
+    assert (second.path / MODEL_CARD).read_text().count("## Items upserted") == 1
     # From the bundle as it was exported once more: a number that no folder has.
     assert upsert_items(copy, given(entries[:1])).model_version == "run-1+items.3"
 
@@ -226,6 +227,8 @@ def test_an_upsert_goes_where_it_is_told(copy: Path, tmp_path: Path) -> None:
     made = upsert_items(copy, given(new_json()), tmp_path / "elsewhere" / "v2")
     assert made.path == tmp_path / "elsewhere" / "v2" and made.model_version == "run-1+items.1"
     assert Ranker.load(made.path).model_version == "run-1+items.1"
+    again = upsert_items(made.path, given(new_json()), tmp_path / "elsewhere" / "v3")
+    assert again.model_version == "run-1+items.2", "no two versions have one name, whatever their folders are called"
     with pytest.raises(ConfigError, match="exists, and an existing folder is never overwritten"):
         upsert_items(copy, given(new_json()), made.path)
 
