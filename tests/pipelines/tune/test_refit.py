@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctr.config import Preset
+from ctr.config import Preset, TrainConfig
 from ctr.data.columns import column
 from ctr.data.loader import Loader
 from ctr.serving.bundle import open_bundle
@@ -22,8 +24,10 @@ from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, follow
 from pipelines.cli.commands import main
+from pipelines.tune import refit
+from pipelines.tune.outcome import Winner
 from pipelines.tune.refit import TrainAndValid, bundle_best, epochs_of, require_bundle
-from tests.pipelines.tune.sweeping import LR, TINY, run, settings
+from tests.pipelines.tune.sweeping import LR, TINY, run, settings, space
 from tests.toy import toy_feature_set
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -82,7 +86,31 @@ def test_epochs_are_those_at_which_the_trainings_were_best(tmp_path: Path) -> No
     first = curve(tmp_path / "a", {1.0: 0.6, 2.5: 0.4, 4.0: 0.5})
     second = curve(tmp_path / "b", {1.0: 0.6, 2.5: 0.5, 4.0: 0.4})
     assert epochs_of([first, second], Preset()) == 3
+    third = curve(tmp_path / "d", {2.0: 0.5, 3.0: 0.4})
+    assert epochs_of([first, third], Preset()) == 3, "2.75 is nearer to 3"
     assert epochs_of([curve(tmp_path / "c", {0.25: 0.4, 4.0: 0.5})], Preset()) == 1
+
+
+def test_no_row_ends_the_training_on_both_windows(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BegunError(Exception):
+        """As far as the settings of the training."""
+
+    begun: list[TrainConfig] = []
+
+    def start(preset: Preset, *_: object) -> None:
+        begun.append(preset.train)
+        raise BegunError
+
+    monkeypatch.setattr(refit.Job, "start", start)
+    monkeypatch.setattr(refit, "build", lambda *_: SimpleNamespace(feature_set=SimpleNamespace(judged_by="test")))
+    monkeypatch.setattr(refit, "TrainAndValid", lambda whole: whole)
+    monkeypatch.setattr(refit, "epochs_of", lambda *_: 4)
+    (tmp_path / MODEL).touch()
+    found: Any = SimpleNamespace(winner=Winner(0, {}, 0.7, None, None, (tmp_path,)), search=space())
+    with pytest.raises(BegunError):
+        bundle_best(found, settings(work, "train.patience=3"))
+    (train,) = begun
+    assert (train.epochs, train.patience, train.controls) == (4, 0, "never")
 
 
 def test_the_bundle_has_the_winners_calibration_and_is_measured_on_test_rows(work: Path) -> None:
