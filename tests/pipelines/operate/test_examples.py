@@ -1,4 +1,4 @@
-"""Each scheduler's example calls a stub of the job, and is read by its own tool or schema where that is installed."""
+"""Each scheduler's example calls a stub of the job, and is read by its own tool or schema."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,21 +222,47 @@ def test_the_workflow_tries_again_on_75_alone(codes: str, expected: int, tmp_pat
     assert (done.returncode, (tmp_path / "codes").read_text()) == (expected, "")
 
 
-# Each example in the words of its own tool, where that is on the path or in the environment of the tests.
-READERS = {
-    "github_actions.yml": "check-jsonschema --builtin-schema vendor.github-workflows",
-    "kubernetes.yaml": "kubernetes-validate --strict",
-}
+def reads(tool: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A reader of the extra `dev`, which has its schemas inside; `make setup` installs it beside this Python."""
+    program = shutil.which(tool, path=str(Path(sys.executable).parent)) or shutil.which(tool)
+    assert program is not None, f"{tool} is not installed: `make setup` installs what requirements.lock pins"
+    return subprocess.run([program, *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_an_example_has_the_keys_of_its_schema(name: str) -> None:
-    tool, *words = READERS[name].split()
-    program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip(f"{tool} is not installed")
-    done = subprocess.run([program, *words, str(EXAMPLES / name)], capture_output=True, text=True)
+def workflow(path: Path) -> subprocess.CompletedProcess[str]:
+    return reads("check-jsonschema", "--builtin-schema", "vendor.github-workflows", str(path))
+
+
+def manifest(path: Path) -> subprocess.CompletedProcess[str]:
+    return reads("kubernetes-validate", "--strict", str(path))
+
+
+@pytest.mark.parametrize("path", [EXAMPLES / "github_actions.yml", ROOT / ".github/workflows/ci.yml"])
+def test_a_workflow_has_the_keys_of_its_schema(path: Path) -> None:
+    done = workflow(path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_cron_job_has_the_keys_of_its_schema() -> None:
+    done = manifest(EXAMPLES / "kubernetes.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "key", "wrong"),
+    [
+        (workflow, "github_actions.yml", "timeout-minutes:", "timeout-minuets:"),
+        (manifest, "kubernetes.yaml", "concurrencyPolicy:", "concurrencyPolity:"),
+    ],
+)
+def test_a_wrong_key_in_an_example_is_noticed(
+    read: Callable[[Path], subprocess.CompletedProcess[str]], name: str, key: str, wrong: str, tmp_path: Path
+) -> None:
+    assert key in text(name)
+    (tmp_path / name).write_text(text(name).replace(key, wrong))
+    done = read(tmp_path / name)
+    assert done.returncode != 0
+    assert wrong.rstrip(":") in done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed")
