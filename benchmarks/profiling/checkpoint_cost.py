@@ -3,6 +3,8 @@
     python -m benchmarks.profiling.checkpoint_cost --feature-set feature_sets/simulated --model conf/model/qin.yaml
 
 Trainings of one epoch, without checkpoints and with one every so many steps, take turns, each in its own process.
+It prints medians of the turns: `mib` of a checkpoint, `write_seconds` of the thread that writes it, `seconds` and
+`cpu_seconds` that one adds to a training, and `share`: those seconds over the usual time between two checkpoints.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from ctr.config import CheckpointConfig, load_preset
 from ctr.training.allocator import keep_freed_memory
 from ctr.training.checkpoint import CheckpointStore
 from ctr.training.loop import fit
+from features.errors import ConfigError
 from features.progress import silent
 from features.store.feature_set import FeatureSet
 from pipelines.job.fitting import new_model
@@ -66,6 +69,9 @@ def checkpoint_cost(feature_set: str, model: str, steps: int, turns: int) -> dic
     Returns:
         `mib` of a checkpoint, `write_seconds` of its thread, `seconds` and `cpu_seconds` that one adds to a training,
         and the `share` of a training's seconds that are lost with the usual schedule.
+
+    Raises:
+        ConfigError: a training ended before its first checkpoint.
     """
     turned = []
     for _ in range(turns):
@@ -75,26 +81,34 @@ def checkpoint_cost(feature_set: str, model: str, steps: int, turns: int) -> dic
             ).result
             for every in (0, steps)
         )
-        turned.append(
-            {
-                "mib": saved["mib"],
-                "write_seconds": saved["write_seconds"],
-                **{
-                    name: (saved[name] - plain[name]) / max(saved["checkpoints"], 1)
-                    for name in ("seconds", "cpu_seconds")
-                },
-            }
-        )
+        if not saved["checkpoints"]:
+            raise ConfigError(f"one epoch of {feature_set} wrote no checkpoint every {steps} steps: give fewer --steps")
+        added = {name: (saved[name] - plain[name]) / saved["checkpoints"] for name in ("seconds", "cpu_seconds")}
+        turned.append({"mib": saved["mib"], "write_seconds": saved["write_seconds"], **added})
     found = {name: median(turn[name] for turn in turned) for name in turned[0]}
     return {**found, "share": found["seconds"] / USUAL_SECONDS}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--feature-set", required=True)
-    parser.add_argument("--model", default="conf/model/qin.yaml")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--turns", type=int, default=5)
+def main() -> None:
+    """The command: print the cost in one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.profiling.checkpoint_cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--feature-set", required=True, help="folder of a feature set, or one with a CURRENT")
+    parser.add_argument("--model", default="conf/model/qin.yaml", help="preset of a network (%(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="optimizer steps from checkpoint to checkpoint (50)")
+    parser.add_argument("--turns", type=int, default=5, help="trainings of each of the two kinds (5)")
     options = parser.parse_args()
-    cost = checkpoint_cost(options.feature_set, options.model, options.steps, options.turns)
+    if min(options.steps, options.turns) < 1:
+        parser.error("--steps and --turns are 1 or more")
+    try:
+        cost = checkpoint_cost(options.feature_set, options.model, options.steps, options.turns)
+    except ConfigError as error:
+        parser.error(str(error))
     print(", ".join(f"{name} {value:.4f}" for name, value in cost.items()))
+
+
+if __name__ == "__main__":
+    main()
