@@ -159,9 +159,10 @@ class LeftOpen(_Entry):
     kind: Literal["left"] = "left"
     run: str
     moment: int
+    status: Literal["FINISHED", "KILLED"] = "KILLED"
 
     def deliver(self, store: MlflowStore, known: Known) -> None:
-        """End it as killed if it looks alive; one that the store does not know, or that has ended, is left as it is."""
+        """End it if it looks alive; one that the store does not know, or that has ended, is left as it is."""
         with suppress(store.mlflow.exceptions.MlflowException), store.contact() as client:
             run_id = known.run(self.run)
             if run_id.startswith(LATER):  # whoever began it was killed before it was told MLflow's id
@@ -171,7 +172,7 @@ class LeftOpen(_Entry):
                 found = [client.get_run(run_id)]
             for run in found:
                 if run.info.status == "RUNNING":
-                    client.set_terminated(run.info.run_id, "KILLED", self.moment)
+                    client.set_terminated(run.info.run_id, self.status, self.moment)
 
 
 class File(_Entry):

@@ -123,9 +123,9 @@ class Tracker:
         waiting = [] if self.delivery.outbox is None else self.delivery.outbox.waiting()
         return not run_id.startswith(LATER) or any(isinstance(one, BeginRun) and one.run == run_id for one in waiting)
 
-    def mark_killed(self, run_id: str) -> None:
-        """End a run that no process will go on with, if it looks alive; where the store is away, later."""
-        self.delivery.put(LeftOpen(run=run_id, moment=now_ms()))
+    def end_if_running(self, run_id: str, status: Literal["FINISHED", "KILLED"] = "KILLED") -> None:
+        """End a run that no process works in, if it looks alive; where the store is away, later."""
+        self.delivery.put(LeftOpen(run=run_id, moment=now_ms(), status=status))
 
     def end(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End a run as of now, whatever it looks like; where the store is away, later."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX, Outbox
-from features.errors import LockError
-from pipelines.locks import Holder
-from pipelines.workspace import LOCK, METRICS, TRACKED, Workspace, run_lock
+from pipelines.workspace import TRACKED, Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,19 +23,6 @@ def tracked_id(run_dir: Path) -> str | None:
     if not record.is_file():
         return None
     return Outbox(run_dir / OUTBOX).known().run(record.read_text(encoding="utf-8").strip())
-
-
-def end_left_open(workspace: Workspace) -> None:
-    """End the MLflow runs of finished runs whose process was killed before it could: nothing goes on in them.
-
-    Such a process has not given back the lock of its run. Where MLflow is away, the end waits in the run's outbox.
-    """
-    for metrics in sorted(workspace.runs.glob(f"*/{METRICS}")):
-        run_dir = metrics.parent
-        if Holder.of(run_dir / LOCK) is None or (run_id := tracked_id(run_dir)) is None:
-            continue
-        with suppress(LockError), run_lock(run_dir):  # which fails where a process works in it
-            Tracker(workspace.root, run_dir / OUTBOX).end(run_id, "FINISHED")
 
 
 def keep_with_run(

@@ -35,8 +35,9 @@ from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
 from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_control
 from pipelines.job.summary import Summary, control_label, print_results
-from pipelines.job.tracked import end_left_open, tracked_id
+from pipelines.job.tracked import tracked_id
 from pipelines.job_settings import JobSettings
+from pipelines.operate.left_open import end_left_open
 from pipelines.operate.log import LoggedConsole
 from pipelines.operate.waiting import require_answer, say_sent, send_waiting
 from pipelines.revision import git_revision, source_hash

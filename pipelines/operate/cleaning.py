@@ -23,6 +23,7 @@ from features.errors import LockError
 from features.store.disk import folder_bytes
 from features.store.pointer import CURRENT
 from pipelines.operate.artifacts import remove_artifacts
+from pipelines.operate.left_open import end_left_open, left_open
 from pipelines.operate.uses import RunFolder, Uses, is_held, names_of, runs_of, trials_of, uses
 from pipelines.workspace import CONFIG, TRACKED, VERDICT, Workspace, started_at
 
@@ -54,7 +55,7 @@ class Removal:
 
 
 def clean(workspace: Workspace, keep: int, yes: bool, console: Console) -> dict[str, Any]:
-    """List what nothing uses, and with `yes` remove it.
+    """List what nothing uses, and with `yes` remove it; end the MLflow runs that killed processes left open.
 
     Args:
         workspace: to be cleaned.
@@ -87,6 +88,10 @@ def clean(workspace: Workspace, keep: int, yes: bool, console: Console) -> dict[
         except LockError:
             skipped.append(name)
             console.print(f"{name}: a job runs, nothing of it is removed", style="yellow")
+    left = end_left_open(workspace) if yes else left_open(workspace)
+    for run in left:
+        done = "is ended in MLflow" if yes else "looks alive in MLflow: --yes ends it there"
+        console.print(f"run {run.name}, whose process was killed, {done}", markup=False)
     _say(planned, yes, keep, console)
     return {
         "status": "done" if yes else "listed",
@@ -96,6 +101,7 @@ def clean(workspace: Workspace, keep: int, yes: bool, console: Console) -> dict[
         "unused": [{"kind": one.kind, "what": one.what, "bytes": one.bytes} for one in planned],
         "removed": [{"kind": one.kind, "what": one.what, "bytes": one.bytes} for one in removed],
         "skipped": skipped,
+        "left_open": [run.name for run in left],
     }
 
 
@@ -239,7 +245,7 @@ def _away_with_tracking(run: RunFolder, workspace: Workspace) -> None:
     if tracked.is_file():
         tracker, run_id = Tracker(workspace.root, run.path / OUTBOX), tracked.read_text(encoding="utf-8").strip()
         if not run.finished:
-            tracker.mark_killed(run_id)
+            tracker.end_if_running(run_id)
         remove_artifacts(tracker.store, tracker.delivery.known().run(run_id))
     _away(run.path)
 

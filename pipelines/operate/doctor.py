@@ -20,10 +20,11 @@ from features.store.feature_set import FeatureSet
 from features.store.pointer import CURRENT, POINTERS, follow
 from pipelines.locks import Holder
 from pipelines.operate.cleaning import bytes_of, half_written, leftovers
+from pipelines.operate.left_open import left_open
 from pipelines.operate.space import bytes_of_a_job
 from pipelines.operate.uses import is_held, names_of, read_json, used_now
 from pipelines.operate.waiting import Sent, outboxes, send_waiting, waiting_by_run
-from pipelines.workspace import Workspace
+from pipelines.workspace import LOCK, METRICS, Workspace
 
 BROKEN_CODE = ConfigError.exit_code
 ALIAS = "champion"
@@ -177,14 +178,26 @@ def _versions(workspace: Workspace, name: str) -> Iterator[Finding]:
 
 def _locks(workspace: Workspace, name: str) -> Iterator[Finding]:
     held = [workspace.root / ".cache" / f"{name}.lock", workspace.feature_sets / name / ".lock"]
-    held += sorted(workspace.runs.glob(f"*-{name}-*/.lock"))
+    held += sorted(workspace.runs.glob(f"*-{name}-*/{LOCK}"))
+    left = left_open(workspace)
     for lock in held:
         holder = Holder.of(lock)
         if is_held(lock):
             yield Finding("lock", "note", f"{lock}: held by {holder or 'a job'}")
+        elif holder is not None and lock.parent in left:
+            yield Finding("lock", "note", f"{_left(lock, holder)}; its MLflow run looks alive", _mend_of(lock.parent))
         elif holder is not None:
-            text = f"{lock}: left by {holder}, which ended without giving it back"
-            yield Finding("lock", "note", text, "nothing: the next job takes it over")
+            yield Finding("lock", "note", _left(lock, holder), "nothing: the next job takes it over")
+
+
+def _left(lock: Path, holder: Holder) -> str:
+    return f"{lock}: left by {holder}, which ended without giving it back"
+
+
+def _mend_of(run: Path) -> str:
+    """What ends the MLflow run of a run that a killed process left, and what goes on with it."""
+    ends = "`quadrank gc --yes`, or the next `quadrank train` or `run`, ends it in MLflow"
+    return ends if (run / METRICS).is_file() else f"{ends}; `quadrank train --resume {run.name}` goes on with it"
 
 
 def _leftovers(workspace: Workspace, name: str) -> Iterator[Finding]:

@@ -94,7 +94,7 @@ class InHand:
         run_dir = self.workspace.runs / str(run_id)
         known = tracked_id(run_dir) if run_id else None
         if known is not None:
-            Tracker(self.workspace.root, run_dir / OUTBOX).mark_killed(known)
+            Tracker(self.workspace.root, run_dir / OUTBOX).end_if_running(known)
 
 
 def summary_of(hand: InHand) -> Summary:

@@ -18,6 +18,7 @@ from pipelines.job.export import check_pasts
 from pipelines.job.summary import Summary
 from pipelines.job_settings import JobSettings
 from pipelines.operate.clock import StageClock
+from pipelines.operate.left_open import end_left_open
 from pipelines.operate.waiting import require_answer, say_sent, send_waiting
 from pipelines.stages.hand import InHand, bundle_of, summary_of
 from pipelines.stages.plan import Decision, decide, plan, plan_table
@@ -78,8 +79,9 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
 
 
 def _catch_up(settings: JobSettings) -> None:
-    """Send what waits for MLflow, and mend what a killed process left of a promotion, whatever else is to be done."""
+    """Send what waits for MLflow, and mend what killed processes left of runs and promotions, whatever comes next."""
     say_sent(send_waiting(settings.workspace), settings.console)
+    end_left_open(settings.workspace)
     with suppress(StoreAwayError):  # the alias follows at the next contact
         for done in mend(settings.source.contract.name, settings.workspace):
             settings.console.print(done)

@@ -250,5 +250,5 @@ def close_in_folder(root: Path, trial: FrozenTrial, state: str) -> bool:
         return False
     tracker = Tracker(root, folder / OUTBOX, "later")
     tracker.delivery.put(Tag(run=known, name=STATE, value=state))
-    tracker.mark_killed(known)
+    tracker.end_if_running(known)
     return True

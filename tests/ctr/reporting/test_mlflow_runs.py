@@ -169,12 +169,12 @@ def test_a_run_that_looks_alive_is_ended_as_killed_and_others_are_left(tracker: 
 
     with tracker.run("quadrank-toy", "killed", {}, {}):
         run_id = tracker.run_id
-    tracker.mark_killed(run_id)
+    tracker.end_if_running(run_id)
     assert status(run_id) == "FINISHED"
     tracker.store.client.update_run(run_id, status="RUNNING")
-    tracker.mark_killed(run_id)
+    tracker.end_if_running(run_id)
     assert status(run_id) == "KILLED"
-    tracker.mark_killed("0" * 32)  # of a store that was emptied since
+    tracker.end_if_running("0" * 32)  # of a store that was emptied since
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_run_that_began_and_was_left_while_mlflow_was_away_ends_as_killed(
 ) -> None:
     left = Tracker(tracker.store.root, tmp_path, "later")
     left.delivery.put(BeginRun(run="later-1", experiment="quadrank-toy", name="left", tags={}, begun=1))
-    left.mark_killed("later-1")
+    left.end_if_running("later-1")
     Outbox(tmp_path).send(tracker.store)
     run = tracker.store.client.get_run(Outbox(tmp_path).known().run("later-1"))
     assert (run.info.run_name, run.info.status) == ("left", "KILLED")
@@ -202,7 +202,7 @@ def test_a_run_that_is_left_while_mlflow_is_away_is_ended_later_if_it_still_look
     experiment = tracker.store.experiment_id("quadrank-toy")
     run_id = tracker.store.client.create_run(experiment).info.run_id
     tracker.store.client.update_run(run_id, status=before)
-    Tracker(tracker.store.root, tmp_path).mark_killed(run_id)
+    Tracker(tracker.store.root, tmp_path).end_if_running(run_id)
     Outbox(tmp_path).send(tracker.store)
     assert tracker.store.client.get_run(run_id).info.status == after
 

@@ -1,11 +1,8 @@
-"""Runs in MLflow of processes that were killed: at their end they are ended by the next, at their begin found again."""
+"""Runs whose process was killed when MLflow had just begun them, or was away: they are found again."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,66 +13,14 @@ from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import OUTBOX, Outbox
 from features.store.feature_set import FeatureSet
-from pipelines.job import tracked
-from pipelines.job.tracked import end_left_open, tracked_id
+from pipelines.job.tracked import tracked_id
 from pipelines.job.train import Job
 from pipelines.operate.waiting import send_waiting
-from pipelines.workspace import Workspace, run_lock
+from pipelines.workspace import Workspace
 from tests.ctr.reporting.mlflow_server import free_port
 from tests.toy import toy_feature_set
 
 PRESET = Preset(model=ModelConfig(), train=TrainConfig())
-
-KILLED = json.dumps({"host": "gone", "pid": 7, "since": "2026-01-01T00:00:00+00:00"})
-
-
-@pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Runs of MLflow that were ended, with their state."""
-    found: list[tuple[Any, ...]] = []
-
-    class Told:
-        def __init__(self, root: Path, outbox: Path) -> None:
-            self.outbox = outbox
-
-        def end(self, run_id: str, status: str) -> None:
-            found.append((self.outbox.parent.name, run_id, status))
-
-    monkeypatch.setattr(tracked, "Tracker", Told)
-    monkeypatch.setattr("pipelines.locks.SILENT_AFTER", -1.0)
-    return found
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "runs" / "first"
-    folder.mkdir(parents=True)
-    for name, text in (("metrics.json", "{}"), ("mlflow_run_id", "m1"), (".lock", KILLED)):
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_a_finished_run_of_a_killed_process_is_ended_once(run_dir: Path, ended: list[Any]) -> None:
-    workspace = Workspace(run_dir.parents[1])
-    end_left_open(workspace)
-    end_left_open(workspace)
-    assert ended == [("first", "m1", "FINISHED")]
-
-
-@pytest.mark.parametrize(("file", "text"), [("metrics.json", None), ("mlflow_run_id", None), (".lock", "")])
-def test_another_run_is_left(run_dir: Path, ended: list[Any], file: str, text: str | None) -> None:
-    """One that is not finished, was never tracked, or whose process gave its lock back."""
-    (run_dir / file).unlink()
-    if text is not None:
-        (run_dir / file).write_text(text)
-    end_left_open(Workspace(run_dir.parents[1]))
-    assert ended == []
-
-
-def test_a_run_that_a_process_works_in_is_left(run_dir: Path, ended: list[Any]) -> None:
-    with run_lock(run_dir):
-        end_left_open(Workspace(run_dir.parents[1]))
-    assert ended == []
 
 
 class KillNow(BaseException):
@@ -129,7 +74,7 @@ def test_a_run_killed_when_mlflow_had_just_made_its_run_goes_on_in_that_one(orph
 def test_a_run_killed_when_mlflow_had_just_made_its_run_is_ended_when_it_is_left(orphan: Job) -> None:
     known = tracked_id(orphan.run_dir)
     assert known is not None
-    Tracker(orphan.workspace.root, orphan.run_dir / OUTBOX).mark_killed(known)
+    Tracker(orphan.workspace.root, orphan.run_dir / OUTBOX).end_if_running(known)
     assert [state for _, state in in_mlflow(orphan)] == ["KILLED"]
 
 

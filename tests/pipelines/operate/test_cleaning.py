@@ -394,7 +394,7 @@ def test_the_mlflow_run_of_an_unfinished_run_ends_and_files_of_any_run_go_with_i
             self.outbox, self.store = outbox, "the store"
             self.delivery = Outbox(outbox)
 
-        def mark_killed(self, tracked: str) -> None:
+        def end_if_running(self, tracked: str) -> None:
             assert self.outbox.parent.is_dir()
             ended.append((self.outbox.relative_to(workspace.root).as_posix(), tracked))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from features.stopping import Stopped, listening
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
 from pipelines.stages.run import plan_job
+from pipelines.workspace import LOCK, TRACKED
 from tests.pipelines.stages.shop import STAGES, Shop, does, kill, kill_at, shop_in
 from tests.trained import at_step
 
@@ -153,6 +155,20 @@ def test_a_job_with_nothing_to_do_sends_what_waits_and_mends_what_moves_left(cop
     assert copy.run().status == "nothing new"
     assert "mended shop" in copy.said
     assert [one.data.tags["later"] for one in copy.mlflow_runs()] == ["yes"]
+
+
+def test_a_job_ends_in_mlflow_what_a_killed_training_left_open(copy):
+    """`quadrank train`, killed by SIGKILL, of which nobody went on with."""
+    client = Tracker(copy.workspace.root).store.client
+    (finished,) = copy.mlflow_runs()
+    run = client.create_run(finished.info.experiment_id, run_name="killed")
+    folder = copy.workspace.new_run("shop")
+    (folder / TRACKED).write_text(run.info.run_id)
+    (folder / LOCK).write_text(
+        json.dumps({"host": socket.gethostname(), "pid": 7, "since": "2026-01-01T00:00:00+00:00"})
+    )
+    assert copy.run().status == "nothing new"
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
 
 
 def test_a_damaged_checkpoint_starts_another_run(copy, monkeypatch):
