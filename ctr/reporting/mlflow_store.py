@@ -48,6 +48,8 @@ AWAY = {
     "sqlalchemy": {"OperationalError", "InterfaceError", "TimeoutError"},
 }
 AWAY_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+# HTTP answers below 500 that mean the same; 500 and above all do.
+LATER = (408, 429)
 
 
 class MlflowStore:
@@ -147,6 +149,12 @@ class MlflowStore:
             if self.is_away(error):
                 self.__dict__.pop("client", None)  # the next call begins with a first contact, which is short
                 raise StoreAwayError(self._away(error)) from None
+            # MLflow explains its own refusals. This one is of what holds the files of runs, such as S3.
+            if not isinstance(error, self.mlflow.exceptions.MlflowException) and _http_status(error) is not None:
+                raise ConfigError(
+                    f"{self.shown}: where MLflow keeps files of runs refuses one ({_reason(error)}). Correct the "
+                    "credentials or rights of the artifact store, and start the same command again."
+                ) from None
             raise
 
     def artifacts(self, uri: str) -> Any:
@@ -157,21 +165,21 @@ class MlflowStore:
 
     def is_away(self, error: BaseException) -> bool:
         """Whether an error says that the store does not answer, and not that it refuses what it was asked."""
-        seen: BaseException | None = error
-        while seen is not None:
+        for seen in _with_causes(error):
             if isinstance(seen, ConnectionError | TimeoutError) or getattr(seen, "error_code", None) in AWAY_CODES:
                 return True
             for kind in type(seen).__mro__:
-                if kind.__name__ in AWAY.get(kind.__module__.partition(".")[0], ()):
+                package = kind.__module__.partition(".")[0]
+                if kind.__name__ in AWAY.get(package, ()):
                     # SQLite is a file: it answers, but for a moment in which another process writes.
-                    return not self.uri.startswith("sqlite") or "locked" in str(seen)
-            seen = seen.__cause__ or seen.__context__
-        return False
+                    of_a_file = package == "sqlalchemy" and self.uri.startswith("sqlite")
+                    return not of_a_file or "locked" in str(seen)
+        status = _http_status(error)
+        return status is not None and (status >= 500 or status in LATER)
 
     def _away(self, error: BaseException) -> str:
-        reason = str(error).splitlines()[0]
         return (
-            f"{self.shown}: the MLflow store does not answer ({reason[:300]}). Start the server, or "
+            f"{self.shown}: the MLflow store does not answer ({_reason(error)}). Start the server, or "
             "correct MLFLOW_TRACKING_URI, and start the same command again; `--set train.tracking=later` trains "
             "without it and sends what was logged later."
         )
@@ -289,6 +297,32 @@ def _connect(uri: str) -> None:
     if parts.hostname and kind in PORTS:
         address = (parts.hostname, parts.port or PORTS[kind])
         socket.create_connection(address, timeout=FIRST_TIMEOUT).close()
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or while handling."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The HTTP status that a client of an artifact store was answered with; None where its error tells of none."""
+    for seen in _with_causes(error):
+        response = getattr(seen, "response", None)
+        if isinstance(response, Mapping):  # of botocore
+            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            found = getattr(response, "status_code", None) or getattr(seen, "status_code", None)
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _without_password(uri: str) -> str:

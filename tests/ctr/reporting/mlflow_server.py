@@ -62,12 +62,17 @@ class MlflowServer:
 
 
 class Cable:
-    """A port that leads to another; while it is pulled, connections are refused, and those that are open end."""
+    """A port that leads to another; while it is pulled, connections are refused, and those that are open end.
+
+    `artifacts` is the HTTP status that requests of artifacts get meanwhile instead of an answer of the server, as where
+    the store behind it is away or refuses; 0 leaves them without any answer. None lets them through.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
+        self.artifacts: int | None = None
         self._listening: socket.socket | None = None
         self._open: list[socket.socket] = []
 
@@ -91,8 +96,29 @@ class Cable:
             except OSError:
                 return
             self._open += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
+            for work, source, sink in ((self._ask, near, far), (_copy, far, near)):
+                threading.Thread(target=work, args=(source, sink), daemon=True).start()
+
+    def _ask(self, near: socket.socket, far: socket.socket) -> None:
+        try:
+            while data := near.recv(65536):
+                if self.artifacts is not None and b"/mlflow-artifacts/" in data.partition(b"\r\n")[0]:
+                    if self.artifacts:
+                        _answer(near, self.artifacts)
+                    return
+                far.sendall(data)
+            far.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def _answer(near: socket.socket, status: int) -> None:
+    near.settimeout(0.3)
+    with contextlib.suppress(TimeoutError):
+        while near.recv(65536):  # the body: a client that is cut off in it hears no answer
+            pass
+    near.sendall(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    near.shutdown(socket.SHUT_RDWR)
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
