@@ -145,7 +145,7 @@ def test_pages_of_an_item_table_are_told_apart(tmp_path: Path):
     with (tmp_path / ITEM_TABLE).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as table:
         assert sum(table[place] for place in range(0, size, 4096)) == 0
         assert held.resident_mib() - resident > 50
-        assert abs(held.beside_table_mib() - beside) < 10
+        assert abs(held.beside_table_mib() - beside) < 32  # what else this process does changes it too
 
 
 def test_a_server_that_ends_says_why(tmp_path: Path):
