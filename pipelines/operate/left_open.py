@@ -28,7 +28,7 @@ def end_left_open(workspace: Workspace) -> list[Path]:
     for run in left_open(workspace):
         with suppress(LockError), run_lock(run):  # which fails where a process has just begun to work in it
             run_id = (run / TRACKED).read_text(encoding="utf-8").strip()
-            status = "FINISHED" if (run / METRICS).is_file() else "KILLED"
-            Tracker(workspace.root, run / OUTBOX).end_if_running(run_id, status)
+            tracker = Tracker(workspace.root, run / OUTBOX)
+            tracker.end_if_running(run_id, "FINISHED" if (run / METRICS).is_file() else "KILLED")
             ended.append(run)
     return ended
