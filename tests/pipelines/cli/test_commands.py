@@ -7,10 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.pasts.snapshot import SnapshotPasts
 from features.encoding.encoder import Encoder
 from pipelines.cli.commands import main
 from pipelines.workspace import Workspace, run_lock
+from tests.pipelines.gate.bundles import with_other_golden_scores
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["--set", "train.epochs=1", "--set", "train.batch_size=512", "--set", "train.evaluations_per_epoch=2"]
@@ -295,6 +297,22 @@ def test_promote_makes_a_bundle_champion_and_current_again(shell, job, work):
     assert (bundles / "CURRENT").read_text() == job[1]["run_id"]
     # It is its own champion: a tie passes.
     assert result["gate"]["champion"] == job[1]["run_id"]
+
+
+def test_promote_keeps_the_champion_where_parity_is_broken(shell, job, work):
+    bundles, run_id = work / "bundles" / "simulated", job[1]["run_id"]
+    bad = with_other_golden_scores(bundles / run_id, "unlike")
+    before = {name: (bundles / name).read_bytes() for name in ("CURRENT", "HISTORY.jsonl")}
+    try:
+        code, result = shell("promote", "--bundle", bad, "--work", work)
+        assert (code, result["exit_code"], result["status"]) == (6, 6, "gate refused")
+        assert result["error"].startswith("parity: ")
+        assert "bundles/simulated/unlike" in result["error"]
+        assert {name: (bundles / name).read_bytes() for name in before} == before
+        assert Registry(work).version_tags("quadrank-simulated", "champion")["model_version"] == run_id
+    finally:
+        shutil.rmtree(bad)
+        (bundles / "unlike.gate.json").unlink()
 
 
 def test_rollback_needs_a_reason_and_a_bundle_that_was_before(shell, job, work):

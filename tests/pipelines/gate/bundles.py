@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ctr.evaluation.slices import popularity_tiers, training_counts
 from ctr.export.export_bundle import export_bundle
 from ctr.model.calibrator import Curve
 from ctr.model.click_model import ClickModel
+from ctr.serving.bundle import GOLDEN, MANIFEST, open_bundle, seal
 from features.progress import silent
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from features.store.pointer import point_at
@@ -124,3 +126,19 @@ class Shop:
                     weights[torso] = weights[torso[::-1]].clone()
 
         self.changed("sliced", scramble)
+
+    def unlike(self, name: str) -> Path:
+        """A copy of the good bundle whose golden requests ask for other scores than its graph gives."""
+        return with_other_golden_scores(self.bundles / "good", name)
+
+
+def with_other_golden_scores(bundle: Path, name: str) -> Path:
+    """A sealed copy beside a bundle, whose parity is broken: its golden requests ask for half of the first scores."""
+    copy = Path(shutil.copytree(bundle, bundle.with_name(name)))
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["cases"][0]["scores"] = [0.5 * score for score in golden["cases"][0]["scores"]]
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    manifest = open_bundle(bundle).manifest.model_copy(update={"model_version": name})
+    (copy / MANIFEST).unlink()
+    seal(copy, manifest)
+    return copy

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig, TrainConfig
-from ctr.serving.bundle import GOLDEN, MANIFEST, open_bundle, seal
+from ctr.serving.bundle import open_bundle
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import ConfigError, NumericalError, StoreAwayError
@@ -171,14 +171,14 @@ def test_a_bundle_too_large_is_refused(shop: Shop) -> None:
 
 
 def test_broken_parity_is_refused_and_nothing_else_is_asked(shop: Shop) -> None:
-    copy = with_other_golden_scores(shop, "unlike")
+    copy = shop.unlike("unlike")
     verdict = shop.judged("unlike")
     assert broken(verdict) == {"parity"} and len(verdict.findings) == 2  # and the champion's own
     assert "scores" in verdict.reason and copy.name in verdict.reason
 
 
 def test_a_champion_that_scores_otherwise_here_lets_nothing_pass_unless_it_is_left_out(shop: Shop) -> None:
-    with_other_golden_scores(shop, "skewed")
+    shop.unlike("skewed")
     verdict = shop.judged("good", champion="skewed")
     assert broken(verdict) == {"champion"} and "gate.compare=false" in verdict.reason
     assert shop.judged("good", champion="skewed", compare=False).passed
@@ -258,15 +258,3 @@ def test_the_verdict_is_written_beside_the_bundle_and_not_into_it(shop: Shop) ->
 def test_a_bundle_whose_feature_set_is_elsewhere_says_the_way_out(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"feature_sets/shop/.*: the bundle was trained on this .* --work"):
         judge(shop.bundles / "good", Workspace(tmp_path), RULES, Console(quiet=True))
-
-
-def with_other_golden_scores(shop: Shop, name: str) -> Path:
-    """A copy of the good bundle whose golden requests ask for other scores than its graph gives."""
-    copy = Path(shutil.copytree(shop.bundles / "good", shop.bundles / name))
-    golden = json.loads((copy / GOLDEN).read_text())
-    golden["cases"][0]["scores"] = [0.5 * score for score in golden["cases"][0]["scores"]]
-    (copy / GOLDEN).write_text(json.dumps(golden))
-    manifest = open_bundle(shop.bundles / "good").manifest.model_copy(update={"model_version": name})
-    (copy / MANIFEST).unlink()
-    seal(copy, manifest)
-    return copy
