@@ -71,7 +71,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def numbers(curve: list[Evaluation]) -> list[dict[str, float]]:
-    return [{name: round(value, 9) for name, value in look.model_dump().items()} for look in curve]
+    return [{name: round(value, 9) for name, value in look.model_dump(exclude_none=True).items()} for look in curve]
 
 
 def killed() -> None:
