@@ -113,7 +113,7 @@ def test_the_bundle_of_a_run_with_pasts_has_those_of_the_log(job, raw, work):
     log = pl.read_parquet(raw / "interactions.parquet")
     user = log["user_id"].mode().min()  # has more events than are kept
     newest = log.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)["item_id"].to_list()
-    assert [event.item for event in pasts.newest(user)] == newest[-65:]
+    assert [event.item for event in pasts.newest(user)] == newest[-129:]
 
 
 def test_pasts_of_a_log_without_events_in_time_are_refused_before_anything_is_built(shell, tmp_path):

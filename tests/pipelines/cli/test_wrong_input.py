@@ -20,7 +20,7 @@ FILES = {
     "full/file.txt": "",
 }
 NO_RUN = "runs: holds no finished run. `quadrank train` makes one; --work names another workspace"
-NO_BUNDLE = "MANIFEST.json: no such file: not a bundle. Make one with `quadrank export`"
+NO_BUNDLE = "no such folder: not a bundle. Make one with `quadrank export`"
 
 
 @pytest.fixture
