@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ctr.serving.answering.answers import Answer, rank, read_request
+from ctr.serving.backlog import Backlog
 from ctr.serving.ranker import Ranker
 from features.encoding.request import Limits
 from features.store.served_schema import SHADOW
 
-LOOK_SECONDS = 0.002  # between two looks whether rankings have ended
+LOOK_SECONDS = 0.2  # after which the thread looks whether the server ends
+BUSY_SECONDS = 0.002  # between two looks whether rankings have ended
 log = logging.getLogger("quadrank.serve")
 
 
@@ -47,9 +48,7 @@ class Shadow:
     ) -> None:
         self._challenger, self._busy, self._limits = challenger, busy, limits
         self._on_scored, self._on_drop, self._on_failure = on_scored, on_drop, on_failure
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(waiting)
-        self._room = waiting_mib * 2**20  # bytes that may still wait
-        self._counting = threading.Lock()
+        self._backlog = Backlog[_Waiting](waiting, waiting_mib, on_drop)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._score_all, name="shadow", daemon=True)
 
@@ -58,57 +57,30 @@ class Shadow:
         self._thread.start()
 
     def add(self, answered: Answer) -> None:
-        """Score this too, or drop it where the queue is full."""
-        size = len(answered.asked)
-        with self._counting:
-            fits = size <= self._room
-            if fits:
-                self._room -= size
-        if not fits:
-            self._on_drop()
-            return
+        """Score this too, or drop it where it does not fit."""
         # As the champion answered: the same instant, and as many of the best.
         known = answered.request_id, len(answered.order), answered.request.time
-        try:
-            self._queue.put_nowait(_Waiting(answered.asked, *known))
-        except queue.Full:
-            self._free(size)
-            self._on_drop()
+        self._backlog.put(_Waiting(answered.asked, *known), len(answered.asked))
 
     def close(self) -> None:
         """End after the request at hand; those that wait are dropped."""
         self._stopping.set()
-        with suppress(queue.Full):
-            self._queue.put_nowait(None)
         self._thread.join()
-        while not self._queue.empty():
-            if self._queue.get_nowait() is not None:
-                self._on_drop()
+        self._backlog.drop_all()
 
     def _score_all(self) -> None:
         with suppress(AttributeError, OSError):  # Linux alone has priorities of threads
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while not self._stopping.is_set():
-            waiting = self._take()
-            while self._busy() and not self._stopping.is_set():
-                time.sleep(LOOK_SECONDS)
+            waiting = self._backlog.get(LOOK_SECONDS)
             if waiting is None:
                 continue
+            while self._busy() and not self._stopping.is_set():
+                time.sleep(BUSY_SECONDS)
             if self._stopping.is_set():
                 self._on_drop()
             else:
                 self._score(waiting)
-
-    def _take(self) -> _Waiting | None:
-        """The next that waits, which waits no longer; None where the end is near."""
-        waiting = self._queue.get()
-        if waiting is not None:
-            self._free(len(waiting.body))
-        return waiting
-
-    def _free(self, size: int) -> None:
-        with self._counting:
-            self._room += size
 
     def _score(self, waiting: _Waiting) -> None:
         ranker = self._challenger()

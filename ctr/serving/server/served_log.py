@@ -6,14 +6,13 @@ import hashlib
 import hmac
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 from ctr.serving.answering.answers import Answer
+from ctr.serving.backlog import Backlog
 from ctr.serving.ranker import graph_inputs
 from ctr.serving.served.part import OpenPart, remove_left
 from ctr.serving.served.rows import ServedRow, served_row, served_table
@@ -56,9 +55,7 @@ class ServedLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_left(self._folder)
         self._stopping = threading.Event()
-        self._queue: queue.Queue[tuple[float, Answer, int]] = queue.Queue(settings.waiting)
-        self._room = settings.waiting_mib * 2**20  # bytes that may still wait
-        self._counting = threading.Lock()
+        self._backlog = Backlog[tuple[float, Answer]](settings.waiting, settings.waiting_mib, on_drop)
         self._on_drop = on_drop
         self._group: list[ServedRow] = []
         self._part: OpenPart | None = None
@@ -66,39 +63,25 @@ class ServedLog:
         self._thread.start()
 
     def add(self, answer: Answer) -> None:
-        """Log an answer, or drop it where the queue is full."""
+        """Log an answer, or drop it where it does not fit."""
         size = JSON_FACTOR * len(answer.asked) + sum(values.nbytes for values in graph_inputs(answer.encoded).values())
-        with self._counting:
-            fits = size <= self._room
-            if fits:
-                self._room -= size
-        if not fits:
-            self._on_drop()
-            return
         # What the log does not need would be most of what waits.
         request = replace(answer.request, past=None, history=(), history_events={}, candidate_columns={})
-        try:
-            self._queue.put_nowait((time.time(), replace(answer, body=b"", asked=b"", raw={}, request=request), size))
-        except queue.Full:
-            self._free(size)
-            self._on_drop()
+        self._backlog.put((time.time(), replace(answer, body=b"", asked=b"", raw={}, request=request)), size)
 
     def close(self) -> None:
         """Write what waits, and end."""
         self._stopping.set()
         self._thread.join()
 
-    def _free(self, size: int) -> None:
-        with self._counting:
-            self._room += size
-
     def _write_parts(self) -> None:
         due = time.monotonic() + self._seconds
         ended = False
         while not ended:
-            with suppress(queue.Empty):
-                self._take(*self._queue.get(timeout=LOOK_SECONDS))
-            ended = self._stopping.is_set() and self._queue.empty()
+            waited = self._backlog.get(LOOK_SECONDS)
+            if waited is not None:
+                self._take(*waited)
+            ended = self._stopping.is_set() and not self._backlog
             rows = len(self._group) + (self._part.rows if self._part else 0)
             is_due = ended or rows >= self._rows or time.monotonic() >= due
             if is_due or len(self._group) >= GROUP:
@@ -107,8 +90,7 @@ class ServedLog:
                 self._finish()
                 due = time.monotonic() + self._seconds
 
-    def _take(self, moment: float, answer: Answer, size: int) -> None:
-        self._free(size)
+    def _take(self, moment: float, answer: Answer) -> None:
         try:
             self._group.append(self._row(moment, answer))
         except Exception as error:  # whatever it is, the answers after it are logged

@@ -251,7 +251,7 @@ def test_the_shadow_waits_for_rankings_and_drops_what_it_has_no_place_for(shop, 
         monkeypatch.setattr(server.ranking.pool, "_taken", 1)  # another request runs all the time
         client.post("/v1/rank", json=REQUEST)
         assert server.ranking._shadow is not None
-        until(server.ranking._shadow._queue.empty)  # the thread has it in hand
+        until(lambda: not server.ranking._shadow._backlog)  # the thread has it in hand
         for _ in range(5):
             assert client.post("/v1/rank", json=REQUEST).status_code == 200
         assert number(client, "quadrank_shadow_dropped_total") == 4, "one waits"

@@ -87,7 +87,7 @@ def test_what_a_full_queue_turned_away_takes_no_room(monkeypatch):
     for _ in range(3):
         waits.add(THIRD)
     assert waits.dropped == 2
-    waits.shadow._take()
+    waits.shadow._backlog.get(0)
     waits.add(3 * THIRD)
     assert waits.dropped == 2
 

@@ -80,12 +80,12 @@ def test_each_part_has_a_time_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(served_log, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
     log = ServedLog(LogSettings(folder=tmp_path, seconds_per_part=60))
     log.add(answer("a"))
-    until(log._queue.empty)
+    until(lambda: not log._backlog)
     now[0] = 60.0
     until(lambda: list(tmp_path.glob("served-*.parquet")))
     for name in ("b", "c"):
         log.add(answer(name))
-    until(log._queue.empty)
+    until(lambda: not log._backlog)
     log.close()
     parts = sorted(pq.read_table(path)["request"].to_pylist() for path in tmp_path.iterdir())
     assert parts == [["a"], ["b", "c"]]
@@ -135,7 +135,7 @@ def test_what_waits_is_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.
     for _ in range(4):
         log.add(answer(asked=bytes(third)))
     assert len(dropped) == 1
-    log._take(*log._queue.get())  # what was taken makes room
+    log._backlog.get(0)  # what was taken makes room
     log.add(answer(asked=bytes(third)))
     assert len(dropped) == 1
     log.close()
@@ -148,7 +148,7 @@ def test_what_a_full_queue_turned_away_takes_no_room(tmp_path: Path, monkeypatch
     third = 2**20 // 3 // served_log.JSON_FACTOR - 100
     for _ in range(4):
         log.add(answer(asked=bytes(third)))
-    log._take(*log._queue.get())
+    log._backlog.get(0)
     log.add(answer(asked=bytes(2 * third)))
     assert len(dropped) == 3
     log.close()
@@ -164,7 +164,7 @@ def test_arrays_count_among_the_bytes_and_what_the_log_does_not_need_is_let_go(
     log.add(replace(answer(asked=b"{}"), encoded=wide))
     log.add(answer())
     assert len(dropped) == 1
-    _, waits, _ = log._queue.get()
+    _, waits = log._backlog.get(0)
     assert waits.asked == b""
     assert (waits.body, waits.raw, waits.request.history, waits.request.past) == (b"", {}, (), None)
     log.close()
