@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctr.data.columns import column, row_weights
-from ctr.evaluation.metrics import auc, gauc_by_samples, group_aucs, log_loss
+from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from ctr.evaluation.ranking_metrics import list_auc, requests_of
 from features.errors import DataError
 from features.store.feature_set import FeatureSet
@@ -36,7 +36,8 @@ class WatchedRows:
     @classmethod
     def of(cls, feature_set: FeatureSet) -> WatchedRows:
         """Those of a feature set."""
-        labels, users = (column(feature_set, "valid", name) for name in ("label", "user"))
+        labels = column(feature_set, "valid", "label").astype(np.float64)
+        users = column(feature_set, "valid", "user")
         return cls(labels, users, requests_of(feature_set, "valid"), row_weights(feature_set, "valid"))
 
     def metrics(self, scores: np.ndarray) -> dict[str, float]:
@@ -67,12 +68,10 @@ class WatchedRows:
                 "column in interactions.request, or choose log_loss, auc or gauc_by_samples."
             )
         groups = {"gauc_by_samples": self.users, "group_auc": self.requests}.get(metric)
-        if groups is None:
+        if groups is None or not math.isnan(self.metrics(np.zeros(len(self.labels))).get(metric, math.nan)):
             return
-        auc_G, _ = group_aucs(self.labels, np.zeros(len(self.labels)), groups)
-        if not len(auc_G):
-            of = "users" if metric == "gauc_by_samples" else "requests"
-            raise DataError(
-                f"{setting} {metric}: none of the {len(np.unique(groups)):,} {of} in the {len(self.labels):,} "
-                "validation rows has both labels. Choose log_loss or auc, or widen split.valid."
-            )
+        of = "users" if metric == "gauc_by_samples" else "requests"
+        raise DataError(
+            f"{setting} {metric}: none of the {len(np.unique(groups)):,} {of} in the {len(self.labels):,} "
+            "validation rows has both labels. Choose log_loss or auc, or widen split.valid."
+        )

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ctr.data.columns import column, row_weights
 from ctr.evaluation.bootstrap import Interval, UserDraws
 from ctr.evaluation.metrics import PROBABILITY_MARGIN, group_aucs
-from ctr.evaluation.ranking_metrics import requests_of
 from ctr.evaluation.significance import SeededAuc, seeded_aucs, seeded_list_aucs
+from ctr.evaluation.watched import WatchedRows
 from features.store.atomic import replace_file
 from features.store.feature_set import FeatureSet
 from pipelines.tune.search.space import DIRECTIONS, Metric
@@ -28,14 +27,16 @@ class ValidationRows:
     Args:
         feature_set: of any trial: trials have the same rows.
         metric: of the sweep.
+
+    Raises:
+        DataError: rows that do not define the metric.
     """
 
     def __init__(self, feature_set: FeatureSet, metric: Metric) -> None:
         self.metric: Metric = metric
-        self.labels = column(feature_set, "valid", "label").astype(np.float64)
-        self.users = column(feature_set, "valid", "user")
-        self.requests = requests_of(feature_set, "valid")
-        self.weights = row_weights(feature_set, "valid")
+        rows = WatchedRows.of(feature_set)
+        rows.require(metric, "metric")
+        self.labels, self.users, self.requests, self.weights = rows.labels, rows.users, rows.requests, rows.weights
 
     def measured(self, folders: Sequence[Path]) -> SeededAuc | None:
         """The metric of trainings of one setting, with its resamples; None where scores are not here, or users too few.
@@ -53,8 +54,7 @@ class ValidationRows:
             found = seeded_aucs(self.labels, {"": scores_SN}, self.weights, clusters=self.users)
             return found[""]
         if self.metric == "group_auc":
-            if self.requests is None:
-                return None
+            assert self.requests is not None, "else the metric was refused"
             lists = seeded_list_aucs(self.labels, {"": scores_SN}, self.requests, self.weights, clusters=self.users)
             return lists.get("")
         draws = UserDraws(self.users)

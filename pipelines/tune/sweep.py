@@ -16,7 +16,6 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ctr.evaluation.watched import WatchedRows
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import close_trial
 from features.errors import ConfigError, StoreAwayError, TryAgainError
@@ -118,7 +117,6 @@ class _Run:
         self.settings, self.sweep, self.search, self.shared = settings, sweep, search, shared
         self.name = worker_name()
         self.current = current_by_name(settings)
-        WatchedRows.of(feature_set).require(search.metric, "metric")
         self.rows = ValidationRows(feature_set, search.metric)
         self._whole = {settings.source.contract.fingerprint(): feature_set}
         with shared.reached(), shared.lock():

@@ -50,6 +50,16 @@ def test_requests_of_one_class_are_refused_before_training():
     watched(requests=np.arange(6)).require("log_loss")
 
 
+@pytest.mark.parametrize(("metric", "of"), [("group_auc", "4 requests"), ("gauc_by_samples", "3 users")])
+def test_groups_of_both_labels_that_weigh_nothing_are_refused_before_training(metric: str, of: str):
+    """To an evaluation they are none. One more row, so that all together have both labels."""
+    weights = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    rows = WatchedRows(np.append(LABELS, 0.0), np.append(USERS, 3), np.append(REQUESTS, 10), weights)
+    with pytest.raises(DataError, match=rf"{metric}: none of the {of}"):
+        rows.require(metric)
+    rows.require("auc")
+
+
 def test_of_a_log_with_lists_it_is_the_metric_of_its_lists(tmp_path: Path):
     rows = WatchedRows.of(built_lists(tmp_path))
     assert rows.requests is not None

@@ -22,7 +22,7 @@ from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from ctr.evaluation.watched import WatchedRows
 from ctr.training.loop import StopTraining
 from ctr.trees.tabular_features import TabularFeatures
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from pipelines.tune.finals import OF, chosen_finalists, judged, plan_finals
 from pipelines.tune.measure import ValidationRows, save_scores
@@ -126,8 +126,9 @@ def test_the_metric_within_requests_is_that_of_the_lists(tmp_path: Path) -> None
     assert found.drawn.mean() == pytest.approx(np.mean(wanted), abs=3 * found.drawn.std())
 
 
-def test_without_requests_there_is_no_metric_within_them(feature_set: FeatureSet, tmp_path: Path) -> None:
-    assert ValidationRows(feature_set, "group_auc").measured([scored(feature_set, tmp_path / "run", 1, 0.3)]) is None
+def test_without_requests_the_metric_within_them_is_refused(feature_set: FeatureSet) -> None:
+    with pytest.raises(DataError, match=r"^metric group_auc: the log does not name the request"):
+        ValidationRows(feature_set, "group_auc")
 
 
 @pytest.mark.parametrize("metric", METRICS)
