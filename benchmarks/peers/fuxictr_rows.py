@@ -5,8 +5,8 @@ components) of the target and of as many past items, what each past event said, 
 the row, and whether a number is missing (`benchmarks.peers.fuxictr_data`). Layers are FuxiCTR's defaults for DIN (512,
 128, 64 units; 64 with Dice in the attention), the same for DCNv2 beside its three cross layers and for both perceptrons
 of FinalMLP, with batch norm. Training stops as FuxiCTR's own `fit` does: by validation AUC each half epoch, patience 2;
-the learning rate falls on a plateau. Settings are those of `fuxictr/settings.yaml`, which
-`benchmarks.peers.fuxictr_search` found.
+the learning rate falls on a plateau. Settings are those of `fuxictr/settings.yaml`, which says whether
+`benchmarks.peers.fuxictr_search` found them.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ AWAY = {
 }
 AWAY_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 # HTTP answers below 500 that mean the same; 500 and above all do.
-LATER = (408, 429)
+AWAY_STATUS = (408, 429)
 
 
 class MlflowStore:
@@ -175,7 +175,7 @@ class MlflowStore:
                     of_a_file = package == "sqlalchemy" and self.uri.startswith("sqlite")
                     return not of_a_file or "locked" in str(seen)
         status = _http_status(error)
-        return status is not None and (status >= 500 or status in LATER)
+        return status is not None and (status >= 500 or status in AWAY_STATUS)
 
     def _away(self, error: BaseException) -> str:
         return (
