@@ -92,7 +92,9 @@ class ServeConfig(Settings):
     fallback: bool = Field(False, description="rank by popularity what the model cannot rank, or not in time")
     max_body_kib: PositiveInt = Field(1024, description="a larger body is answered 413")
     receive_seconds: PositiveFloat = Field(
-        10.0, description="a request whose head comes more slowly has its connection closed, a body is answered 408"
+        10.0,
+        description="what a head may take to come, or an answer to be taken, before the connection is ended; a body is "
+        "answered 408",
     )
     max_connections: PositiveInt = Field(
         1000, description="open at the same time in one process; a request over a further one is answered 503"

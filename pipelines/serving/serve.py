@@ -55,5 +55,5 @@ def serve_bundle(
         processes,
         announce,
         connections=config.max_connections,
-        head_seconds=config.receive_seconds,
+        client_seconds=config.receive_seconds,
     )

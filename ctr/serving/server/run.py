@@ -20,8 +20,8 @@ import uvicorn
 
 from ctr.serving.answering.metrics import SEVERAL_PROCESSES
 from ctr.serving.answering.versions import Source
-from ctr.serving.server.heads import HeadsInTime
 from ctr.serving.server.processes import Processes, listening
+from ctr.serving.server.slow_clients import EndsSlowClients
 from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError
 
@@ -68,7 +68,7 @@ def run_server(
     announce: Callable[[int], None] = lambda port: None,
     quiet: bool = False,
     connections: int | None = None,
-    head_seconds: float = 10.0,
+    client_seconds: float = 10.0,
 ) -> None:
     """Answer until SIGTERM or Ctrl-C.
 
@@ -80,12 +80,13 @@ def run_server(
         announce: is told the port once it is bound.
         quiet: no line a request.
         connections: open at the same time in one process; a request over a further one is answered 503. Default any.
-        head_seconds: after which a connection is ended on which the head of a request has not come.
+        client_seconds: after which a connection is ended on which the head of a request has not come, or whose client
+            has not taken an answer.
 
     Raises:
         ConfigError: an address that cannot be bound.
     """
-    protocol: Any = partial(HeadsInTime, head_seconds)  # makes one for each connection, and travels to processes
+    protocol: Any = partial(EndsSlowClients, client_seconds)  # makes one for each connection, and travels to processes
     settings = uvicorn.Config(
         make_app,
         host=host,

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from ctr.serving.server.app import Server
-from ctr.serving.server.heads import HeadsInTime
+from ctr.serving.server.slow_clients import EndsSlowClients
 
 SECONDS = 60  # a busy machine answers within
 
@@ -21,7 +21,7 @@ SECONDS = 60  # a busy machine answers within
 def serving(server: Server) -> Iterator[int]:
     """The port on which the app answers, as it does in production: uvicorn, our protocol over httptools."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        protocol: Any = partial(HeadsInTime, server.config.receive_seconds)
+        protocol: Any = partial(EndsSlowClients, server.config.receive_seconds)
         config = uvicorn.Config(server.app(), http=protocol, ws="none", log_level="error")
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, args=([listening],), daemon=True)

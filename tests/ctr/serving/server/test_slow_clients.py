@@ -1,7 +1,8 @@
-"""Clients that open a connection and do not send a whole request: each is ended, and others are answered meanwhile."""
+"""Clients that do not send a whole request, or do not take its answer: each is ended, and others are answered."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -9,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from ctr.serving.answering.versions import PointerSource
 from ctr.serving.server.app import Server
+from ctr.serving.server.slow_clients import EndsSlowClients
 from tests.ctr.serving.server.over_http import SECONDS, post, serving
 from tests.ctr.serving.shop import REQUEST, serve_config
 
@@ -127,3 +132,118 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_waited_for(bundles, monk
     with serving(server) as port, closing(connected(port)) as client:
         client.sendall(HEAD + BODY + b"\r\n")
         assert answer(client).startswith(b"HTTP/1.1 200")
+
+
+def is_ended(client: socket.socket, sent: bytes) -> bool:
+    """Whether the server ends the connection of a client that sends on and reads nothing."""
+    end = time.monotonic() + SECONDS
+    client.settimeout(0.1)
+    while time.monotonic() < end:
+        try:
+            client.sendall(sent)
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return True
+    return False
+
+
+def test_a_client_that_asks_on_and_takes_no_answer_is_ended(port):
+    with closing(socket.socket()) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        assert is_ended(client, b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert post(port, BODY)[0] == 200
+
+
+class Held(asyncio.Transport):
+    """A connection whose client takes nothing for `seconds`, as asyncio closes it: once all that waits is taken."""
+
+    def __init__(self, protocol: EndsSlowClients, seconds: float) -> None:
+        super().__init__()
+        self.protocol, self.ended, self.waits, self.closing = protocol, "", 0, False
+        asyncio.get_running_loop().call_later(seconds, self.take)
+
+    def write(self, data: Any) -> None:
+        self.waits += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.waits
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def resume_reading(self) -> None:
+        """Nothing is paused."""
+
+    def take(self) -> None:
+        self.waits = 0
+        if self.closing:
+            self.end("closed")
+
+    def close(self) -> None:
+        self.closing = True
+        if not self.waits:
+            self.end("closed")
+
+    def abort(self) -> None:
+        self.end("aborted")
+
+    def end(self, how: str) -> None:
+        if not self.ended:
+            self.ended, self.closing = how, True
+            self.protocol.connection_lost(None)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def asked(header: bytes, kept: int, taken_after: float) -> Held:
+    """A connection on which one answer was written, of a protocol that allows `ALLOWED` seconds."""
+    config = uvicorn.Config(app, timeout_keep_alive=kept)
+    protocol = EndsSlowClients(ALLOWED, config=config, server_state=ServerState(), app_state={})
+    transport = Held(protocol, taken_after)
+    protocol.connection_made(transport)
+    protocol.data_received(b"GET / HTTP/1.1\r\nhost: x\r\n" + header + b"\r\n")
+    await asyncio.gather(*protocol.tasks)
+    return transport
+
+
+async def how_it_ends(transport: Held) -> str:
+    async with asyncio.timeout(SECONDS):
+        while not transport.ended:
+            await asyncio.sleep(0.02)
+    return transport.ended
+
+
+@pytest.mark.parametrize("header", [b"", b"connection: close\r\n"], ids=["kept", "closed after it"])
+@pytest.mark.parametrize(("taken_after", "ended"), [(600, "aborted"), (ALLOWED / 4, "closed")])
+def test_an_answer_that_is_never_taken_keeps_no_connection_open(header, taken_after, ended):
+    async def met() -> str:
+        return await how_it_ends(await asked(header, 0, taken_after))
+
+    assert asyncio.run(met()) == ended
+
+
+def test_who_takes_an_answer_slowly_is_not_ended():
+    async def met() -> str:
+        transport = await asked(b"", 600, 600)
+        transport.protocol.pause_writing()
+        await asyncio.sleep(ALLOWED / 2)
+        transport.protocol.resume_writing()
+        await asyncio.sleep(ALLOWED)
+        return transport.ended
+
+    assert asyncio.run(met()) == ""
+
+
+def test_who_takes_most_of_a_last_answer_must_take_the_rest():
+    async def met() -> str:
+        transport = await asked(b"connection: close\r\n", 600, 600)
+        transport.protocol.pause_writing()
+        transport.protocol.resume_writing()
+        return await how_it_ends(transport)
+
+    assert asyncio.run(met()) == "aborted"
