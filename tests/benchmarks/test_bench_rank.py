@@ -55,6 +55,8 @@ def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
         "QIN+", "QIN+, parse, encode and respond", "QIN+, from JSON to JSON",
         "QIN+ int8", "QIN+ int8, parse, encode and respond", "QIN+ int8, from JSON to JSON",
         "torch, QIN", "literal QIN",
+        "QIN, parse, encode and respond, warm", "QIN int8, parse, encode and respond, warm",
+        "QIN+, parse, encode and respond, warm", "QIN+ int8, parse, encode and respond, warm",
     ]  # fmt: skip
     assert any(line.startswith("torch-rechub DIN and boosting are left out: no such package") for line in said)
     # Widths of 4: two levels, an item of id, tags and vector, and as wide an interest: what the literal equations read.
