@@ -22,6 +22,7 @@ from ctr.reporting.mlflow_store import MlflowStore
 from ctr.serving.bundle import BundleManifest, open_bundle
 
 BEGUN_BY = "quadrank.begun_by"  # tag of a run: id of the entry that began it
+PARENT = "mlflow.parentRunId"  # tag of a run: the run that it is nested under
 REGISTERED_BY = "registered_by"  # tag of a version: id of the entry that registered it
 LATER = "later-"  # begins the id of a run that MLflow does not know yet
 PENDING = "pending-"  # begins the number of a version that is not registered yet
@@ -71,7 +72,7 @@ class _Entry(BaseModel, ABC):
 
 
 class BeginRun(_Entry):
-    """Begin a run. `run` is its id until MLflow gives it one."""
+    """Begin a run. `run` is its id until MLflow gives it one, and `parent` the run above it that may not have begun."""
 
     kind: Literal["begin"] = "begin"
     run: str
@@ -79,16 +80,25 @@ class BeginRun(_Entry):
     name: str
     tags: dict[str, str]
     begun: int
+    parent: BeginRun | None = None
 
     def deliver(self, store: MlflowStore, known: Known) -> None:
         """Create it, or find it where an earlier call created it and its answer was lost."""
+        nested = {}
+        if self.parent is not None:
+            self.parent.deliver(store, known)
+            nested = {PARENT: known.run(self.parent.run)}
         with store.contact() as client:
-            experiment = store.experiment_id(self.experiment)
-            found = _begun_as(client, [experiment], self.run)
+            found = self.found(store)
             if not found:
-                tags = {**self.tags, BEGUN_BY: self.run}
-                found = [client.create_run(experiment, self.begun, tags, self.name)]
+                tags = {**self.tags, **nested, BEGUN_BY: self.run}
+                found = [client.create_run(store.experiment_id(self.experiment), self.begun, tags, self.name)]
             known.runs[self.run] = str(found[0].info.run_id)
+
+    def found(self, store: MlflowStore) -> list[Any]:
+        """The run in MLflow, alone in a list; none where it has not begun."""
+        with store.contact() as client:
+            return _begun_as(client, [store.experiment_id(self.experiment)], self.run)
 
 
 class Points(_Entry):

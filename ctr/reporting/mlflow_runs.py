@@ -11,7 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ctr.reporting.entries import LATER, BeginRun, File, Known, LeftOpen, Params, Points, Status, Tag, later_id, now_ms
+from ctr.reporting.entries import (
+    LATER,
+    PARENT,
+    BeginRun,
+    File,
+    Known,
+    LeftOpen,
+    Params,
+    Points,
+    Status,
+    Tag,
+    later_id,
+    now_ms,
+)
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.reporting.outbox import Delivery, Outbox
 from features.errors import ConfigError, StoreAwayError
@@ -66,7 +79,7 @@ class Tracker:
         run_name: str,
         tags: Mapping[str, str],
         params: Mapping[str, Any],
-        parent_run_id: str | None = None,
+        parent_run: str | BeginRun | None = None,
         begun_as: str | None = None,
     ) -> Iterator[Tracker]:
         """Open a run around the block: FINISHED after it, FAILED when it raises, KILLED when interrupted.
@@ -76,7 +89,7 @@ class Tracker:
             run_name: shown in the list of runs.
             tags: text by name.
             params: nested mappings are flattened to `train.batch_size`.
-            parent_run_id: nests the run under this one.
+            parent_run: nests the run under this one: MLflow's id, or how it begins where MLflow may not know it yet.
             begun_as: `later_id()` that the caller has written down. Where an earlier process began a run as this one,
                 and was killed before it was told MLflow's id, that run goes on and no second one begins.
 
@@ -84,10 +97,8 @@ class Tracker:
             StoreAwayError: the store does not answer, and the run begins now or not at all.
             ConfigError: the store cannot be used, or the experiment was deleted in it.
         """
-        nested = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-        tags = {**_origin(tags.get("git_revision")), **tags, **nested}
         own = begun_as or later_id()
-        begun, known = BeginRun(run=own, experiment=experiment, name=run_name, tags=tags, begun=now_ms()), Known()
+        begun, known = beginning(own, experiment, run_name, tags, parent_run), Known()
         if self._begin == "later":
             known = self.delivery.put(begun)
         else:
@@ -197,6 +208,21 @@ class Tracker:
         flat = [(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
         for start in range(0, len(flat), _PARAMS_A_CALL):
             self.delivery.put(Params(run=self.run_id, values=dict(flat[start : start + _PARAMS_A_CALL])))
+
+
+def beginning(
+    own: str, experiment: str, run_name: str, tags: Mapping[str, str], parent_run: str | BeginRun | None = None
+) -> BeginRun:
+    """How a run begins as of now; arguments as of `Tracker.run`, `own` being its id until MLflow gives it one."""
+    nested = {PARENT: parent_run} if isinstance(parent_run, str) else {}
+    return BeginRun(
+        run=own,
+        experiment=experiment,
+        name=run_name,
+        tags={**_origin(tags.get("git_revision")), **tags, **nested},
+        begun=now_ms(),
+        parent=parent_run if isinstance(parent_run, BeginRun) else None,
+    )
 
 
 def _origin(git_revision: str | None) -> dict[str, str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from ctr.reporting.entries import PARENT, BeginRun
 from ctr.reporting.mlflow_store import MlflowStore
 
-PARENT, STUDY, TRIAL, STAGE, STATE = "mlflow.parentRunId", "study", "trial", "stage", "trial_state"
+STUDY, TRIAL, STAGE, STATE = "study", "trial", "stage", "trial_state"
 
 
-def close_trial(store: MlflowStore, parent: str, stage: str, trial: int, state: str) -> None:
+def close_trial(store: MlflowStore, parent: str | BeginRun, stage: str, trial: int, state: str) -> None:
     """Close the run of a trial whose worker died: it would stand there as running for ever.
 
-    Nothing happens where the worker died before it opened the run.
+    Nothing happens where the worker died before it opened the run, or MLflow knows none of the study's runs.
 
     Args:
         store: where the study is tracked.
-        parent: run of the study.
+        parent: run of the study, or how it begins where MLflow may not know it yet.
         stage: of the study that the trial belongs to, since stages number their trials each.
         trial: its number.
         state: what became of it: `retried` or `failed`.
@@ -22,10 +23,11 @@ def close_trial(store: MlflowStore, parent: str, stage: str, trial: int, state: 
     Raises:
         StoreAwayError: the store does not answer.
     """
-    chosen = f"tags.`{PARENT}` = '{parent}' and tags.{TRIAL} = '{trial}' and tags.{STAGE} = '{stage}'"
     with store.contact() as client:
-        experiment = client.get_run(parent).info.experiment_id
-        for run in client.search_runs([experiment], chosen):
-            client.set_tag(run.info.run_id, STATE, state)
-            if run.info.status == "RUNNING":
-                client.set_terminated(run.info.run_id, "KILLED")
+        for above in parent.found(store) if isinstance(parent, BeginRun) else [client.get_run(parent)]:
+            of_study = f"tags.`{PARENT}` = '{above.info.run_id}'"
+            chosen = f"{of_study} and tags.{TRIAL} = '{trial}' and tags.{STAGE} = '{stage}'"
+            for run in client.search_runs([above.info.experiment_id], chosen):
+                client.set_tag(run.info.run_id, STATE, state)
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "KILLED")

@@ -18,7 +18,7 @@ from rich.console import Console
 from ctr.config import Preset
 from ctr.evaluation.baselines import base_rate_log_loss
 from ctr.model.click_model import ClickModel
-from ctr.reporting.entries import later_id
+from ctr.reporting.entries import BeginRun, later_id
 from ctr.reporting.figures import control_bars, learning_curve, reliability_diagram
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.outbox import OUTBOX
@@ -161,7 +161,9 @@ class Job:
         write_text(self.run_dir / CONFIG, json.dumps(record, indent=2))
 
     @contextmanager
-    def tracked(self, parent_run_id: str | None = None, extra_tags: dict[str, str] | None = None) -> Iterator[Tracker]:
+    def tracked(
+        self, parent_run: str | BeginRun | None = None, extra_tags: dict[str, str] | None = None
+    ) -> Iterator[Tracker]:
         """Hold the run's one MLflow run open around the block; a failure inside marks it FAILED.
 
         A resumed run goes on in the MLflow run that it began in.
@@ -173,7 +175,7 @@ class Job:
             if self.resumed:
                 self.workspace.unfinished_run(self.run_dir.name)  # another process may have finished it meanwhile
                 self._say_where_it_goes_on()
-            with self._tracked(parent_run_id, extra_tags or {}) as tracker:
+            with self._tracked(parent_run, extra_tags or {}) as tracker:
                 yield tracker
 
     @contextmanager
@@ -197,10 +199,10 @@ class Job:
         self.write_config()  # nothing of it was trained yet, with the settings it had or with any
 
     @contextmanager
-    def _tracked(self, parent_run_id: str | None, extra_tags: dict[str, str]) -> Iterator[Tracker]:
+    def _tracked(self, parent_run: str | BeginRun | None, extra_tags: dict[str, str]) -> Iterator[Tracker]:
         say_sent(send_waiting(self.workspace), self.console)
         # The study of a trial has its MLflow run already: what MLflow cannot take now is sent later.
-        begin = self.preset.train.tracking if parent_run_id is None else "later"
+        begin = self.preset.train.tracking if parent_run is None else "later"
         tracker = Tracker(self.workspace.root, self.run_dir / OUTBOX, begin)
         known = tracked_id(self.run_dir)
         if self.resumed and known is not None and tracker.has_begun(known):
@@ -224,7 +226,7 @@ class Job:
             run_name=self.run_dir.name,
             tags=tags,
             params={**self.preset.model_dump(mode="json"), "data": self.contract.name},
-            parent_run_id=parent_run_id,
+            parent_run=parent_run,
             begun_as=own,
         ):
             write_text(self.run_dir / TRACKED, tracker.run_id)

@@ -116,7 +116,7 @@ def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, 
         tracker.log_metrics({f"{name}.auc": found.metrics["auc"] for name, found in result.verdicts.items()})
     for name, found in result.verdicts.items():
         params = presets[name].model_dump(mode="json") if name in presets else {}
-        with tracker.run(experiment, name, tags, params, parent_run_id=parent):
+        with tracker.run(experiment, name, tags, params, parent_run=parent):
             values = found.metrics | found.facts
             tracker.log_metrics({f"{result.split}.{key}": value for key, value in values.items()})
 

@@ -15,6 +15,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from ctr.evaluation.bootstrap import Interval
+from ctr.reporting.entries import BeginRun
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from pipelines.cells import estimate, signed
@@ -67,7 +68,7 @@ class Outcome:
         finals: trainings of the finalists.
         finalists: the best first; none unless the schedule is `screen`.
         winner: the best settings.
-        parent: MLflow run of the study.
+        parent: MLflow run of the study, as of `parent_run`.
         rows: training rows read by all trials together, passes counted.
         path: file of the best settings.
         command: trains them.
@@ -80,7 +81,7 @@ class Outcome:
     finals: Sequence[FrozenTrial]
     finalists: Sequence[Finalist]
     winner: Winner
-    parent: str
+    parent: str | BeginRun
     rows: int
     path: Path = field(default_factory=Path)
     command: str = ""
@@ -125,7 +126,7 @@ class Outcome:
             "rows_spent": self.rows,
             "config": str(self.path),
             "command": self.command,
-            "run_id": self.parent,
+            "run_id": self.parent.run if isinstance(self.parent, BeginRun) else self.parent,
             "seconds": self.seconds,
         }
 
@@ -136,7 +137,7 @@ def outcome_of(
     finalists: Sequence[Finalist],
     search: SearchSpace,
     rows: ValidationRows,
-    parent: str,
+    parent: str | BeginRun,
 ) -> Outcome:
     """Choose the best settings: of the finalists where there are some, of the trials otherwise.
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from ctr.reporting.entries import LATER, later_id
-from ctr.reporting.mlflow_runs import Tracker
+from ctr.reporting.entries import LATER, BeginRun, later_id
+from ctr.reporting.mlflow_runs import Tracker, beginning
 from ctr.reporting.mlflow_sweeps import STUDY
 from ctr.reporting.outbox import OUTBOX
 from pipelines.job_settings import JobSettings
@@ -23,24 +23,33 @@ PARENT_RUN = "mlflow_run_id"
 OF_STUDY = "study"  # folder beside those of trials: the outbox of the MLflow run of the study
 
 
-def parent_run(study: optuna.Study, settings: JobSettings, search: SearchSpace) -> str:
+def is_in_mlflow(name: str, storage: Any) -> bool:
+    """Whether MLflow is known to have the run of a study, which need not exist."""
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    own = optuna.load_study(study_name=name, storage=storage).user_attrs.get(PARENT_RUN, LATER)
+    return not str(own).startswith(LATER)
+
+
+def parent_run(study: optuna.Study, settings: JobSettings, search: SearchSpace) -> str | BeginRun:
     """The study's MLflow run; its id is kept in the study, so that the trials of all workers are its children.
 
-    Call it while holding the lock of the study.
+    Where MLflow is away it is how the run begins: whichever of the study's runs is sent first begins it. Call it while
+    holding the lock of the study.
     """
     own = str(study.user_attrs.get(PARENT_RUN) or later_id())
     if not own.startswith(LATER):
         return own
     study.set_user_attr(PARENT_RUN, own)  # first: a kill in between must leave no run that nobody finds again
-    tracker = Tracker(settings.workspace.root)
-    with tracker.run(
-        experiment=experiment_of(settings),
-        run_name=f"sweep {study.study_name}",
-        tags={"git_revision": git_revision(), STUDY: study.study_name},
-        params={"model_file": str(settings.model), "search": search.model_dump(mode="json")},
-        begun_as=own,
-    ):
+    name = study.study_name
+    experiment, run_name = experiment_of(settings), f"sweep {name}"
+    tags = {"git_revision": git_revision(), STUDY: name}
+    params = {"model_file": str(settings.model), "search": search.model_dump(mode="json")}
+    tracker = study_tracker(settings, name)
+    with tracker.run(experiment, run_name, tags, params, begun_as=own):
         run_id = tracker.run_id
+    if run_id.startswith(LATER):
+        return beginning(own, experiment, run_name, tags)
     study.set_user_attr(PARENT_RUN, run_id)
     return run_id
 
@@ -60,7 +69,7 @@ def study_tracker(settings: JobSettings, study: str) -> Tracker:
 def record_parent(
     settings: JobSettings,
     study: str,
-    run_id: str,
+    run: str | BeginRun,
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
     files: Mapping[str, Any],
@@ -71,14 +80,16 @@ def record_parent(
     Args:
         settings: whose workspace has the store.
         study: its name.
-        run_id: of the study.
+        run: of the study, as of `parent_run`.
         metrics: final numbers.
         params: the best trial's settings; kept as tags `best.NAME`, since a later worker may better them.
         files: paths by folder of the artifacts.
         figures: by file name.
     """
     tracker = study_tracker(settings, study)
-    with tracker.resume(run_id):
+    if isinstance(run, BeginRun):
+        tracker.delivery.put(run)
+    with tracker.resume(run.run if isinstance(run, BeginRun) else run):
         tracker.log_metrics(metrics)
         for name, value in params.items():
             tracker.set_tag(f"best.{name}", str(value))

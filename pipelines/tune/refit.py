@@ -113,7 +113,7 @@ def bundle_best(found: Outcome, settings: JobSettings) -> Path:
     started = Job.start(preset, TrainAndValid(whole), settings.workspace, settings.console)
     job = replace(started, calibrated_by=folders[0])
     settings.console.print(f"the best settings on training and validation rows, {epochs} epochs")
-    with job.tracked(parent_run_id=found.parent, extra_tags={"stage": "best"}) as tracker:
+    with job.tracked(parent_run=found.parent, extra_tags={"stage": "best"}) as tracker:
         model = job.train_and_evaluate(tracker).model
     return export_model(model, job.feature_set, job.run_dir, None, settings.workspace, settings.console).path
 

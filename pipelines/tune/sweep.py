@@ -28,7 +28,7 @@ from pipelines.tune.finals import judged, name_of_finals, plan_finals
 from pipelines.tune.measure import ValidationRows
 from pipelines.tune.noise import Outlook, outlook
 from pipelines.tune.outcome import Outcome, outcome_of, write_best
-from pipelines.tune.parent import parent_run
+from pipelines.tune.parent import is_in_mlflow, parent_run
 from pipelines.tune.search.definition import definition, require_same
 from pipelines.tune.search.resolve import current_by_name, reaching_current, require_settings
 from pipelines.tune.search.samplers import grid_size, pruner, sampler
@@ -88,9 +88,9 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
     shared = SharedStorage.of(sweep.storage, sweep.study, settings.workspace, sweep.lease)
     # Before the build: a storage that is away must not be told hours later, nor an MLflow that a new study needs.
     with shared.reached(), shared.lock():
-        begun = sweep.study in optuna.get_all_study_names(shared.open())
-    if not begun:
-        require_answer(settings.workspace, "now")
+        tracked = is_in_mlflow(sweep.study, shared.open())
+    if not tracked:
+        require_answer(settings.workspace, settings.preset().train.tracking)
     result = build(settings.source, settings.workspace, wait=LONGEST_WAIT)
     settings.console.print(describe(result))
     try:

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from ctr.export.latency import rank_latency
-from ctr.reporting.entries import Tag
+from ctr.reporting.entries import BeginRun, Tag
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import STAGE, STATE, STUDY, TRIAL
 from ctr.reporting.outbox import OUTBOX
@@ -63,7 +63,7 @@ class Trials:
         search: the search space.
         settings: those that all trials share.
         current: settings by dotted name, for conditions.
-        parent: MLflow run of the sweep.
+        parent: MLflow run of the sweep, as of `parent_run`.
         worker: this worker's name.
         lease: how often it says that it is alive; None where the storage does.
         share: of the training users.
@@ -76,7 +76,7 @@ class Trials:
     search: SearchSpace
     settings: JobSettings
     current: Mapping[str, Any]
-    parent: str
+    parent: str | BeginRun
     worker: str
     lease: Lease | None
     share: float
@@ -122,7 +122,7 @@ class Trials:
             run_name=f"{self.name} {self.stage} {trial.number}",
             tags={**self._tags(trial), STATE: "failed"},
             params=chosen,
-            parent_run_id=self.parent,
+            parent_run=self.parent,
         )
 
     def _tags(self, trial: optuna.Trial) -> dict[str, str]:
@@ -148,7 +148,7 @@ class Trials:
         workers = at_work(self.study.get_trials(deepcopy=False), socket.gethostname())
         with (
             sharing_cores(workers) as threads,
-            job.tracked(parent_run_id=self.parent, extra_tags=self._tags(trial)) as tracker,
+            job.tracked(parent_run=self.parent, extra_tags=self._tags(trial)) as tracker,
         ):
             try:
                 with explaining_memory():

@@ -74,7 +74,7 @@ def test_a_run_holds_its_params_curves_tags_plots_and_files(tracker: Tracker, tm
 def test_a_child_run_nests_under_its_parent(tracker: Tracker) -> None:
     with tracker.run("quadrank-toy", "sweep", {}, {}):
         parent = tracker.run_id
-    with tracker.run("quadrank-toy", "trial", {}, {}, parent_run_id=parent):
+    with tracker.run("quadrank-toy", "trial", {}, {}, parent_run=parent):
         child = tracker.run_id
     tags = tracker.store.client.get_run(child).data.tags
     assert tags["mlflow.parentRunId"] == parent

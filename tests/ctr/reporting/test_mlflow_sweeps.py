@@ -37,7 +37,7 @@ def test_the_run_of_a_dead_worker_is_closed_and_no_other_one(tracker: Tracker) -
 def test_a_run_that_has_ended_keeps_its_end(tracker: Tracker) -> None:
     with tracker.run("quadrank-toy", "sweep", {}, {}):
         parent = tracker.run_id
-    with tracker.run("quadrank-toy", "trial", {"stage": "search", "trial": "0"}, {}, parent_run_id=parent):
+    with tracker.run("quadrank-toy", "trial", {"stage": "search", "trial": "0"}, {}, parent_run=parent):
         run_id = tracker.run_id
     close_trial(tracker.store, parent, "search", 0, "failed")
     found = tracker.store.client.get_run(run_id)

@@ -19,14 +19,17 @@ import pytest
 from rich.console import Console
 
 from ctr.reporting.entries import BeginRun, Known
+from ctr.reporting.mlflow_runs import Tracker, beginning
 from ctr.reporting.mlflow_store import MlflowStore
+from ctr.reporting.mlflow_sweeps import close_trial
 from ctr.reporting.outbox import OUTBOX, Outbox
 from features.errors import ConfigError, StoreAwayError, TryAgainError
-from pipelines.operate.waiting import send_waiting
+from pipelines.operate.waiting import send_waiting, waiting_by_run
 from pipelines.report.sweep import report_sweep
 from pipelines.tune import sweep as tune
 from pipelines.tune.noise import Outlook
 from pipelines.tune.outcome import lines_of
+from pipelines.tune.parent import record_parent
 from pipelines.tune.sweep import Sweep, run_sweep
 from pipelines.tune.trial import FIRST, RUN, Trials
 from pipelines.tune.workers.leases import Lease
@@ -170,6 +173,58 @@ def test_a_study_goes_on_where_mlflow_went_away_and_tells_it_later(
     ]  # fmt: skip
     assert (known.info.status, known.data.metrics["trials"]) == ("FINISHED", 2.0)
     assert [one.path for one in client.list_artifacts(parent, "report")] == ["report/outage.html"]
+
+
+def test_a_new_study_begins_while_mlflow_is_away_where_it_may_be_told_later(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raw").symlink_to(work / "raw")
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        first = run(tmp_path, "dark", 1, "train.tracking=later")
+        report_sweep(first, settings(tmp_path))
+        assert str(first.summary()["run_id"]).startswith("later-")
+        with pytest.raises(StoreAwayError):
+            run(tmp_path, "dark", 2)
+        run(tmp_path, "dark", 2, "train.tracking=later")
+    assert (send_waiting(Workspace(tmp_path)).refused, waiting_by_run(Workspace(tmp_path))) == (0, {})
+    found = run(tmp_path, "dark", 3)
+    client = MlflowStore(tmp_path).client
+    experiment = client.get_experiment_by_name("quadrank-simulated")
+    runs = client.search_runs([experiment.experiment_id])
+    (known,) = (one for one in runs if "mlflow.parentRunId" not in one.data.tags)
+    assert (known.info.run_id, known.info.status, known.data.metrics["trials"]) == (found.parent, "FINISHED", 1.0)
+    assert known.data.params["search.metric"] == "auc"
+    children = [one.data.tags for one in runs if one.info.run_id != known.info.run_id]
+    assert sorted((one["trial"], one["trial_state"], one["mlflow.parentRunId"]) for one in children) == [
+        (str(trial), "complete", found.parent) for trial in range(3)
+    ]
+
+
+def test_a_lost_trial_of_a_study_that_mlflow_does_not_know_is_closed_or_not_there(
+    work: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was of another machine, so that its folder is not here."""
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        begun = run(work, "unknown", 1, "train.tracking=later").parent
+    store = MlflowStore(work)
+    assert isinstance(begun, BeginRun)
+    close_trial(store, begun, "search", 0, "retried")
+    assert begun.found(store) == []
+    tags = {"stage": "search", "trial": "0"}
+    with Tracker(work).run("quadrank-simulated", "trial", tags, {}, parent_run=begun) as tracker:
+        close_trial(store, begun, "search", 0, "retried")
+        closed = store.client.get_run(tracker.run_id)
+    assert (closed.info.status, closed.data.tags["trial_state"]) == ("KILLED", "retried")
+
+
+def test_who_ends_a_study_on_another_machine_begins_its_run_too(tmp_path: Path) -> None:
+    begun = beginning("later-1", "quadrank-simulated", "sweep far", {"study": "far"})
+    record_parent(settings(tmp_path), "far", begun, {"trials": 4.0}, {"model.dropout": 0.5}, {}, {})
+    (known,) = begun.found(MlflowStore(tmp_path))
+    assert (known.data.metrics, known.data.tags["best.model.dropout"]) == ({"trials": 4.0}, "0.5")
+    assert known.data.tags["study"] == "far"
 
 
 def test_a_study_killed_when_mlflow_had_just_made_its_run_goes_on_in_that_one(
