@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.storages.journal._file import get_lock_file
 
 from features.errors import DataError
 
@@ -60,8 +59,11 @@ class Journal(JournalFileBackend):
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold the lock that workers write under."""
-        with get_lock_file(self._turns):
+        self._turns.acquire()
+        try:
             yield
+        finally:
+            self._turns.release()
 
     def _cut_half_line(self) -> None:
         with self._path.open("rb+") as file:
