@@ -16,16 +16,14 @@ from ctr.reporting.figures import BLUE, GREEN, GREY, ORANGE
 
 SCHEDULES = ("screen", "median", "hyperband", "none")
 COLOURS = dict(zip(SCHEDULES, (BLUE, GREEN, ORANGE, GREY), strict=True))
+MARKS = {"screen": 6, "median": 10, "hyperband": 6, "none": 6}  # points: median and hyperband often lie on each other
 COLUMNS = {
     "name": "schedule",
-    "repetition": "repetition",
-    "rows": "training rows read",
-    "share": "of `none`",
-    "seconds": "seconds",
-    "auc": "AUC of the winner",
-    "interval": "95 % interval",
-    "gain": "over the current settings",
-    "gain_interval": "95 % interval of that",
+    "repetition": "rep.",
+    "rows": "rows read",
+    "share": "share",
+    "interval": "AUC of the winner",
+    "gain_interval": "over the current settings",
 }
 OVERHEAD = {"name": "trials", "processor_ms": "processor ms a trial", "wall_ms": "wall ms a trial"}
 OVERHEAD_TRIALS, OVERHEAD_EVALUATIONS = 100, 12
@@ -93,8 +91,9 @@ def run(work: Path, say: Callable[[str], object], *, settings: TuneBench) -> Rep
         results.append({
             "name": name, "repetition": number, "rows": one["rows"],
             "share": f"{one['rows'] / found['none', number]['rows']:.0%}", "seconds": round(one["seconds"], 1),
-            "auc": round(told["auc"], 4), "interval": f"{told['auc_low']:.4f} – {told['auc_high']:.4f}",
-            "gain": f"{told['gain']:+.4f}", "gain_interval": f"{told['gain_low']:+.4f} to {told['gain_high']:+.4f}",
+            "auc": round(told["auc"], 4), "gain": round(told["gain"], 4),
+            "interval": f"{told['auc']:.4f} ({told['auc_low']:.4f} – {told['auc_high']:.4f})",
+            "gain_interval": f"{told['gain']:+.4f} ({told['gain_low']:+.4f} to {told['gain_high']:+.4f})",
         })  # fmt: skip
     rows = {
         name: sum(found[name, number]["rows"] for number in range(1, settings.repetitions + 1)) for name in SCHEDULES
@@ -121,11 +120,21 @@ def figure_of(results: list[dict[str, Any]], judged: Mapping[str, Mapping[str, f
     for one in results:
         told = judged[f"{one['name']} {one['repetition']}"]
         error = [[told["gain"] - told["gain_low"]], [told["gain_high"] - told["gain"]]]
-        axes.errorbar(one["rows"] / 1e6, told["gain"], yerr=error, fmt="o", color=COLOURS[one["name"]])
+        axes.errorbar(
+            one["rows"] / 1e6,
+            told["gain"],
+            yerr=error,
+            fmt="o",
+            color=COLOURS[one["name"]],
+            markersize=MARKS[one["name"]],
+        )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="training rows read, millions", ylabel="AUC of the winner\nless that of the current settings")
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
-    marks = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in COLOURS.items()]
+    marks = [
+        Line2D([], [], marker="o", linestyle="", color=colour, markersize=MARKS[name], label=name)
+        for name, colour in COLOURS.items()
+    ]
     figure.legend(handles=marks, loc="outside right upper", frameon=False)
     return figure

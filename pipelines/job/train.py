@@ -443,9 +443,6 @@ def what_the_guard_did(result: FitResult) -> str:
 def _curve_point(evaluation: Evaluation) -> dict[str, float]:
     """An evaluation's numbers, named by the rows they come from."""
     values = evaluation.metrics()
-    training = {
-        "train.loss": values.pop("train_loss"),
-        "train.click_loss": values.pop("train_click_loss"),
-        "train.learning_rate": values.pop("learning_rate"),
-    }
+    names = ("train_loss", "train_click_loss", "learning_rate")
+    training = {f"train.{name.removeprefix('train_')}": values.pop(name) for name in names}
     return training | {f"valid.{name}": value for name, value in values.items()}
