@@ -56,18 +56,21 @@ def medians(runs: Sequence[Measured]) -> tuple[float, float]:
     return median(run.seconds for run in runs), median(run.peak_mib for run in runs)
 
 
-def peak_mib() -> float:
+def peak_mib(seen: float = 0.0) -> float:
     """Largest resident memory of this process so far, in MiB.
 
     Linux hands `ru_maxrss` on from the process that started this one, so a small child of a large parent would seem
     large: its own high-water mark is read where the system tells it.
+
+    Args:
+        seen: what was resident at an earlier time. Linux counts in batches, so that its mark can lie a little under it.
     """
     if STATUS.is_file():
         for line in STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
+                return max(seen, round(int(line.split()[1]) / 1024, 1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return max(seen, round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1))
 
 
 def main() -> None:

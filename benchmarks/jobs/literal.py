@@ -56,8 +56,7 @@ def train(
         "step_seconds": step_seconds,
         "load_seconds": load_seconds,
         "before_mib": before,
-        # The system counts in batches: the high-water mark can lie a little under what was resident at a time.
-        "peak_mib": max(before, peak_mib()),
+        "peak_mib": peak_mib(before),
         "loss": loss,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

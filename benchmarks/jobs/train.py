@@ -38,7 +38,7 @@ def train(
         preset: settings that lie over those of the paper, `{"model": {...}, "train": {...}}`.
 
     Returns:
-        The keys of `literal_jobs.train`. `load_seconds` is what a step waited for its batch. `mapped_mib` is how much
+        The keys of `benchmarks.jobs.literal.train`. `load_seconds` is what a step waited for its batch. `mapped_mib` is how much
         of memory-mapped files the steps read, which the system may drop at any time; it is part of `peak_mib`.
         `device_peak_mib`, on CUDA, is the most that lay on the device at a time.
     """
@@ -65,8 +65,7 @@ def train(
         "step_seconds": step_seconds,
         "load_seconds": load_seconds,
         "before_mib": before,
-        # The system counts in batches: the high-water mark can lie a little under what was resident at a time.
-        "peak_mib": max(before, peak_mib()),
+        "peak_mib": peak_mib(before),
         "mapped_mib": mapped_mib() - mapped_before,
         "loss": loss,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.harness.measured import Measured, measure, medians
+from benchmarks.harness import measured as harness
+from benchmarks.harness.measured import Measured, measure, medians, peak_mib
 from features.errors import ConfigError
 
 
@@ -14,6 +15,14 @@ class TestMeasuring:
         assert large.nbytes / 2**20 > 200 > measured.peak_mib > 10
         assert measured.seconds > 0
         assert measured.result["versions"]["polars"]
+
+    def test_a_peak_is_never_under_what_was_resident_before(self, tmp_path, monkeypatch):
+        (tmp_path / "status").write_text("VmRSS:\t 1024 kB\nVmHWM:\t 1720832 kB\n")
+        monkeypatch.setattr(harness, "STATUS", tmp_path / "status")
+        assert peak_mib() == 1680.5
+        assert peak_mib(1680.6) == 1680.6
+        monkeypatch.setattr(harness, "STATUS", tmp_path / "none")
+        assert peak_mib(1e9) == 1e9
 
     def test_medians(self):
         runs = [Measured(seconds, peak, None) for seconds, peak in ((3.0, 10.0), (1.0, 30.0), (2.0, 20.0))]
