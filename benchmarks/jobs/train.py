@@ -38,9 +38,9 @@ def train(
         preset: settings that lie over those of the paper, `{"model": {...}, "train": {...}}`.
 
     Returns:
-        The keys of `benchmarks.jobs.literal.train`. `load_seconds` is what a step waited for its batch. `mapped_mib` is how much
-        of memory-mapped files the steps read, which the system may drop at any time; it is part of `peak_mib`.
-        `device_peak_mib`, on CUDA, is the most that lay on the device at a time.
+        The keys of `benchmarks.jobs.literal.train`. `load_seconds` is what a step waited for its batch. `mapped_mib` is
+        how much of memory-mapped files the steps read, which the system may drop at any time; it is part of
+        `peak_mib`. `device_peak_mib`, on CUDA, is the most that lay on the device at a time.
     """
     keep_freed_memory()
     settings, model, data = built(feature_set, batch_size, preset)
