@@ -37,7 +37,7 @@ class TuneBench:
         data: contract.
         root: of its raw files; None as it says.
         model: preset, which is the current settings.
-        space: search space; its schedule is replaced.
+        space: search space; what its schedules need is that of conf/tune.yaml.
         trials: of each study.
         repetitions: studies of each schedule, each with a seed of its own.
         seeds: trainings of each winner that judge it.

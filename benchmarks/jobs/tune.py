@@ -44,7 +44,7 @@ def sweep(
     """One study to its end; returns the winner's values, the training rows read, and seconds."""
     keep_freed_memory()
     settings = _settings(data, root, work, model, assignments)
-    search = _search(space, schedule=schedule, seed=seed)
+    search = searched(Path(space), schedule, seed)
     started = time.perf_counter()
     found = run_sweep(settings, Sweep(f"{schedule}-{seed}", search, None, trials))
     seconds = time.perf_counter() - started
@@ -140,10 +140,14 @@ def _settings(data: str, root: str | None, work: str, model: str, assignments: S
     return JobSettings(source, contract, Path(model), train, overrides, Workspace(Path(work)), Console(quiet=True))
 
 
-def _search(space: str, **changed: Any) -> SearchSpace:
-    content = load_space(Path(space)).model_dump() | changed
+def searched(space: Path, schedule: str, seed: int) -> SearchSpace:
+    """The metric, sampler and settings of a search space; schedule and seed as given, the rest as in conf/tune.yaml."""
+    shipped = load_space(default_settings("tune.yaml"))
+    content = load_space(space).model_dump()
+    content |= {"schedule": schedule, "seed": seed, "startup_trials": shipped.startup_trials, "stop": shipped.stop}
+    content["screen"] = shipped.screen.model_dump()
     content["space"] = {
         name: {key: value for key, value in found.items() if value is not None}
         for name, found in content["space"].items()
     }
-    return validate(SearchSpace, content, space)
+    return validate(SearchSpace, content, str(space))

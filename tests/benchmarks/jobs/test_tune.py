@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.jobs.tune import judge
+from benchmarks.jobs.tune import judge, searched
 from features.simulator.simulate import simulate
+from pipelines.shipped import default_settings
+from pipelines.tune.search.space import load_space
 from tests.documents import ROOT
+
+QUICK = ROOT / "conf/spaces/quick.yaml"
 
 
 def test_a_winner_with_the_current_settings_gains_nothing_and_is_trained_once(tmp_path: Path) -> None:
@@ -20,3 +24,12 @@ def test_a_winner_with_the_current_settings_gains_nothing_and_is_trained_once(tm
     assert found["the same"] == found["current"]
     assert [found["the same"][name] for name in ("gain", "gain_low", "gain_high")] == [0, 0, 0]
     assert found["other"]["gain_low"] < found["other"]["gain"] < found["other"]["gain_high"]
+
+
+def test_spaces_are_compared_under_the_schedules_of_the_shipped_space() -> None:
+    found = searched(QUICK, "median", 7)
+    shipped, own = load_space(default_settings("tune.yaml")), load_space(QUICK)
+    assert (found.schedule, found.seed) == ("median", 7)
+    assert (found.screen, found.startup_trials, found.stop) == (shipped.screen, shipped.startup_trials, shipped.stop)
+    assert found.screen != own.screen
+    assert (found.space, found.metric) == (own.space, own.metric)
