@@ -358,7 +358,8 @@ def bench_tune(
         Path, typer.Option("--model", callback=settings_file, help="Preset: the current settings.")
     ] = Path("conf/model/qin.yaml"),
     space: Annotated[
-        Path, typer.Option("--space", callback=settings_file, help="Search space; its schedule is that of conf/tune.yaml.")
+        Path,
+        typer.Option("--space", callback=settings_file, help="Search space; its schedule is that of conf/tune.yaml."),
     ] = Path("conf/tune.yaml"),
     trials: Annotated[int, typer.Option("--trials", min=2, help="Trials of each study.")] = 40,
     repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Studies of each schedule.")] = 2,
