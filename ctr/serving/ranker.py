@@ -18,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from ctr.serving.bundle import ITEM_DELTA, RANKER, SCORE, Bundle, GoldenRequest, open_bundle
 from ctr.serving.items.delta import ItemDelta
+from ctr.serving.order import best_first
 from ctr.serving.pasts.source import Pasts, RequestPasts
 from features.contract.relative import CANDIDATES
 from features.encoding.encoder import EncodedRequest, Encoder
@@ -183,7 +184,7 @@ class Ranker:
             _refuse_unknown(encoded)
             refuse_missing(encoded)
         scores_NH = self.scores(encoded)
-        order = np.argsort(-scores_NH[:, 0], kind="stable")[:top]
+        order = best_first(scores_NH[:, 0], top)
         tasks = {name: scores_NH[:, place] for place, name in enumerate(self.tasks, start=1)}
         return RankResult(
             model_version=self.model_version,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ctr.serving.order import best_first
 from ctr.serving.pasts.source import RequestPasts
 from ctr.serving.ranker import Ranker, refuse_missing
 from features.calendar import text_of
@@ -168,7 +169,7 @@ def rank(
     stages.end("encode")
     scores_NH = ranker.scores(encoded)
     stages.end("model")
-    order = np.argsort(-scores_NH[:, 0], kind="stable")[: asked.top_k]
+    order = best_first(scores_NH[:, 0], asked.top_k)
     return _respond(ranker, asked, request, encoded, scores_NH, order, variant)
 
 
