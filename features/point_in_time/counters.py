@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
+import polars as pl
 
 from features.calendar import HOUR
 from features.contract.log import Counter
 from features.encoding.snapshot import CounterState
+from features.errors import DataError
 
 Times = TypeVar("Times", int, np.ndarray)
 
@@ -149,8 +151,11 @@ class _Prefix:
         self.first = begins[self._number]
         self.counts = self._summed(np.ones(len(key)))
         self.totals = self._summed(amount)
-        # A single NaN would run through all sums after it.
-        assert np.isfinite(self.totals).all(), "an amount that is counted is not finite"
+        if not np.isfinite(self.totals).all():
+            raise DataError(
+                f"counters: values of {counter.number!r} add up to more than a number can hold. Look for what is no "
+                "measurement among the largest ones, and leave it out in the expression of `number`."
+            )
 
     def at(self, key_Q: np.ndarray, instant_Q: np.ndarray, mean: float) -> np.ndarray:
         """Values at these instants, of events strictly before them."""
@@ -187,8 +192,9 @@ class _Prefix:
         nothing overflows however long the log is.
         """
         if self.counter.half_life is None:
-            total = np.cumsum(weight)
-            return total - np.where(self.first > 0, total[self.first - 1], 0.0)
+            # Not one sum over all keys less what came before: a huge number of one would swallow those of the others.
+            events = pl.DataFrame({"key": self._number, "weight": weight})
+            return events.select(pl.col("weight").cum_sum().over("key"))["weight"].to_numpy()
         place = np.arange(len(weight)) - self.first
         total, reach = weight.copy(), 1
         while reach <= place.max(initial=0):

@@ -42,6 +42,8 @@ from features.store.arrow import to_arrow
 from features.store.feature_set import Sampling
 from features.store.schema import UNKNOWN
 
+NO_SIGN = 2**63 - 1  # all bits of a whole number of 64 bits but that of its sign
+
 
 @dataclass
 class EncodedLog:
@@ -239,13 +241,14 @@ def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
 
 
 def request_keys(raw: pl.Series) -> np.ndarray:
-    """One int64 a request, the same in every build: whole numbers as they are, of text 63 bits of its sha256.
+    """One int64 a request, the same in every build: whole numbers without their sign bit, of text 63 bits of its sha256.
 
-    Rows without a request id get -1.
+    Rows without a request id get -1, so that a number below 0, say a hash with a sign, must become another one.
     """
     keys = canonical(raw)
     if keys.dtype != pl.String:
-        return keys.cast(pl.Int64).fill_null(-1).to_numpy()
+        whole = keys.cast(pl.Int64)
+        return np.where(whole.is_null().to_numpy(), -1, whole.fill_null(0).to_numpy() & NO_SIGN)
     distinct = keys.unique().drop_nulls()
     hashed = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 for text in distinct.to_list()]
     if not hashed:

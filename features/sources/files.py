@@ -94,7 +94,7 @@ class Look:
 
     Args:
         listed: files by the path that named them.
-        states: state of each file when it was hashed.
+        states: state of each file when it was first hashed.
         known: state and hash by file, of this build and those before it.
     """
 
@@ -155,7 +155,7 @@ def content_hash(file: str | Path) -> str:
             look.known[name] = (repr(state), sha256)
     else:
         sha256 = look.known[name][1]
-    look.states[file] = state
+    look.states.setdefault(file, state)
     return sha256
 
 

@@ -323,6 +323,12 @@ def test_request_keys_are_the_same_in_every_build() -> None:
     assert request_keys(pl.Series([None, None], dtype=pl.String)).tolist() == [-1, -1]
 
 
+def test_a_request_id_below_zero_is_an_id_and_none_is_not() -> None:
+    """Hashes that are stored with a sign: half of them are below 0."""
+    keys = request_keys(pl.Series([-1, None, -(2**63), 5, -5, -1]))
+    assert keys.tolist() == [2**63 - 1, -1, 0, 5, 2**63 - 5, 2**63 - 1]
+
+
 def test_a_label_column_may_bear_any_name(tmp_path: Path) -> None:
     """Also one that SQL would read as something else."""
 

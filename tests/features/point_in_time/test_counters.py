@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.contract.log import Counter
+from features.errors import DataError
 from features.point_in_time.counters import final, running
 from tests.features.counter_state import CounterState, every_counter
 
@@ -205,3 +206,17 @@ def test_a_mean_outlives_its_weights() -> None:
     counter = Counter(of="item", value="mean", number="x", half_life="1m")
     time = np.array([0, 0, 5_000 * 60_000_000])
     assert running(np.full(3, 2), time, np.array([1.0, 2.0, 9.0]), counter, 0.5)[2] == 1.5
+
+
+@pytest.mark.parametrize("half_life", [None, "1000d"])
+@pytest.mark.parametrize("huge", [1e20, 3e15])
+def test_a_huge_number_of_one_key_leaves_the_sums_of_others_as_they_are(huge: float, half_life: str | None) -> None:
+    key, time, amount = np.array([0, 0, 1, 1, 1]), np.array([1, 2, 1, 2, 3]), np.array([huge, 1, 0.25, 2, 3])
+    counter = Counter(of="item", value="sum", number="spent", half_life=half_life)
+    assert running(key, time, amount, counter, 0.0)[2:] == pytest.approx([0, 0.25, 2.25])
+
+
+def test_numbers_beyond_what_a_sum_can_hold_are_told() -> None:
+    key, time, amount = np.array([0, 0, 0]), np.array([1, 2, 3]), np.array([1e308, 1e308, 1.0])
+    with pytest.raises(DataError, match="'spent' add up to more than a number can hold"):
+        running(key, time, amount, Counter(of="item", value="sum", number="spent"), 0.0)

@@ -105,6 +105,17 @@ def test_a_file_that_is_deleted_meanwhile_is_named(tmp_path: Path) -> None:
             look.refuse_changes()
 
 
+def test_a_file_that_is_replaced_between_two_looks_of_a_build_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("user\n1\n")
+    with files.looked_at_once(tmp_path / "notes.json") as look:
+        files.content_hash(file)
+        file.write_text("user\n1\n2\n")
+        files.content_hash(file)
+        with pytest.raises(DataError, match=r"a\.csv: changed while the feature set was built"):
+            look.refuse_changes()
+
+
 def test_a_file_is_hashed_once_for_all_builds(tmp_path: Path, hashed: list[str]) -> None:
     contract = two_days(tmp_path)
     build_feature_set(contract, tmp_path / "out")
