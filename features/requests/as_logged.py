@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.calendar import DAY
 from features.checks.check_log import check_log
 from features.checks.history_tables import checked_events
 from features.chunk import CONTEXT, EVENT, HISTORY, ITEM, LABEL, LABELS, NUMBERS, RAW, REQUEST, TIME, USER
@@ -28,6 +27,7 @@ from features.errors import DataError
 from features.fitting.fit import Tables
 from features.point_in_time.counted_rows import amount_of
 from features.point_in_time.counters import running
+from features.point_in_time.instants import names_in, request_columns
 from features.point_in_time.newest_events import plain_columns
 from features.sources.log import open_log
 from features.store.schema import FIRST_VALUE
@@ -92,6 +92,9 @@ class AsLogged:
     def __init__(self, encoder: Encoder, log: pl.LazyFrame, tables: tuple[pl.LazyFrame, ...]) -> None:
         self._encoder, self._contract = encoder, encoder.contract
         self._log, self._tables = log, tables
+        # As in a build, a request ends with its day or file where days or files are built one by one.
+        self._request = request_columns(self._contract) if self._contract.interactions.request else ()
+        self._beside = [name for name in names_in(self._request) if name not in (USER, ITEM, TIME)]
 
     def known(self, asked: Sequence[Asked]) -> list[Known]:
         """What the log knew of each, in one or two passes over it."""
@@ -134,15 +137,13 @@ class AsLogged:
             DataError: the log has no row of a user at a time.
         """
         names = list(self._contract.interactions.context)
-        request = [REQUEST] if self._contract.interactions.request else []
-        frame = self._log.select(self._key(USER), self._key(ITEM), TIME, *request, *(CONTEXT + name for name in names))
-        theirs = frame.filter(pl.col(USER).is_in(list(set(users)))).with_columns(_instant(request))
-        if self._encoder.relative and request:
-            # Days are built one by one, each with the rows of its own.
-            day = [pl.col(TIME) // DAY] if self._contract.split.by == "days" else []
-            whole = pl.col(ITEM).implode().over(USER, *request, *day)
-            alone = pl.concat_list(ITEM)
-            theirs = theirs.with_columns(pl.when(pl.col(*request).is_null()).then(alone).otherwise(whole).alias(_LIST))
+        frame = self._log.select(
+            self._key(USER), self._key(ITEM), TIME, *self._beside, *(CONTEXT + name for name in names)
+        )
+        theirs = frame.filter(pl.col(USER).is_in(list(set(users)))).with_columns(_instant(self._request))
+        if self._encoder.relative and self._request:
+            whole, alone = pl.col(ITEM).implode().over(*self._request), pl.concat_list(ITEM)
+            theirs = theirs.with_columns(pl.when(pl.col(REQUEST).is_null()).then(alone).otherwise(whole).alias(_LIST))
         here = pl.col(TIME).is_between(int(times.min()), int(times.max()))
         logged = theirs.filter(here).collect(engine="streaming").with_row_index(_PLACE)
         asked = pl.DataFrame(
@@ -173,13 +174,12 @@ class AsLogged:
     def _events(self, users: list[Any]) -> pl.DataFrame:
         """Events of these users in the order of the log: `_user _item _time _instant` and raw columns."""
         raw = [name for name in self._log.collect_schema().names() if name.startswith(RAW)]
-        request = [REQUEST] if self._contract.interactions.request else []
         rows = (
-            self._log.select(self._key(USER), self._key(ITEM), TIME, EVENT, *request, *raw)
+            self._log.select(self._key(USER), self._key(ITEM), TIME, EVENT, *self._beside, *raw)
             .filter(pl.col(USER).is_in(users))
             .collect(engine="streaming")
         )
-        parts = [rows.with_columns(_instant(request)).filter(EVENT).drop(EVENT, *request)]
+        parts = [rows.with_columns(_instant(self._request)).filter(EVENT).drop(EVENT, *self._beside)]
         standing_for = {RAW + name: pl.col(HISTORY + column) for column, name in plain_columns(self._contract).items()}
         for table in self._tables:
             chosen = table.select(self._key(USER), self._key(ITEM), TIME, **standing_for)
@@ -279,12 +279,11 @@ class AsLogged:
         return pl.col(column).cast(pl.Int64 if ids.whole_numbers else pl.String)
 
 
-def _instant(request: list[str]) -> pl.Expr:
-    """As of when a row knows the past, µs: its time; with a column `request`, that of its request's earliest row."""
+def _instant(request: tuple[pl.Expr, ...]) -> pl.Expr:
+    """As of when a row knows the past, µs: its time; with columns that tell requests apart, its request's earliest."""
     instant = pl.col(TIME)
     if request:
-        first = instant.min().over(USER, *request)
-        instant = pl.when(pl.col(*request).is_null()).then(instant).otherwise(first)
+        instant = pl.when(pl.col(REQUEST).is_null()).then(instant).otherwise(instant.min().over(*request))
     return instant.alias(_INSTANT)
 
 
