@@ -25,7 +25,8 @@ class LogSettings(Settings):
 
     folder: Path | None = Field(None, description="where the parts go; none: nothing is logged")
     rows_per_part: PositiveInt = 10_000
-    seconds_per_part: PositiveFloat = 60.0
+    # Half of the time after which a hidden file counts as left by a killed process (`ctr.serving.served.part`).
+    seconds_per_part: float = Field(60.0, gt=0, le=1800)
     waiting: PositiveInt = Field(10_000, description="answers that wait to be written; more are dropped and counted")
     waiting_mib: PositiveInt = Field(128, description="memory of those that wait; what exceeds it is dropped likewise")
     users: Literal["raw", "hashed"] = Field("raw", description="hashed: keyed by the secret in QUADRANK_LOG_KEY")

@@ -163,7 +163,7 @@ class Build:
         self.clock.lap("check the log")
         splitter = self._splitter(log)
         train = fitted_on.filter(splitter.is_train)
-        if self.plan and not train.head(1).collect(engine="streaming").height:
+        if not train.head(1).collect(engine="streaming").height:
             raise without_rows(log.path, "train")
         fitted = self._fit(log, tables, train)
         write_arrow(self.staging / USERS, dict(fitted.encoder.user_table))
@@ -242,6 +242,8 @@ class Build:
             checked = self._check(whole, tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), checked.frame, checked.findings
         new = pl.col(TIME) >= first_instant(plan.new[0])
+        if not whole.frame.filter(new).head(1).collect(engine="streaming").height:
+            return self._of_the_whole_log(earlier, tables)
         if not self.contract.checks.quarantines:
             checked = self._check(replace(whole, frame=whole.frame.filter(new | pl.col(TIME).is_null())), tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), whole.frame, checked.findings
@@ -250,14 +252,24 @@ class Build:
         checked = self._check(replace(whole, frame=whole.frame.filter(in_window)), tables)
         frame = checked.frame.filter(new)
         rows = frame.select(pl.len()).collect(engine="streaming").item()
+        if not rows:
+            return self._of_the_whole_log(earlier, tables)
         return Log(frame, whole.path, rows, earlier), checked.frame, checked.findings
+
+    def _of_the_whole_log(
+        self, earlier: tuple[pl.LazyFrame, ...], tables: Tables
+    ) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
+        """New days without a row teach nothing and end no history: they are built without what is carried over."""
+        assert self.plan is not None
+        self.plan = replace(self.plan, has_tails=False)
+        return self._checked_log(earlier, tables)
 
     def _check(self, log: Unchecked, tables: Tables) -> Checked:
         return check_log(log, self.contract, *tables.ids(self.contract), self.staging)
 
     def _shards(self, rows: int) -> int:
-        if self.plan and self.plan.prior:
-            return self.plan.prior.manifest.shards
+        if self.plan and self.plan.prior and (self.plan.has_tails or not self.plan.new):
+            return self.plan.prior.manifest.shards  # tails lie in as many pieces
         return min(MOST_SHARDS, -(-rows // ROWS_A_SHARD))
 
     def _since(self) -> int | None:

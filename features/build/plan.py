@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import polars as pl
 from features.build.history_tail import TAILS, tails_suffice
 from features.build.revision import code_hash
 from features.calendar import DAY, day_of, first_instant
+from features.checks.row_rules import plausible
 from features.chunk import TIME
 from features.contract.columns import Gap
 from features.contract.contract import Contract
@@ -21,7 +22,7 @@ from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError
 from features.fitting.fit import Tables
 from features.sources.files import content_hash, find_files
-from features.sources.log import open_log
+from features.sources.log import open_log, time_span
 from features.store.feature_set import FORMAT, MANIFEST, FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE
 from features.store.versions import VALID_FROM
@@ -85,7 +86,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     """Compare what each day depends on with what the published versions were built from.
 
     Of the versions of the same contract the one with most days to keep is taken; of several the one whose history tails
-    can be used, then the newest.
+    can be used, then the newest. One whose training window had no value of some number is passed over: it has rows that
+    are encoded without a scale, which would have to stay so.
 
     Args:
         contract: split by days.
@@ -112,7 +114,7 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         )
     versions = _versions(folder, contract)
     files = _log_files(contract, versions)
-    last = date.fromisoformat(as_of) if as_of else max(file.last for file in files)
+    last = date.fromisoformat(as_of) if as_of else _newest_day(contract, files)
     if min(file.first for file in files) > last:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
@@ -126,7 +128,7 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         if same and not _same_numbers(version, compared):
             continue
         usable = bool(same) and _has_tails(contract, version, days[same - 1])
-        if (same, usable) > (kept, has_tails):
+        if (same, usable) > (kept, has_tails) and not Encoder.load(version.path).blank_columns:
             prior, kept, has_tails = version, same, usable
     return Plan(days, keys, prior, days[:kept], has_tails, files, valid_days, test_days)
 
@@ -139,8 +141,8 @@ def _log_files(contract: Contract, versions: list[FeatureSet]) -> tuple[LogFile,
     found = []
     for path in find_files(contract.resolve(contract.interactions.path)):
         sha256 = content_hash(path)
-        if sha256 not in known and (days := _days_of(contract, path)) is not None:
-            known[sha256] = days
+        if sha256 not in known and (span := time_span(contract, path)) is not None:
+            known[sha256] = day_of(span[0]), day_of(span[1])
         if sha256 in known:
             found.append(LogFile(sha256, *known[sha256]))
     if not found:
@@ -148,14 +150,17 @@ def _log_files(contract: Contract, versions: list[FeatureSet]) -> tuple[LogFile,
     return tuple(found)
 
 
-def _days_of(contract: Contract, path: str) -> tuple[date, date] | None:
-    """First and last day of a file of the log; None without rows."""
-    # The path is resolved already: a relative root must not be put in front of it again.
-    log = contract.interactions.model_copy(update={"path": path})
-    one_file = contract.model_copy(update={"root": ".", "interactions": log})
-    times = open_log(one_file).frame.select(pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last"))
-    first, last = times.collect(engine="streaming").row(0)
-    return None if first is None else (day_of(first), day_of(last))
+def _newest_day(contract: Contract, files: tuple[LogFile, ...]) -> date:
+    """The day of the newest row; one that is put aside for its time is none."""
+    newest = max(file.last for file in files)
+    if contract.checks.time_range != "quarantine":
+        return newest
+    _, last = plausible(contract, datetime.now(UTC))
+    if newest <= day_of(last):
+        return newest
+    sound = open_log(contract).frame.filter(pl.col(TIME) <= last).select(pl.col(TIME).max())
+    found = sound.collect(engine="streaming").item()
+    return newest if found is None else day_of(found)
 
 
 def _beside_the_log(contract: Contract, as_of: date) -> str:
@@ -197,6 +202,8 @@ def _same_numbers(version: FeatureSet, compared: pl.DataFrame | None) -> bool:
     encoder = Encoder.load(version.path)
     name_of_id, *names = compared.columns
     known = pl.DataFrame({name_of_id: encoder.items.values})
+    if known.schema[name_of_id] != compared.schema[name_of_id]:
+        return False
     now = known.join(compared, on=name_of_id, how="left", maintain_order="left")
     return all(
         np.array_equal(encoder.item[name].encode(now[name]), encoder.item_numbers[name][FIRST_VALUE:], equal_nan=True)

@@ -33,6 +33,11 @@ class ColumnEncoder(ABC):
         """An encoder of more training values: what this one knows keeps its index, numbers keep their scale."""
         return self
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is of numbers and saw none: what more values would teach it, `extended` does not."""
+        return False
+
     @abstractmethod
     def field(self, name: str) -> Field:
         """How a model sees the column."""

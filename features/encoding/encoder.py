@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.contract.columns import Gap
+from features.contract.columns import Gap, Residual
 from features.contract.contract import Contract
 from features.contract.settings import validate
 from features.encoding.base import ColumnEncoder, Columns
@@ -179,6 +179,15 @@ class Encoder:
             return self.items.indices_of_numbers(ids.numbers)
         check_kinds(where, ids, self.items, "ids of this log")
         return self.items.indices(ids)
+
+    @property
+    def blank_columns(self) -> tuple[str, ...]:
+        """Columns of numbers that had no value to learn a scale from."""
+        unscaled = {name for name, spec in self.contract.history.columns.items() if isinstance(spec, Gap | Residual)}
+        found = ((section, name, one) for section in SECTIONS for name, one in getattr(self, section).items())
+        return tuple(
+            name for section, name, one in found if one.is_blank and not (section == "event" and name in unscaled)
+        )
 
     def save(self, folder: Path) -> None:
         """Write `encoder.json`, `vocabularies/*.arrow`, counters, and an empty table with the log's columns."""

@@ -69,6 +69,11 @@ class NumericEncoder(ColumnEncoder):
         scaled.edges = _quantiles(scaled.encode(raw))
         return scaled
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it saw no number."""
+        return not self.edges
+
     def field(self, name: str) -> Field:
         """How a model sees the column."""
         return Field(name=name, kind="numeric", edges=self.edges)
@@ -154,6 +159,11 @@ class BucketsEncoder(ColumnEncoder):
         inner = np.quantile(values, np.arange(1, spec.count) / spec.count, method="inverted_cdf")
         # An edge at the smallest value would leave the bucket below it empty.
         return cls(np.unique(inner[inner > values.min()]).tolist())
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it saw no number, or one alone."""
+        return not len(self.edges)
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""

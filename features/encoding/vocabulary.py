@@ -100,12 +100,15 @@ class Vocabulary:
         return "whole numbers" if self.whole_numbers else "text"
 
     def encode(self, raw: pl.Series) -> np.ndarray:
-        """Indices of a column, int32; null and unknown values are 1. Raises DataError for another type."""
+        """Indices of a column, int32; null and unknown values are 1. Raises DataError for another type.
+
+        Where no value was learned, none is of another type.
+        """
         keys = canonical(raw)
-        if keys.dtype != self.values.dtype and keys.dtype != pl.Null:
-            raise self._of_another_type(raw)
-        if not len(self.values) or keys.dtype == pl.Null:
+        if self._is_empty or keys.dtype == pl.Null:
             return np.full(len(raw), UNKNOWN, np.int32)
+        if keys.dtype != self.values.dtype:
+            raise self._of_another_type(raw)
         if not self.whole_numbers:
             return self._searched_texts(keys)
         result = self._indices_of(keys.fill_null(0).to_numpy())

@@ -69,7 +69,7 @@ def read_table(contract: Contract, table: Table, which: str, as_of: str | None =
 
 
 def build_catalogue(
-    logged: pl.Series, table: pl.DataFrame | None, id_name: str, path: str
+    logged: pl.Series, table: pl.DataFrame | None, id_name: str, path: str, prior: Vocabulary | None = None
 ) -> tuple[Vocabulary, pl.DataFrame]:
     """All ids of log and table in sorted order, and the table with one row for each of them.
 
@@ -78,9 +78,10 @@ def build_catalogue(
         table: id and columns, or None.
         id_name: the table's id column.
         path: of the log, for messages.
+        prior: the catalogue of a version before: new days may name new ids alone, which the table does not list yet.
 
     Raises:
-        DataError: the log's ids are of another type than the table's.
+        DataError: the log's ids are of another type than the table's, or none is in it.
     """
     keys = logged.rename(id_name)
     if table is None:
@@ -90,7 +91,8 @@ def build_catalogue(
             f"{path}: ids of the log are {keys.dtype} (e.g. {keys[0]!r}), those of the table column {id_name!r} are "
             f"{table[id_name].dtype} (e.g. {table[id_name][0]!r}). Write both with one type."
         )
-    if not keys.is_in(table[id_name].implode()).any():
+    known = keys if prior is None else pl.concat([keys, prior.values.rename(id_name)])
+    if not known.is_in(table[id_name].implode()).any():
         raise DataError(
             f"{path}: none of the log's ids (e.g. {keys[0]!r}) is in the table column {id_name!r} (e.g. "
             f"{table[id_name][0]!r}). They are not the same ids."

@@ -234,7 +234,8 @@ def _fit_side(
     """
     path = contract.resolve(side.table.path) if side.table else log.path
     trained = value_counts(train, side.key)
-    ids, frame = build_catalogue(_all_ids(log, side.key, side.column), table, side.id_name, log.path)
+    known = None if prior is None else prior[0]
+    ids, frame = build_catalogue(_all_ids(log, side.key, side.column), table, side.id_name, log.path, known)
     if prior is not None:
         ids, frame = extended_catalogue(prior[0], frame, side.id_name)
     fitted_on = frame if versions is None else _visible(versions, side.id_name, train)

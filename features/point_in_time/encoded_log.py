@@ -241,7 +241,7 @@ def _column(chunk: pl.DataFrame, prefix: str, name: str) -> pl.Series:
 
 
 def request_keys(raw: pl.Series) -> np.ndarray:
-    """One int64 a request, the same in every build: whole numbers without their sign bit, of text 63 bits of its sha256.
+    """One int64 a request, the same in every build: whole numbers without their sign, of text 63 bits of its sha256.
 
     Rows without a request id get -1, so that a number below 0, say a hash with a sign, must become another one.
     """

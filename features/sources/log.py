@@ -105,6 +105,25 @@ def open_log(contract: Contract, as_of: str | None = None, raw_columns: Collecti
     return Unchecked(frame, path, unlabelled)
 
 
+def time_span(contract: Contract, path: str) -> tuple[int, int] | None:
+    """First and last time of one file of the log, µs since 1970; None where no row has one.
+
+    Its times alone are read: a column that is empty in this file has not the type that the whole log has.
+
+    Raises:
+        DataError: no such column, or one that holds no times.
+    """
+    log = contract.interactions
+    assert log.time is not None, "a log that is split by days has times"
+    raw = scan(path, log.format)
+    require_columns(raw, path, [log.time])
+    if not raw.select(pl.col(log.time).is_not_null().any()).collect(engine="streaming").item():
+        return None
+    time = microseconds(raw, path, log.time, log.time_unit, log.time_format)
+    first, last = raw.select(time.min().alias("first"), time.max().alias("last")).collect(engine="streaming").row(0)
+    return None if first is None else (first, last)
+
+
 def newest_day(contract: Contract, as_of: str) -> str:
     """The day (UTC, ISO) of the newest row on or before `as_of`, which is returned where there is none.
 

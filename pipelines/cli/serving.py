@@ -113,7 +113,10 @@ def serve(
     from pipelines.serving.serve import serve_bundle
 
     config = load_serve_config(serve_file, overrides_of(assignments, ("serve",)).get("serve"))
-    serve_bundle(bundle, model, config, host, port, processes, public, token_file, Workspace(work), console(False))
+    code = serve_bundle(
+        bundle, model, config, host, port, processes, public, token_file, Workspace(work), console(False)
+    )
+    raise typer.Exit(code)
 
 
 @serving_app.command(epilog="Example: quadrank replay --log served --bundle bundles/simulated/CURRENT --rows 5000")

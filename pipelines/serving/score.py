@@ -57,16 +57,19 @@ def score_file(
         strict: refuse rows that lack context columns which the model was trained on.
 
     Raises:
-        ConfigError: a bundle without the graph or without pasts, an output that is the input, histories given twice, or
-            (strict) missing values.
+        ConfigError: a bundle without the graph or without pasts, an output that is what is read or a folder, histories
+            given twice, or (strict) missing values.
         DataError: files that are not what the contract says.
         NumericalError: a score that is no number, or golden requests that score differently here.
     """
     started = time.perf_counter()
     if pasts and events is not None:
         raise ConfigError("--pasts and --events both give histories. Leave one out.")
-    if output.resolve() == source.resolve():
-        raise ConfigError(f"--output {output}: is the input, which would be replaced. Name another file.")
+    for name, read in (("input", source), ("--events", events)):
+        if read is not None and output.resolve() == read.resolve():
+            raise ConfigError(f"--output {output}: is the {name}, which would be replaced. Name another file.")
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: is a folder. Name a file in it.")
     opened = open_bundle(bundle)
     exported, scorer = Encoder.load(opened.path), Scorer.open(opened.path, threads)
     scorer.replay(opened, exported)
@@ -159,10 +162,13 @@ def _pasts_of_bundle(bundle: Path, encoder: Encoder, source: Path) -> PastTable:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. Score its files one by one, or write them into one file.")
     try:
-        with pq.ParquetFile(path) as file:
-            yield file
+        file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. It must be a parquet file of rows to score.") from None
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}.") from None
+    with file:
+        yield file

@@ -27,8 +27,8 @@ def serve_bundle(
     token_file: Path | None,
     workspace: Workspace,
     console: Console,
-) -> None:
-    """Answer until SIGTERM or Ctrl-C.
+) -> int:
+    """Answer until SIGTERM or Ctrl-C; returns the exit code.
 
     Raises:
         ConfigError: neither or both of bundle and model, an address that others can reach without `public`, or no
@@ -48,7 +48,7 @@ def serve_bundle(
 
     # A request reaches one process, which would roll back alone: several of them follow the pointer.
     make_app = MakeApp(source, config, token if processes == 1 else None)
-    run_server(
+    return run_server(
         make_app,
         host,
         port,

@@ -10,7 +10,7 @@ from ctr.serving.answering.assignment import meets_challenger
 from ctr.serving.answering.events import Events
 from ctr.serving.answering.every import Every
 from ctr.serving.answering.live import LiveCounters
-from ctr.serving.answering.versions import PointerSource, Versions
+from ctr.serving.answering.versions import Files, PointerSource, Versions, files_of
 from ctr.serving.ranker import Ranker
 from ctr.serving.settings import ServeConfig
 from features.errors import QuadRankError
@@ -20,7 +20,8 @@ class Challenger:
     """The challenger's version, its replacement and its counters.
 
     It is checked as every version is. A bundle that fails is refused and reported, and there is no challenger, or the
-    one before stays, until the pointer names another one. Its counters take the same events as the champion's.
+    one before stays, until the pointer names another one or its files have changed. Its counters take the same events
+    as the champion's.
 
     Args:
         config: of the server; `challenger.bundle` is set.
@@ -44,7 +45,7 @@ class Challenger:
         self._load, self._on_swap, self._on_refusal, self._on_untold = load, on_swap, on_refusal, on_untold
         self._live = LiveCounters(config.events.seconds, config.events.remembered)
         self._versions: Versions | None = None
-        self._passed_over: Path | None = None
+        self._refused: tuple[Path, Files] | None = None
         self._looking = Every("challenger", self.refresh)
         self.refresh()
 
@@ -76,7 +77,8 @@ class Challenger:
         except Exception as error:
             self._on_untold(str(error))
             return
-        if wanted == self._passed_over:
+        found = wanted, files_of(wanted)
+        if found == self._refused:
             return
         try:
             self._versions = Versions(
@@ -84,7 +86,7 @@ class Challenger:
             )
         except Exception as error:
             # As for the champion: a wrong bundle stays wrong, what the machine lacked may be there at the next look.
-            self._passed_over = wanted if isinstance(error, QuadRankError) else None
+            self._refused = found if isinstance(error, QuadRankError) else None
             self._on_refusal(wanted, str(error))
 
     def watch(self, seconds: float, with_events: bool) -> None:

@@ -49,10 +49,23 @@ class LiveCounters:
         self._looking = Every("live-counters", self._look)
 
     def follow(self, ranker: Ranker) -> None:
-        """Keep the counters of another version from now on."""
+        """Keep the counters of another version from now on: it knows the events of before when this returns."""
+        version = _Version(ranker)
         with self._lock:
-            self._version = _Version(ranker)
-            self._waiting = {key: (None, label) for key, label in self._seen.items()}
+            counted = dict(self._seen)
+        try:
+            version.fold({key: (None, label) for key, label in counted.items()}, int(self._clock() * 1e6))
+        except Exception:
+            log.exception("counters stay as the log ended until the next look")
+            version, counted = _Version(ranker), {}
+        with self._lock:
+            self._version = version
+            # Labels of NaN are alike here, as `add` takes them.
+            self._waiting = {
+                key: (counted.get(key), label)
+                for key, label in self._seen.items()
+                if key not in counted or (label != counted[key] and label in (0, 1))
+            }
 
     def add(self, events: Events) -> int:
         """Take events in, to be counted at the next look; returns how many had been there before and change nothing."""

@@ -29,6 +29,7 @@ from features.store.pointer import move_pointer
 
 ALIAS_TIMEOUT = 5.0  # seconds
 log = logging.getLogger("quadrank.serve")
+Files = tuple[tuple[str, int, int], ...]  # name, size and time of change
 
 
 class Source(Protocol):
@@ -95,6 +96,15 @@ class AliasSource:
         return False
 
 
+def files_of(folder: Path) -> Files:
+    """Names, sizes and times of change of the files of a bundle: what tells that it is no longer as it was."""
+    try:
+        files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    except OSError:  # it changes at this moment
+        return ()
+    return tuple((str(file), state.st_size, state.st_mtime_ns) for file, state in files)
+
+
 def _with_credentials(address: str) -> urllib.request.Request:
     """A request with the credentials that MLflow would send.
 
@@ -149,14 +159,15 @@ class Versions:
     """The ranker that answers, the one before it, and their replacement.
 
     A new version is verified, replays its golden requests and ranks recent requests before it answers; one that fails
-    is refused, and the one that answers stays. A wrong bundle is passed over until another one is wanted.
+    is refused, and the one that answers stays. A wrong bundle is passed over until another one is wanted or its files
+    have changed, and one that a rollback left until another one is wanted.
     The switch is one assignment: a request that began with a version ends with it.
 
     Args:
         source: says which bundle is wanted.
         load: opens and verifies it.
         warm_up: how many recent requests are kept and ranked by a new version.
-        on_swap: called with the new version and the seconds it took.
+        on_swap: called with the new version, just before it answers, and the seconds it took.
         on_refusal: called with the path of a version that failed and the reason.
         on_untold: called with the reason where the source cannot say which bundle is wanted.
         on_look: called whenever the source has said which bundle is wanted.
@@ -179,7 +190,8 @@ class Versions:
         self._on_untold, self._on_look = on_untold, on_look
         self._making = threading.Lock()  # of who asks the source and loads: it takes seconds
         self._switching = threading.Lock()  # of what is read and written below: nobody keeps it for long
-        self._passed_over: Path | None = None
+        self._left: set[Path] = set()  # by rollbacks, since another version than these was wanted
+        self._refused: tuple[Path, Files] | None = None  # the wanted one that failed, as it was then
         self._stands_for: Path | None = None  # what is wanted while a version made from it answers
         self._looking = Every("versions", self.refresh)
         began = time.perf_counter()
@@ -237,9 +249,9 @@ class Versions:
         with self._switching:
             if self.previous is None:
                 raise ConfigError("There is no version before this one: the server has answered with one version only.")
-            self._passed_over = self.current.bundle.path
+            self._left.add(self.current.bundle.path)
+            self._on_swap(self.previous, 0.0)
             self.current, self.previous = self.previous, self.current
-            self._on_swap(self.current, 0.0)
             return self.current
 
     def watch(self, seconds: float) -> None:
@@ -289,23 +301,28 @@ class Versions:
             self._on_untold(str(error))
             return False
         with self._switching:
-            if wanted == self._passed_over:
+            if wanted in self._left:
                 return False
-            self._passed_over = None
+            self._left.clear()
             if wanted in (self.current.bundle.path, self._stands_for):
+                self._refused = None
                 return False
+        found = wanted, files_of(wanted)
+        if found == self._refused:
+            return False
         began = time.perf_counter()
         try:
             ranker = self._load(wanted)
             self._warm(ranker)
         except Exception as error:
-            with self._switching:
-                # A wrong bundle stays wrong; what the machine lacked (memory, a disk) may be there at the next look.
-                self._passed_over = wanted if isinstance(error, QuadRankError) else None
+            # A wrong bundle stays wrong, unless it was being copied; what the machine lacked (memory, a disk) may be
+            # there at the next look.
+            self._refused = found if isinstance(error, QuadRankError) else None
             self._on_refusal(wanted, str(error))
             return False
+        self._refused = None
         with self._switching:
-            self._passed_over = None  # what a rollback left meanwhile: another one was wanted since
+            self._left.clear()  # what a rollback left meanwhile: another one was wanted since
             if wanted == self.current.bundle.path:  # a rollback brought it back meanwhile
                 return False
             self._stands_for = None
@@ -313,8 +330,8 @@ class Versions:
             return True
 
     def _switch(self, ranker: Ranker, began: float) -> None:
+        self._on_swap(ranker, time.perf_counter() - began)  # it gets its counters before it answers
         self.previous, self.current = self.current, ranker
-        self._on_swap(ranker, time.perf_counter() - began)
 
     def _warm(self, ranker: Ranker) -> None:
         for raw in list(self._recent):

@@ -29,7 +29,7 @@ from ctr.serving.items.new_items import NewItems
 from ctr.serving.ranker import Ranker, delta_width, open_session
 from ctr.serving.verified import link
 from features.encoding.encoder import Encoder
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 
 REWRITTEN = (MANIFEST, MODEL_CARD, delta.ROWS, delta.IDS)
 ITEMS_PER_CHUNK = 16_384
@@ -82,7 +82,20 @@ def upsert_items(path: Path, give: Give, out: Path | None = None) -> Upserted:
     rows_MD = item_rows(bundle.path, items.inputs(bundle.path, encoder), width)
     after = before.with_rows(items.ids, rows_MD, encoder.items, items.columns)
     known = before.onto(encoder).items.encode(items.ids)
-    out, metadata = _named(bundle, out)
+    while True:
+        target, metadata = _named(bundle, out)
+        try:
+            _publish(bundle, metadata, after, target)
+        except ConfigError:
+            if out is None and target.exists():  # another upsert took the name meanwhile
+                continue
+            raise
+        break
+    changed = int((known > 1).sum())
+    return Upserted(target, metadata.model_version, len(items.ids) - changed, changed, len(after.rows_KD))
+
+
+def _publish(bundle: Bundle, metadata: BundleMetadata, after: ItemDelta, out: Path) -> None:
     with publish(out) as folder:
         _link(bundle, folder)
         after.save(folder)
@@ -90,8 +103,6 @@ def upsert_items(path: Path, give: Give, out: Path | None = None) -> Upserted:
         kept = {name: entry for name, entry in bundle.manifest.files.items() if name not in REWRITTEN}
         sealed = seal(folder, metadata, kept)
         Ranker.of(Bundle(folder, sealed))
-    changed = int((known > 1).sum())
-    return Upserted(out, metadata.model_version, len(items.ids) - changed, changed, len(after.rows_KD))
 
 
 def item_rows(folder: Path, feed: dict[str, np.ndarray], width: int) -> np.ndarray:

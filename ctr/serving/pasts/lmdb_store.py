@@ -35,10 +35,8 @@ class LmdbStore:
         self.failures, self.full = lmdb.Error, lmdb.MapFullError
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Without a sync of LMDB's own pages a power cut may take back the last writes, never the database.
-            self.environment = lmdb.open(
-                str(folder), map_size=size, max_readers=READERS, metasync=False, readahead=False
-            )
+            # LMDB syncs each write, its own pages too: a client does not send again what was taken.
+            self.environment = lmdb.open(str(folder), map_size=size, max_readers=READERS, readahead=False)
             # A killed process keeps its places among the readers; without one no past can be read.
             self.environment.reader_check()
         except (lmdb.Error, OSError) as error:

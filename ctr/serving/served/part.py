@@ -23,14 +23,19 @@ class OpenPart:
         folder: of the log.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be made; nothing is left of it.
     """
 
     def __init__(self, folder: Path) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.path = folder / f"served-{stamp}-{secrets.token_hex(4)}.parquet"
         self._partial = self.path.with_name(f".{self.path.name}")
-        self._writer = pq.ParquetWriter(str(self._partial), SERVED)
+        try:
+            self._writer = pq.ParquetWriter(str(self._partial), SERVED)
+        except Exception:
+            with suppress(OSError):  # a full disk takes the file's name, and no byte of it
+                self._partial.unlink()
+            raise
         self.rows = 0
 
     def add(self, table: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -19,7 +20,10 @@ from uvicorn import Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from ctr.serving.answering.metrics import SEVERAL_PROCESSES
+from features.errors import ConfigError, DataError, NumericalError, TryAgainError
 
+LOOK_SECONDS = 0.2
+EXPLAINED = {error.exit_code for error in (ConfigError, DataError, NumericalError, TryAgainError)}
 log = logging.getLogger("uvicorn.error")
 
 
@@ -52,7 +56,9 @@ def _listening(family: int, address: tuple[object, ...], backlog: int) -> socket
 class Processes(Multiprocess):
     """uvicorn's supervisor, whose processes have a socket each; one that died is replaced on the same socket.
 
-    Their number stays: a socket without a process would keep its clients waiting.
+    Their number stays: a socket without a process would keep its clients waiting. Where one of the first cannot make
+    its app, no other could: all end, and `failed` is its exit code. A later one is tried again and again, while the
+    others answer.
 
     Args:
         config: of all processes.
@@ -62,6 +68,8 @@ class Processes(Multiprocess):
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
         self._own = sockets if len(sockets) > 1 else sockets * self.processes_num
+        self._first: set[int | None] = set()
+        self.failed = 0
 
     def init_processes(self) -> None:
         """Start each on its own socket."""
@@ -69,10 +77,31 @@ class Processes(Multiprocess):
             process = Process(self.config, [own])
             process.start()
             self.processes.append(process)
+        self._first = {process.pid for process in self.processes}
 
     def keep_subprocess_alive(self) -> None:
         """Replace those that ended or say nothing."""
+        looked_at = list(self.processes)
         self._one_by_one(super().keep_subprocess_alive)
+        # One that ended before this look or during it: uvicorn has begun another in its place.
+        for process in looked_at:
+            if process.pid in self._first and process.exitcode in EXPLAINED:
+                self.failed = int(process.exitcode)
+                self.should_exit.set()
+
+    def join_all(self) -> None:
+        """Wait for all. A further SIGTERM or Ctrl-C goes on to them, and ends them at once."""
+        for process in self.processes:
+            while process.process.is_alive():
+                process.process.join(LOOK_SECONDS)
+                if self.signal_queue:
+                    self.signal_queue.clear()
+                    self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGTERM)
 
     def restart_all(self) -> None:
         """Replace all, one after the other."""

@@ -23,7 +23,7 @@ from ctr.serving.answering.versions import Source
 from ctr.serving.server.processes import Processes, listening
 from ctr.serving.server.slow_clients import EndsSlowClients
 from ctr.serving.settings import ServeConfig
-from features.errors import ConfigError
+from features.errors import ConfigError, QuadRankError
 
 DRAIN_SECONDS = 30
 # uvicorn kills a process that says nothing for so long. One that imports on a busy machine says nothing either, and
@@ -41,10 +41,19 @@ class MakeApp:
     token: str | None
 
     def __call__(self) -> Any:
-        """The ASGI app of one process, its bundle loaded."""
+        """The ASGI app of one process, its bundle loaded.
+
+        One of several processes ends with the code of an error that is explained, as a command does.
+        """
         from ctr.serving.server.app import Server
 
-        app = Server(self.source, self.config, self.token).app()
+        try:
+            app = Server(self.source, self.config, self.token).app()
+        except QuadRankError as error:
+            if SEVERAL_PROCESSES not in os.environ:
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(error.exit_code) from None
         keep_pauses_short()
         return app
 
@@ -69,8 +78,8 @@ def run_server(
     quiet: bool = False,
     connections: int | None = None,
     client_seconds: float = 10.0,
-) -> None:
-    """Answer until SIGTERM or Ctrl-C.
+) -> int:
+    """Answer until SIGTERM or Ctrl-C; returns 0, or the code of an error that no process of several could begin for.
 
     Args:
         make_app: of each process.
@@ -110,10 +119,12 @@ def run_server(
     announce(sockets[0].getsockname()[1])
     if processes == 1:
         uvicorn.Server(settings).run(sockets=sockets)
-        return
+        return 0
     with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
         os.environ[SEVERAL_PROCESSES] = folder
-        Processes(settings, sockets).run()
+        supervisor = Processes(settings, sockets)
+        supervisor.run()
+    return supervisor.failed
 
 
 def check_address(host: str, public: bool) -> None:

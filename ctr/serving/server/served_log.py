@@ -39,7 +39,7 @@ class ServedLog:
         on_drop: called for each dropped answer.
 
     Raises:
-        ConfigError: users are to be hashed and there is no key.
+        ConfigError: users are to be hashed and there is no key, or the folder cannot be made.
     """
 
     def __init__(self, settings: LogSettings, on_drop: Callable[[], None] = lambda: None) -> None:
@@ -52,7 +52,10 @@ class ServedLog:
             self._key = os.environ.get(KEY, "").encode()
             if not self._key:
                 raise ConfigError(f"log.users: hashed needs a secret in the environment variable {KEY}.")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"log.folder: {self._folder} cannot be made: {error}.") from None
         remove_left(self._folder)
         self._stopping = threading.Event()
         self._backlog = Backlog[tuple[float, Answer]](settings.waiting, settings.waiting_mib, on_drop)

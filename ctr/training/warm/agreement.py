@@ -8,11 +8,13 @@ import numpy as np
 
 from ctr.config import ModelConfig
 from ctr.training.warm.parent import Parent
+from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
+from features.encoding.time import DatePartEncoder
 from features.errors import ConfigError
 from features.monitor.drift.vectors import MOST_CHANGED, distances, items_of_both
 from features.store.feature_set import FeatureSet
-from features.store.schema import Field
+from features.store.schema import Schema
 
 # What may change between a run and the one that goes on from it: no weight depends on it.
 FREE = {"architecture", "dropout", "id_dropout", "trees", "tree_rate", "tree_leaves", "tree_l2", "tree_patience"}
@@ -47,9 +49,9 @@ def _differences(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -
     for key in sorted(ours.keys() - FREE):
         if theirs[key] != ours[key]:
             yield f"model.{key} is {ours[key]!r}, it had {theirs[key]!r}"
-    old, new = parent.feature_set.schema, feature_set.schema
+    old, new, now = parent.feature_set.schema, feature_set.schema, Encoder.load(feature_set.path)
     for section in SECTIONS:
-        yield from _other_columns(section, getattr(old, section), getattr(new, section))
+        yield from _other_columns(section, _read_as(section, old, parent.encoder), _read_as(section, new, now))
     if old.history_max_len != new.history_max_len and config.attention == "transformer":
         yield f"history.max_len is {new.history_max_len}, it was {old.history_max_len}"
     sets = [{one.name: one.width for one in schema.vectors} for schema in (old, new)]
@@ -57,11 +59,23 @@ def _differences(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -
         yield f"its vector sets (name: width) were {sets[0]}, they are {sets[1]}"
         return
     if old.item[0].name == new.item[0].name:
-        yield from _other_content(parent, feature_set)
+        yield from _other_content(parent, feature_set, now)
 
 
-def _other_columns(section: str, old: tuple[Field, ...], new: tuple[Field, ...]) -> Iterator[str]:
-    theirs, ours = ({one.name: one.kind for one in fields} for fields in (old, new))
+def _read_as(section: str, schema: Schema, encoder: Encoder) -> dict[str, str]:
+    """How each column becomes what the model sees, by name: the kind of its encoder, and which part of a date."""
+    encoders: dict[str, ColumnEncoder] = dict(getattr(encoder, section))
+    if section == "candidate":
+        encoders |= encoder.relative
+    found = {}
+    for field in getattr(schema, section):
+        reader = encoders.get(field.name)  # codes of vectors have none
+        kind = field.kind if reader is None else reader.kind
+        found[field.name] = f"{kind} ({reader.part})" if isinstance(reader, DatePartEncoder) else kind
+    return found
+
+
+def _other_columns(section: str, theirs: dict[str, str], ours: dict[str, str]) -> Iterator[str]:
     if added := [name for name in ours if name not in theirs]:
         yield f"{section} columns {', '.join(map(repr, added))} are new"
     if gone := [name for name in theirs if name not in ours]:
@@ -73,9 +87,8 @@ def _other_columns(section: str, old: tuple[Field, ...], new: tuple[Field, ...])
         yield f"{section} columns stand in another order"
 
 
-def _other_content(parent: Parent, feature_set: FeatureSet) -> Iterator[str]:
+def _other_content(parent: Parent, feature_set: FeatureSet, now: Encoder) -> Iterator[str]:
     """Vectors and codes that are others than they were, of the items that both feature sets know."""
-    now = Encoder.load(feature_set.path)
     old_C, new_C = items_of_both(parent.encoder.items, now.items)
     for name in [one.name for one in feature_set.schema.vectors]:
         both_C, apart = distances(parent.feature_set, feature_set, name, old_C, new_C)

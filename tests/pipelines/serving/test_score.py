@@ -381,6 +381,19 @@ def test_the_output_is_not_the_input_and_the_input_is_parquet(shop: Path, tmp_pa
         score_file(shop / "bundle", tmp_path / "no.parquet", tmp_path / "out.parquet", None, 10, 1, Console(quiet=True))
 
 
+def test_no_log_and_no_folder_is_replaced_and_no_folder_is_read(shop: Path, tmp_path: Path) -> None:
+    log = shutil.copy(shop / "raw/log.parquet", tmp_path / "log.parquet")
+    before = log.read_bytes()
+    quiet = Console(quiet=True)
+    with pytest.raises(ConfigError, match="is the --events, which would be replaced"):
+        score_file(shop / "bundle", shop / "rows.parquet", log, log, 10, 1, quiet)
+    with pytest.raises(ConfigError, match=r"is a folder\. Name a file in it"):
+        score_file(shop / "bundle", shop / "rows.parquet", tmp_path, None, 10, 1, quiet)
+    with pytest.raises(DataError, match=r"is a folder\. Score its files one by one"):
+        score_file(shop / "bundle", tmp_path, tmp_path / "out.parquet", None, 10, 1, quiet)
+    assert log.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+
+
 def test_a_bundle_without_the_graph_says_how_to_get_it(shop: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shop / "bundle", tmp_path / "bundle")
     (folder / "scorer.onnx").unlink()

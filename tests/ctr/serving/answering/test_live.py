@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from ctr.serving.answering.events import Events
-from ctr.serving.answering.live import LiveCounters
+from ctr.serving.answering.live import LiveCounters, _Version
 from features.contract.log import Counter
 from features.encoding.past import PastEvent
 from features.encoding.request import parse_request
@@ -182,6 +182,53 @@ def test_the_next_version_gets_what_its_log_does_not_hold_and_the_one_before_beg
     live.follow(first)
     live.fold()
     check(first, stars_log(), 200)
+
+
+def test_a_version_knows_the_events_of_before_with_its_first_answer(earlier: Any, later: Any) -> None:
+    first, second = as_ranker(earlier), as_ranker(later)
+    live = LiveCounters(3600.0, 100, clock=lambda: at(200))
+    live.follow(first)
+    live.add(events(stars_log()[100:]))
+    live.follow(second)
+    check(second, stars_log(), 200)
+    live.follow(first)
+    check(first, stars_log(), 200)
+    live.fold()
+    check(first, stars_log(), 200)
+
+
+def test_an_event_that_comes_while_a_version_begins_counts_once(earlier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = as_ranker(earlier)
+    live = LiveCounters(3600.0, 100, clock=lambda: at(200))
+    live.follow(ranker)
+    live.add(events(stars_log()[100:110]))
+    fold = _Version.fold
+    meanwhile = [events(stars_log()[110:])]
+
+    def slow(self: Any, *of: Any) -> None:
+        while meanwhile:
+            live.add(meanwhile.pop())
+        fold(self, *of)
+
+    monkeypatch.setattr(_Version, "fold", slow)
+    live.follow(ranker)
+    check(ranker, stars_log().head(110), 200)
+    live.fold()
+    check(ranker, stars_log(), 200)
+
+
+def test_a_fault_while_a_version_begins_is_made_good_at_the_next_look(
+    earlier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = as_ranker(earlier)
+    live = LiveCounters(3600.0, 100, clock=lambda: at(200))
+    live.follow(ranker)
+    live.add(events(stars_log()[100:]))
+    with monkeypatch.context() as broken:
+        broken.setattr(_Version, "_count", lambda self, events: 1 / 0)
+        live.follow(ranker)
+    live.fold()
+    check(ranker, stars_log(), 200)
 
 
 def test_the_newest_events_alone_are_remembered(earlier: Any, later: Any) -> None:

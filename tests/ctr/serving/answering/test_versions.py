@@ -116,6 +116,58 @@ def test_after_a_rollback_the_version_that_was_left_answers_when_it_is_wanted_an
     assert versions.refresh() and versions.current.bundle.path == B
 
 
+def test_what_rollbacks_left_stays_left_until_another_version_is_wanted():
+    """The pointer names B all the time; items are added to A meanwhile, and taken back."""
+    source = Wanted(A)
+    versions = Versions(source, ranker)
+    source.move = lambda before, after: False  # type: ignore[attr-defined]
+    source.path = B
+    assert versions.refresh() and versions.roll_back().bundle.path == A
+    assert not versions.upsert(made_at(C))[1] and versions.current.bundle.path == C
+    assert versions.roll_back().bundle.path == A
+    assert not versions.refresh() and versions.current.bundle.path == A
+    source.path = Path("/bundles/d")
+    assert versions.refresh()
+    source.path = B
+    assert versions.refresh() and versions.current.bundle.path == B
+
+
+def test_a_bundle_that_was_refused_while_it_was_copied_is_tried_again(tmp_path: Path):
+    source, folder, tries = Wanted(A), tmp_path / "b", list[Path]()
+
+    def load(path: Path) -> Any:
+        if path == folder:
+            tries.append(path)
+            if not (path / "whole").is_file():
+                raise DataError("a file is missing")
+        return ranker(path)
+
+    versions = Versions(source, load)
+    folder.mkdir()
+    source.path = folder
+    assert not versions.refresh() and not versions.refresh() and len(tries) == 1
+    (folder / "half").write_text("h")
+    assert not versions.refresh() and not versions.refresh() and len(tries) == 2
+    (folder / "whole").write_text("w")
+    assert versions.refresh() and versions.current.bundle.path == folder
+
+
+def test_a_version_is_told_of_before_it_answers():
+    """What it reads beside its bundle, counters of this minute, is there with its first answer."""
+    answering: list[Path] = []
+    source = Wanted(A)
+    versions: Versions | None = None
+
+    def told(swapped: Any, seconds: float) -> None:
+        if versions is not None:
+            answering.append(versions.current.bundle.path)
+
+    versions = Versions(source, ranker, on_swap=told)
+    source.path = B
+    assert versions.refresh() and versions.roll_back().bundle.path == A
+    assert answering == [A, B]
+
+
 class Held:
     """A call that lasts until it is let go on, from when it is told to."""
 

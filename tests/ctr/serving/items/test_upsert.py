@@ -223,6 +223,21 @@ def test_an_upsert_that_ends_early_leaves_nothing(copy: Path, monkeypatch: pytes
     open_bundle(copy)
 
 
+def test_an_upsert_whose_name_is_taken_meanwhile_takes_the_next(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked = upsert._link
+
+    def meanwhile(bundle: Any, folder: Path) -> None:
+        linked(bundle, folder)
+        (copy.parent / "run-1+items.1").mkdir(exist_ok=True)
+        (copy.parent / "run-1+items.1" / "file").touch()
+
+    monkeypatch.setattr(upsert, "_link", meanwhile)
+    made = upsert_items(copy, given(new_json()))
+    assert made.path.name == "run-1+items.2" and made.model_version.endswith("+items.2")
+    assert open_bundle(made.path).manifest.model_version == made.model_version
+    assert {path.name for path in copy.parent.iterdir()} == {"run-1", "run-1+items.1", "run-1+items.2"}
+
+
 def test_an_upsert_goes_where_it_is_told(copy: Path, tmp_path: Path) -> None:
     made = upsert_items(copy, given(new_json()), tmp_path / "elsewhere" / "v2")
     assert made.path == tmp_path / "elsewhere" / "v2" and made.model_version == "run-1+items.1"

@@ -44,6 +44,13 @@ def test_a_past_is_there_after_a_restart(tmp_path: Path, contract: Contract, not
     assert outcomes == ["absent", "found", "found"]
 
 
+def test_what_was_taken_survives_a_power_cut(tmp_path: Path) -> None:
+    """Every write syncs the page that names the newest state, too."""
+    store = LmdbStore(tmp_path / "pasts", MIB)
+    assert store.environment.flags()["sync"] and store.environment.flags()["metasync"]
+    store.close()
+
+
 def test_a_process_that_opens_it_frees_the_places_of_killed_readers(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "pasts", MIB)  # while one has it open, places are not given anew
     folder = str(tmp_path / "pasts")

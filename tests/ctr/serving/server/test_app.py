@@ -275,6 +275,8 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert token_of(None) is None
     (tmp_path / "token").write_text("t\n")
     assert token_of(tmp_path / "token") == "t"
+    (tmp_path / "token").write_text("t \n# of March\n")
+    assert token_of(tmp_path / "token") == "t"
     (tmp_path / "empty").write_text("\n")
     for wrong in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(ConfigError):

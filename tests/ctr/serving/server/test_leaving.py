@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from ctr.serving.answering.versions import PointerSource
+from ctr.serving.bundle import ITEM_TABLE
 from ctr.serving.server.app import Server
 from ctr.serving.server.run import example
 from ctr.serving.termination import on_termination
+from features.errors import DataError
 from tests.ctr.serving.shop import serve_config
 
 START_SECONDS = 120
@@ -67,6 +70,37 @@ def test_it_is_not_ready_answers_on_and_ends_and_its_example_works(bundles: Path
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_a_second_signal_ends_several_processes_at_once(bundles: Path):
+    command = [sys.executable, "-m", "pipelines", "serve", "--bundle", str(bundles / "CURRENT"), "--port", "0"]
+    more = ["--processes", "2", "--set", "serve.leave_s=600"]
+    server = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert server.stdout is not None
+        for said in ("startup complete", "Terminated child process"):
+            seen = 0
+            while seen < 2:
+                seen += said in server.stdout.readline()
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_several_processes_that_cannot_begin_end_with_what_one_would_say(bundles: Path, tmp_path: Path):
+    """They would be started again for ever, and a client that connects would wait."""
+    broken = shutil.copytree(bundles / "first", tmp_path / "broken")
+    table = bytearray((broken / ITEM_TABLE).read_bytes())
+    table[100] ^= 1
+    (broken / ITEM_TABLE).write_bytes(bytes(table))
+    command = [sys.executable, "-m", "pipelines", "serve", "--bundle", str(broken), "--port", "0", "--processes", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+    assert ended.returncode == DataError.exit_code
+    assert "error: " in ended.stderr and ITEM_TABLE in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_after_the_block_the_signal_does_what_it_did_before():

@@ -27,7 +27,7 @@ def test_each_process_is_replaced_on_its_own_socket(name: str, monkeypatch: pyte
     sockets: list[Any] = [socket.socket() for _ in range(3)]
     try:
         supervisor = Processes(Config("none:app", workers=3), sockets)
-        supervisor.processes = [SimpleNamespace(pid=pid) for pid in (1, 2, 3)]  # type: ignore[misc]
+        supervisor.processes = [SimpleNamespace(pid=pid, exitcode=None) for pid in (1, 2, 3)]  # type: ignore[misc]
         seen: list[tuple[Any, Any]] = []
 
         def replace(self: Any) -> None:
@@ -42,6 +42,27 @@ def test_each_process_is_replaced_on_its_own_socket(name: str, monkeypatch: pyte
         assert supervisor.sockets is sockets
     finally:
         for one in sockets:
+            one.close()
+
+
+@pytest.mark.parametrize(("pid", "exitcode", "ends"), [(1, 4, True), (1, 1, False), (1, -9, False), (7, 4, False)])
+def test_all_end_where_one_of_the_first_could_not_make_its_app(
+    pid: int, exitcode: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash, or a later one that finds a broken bundle, is no reason for the others to stop answering."""
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda self: None)
+    supervisor = Processes(Config("none:app", workers=2), [socket.socket(), socket.socket()])
+    try:
+        supervisor._first = {1, 2}
+        supervisor.processes = [
+            SimpleNamespace(pid=pid, exitcode=exitcode),
+            SimpleNamespace(pid=2, exitcode=None),
+        ]  # type: ignore[list-item]
+        supervisor.keep_subprocess_alive()
+        assert supervisor.should_exit.is_set() == ends
+        assert supervisor.failed == (exitcode if ends else 0)
+    finally:
+        for one in supervisor._own:
             one.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import replace
@@ -13,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from ctr.serving.answering.answers import Answer
-from ctr.serving.served.part import OpenPart
+from ctr.serving.served.part import LEFT_SECONDS, OpenPart
 from ctr.serving.server import served_log
 from ctr.serving.server.served_log import GROUP, ServedLog
 from ctr.serving.settings import LogSettings
 from features.encoding.encoder import EncodedRequest
 from features.encoding.raw_values import WholeIds
 from features.encoding.request import Request
+from features.errors import ConfigError
 
 
 def answer(name: str = "r", asked: bytes = b"{}") -> Answer:
@@ -113,6 +116,31 @@ def test_a_part_that_cannot_be_written_is_dropped_and_the_next_is_written(tmp_pa
     log.close()
     (part,) = folder.iterdir()
     assert pq.read_table(part)["request"].to_pylist() == ["later"]
+
+
+def test_a_part_that_cannot_even_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A full disk takes the name of a file, and then not its first bytes."""
+
+    def begin(path: str, schema: Any) -> Any:
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ctr.serving.served.part.pq.ParquetWriter", begin)
+    with pytest.raises(OSError, match="No space"):
+        OpenPart(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"log\.folder: .*file/served cannot be made"):
+        ServedLog(LogSettings(folder=tmp_path / "file" / "served"))
+
+
+def test_no_part_stays_open_until_another_process_takes_it_for_one_that_was_left():
+    with pytest.raises(ValidationError):
+        LogSettings(seconds_per_part=LEFT_SECONDS)
+    assert LogSettings(seconds_per_part=LEFT_SECONDS / 2)
 
 
 @pytest.mark.timeout(30)
