@@ -243,7 +243,9 @@ class Build:
             return Log(checked.frame, whole.path, checked.rows, earlier), checked.frame, checked.findings
         new = pl.col(TIME) >= first_instant(plan.new[0])
         if not whole.frame.filter(new).head(1).collect(engine="streaming").height:
-            return self._of_the_whole_log(earlier, tables)
+            # New days without a row: they are built without what is carried over.
+            self.plan = replace(plan, has_tails=False)
+            return self._checked_log(earlier, tables)
         if not self.contract.checks.quarantines:
             checked = self._check(replace(whole, frame=whole.frame.filter(new | pl.col(TIME).is_null())), tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), whole.frame, checked.findings
@@ -252,17 +254,7 @@ class Build:
         checked = self._check(replace(whole, frame=whole.frame.filter(in_window)), tables)
         frame = checked.frame.filter(new)
         rows = frame.select(pl.len()).collect(engine="streaming").item()
-        if not rows:
-            return self._of_the_whole_log(earlier, tables)
         return Log(frame, whole.path, rows, earlier), checked.frame, checked.findings
-
-    def _of_the_whole_log(
-        self, earlier: tuple[pl.LazyFrame, ...], tables: Tables
-    ) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
-        """New days without a row teach nothing and end no history: they are built without what is carried over."""
-        assert self.plan is not None
-        self.plan = replace(self.plan, has_tails=False)
-        return self._checked_log(earlier, tables)
 
     def _check(self, log: Unchecked, tables: Tables) -> Checked:
         return check_log(log, self.contract, *tables.ids(self.contract), self.staging)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -197,13 +198,16 @@ def test_a_version_knows_the_events_of_before_with_its_first_answer(earlier: Any
     check(first, stars_log(), 200)
 
 
-def test_an_event_that_comes_while_a_version_begins_counts_once(earlier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_and_labels_that_come_while_a_version_begins_count_once(
+    earlier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ranker = as_ranker(earlier)
     live = LiveCounters(3600.0, 100, clock=lambda: at(200))
     live.follow(ranker)
-    live.add(events(stars_log()[100:110]))
+    before = events(stars_log()[100:110])
+    live.add(replace(before, label_E=1 - before.label_E))
     fold = _Version.fold
-    meanwhile = [events(stars_log()[110:])]
+    meanwhile = [events(stars_log()[110:]), before]
 
     def slow(self: Any, *of: Any) -> None:
         while meanwhile:
@@ -212,7 +216,6 @@ def test_an_event_that_comes_while_a_version_begins_counts_once(earlier: Any, mo
 
     monkeypatch.setattr(_Version, "fold", slow)
     live.follow(ranker)
-    check(ranker, stars_log().head(110), 200)
     live.fold()
     check(ranker, stars_log(), 200)
 

@@ -98,10 +98,10 @@ def test_a_bundle_that_is_wrong_is_tried_once_until_another_is_wanted():
 
     source = Wanted(A)
     versions = Versions(source, load)
-    for wanted in (B, B, A, B, C):
+    for wanted in (B, B, A, B, C, B, B):
         source.path = wanted
         versions.refresh()
-    assert tries == [A, B, B, C] and versions.current.bundle.path == C
+    assert tries == [A, B, B, C, B] and versions.current.bundle.path == C
 
 
 def test_after_a_rollback_the_version_that_was_left_answers_when_it_is_wanted_anew():
