@@ -83,7 +83,8 @@ def tune(
     named["--work"] = None if work == Path() else str(work)
     options = [part for option, value in named.items() if value is not None for part in (option, value)]
     options += [part for one in assignments or [] if one.startswith("data.") for part in ("--set", one)]
-    sweep = Sweep(study, load_space(space), storage, trials, from_study, take, tuple(options))
+    require = refit.require_labels if bundle_best else None
+    sweep = Sweep(study, load_space(space), storage, trials, from_study, take, tuple(options), require=require)
     if bundle_best:
         refit.require_bundle(settings)
     found = run_sweep(settings, sweep)

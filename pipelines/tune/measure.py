@@ -85,7 +85,7 @@ class ValidationRows:
 
 
 def save_scores(folder: Path, scores: np.ndarray) -> None:
-    """Keep the validation scores of a trial, [N], in its folder."""
+    """Keep the validation scores of a trial, [N], before calibration, in its folder."""
 
     def write(fresh: Path) -> None:
         with fresh.open("wb") as file:

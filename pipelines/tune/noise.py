@@ -67,6 +67,8 @@ def outlook(trials: Sequence[FrozenTrial], maximize: bool, seed: int = 0) -> Out
     if values.min() == values.max():
         return Outlook(0.0, of_users)
     space = {name: found for trial in done for name, found in trial.distributions.items()}
+    if not space:
+        return None
     points = np.array([coordinates(trial.params, space) for trial in done])
     draw = np.random.default_rng(seed)
     leaders = np.argsort(-values, kind="stable")[:LEADERS]
@@ -90,7 +92,7 @@ def coordinates(params: Mapping[str, object], space: Mapping[str, BaseDistributi
             found.append(0.5)
         else:
             low, high, value = _scaled(distribution, float(params[name]))  # type: ignore[arg-type]
-            found.append((value - low) / (high - low))
+            found.append((value - low) / (high - low) if low < high else 0.5)
     return found
 
 

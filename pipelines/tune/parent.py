@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -86,10 +87,7 @@ def record_parent(
         files: paths by folder of the artifacts.
         figures: by file name.
     """
-    tracker = study_tracker(settings, study)
-    if isinstance(run, BeginRun):
-        tracker.delivery.put(run)
-    with tracker.resume(run.run if isinstance(run, BeginRun) else run):
+    with _resumed(settings, study, run) as tracker:
         tracker.log_metrics(metrics)
         for name, value in params.items():
             tracker.set_tag(f"best.{name}", str(value))
@@ -97,3 +95,29 @@ def record_parent(
             tracker.log_file(path, place)
         for name, figure in figures.items():
             tracker.log_figure(figure, name)
+
+
+def blank_best(settings: JobSettings, study: str, run: str | BeginRun, names: Collection[str]) -> None:
+    """Take the values of an earlier winner out of the tags `best.NAME` of the study's MLflow run.
+
+    Args:
+        settings: whose workspace has the store.
+        study: its name.
+        run: of the study, as of `parent_run`.
+        names: of searched settings that the winner does not have, since their `when` does not hold.
+    """
+    if not names:
+        return
+    with _resumed(settings, study, run) as tracker:
+        for name in sorted(names):
+            tracker.set_tag(f"best.{name}", "")
+
+
+@contextmanager
+def _resumed(settings: JobSettings, study: str, run: str | BeginRun) -> Iterator[Tracker]:
+    """The MLflow run of a study, open; where MLflow is away, it begins with what is logged."""
+    tracker = study_tracker(settings, study)
+    if isinstance(run, BeginRun):
+        tracker.delivery.put(run)
+    with tracker.resume(run.run if isinstance(run, BeginRun) else run):
+        yield tracker

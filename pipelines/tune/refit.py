@@ -63,13 +63,12 @@ class TrainAndValid(FeatureSet):
 
 
 def require_bundle(settings: JobSettings) -> None:
-    """Refuse before the study what could not be done after it.
+    """Refuse before the study what could not be done after it; `require_labels` asks the feature set.
 
     Raises:
-        ConfigError: a model with trees, whose number and share are chosen by validation rows; test rows without labels.
+        ConfigError: a model with trees, whose number and share are chosen by validation rows.
     """
     _require_no_trees(settings.preset())
-    _require_labels(build(settings.source, settings.workspace).feature_set)
 
 
 def _require_no_trees(preset: Preset) -> None:
@@ -80,7 +79,8 @@ def _require_no_trees(preset: Preset) -> None:
         )
 
 
-def _require_labels(feature_set: FeatureSet) -> None:
+def require_labels(feature_set: FeatureSet) -> None:
+    """Refuse a feature set by whose test rows no bundle could be measured. Raises ConfigError."""
     if feature_set.judged_by != "test":
         raise ConfigError("--bundle-best: the test rows have no labels, so that nobody could say how good it is.")
 
@@ -106,7 +106,7 @@ def bundle_best(found: Outcome, settings: JobSettings) -> Path:
     same = resolved.source.contract.fingerprint() == settings.source.contract.fingerprint()
     place = settings.workspace if same else settings.workspace.apart
     whole = build(resolved.source, place).feature_set
-    _require_labels(whole)
+    require_labels(whole)
     epochs = epochs_of(folders, resolved.preset)
     train = resolved.preset.train.model_copy(update={"epochs": epochs, "patience": 0, "controls": "never"})
     preset = resolved.preset.model_copy(update={"train": train})

@@ -28,7 +28,7 @@ from pipelines.tune.finals import judged, name_of_finals, plan_finals
 from pipelines.tune.measure import ValidationRows
 from pipelines.tune.noise import Outlook, outlook
 from pipelines.tune.outcome import Outcome, outcome_of, write_best
-from pipelines.tune.parent import is_in_mlflow, parent_run
+from pipelines.tune.parent import blank_best, is_in_mlflow, parent_run
 from pipelines.tune.search.definition import definition, require_same
 from pipelines.tune.search.resolve import current_by_name, reaching_current, require_settings
 from pipelines.tune.search.samplers import grid_size, pruner, sampler
@@ -37,7 +37,7 @@ from pipelines.tune.trial import FIRST, Stage, Trials, close_in_folder
 from pipelines.tune.workers.leases import Lease, worker_name
 from pipelines.tune.workers.loop import ENDED, Terminated, Worker, ending_cleanly
 from pipelines.tune.workers.standing import counted, standing
-from pipelines.tune.workers.storage import LONGEST_WAIT, SharedStorage
+from pipelines.tune.workers.storage import LONGEST_WAIT, SharedStorage, require_name
 
 DEFINITION = "definition"
 FROM = "from"  # attribute of a trial: study and trial that its settings were taken from
@@ -56,6 +56,8 @@ class Sweep:
         take: how many of them.
         data_options: options of the command that name the data, for the command that trains the best.
         lease: how long a worker may be silent.
+        require: raises where the feature set does not have what is done with the best settings; called before the study
+            is made.
     """
 
     study: str
@@ -66,6 +68,7 @@ class Sweep:
     take: int = 5
     data_options: tuple[str, ...] = ()
     lease: Lease = field(default_factory=Lease)
+    require: Callable[[FeatureSet], None] | None = None
 
 
 def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
@@ -83,6 +86,7 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     require_settings(settings, sweep.space)
     search, first, lines = reaching_current(sweep.space, settings)
+    require_settings(settings, search)  # its ranges may be wider now
     for line in lines:
         settings.console.print(line, markup=False)
     shared = SharedStorage.of(sweep.storage, sweep.study, settings.workspace, sweep.lease)
@@ -93,6 +97,8 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
         require_answer(settings.workspace, settings.preset().train.tracking)
     result = build(settings.source, settings.workspace, wait=LONGEST_WAIT)
     settings.console.print(describe(result))
+    if sweep.require is not None:
+        sweep.require(result.feature_set)
     try:
         with ending_cleanly():
             return _Run(settings, sweep, search, first, result.feature_set, shared).outcome(started)
@@ -142,6 +148,7 @@ class _Run:
             self.study, finals, judged(finals, first, self.search, self.rows), self.search, self.rows, self.parent
         )
         write_best(found, self.settings, self.sweep.data_options)
+        blank_best(self.settings, self.sweep.study, self.parent, set(self.search.space) - set(found.winner.params))
         found.seconds = round(time.monotonic() - started, 2)
         return found
 
@@ -182,10 +189,10 @@ class _Run:
             if origin in origins:
                 continue
             params = {name: value for name, value in trial.params.items() if name in ranges}
-            drawn = [name for name, value in params.items() if not ranges[name].holds(value)]
+            drawn = [name for name, value in params.items() if not self.search.has(name, value)]
             for name in drawn:
                 self.settings.console.print(
-                    f"{origin}: {name} is {params.pop(name)} there, which the range here does not reach: it is drawn",
+                    f"{origin}: {name} is {params.pop(name)} there, which this space does not have: it is drawn",
                     markup=False,
                 )
             study.enqueue_trial(params, user_attrs={FROM: origin})
@@ -198,6 +205,7 @@ class _Run:
         source = storage
         if self.shared.url is None and self.sweep.storage is None:
             # By default each study has a file of its own.
+            require_name(name)
             file = self.shared.journal.with_name(f"{name}.journal")
             if not file.is_file():
                 raise ConfigError(f"--from-study {name}: no such study, {file} does not exist.")

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
 from ctr.export.latency import rank_latency
+from ctr.model.calibrator import Calibrator
+from ctr.model.click_model import ClickModel
 from ctr.reporting.entries import BeginRun, Tag
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.mlflow_sweeps import STAGE, STATE, STUDY, TRIAL
@@ -212,7 +215,7 @@ class Trials:
         leads = all(sign * value > sign * float(one.values[0]) for one in done if one.values is not None)
         if not leads and len(scored) >= 2 and self.stage == "search":
             return
-        save_scores(run_dir, score_split(fitted.model, feature_set, "valid").scores)
+        save_scores(run_dir, uncalibrated_scores(fitted.model, feature_set))
         rows = ValidationRows(feature_set, self.search.metric)
         ours = rows.measured([run_dir])
         if ours is None:
@@ -234,6 +237,19 @@ class Trials:
         found = rank_latency(fitted.model.config, run_dir, feature_set)
         tracker.log_metrics({"rank_latency_ms": found})
         return found
+
+
+def uncalibrated_scores(model: ClickModel, feature_set: FeatureSet) -> np.ndarray:
+    """Scores of the validation rows as at the best evaluation, [N], of which a trial's value is the metric.
+
+    The calibration was fitted after it, on these rows.
+    """
+    fitted = model.calibrator
+    model.calibrator = Calibrator().to(fitted.slope)
+    try:
+        return score_split(model, feature_set, "valid").scores
+    finally:
+        model.calibrator = fitted
 
 
 def close_in_folder(root: Path, trial: FrozenTrial, state: str) -> bool:

@@ -21,10 +21,12 @@ def definition(search: SearchSpace, settings: Mapping[str, Any], feature_set: st
 
     Args:
         search: with ranges that reach the current settings.
-        settings: of model, training and data, by dotted name; those that are searched are left out.
+        settings: of model, training and data, by dotted name; those that are searched are left out, unless under a
+            condition: trials that it does not hold in have the current value.
         feature_set: version that the current settings give.
     """
-    fixed = {name: _plain(value) for name, value in settings.items() if name not in search.space}
+    always = {name for name, found in search.space.items() if not found.when}
+    fixed = {name: _plain(value) for name, value in settings.items() if name not in always}
     return {
         "metric": search.metric,
         "against": search.against,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -49,6 +50,8 @@ class Range(Settings):
             raise ValueError(f"log needs low above 0, got {self.low}")
         if self.step is not None and (self.log or self.step <= 0):
             raise ValueError("step must be above 0, and goes without log")
+        if self.step is not None and _exact(self.step) > _exact(high) - _exact(low):
+            raise ValueError(f"step {self.step} is wider than the range {self.low}..{self.high}, which has one value")
         return self
 
     @property
@@ -59,8 +62,9 @@ class Range(Settings):
 
     @property
     def whole(self) -> bool:
-        """Whether its values are whole numbers."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
+        """Whether its values are whole numbers: its ends are, and its step."""
+        by_whole = self.step is None or float(self.step).is_integer()
+        return isinstance(self.low, int) and isinstance(self.high, int) and by_whole
 
     def ends(self) -> list[Any]:
         """The values that stand for all when settings are checked: every choice, or the ends of the range and a middle.
@@ -76,11 +80,12 @@ class Range(Settings):
         """Every value of a grid; nothing where the range has no steps."""
         if self.choices:
             return list(self.choices)
-        low, high = self.bounds
         step = self.step or (1 if self.whole else 0)
         if not step:
             return []
-        return [low + place * step for place in range(math.floor((high - low) / step + 1e-9) + 1)]
+        low, high = map(_exact, self.bounds)
+        kind, by = int if self.whole else float, _exact(step)
+        return [kind(low + place * by) for place in range(int((high - low) // by) + 1)]
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """Draw a value for this trial."""
@@ -117,17 +122,32 @@ class Range(Settings):
             return self if _written(value) in known else self.model_copy(update={"choices": [*self.choices, value]})
         if not isinstance(value, int | float) or isinstance(value, bool) or (self.log and value <= 0):
             raise ValueError(f"it is {value!r}, which no {'logarithmic ' if self.log else ''}range reaches")
-        low, high = self.bounds
         if self.whole and not float(value).is_integer():
             raise ValueError(f"it is {value!r}, and the range is of whole numbers")
-        if low <= value <= high:
+        low, high, wanted = map(_exact, (*self.bounds, value))
+        if low <= wanted <= high:
             return self
-        kind = int if self.whole else float
         if self.step:
             # By whole steps, so that the other values of the grid stay.
-            low -= max(0, math.ceil((low - value) / self.step)) * self.step
-            high += max(0, math.ceil((value - high) / self.step)) * self.step
-        return self.model_copy(update={"low": kind(min(low, value)), "high": kind(max(high, value))})
+            by = _exact(self.step)
+            low -= max(0, math.ceil((low - wanted) / by)) * by
+            high += max(0, math.ceil((wanted - high) / by)) * by
+        return self._between(min(low, wanted), max(high, wanted))
+
+    def ending_at(self, value: float | int) -> Range:
+        """The range with an end at `value`, which lies beyond it, and from which its steps now count.
+
+        For values that a whole step would go beyond to what cannot be used: 256 of `512..2048`, by 512, would reach 0.
+        """
+        low, high, wanted = map(_exact, (*self.bounds, value))
+        by = None if self.step is None else _exact(self.step)
+        if wanted < low:
+            return self._between(wanted, high if by is None else wanted + (high - wanted) // by * by)
+        return self._between(low if by is None else wanted - (wanted - low) // by * by, wanted)
+
+    def _between(self, low: Decimal, high: Decimal) -> Range:
+        kind = int if self.whole else float
+        return self.model_copy(update={"low": kind(low), "high": kind(high)})
 
     def applies(self, settings: Mapping[str, Any]) -> bool:
         """Whether `when` holds for these settings by dotted name; a name that is missing holds nothing."""
@@ -143,6 +163,11 @@ class Range(Settings):
         notes = ["log"] * self.log + [f"step {self.step}"] * (self.step is not None)
         notes += [f"when {name} is {wanted}" for name, wanted in self.when.items()]
         return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _exact(value: float | int) -> Decimal:
+    """As it is written: three times 0.1 is 0.3, as Optuna counts steps, too."""
+    return Decimal(str(value))
 
 
 def _written(value: Any) -> Plain:

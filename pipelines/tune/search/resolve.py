@@ -63,7 +63,8 @@ def reaching_current(search: SearchSpace, settings: JobSettings) -> tuple[Search
     A setting whose `when` does not hold now has no value.
 
     Raises:
-        ConfigError: a data key that the contract does not have, or a value that no range reaches.
+        ConfigError: a data key that the contract does not have, or a value that no range reaches; for a grid, one
+            between its steps.
     """
     nested, by_name = current_settings(settings), current_by_name(settings)
     space, values, lines = dict(search.space), dict[str, Any](), list[str]()
@@ -78,8 +79,15 @@ def reaching_current(search: SearchSpace, settings: JobSettings) -> tuple[Search
                 f"{name}: {error}, and the current settings are the first trial. Change its range, or give it another "
                 "value with --set."
             ) from None
+        if search.sampler == "grid" and value not in wider.values():
+            raise ConfigError(
+                f"{name}: it is {value} now, which is none of the grid's values, {found.described()}, and the current "
+                "settings are the first trial. Choose other steps, or give it one of these values with --set."
+            )
+        if wider is not found and found.step and not _usable(settings, name, wider):
+            wider = found.ending_at(value)
         if wider is not found:
-            lines.append(f"{name} is {value} now: its range reaches from {_ends(found)} to it")
+            lines.append(f"{name} is {value} now: its range, {found.described()}, is widened to {wider.described()}")
         space[name], values[name] = wider, value
     return search.model_copy(update={"space": space}), values, lines
 
@@ -100,12 +108,26 @@ def require_settings(settings: JobSettings, search: SearchSpace) -> None:
             odd = [] if range_ is None else [one for one in allowed if not range_.holds(range_.stored(one))]
             if range_ is not None and odd:
                 raise ConfigError(f"{name}: when: {other} is never {odd[0]!r}, its range is {range_.described()}.")
+            if range_ is None and known[other] not in allowed:
+                raise ConfigError(
+                    f"{name}: when: {other} is never {allowed[0]!r}, it is {known[other]!r} and not searched. Search "
+                    f"it too, set it with --set, or leave {name} out."
+                )
     for name, found in search.space.items():
         for value in found.ends():
             try:
                 with_values(settings, {name: value})
             except ConfigError as error:
                 raise ConfigError(f"a value of the search space cannot be used: {name} = {value}: {error}") from None
+
+
+def _usable(settings: JobSettings, name: str, found: Range) -> bool:
+    try:
+        for value in found.ends():
+            with_values(settings, {name: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def _at(nested: Mapping[str, Any], name: str) -> Any:
@@ -122,7 +144,3 @@ def _at(nested: Mapping[str, Any], name: str) -> Any:
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items() if name.startswith(f"{DATA}."))
-
-
-def _ends(found: Range) -> str:
-    return found.described()

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import ConfigError
 from pipelines.tune.search.space import SearchSpace
+from pipelines.tune.workers.leases import WORKER
 
 _SIZE = ""  # no setting has this name
 REDUCTION = 3  # of Hyperband: a third of the trials goes on at each rung
@@ -55,7 +57,7 @@ def sampler(search: SearchSpace, trial: int) -> optuna.samplers.BaseSampler:
             case "random":
                 return samplers.RandomSampler(seed=seed)
             case "grid":
-                return samplers.BruteForceSampler(seed=of_study)
+                return _Grid(seed=of_study)
 
 
 def pruner(search: SearchSpace, evaluations: int) -> optuna.pruners.BasePruner:
@@ -111,6 +113,19 @@ def grid_size(search: SearchSpace, current: Mapping[str, Any]) -> float:
                 grown.append({**point, _SIZE: point.get(_SIZE, 1) * len(found.values())})
         points = grown
     return sum(point.get(_SIZE, 1) for point in points)
+
+
+class _Grid(optuna.samplers.BruteForceSampler):
+    """Optuna's grid, without trials whose worker ended while it drew them.
+
+    Such a trial has a part of its settings, or none, and Optuna takes them for all that a trial has: it raises at each
+    later trial (https://github.com/optuna/optuna/issues/5097).
+    """
+
+    @staticmethod
+    def _populate_tree(tree: Any, trials: list[FrozenTrial], params: dict[str, Any]) -> None:
+        drawn = [one for one in trials if one.state is not TrialState.FAIL or WORKER in one.user_attrs]
+        optuna.samplers.BruteForceSampler._populate_tree(tree, drawn, params)
 
 
 def _not_searched(current: Mapping[str, Any], search: SearchSpace) -> dict[str, Any]:

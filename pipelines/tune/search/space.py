@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, PositiveInt, field_validator, model_valid
 
 from ctr.config import ModelConfig, TrainConfig
 from features.contract.settings import Settings, load_yaml, unknown_key, validate
-from pipelines.tune.search.ranges import Range
+from pipelines.tune.search.ranges import Plain, Range
 
 Direction = Literal["maximize", "minimize"]
 Metric = Literal["auc", "log_loss", "gauc_by_samples", "group_auc"]
@@ -67,6 +67,13 @@ class SearchSpace(Settings):
     def share(self) -> float:
         """Share of the training users whose rows a trial of the search is trained on."""
         return self.screen.share if self.schedule == "screen" else 1.0
+
+    def has(self, name: str, stored: Plain) -> bool:
+        """Whether a trial may have this value, as a study keeps it, of a searched setting; a grid has no others."""
+        found = self.space[name]
+        if self.sampler == "grid" and stored not in [found.stored(one) for one in found.values()]:
+            return False
+        return found.holds(stored)
 
     def ordered(self) -> dict[str, Range]:
         """The searched settings, each after those that its `when` names."""

@@ -7,11 +7,14 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from features.errors import DataError
+
+OPERATION = "op_code"  # key that each entry of Optuna's has, and begins with
+BEGINS = f'{{"{OPERATION}":'.encode()
 
 
 class Journal(JournalFileBackend):
@@ -21,7 +24,8 @@ class Journal(JournalFileBackend):
         path: of the file, which is made where it is new.
 
     Raises:
-        DataError: when it is read, of a line that is no JSON.
+        DataError: the file is there and is no journal, and stays as it is; or, when it is read, of a line that is no
+            JSON.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +71,11 @@ class Journal(JournalFileBackend):
 
     def _cut_half_line(self) -> None:
         with self._path.open("rb+") as file:
+            if not _is_journal(file):
+                raise DataError(
+                    f"{self._path}: no journal of a study, and left as it is. Name another file with --storage; a "
+                    f"database of SQLite is named --storage sqlite:///{self._path}"
+                )
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - 1))
             if file.read() in (b"", b"\n"):
@@ -78,6 +87,18 @@ class Journal(JournalFileBackend):
         """Its number, from 1."""
         lines = self._path.read_bytes().splitlines()
         return next((number for number, line in enumerate(lines, start=1) if not _is_entry(line)), len(lines))
+
+
+def _is_journal(file: IO[bytes]) -> bool:
+    """Whether a file is empty, or its first line is an entry, or half a line that begins as an entry does."""
+    first = file.readline()
+    if BEGINS.startswith(first[: len(BEGINS)]):
+        return True
+    try:
+        entry = json.loads(first)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and OPERATION in entry
 
 
 def _is_entry(line: bytes) -> bool:

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -138,13 +138,16 @@ class Worker:
         """Draw and run one trial; the lock of `turn` is given back once it is drawn."""
         number: list[int] = []
         raised: list[Exception] = []
+        ended_by: list[BaseException] = []
 
         def objective(trial: optuna.Trial) -> Any:
             number.append(trial.number)
             try:
                 return self.objective(trial, turn.close)
-            except NO_FAULT_OF_IT:
-                trial.set_user_attr(STOPPED, True)
+            except NO_FAULT_OF_IT as error:
+                ended_by.append(error)
+                with suppress(UpdateFinishedTrialError):  # another worker has the trial by now
+                    trial.set_user_attr(STOPPED, True)
                 raise
             except QuadRankError as error:
                 raise _ExplainedError from error
@@ -163,6 +166,9 @@ class Worker:
         except (LockError, TryAgainError):
             raise
         except Exception:
+            if ended_by:
+                # Optuna cannot fail a trial that another worker has, and raises that instead.
+                raise ended_by[0] from None
             if raised or not number or not self._was_taken(number[0]):
                 raise
             self.console.print(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import LockError, QuadRankError, TryAgainError
 
@@ -107,16 +107,11 @@ def state_after(error: BaseException, retries: int) -> str:
 
 
 def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put a lost trial into the queue: the same parameters, or what was given to it before it had any."""
+    """Put a lost trial into the queue: the same parameters, and what was given to it beyond those that it had.
+
+    They are given, and not drawn: Optuna would refuse a current value between the steps of its range as a drawn one.
+    """
     kept = {name: value for name, value in trial.user_attrs.items() if name not in OF_AN_ATTEMPT}
-    fixed: dict[str, Any] = {k: v for k, v in trial.system_attrs.items() if k == "fixed_params"}
+    given: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
     retries = int(trial.user_attrs.get(RETRIES, 0)) + (0 if trial.user_attrs.get(STOPPED) else 1)
-    study.add_trial(
-        create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={**kept, PREVIOUS: trial.number, RETRIES: retries},
-            system_attrs=fixed,
-        )
-    )
+    study.enqueue_trial({**given, **trial.params}, user_attrs={**kept, PREVIOUS: trial.number, RETRIES: retries})

@@ -54,8 +54,10 @@ class SharedStorage:
         """The storage of `--storage`: a database URL or a journal file; default `runs/tune/<study>.journal`.
 
         Raises:
-            ConfigError: a database other than PostgreSQL and SQLite, or PostgreSQL without its driver.
+            ConfigError: as `require_name`; a database other than PostgreSQL and SQLite, or PostgreSQL without its
+                driver.
         """
+        require_name(study)
         journal = workspace.runs / TUNE / f"{study}.journal"
         if storage is None or "://" not in storage:
             return cls(study, None, Path(storage) if storage else journal, lease)
@@ -161,6 +163,14 @@ class SharedStorage:
         finally:
             connection.close()
             engine.dispose()
+
+
+def require_name(study: str) -> None:
+    """Refuse a name that no single folder can have. Raises ConfigError."""
+    if study in ("", "..") or Path(study).name != study:
+        raise ConfigError(
+            f"study {study!r}: its trials lie in a folder of this name, below runs/tune. Choose a name without '/'."
+        )
 
 
 def _database(storage: str) -> str:

@@ -57,6 +57,14 @@ def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrain
     assert "model.dropout is 0." in told and "train.batch_size is 128 there" in told
 
 
+def test_what_another_study_tried_between_the_steps_of_a_grid_is_drawn(work: Path, untrained: None) -> None:
+    run(work, "finer", 2, sampler="grid", space={"model.dropout": {"choices": [0.1, 0.07]}})
+    grid = space(sampler="grid", space={"model.dropout": {"low": 0.0, "high": 0.2, "step": 0.1}})
+    found = run_sweep(settings(work), Sweep("coarser", grid, None, 3, from_study="finer"))
+    assert found.trials[1].user_attrs["from"] == "finer 1"
+    assert sorted(one.params["model.dropout"] for one in found.trials) == [0.0, 0.1, 0.2]
+
+
 def test_a_study_is_begun_again_where_its_first_worker_was_stopped(work: Path, untrained: None) -> None:
     """It had said what the study is about, and queued nothing yet."""
     run(work, "begun", 1)
@@ -74,6 +82,30 @@ def test_trials_that_were_added_later_become_finalists(work: Path, untrained: No
     found = run(work, "longer", 8, **shape)
     best = max(found.trials, key=lambda one: one.values[0]).number
     assert found.winner.trial == best != 0
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///elsewhere.db"])
+def test_a_name_of_a_study_that_is_no_folder_is_refused_before_all_else(tmp_path: Path, storage: str | None) -> None:
+    with pytest.raises(ConfigError, match="study 'a/b': its trials lie in a folder of this name"):
+        run_sweep(settings(tmp_path), Sweep("a/b", space(), storage, 1))
+
+
+def test_what_a_later_winner_does_not_have_is_blank_in_mlflow(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows belong to the quadratic tower, which wins at first."""
+
+    def value(self: Trials, trial: optuna.Trial, chosen: dict[str, Any], renewal: object) -> float:
+        trial.set_user_attr(RUN, "nowhere")
+        return 0.5 + (0.1 if chosen["model.tower"] == "quadratic" else 0.2 * (trial.number > 3))
+
+    monkeypatch.setattr(Trials, "_trained", value)
+    rows = {"low": 1, "high": 4, "when": {"model.tower": "quadratic"}}
+    searched = {"model.tower": {"choices": ["linear", "quadratic"]}, "model.rows": rows}
+    for trials, tower in ((4, "quadratic"), (12, "linear")):
+        found = run(work, "blanked", trials, sampler="random", space=searched)
+        report_sweep(found, settings(work))
+        tags = MlflowStore(work).client.get_run(str(found.parent)).data.tags
+        assert (found.winner.params["model.tower"], tags["best.model.tower"]) == (tower, tower)
+        assert tags["best.model.rows"] == str(found.winner.params.get("model.rows", ""))
 
 
 def test_a_study_to_follow_must_exist(work: Path) -> None:

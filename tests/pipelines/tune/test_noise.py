@@ -71,6 +71,18 @@ def test_equal_values_leave_the_noise_of_users() -> None:
     assert outlook(found, maximize=True) == Outlook(0.0, 0.004)
 
 
+def test_of_trials_that_drew_nothing_nothing_is_told() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value in PLACES:
+        study.add_trial(optuna.create_trial(value=float(value), user_attrs={USERS: 0.01}))
+    assert outlook(study.trials, maximize=True) is None
+
+
+def test_a_range_of_one_value_is_a_middle() -> None:
+    """A storage may have one of an earlier version: Optuna narrows a range to what its step reaches."""
+    assert coordinates({"layers": 1}, {"layers": IntDistribution(1, 1)}) == [0.5]
+
+
 def test_of_many_trials_the_newest_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.tune.noise.MOST_TRIALS", 10)
     found = trials(PLACES, np.where(np.arange(12) < 2, 9.0, PLACES))

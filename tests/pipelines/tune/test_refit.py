@@ -27,6 +27,8 @@ from pipelines.cli.commands import main
 from pipelines.tune import refit
 from pipelines.tune.outcome import Winner
 from pipelines.tune.refit import TrainAndValid, bundle_best, epochs_of, require_bundle
+from pipelines.tune.sweep import Sweep, run_sweep
+from tests.ctr.reporting.mlflow_server import free_port
 from tests.pipelines.tune.sweeping import LR, TINY, run, settings, space
 from tests.toy import toy_feature_set
 
@@ -139,6 +141,17 @@ def test_trees_are_refused_before_the_study(work: Path) -> None:
         require_bundle(settings(work, "model.base=boosting"))
 
 
+def test_mlflow_that_is_away_is_told_before_the_feature_set_of_a_bundle_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There are no raw files here."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    place = ["--root", str(tmp_path / "raw"), "--work", str(tmp_path), "--model", str(LR)]
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", "--data", "conf/data/simulated.yaml", *place, "--study", "away", "--bundle-best"])
+    assert ended.value.code == 75 and "the MLflow store does not answer" in capsys.readouterr().err
+
+
 def test_test_rows_without_labels_are_refused_before_the_study(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "raw", tmp_path / "raw")
     log = tmp_path / "raw" / "interactions.parquet"
@@ -147,7 +160,11 @@ def test_test_rows_without_labels_are_refused_before_the_study(work: Path, tmp_p
     rows[4800:5400].write_parquet(log.with_name("valid.parquet"))
     rows[5400:].drop("clicked").write_parquet(log.with_name("test.parquet"))
     with pytest.raises(ConfigError, match=r"--bundle-best: the test rows have no labels"):
-        require_bundle(settings(tmp_path, "data.split={by: files, valid: valid.parquet, test: test.parquet}"))
+        run_sweep(
+            settings(tmp_path, "data.split={by: files, valid: valid.parquet, test: test.parquet}"),
+            Sweep("unlabelled", space(), None, 1, require=refit.require_labels),
+        )
+    assert not (tmp_path / "runs" / "tune" / "unlabelled.journal").read_bytes()
 
 
 def test_the_command_ends_with_a_bundle_that_newest_names(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

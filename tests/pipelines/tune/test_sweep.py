@@ -15,9 +15,11 @@ import yaml
 from ctr.reporting.mlflow_store import MlflowStore
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
+from features.store.pointer import CURRENT, follow
 from pipelines.cli.commands import main
 from pipelines.report.sweep import plots_of, report_sweep
 from pipelines.tune import sweep as tune
+from pipelines.tune.measure import ValidationRows
 from pipelines.tune.noise import Outlook
 from pipelines.tune.outcome import Outcome
 from pipelines.tune.sweep import Sweep, run_sweep
@@ -140,6 +142,19 @@ def test_other_settings_under_the_same_name_are_refused(screened: Outcome, work:
 def test_the_best_loss_is_the_lowest(work: Path, untrained: None) -> None:
     found = run(work, "loss", 4, metric="log_loss")
     assert found.winner.value == min(one.values[0] for one in found.trials) < found.trials[0].values[0]
+
+
+def test_the_interval_of_a_loss_is_that_of_the_scores_whose_loss_it_is(work: Path) -> None:
+    """Calibration comes after the evaluations, and lowers the loss: a trial is worth what it was before."""
+    found = run(work, "scored", 1, metric="log_loss", schedule="screen", screen={"best": 1, "seeds": 1, "share": 0.5})
+    ((final,), (trial,)) = found.finals, found.trials
+    assert found.winner.interval is not None
+    assert found.winner.interval.value == pytest.approx(found.winner.value, abs=1e-6)
+    rows = ValidationRows(FeatureSet.open(follow(work / "feature_sets" / "simulated" / CURRENT)), "log_loss")
+    for one in (trial, final):
+        measured = rows.measured([Path(one.user_attrs[RUN])])
+        assert measured is not None and measured.by_seed == pytest.approx([one.values[0]], abs=1e-6)
+        assert one.user_attrs["low"] == pytest.approx(measured.interval().low)
 
 
 def test_a_metric_that_the_validation_rows_do_not_define_is_refused_before_the_study(work: Path) -> None:

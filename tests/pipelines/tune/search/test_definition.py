@@ -39,6 +39,13 @@ def test_searched_settings_are_in_the_space_and_not_among_the_fixed_ones() -> No
     assert found["model.layers"] == 2 and found["data.history.events"] == "all"
 
 
+def test_a_setting_that_is_searched_under_a_condition_is_fixed_without_it() -> None:
+    """Trials whose condition does not hold have its current value."""
+    rows = {"model.rows": {"low": 1, "high": 4, "when": {"model.tower": "quadratic"}}}
+    before, after = (of({**SETTINGS, "model.rows": now}, space=SPACE | rows) for now in (1, 2))
+    assert differences(before, after) == ["model.rows: 1 in the study, 2 now"]
+
+
 @pytest.mark.parametrize(
     ("other", "line"),
     [
@@ -54,14 +61,18 @@ def test_searched_settings_are_in_the_space_and_not_among_the_fixed_ones() -> No
             of(space={**SPACE, "model.rows": {"low": 1, "high": 4}}),
             "space model.rows: nothing in the study, 1..4 now",
         ),
-        (
-            of(space={**SPACE, "model.dropout": {"low": 0.0, "high": 0.4, "when": {"model.tower": "mlp"}}}),
-            "space model.dropout: 0.0..0.4 in the study, 0.0..0.4 (when model.tower is mlp) now",
-        ),
     ],
 )
 def test_what_differs_is_a_line(other: dict[str, object], line: str) -> None:
     assert differences(of(), other) == [line]
+
+
+def test_a_condition_that_is_new_differs_and_so_does_the_value_without_it() -> None:
+    conditional = {**SPACE, "model.dropout": {"low": 0.0, "high": 0.4, "when": {"model.tower": "mlp"}}}
+    assert differences(of(), of(space=conditional)) == [
+        "space model.dropout: 0.0..0.4 in the study, 0.0..0.4 (when model.tower is mlp) now",
+        "model.dropout: nothing in the study, 0.1 now",
+    ]
 
 
 def test_another_study_is_refused_with_the_difference_and_the_way_out() -> None:

@@ -27,6 +27,8 @@ def of(**content: object) -> Range:
         ({"low": 0.0, "high": 1.0, "log": True}, "log needs low above 0, got 0.0"),
         ({"low": 1, "high": 9, "step": 2, "log": True}, "step must be above 0, and goes without log"),
         ({"low": 1, "high": 9, "step": 0}, "step must be above 0"),
+        ({"low": 1, "high": 2, "step": 4}, "step 4 is wider than the range 1..2"),
+        ({"low": 0.1, "high": 0.4, "step": 0.31}, "step 0.31 is wider than the range"),
         ({"low": 1, "hihg": 9}, "Did you mean 'high'"),
     ],
 )
@@ -42,6 +44,9 @@ def test_what_is_no_range_is_refused(content: dict[str, object], words: str) -> 
         (of(low=512, high=2048, step=512), int, {512, 1024, 1536, 2048}),
         (of(choices=[[256, 128], [64]]), list, None),
         (of(choices=["a", "b"]), str, {"a", "b"}),
+        (of(low=1, high=9, step=4.0), int, {1, 5, 9}),
+        # Whole ends with a step that is not are no range of whole numbers.
+        (of(low=0, high=1, step=0.25), float, {0.0, 0.25, 0.5, 0.75, 1.0}),
     ],
 )
 def test_a_value_keeps_its_kind(found: Range, kind: type, allowed: set[object] | None) -> None:
@@ -75,10 +80,31 @@ def test_a_logarithmic_range_draws_as_many_below_its_geometric_middle() -> None:
         (of(low=8, high=32, step=8), 50, (8, 56)),
         (of(low=8, high=32, step=8), 3, (0, 32)),
         (of(low=8, high=32, step=8), 20, (8, 32)),
+        (of(low=0.2, high=0.4, step=0.1), 0.7, (0.2, 0.7)),
     ],
 )
 def test_a_range_is_widened_to_the_current_value(found: Range, value: float, ends: tuple[float, float]) -> None:
     assert found.reaching(value).bounds == ends
+
+
+@pytest.mark.parametrize(
+    ("found", "value", "ends"),
+    [
+        (of(low=512, high=2048, step=512), 256, (256, 1792)),
+        (of(low=512, high=2048, step=512), 2100, (564, 2100)),
+        (of(low=0.2, high=0.8, step=0.3), 0.9, (0.3, 0.9)),
+        (of(low=0.1, high=0.4), 0.6, (0.1, 0.6)),
+    ],
+)
+def test_the_steps_of_a_range_may_count_from_the_current_value(
+    found: Range, value: float, ends: tuple[float, float]
+) -> None:
+    assert found.ending_at(value).bounds == ends
+
+
+def test_the_values_that_stand_for_whole_ends_with_a_step_between_are_read_between_them() -> None:
+    """So that a number of layers of 2.5 is refused before the first trial."""
+    assert of(low=1, high=4, step=1.5).ends() == [1, 4, 2.5]
 
 
 def test_a_range_that_reaches_the_current_value_stays_as_it_is() -> None:
@@ -121,7 +147,9 @@ def test_a_condition_names_values_of_other_settings(
     ("found", "values"),
     [
         (of(low=1, high=3), [1, 2, 3]),
-        (of(low=0.0, high=0.3, step=0.1), [0.0, 0.1, 0.2, pytest.approx(0.3)]),
+        (of(low=0.0, high=0.3, step=0.1), [0.0, 0.1, 0.2, 0.3]),
+        (of(low=0.4, high=0.7, step=0.3), [0.4, 0.7]),
+        (of(low=1, high=3, step=0.5), [1.0, 1.5, 2.0, 2.5, 3.0]),
         (of(choices=["a", None]), ["a", None]),
         (of(low=0.0, high=1.0), []),
     ],

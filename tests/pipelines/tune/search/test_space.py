@@ -138,6 +138,23 @@ def test_a_grid_has_what_its_conditions_leave() -> None:
     assert grid_size(of(space=space), {}) == float("inf")
 
 
+@pytest.mark.parametrize("drawn", [{}, {"model.layers": 2}])
+def test_a_grid_goes_on_after_a_trial_that_ended_before_it_was_drawn(drawn: dict[str, int]) -> None:
+    """Its worker was stopped while it drew: without a part of its settings it stands for no point of the grid."""
+    search = of(sampler="grid", space={"model.layers": {"low": 1, "high": 3}, "model.rows": {"choices": [1, 4]}})
+    study = optuna.create_study()
+    scales = {name: optuna.distributions.IntDistribution(1, 3) for name in drawn}
+    failed = optuna.create_trial(state=optuna.trial.TrialState.FAIL, params=drawn, distributions=scales)
+    for number in range(7):
+        study.sampler = sampler(search, number)
+        if number == 2:
+            study.add_trial(failed)
+        else:
+            study.optimize(lambda trial: float(len(suggest(search, trial, {}))), n_trials=1)
+    found = [tuple(sorted(one.params.items())) for one in study.trials if one.values]
+    assert len(found) == len(set(found)) == 6
+
+
 def test_cmaes_without_its_package_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"cmaes needs the package cmaes.*quadrank\[tune\]"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import optuna
@@ -92,3 +93,33 @@ def test_a_line_that_was_written_behind_half_a_line_is_named(shared: SharedStora
     shared.journal.write_bytes(b"".join([first, HALF + others[0], *others]))
     with pytest.raises(DataError, match=r"daily\.journal: line 2 is no entry of a study .* take this line out"):
         loaded(shared)
+
+
+@pytest.mark.parametrize("content", [b"one line without an end", b"a line\nhalf of one", b'{"value": 1}\n', b"\n\x00"])
+def test_a_file_that_is_no_journal_is_refused_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_bytes(content)
+    named = SharedStorage.of(str(other), "daily", Workspace(tmp_path), Lease())
+    with pytest.raises(DataError, match=r"notes\.txt: no journal of a study.*sqlite:///.*notes\.txt"):
+        named.open()
+    assert other.read_bytes() == content
+
+
+def test_a_database_that_is_named_without_its_scheme_stays_whole(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("create table precious (x)")
+        database.executemany("insert into precious values (?)", [(f"row {number}",) for number in range(50)])
+        database.commit()
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"study\.db: no journal of a study"):
+        SharedStorage.of(str(path), "daily", Workspace(tmp_path), Lease()).open()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("half", [b"", b"{", HALF])
+def test_a_journal_whose_first_line_was_never_whole_begins_anew(shared: SharedStorage, half: bytes) -> None:
+    shared.journal.parent.mkdir(parents=True)
+    shared.journal.write_bytes(half)
+    optuna.create_study(study_name="daily", storage=shared.open())
+    assert len(loaded(shared).trials) == 0 and shared.journal.read_bytes().startswith(b'{"op_code":0')

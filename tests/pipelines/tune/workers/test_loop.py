@@ -193,6 +193,20 @@ def test_a_late_worker_does_not_stumble_before_its_trial_is_in_the_queue_again(t
     assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
 
 
+@pytest.mark.parametrize("end", [Terminated(), KeyboardInterrupt(), StoreAwayError("MLflow is away")])
+def test_a_late_worker_that_is_asked_to_end_ends(tmp_path: Path, end: BaseException) -> None:
+    """Its trial is another worker's by now, which is no reason to draw another one."""
+    late, other = (worker(None, tmp_path, 2, 0.0, Lease(), []) for _ in range(2))
+
+    def meanwhile() -> None:
+        other.study.tell(0, state=TrialState.FAIL)
+        raise end
+
+    with pytest.raises(type(end)):
+        overtake(late, meanwhile)
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.FAIL]
+
+
 @pytest.mark.parametrize("error", [StoreAwayError("MLflow is away"), LockError("still being built")])
 def test_what_no_trial_can_do_without_ends_the_worker_and_costs_no_attempt(
     error: QuadRankError, tmp_path: Path

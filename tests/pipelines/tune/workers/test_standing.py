@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from features.errors import DataError, LockError, StoreAwayError
@@ -77,11 +77,26 @@ def test_a_trial_is_tried_again_with_its_parameters() -> None:
     )
     try_again(found, found.trials[1])
     queued = found.trials[2]
-    assert (queued.state, queued.params) == (TrialState.WAITING, {"model.dropout": 0.01})
+    assert (queued.state, queued.system_attrs["fixed_params"]) == (TrialState.WAITING, {"model.dropout": 0.01})
     # What the trial is stays; who had it does not.
     assert queued.user_attrs == {"first": True, PREVIOUS: 1, RETRIES: 1}
     asked = found.ask()
     assert asked.number == 2 and asked.suggest_float("model.dropout", 0.0, 0.4) == 0.01
+
+
+def test_a_value_between_the_steps_of_its_range_is_tried_again_as_it_is() -> None:
+    """The current settings are the first trial, whatever the steps."""
+    found = optuna.create_study()
+    found.add_trial(optuna.create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": {"size": 700, "x": 1}}))
+    for _ in range(2):
+        asked = found.ask()
+        with pytest.warns(UserWarning, match="out of range"):
+            assert asked.suggest_int("size", 512, 2048, step=512) == 700
+        found.tell(asked, state=TrialState.FAIL)
+        try_again(found, found.trials[-1])
+    # What was lost before all of it was drawn keeps the rest of what it was given.
+    assert found.ask().suggest_int("x", 0, 9) == 1
+    assert IntDistribution(512, 2048, step=512) == found.trials[0].distributions["size"]
 
 
 def test_a_stop_is_no_retry() -> None:

@@ -24,6 +24,14 @@ def test_a_study_has_a_journal_of_its_own_by_default(tmp_path: Path) -> None:
     assert of(str(tmp_path / "x.journal"), tmp_path).journal == tmp_path / "x.journal"
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/a"])
+@pytest.mark.parametrize("storage", [None, "sqlite:///x.db"])
+def test_a_study_whose_name_is_no_name_of_a_folder_is_refused(name: str, storage: str | None, tmp_path: Path) -> None:
+    """What its trials leave waiting for MLflow would be found by nobody."""
+    with pytest.raises(ConfigError, match=rf"study '{name}': its trials lie in a folder of this name"):
+        SharedStorage.of(storage, name, Workspace(tmp_path), Lease())
+
+
 @pytest.mark.parametrize(
     ("storage", "words"),
     [
