@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctr.data.columns import column, row_weights
+from ctr.evaluation.checks import require_both_classes
 from ctr.evaluation.metrics import auc, gauc_by_samples, log_loss
 from ctr.evaluation.ranking_metrics import list_auc, requests_of
-from features.errors import DataError
+from features.errors import DataError, error_prefix
 from features.store.feature_set import FeatureSet
 
 
@@ -62,6 +63,8 @@ class WatchedRows:
         Raises:
             DataError: says what the rows lack, and the way out.
         """
+        with error_prefix("validation rows"):
+            require_both_classes(self.labels, self.weights)
         if metric == "group_auc" and self.requests is None:
             raise DataError(
                 f"{setting} group_auc: the log does not name the request of each of the validation rows. Name the "

@@ -22,6 +22,8 @@ Method = Literal["none", "platt", "isotonic"]
 # Every slope is at least this, so that AUC does not change: isotonic regression gives slopes of 0, and a model that
 # ranks the validation rows backwards would get a negative one.
 LEAST_SLOPE = 0.05
+# Each slope of the polyline is at most this: between bins that rounding alone tells apart it would make 0.01 of 1e-7.
+MOST_SLOPE = 10.0
 MOST_CERTAIN = 1e-4  # isotonic rates nearer to 0 or 1 are one: their logits would be infinite
 
 
@@ -126,8 +128,8 @@ def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: n
         isotonic     a rising polyline         (Zadrozny and Elkan 2002): corrects each level; needs thousands of rows
 
     The polyline has the slopes between isotonic regression's values at the means of up to 25 bins of equal weight, in
-    logits, and at least `LEAST_SLOPE`. It need not run through these values: its level is the one that predicts as many
-    positives as there are.
+    logits, from `LEAST_SLOPE` to `MOST_SLOPE`. It need not run through these values: its level is the one that predicts
+    as many positives as there are.
 
     Args:
         method: which.
@@ -173,10 +175,10 @@ def _polyline(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Cu
     if len(knots) < 2:
         return _line(logits, labels, weights)
     calibrated = np.log(rate / (1 - rate))[first]
-    inner = np.maximum(np.diff(calibrated) / np.diff(knots), LEAST_SLOPE)
+    inner = np.clip(np.diff(calibrated) / np.diff(knots), LEAST_SLOPE, MOST_SLOPE)
     # Below the first knot and above the last one the slope is 1: no bin says how the model errs there.
     changes = np.diff(np.concatenate([[1.0], inner, [1.0]]))
-    # Slopes alone leave the level open, and `LEAST_SLOPE` has moved it: fit it by the number of positives.
+    # Slopes alone leave the level open, and their bounds have moved it: fit it by the number of positives.
     shift = _level(Curve(1.0, 0.0, knots, changes)(logits), labels, weights)
     return Curve(1.0, shift, knots, changes)
 

@@ -128,10 +128,13 @@ class Identity(Settings):
     metric: str
     table_optimizer: str
     list_loss: bool = False  # whether rows come by request; not so in runs that do not say it
+    replay: float | None = None  # of a warm start; None in a full training, and in records that do not say it
 
     @classmethod
-    def of(cls, model: nn.Module, feature_set: FeatureSet, config: TrainConfig) -> Identity:
-        """Of one run.
+    def of(
+        cls, model: nn.Module, feature_set: FeatureSet, config: TrainConfig, replay: float | None = None
+    ) -> Identity:
+        """Of one run, with the share of older rows that a warm start trains on.
 
         Settings that decide which rows a step sees, what a step's number means, or which weights are the best so far
         must stay; others, such as the learning rate, may change on resume.
@@ -148,6 +151,7 @@ class Identity(Settings):
             metric=config.metric,
             table_optimizer=config.table_optimizer,
             list_loss=config.list_loss > 0,
+            replay=replay,
         )
 
 
@@ -305,6 +309,8 @@ class CheckpointStore:
 
     def _require_same(self, found: Identity) -> None:
         theirs, ours = _flat(found), _flat(self.identity)
+        if "replay" not in found.model_fields_set:
+            del ours["replay"]  # the record is of an earlier version
         different = [key for key in ours if theirs.get(key) != ours[key]]
         if different:
             key = different[0]

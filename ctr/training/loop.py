@@ -124,7 +124,8 @@ def fit(
     torch.manual_seed(config.seed)
     model.to(device)
     take_step = TrainStep(model, config, device)
-    store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
+    replay = None if warm is None else config.warm_start.replay
+    store = CheckpointStore(run_dir, Identity.of(model, feature_set, config, replay))
     began = _begun(warm, model, take_step, feature_set, config)
     recovery = Recovery(model, store, config.guard)
     state = store.load(model, take_step) if resume else None

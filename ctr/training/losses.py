@@ -1,9 +1,12 @@
 """What training minimises: the log loss of clicks, weighted by row, that of further labels, and that of whole lists.
 
-Shapes: B rows, L lists.
+Shapes: B rows, L lists, W batches of a step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -73,22 +76,56 @@ def list_loss(logit_B: Tensor, label_B: Tensor, weight_B: Tensor, list_B: Tensor
     return (weight_L * (total_L - mean_L)).sum() / weight_L.sum().clamp_min(torch.finfo(dtype).tiny)
 
 
-def training_loss(outputs: Outputs, batch: Batch, config: TrainConfig) -> Tensor:
+@dataclass(frozen=True)
+class Share:
+    """What part a batch is of the batches of one step, so that its means add up to those over all rows of the step.
+
+    Args:
+        rows: its weight over that of all batches.
+        known: the same of the rows whose further label is known, by label.
+    """
+
+    rows: Tensor | float = 1.0
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def shares(batches: Sequence[Batch]) -> list[Share]:
+    """The share of each batch of a step."""
+    if len(batches) == 1:
+        return [Share()]
+    of_rows = _parts([batch.weight_B for batch in batches])
+    of_known = {
+        name: _parts([batch.weight_B * ~torch.isnan(batch.labels[name]) for batch in batches])
+        for name in batches[0].labels
+    }
+    return [
+        Share(part, {name: parts[number] for name, parts in of_known.items()}) for number, part in enumerate(of_rows)
+    ]
+
+
+def _parts(weights: Sequence[Tensor]) -> list[Tensor]:
+    sums_W = torch.stack([weight_B.sum() for weight_B in weights])
+    return list(sums_W / sums_W.sum().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def training_loss(outputs: Outputs, batch: Batch, config: TrainConfig, share: Share | None = None) -> Tensor:
     """The loss of a batch: log loss of the click, plus `Σ_t task_weights_t · task_loss_t` and a share of `list_loss`.
 
     Args:
         outputs: logits of the batch.
         batch: labels and weights, and with `config.list_loss` the lists.
         config: weights of the tasks, 1 where it names none, and of the lists.
+        share: of the step that the batch is; none means that it is the whole step.
     """
-    loss = weighted_log_loss(outputs.click_B.float(), batch.label_B, batch.weight_B)
+    share = share or Share()
+    loss = weighted_log_loss(outputs.click_B.float(), batch.label_B, batch.weight_B) * share.rows
     for name, logit_B in outputs.tasks.items():
-        weight = config.task_weights.get(name, 1.0)
+        weight = config.task_weights.get(name, 1.0) * share.known.get(name, 1.0)
         loss = loss + weight * task_loss(logit_B.float(), batch.labels[name], batch.weight_B)
     if config.list_loss:
         assert batch.list_B is not None, "a loader by request numbers the lists of a batch"
         of_lists = list_loss(outputs.click_B.float(), batch.label_B, batch.weight_B, batch.list_B)
-        loss = loss + config.list_loss * of_lists
+        loss = loss + config.list_loss * share.rows * of_lists
     return loss
 
 

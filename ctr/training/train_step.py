@@ -12,7 +12,7 @@ from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
 from ctr.training.guard import StepGuard
-from ctr.training.losses import click_loss, training_loss
+from ctr.training.losses import click_loss, shares, training_loss
 from ctr.training.optimizer import make_optimizer
 from ctr.training.sparse_optimizer import RowOptimizer
 from features.errors import ConfigError
@@ -75,8 +75,8 @@ class TrainStep:
     def __call__(self, batches: Sequence[Batch], rate: float, step: int) -> Tensor:
         """Take the step of these batches; returns its loss, a scalar that stays on the device, 0 if it was skipped.
 
-        The gradient is that of the weighted mean loss over all their rows, however they are cut into batches; only
-        batch norm sees one batch at a time.
+        The gradient is that of the weighted mean loss over all their rows, of a further label over those where it is
+        known, however they are cut into batches; only batch norm and the loss of lists see one batch at a time.
 
         Args:
             batches: one, or those of an accumulation window; on the model's device.
@@ -89,18 +89,14 @@ class TrainStep:
         if self._rows is not None:
             self._rows.zero_grad()
         self.guard.enter()
-        weights = [batch.weight_B.sum() for batch in batches]
-        total = torch.stack(weights).sum().clamp_min(torch.finfo(torch.float32).tiny)
         loss, of_click = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
-        for batch, weight in zip(batches, weights, strict=True):
+        for batch, share in zip(batches, shares(batches), strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 outputs = self._forward(batch)
-            part = training_loss(outputs, batch, self.config)
-            share = 1.0 if len(batches) == 1 else weight / total
-            part = part * share
+            part = training_loss(outputs, batch, self.config, share)
             part.backward()
             loss += part.detach()
-            of_click += click_loss(outputs, batch) * share
+            of_click += click_loss(outputs, batch) * share.rows
         self.guard.watch(step, loss, self._clip())
         self._dense.step()
         if self._rows is not None:

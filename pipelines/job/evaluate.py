@@ -13,15 +13,16 @@ from rich.console import Console
 from ctr.data.columns import column, row_weights, training_rate
 from ctr.evaluation.baselines import optimum_scores, popularity_scores
 from ctr.evaluation.catalog_coverage import top_lists
+from ctr.evaluation.checks import require_both_classes
 from ctr.evaluation.evaluate import evaluate
-from ctr.evaluation.ranking_metrics import ranking_metrics, requests_of
+from ctr.evaluation.ranking_metrics import judged_lists, ranking_metrics, requests_of
 from ctr.evaluation.slices import slice_metrics
 from ctr.export.ranker_as_of import RankerAsOf, ranker_as_of
 from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
 from features.contract.contract import LABEL_PREFIX
-from features.errors import ConfigError
+from features.errors import ConfigError, error_prefix
 from features.progress import progress
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from pipelines.job.summary import Metrics, Summary, lists_table, print_results, slices_table
@@ -49,13 +50,15 @@ class Scored:
     requests: np.ndarray | None = None
 
     def metrics(self, intervals: bool = True) -> Metrics:
-        """Every metric; those of ranked lists if rows name requests. 95 % intervals resample users.
+        """Every metric that exists; those of ranked lists if some request has both labels and a weight.
+
+        95 % intervals resample users.
 
         Args:
             intervals: whether the interval of AUC is computed too.
         """
         found = evaluate(self.labels, self.scores, self.groups, self.base_rate, self.weights, intervals)
-        if self.requests is not None:
+        if self.requests is not None and judged_lists(self.labels, self.requests, self.weights)[1].sum() > 0:
             found |= ranking_metrics(self.labels, self.scores, self.requests, self.weights, clusters=self.groups)
         return found
 
@@ -72,6 +75,12 @@ def scored(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> Sco
     )
 
 
+def require_both_labels(feature_set: FeatureSet, split: SplitName) -> None:
+    """Raise DataError unless rows of the split that have a weight have both labels: nothing is measured on others."""
+    with error_prefix(f"{feature_set.path}, {split} rows"):
+        require_both_classes(column(feature_set, split, "label"), row_weights(feature_set, split))
+
+
 def score_split(model: torch.nn.Module, feature_set: FeatureSet, split: SplitName) -> Scored:
     """Score a split with a torch model in evaluation mode."""
     return scored(feature_set, split, predict(model, feature_set, split))
@@ -82,8 +91,15 @@ def task_labels(feature_set: FeatureSet, split: SplitName, name: str) -> np.ndar
     return column(feature_set, split, LABEL_PREFIX + name)
 
 
+def has_both_classes(labels: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether rows [N] of positive weight have both labels; NaN is an unknown one."""
+    return len(np.unique(labels[~np.isnan(labels) & (weights > 0)])) == 2
+
+
 def task_metrics(feature_set: FeatureSet, split: SplitName, scores: Mapping[str, np.ndarray]) -> dict[str, Metrics]:
     """Weighted metrics of each further label that a model predicts, over the rows with a known label.
+
+    A label is left out that has one class among the known rows with a weight, of the split or of training.
 
     Args:
         scores: probabilities by label, [rows of the split].
@@ -93,11 +109,11 @@ def task_metrics(feature_set: FeatureSet, split: SplitName, scores: Mapping[str,
     users = column(feature_set, split, "user")
     for name, predicted in scores.items():
         labels = task_labels(feature_set, split, name)
-        known = ~np.isnan(labels)
-        if len(np.unique(labels[known])) < 2:
-            continue  # nothing to rank
         train = task_labels(feature_set, "train", name).astype(np.float64)
-        base_rate = float(np.average(train[~np.isnan(train)], weights=train_weights[~np.isnan(train)]))
+        if not (has_both_classes(labels, weights) and has_both_classes(train, train_weights)):
+            continue  # nothing to rank, or nothing was learned
+        known, learned = ~np.isnan(labels), ~np.isnan(train)
+        base_rate = float(np.average(train[learned], weights=train_weights[learned]))
         found[name] = evaluate(labels[known], predicted[known], users[known], base_rate, weights[known])
     return found
 

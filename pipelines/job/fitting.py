@@ -26,7 +26,7 @@ from features.errors import ConfigError
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet
-from pipelines.job.evaluate import score_split, task_labels
+from pipelines.job.evaluate import has_both_classes, score_split, task_labels
 
 CALIBRATION = "calibration.json"
 
@@ -94,7 +94,7 @@ def fit_and_calibrate(
 
 
 def _calibrate_tasks(model: ClickModel, feature_set: FeatureSet, config: TrainConfig) -> None:
-    """Each further label's, on the validation rows where it is known; none where it is constant there."""
+    """Each further label's, on the validation rows where it is known; none where those with a weight have one class."""
     calibrators = model.calibrators()
     for name in model.config.tasks:
         calibrators[name].set(Curve())
@@ -102,5 +102,5 @@ def _calibrate_tasks(model: ClickModel, feature_set: FeatureSet, config: TrainCo
     for name, scores in predict_tasks(model, feature_set, "valid").items():
         labels = task_labels(feature_set, "valid", name)
         known = ~np.isnan(labels)
-        if len(np.unique(labels[known])) == 2:
+        if has_both_classes(labels, weights):
             calibrate(calibrators[name], config.calibration, scores[known], labels[known], users[known], weights[known])

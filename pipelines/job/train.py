@@ -31,7 +31,7 @@ from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
-from pipelines.job.evaluate import Scored, controls, score_split, task_metrics
+from pipelines.job.evaluate import Scored, controls, require_both_labels, score_split, task_metrics
 from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
 from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_control
 from pipelines.job.summary import Summary, control_label, print_results
@@ -299,11 +299,12 @@ class Job:
         return logged
 
     def train_and_evaluate(self, tracker: Tracker) -> Evaluated:
-        """Fit, then `evaluate`.
+        """Fit, then `evaluate`. Raises DataError before that where the rows to measure on have one label alone.
 
         Args:
             tracker: with the run open.
         """
+        require_both_labels(self.feature_set, self.feature_set.judged_by)
         model = self.fit(tracker).model
         return Evaluated(model, self.evaluate(tracker, model))
 

@@ -119,7 +119,7 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
         yield from _versions(registry, name, found, keep)
         for kind, folder in (("bundle", workspace.bundles(name)), ("feature set", workspace.feature_sets / name)):
             for path in sorted(folder.glob("[!.]*")):
-                if path.is_dir() and path not in found:
+                if path.is_dir() and path not in found and (kind == "bundle" or _is_old(path)):
                     yield of_path(kind, name, path)
         for path in _unused_apart(workspace.apart.feature_sets / name, found):
             yield replace(of_path("feature set", name, path), remove=partial(_away_with_pointer, path))

@@ -30,6 +30,7 @@ from pipelines.gate.promote import DRIFT, promote
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Verdict
 from pipelines.job.build import build, describe
+from pipelines.job.evaluate import require_both_labels
 from pipelines.job.export import export_model, free_folder
 from pipelines.job.fitting import CALIBRATION
 from pipelines.job.train import Job
@@ -167,6 +168,7 @@ class Train(_Open):
         if run_id and (folder / METRICS).is_file():
             return self._result(folder)  # it was finished meanwhile, with `quadrank train --resume`
         place = (hand.preset, hand.data(), hand.workspace, hand.console)
+        require_both_labels(place[1], place[1].judged_by)
         if run_id and (folder / CONFIG).is_file():
             try:
                 return self._fit(hand, Job.resume(run_id, *place), note)

@@ -16,6 +16,7 @@ from ctr.export.latency import rank_latency
 from features.errors import ConfigError
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.build import build, describe
+from pipelines.job.evaluate import require_both_labels
 from pipelines.study.peers import peer_scores, require_peers
 from pipelines.study.record import StudyResult, record_study, summary_of
 from pipelines.study.study import Control, Plan, Study, plan
@@ -73,8 +74,8 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
     `comparisons/<study>/`, and one MLflow run with a child a variant; returns the JSON summary.
 
     Raises:
-        QuadRankError: a file of the study cannot be used, a variant's rows differ, the split has no labels, or a trial
-            failed.
+        QuadRankError: a file of the study cannot be used, a variant's rows differ, the split has no labels or one
+            alone, or a trial failed.
     """
     study, console = comparison.study, comparison.console
     plans = plan(study, comparison.train, comparison.root)
@@ -82,6 +83,7 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
     feature_sets = _feature_sets(plans, comparison)
     first = feature_sets[0]
     split = _compared_split(first, comparison.split)
+    require_both_labels(first, split)
     trials = run_trials(plans, feature_sets, study.seeds, comparison.folder, comparison.workers, say=console.print)
     splits: list[SplitName] = ["valid", split] if split != "valid" else ["valid"]
     rankers = {

@@ -50,6 +50,15 @@ def test_requests_of_one_class_are_refused_before_training():
     watched(requests=np.arange(6)).require("log_loss")
 
 
+@pytest.mark.parametrize("metric", ["log_loss", "auc", "gauc_by_samples", "group_auc"])
+def test_rows_of_one_label_are_refused_before_training_whatever_is_watched(metric: str):
+    """Each evaluation tells the AUC. Positives that weigh nothing are none."""
+    weightless = watched(np.where(LABELS == 1, 0.0, 1.0))
+    for rows in (WatchedRows(np.zeros(6), USERS, REQUESTS, np.ones(6)), weightless):
+        with pytest.raises(DataError, match="validation rows: AUC needs both classes, but 0 of 6 rows"):
+            rows.require(metric)
+
+
 @pytest.mark.parametrize(("metric", "of"), [("group_auc", "4 requests"), ("gauc_by_samples", "3 users")])
 def test_groups_of_both_labels_that_weigh_nothing_are_refused_before_training(metric: str, of: str):
     """To an evaluation they are none. One more row, so that all together have both labels."""

@@ -6,7 +6,7 @@ import torch
 
 from ctr.evaluation.metrics import PROBABILITY_MARGIN, auc, ece, log_loss
 from ctr.model.calibrator import MOST_KNOTS, Calibrator, Curve
-from ctr.training.calibrate import calibrate, cross_fitted, fit_curve, logits_of, recalibrated
+from ctr.training.calibrate import MOST_SLOPE, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
 
 
 def drawn(rows: int = 40_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +64,21 @@ def test_isotonic_never_ties_or_falls():
     curve = fit_curve("isotonic", logits, labels)
     assert (np.diff(curve(logits)) > 0).all() and len(curve.knots) <= MOST_KNOTS
     assert probability(curve(logits)).mean() == pytest.approx(labels.mean(), abs=1e-6)
+
+
+def test_isotonic_does_not_make_much_of_rounding():
+    """Half of the rows have one logit but for rounding, as cold-start rows do; a tenth of them are positive, by chance.
+
+    The slope between two such bins would be in the thousands, and a server, which rounds otherwise, elsewhere on it.
+    """
+    draw = np.random.default_rng(0)
+    cold = np.float32(-2.3) + 2.4e-7 * draw.integers(-4, 5, 4000)
+    for logits in (cold, np.concatenate([cold, draw.normal(-2.3, 1, 4000)])):
+        labels = (draw.random(len(logits)) < probability(logits)).astype(float)
+        curve = fit_curve("isotonic", logits, labels)
+        assert np.abs(curve(logits + 1e-7) - curve(logits)).max() < 1e-5
+        assert (curve.slope + np.cumsum(curve.slope_changes)).max() <= MOST_SLOPE + 1e-9
+        assert probability(curve(logits)).mean() == pytest.approx(labels.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])

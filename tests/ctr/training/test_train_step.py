@@ -83,6 +83,21 @@ def test_a_window_of_batches_is_one_step_on_all_their_rows(table_optimizer: str)
         torch.testing.assert_close(weights(apart)[name], tensor, msg=name)
 
 
+def test_a_further_label_that_few_rows_of_a_batch_know_is_the_mean_over_the_window():
+    """Of 7 and 30 rows 2 and all are known, of the last one none."""
+    batches = [random_batch(7, 1), random_batch(30, 2), random_batch(1, 3)]
+    likes = [1 - batch.label_B for batch in batches]
+    likes[0][2:], likes[2][:] = torch.nan, torch.nan
+    batches = [replace(batch, labels={"like": like}) for batch, like in zip(batches, likes, strict=True)]
+    together = replace(joined(*batches), labels={"like": torch.cat(likes)})
+    config = TrainConfig(task_weights={"like": 2.0}, clip_norm=1e9)
+    apart, whole = WithTask(), WithTask()
+    losses = [TrainStep(apart, config, CPU)(batches, 0.1, 0), TrainStep(whole, config, CPU)([together], 0.1, 0)]
+    torch.testing.assert_close(*losses)
+    for (name, one), other in zip(apart.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
 def test_the_click_loss_of_a_window_is_that_of_its_rows():
     batches = [random_batch(7, 1), random_batch(30, 2)]
     alone, beside = TrainStep(Plain(), TrainConfig(), CPU), TrainStep(WithTask(), TrainConfig(), CPU)

@@ -24,7 +24,7 @@ from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent
 from features.store.feature_set import FeatureSet
-from pipelines.job.evaluate import _served_scores, controls, evaluate_bundle, score_split
+from pipelines.job.evaluate import Scored, _served_scores, controls, evaluate_bundle, score_split
 from pipelines.job.fitting import fit_and_calibrate, new_model
 from pipelines.workspace import Workspace
 
@@ -155,3 +155,14 @@ def test_popularity_is_calibrated_as_the_model_beside_it(trained):
     # On the rows that fit it, each user is calibrated by other users.
     in_sample = log_loss(labels, recalibrated("platt", valid, labels, weights, valid), weights)
     assert controls(feature_set, "valid")["popularity"]["log_loss"] > in_sample
+
+
+@pytest.mark.parametrize("weighed", [(1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)])
+def test_metrics_of_lists_are_left_out_where_no_list_has_both_labels_and_a_weight(weighed: tuple[float, ...]):
+    """Rows 0 and 1 are a list of both labels only where they are one request; it weighs nothing there."""
+    labels, scores, users = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.2, 0.6, 0.4]), np.array([1, 1, 2, 2])
+    requests = np.arange(4) if all(weighed) else np.array([0, 0, 1, 2])
+    judged = Scored(labels, scores, users, base_rate=0.5, weights=np.array(weighed), requests=requests)
+    without = replace(judged, requests=None)
+    assert judged.metrics() == without.metrics()
+    assert judged.metrics()["auc"] == 1.0

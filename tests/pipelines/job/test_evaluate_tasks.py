@@ -120,6 +120,38 @@ def test_a_task_of_one_class_has_no_metrics(trained, monkeypatch: pytest.MonkeyP
     assert task_metrics(feature_set, "test", {"like": np.full(rows, 0.5)}) == {}
 
 
+def replaced_labels(feature_set: FeatureSet, train: float | None) -> dict[str, np.ndarray]:
+    """Both classes in the test rows; in the training rows one value for all, or what it is."""
+    rows = {split: feature_set.manifest.windows[split].rows for split in ("train", "test")}
+    known = task_labels(feature_set, "train", "like") if train is None else np.full(rows["train"], train)
+    return {"train": known, "test": np.arange(rows["test"]) % 2.0}
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, 1.0])
+def test_a_task_that_training_could_not_learn_has_no_metrics(
+    trained, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    feature_set: FeatureSet = trained[0]
+    labels = replaced_labels(feature_set, value)
+    monkeypatch.setattr("pipelines.job.evaluate.task_labels", lambda _, split, name: labels[split])
+    assert task_metrics(feature_set, "test", {"like": np.full(len(labels["test"]), 0.5)}) == {}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_task_whose_rows_of_one_class_weigh_nothing_has_no_metrics(
+    trained, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    feature_set: FeatureSet = trained[0]
+    labels = replaced_labels(feature_set, None)
+    weights = {name: np.ones(len(values)) for name, values in labels.items()}
+    monkeypatch.setattr("pipelines.job.evaluate.task_labels", lambda _, asked, name: labels[asked])
+    monkeypatch.setattr("pipelines.job.evaluate.row_weights", lambda _, asked: weights[asked])
+    scores = {"like": np.full(len(labels["test"]), 0.5)}
+    assert set(task_metrics(feature_set, "test", scores)) == {"like"}
+    weights[split] = np.where(labels[split] == 1, 0.0, 1.0)
+    assert task_metrics(feature_set, "test", scores) == {}
+
+
 def test_the_optimum_stands_beside_popularity_where_the_truth_is_known(trained, monkeypatch: pytest.MonkeyPatch):
     feature_set, model, _, _ = trained
     truth = predict(model, feature_set, "test")

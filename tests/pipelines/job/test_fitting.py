@@ -130,6 +130,20 @@ def test_tasks_are_calibrated_on_validation_rows_whose_label_is_known(
     assert (share.slope.item(), share.shift.item()) == (1.0, 0.0)
 
 
+def test_a_task_whose_rows_of_one_class_weigh_nothing_is_not_calibrated(
+    feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = feature_set.manifest.windows["valid"].rows
+    scores, liked = np.linspace(0.1, 0.6, rows), np.arange(rows) % 2.0
+    monkeypatch.setattr(fitting, "predict_tasks", lambda *_: {"like": scores, "share": scores})
+    monkeypatch.setattr(fitting, "task_labels", lambda *_: liked)
+    monkeypatch.setattr(fitting, "row_weights", lambda *_: 1 - liked)
+    model: Any = Tasks()
+    fitting._calibrate_tasks(model, feature_set, TRAIN)
+    like = model.by_name["like"]
+    assert (like.slope.item(), like.shift.item()) == (1.0, 0.0)
+
+
 def test_tasks_beside_negatives_of_known_rate_are_refused(
     feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

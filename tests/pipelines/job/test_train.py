@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig, Preset, TrainConfig
-from features.store.feature_set import FeatureSet
+from features.errors import DataError
+from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from pipelines.job import train
 from pipelines.job.summary import Summary
 from pipelines.job.train import Job
@@ -132,6 +133,19 @@ def test_what_says_that_a_run_is_finished_is_written_last(runs: Runs, monkeypatc
     summary = runs.run(use_history=False)
     assert runs.workspace.run("latest").name == summary.run_id
     assert json.loads(logged["metrics.json"])["metrics"] == summary.metrics
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_rows_of_one_label_are_refused_before_training(runs: Runs, split: str) -> None:
+    for path in (runs.data.path / "rows" / split).iterdir():
+        columns = {name: values.copy() for name, values in read_arrow(path).items()}
+        columns["label"][:] = 0
+        path.unlink()
+        write_arrow(path, columns)
+    with pytest.raises(DataError, match=rf"{split}.* rows: AUC needs both classes, but 0 of \d+ rows are positive"):
+        runs.run(controls="never")
+    (run_dir,) = runs.workspace.runs.iterdir()
+    assert not (run_dir / "model.safetensors").exists()
 
 
 def test_a_first_look_that_is_worse_than_the_base_rate_is_told_once(runs: Runs) -> None:

@@ -342,6 +342,14 @@ def test_a_feature_set_of_searched_settings_stays_with_the_trials_that_were_trai
     assert sets == {f"{APART}/shop/old", f"{APART}/shop/nobodys"}
 
 
+def test_a_feature_set_that_nothing_names_stays_a_day(workspace: Workspace, registry: FakeRegistry) -> None:
+    """A comparison has built one for each variant, and its first trainings name none but their own."""
+    for number in range(3):
+        add_feature_set(workspace, f"of-variant-{number}")
+    os.utime(add_feature_set(workspace, "nobodys"), (1000, 1000))
+    assert unused(workspace) == {"feature_sets/shop/nobodys": "feature set"}
+
+
 def test_a_pointer_goes_with_the_last_feature_set_that_it_names(workspace: Workspace, registry: FakeRegistry) -> None:
     """A build looks at what `CURRENT` names; one of another version stays."""
     for name, pointed in (("shop", "old"), ("store", "kept")):

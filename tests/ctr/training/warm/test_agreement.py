@@ -80,6 +80,53 @@ def test_other_columns_are_refused_by_name(days, tmp_path: Path, over: dict[str,
         require_agreement(parent_on(other), MODEL, days[1])
 
 
+def declared(**context: Any) -> dict[str, Any]:
+    return {"interactions": {"context": context}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (
+            {"device": {"type": "categorical"}},
+            {"device": {"type": "hashed", "buckets": 50}},
+            "context column 'device' is hashed, it was categorical",
+        ),
+        (
+            {"device": {"type": "hashed", "buckets": 50}},
+            {"device": {"type": "categorical"}},
+            "context column 'device' is categorical, it was hashed",
+        ),
+        (
+            {"level": {"type": "categorical", "source": "depth"}},
+            {"level": {"type": "buckets", "count": 5, "source": "depth"}},
+            "context column 'level' is buckets, it was categorical",
+        ),
+        (
+            {"when": {"type": "date", "part": "hour", "source": "time"}},
+            {"when": {"type": "date", "part": "weekday", "source": "time"}},
+            "context column 'when' is date (weekday), it was date (hour)",
+        ),
+    ],
+)
+def test_a_column_that_is_read_another_way_is_refused_by_name(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], reason: str
+):
+    """To the model each of them stays categorical; its indices mean something else."""
+    first = grown_feature_set(tmp_path / "a", 1, declared(**before))
+    second = grown_feature_set(tmp_path / "b", 2, declared(**after))
+    with pytest.raises(ConfigError) as error:
+        require_agreement(parent_on(first), MODEL, second)
+    assert reason in str(error.value)
+
+
+def test_more_buckets_of_the_same_column_agree(tmp_path: Path):
+    """Their rows are moved by what they mean (`index_map`)."""
+    fewer, more = (declared(depth={"type": "buckets", "count": count}) for count in (4, 6))
+    first = grown_feature_set(tmp_path / "a", 1, fewer)
+    require_agreement(parent_on(first), MODEL, grown_feature_set(tmp_path / "b", 2, more))
+
+
 def test_vectors_of_another_encoder_are_refused(days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """But those of a few items may change: somebody edited these."""
     known = grown.vector_of

@@ -16,6 +16,7 @@ from ctr.config import ModelConfig, Preset, TrainConfig, WarmStartConfig
 from ctr.data.feature_tables import frozen_tables
 from ctr.evaluation.metrics import auc
 from ctr.model.click_model import ClickModel
+from ctr.training.checkpoint import RECORD
 from ctr.training.loop import Evaluation, FitResult, fit, predict
 from ctr.training.train_step import TrainStep
 from ctr.training.warm.moves import crossed_pairs
@@ -258,6 +259,24 @@ def test_a_resumed_warm_start_ends_as_an_uninterrupted_one(days, parent, tmp_pat
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in rest.state_dict().items())
     assert [one.log_loss for one in result.curve] == pytest.approx([one.log_loss for one in expected.curve])
     assert expected.epochs_run == 2.0
+
+
+def test_a_warm_start_is_not_resumed_on_other_rows(days, parent, tmp_path):
+    """Another share of the older rows is another run; a checkpoint from before it was recorded says nothing of it."""
+
+    def killed(evaluation: Evaluation) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        warm(days, tmp_path, parent, on_evaluation=killed)
+    other = {"warm_start": WarmStartConfig(epochs=2, replay=0.9, rate=0.25, rewarm_steps=4)}
+    with pytest.raises(ConfigError, match=r"the checkpoint has replay = 0\.5, this run has 0\.9"):
+        warm(days, tmp_path, parent, resume=True, config=other)
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert record["identity"].pop("replay") == 0.5
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    _, result = warm(days, tmp_path, parent, resume=True)
+    assert len(result.curve) > 1
 
 
 def test_a_warm_start_knows_something_before_its_first_step(days, parent):
