@@ -13,6 +13,7 @@ from features.build import build as build_module
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.errors import DataError
+from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN
 from tests.features.build.days import (
     FIRST,
@@ -48,6 +49,17 @@ def as_csv(folder: Path) -> None:
     for file in sorted(folder.glob("log/*.parquet")):
         pl.read_parquet(file).write_csv(file.with_suffix(".csv"))
         file.unlink()
+
+
+def scales(built: FeatureSet) -> dict[str, Any]:
+    """What was learned of the columns of `NUMBERS`."""
+    encoder = Encoder.load(built.path)
+    learned = {**encoder.context, **encoder.candidate}
+    return {
+        "load": learned["load"].deviation,  # type: ignore[attr-defined]
+        "bin": learned["bin"].edges.tolist(),  # type: ignore[attr-defined]
+        "mean_load": learned["mean_load"].deviation,  # type: ignore[attr-defined]
+    }
 
 
 def header_only(folder: Path) -> Any:
@@ -171,13 +183,11 @@ def test_numbers_that_first_had_no_value_get_a_scale(tmp_path: Path) -> None:
         change(tmp_path, day, load=pl.lit(None, pl.Float64))
     declared = without_device(tmp_path, NUMBERS)
     versions = [build(declared, day) for day in range(7, 12)]
-    for version in versions[2:]:
-        encoder = Encoder.load(version.path)
-        assert encoder.blank_columns == ()
-        assert encoder.context["load"].deviation not in (0, 1)  # type: ignore[attr-defined]
-        assert encoder.context["bin"].field("bin").size > 3
-        assert encoder.candidate["mean_load"].deviation not in (0, 1)  # type: ignore[attr-defined]
     assert set(Encoder.load(versions[0].path).blank_columns) == {"load", "bin", "mean_load"}
+    # The third is the first whose training days have some: it learns what a build at once does, and the others keep it.
+    at_once = scales(build(declared, 9, out="other"))
+    assert at_once["load"] == pytest.approx(day_of_log(7)["load"].std(ddof=0))
+    assert [scales(version) for version in versions[2:]] == [at_once] * 3
     assert kept_files(versions[3], versions[4])
 
 

@@ -13,23 +13,7 @@ import pytest
 
 from ctr.serving.answering.versions import Versions
 from features.errors import ConfigError, DataError, NumericalError
-
-
-class Wanted:
-    """A source that a test sets."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def wanted(self) -> Path:
-        return self.path
-
-
-def ranker(path: Path) -> Any:
-    return SimpleNamespace(bundle=SimpleNamespace(path=path))
-
-
-A, B, C = Path("/bundles/a"), Path("/bundles/b"), Path("/bundles/c")
+from tests.ctr.serving.answering.sources import A, B, C, Moving, Wanted, made_at, ranker
 
 
 def watched_until_b_answers(source: Wanted, load: Callable[[Path], Any]) -> tuple[list[str], list[str]]:
@@ -279,127 +263,6 @@ def test_without_a_version_before_there_is_no_rollback():
         Versions(Wanted(A), ranker).roll_back()
 
 
-class Moving(Wanted):
-    """A source that can be moved, as a pointer can."""
-
-    def move(self, before: Path, after: Path) -> bool:
-        self.path = after
-        return True
-
-
-class Standing(Wanted):
-    """A source that cannot, as an alias."""
-
-    def move(self, before: Path, after: Path) -> bool:
-        return False
-
-
-def made_at(path: Path) -> Any:
-    return lambda before: SimpleNamespace(path=path)
-
-
-def test_an_upserted_version_answers_and_the_source_names_it():
-    source = Moving(A)
-    versions = Versions(source, ranker)
-    assert versions.upsert(made_at(B))[1] and versions.current.bundle.path == B == source.path
-    assert not versions.refresh()
-    source.path = C
-    assert versions.refresh() and versions.current.bundle.path == C
-
-
-def test_where_the_source_cannot_be_moved_an_upserted_version_answers_until_another_is_wanted():
-    source = Standing(A)
-    versions = Versions(source, ranker)
-    for path in (B, C):
-        assert not versions.upsert(made_at(path))[1]
-        assert not versions.refresh() and versions.current.bundle.path == path
-    assert versions.roll_back().bundle.path == B and not versions.refresh()
-    source.path = Path("/bundles/d")
-    assert versions.refresh()
-    # What it stood for is a version like any other again.
-    source.path = A
-    assert versions.refresh() and versions.current.bundle.path == A
-
-
-def test_a_version_that_is_wanted_comes_before_an_upsert():
-    """Items are added to the new training's bundle, not to the one that it replaces."""
-    source = Moving(A)
-    versions = Versions(source, ranker)
-    source.path = B
-    seen: list[Path] = []
-
-    def make(before: Path) -> Any:
-        seen.append(before)
-        return SimpleNamespace(path=C)
-
-    assert versions.upsert(make)[1] and seen == [B] and versions.previous.bundle.path == B  # type: ignore[union-attr]
-
-
-def test_a_new_bundle_that_is_refused_stays_named_after_an_upsert():
-    """Others may be able to load it: the pointer is not taken away from it."""
-    source = Moving(A)
-
-    def load(path: Path) -> Any:
-        if path == B:
-            raise OSError("no memory")
-        return ranker(path)
-
-    versions = Versions(source, load)
-    source.path = B
-    assert not versions.upsert(made_at(C))[1] and source.path == B and versions.current.bundle.path == C
-
-
-class Away(Standing):
-    """An alias that is away for all looks after so many."""
-
-    looks = 100
-
-    def wanted(self) -> Path:
-        self.looks -= 1
-        if self.looks < 0:
-            raise DataError("away")
-        return self.path
-
-
-@pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
-def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(looks):
-    source, untold = Away(A), list[str]()
-    versions = Versions(source, ranker, on_untold=untold.append)
-    source.looks = looks
-    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
-    assert untold == ["away"] * (2 - looks)
-    source.looks = 100
-    assert not versions.refresh(), "it stands for what the source named last, and names still"
-    source.path = C
-    assert versions.refresh() and versions.current.bundle.path == C
-
-
-def test_where_the_source_fails_to_move_an_upserted_version_answers_and_the_log_says_why(caplog):
-    class Full(Wanted):
-        def move(self, before: Path, after: Path) -> bool:
-            raise OSError("no space left")
-
-    versions = Versions(Full(A), ranker)
-    assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
-    assert "b answers, but a restart will not find it: no space left" in caplog.text and not versions.refresh()
-
-
-def test_an_upserted_version_that_cannot_be_loaded_is_removed(tmp_path):
-    def make(before: Path) -> Any:
-        (tmp_path / "b" / "columns").mkdir(parents=True)
-        return SimpleNamespace(path=tmp_path / "b")
-
-    def load(path: Path) -> Any:
-        if path != A:
-            raise MemoryError
-        return ranker(path)
-
-    versions = Versions(Moving(A), load)
-    with pytest.raises(MemoryError):
-        versions.upsert(make)
-    assert versions.current.bundle.path == A and not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("fault", [ConfigError("1e38 gives no score"), None], ids=["refused", "ranked"])
 def test_a_recent_request_that_a_new_version_refuses_bars_it_not(fault, monkeypatch):
     """A number that the model before bore may be too far for the new one: that is the request's fault."""
@@ -441,15 +304,3 @@ def test_a_version_that_gives_a_recent_request_no_score_is_refused(monkeypatch):
     versions.remember({})
     source.path = B
     assert not versions.refresh() and versions.current.bundle.path == A
-
-
-def test_an_upsert_that_fails_changes_nothing():
-    source = Moving(A)
-    versions = Versions(source, ranker)
-
-    def broken(before: Path) -> Any:
-        raise DataError("no such set")
-
-    with pytest.raises(DataError, match="no such set"):
-        versions.upsert(broken)
-    assert versions.current.bundle.path == A == source.path and versions.previous is None
