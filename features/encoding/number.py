@@ -139,12 +139,15 @@ class BucketsEncoder(ColumnEncoder):
 
     Args:
         edges: ascending; a value equal to an edge lies above it.
+        is_blank: whether there was no number to learn them from; of a constant there are none either.
     """
 
     kind = "buckets"
+    is_blank = False
 
-    def __init__(self, edges: Sequence[float]) -> None:
+    def __init__(self, edges: Sequence[float], is_blank: bool = False) -> None:
         self.edges = np.array(edges, np.float64)
+        self.is_blank = is_blank
 
     @classmethod
     def fit(cls, raw: pl.Series, spec: Buckets, times: pl.Series | None = None) -> Self:
@@ -155,15 +158,10 @@ class BucketsEncoder(ColumnEncoder):
         values = numbers(raw)
         values = values[np.isfinite(values)]
         if not len(values):
-            return cls([])
+            return cls([], is_blank=True)
         inner = np.quantile(values, np.arange(1, spec.count) / spec.count, method="inverted_cdf")
         # An edge at the smallest value would leave the bucket below it empty.
         return cls(np.unique(inner[inner > values.min()]).tolist())
-
-    @property
-    def is_blank(self) -> bool:
-        """Whether it saw no number, or one alone."""
-        return not len(self.edges)
 
     def field(self, name: str) -> Field:
         """How a model sees the column."""
@@ -195,13 +193,13 @@ class BucketsEncoder(ColumnEncoder):
         return np.array([index], np.int32)
 
     def to_json(self, keep: Callable[[Vocabulary], str]) -> dict[str, Any]:
-        """The edges."""
-        return {"edges": self.edges.tolist()}
+        """The edges, and whether there was nothing to learn them from."""
+        return {"edges": self.edges.tolist(), "is_blank": self.is_blank}
 
     @classmethod
     def from_json(cls, learned: dict[str, Any], find: Callable[[str], Vocabulary]) -> Self:
         """Read what `to_json` wrote."""
-        return cls(learned["edges"])
+        return cls(learned["edges"], learned.get("is_blank", False))
 
     def _buckets(self, values: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(values), UNKNOWN, FIRST_VALUE + np.searchsorted(self.edges, values, side="right"))

@@ -191,6 +191,17 @@ def test_numbers_that_first_had_no_value_get_a_scale(tmp_path: Path) -> None:
     assert kept_files(versions[3], versions[4])
 
 
+def test_a_number_that_is_always_the_same_is_learned_once(tmp_path: Path) -> None:
+    """It would otherwise count as one without a value, and each day would be built anew."""
+    write_days(tmp_path, range(10))
+    for day in range(10):
+        change(tmp_path, day, load=pl.lit(0.5))
+    declared = without_device(tmp_path, NUMBERS)
+    before = build(declared, 8)
+    assert Encoder.load(before.path).blank_columns == ()
+    assert kept_files(before, build(declared, 9))
+
+
 def test_an_item_column_that_first_had_no_value_gets_a_scale(tmp_path: Path) -> None:
     write_days(tmp_path, range(10))
     items = pl.read_parquet(tmp_path / "items.parquet")
