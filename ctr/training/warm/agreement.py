@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -64,12 +64,10 @@ def _differences(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -
 
 def _read_as(section: str, schema: Schema, encoder: Encoder) -> dict[str, str]:
     """How each column becomes what the model sees, by name: the kind of its encoder, and which part of a date."""
-    encoders: dict[str, ColumnEncoder] = dict(getattr(encoder, section))
-    if section == "candidate":
-        encoders |= encoder.relative
+    encoders: Mapping[str, ColumnEncoder] = getattr(encoder, section)
     found = {}
     for field in getattr(schema, section):
-        reader = encoders.get(field.name)  # codes of vectors have none
+        reader = encoders.get(field.name)  # codes of vectors have none here, nor relative columns, which are numbers
         kind = field.kind if reader is None else reader.kind
         found[field.name] = f"{kind} ({reader.part})" if isinstance(reader, DatePartEncoder) else kind
     return found

@@ -11,7 +11,7 @@ import torch
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
-from ctr.training.losses import click_loss, list_loss, task_loss, training_loss, weighted_log_loss
+from ctr.training.losses import Share, click_loss, list_loss, task_loss, training_loss, weighted_log_loss
 
 NAN = float("nan")
 
@@ -130,6 +130,15 @@ def test_lists_are_weighed_beside_the_click_alone():
     # The click's share of 1 + 3; the like has no lists.
     assert (found - without).item() == pytest.approx(0.25 * math.log(4))
     assert click_loss(outputs, batch).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+def test_a_batch_counts_as_its_share_of_a_step():
+    batch = replace(labelled([1.0, 0.0], like=[0.0, NAN]), list_B=torch.tensor([0, 0]))
+    outputs, config = Outputs(torch.tensor([0.0, math.log(3)]), {"like": torch.zeros(2)}), TrainConfig(list_loss=0.5)
+    click, lists, like = 1.5 * math.log(2), 0.5 * math.log(4), math.log(2)
+    assert training_loss(outputs, batch, config).item() == pytest.approx(click + lists + like)
+    share = Share(rows=0.25, known={"like": torch.tensor(0.75)})
+    assert training_loss(outputs, batch, config, share).item() == pytest.approx(0.25 * (click + lists) + 0.75 * like)
 
 
 def test_half_precision_is_left_before_lists_are_compared():

@@ -12,6 +12,7 @@ import pipelines.gate.pointers
 import pipelines.stages.hand
 import pipelines.stages.run
 import pipelines.stages.steps
+from ctr.data.columns import column
 from ctr.reporting.mlflow_registry import Registry
 from features.errors import ConfigError, DataError, LockError
 from pipelines.gate.settings import GateRules
@@ -46,6 +47,15 @@ def test_new_rows_build_and_train_again(copy, whole, monkeypatch):
     copy.killed()
     assert "train: run, inputs changed: feature set" in copy.said
     assert len(list(copy.workspace.runs.iterdir())) == 2
+
+
+def test_rows_of_one_label_stop_a_job_before_training(copy, monkeypatch):
+    log = copy.folder / "raw" / "log.parquet"
+    pl.read_parquet(log).with_columns(pl.col("time") + 1).write_parquet(log)
+    monkeypatch.setattr(Job, "fit", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("pipelines.job.evaluate.column", lambda data, split, name: 0 * column(data, split, name))
+    with pytest.raises(DataError, match="test rows: AUC needs both classes"):
+        copy.run()
 
 
 def test_a_later_day_without_rows_is_nothing_new(copy):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from ctr.data.columns import column
 from ctr.data.feature_tables import FrozenTables
 from ctr.evaluation.metrics import auc
 from ctr.reporting.run_figures import ranker_forest
@@ -138,6 +139,14 @@ def test_a_wrong_study_stops_before_training(shell, work, changes, expected, wor
     assert code == expected
     assert all(word in found["error"] for word in words), found["error"]
     assert not list((work / "comparisons").glob("wrong/**/*.safetensors"))
+
+
+def test_rows_of_one_label_stop_a_study_before_training(shell, work, monkeypatch):
+    monkeypatch.setattr("pipelines.job.evaluate.column", lambda data, split, name: 0 * column(data, split, name))
+    code, found = shell("ablate", "--study", study(work, name="one_label"), *where(work))
+    assert code == 4
+    assert "valid rows: AUC needs both classes" in found["error"]
+    assert not list((work / "comparisons").glob("one_label/**/*.safetensors"))
 
 
 def test_a_set_that_is_left_out_takes_what_was_made_of_it_along(work, monkeypatch):
