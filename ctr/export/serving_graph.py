@@ -299,7 +299,7 @@ class FoldedLayer(nn.Module):
         return z_NX + self.activation(z_NX * linear_NX + self.shift)
 
 
-class FoldedFirstLayer(nn.Module):
+class FoldedFirstLayer(FoldedLayer):
     """The first layer: one context row beside N candidates of each request; the context is multiplied once.
 
     Args:
@@ -307,10 +307,15 @@ class FoldedFirstLayer(nn.Module):
         context_dim: how many of its inputs, the first ones, are context.
     """
 
+    of_context: Tensor
+    of_items: Tensor
+
     def __init__(self, layer: QuadraticLayer, context_dim: int) -> None:
-        super().__init__()
-        self.layer = FoldedLayer(layer)
-        self.context_dim = context_dim
+        super().__init__(layer)
+        # Tensors of their own: a part that the graph cuts out of a weight is not found by what converts weights.
+        of_context, of_items = self.weight.tensor_split([context_dim], dim=1)
+        self.register_buffer("of_context", of_context.contiguous())
+        self.register_buffer("of_items", of_items.contiguous())
 
     def forward(self, context_1C: Tensor | None, items_NY: Tensor) -> Tensor:
         """Context float32 [1, C] (None if C is 0) and candidates float32 [N, X - C] to float32 [N, X].
@@ -318,12 +323,10 @@ class FoldedFirstLayer(nn.Module):
         Of several requests, context [U, 1, C] and candidates [U, N, X - C] to [U · N, X].
         """
         if context_1C is None:
-            z_NX: Tensor = self.layer(items_NY.flatten(0, -2))
-            return z_NX
-        of_context, of_items = self.layer.weight.split([self.context_dim, items_NY.shape[-1]], dim=1)
-        linear_NX = F.linear(context_1C, of_context, self.layer.bias) + F.linear(items_NY, of_items)
+            return super().forward(items_NY.flatten(0, -2))
+        linear_NX = F.linear(context_1C, self.of_context, self.bias) + F.linear(items_NY, self.of_items)
         z_NX = torch.cat([_expanded(context_1C, items_NY), items_NY], dim=-1)
-        return self.layer.cross(z_NX.flatten(0, -2), linear_NX.flatten(0, -2))
+        return self.cross(z_NX.flatten(0, -2), linear_NX.flatten(0, -2))
 
 
 @torch.no_grad()

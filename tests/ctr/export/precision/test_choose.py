@@ -187,6 +187,27 @@ def test_a_variant_that_loses_too_much_is_refused(model, feature_set, plain, tmp
         put(plain, model, feature_set, tmp_path / "bundle", "int8_table", -1)
 
 
+def test_a_weight_of_a_product_is_a_tensor_of_its_own(plain: ExportResult):
+    """What a node cuts out of a weight is found by nobody who converts weights, and is packed at no start."""
+    graph = onnx.load(plain.path / RANKER, load_external_data=False).graph
+    constants = {one.name for one in graph.initializer}
+    made = {name for node in graph.node if set(filter(None, node.input)) <= constants for name in node.output}
+    assert not {node.input[1] for node in graph.node if node.op_type in ("MatMul", "Gemm")} & made
+
+
+def test_products_alone_are_in_whole_numbers(feature_set, plain, model, tmp_path: Path):
+    """What else reads an input of a product, and what reads its output, has it in single precision."""
+    put(plain, model, feature_set, tmp_path / "bundle", "int8_products", 1.0)
+    graph = onnx.load(tmp_path / "bundle" / RANKER, load_external_data=False).graph
+    constants = {one.name for one in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    back = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] not in constants]
+    converted = {name for node in graph.node if node.op_type == "QuantizeLinear" for name in node.input[:1]}
+    readers = [node for node in graph.node if set(node.input) & {one.output[0] for one in back}]
+    assert {node.op_type for node in readers} == {"Gemm", "MatMul"}
+    assert not converted & {product.output[0] for product in products}
+
+
 def test_a_graph_without_large_products_stays_as_it_is(plain: ExportResult, tmp_path: Path, monkeypatch):
     assert large_products(plain.path / RANKER)
     monkeypatch.setattr("ctr.export.precision.products.FEWEST_WEIGHTS", 10**9)
