@@ -299,7 +299,7 @@ class FoldedLayer(nn.Module):
         return z_NX + self.activation(z_NX * linear_NX + self.shift)
 
 
-class FoldedFirstLayer(FoldedLayer):
+class FoldedFirstLayer(nn.Module):
     """The first layer: one context row beside N candidates of each request; the context is multiplied once.
 
     Args:
@@ -311,9 +311,10 @@ class FoldedFirstLayer(FoldedLayer):
     of_items: Tensor
 
     def __init__(self, layer: QuadraticLayer, context_dim: int) -> None:
-        super().__init__(layer)
+        super().__init__()
+        self.layer = FoldedLayer(layer)
         # Tensors of their own: a part that the graph cuts out of a weight is not found by what converts weights.
-        of_context, of_items = self.weight.tensor_split([context_dim], dim=1)
+        of_context, of_items = self.layer.weight.tensor_split([context_dim], dim=1)
         self.register_buffer("of_context", of_context.contiguous())
         self.register_buffer("of_items", of_items.contiguous())
 
@@ -323,10 +324,11 @@ class FoldedFirstLayer(FoldedLayer):
         Of several requests, context [U, 1, C] and candidates [U, N, X - C] to [U · N, X].
         """
         if context_1C is None:
-            return super().forward(items_NY.flatten(0, -2))
-        linear_NX = F.linear(context_1C, self.of_context, self.bias) + F.linear(items_NY, self.of_items)
+            z_NX: Tensor = self.layer(items_NY.flatten(0, -2))
+            return z_NX
+        linear_NX = F.linear(context_1C, self.of_context, self.layer.bias) + F.linear(items_NY, self.of_items)
         z_NX = torch.cat([_expanded(context_1C, items_NY), items_NY], dim=-1)
-        return self.cross(z_NX.flatten(0, -2), linear_NX.flatten(0, -2))
+        return self.layer.cross(z_NX.flatten(0, -2), linear_NX.flatten(0, -2))
 
 
 @torch.no_grad()
