@@ -30,7 +30,10 @@ from features.store.schema import UNKNOWN
 
 NAMED = 5  # ids named in one message
 FAR = 100.0  # of numbers in standard deviations: what may be at fault where a score is not finite
-ITEM_INPUTS = ("candidate_item", "history_item")
+CANDIDATE_ITEM = "candidate_item"
+ITEM_INPUTS = (CANDIDATE_ITEM, "history_item")
+OF_CANDIDATES = "candidate_"  # begins the names of the inputs that have a value a candidate
+AT_ONCE = 256  # candidates in a run of the graph, a thread: of more, what layers pass on leaves a core's cache
 log = logging.getLogger("quadrank.rank")
 
 
@@ -82,6 +85,7 @@ class Ranker:
         limits: of requests.
         later_KD: rows of items behind those of the item table, float32 [K, D]; default none.
         exported: the encoder as it was exported, for the golden requests; default `encoder`.
+        at_once: how many candidates a run of the graph has at most.
 
     Example:
         >>> ranker = Ranker.load(Path("bundles/simulated/CURRENT"))
@@ -97,6 +101,7 @@ class Ranker:
         limits: Limits,
         later_KD: np.ndarray | None = None,
         exported: Encoder | None = None,
+        at_once: int = AT_ONCE,
     ) -> None:
         self.bundle = bundle
         self.encoder = encoder
@@ -107,6 +112,7 @@ class Ranker:
         self.pasts: Pasts = RequestPasts()
         self.requests = RequestEncoder(encoder)
         self._session = session
+        self._at_once = at_once
         self.inputs = tuple(session.get_inputs())
         self.outputs = tuple(session.get_outputs())
         self._inputs = [node.name for node in self.inputs]
@@ -133,10 +139,11 @@ class Ranker:
         session = open_session(bundle.path / RANKER, threads)
         exported, limits = Encoder.load(bundle.path), limits or Limits()
         later = ItemDelta.load(bundle.path, delta_width(session))
+        at_once = AT_ONCE * threads
         if later is None:
-            ranker = cls(bundle, exported, session, limits)
+            ranker = cls(bundle, exported, session, limits, at_once=at_once)
         else:
-            ranker = cls(bundle, later.onto(exported), session, limits, later.rows_KD, exported)
+            ranker = cls(bundle, later.onto(exported), session, limits, later.rows_KD, exported, at_once)
         ranker.replay()
         return ranker
 
@@ -152,7 +159,7 @@ class Ranker:
             encoder: whose schema has as many items more.
             later_KD: float32 [K, D].
         """
-        return Ranker(self.bundle, encoder, self._session, self.limits, later_KD)
+        return Ranker(self.bundle, encoder, self._session, self.limits, later_KD, at_once=self._at_once)
 
     @property
     def model_version(self) -> str:
@@ -231,8 +238,7 @@ class Ranker:
         _check_rows("candidates", encoded.candidate_item, items)
         _check_rows("history", encoded.history_item, items)
         feed = graph_inputs(encoded)
-        feed = {name: feed[name] for name in self._inputs} | self._later
-        return self._finite(np.stack(self._session.run(None, feed), axis=-1), feed)
+        return self._outputs_of({name: feed[name] for name in self._inputs})
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Scores of inputs that a client encoded itself: each output by name, float32 [N].
@@ -251,18 +257,33 @@ class Ranker:
                 raise ConfigError(f"inputs: {name!r} holds {values.min()}; indices begin with 0.")
             if name in ITEM_INPUTS:
                 _check_rows(f"inputs: {name}", values.ravel(), self.encoder.schema.items)
-        if not feed["candidate_item"].size:
+        if not feed[CANDIDATE_ITEM].size:
             raise ConfigError("inputs: 'candidate_item' is empty: there is nothing to score.")
+        shape = feed[CANDIDATE_ITEM].shape
+        for name in self._inputs:
+            if name.startswith(OF_CANDIDATES) and (feed[name].shape != shape or len(shape) != 1):
+                raise ConfigError(
+                    f"inputs: {name!r} has shape {list(feed[name].shape)}, and 'candidate_item' {list(shape)}: each is "
+                    "a list of one value a candidate."
+                )
         try:
-            outputs = self._session.run(None, feed | self._later)
+            scores_NH = self._outputs_of(feed)
         except (OrtFail, InvalidArgument, RuntimeException) as error:
             log.warning("encoded inputs that the graph does not read: %s", error)
             raise ConfigError(
                 "inputs: the model cannot read them together. Compare types and shapes with GET /v2/models/NAME, "
                 "lengths of `candidate_…` and `history_…` with each other, and indices with the tables of the bundle."
             ) from None
-        scores_NH = self._finite(np.stack(outputs, axis=-1), feed)
         return dict(zip(self._outputs, scores_NH.T, strict=True))
+
+    def _outputs_of(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+        """All outputs of the graph, float32 [N, 1 + tasks], each finite: a candidate's depend on no other candidate."""
+        runs = -(-len(feed[CANDIDATE_ITEM]) // self._at_once)
+        own = [name for name in feed if name.startswith(OF_CANDIDATES)]
+        parts = zip(*(np.array_split(feed[name], runs) for name in own), strict=True) if runs > 1 else ()
+        feeds = [feed | dict(zip(own, part, strict=True)) for part in parts] or [feed]
+        scores = [np.stack(self._session.run(None, part | self._later), axis=-1) for part in feeds]
+        return self._finite(np.concatenate(scores), feed)
 
     def _read_keys(self) -> frozenset[str]:
         """Which of `user` and `history` the graph reads something of; counters of a user are such a thing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from ctr.serving.ranker import Ranker, graph_inputs
 from features.encoding.request import parse_request
+from features.errors import ConfigError
 from tests.ctr.serving.shop import REQUEST
 
 CANDIDATES = [*range(100, 140), 999]
@@ -20,6 +22,19 @@ def logits(ranker: Ranker, candidates: list[Any]) -> np.ndarray:
     request = parse_request(REQUEST | {"time": 1_000_000, "candidates": candidates}, ranker.encoder.contract)
     scores = ranker.scores(ranker.encode(request)).astype(np.float64)
     return np.log(scores / (1 - scores))
+
+
+class Counted:
+    """A session that keeps the number of candidates of each run."""
+
+    def __init__(self, real: Any) -> None:
+        self.get_inputs, self.get_outputs, self._run = real.get_inputs, real.get_outputs, real.run
+        self.get_overridable_initializers = real.get_overridable_initializers
+        self.runs: list[int] = []
+
+    def run(self, names: None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.runs.append(len(feed["candidate_item"]))
+        return self._run(names, feed)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +60,29 @@ def test_among_many_and_twice(ranker, together):
     assert np.abs(logits(ranker, many) - wanted).max() <= LOGITS
 
 
+@pytest.mark.parametrize(
+    ("candidates", "runs"),
+    [(1, [1]), (256, [256]), (257, [129, 128]), (512, [256, 256]), (1000, [250, 250, 250, 250])],
+)
+def test_so_many_at_once_as_a_cache_holds(ranker, together, candidates, runs):
+    """A run of the graph has 256 candidates a thread at most, all runs about as many, and each candidate is in one."""
+    counted = Counted(ranker._session)
+    served = Ranker(ranker.bundle, ranker.encoder, counted, ranker.limits)
+    many = (CANDIDATES * 25)[:candidates]
+    wanted = np.tile(together, (25, 1))[:candidates]
+    assert np.abs(logits(served, many) - wanted).max() <= LOGITS
+    assert counted.runs == runs
+
+
+def test_two_threads_take_twice_as_many(exported, ranker, monkeypatch):
+    counted = Counted(ranker._session)
+    monkeypatch.setattr("ctr.serving.ranker.open_session", lambda graph, threads: counted)
+    served = Ranker.load(exported.path, threads=2)
+    counted.runs.clear()
+    logits(served.with_rows(served.encoder, np.zeros((1, ranker.row_width), np.float32)), (CANDIDATES * 25)[:600])
+    assert counted.runs == [300, 300]
+
+
 @pytest.mark.parametrize("padding", [1, 23, 500])
 def test_before_padding(ranker, together, padding):
     """A client of the Open Inference Protocol may fill its list up to a fixed length, with row 0."""
@@ -56,3 +94,16 @@ def test_before_padding(ranker, together, padding):
             feed[name] = np.concatenate([values, np.zeros((padding, *values.shape[1:]), values.dtype)])
     score = ranker.run(feed)["score"][: len(CANDIDATES)].astype(np.float64)
     assert np.abs(np.log(score / (1 - score)) - together[:, 0]).max() <= LOGITS
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (599,), (600, 1)])
+def test_inputs_of_another_length_than_the_candidates(ranker, shape):
+    request = parse_request(REQUEST | {"candidates": (CANDIDATES * 25)[:600]}, ranker.encoder.contract)
+    feed = graph_inputs(ranker.encode(request))
+    feed = {node.name: feed[node.name] for node in ranker.inputs}
+    number = next(name for name in feed if name.startswith("candidate_") and name != "candidate_item")
+    for name in ("candidate_item", number):
+        wrong = feed | {name: np.ones(shape, feed[name].dtype)}
+        said = f"inputs: '{number}' has shape {list(wrong[number].shape)}, and 'candidate_item' "
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            ranker.run(wrong)

@@ -107,7 +107,7 @@ class TestOpenInference:
         model = Ranker.load(shop / "first").bundle.manifest.name
         inputs = self.inputs(self.feed(shop))
         for entry in inputs:
-            if entry["name"] != "candidate_item" and entry["name"].startswith("candidate_"):
+            if entry["name"] != "history_item" and entry["name"].startswith("history_"):
                 entry["shape"][0] -= 1
                 entry["data"] = entry["data"][: int(np.prod(entry["shape"]))]
         answer = client.post(f"/v2/models/{model}/infer", json={"inputs": inputs})
