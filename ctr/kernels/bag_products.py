@@ -84,13 +84,18 @@ class RowBags:
 
 @dataclass(frozen=True)
 class _Lists:
-    """P positions in B lists, and the same positions ordered by the row they name."""
+    """P positions in B lists; for gradients the same positions ordered by the row they name, and where each begins.
+
+    Of a table with more rows than there are positions, `named_N` are those that are named at all.
+    """
 
     row_P: Tensor
     start_B: Tensor
     list_P: Tensor
-    by_row_P: Tensor | None
-    start_U: Tensor | None
+    rows: int
+    by_row_P: Tensor | None = None
+    start_N: Tensor | None = None
+    named_N: Tensor | None = None
 
     @classmethod
     def of(cls, index_BS: Tensor, rows: int, for_gradients: bool) -> _Lists:
@@ -99,10 +104,14 @@ class _Lists:
         start_B = torch.arange(lists, dtype=row_P.dtype) * length
         list_P = torch.arange(lists, dtype=row_P.dtype).repeat_interleave(length)
         if not for_gradients:
-            return cls(row_P, start_B, list_P, None, None)
+            return cls(row_P, start_B, list_P, rows)
         sorted_P, by_row_P = torch.sort(row_P, stable=True)
-        start_U = torch.searchsorted(sorted_P, torch.arange(rows, dtype=row_P.dtype), out_int32=True)
-        return cls(row_P, start_B, list_P, by_row_P, start_U.to(row_P.dtype))
+        if rows > len(row_P):
+            named_N, times_N = torch.unique_consecutive(sorted_P, return_counts=True)
+            start_N = (times_N.cumsum(0) - times_N).to(row_P.dtype)
+            return cls(row_P, start_B, list_P, rows, by_row_P, start_N, named_N.long())
+        start_N = torch.searchsorted(sorted_P, torch.arange(rows, dtype=row_P.dtype), out_int32=True)
+        return cls(row_P, start_B, list_P, rows, by_row_P, start_N.to(row_P.dtype))
 
     def sums(self, table_UD: Tensor, weights_P: Tensor) -> Tensor:
         """Of each list, [B, D]."""
@@ -117,14 +126,17 @@ class _Lists:
 
     def sums_by_row(self, values_BD: Tensor, weights_P: Tensor) -> Tensor:
         """`Σ weights_p values[list of p]` over the positions p that name a row, [U, D]."""
-        assert self.by_row_P is not None and self.start_U is not None
-        return F.embedding_bag(
+        assert self.by_row_P is not None and self.start_N is not None
+        sums_ND = F.embedding_bag(
             self.list_P[self.by_row_P],
             values_BD,
-            self.start_U,
+            self.start_N,
             mode="sum",
             per_sample_weights=weights_P[self.by_row_P],
         )
+        if self.named_N is None:
+            return sums_ND
+        return sums_ND.new_zeros(self.rows, sums_ND.shape[1]).index_copy_(0, self.named_N, sums_ND)
 
 
 @kernel

@@ -84,14 +84,14 @@ class _QuadraticStep(torch.autograd.Function):
         row_seed, seed = np.uint64(_seed()), np.uint64(_seed())
         # Scaled weights make scaled rows: what is kept of them needs no product of its own.
         row_scale = keep_scale(row_dropout)
-        scaled_weight, scaled_bias = (weight * row_scale).to(dtype), (bias * row_scale).to(dtype)
+        scaled_weight = (weight * row_scale).to(dtype)
         narrow_z_BX = z_BX.to(dtype)
-        linear = torch.addmm(scaled_bias, narrow_z_BX, scaled_weight.T)
+        linear = narrow_z_BX @ scaled_weight.T
         s_BX = torch.empty(batch, width, dtype=dtype)
         sums, squares = in_threads(
             kernels.sum_rows,
             batch,
-            (z_BX, linear, s_BX),
+            (z_BX, linear, bias * row_scale, s_BX),
             (row_seed, dropped_levels(row_dropout)),
             sums=(width, width),
         )
@@ -119,16 +119,11 @@ class _QuadraticStep(torch.autograd.Function):
         (row_scale, addition_scale), (row_seed, seed) = ctx.scales, ctx.seeds
         row_levels, levels = (dropped_levels(p) for p in ctx.dropouts)
         batch, width = z_BX.shape
-        gradient_BX = gradient_BX.contiguous()
-        of_norm_BX = torch.empty_like(z_BX)
-        of_slope, of_beta, of_gamma = in_threads(
-            kernels.to_norm,
-            batch,
-            (z_BX, s_BX, mean_X, gamma_X, beta_X),
+        given = (
+            (z_BX, s_BX, gradient_BX.contiguous(), mean_X, gamma_X, beta_X),
             (_scalar(slope), seed, levels),
-            (gradient_BX, of_norm_BX),
-            sums=(width, width, width),
         )
+        of_slope, of_beta, of_gamma = in_threads(kernels.norm_sums, batch, *given, sums=(width, width, width))
         # dh = gamma' (dn - mean(dn) - (h - mean) scale^2 mean(dn (h - mean)))
         shift = gamma_X * of_beta / batch
         slant = gamma_X * scale.square() * of_gamma / batch
@@ -138,15 +133,14 @@ class _QuadraticStep(torch.autograd.Function):
         (of_bias,) = in_threads(
             kernels.to_rows,
             batch,
-            (z_BX, s_BX, mean_X, gamma_X, shift_X, slant_X, of_norm_BX, gradient_BX),
-            (row_seed, row_levels),
+            *given,
+            (shift_X, slant_X, row_seed, row_levels),
             (of_linear,),
             sums=(len(scaled_weight),),
             after=(of_z_BX,),
         )
-        del of_norm_BX
         of_weight = (of_linear.T @ narrow_z_BX).to(z_BX.dtype)
-        of_z_BX += of_linear @ scaled_weight
+        in_threads(kernels.add, batch, (of_linear @ scaled_weight, of_z_BX))
         dtype = z_BX.dtype
         return (
             of_z_BX,

@@ -68,8 +68,8 @@ def flush(some, total):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sum_rows(z, linear, s, seed, levels, sums, squares, start, stop):  # type: ignore[no-untyped-def]
-    """`s = Σ_r Drop(linear_r)`, and the sums over rows of `h = z ⊙ s` and of its squares."""
+def sum_rows(z, linear, bias, s, seed, levels, sums, squares, start, stop):  # type: ignore[no-untyped-def]
+    """`s = Σ_r Drop(linear_r + b_r)`, and the sums over rows of `h = z ⊙ s` and of its squares."""
     width = z.shape[1]
     words = -(-width // LANES)
     rows = linear.shape[1] // width
@@ -77,7 +77,10 @@ def sum_rows(z, linear, s, seed, levels, sums, squares, start, stop):  # type: i
     one, total = np.empty(width, z.dtype), np.empty(width, z.dtype)
     for b in range(start, stop):
         for r in range(rows):
-            widen(linear[b, r * width : (r + 1) * width], one)
+            first = r * width
+            widen(linear[b, first : first + width], one)
+            for j in range(width):
+                one[j] += bias[first + j]
             if levels > 0:
                 draw(seed, (b * rows + r) * words, draws)
                 drop(one, draws, levels)
@@ -117,12 +120,31 @@ def add_cross(z, s, mean, gamma, beta, slope, seed, levels, out, start, stop):  
 
 
 @kernel
-def to_norm(  # type: ignore[no-untyped-def]
-    z, s, mean, gamma, beta, slope, seed, levels, gradient, of_norm, of_slope, of_beta, of_gamma, start, stop
+def before_prelu(  # type: ignore[no-untyped-def]
+    z, s, gradient, mean, gamma, beta, seed, levels, place, draws, cross, normal, dropped
 ):
-    """From the gradient of `add_cross` to that of batch norm's output, and its sums over rows.
+    """Of one row, computed again: `cross = z ⊙ s - mean`, `normal`, which PReLU takes, `dropped`, whose way goes back.
 
-    `of_gamma` gets the sums of `of_norm ⊙ (h - mean)`, `of_slope` [X] what adds up to the gradient by the slope.
+    `dropped` is the gradient of PReLU's output, from that of `add_cross`; `place` is the row's first draw of `seed`.
+    """
+    widen(s, cross)
+    widen(gradient, dropped)
+    if levels > 0:
+        draw(seed, place, draws)
+        drop(dropped, draws, levels)
+    centre(z, cross, mean)
+    for j in range(len(z)):
+        normal[j] = cross[j] * gamma[j] + beta[j]
+
+
+@kernel
+def norm_sums(  # type: ignore[no-untyped-def]
+    z, s, gradient, mean, gamma, beta, slope, seed, levels, of_slope, of_beta, of_gamma, start, stop
+):
+    """Sums over rows that the way back needs: of the gradient dn of batch norm's output, and of the slope.
+
+    `of_beta` gets the sums of dn, `of_gamma` those of `dn ⊙ (h - mean)`, `of_slope` [X] what adds up to the gradient of
+    the slope. dn itself is not kept: to compute it again takes less time than to write and to read it.
     """
     width = z.shape[1]
     words = -(-width // LANES)
@@ -131,14 +153,7 @@ def to_norm(  # type: ignore[no-untyped-def]
     some_slope, some_beta, some_gamma = np.zeros(width, z.dtype), np.zeros(width, z.dtype), np.zeros(width, z.dtype)
     zero = z.dtype.type(0)
     for b in range(start, stop):
-        widen(s[b], cross)
-        widen(gradient[b], dropped)
-        if levels > 0:
-            draw(seed, b * words, draws)
-            drop(dropped, draws, levels)
-        centre(z[b], cross, mean)
-        for j in range(width):
-            normal[j] = cross[j] * gamma[j] + beta[j]
+        before_prelu(z[b], s[b], gradient[b], mean, gamma, beta, seed, levels, b * words, draws, cross, normal, dropped)
         for j in range(width):
             below = normal[j] if normal[j] < zero else zero
             some_slope[j] += below * dropped[j]
@@ -148,7 +163,6 @@ def to_norm(  # type: ignore[no-untyped-def]
             some_beta[j] += dropped[j]
         for j in range(width):
             some_gamma[j] += dropped[j] * cross[j]
-        widen(dropped, of_norm[b])
         if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
             flush(some_slope, of_slope)
             flush(some_beta, of_beta)
@@ -157,26 +171,46 @@ def to_norm(  # type: ignore[no-untyped-def]
 
 @kernel
 def to_rows(  # type: ignore[no-untyped-def]
-    z, s, mean, gamma, shift, slant, of_norm, gradient, seed, levels, of_linear, of_bias, of_z, start, stop
+    z,
+    s,
+    gradient,
+    mean,
+    gamma,
+    beta,
+    slope,
+    seed,
+    levels,
+    shift,
+    slant,
+    row_seed,
+    row_levels,
+    of_linear,
+    of_bias,
+    of_z,
+    start,
+    stop,
 ):
-    """From the gradient of batch norm's output to that of each linear row, and of z but for its linear rows.
+    """From the gradient of `add_cross` to that of each linear row, and of z but for its linear rows.
 
-    `dh = gamma of_norm - shift - slant (h - mean)`.
+    `dh = gamma dn - shift - slant (h - mean)`.
     """
     width = z.shape[1]
     words = -(-width // LANES)
     rows = of_linear.shape[1] // width
     draws = np.empty(words, np.uint64)
-    cross, of_sum, one = np.empty(width, z.dtype), np.empty(width, z.dtype), np.empty(width, z.dtype)
+    cross, normal, one = np.empty(width, z.dtype), np.empty(width, z.dtype), np.empty(width, z.dtype)
+    of_sum = np.empty(width, z.dtype)
     some_bias = np.zeros(rows * width, z.dtype)
+    zero = z.dtype.type(0)
     for b in range(start, stop):
-        widen(s[b], cross)
-        widen(cross, one)
-        centre(z[b], one, mean)
+        before_prelu(z[b], s[b], gradient[b], mean, gamma, beta, seed, levels, b * words, draws, cross, normal, one)
         for j in range(width):
-            one[j] = gamma[j] * of_norm[b, j] - slant[j] * one[j]
+            one[j] = one[j] if normal[j] > zero else slope * one[j]
+        for j in range(width):
+            one[j] = gamma[j] * one[j] - slant[j] * cross[j]
         for j in range(width):
             one[j] -= shift[j]
+        widen(s[b], cross)
         for j in range(width):
             of_z[b, j] = gradient[b, j] + one[j] * cross[j]
         for j in range(width):
@@ -184,11 +218,21 @@ def to_rows(  # type: ignore[no-untyped-def]
         for r in range(rows):
             first = r * width
             widen(of_sum, one)
-            if levels > 0:
-                draw(seed, (b * rows + r) * words, draws)
-                drop(one, draws, levels)
+            if row_levels > 0:
+                draw(row_seed, (b * rows + r) * words, draws)
+                drop(one, draws, row_levels)
             narrow(one, of_linear[b, first : first + width])
             for j in range(width):
                 some_bias[first + j] += one[j]
         if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
             flush(some_bias, of_bias)
+
+
+@kernel
+def add(values, sums, start, stop):  # type: ignore[no-untyped-def]
+    """`sums += values`, whose precision may be half."""
+    one = np.empty(sums.shape[1], sums.dtype)
+    for b in range(start, stop):
+        widen(values[b], one)
+        for j in range(sums.shape[1]):
+            sums[b, j] += one[j]

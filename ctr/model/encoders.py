@@ -54,6 +54,10 @@ class FieldEncoder(nn.Module):
 
     def forward(self, columns: Sequence[Tensor]) -> Tensor:
         """Columns of int64 [...], int64 [..., T] for tags, or float [...] (NaN = missing) to [..., width]."""
+        return torch.cat(self.blocks(columns), dim=-1)
+
+    def blocks(self, columns: Sequence[Tensor]) -> list[Tensor]:
+        """As `forward`, each block [..., its width] by itself."""
         blocks, numbers = [], []
         tables = iter(self.tables)
         for field, column in zip(self.fields, columns, strict=True):
@@ -65,7 +69,7 @@ class FieldEncoder(nn.Module):
                 blocks.append(next(tables)(column))
         if self.numeric is not None:
             blocks.append(self.numeric(torch.stack(numbers, dim=-1)))
-        return torch.cat(blocks, dim=-1)
+        return blocks
 
     def embedding_weights(self) -> list[nn.Parameter]:
         """The embedding tables, for L2."""
@@ -139,7 +143,7 @@ class ItemEncoder(nn.Module):
         if self.gate is not None:
             gates = self._gates(projected)
             projected = [gates[..., [i]] * block for i, block in enumerate(projected)]
-        blocks = [self.columns(columns), *projected]
+        blocks = [*self.columns.blocks(columns), *projected]
         device = blocks[0].device.type
         if torch.is_autocast_enabled(device):
             # The largest tensor of a step, with its gradient: read by products that are in half precision anyway.

@@ -42,6 +42,7 @@ from pipelines.cli.options import (
 from pipelines.cli.proof import proof_app
 from pipelines.cli.serving import items_app, serving_app
 from pipelines.cli.terminal import JsonOption, LogOption, console, finish, logged_console
+from pipelines.cli.threads import sleep_soon
 from pipelines.cli.tuning import tuning_app
 from pipelines.operate.outcome import watched
 from pipelines.operate.space import require_room
@@ -358,5 +359,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; turn every explained error into its message and exit code."""
     # Else Python looks at its end, for seconds, for circles among all that torch and MLflow have made.
     atexit.register(gc.freeze)
+    sleep_soon()
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(ended(lambda: app(arguments, standalone_mode=False), arguments))
