@@ -26,10 +26,12 @@ def test_hand_worked_numbers():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
-def test_values_and_gradients_are_those_of_gathered_rows(dtype: torch.dtype, index_dtype: torch.dtype):
+@pytest.mark.parametrize("rows", [12, 24, 25, 40])
+def test_values_and_gradients_are_those_of_gathered_rows(dtype: torch.dtype, index_dtype: torch.dtype, rows: int):
+    """Of tables with fewer and with more rows than are named."""
     torch.manual_seed(0)
-    # Rows 7 to 11 are never named, at the end of the table, and row 3 never, inside it.
-    table = torch.randn(12, 5, dtype=dtype, requires_grad=True)
+    # Rows from 7 on are never named, at the end of the table, and row 3 never, inside it.
+    table = torch.randn(rows, 5, dtype=dtype, requires_grad=True)
     index = torch.randint(0, 7, (6, 4), dtype=index_dtype)
     index[index == 3] = 2
     query = torch.randn(6, 5, dtype=dtype, requires_grad=True)
