@@ -173,8 +173,10 @@ def _by_vector(feature_set: FeatureSet, item_N: np.ndarray) -> Iterator[Slice]:
 
 
 def _by_user(feature_set: FeatureSet, user_N: np.ndarray, time_N: np.ndarray) -> Iterator[Slice]:
-    id_field = feature_set.schema.user[0].name
-    known_N = feature_set.users[id_field][user_N] > UNKNOWN
+    # Not whether the id has an index of its own: an id of few training rows shares that of unknown ones.
+    shown_U = np.bincount(column(feature_set, "train", "user"), minlength=feature_set.schema.users) > 0
+    shown_U[UNKNOWN] = False  # all unknown users together
+    known_N = shown_U[user_N]
     yield Slice("user", "known from training", known_N)
     yield Slice("user", "new", ~known_N)
     first_U = np.full(feature_set.schema.users, np.iinfo(np.int64).max)

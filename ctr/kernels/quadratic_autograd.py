@@ -35,11 +35,11 @@ def quadratic_step(
 ) -> Tensor:
     """`z + Drop(PReLU(BN(Σ_r z ⊙ Drop(W_r z + b_r))))`, [B, X], with the statistics of these B rows.
 
-    Under autocast, matrix products and the rows they make are in its precision; sums over rows, batch norm, z and the
-    gradients of all parameters stay in that of `z_BX`. torch's default generator decides what is dropped.
+    Under autocast, matrix products and the rows they make are in its precision; sums over rows, batch norm, the result
+    and the gradients of all parameters are in that of the weights. torch's default generator decides what is dropped.
 
     Args:
-        z_BX: the layer's input.
+        z_BX: the layer's input; under autocast it may be in half precision.
         weight: the rows on top of each other, [R X, X].
         bias: [R X].
         norm: its running statistics take this batch in.
@@ -47,10 +47,19 @@ def quadratic_step(
         row_dropout: probability of dropping a value of a row.
         dropout: probability of dropping a value of the addition.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else z_BX.dtype
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     with torch.autocast("cpu", enabled=False):
         out: Tensor = _QuadraticStep.apply(
-            z_BX.contiguous(), weight, bias, norm.weight, norm.bias, slope, norm, row_dropout, dropout, dtype
+            z_BX.to(weight.dtype).contiguous(),
+            weight,
+            bias,
+            norm.weight,
+            norm.bias,
+            slope,
+            norm,
+            row_dropout,
+            dropout,
+            dtype,
         )
     return out
 

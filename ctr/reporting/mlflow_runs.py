@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _PARAMS_A_CALL = 100
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
+_REFUSED = re.compile(r"[^\w.\- :/]")  # what MLflow takes in no name of a parameter or metric
 
 
 class Tracker:
@@ -145,7 +147,7 @@ class Tracker:
 
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {_taken(name): float(value) for name, value in values.items()}
         self.delivery.put(Points(run=self.run_id, moment=now_ms(), step=step, values=numbers))
 
     def logged_steps(self, name: str) -> set[int]:
@@ -154,6 +156,7 @@ class Tracker:
         Raises:
             StoreAwayError: the store does not answer, and there is no outbox.
         """
+        name = _taken(name)
         waiting = [] if self.delivery.outbox is None else self.delivery.outbox.waiting()
         steps = {entry.step for entry in waiting if isinstance(entry, Points) and name in entry.values}
         run_id = self.delivery.known().run(self.run_id)
@@ -205,7 +208,7 @@ class Tracker:
             self._run_id = None
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
-        flat = [(name, str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
+        flat = [(_taken(name), str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
         for start in range(0, len(flat), _PARAMS_A_CALL):
             self.delivery.put(Params(run=self.run_id, values=dict(flat[start : start + _PARAMS_A_CALL])))
 
@@ -234,6 +237,11 @@ def _origin(git_revision: str | None) -> dict[str, str]:
         user = str(os.getuid())
     tags = {"mlflow.user": user, "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     return {**tags, "mlflow.source.git.commit": git_revision} if git_revision else tags
+
+
+def _taken(name: str) -> str:
+    """A name as MLflow takes it: labels and columns of a contract, which are part of some, may be called anything."""
+    return _REFUSED.sub("_", name)
 
 
 def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,11 @@ from ctr.config import ModelConfig
 from ctr.trees.ensemble import Ensemble
 from features.errors import DataError
 
+# Of more rows scikit-learn bins a sample of so many.
+BINNED_ROWS = 200_000
+# Of a column that is known in a smaller share of these, the sample might hold no number.
+LEAST_KNOWN = 1e-4
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -76,7 +81,8 @@ class Grown:
 def grow(train: Rows, valid: Rows, config: ModelConfig, seed: int) -> Grown:
     """Trees that are grown on the training rows, until `tree_patience` of them do not lower the validation log loss.
 
-    Of up to 200,000 training rows, scikit-learn bins all and draws nothing at random.
+    Of up to 200,000 training rows, scikit-learn bins all and draws nothing at random. A column without any number in
+    rows that count is never read, nor, of more rows, one that is known in less than one of 10,000.
 
     Raises:
         DataError: the training or the validation rows are all clicks, or none is.
@@ -93,7 +99,7 @@ def grow(train: Rows, valid: Rows, config: ModelConfig, seed: int) -> Grown:
         n_iter_no_change=config.tree_patience,
     )
     model.fit(
-        train.features,
+        _with_numbers(train),
         train.labels,
         sample_weight=train.weights,
         X_val=valid.features,
@@ -102,6 +108,14 @@ def grow(train: Rows, valid: Rows, config: ModelConfig, seed: int) -> Grown:
     )
     # Validation scores are negative losses, the first without trees.
     return Grown(model, max(1, int(np.argmax(model.validation_score_))))
+
+
+def _with_numbers(train: Rows) -> np.ndarray:
+    """The features, with zeros for columns of which scikit-learn might bin no number: it fails at these."""
+    least = LEAST_KNOWN * train.weights.sum() if len(train.features) > BINNED_ROWS else 0
+    known_F = np.array([train.weights[~np.isnan(column_N)].sum() for column_N in train.features.T])
+    unknown_F = known_F <= least
+    return np.where(unknown_F, np.float32(0), train.features) if unknown_F.any() else train.features
 
 
 def _require_both_labels(rows: Rows, name: str) -> None:

@@ -32,12 +32,30 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
+MERGE = "tag:yaml.org,2002:merge"  # of `<<`
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice: PyYAML keeps the last of them without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As of yaml. Raises ConfigError, without the file's name."""
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if key.tag != MERGE and name in lines:
+                raise ConfigError(
+                    f"line {line}: {key.value!r} stands twice in one mapping, first in line {lines[name]}, and the "
+                    "last alone would count. Remove or rename one."
+                )
+            lines[name] = line
+        return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping. Raises ConfigError naming the file when it is missing or malformed."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except FileNotFoundError:
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" Files there: {', '.join(siblings)}." if siblings else ""
@@ -46,6 +64,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

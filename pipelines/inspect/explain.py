@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ PAST_SHOWN, FIELDS_SHOWN = 5, 8
 def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, console: Console) -> dict[str, Any]:
     """Score a request with the model of a run, and print the past items and fields behind the best candidates' scores.
 
+    The scores are those that the run's bundle serves: where negatives were drawn, probabilities in the whole log.
+
     Args:
         run_id: of a finished run, or `latest`.
         path: the request, JSON as `quadrank rank` takes it.
@@ -42,10 +45,13 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     request = _read(path, encoder)
     encoded = RequestEncoder(encoder).encode(request)
     by_rows = RowRequest.of_encoded(encoded, UNKNOWN if request.user is None else encoder.users.index(request.user))
-    found = sorted(explain(model, frozen_tables(feature_set), by_rows), key=lambda explanation: -explanation.score)[
-        :top
-    ]
-    payload = [in_raw_ids(explanation, encoded.history, encoder, feature_set) for explanation in found]
+    sampling = feature_set.manifest.sampling
+    if sampling is not None and sampling.rate is not None:
+        model.calibrator.shift += math.log(sampling.rate)
+    explanations = explain(model, frozen_tables(feature_set), by_rows)
+    found = sorted(zip(request.candidates, explanations, strict=True), key=lambda pair: -pair[1].score)[:top]
+    # A new item has no row that would name it.
+    payload = [in_raw_ids(one, encoded.history, encoder, feature_set) | {"item": item} for item, one in found]
     for explanation in payload:
         _print(explanation, console)
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, "explained": payload}

@@ -38,7 +38,7 @@ def the_run(record: RunRecord, feature_set: FeatureSet, parameters: int) -> Sect
     """The main metrics, and what distinguishes this run from others."""
     split = feature_set.judged_by
     preset, manifest, schema = record.config["preset"], feature_set.manifest, feature_set.schema
-    best, metric = _best_evaluation(record), preset["train"]["metric"].replace("_", " ")
+    best, metric = _best_evaluation(record), _chosen_by(preset).replace("_", " ")
     vectors = ", ".join(f"{vector_set.name} ({vector_set.width})" for vector_set in schema.vectors)
     listed = {
         "Data": f"{manifest.name}, feature set {manifest.version}",
@@ -108,16 +108,16 @@ def learning(record: RunRecord) -> Section:
 
 
 def ranking(judged: Scored) -> Section:
-    """The ROC curve, and the share of positives at the top of the ranking."""
+    """The ROC curve, and the share of positives at the top of the ranking; rows count by their weight."""
     order = np.argsort(-judged.scores, kind="stable")
-    found_N = np.cumsum(judged.labels[order] > 0)
-    rows, positives = len(order), int(found_N[-1])
+    weight_N = judged.weights[order]
+    # From 0 on: of the rows, and of the positives among them.
+    all_N, found_N = (np.append(0, np.cumsum(one)) for one in (weight_N, weight_N * (judged.labels[order] > 0)))
     lines = []
     for share in TOP_SHARES:
-        taken = max(1, round(share * rows))
-        rate = found_N[taken - 1] / taken
-        found = found_N[taken - 1] / positives
-        lines.append([f"{share:.0%}", f"{rate:.1%}", f"{rate * rows / positives:.2f}", f"{found:.1%}"])
+        positives = np.interp(share * all_N[-1], all_N, found_N)
+        rate, found = positives / (share * all_N[-1]), positives / found_N[-1]
+        lines.append([f"{share:.0%}", f"{rate:.1%}", f"{found / share:.2f}", f"{found:.1%}"])
     return Section(
         "ROC curve",
         "How well does the model rank, and how many positives are at the top?",
@@ -283,8 +283,13 @@ def _rows_of(window: Window) -> str:
     return f"{window.rows:,}, {window.positives / window.rows:.2%} positive"
 
 
+def _chosen_by(preset: Mapping[str, Any]) -> str:
+    """The metric that chose the weights: of trees alone the log loss, whatever early stopping would watch."""
+    return "log_loss" if preset["model"]["tower"] == "none" else str(preset["train"]["metric"])
+
+
 def _best_evaluation(record: RunRecord) -> dict[str, float]:
-    metric = record.config["preset"]["train"]["metric"]
+    metric = _chosen_by(record.config["preset"])
     best = min if metric == "log_loss" else max
     return best(record.curve, key=lambda evaluation: evaluation[metric])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from ctr.config import Preset, load_preset
 from features.contract.contract import Contract, load_contract
@@ -17,6 +18,8 @@ from pipelines.shipped import CONF, default_settings, shipped_conf
 
 Control = Literal["popularity", "counters", "boosting"]
 Peer = Literal["fuxictr_din", "fuxictr_dcnv2", "fuxictr_finalmlp"]
+# A variant's name is that of a folder, whose old files go when a trial begins.
+VARIANT_NAME = re.compile(r"\w[^/\\\n]*")
 
 
 class Variant(Settings):
@@ -38,11 +41,32 @@ class Study(Settings):
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     data: Path
     base: Path = Path("conf/model/qin_plus.yaml")
-    reference: str | None = Field(None, description="variant that differences are taken from; default: the first")
+    reference: str | None = Field(None, description="ranker that differences are taken from; default: first variant")
     seeds: PositiveInt = 5
     variants: dict[str, Variant] = Field(min_length=1)
     controls: tuple[Control, ...] = ()
     peers: tuple[Peer, ...] = Field((), description="public libraries in an environment of their own (benchmarks/)")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Study:
+        for name in self.variants:
+            if not VARIANT_NAME.fullmatch(name):
+                raise ValueError(
+                    f"variants: {name!r} is no name of a variant, for it names a folder. Begin with a letter or digit, "
+                    "and use no slash"
+                )
+        for kind, names in (("control", self.controls), ("peer", self.peers)):
+            if twice := sorted(name for name in set(names) if names.count(name) > 1):
+                raise ValueError(f"{kind}s: {twice[0]!r} is named twice; name each once")
+            if both := [name for name in names if name in self.variants]:
+                raise ValueError(
+                    f"variants: {both[0]!r} is both a variant and a {kind}, and one would hide the other. Give the "
+                    "variant another name"
+                )
+        rankers = [*self.variants, *self.controls, *self.peers]
+        if self.reference is not None and self.reference not in rankers:
+            raise ValueError(f"reference: no ranker {self.reference!r}; there are {', '.join(rankers)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,7 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
 
 
 def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
-    """A study of presets, with every control.
+    """A study of presets, with every control; that of boosting is left out where the preset is compared.
 
     Args:
         models: names in conf/model, or paths.
@@ -82,24 +106,32 @@ def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
         seeds: of each.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: there is no such preset, or a name stands for two rankers.
     """
     found = [Path(model) if model.endswith(".yaml") else default_settings(f"model/{model}.yaml") for model in models]
     if missing := [path for path in found if not path.is_file()]:
         folders = (CONF / "model", shipped_conf() / "model")
         known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
         raise ConfigError(f"--models: no preset {missing[0]}; conf/model has {known}.")
-    variants: dict[str, dict[str, Any]] = {path.stem: {"model": str(path)} for path in found}
     first = found[0]
-    variants["target_only"] = {"model": str(first), "set": {"model": {"use_history": False}}}
-    variants["shuffled_vectors"] = {"model": str(first), "shuffle_vectors": True}
+    trained: dict[str, dict[str, Any]] = {
+        "target_only": {"model": str(first), "set": {"model": {"use_history": False}}},
+        "shuffled_vectors": {"model": str(first), "shuffle_vectors": True},
+    }
+    variants: dict[str, dict[str, Any]] = {}
+    for path in found:
+        if path.stem in variants:
+            raise ConfigError(f"--models: two presets are named {path.stem!r}. Name each once, or rename a file.")
+        if path.stem in ("popularity", *trained):
+            raise ConfigError(f"--models: {path}: {path.stem!r} is the name of a control. Rename the file.")
+        variants[path.stem] = {"model": str(path)}
     content = {
         "name": "_".join(path.stem for path in found[:3]),
         "data": str(data),
         "base": str(first),
         "seeds": seeds,
-        "variants": variants,
-        "controls": ["popularity", "boosting"],
+        "variants": variants | trained,
+        "controls": [name for name in ("popularity", "boosting") if name not in variants],
     }
     return validate(Study, content, "--models")
 

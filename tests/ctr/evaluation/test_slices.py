@@ -68,6 +68,16 @@ def test_new_items_are_those_that_training_did_not_show(feature_set):
     assert new.sum() > 10
 
 
+def test_known_users_are_those_that_training_showed_however_rarely(tmp_path):
+    few = toy_feature_set(tmp_path, rows=300, users=100)
+    found = {(one.dimension, one.name): one.rows_N for one in slices(few, "test")}
+    user, shown = column(few, "test", "user"), column(few, "train", "user")
+    once = np.flatnonzero(np.bincount(shown, minlength=few.schema.users) == 1)
+    assert np.isin(user, once).any(), "a user of one training row has no id of its own"
+    np.testing.assert_array_equal(found["user", "known from training"], np.isin(user, shown))
+    np.testing.assert_array_equal(found["user", "new"], ~np.isin(user, shown))
+
+
 def test_lengths_and_ages(feature_set):
     found = {(one.dimension, one.name): one.rows_N for one in slices(feature_set, "test")}
     length = column(feature_set, "test", "history_len")

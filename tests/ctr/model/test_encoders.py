@@ -86,6 +86,20 @@ def test_an_item_is_its_columns_then_its_vectors():
     torch.testing.assert_close(x[:, 3:], vector @ encoder.vectors[0].projection.weight.T)
 
 
+def test_an_item_is_in_the_precision_of_autocast_and_needs_no_columns():
+    fields = [Field(name="id", kind="categorical", size=5)]
+    index, vector, present = torch.tensor([2, 4]), torch.randn(2, 2), torch.tensor([True, True])
+    for columns in (fields, []):
+        encoder = ItemEncoder(columns, [VectorSet(name="v", width=2)], ModelConfig(embedding_dim=3, vector_dim=4))
+        given = [index] * len(columns)
+        exact = encoder(given, [vector], [present])
+        with torch.autocast("cpu", torch.bfloat16):
+            x = encoder(given, [vector], [present])
+        assert x.dtype == torch.bfloat16
+        assert x.shape == (2, encoder.width)
+        torch.testing.assert_close(x.float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_a_gate_weighs_each_set_and_reports_itself():
     sets = [VectorSet(name="a", width=2), VectorSet(name="b", width=3)]
     encoder = ItemEncoder(

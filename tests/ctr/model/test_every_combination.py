@@ -134,6 +134,21 @@ def test_logits_keep_single_precision_under_autocast(tower: str):
         assert not torch.equal(logit_B, logit_B.bfloat16().float())
 
 
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_model_of_items_alone_steps_in_half_precision(tower: str):
+    """Without columns of users and requests, all that a tower gets is in half precision under autocast."""
+    bare = {"user": small_world.SCHEMA.user[:1], "context": (), "candidate": ()}
+    schema, made = small_world.SCHEMA.model_copy(update=bare), replace(BATCH, context={}, candidate={})
+    losses = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(1)
+        config = ModelConfig(embedding_dim=4, vector_dim=5, attention_dim=16, hidden=(12, 8), dropout=0.0)
+        model = ClickModel(config.model_copy(update=TOWERS[tower]), schema)
+        model.attach(small_world.tables())
+        losses.append(TrainStep(model, TrainConfig(precision=precision), CPU)([made], RATE, 0).item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
 def test_masks_recency_and_counts_are_exact_in_half_precision():
     """300 events, of which half precision could count 256."""
     events = 300

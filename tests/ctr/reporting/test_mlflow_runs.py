@@ -71,6 +71,17 @@ def test_a_run_holds_its_params_curves_tags_plots_and_files(tracker: Tracker, tm
     assert (tracker.store.root / "mlartifacts" / "quadrank-toy" / run_id / "artifacts/run/config.json").is_file()
 
 
+def test_a_name_that_mlflow_refuses_is_written_as_it_may_be(tracker: Tracker) -> None:
+    with tracker.run("quadrank-toy", "first", {}, {"train": {"task_weights": {"like > 3": 2.0, "長い": 1.0}}}):
+        run_id = tracker.run_id
+        tracker.log_curve_point(5, {"tasks.like > 3.auc": 0.6})
+        assert tracker.logged_steps("tasks.like > 3.auc") == {5}
+
+    run = tracker.store.client.get_run(run_id)
+    assert run.data.params == {"train.task_weights.like _ 3": "2.0", "train.task_weights.長い": "1.0"}
+    assert run.data.metrics == {"tasks.like _ 3.auc": 0.6}
+
+
 def test_a_child_run_nests_under_its_parent(tracker: Tracker) -> None:
     with tracker.run("quadrank-toy", "sweep", {}, {}):
         parent = tracker.run_id

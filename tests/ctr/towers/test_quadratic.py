@@ -40,6 +40,7 @@ def test_equals_the_literal_equations(dtype: torch.dtype, tolerance: float, trai
     with torch.no_grad():
         layer.norm.running_mean.normal_()
         layer.norm.weight.normal_()
+        layer.norm.bias.normal_()
     z = torch.randn(12, 6, dtype=dtype, requires_grad=True)
     inputs = [z, *layer.parameters()]
     cotangent = torch.randn(12, 6, dtype=dtype)
@@ -68,15 +69,21 @@ def kept(rows: int, width: int, p: float) -> torch.Tensor:
     return torch.from_numpy((numbers >= dropped) / (1 - dropped / 2**16))
 
 
-def test_dropout_falls_on_each_row_apart_and_on_the_addition():
+@pytest.mark.parametrize("merge", [False, True])
+def test_dropout_falls_on_each_row_apart_and_on_the_addition(merge: bool):
+    """Of merged rows by another probability than on the addition."""
     torch.manual_seed(0)
-    layer = QuadraticLayer(5, rows=3, dropout=0.3).double().train()
+    layer = QuadraticLayer(5, rows=3, dropout=0.3, merge=merge).double().train()
+    with torch.no_grad():
+        layer.norm.weight.normal_()
+        layer.norm.bias.normal_()
     z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     inputs, cotangent = [z, *layer.parameters()], torch.randn(8, 5, dtype=torch.float64)
-    torch.manual_seed(1)
-    kept_rows = kept(8 * 3, 5, 0.3).view(8, 3, 5).unbind(1)
-    kept_addition = kept(8, 5, 0.3)
     weights, biases = layer.rows.weight.split(5), layer.rows.bias.split(5)
+    rows = len(weights)
+    torch.manual_seed(1)
+    kept_rows = kept(8 * rows, 5, layer.row_dropout).view(8, rows, 5).unbind(1)
+    kept_addition = kept(8, 5, 0.3)
     h = sum(z * mask * (z @ w.T + b) for mask, w, b in zip(kept_rows, weights, biases, strict=True))
     normal = (h - h.mean(0)) / torch.sqrt(h.var(0, unbiased=False) + layer.norm.eps) * layer.norm.weight
     normal = normal + layer.norm.bias
@@ -106,6 +113,20 @@ def test_threads_and_blocks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
         for one, other in zip(torch.autograd.grad(ours, inputs, cotangent), expected, strict=True):
             torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_sums_over_many_rows_keep_the_digits_of_single_precision(monkeypatch: pytest.MonkeyPatch):
+    """One sum of 60,000 rows in single precision would put a gradient of biases off by almost a hundredth."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    torch.manual_seed(0)
+    layer, exact = QuadraticLayer(4, 1, dropout=0.0), QuadraticLayer(4, 1, dropout=0.0).double()
+    exact.load_state_dict(layer.state_dict())
+    z = torch.rand(60_000, 4) + 0.5
+    (0.1 * layer(z)).sum().backward()
+    (0.1 * exact(z.double())).sum().backward()
+    of_rows, of_norm = layer.rows.bias.grad, layer.norm.bias.grad
+    assert (of_rows - exact.rows.bias.grad).norm() < 1e-4 * of_rows.norm()
+    assert (of_norm - exact.norm.bias.grad).norm() < 1e-6 * of_norm.norm()
 
 
 def test_the_generator_decides_what_is_dropped_and_goes_on():
@@ -167,6 +188,26 @@ def test_half_precision_keeps_master_weights_and_stays_near():
     assert rounded is not None and exact is not None
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_input_in_half_precision_is_taken_as_its_numbers(rows: int):
+    """So it comes from a model whose blocks are all of items: under autocast these are in half precision."""
+    torch.manual_seed(0)
+    layer = QuadraticLayer(6, rows, dropout=0.1)
+    z = torch.randn(130, 6).bfloat16()
+    found = []
+    for one in (z.float().requires_grad_(), z.clone().requires_grad_()):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(one)
+        assert out.dtype == torch.float32
+        found.append((out, torch.autograd.grad(out.square().sum(), [one, *layer.parameters()])))
+    (wanted, (of_wanted, *expected)), (got, (of_got, *gradients)) = found
+    assert torch.equal(got, wanted)
+    assert torch.equal(of_got, of_wanted.bfloat16())
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert torch.equal(gradient, other)
 
 
 def test_evaluation_has_no_noise():

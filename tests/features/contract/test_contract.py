@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,24 @@ def test_merge_goes_key_by_key() -> None:
 def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("# nothing\n")
     assert load_yaml(tmp_path / "x.yaml") == {}
+
+
+@pytest.mark.parametrize("key", ["a", "'a'", '"a"'])
+def test_a_key_that_stands_twice_is_refused_where_the_last_would_hide_the_first(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"top:\n  a: 1\n  b: {{a: 2}}\n  {key}: 3\n")
+    said = f"{path}: line 4: 'a' stands twice in one mapping, first in line 2, and the last alone would count. "
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_yaml(path)
+
+
+def test_a_key_that_stands_twice_in_one_line_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("top: {1: a, 2: b, 1: c}\n")
+    with pytest.raises(ConfigError, match="line 1: '1' stands twice in one mapping, first in line 1,"):
+        load_yaml(tmp_path / "x.yaml")
+
+
+def test_a_key_over_one_of_an_anchor_is_no_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, a: 3}\n")
+    assert load_yaml(path) == {"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 2}}

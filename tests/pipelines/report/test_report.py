@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -28,8 +29,9 @@ from pipelines.job.evaluate import Scored, controls, score_split
 from pipelines.report import report
 from pipelines.report.page import Section, page
 from pipelines.report.parts import facts, folded, plot, table, tiles
+from pipelines.report.record import RunRecord
 from pipelines.report.report import report_run
-from pipelines.report.sections import importance, ranking, slices
+from pipelines.report.sections import importance, ranking, slices, the_run
 from pipelines.workspace import Workspace
 from tests.trained import built_feature_set, random_model
 
@@ -138,6 +140,16 @@ def test_the_top_of_the_ranking():
     assert "<td>1%</td><td>100.0%</td><td>3.33</td><td>3.3%</td>" in text
 
 
+def test_a_row_of_weight_two_counts_twice_at_the_top_of_the_ranking():
+    scores, labels = np.linspace(1, 0.001, 50), (np.arange(50) % 3 == 0).astype(np.float32)
+    weights = 1.0 + (np.arange(50) % 2)
+    times = weights.astype(int)
+    weighed = ranking(Scored(labels, scores, np.zeros(50), 0.3, weights)).html
+    labels, scores = np.repeat(labels, times), np.repeat(scores, times)
+    twice = ranking(Scored(labels, scores, np.zeros(75), 0.3, np.ones(75))).html
+    assert weighed[weighed.index("<table>") :] == twice[twice.index("<table>") :]
+
+
 def test_slices_without_an_auc_are_in_the_table_alone():
     both = SliceResult("age", "old", 40, 10, {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8, "log_loss": 0.5})
     none = SliceResult("age", "young", 5, 0, {"log_loss": 0.1})
@@ -226,6 +238,20 @@ def test_a_run_becomes_one_page(finished, tmp_path, monkeypatch):
         assert f"{metrics['auc_low']:.4f} – {metrics['auc_high']:.4f}" in found.texts["td"]
     assert "git 0123456789ab" in found.texts["dd"] and "embedding_dim" in found.texts["dt"]
     assert str(out) in console.export_text()
+
+
+def test_trees_alone_are_said_to_be_chosen_by_log_loss_whatever_early_stopping_watches(finished):
+    run = finished.run("latest")
+    record = RunRecord.read(run)
+    preset = Preset(model=ModelConfig(tower="none", base="boosting"), train=TrainConfig(metric="auc"))
+    curve = [
+        {"step": 10, "epoch": 0.5, "auc": 0.7, "log_loss": 0.6},
+        {"step": 20, "epoch": 1.0, "auc": 0.6, "log_loss": 0.5},
+    ]
+    config = record.config | {"preset": preset.model_dump(mode="json")}
+    trees = replace(record, config=config, curve=curve)
+    feature_set = FeatureSet.open(Path(record.config["feature_set"]))
+    assert "of step 20, the best of 2 evaluations by log loss" in the_run(trees, feature_set, 0).html
 
 
 def test_the_page_is_kept_with_the_tracked_run(finished, tmp_path, monkeypatch):
