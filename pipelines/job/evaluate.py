@@ -149,7 +149,9 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
     Items and users that change are read as of each row's time.
 
     Raises:
-        ConfigError: no such split, or the feature set the bundle was trained on is not in the workspace.
+        ConfigError: no such split, its rows have no labels, or the feature set that the bundle was trained on is not in
+            the workspace.
+        DataError: all rows of the split have one label.
     """
     if split_name not in SPLITS:
         raise ConfigError(f"--split {split_name}: choose one of {', '.join(SPLITS)}.")
@@ -163,6 +165,12 @@ def evaluate_bundle(path: Path, split_name: str, workspace: Workspace, console: 
             f"`quadrank features`, or name the folder that holds it with --work."
         )
     feature_set = FeatureSet.open(folder)
+    if not feature_set.manifest.windows[split].labelled:
+        raise ConfigError(
+            f"--split {split}: no row of it has a label in {folder}, so that nothing can be measured. Choose --split "
+            f"{feature_set.judged_by}."
+        )
+    require_both_labels(feature_set, split)
     with ranker_as_of(ranker, feature_set) as then:
         served = np.stack(list(_served_scores(then, feature_set, split)))
     scores, tasks = served[:, 0], dict(zip(ranker.tasks, served[:, 1:].T, strict=True))

@@ -23,6 +23,7 @@ from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.progress import silent
+from features.errors import ConfigError
 from features.store.feature_set import FeatureSet
 from pipelines.job.evaluate import Scored, _served_scores, controls, evaluate_bundle, score_split
 from pipelines.job.fitting import fit_and_calibrate, new_model
@@ -102,6 +103,17 @@ def test_the_scores_of_the_bundle_are_those_of_the_model(trained):
     expected = predict(model, feature_set, "test")
     assert logit_difference(scores, expected) <= TOLERANCE
     np.testing.assert_allclose(scores, expected, rtol=0, atol=ROUNDING / 2)
+
+
+def test_rows_without_labels_are_refused_before_they_are_scored(trained, monkeypatch):
+    feature_set, _, bundle, workspace = trained
+    windows = feature_set.manifest.windows
+    unlabelled = windows | {"test": windows["test"].model_copy(update={"labelled": False})}
+    manifest = feature_set.manifest.model_copy(update={"windows": unlabelled})
+    monkeypatch.setattr(FeatureSet, "open", lambda folder: FeatureSet(feature_set.path, manifest))
+    monkeypatch.setattr("pipelines.job.evaluate._served_scores", lambda *_: pytest.fail("rows are scored"))
+    with pytest.raises(ConfigError, match=r"--split test: no row of it has a label in .*\. Choose --split valid\."):
+        evaluate_bundle(bundle, "test", workspace, Console(quiet=True))
 
 
 def test_the_metrics_of_the_bundle_are_those_of_the_model(trained):
