@@ -205,12 +205,12 @@ class FoldedAttention(nn.Module):
     folded, and stand on the side of the history, the shorter one, which does not grow with the candidates.
     """
 
-    score_DF: Tensor
+    score_FD: Tensor
     value_FD: Tensor
 
     def __init__(self, attention: SparseTargetAttention) -> None:
         super().__init__()
-        self.register_buffer("score_DF", attention.score_matrix().detach())
+        self.register_buffer("score_FD", attention.score_matrix().detach().T.contiguous())
         self.register_buffer("value_FD", attention.value_matrix().detach())
 
     def forward(self, history: RequestHistory) -> Tensor:
@@ -218,7 +218,7 @@ class FoldedAttention(nn.Module):
         history_HF = history.history_SD
         if history.events is not None:
             history_HF = torch.cat([history_HF, history.events.embedded().squeeze(0)], dim=-1)
-        scores_NH = history.target_RD @ (self.score_DF @ history_HF.T)
+        scores_NH = history.target_RD @ (history_HF @ self.score_FD).T
         return torch.relu(history.mask * scores_NH) @ (history_HF @ self.value_FD) + history.target_RD
 
 

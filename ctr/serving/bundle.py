@@ -266,7 +266,7 @@ def publish(out: Path) -> Iterator[Path]:
         out: folder of the bundle; its parents are made.
 
     Raises:
-        ConfigError: `out` exists and is not an empty folder.
+        ConfigError: `out` exists and is not an empty folder, or lies below a file or in a bundle.
         DataError: the block ended without `seal`.
     """
     out = out.parent.resolve() / out.name
@@ -288,12 +288,25 @@ def publish(out: Path) -> Iterator[Path]:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise ConfigError where a path exists and is not an empty folder."""
+    """Raise ConfigError where a path exists and is not an empty folder, or cannot be one."""
+    refuse_place(out)
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise ConfigError(
             f"{out}: exists, and an existing folder is never overwritten. Name a new folder with --out, or remove this "
             "one yourself."
         )
+
+
+def refuse_place(path: Path) -> None:
+    """Raise ConfigError where what lies above a path is a file, or a bundle, which is no longer whole with one more."""
+    here = path.parent.resolve()
+    for above in (here, *here.parents):
+        if above.exists() and not above.is_dir():
+            raise ConfigError(f"{path}: {above} is no folder, so nothing can lie below it. Name another path.")
+        if (above / MANIFEST).is_file():
+            raise ConfigError(
+                f"{path}: lies in the bundle {above}, which holds only what was exported. Name another path."
+            )
 
 
 def seal(

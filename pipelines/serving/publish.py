@@ -31,7 +31,7 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
         console: where messages are printed.
 
     Raises:
-        ConfigError: no such layout, or something is there already.
+        ConfigError: no such layout, something is there already, or it lies below a file or in a bundle.
         DataError: not a bundle, or a changed one.
         NumericalError: what was written does not give the golden requests their scores.
     """

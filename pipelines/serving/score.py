@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from ctr.serving.bundle import open_bundle
+from ctr.serving.bundle import open_bundle, refuse_place
 from ctr.serving.scoring.batches import score_rows
 from ctr.serving.scoring.scorer import Scorer
 from features.encoding.encoder import Encoder
@@ -57,8 +57,8 @@ def score_file(
         strict: refuse rows that lack context columns which the model was trained on.
 
     Raises:
-        ConfigError: a bundle without the graph or without pasts, an output that is what is read or a folder, histories
-            given twice, or (strict) missing values.
+        ConfigError: a bundle without the graph or without pasts, an output that is what is read, a folder, below a file
+            or in a bundle, histories given twice, or (strict) missing values.
         DataError: files that are not what the contract says.
         NumericalError: a score that is no number, or golden requests that score differently here.
     """
@@ -70,6 +70,7 @@ def score_file(
             raise ConfigError(f"--output {output}: is the {name}, which would be replaced. Name another file.")
     if output.is_dir():
         raise ConfigError(f"--output {output}: is a folder. Name a file in it.")
+    refuse_place(output)
     opened = open_bundle(bundle)
     exported, scorer = Encoder.load(opened.path), Scorer.open(opened.path, threads)
     scorer.replay(opened, exported)

@@ -213,7 +213,7 @@ def _read(reader: nn.Module, history: RequestsHistory) -> Tensor:
 def _interest(attention: FoldedAttention, history: RequestsHistory) -> Tensor:
     """As `FoldedAttention`, [R, D], but the matrices multiply the candidates: mostly fewer than the events here."""
     item_dim = history.target_RD.shape[1]
-    query_RF = history.target_RD @ attention.score_DF
+    query_RF = history.target_RD @ attention.score_FD.T
     scores_RS = history.dots(query_RF[:, :item_dim])
     if history.events is not None:
         scores_RS = scores_RS + history.event_dots(query_RF[:, item_dim:])

@@ -191,6 +191,26 @@ def test_what_exists_is_never_written_over(tmp_path: Path, there: str) -> None:
     assert (open_bundle(bundle).path / "ranker.onnx").read_bytes() == b"graph"
 
 
+@pytest.mark.parametrize("out", ["bundle/second", "bundle/deep/second"])
+def test_nothing_is_published_into_a_bundle(bundle: Path, out: str) -> None:
+    """One file more, and the bundle is refused by who loads it."""
+    before = names_in(bundle)
+    with pytest.raises(ConfigError, match=r"second: lies in the bundle .*bundle, which holds only what was exported"):
+        write(bundle.parent / out)
+    assert names_in(bundle) == before
+    open_bundle(bundle)
+
+
+@pytest.mark.parametrize("out", ["CURRENT/second", "CURRENT/deep/second"])
+def test_nothing_is_published_below_a_file(tmp_path: Path, out: str) -> None:
+    (tmp_path / "CURRENT").write_text("first")
+    with pytest.raises(
+        ConfigError, match=r"second: .*CURRENT is no folder, so nothing can lie below it\. Name another"
+    ):
+        write(tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["CURRENT"]
+
+
 def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     assert sorted(open_bundle(write(tmp_path / "bundle")).manifest.files) == sorted(CONTENT)

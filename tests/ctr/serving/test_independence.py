@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ctr.serving.items.new_items import items_of_json
+from ctr.serving.items.upsert import upsert_items
 from ctr.serving.ranker import Ranker, graph_inputs
 from features.encoding.request import parse_request
 from features.errors import ConfigError
@@ -80,6 +82,19 @@ def test_two_threads_take_twice_as_many(exported, ranker, monkeypatch):
     served = Ranker.load(exported.path, threads=2)
     counted.runs.clear()
     logits(served.with_rows(served.encoder, np.zeros((1, ranker.row_width), np.float32)), (CANDIDATES * 25)[:600])
+    assert counted.runs == [300, 300]
+
+
+def test_each_run_of_two_threads_reads_upserted_items(exported, ranker, tmp_path, monkeypatch):
+    """Their rows come with the request: a run without them would read the zeros that the graph holds."""
+    given = {"items": [{"item": 4711, "columns": {"genre": "crime"}}]}
+    made = upsert_items(exported.path, lambda encoder: items_of_json(encoder, given, 10), tmp_path / "new")
+    counted = Counted(ranker._session)
+    monkeypatch.setattr("ctr.serving.ranker.open_session", lambda graph, threads: counted)
+    served = Ranker.load(made.path, threads=2)
+    alone = logits(served, [4711])
+    counted.runs.clear()
+    assert np.abs(logits(served, [4711] * 600) - alone).max() <= LOGITS
     assert counted.runs == [300, 300]
 
 

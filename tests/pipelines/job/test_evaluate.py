@@ -22,8 +22,8 @@ from ctr.training.calibrate import recalibrated
 from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
-from features.progress import silent
 from features.errors import ConfigError
+from features.progress import silent
 from features.store.feature_set import FeatureSet
 from pipelines.job.evaluate import Scored, _served_scores, controls, evaluate_bundle, score_split
 from pipelines.job.fitting import fit_and_calibrate, new_model

@@ -223,6 +223,14 @@ def test_what_is_there_stays(bundles: Path, tmp_path: Path, layout: str) -> None
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
 
 
+@pytest.mark.parametrize("layout", ["folder", "triton"])
+def test_a_bundle_gets_nothing_more(bundles: Path, tmp_path: Path, layout: str) -> None:
+    to = shutil.copytree(bundles / "run-1", tmp_path / "taken")
+    with pytest.raises(ConfigError, match=r"lies in the bundle .*taken, which holds only what was exported"):
+        published(bundles / "run-1", to, layout)
+    open_bundle(to)
+
+
 def test_a_changed_bundle_is_not_published(bundles: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(bundles / "run-1", tmp_path / "changed")
     (changed / "item_table.bin").write_bytes(b"other")

@@ -394,6 +394,15 @@ def test_no_log_and_no_folder_is_replaced_and_no_folder_is_read(shop: Path, tmp_
     assert log.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
+def test_no_scores_are_written_below_a_file_or_into_a_bundle(shop: Path, tmp_path: Path) -> None:
+    quiet, bundle = Console(quiet=True), shutil.copytree(shop / "bundle", tmp_path / "bundle")
+    with pytest.raises(ConfigError, match=r"out\.parquet: .*rows\.parquet is no folder, so nothing can lie below it"):
+        score_file(bundle, shop / "rows.parquet", shop / "rows.parquet" / "out.parquet", None, 10, 1, quiet)
+    with pytest.raises(ConfigError, match=r"out\.parquet: lies in the bundle .*bundle, which holds only what"):
+        score_file(bundle, shop / "rows.parquet", bundle / "out.parquet", None, 10, 1, quiet)
+    open_bundle(bundle)
+
+
 def test_a_bundle_without_the_graph_says_how_to_get_it(shop: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shop / "bundle", tmp_path / "bundle")
     (folder / "scorer.onnx").unlink()
