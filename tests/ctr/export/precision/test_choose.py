@@ -192,7 +192,10 @@ def test_a_weight_of_a_product_is_a_tensor_of_its_own(plain: ExportResult):
     graph = onnx.load(plain.path / RANKER, load_external_data=False).graph
     constants = {one.name for one in graph.initializer}
     made = {name for node in graph.node if set(filter(None, node.input)) <= constants for name in node.output}
-    assert not {node.input[1] for node in graph.node if node.op_type in ("MatMul", "Gemm")} & made
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert not {node.input[1] for node in products} & made
+    # On the right, where it is looked for.
+    assert not {node.input[0] for node in products} & constants
 
 
 def test_products_alone_are_in_whole_numbers(feature_set, plain, model, tmp_path: Path):
