@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from pipelines.cli.threads import sleep_soon
+
 # Under `make test PYTHON=…` a make that a test starts would take over flags and variables of the outer one.
 OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "TORCH_INDEX", "SET", "ROOT", "WHY")
 HERE = Path(__file__).parent
 for name in OF_MAKE:
     os.environ.pop(name, None)
+sleep_soon()  # two workers share the cores: threads that wait awake take a third of the time
 
 # Hypothesis judges what the code does, never how fast a busy machine draws examples.
 # In a fresh clone hypothesis first builds its Unicode tables, a second or more inside whichever test draws text first.
