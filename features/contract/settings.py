@@ -55,7 +55,7 @@ class _EachKeyOnce(yaml.SafeLoader):
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping. Raises ConfigError naming the file when it is missing or malformed."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+        content = _EachKeyOnce(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" Files there: {', '.join(siblings)}." if siblings else ""
