@@ -149,7 +149,7 @@ def export_bundle(
     """
     started = time.perf_counter()
     schema, manifest = feature_set.schema, feature_set.manifest
-    model = _for_serving(model, manifest.sampling)
+    model = for_serving(model, manifest.sampling)
     with publish(out) as folder:
         encoder = _write_encoder(feature_set, folder)
         if extras.pasts:
@@ -211,7 +211,7 @@ def export_bundle(
     )
 
 
-def _for_serving(model: ClickModel, sampling: Sampling | None) -> ClickModel:
+def for_serving(model: ClickModel, sampling: Sampling | None) -> ClickModel:
     """A copy on the CPU that predicts the click rate of the whole log.
 
     If training drew negatives at a known rate, the odds that the model learned are too high by 1 / rate.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Turns of a waiting thread, about 0.1 to 0.2 ms. GNU's OpenMP, which torch has on Linux, takes 300,000 by default: 5 to
-# 15 ms, by how long a processor's `pause` is.
+# Turns of a waiting thread. GNU's OpenMP, which torch has on Linux, takes 300,000 by default, which are
+# milliseconds.
 TURNS, FEW = "GOMP_SPINCOUNT", "5000"
 POLICY = "OMP_WAIT_POLICY"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from ctr.data.feature_tables import frozen_tables
 from ctr.diagnosis.occlusion import Explanation, explain
+from ctr.export.export_bundle import for_serving
 from ctr.export.row_request import RowRequest
 from features.encoding.encoder import Encoder
 from features.encoding.request import Request, parse_request
@@ -45,9 +45,7 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
     request = _read(path, encoder)
     encoded = RequestEncoder(encoder).encode(request)
     by_rows = RowRequest.of_encoded(encoded, UNKNOWN if request.user is None else encoder.users.index(request.user))
-    sampling = feature_set.manifest.sampling
-    if sampling is not None and sampling.rate is not None:
-        model.calibrator.shift += math.log(sampling.rate)
+    model = for_serving(model, feature_set.manifest.sampling)
     explanations = explain(model, frozen_tables(feature_set), by_rows)
     found = sorted(zip(request.candidates, explanations, strict=True), key=lambda pair: -pair[1].score)[:top]
     # A new item has no row that would name it.

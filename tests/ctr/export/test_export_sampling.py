@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctr.export.export_bundle import _for_serving
+from ctr.export.export_bundle import for_serving
 from ctr.export.parity import expected, grid_requests
 from ctr.model.calibrator import Curve
 from features.store.feature_set import Sampling
@@ -26,19 +26,19 @@ def logits(probabilities: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize(("rate", "served"), [(0.1, SERVED), (1.0, LEARNED), (None, LEARNED)])
 def test_a_rate_of_a_tenth_divides_the_odds_by_ten(rate: float | None, served: list[float]) -> None:
     model = small_world.model(torch.float32)
-    found = _for_serving(model, Sampling(drawn=90, per_positive=9.0, rate=rate))
+    found = for_serving(model, Sampling(drawn=90, per_positive=9.0, rate=rate))
     assert torch.sigmoid(found.calibrator(logits(LEARNED))).tolist() == pytest.approx(served, rel=1e-5)
 
 
 def test_a_log_without_drawn_negatives_is_served_as_it_was_learned() -> None:
     model = small_world.model(torch.float32)
-    assert torch.sigmoid(_for_serving(model, None).calibrator(logits(LEARNED))).tolist() == pytest.approx(LEARNED)
+    assert torch.sigmoid(for_serving(model, None).calibrator(logits(LEARNED))).tolist() == pytest.approx(LEARNED)
 
 
 def test_the_correction_follows_the_calibration_and_leaves_the_trained_model_alone() -> None:
     model = small_world.model(torch.float32)
     model.calibrator.set(Curve(slope=2.0, shift=math.log(3)))
-    served = _for_serving(model, Sampling(drawn=90, per_positive=9.0, rate=0.1))
+    served = for_serving(model, Sampling(drawn=90, per_positive=9.0, rate=0.1))
     # A logit of 0 is calibrated to odds of 3, in the log as it happened 0.3.
     assert torch.sigmoid(served.calibrator(torch.zeros(1))).tolist() == pytest.approx([0.3 / 1.3])
     assert torch.sigmoid(model.calibrator(torch.zeros(1))).tolist() == pytest.approx([0.75])

@@ -1,4 +1,4 @@
-"""Study files: the names of their rankers, which are told before anything is built or trained."""
+"""Study files: the names of their rankers, which are checked before anything is built or trained."""
 
 from __future__ import annotations
 

@@ -185,8 +185,8 @@ def test_the_next_version_gets_what_its_log_does_not_hold_and_the_one_before_beg
     check(first, stars_log(), 200)
 
 
-def told(ranker: Any, of: Events) -> LiveCounters:
-    """Counters that follow a version and were told of events that no look has counted yet."""
+def with_new_events(ranker: Any, of: Events) -> LiveCounters:
+    """Live counters of a version, with events that are not in its counts yet."""
     live = LiveCounters(3600.0, 100, clock=lambda: at(200))
     live.follow(ranker)
     live.add(of)
@@ -195,7 +195,7 @@ def told(ranker: Any, of: Events) -> LiveCounters:
 
 def test_a_version_knows_the_events_of_before_with_its_first_answer(earlier: Any, later: Any) -> None:
     first, second = as_ranker(earlier), as_ranker(later)
-    live = told(first, events(stars_log()[100:]))
+    live = with_new_events(first, events(stars_log()[100:]))
     live.follow(second)
     check(second, stars_log(), 200)
     live.follow(first)
@@ -208,7 +208,7 @@ def test_events_and_labels_that_come_while_a_version_begins_count_once(
     earlier: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranker, before = as_ranker(earlier), events(stars_log()[100:110])
-    live = told(ranker, replace(before, label_E=1 - before.label_E))
+    live = with_new_events(ranker, replace(before, label_E=1 - before.label_E))
     fold = _Version.fold
     meanwhile = [events(stars_log()[110:]), before]
 
@@ -227,7 +227,7 @@ def test_a_fault_while_a_version_begins_is_made_good_at_the_next_look(
     earlier: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranker = as_ranker(earlier)
-    live = told(ranker, events(stars_log()[100:]))
+    live = with_new_events(ranker, events(stars_log()[100:]))
     with monkeypatch.context() as broken:
         broken.setattr(_Version, "_count", lambda self, events: 1 / 0)
         live.follow(ranker)
@@ -248,7 +248,7 @@ def test_the_newest_events_alone_are_remembered(earlier: Any, later: Any) -> Non
     check(second, pl.concat([stars_log().head(110), stars_log()[117:]]), 200)
 
 
-def test_the_newest_event_that_counts_is_told(earlier: Any) -> None:
+def test_the_newest_event_that_counts_is_with_new_events(earlier: Any) -> None:
     live = LiveCounters(1.0, 100, clock=lambda: at(130))
     assert live.newest == 0
     live.follow(as_ranker(earlier))

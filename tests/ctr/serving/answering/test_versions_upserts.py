@@ -65,25 +65,25 @@ def test_a_new_bundle_that_is_refused_stays_named_after_an_upsert():
 
 
 class Away(Standing):
-    """An alias that is away for all looks after so many."""
+    """An alias that cannot be read any more after so many reads."""
 
-    looks = 100
+    reads = 100
 
     def wanted(self) -> Path:
-        self.looks -= 1
-        if self.looks < 0:
+        self.reads -= 1
+        if self.reads < 0:
             raise DataError("away")
         return self.path
 
 
-@pytest.mark.parametrize("looks", [0, 1], ids=["before", "meanwhile"])
-def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(looks):
+@pytest.mark.parametrize("reads", [0, 1], ids=["before", "meanwhile"])
+def test_while_the_source_is_away_an_upserted_version_answers_and_stays_when_it_is_back(reads):
     source, untold = Away(A), list[str]()
     versions = Versions(source, ranker, on_untold=untold.append)
-    source.looks = looks
+    source.reads = reads
     assert not versions.upsert(made_at(B))[1] and versions.current.bundle.path == B
-    assert untold == ["away"] * (2 - looks)
-    source.looks = 100
+    assert untold == ["away"] * (2 - reads)
+    source.reads = 100
     assert not versions.refresh(), "it stands for what the source named last, and names still"
     source.path = C
     assert versions.refresh() and versions.current.bundle.path == C
