@@ -32,24 +32,24 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
-MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 
 
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML in which no mapping has a key twice: PyYAML keeps the last of them without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As of yaml. Raises ConfigError, without the file's name."""
-        lines: dict[Any, int] = {}
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As of yaml, before `<<` is followed. Raises ConfigError, without the file's name."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             name, line = (key.tag, str(key.value)), key.start_mark.line + 1
-            if key.tag != MERGE and name in lines:
+            if name in lines:
                 raise ConfigError(
                     f"line {line}: {key.value!r} stands twice in one mapping, first in line {lines[name]}, and the "
                     "last alone would count. Remove or rename one."
                 )
             lines[name] = line
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -298,3 +298,9 @@ def test_a_key_over_one_of_an_anchor_is_no_repetition(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, a: 3}\n")
     assert load_yaml(path) == {"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 2}}
+
+
+def test_a_mapping_that_is_merged_before_it_is_read_itself_repeats_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("zero: &zero {a: 1}\nx: {deep: &one {<<: *zero, a: 3}}\ntwo: {<<: *one}\n")
+    assert load_yaml(path) == {"zero": {"a": 1}, "x": {"deep": {"a": 3}}, "two": {"a": 3}}
