@@ -7,6 +7,7 @@ import pytest
 
 from ctr.evaluation.bootstrap import auc_interval
 from ctr.evaluation.slices import popularity_tiers, slice_metrics, slices, training_counts
+from features.store.schema import UNKNOWN
 from tests.toy import toy_feature_set
 
 
@@ -76,6 +77,18 @@ def test_known_users_are_those_that_training_showed_however_rarely(tmp_path):
     assert np.isin(user, once).any(), "a user of one training row has no id of its own"
     np.testing.assert_array_equal(found["user", "known from training"], np.isin(user, shown))
     np.testing.assert_array_equal(found["user", "new"], ~np.isin(user, shown))
+
+
+def test_unknown_users_are_new_though_training_has_rows_of_some(feature_set, monkeypatch):
+    def with_unknown(of, split, name):
+        values = column(of, split, name).copy()
+        if name == "user":
+            values[:5] = UNKNOWN
+        return values
+
+    monkeypatch.setattr("ctr.evaluation.slices.column", with_unknown)
+    found = {(one.dimension, one.name): one.rows_N for one in slices(feature_set, "test")}
+    assert found["user", "new"][:5].tolist() == [True] * 5
 
 
 def test_lengths_and_ages(feature_set):

@@ -22,7 +22,7 @@ from ctr.training.calibrate import recalibrated
 from ctr.training.loop import predict
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.progress import silent
 from features.store.feature_set import FeatureSet
 from pipelines.job.evaluate import Scored, _served_scores, controls, evaluate_bundle, score_split
@@ -113,6 +113,15 @@ def test_rows_without_labels_are_refused_before_they_are_scored(trained, monkeyp
     monkeypatch.setattr(FeatureSet, "open", lambda folder: FeatureSet(feature_set.path, manifest))
     monkeypatch.setattr("pipelines.job.evaluate._served_scores", lambda *_: pytest.fail("rows are scored"))
     with pytest.raises(ConfigError, match=r"--split test: no row of it has a label in .*\. Choose --split valid\."):
+        evaluate_bundle(bundle, "test", workspace, Console(quiet=True))
+
+
+def test_rows_of_one_label_are_refused_before_they_are_scored(trained, monkeypatch):
+    _, _, bundle, workspace = trained
+    monkeypatch.setattr("pipelines.job.evaluate.column", lambda *_: np.ones(9, np.float32))
+    monkeypatch.setattr("pipelines.job.evaluate.row_weights", lambda *_: np.ones(9))
+    monkeypatch.setattr("pipelines.job.evaluate._served_scores", lambda *_: pytest.fail("rows are scored"))
+    with pytest.raises(DataError, match="test rows"):
         evaluate_bundle(bundle, "test", workspace, Console(quiet=True))
 
 

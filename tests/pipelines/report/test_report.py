@@ -144,7 +144,8 @@ def test_a_row_of_weight_two_counts_twice_at_the_top_of_the_ranking():
     scores, labels = np.linspace(1, 0.001, 50), (np.arange(50) % 3 == 0).astype(np.float32)
     weights = 1.0 + (np.arange(50) % 2)
     times = weights.astype(int)
-    weighed = ranking(Scored(labels, scores, np.zeros(50), 0.3, weights)).html
+    mixed = np.random.default_rng(0).permutation(50)
+    weighed = ranking(Scored(labels[mixed], scores[mixed], np.zeros(50), 0.3, weights[mixed])).html
     labels, scores = np.repeat(labels, times), np.repeat(scores, times)
     twice = ranking(Scored(labels, scores, np.zeros(75), 0.3, np.ones(75))).html
     assert weighed[weighed.index("<table>") :] == twice[twice.index("<table>") :]
