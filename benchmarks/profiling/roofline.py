@@ -7,7 +7,7 @@ items of a batch, V width of the stored vectors, P what they are projected to.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from torch.nn import functional as F
 GATHERS_A_STEP = 6
 # Adam reads weight, gradient and two moments, and writes all but the gradient.
 ADAM_PASSES = 7
-REPEATS = 5
+# Numbers of a copy, 256 MiB in single precision.
+COPIED = 2**26
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class Product:
         return 2 * self.m * self.k * self.n * self.times / 1e9
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Work that a part of a step cannot do without, on tensors as training has them in memory, `times` a step."""
+
+    part: str
+    run: Callable[[], Tensor]
+    times: float
+
+
 def products(sizes: Sizes) -> list[Product]:
     """All matrix products of a step whose size grows with the batch.
 
@@ -87,46 +97,55 @@ def optimizer_bytes(sizes: Sizes) -> int:
     return ADAM_PASSES * 4 * sizes.dense_parameters
 
 
-def product_seconds(product: Product, dtype: torch.dtype, device: torch.device) -> float:
-    """The best of a few, on tensors as training has them in memory."""
+def references(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> list[Reference]:
+    """Each product of a step, its gathers, and a copy of what the optimizer moves."""
+    gathers = Reference("attention", _gather(sizes, dtype, device), GATHERS_A_STEP)
+    copies = Reference("optimizer", _copy(device), optimizer_bytes(sizes) / (2 * 4 * COPIED))
+    of_products = [Reference(one.part, _multiply(one, dtype, device), one.times) for one in products(sizes)]
+    return [*of_products, gathers, copies]
+
+
+def seconds_by_part(some: Iterable[Reference], device: torch.device) -> dict[str, float]:
+    """What they take now, added up by part: each the faster of two runs, as often as a step does it."""
+    seconds: dict[str, float] = {}
+    for reference in some:
+        once = min(_seconds(reference.run, device) for _ in range(2))
+        seconds[reference.part] = seconds.get(reference.part, 0.0) + once * reference.times
+    return seconds
+
+
+def _multiply(product: Product, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
     m, k, n = product.m, product.k, product.n
     left = torch.randn(m, k, dtype=dtype, device=device)
     right = torch.randn(k, n, dtype=dtype, device=device)
     if product.kind == "forward":
         weight = right.T.contiguous()
-        return best_seconds(lambda: F.linear(left, weight), device) * product.times
+        return lambda: F.linear(left, weight)
     if product.kind == "by_weight":
         gradient = left.T.contiguous()
-        return best_seconds(lambda: gradient.T @ right, device) * product.times
-    return best_seconds(lambda: left @ right, device) * product.times
+        return lambda: gradient.T @ right
+    return lambda: left @ right
 
 
-def gather_bandwidth(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> float:
-    """Bytes a second at which random rows of a table of U items are read and added up, S at a time."""
+def _gather(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """Random rows of a table of U items, read and added up, S at a time."""
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(sizes.distinct_items, sizes.item_dim, dtype=dtype, device=device)
     shape = (sizes.batch, sizes.positions)
     index = torch.randint(sizes.distinct_items, shape, generator=generator, dtype=torch.int32).to(device)
     weights = torch.rand(shape, dtype=dtype, device=device)
-    seconds = best_seconds(lambda: F.embedding_bag(index, table, per_sample_weights=weights, mode="sum"), device)
-    return gathered_bytes(sizes, table.element_size()) / GATHERS_A_STEP / seconds
+    return lambda: F.embedding_bag(index, table, per_sample_weights=weights, mode="sum")
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by a copy of 256 MiB."""
-    source = torch.zeros(2**26, device=device)
+def _copy(device: torch.device) -> Callable[[], Tensor]:
+    source = torch.zeros(COPIED, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / best_seconds(lambda: target.copy_(source), device)
+    return lambda: target.copy_(source)
 
 
-def best_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Least wall time of a few runs, after one that is not counted."""
-    best = float("inf")
-    for number in range(REPEATS + 1):
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number:
-            best = min(best, time.perf_counter() - started)
-    return best
+def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -20,21 +20,21 @@ from benchmarks.harness.measured import measure
 from benchmarks.harness.report import Section
 from benchmarks.profiling.roofline import (
     Sizes,
-    copy_bandwidth,
-    gather_bandwidth,
     gathered_bytes,
     optimizer_bytes,
-    product_seconds,
     products,
+    references,
+    seconds_by_part,
 )
 from ctr.data.batch import Batch
 from ctr.model.click_model import ClickModel
 from ctr.model.sparse_embedding import RowTable
 
-WARMUP, STEPS = 4, 5
+WARMUP, STEPS = 4, 7
 PREFIX = "part: "
 BACKWARD = "autograd::engine::evaluate_function: "
 OPTIMIZER = "Optimizer.step"
+MULTIPLIED = ("quadratic", "attention", "items")  # whose products and gathers are the roofline
 COLUMNS = {
     "name": "part",
     "ms": "ms",
@@ -57,7 +57,8 @@ def profile(
 
     The least time of a part is that of its matrix products, each at the rate measured for its shape and layout, plus
     that of its gathers at the bandwidth measured for such rows; of the optimizer, its bytes at the speed of a copy.
-    `share_of_roofline_…` is the least time of matrix products and gathers over the whole step.
+    Steps and these references take turns, so a machine whose speed changes changes both. `share_of_roofline_…` is the
+    median, over the turns, of the least time of matrix products and gathers over the whole step.
     """
     rows, ratios = [], {}
     for way, own in WAYS.items():
@@ -68,13 +69,13 @@ def profile(
             "benchmarks.profiling.step_profile:profile_one", feature_set=feature_set, batch_size=batch_size, preset=both
         ).result
         rows += [{**row, "name": f"{way}: {row['name']}"} for row in done["parts"]]
-        ratios[f"share_of_roofline_{way}"] = round(done["least_ms"] / done["step_ms"], 3)
-        say(f"{way}: a step {done['step_ms']:.0f} ms, matrix products and gathers at least {done['least_ms']:.0f} ms")
+        ratios[f"share_of_roofline_{way}"] = round(done["share"], 3)
+        say(f"{way}: matrix products and gathers take at least {done['share']:.0%} of a step, {done['step_ms']:.0f} ms")
     return Section("where a step's time goes", rows, COLUMNS, ratios)
 
 
 def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a step of one way of training, `step_ms` measured without the profiler, and `least_ms`."""
+    """The parts of a step of one way of training; `step_ms`, measured without the profiler; `share` of the roofline."""
     from benchmarks.jobs.train import batches, built
     from ctr.training.allocator import keep_freed_memory
     from ctr.training.train_step import TrainStep
@@ -82,6 +83,7 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
     keep_freed_memory()
     settings, model, data = built(feature_set, batch_size, preset)
     device = next(model.parameters()).device
+    dtype = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
     take_step = TrainStep(model.train(), settings.train, device)
     with closing(batches(data, batch_size, device)) as source:
         batch, numbers = next(source), count()
@@ -93,14 +95,14 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
             take_step([taken], settings.train.learning_rate, next(numbers)).item()
             return loaded - started, perf_counter() - started
 
-        for _ in range(WARMUP):
-            step()
-        step_ms = median(whole for _, whole in (step() for _ in range(STEPS))) * 1e3
+        sizes = sizes_of(model, batch)
+        some = references(sizes, dtype, device)
+        turns = [(seconds_by_part(some, device), step()[1]) for _ in range(WARMUP + STEPS)][WARMUP:]
         measured = _measured_parts(model, step, device)
-    dtype = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
-    parts = _beside_least(measured, sizes_of(model, batch), dtype, device, step_ms)
-    least_ms = sum(row["best_ms"] for row in parts if row["name"] in ("quadratic", "attention", "items"))
-    return {"parts": parts, "step_ms": step_ms, "least_ms": least_ms}
+    least_ms = {part: median(least[part] for least, _ in turns) * 1e3 for part in turns[0][0]}
+    step_ms = median(whole for _, whole in turns) * 1e3
+    share = median(sum(least[part] for part in MULTIPLIED) / whole for least, whole in turns)
+    return {"parts": _beside_least(measured, sizes, dtype, least_ms, step_ms), "step_ms": step_ms, "share": share}
 
 
 def sizes_of(model: ClickModel, batch: Batch) -> Sizes:
@@ -221,27 +223,22 @@ def _ranges(modules: dict[str, nn.Module]) -> Iterator[None]:
 
 
 def _beside_least(
-    measured: dict[str, float], sizes: Sizes, dtype: torch.dtype, device: torch.device, step_ms: float
+    measured: dict[str, float], sizes: Sizes, dtype: torch.dtype, least_ms: dict[str, float], step_ms: float
 ) -> list[dict[str, Any]]:
-    gflop, best_ms = dict.fromkeys(measured, 0.0), dict.fromkeys(measured, 0.0)
+    gflop = dict.fromkeys(measured, 0.0)
     for product in products(sizes):
         gflop[product.part] += product.gflop
-        best_ms[product.part] += product_seconds(product, dtype, device) * 1e3
-    moved = dict.fromkeys(measured, 0)
-    moved["attention"] = gathered_bytes(sizes, dtype.itemsize)
-    best_ms["attention"] += moved["attention"] / gather_bandwidth(sizes, dtype, device) * 1e3
-    moved["optimizer"] = optimizer_bytes(sizes)
-    best_ms["optimizer"] += moved["optimizer"] / copy_bandwidth(device) * 1e3
+    moved = {"attention": gathered_bytes(sizes, dtype.itemsize), "optimizer": optimizer_bytes(sizes)}
     rows = [
         {
             "name": part,
             "ms": round(milliseconds, 1),
             "gflop": round(gflop[part], 1) or None,
-            "gib": round(moved[part] / 2**30, 2) or None,
-            "best_ms": round(best_ms[part], 1) if best_ms[part] else None,
-            "share": round(best_ms[part] / milliseconds, 2) if best_ms[part] and milliseconds > 0 else None,
+            "gib": round(moved[part] / 2**30, 2) if part in moved else None,
+            "best_ms": round(least_ms[part], 1) if part in least_ms else None,
+            "share": round(least_ms[part] / milliseconds, 2) if part in least_ms and milliseconds > 0 else None,
         }
         for part, milliseconds in measured.items()
     ]
     whole = {"name": "step, without the profiler", "ms": round(step_ms, 1), "gflop": round(sum(gflop.values()), 1)}
-    return [*rows, {**whole, "gib": None, "best_ms": round(sum(best_ms.values()), 1), "share": None}]
+    return [*rows, {**whole, "gib": None, "best_ms": round(sum(least_ms.values()), 1), "share": None}]

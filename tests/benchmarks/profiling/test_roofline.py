@@ -14,7 +14,17 @@ from torch.profiler import profile as torch_profile
 from benchmarks.inputs import mmctr_shaped
 from benchmarks.jobs.train import batches, built
 from benchmarks.profiling import step_profile
-from benchmarks.profiling.roofline import Product, Sizes, gathered_bytes, optimizer_bytes, products
+from benchmarks.profiling.roofline import (
+    COPIED,
+    Product,
+    Reference,
+    Sizes,
+    gathered_bytes,
+    optimizer_bytes,
+    products,
+    references,
+    seconds_by_part,
+)
 from benchmarks.profiling.step_profile import BACKWARD, part_milliseconds, sizes_of
 from ctr.kernels import bag_products
 from ctr.training.train_step import TrainStep
@@ -59,6 +69,28 @@ class TestCounts:
     def test_bytes(self):
         assert gathered_bytes(SIZES, 2) == 6 * 2 * 3 * 4 * 2
         assert optimizer_bytes(SIZES) == 7 * 4 * 10
+
+    def test_references_do_the_work_of_each_part(self):
+        some = references(SIZES, torch.float32, torch.device("cpu"))
+        assert [(one.part, one.times, tuple(one.run().shape)) for one in some] == [
+            ("quadratic", 5, (2, 6)),  # [B, X] x [X, R X], and a gradient by each side
+            ("quadratic", 5, (2, 3)),
+            ("quadratic", 5, (6, 3)),
+            ("attention", 2, (2, 4)),
+            ("attention", 2, (2, 4)),
+            ("attention", 2, (4, 4)),
+            ("items", 1, (5, 7)),
+            ("items", 1, (7, 6)),
+            ("attention", 6, (2, 4)),  # six gathers of histories
+            ("optimizer", 7 * 4 * 10 / (2 * 4 * COPIED), (COPIED,)),
+        ]
+
+    def test_seconds_of_a_part_add_up(self, monkeypatch: pytest.MonkeyPatch):
+        clock = iter([0, 5, 10, 12, 20, 23, 30, 39, 40, 47, 50, 51])
+        monkeypatch.setattr("benchmarks.profiling.roofline.time.perf_counter", lambda: next(clock))
+        some = [Reference(part, lambda: torch.zeros(1), times) for part, times in (("a", 2), ("b", 1), ("a", 10))]
+        # The faster of two each: 2 of 5 and 2, 3 of 3 and 9, 1 of 7 and 1.
+        assert seconds_by_part(some, torch.device("cpu")) == {"a": 2 * 2 + 10 * 1, "b": 3}
 
     def test_sizes_are_those_of_the_model(self, feature_set: str):
         settings, model, data = built(feature_set, BATCH, preset())
@@ -184,5 +216,6 @@ def test_the_parts_do_not_overlap(feature_set: str):
     assert names == ["quadratic", "attention", "items", "optimizer", "loader", "other"]
     # `other` is what the parts leave of the step: were a millisecond counted twice, little or less than nothing.
     assert min(row["ms"] for row in parts) >= 0
-    assert done["least_ms"] == sum(row["best_ms"] for row in parts[:3])
+    # At these sizes turns differ, and medians do not add up exactly.
+    assert done["share"] == pytest.approx(sum(row["best_ms"] for row in parts[:3]) / done["step_ms"], rel=0.5)
     assert step["gflop"] == pytest.approx(sum(row["gflop"] or 0 for row in parts), abs=0.2)
