@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ctr.kernels.runtime import in_threads, kernel, narrow, prefetch, widen
+from ctr.kernels.runtime import in_threads, kernel, prefetch, put, widen
 
 ROWS_AHEAD = 6  # that are asked for before they are read
 # A table of at most so many rows is multiplied whole, and numbers are listed in place of rows.
@@ -146,18 +146,19 @@ def row_dots(table, query, named, zero, dots, start, stop):  # type: ignore[no-u
     `named` holds the lists one after the other.
     """
     width, length = table.shape[1], dots.shape[1]
-    one, row, of_list = np.full(width, zero), np.full(width, zero), np.full(length, zero)
+    one = np.full(width, zero)
     for b in range(start, stop):
-        widen(query[b], one)
+        of_list = dots[b]
+        for j in range(width):
+            one[j] = widen(query[b, j])
         for s in range(length):
             place = b * length + s
             prefetch(table, named[min(place + ROWS_AHEAD, stop * length - 1)])  # type: ignore[call-arg]
-            widen(table[named[place]], row)
+            row = table[named[place]]
             total = zero
             for j in range(width):
-                total += one[j] * row[j]
-            of_list[s] = total
-        narrow(of_list, dots[b])
+                total += one[j] * widen(row[j])
+            put(of_list, s, total)
 
 
 class _Dots(torch.autograd.Function):

@@ -2,8 +2,7 @@
 
 Between two matrix products torch would run some twenty operations, each reading and writing a whole [B, X] tensor.
 A kernel here does all of them for one row while it is in the cache. Its loops are short and name few arrays each:
-those the compiler can prove apart, and vectorise. Half precision comes as its bits,
-uint16 (`ctr.kernels.runtime`).
+those the compiler can prove apart, and vectorise. Half precision comes as its bits (`ctr.kernels.runtime`).
 
 Dropout is drawn where it is used: the number that decides about a value is a hash of a seed and its place (SplitMix64,
 Steele, Lea and Flood 2014), so the way back draws the same ones again and no mask is ever stored.
@@ -15,13 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctr.kernels.runtime import kernel, narrow, widen
+from ctr.kernels.runtime import kernel, put, widen
 
 LANES = 4  # numbers of 16 bits in a draw
 BLOCK = 64  # rows whose sum may be in single precision
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ZERO = np.float32(0)
 _S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 
@@ -36,27 +36,9 @@ def draw(seed, place, draws):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def drop(values, draws, levels):  # type: ignore[no-untyped-def]
-    """Zero each value whose number of 16 bits, of the four in a draw, is below `levels`."""
-    numbers = draws.view(np.uint16)
-    zero, least = values.dtype.type(0), np.uint16(levels)
-    for j in range(len(values)):
-        values[j] = zero if numbers[j] < least else values[j]
-
-
-@kernel
-def centre(z, cross, mean):  # type: ignore[no-untyped-def]
-    """`cross ← z ⊙ cross - mean`, of one row."""
-    for j in range(len(z)):
-        cross[j] = z[j] * cross[j] - mean[j]
-
-
-@kernel
-def normalise(z, cross, mean, gamma, beta):  # type: ignore[no-untyped-def]
-    """`cross ← gamma (z ⊙ cross - mean) + beta`, of one row."""
-    centre(z, cross, mean)
-    for j in range(len(z)):
-        cross[j] = cross[j] * gamma[j] + beta[j]
+def keep(value, number, least):  # type: ignore[no-untyped-def]
+    """The value, or 0 if its number of 16 bits, of the four in a draw, is below `least`."""
+    return _ZERO if number < least else value
 
 
 @kernel
@@ -73,30 +55,31 @@ def sum_rows(z, linear, bias, s, seed, levels, sums, squares, start, stop):  # t
     width = z.shape[1]
     words = -(-width // LANES)
     rows = linear.shape[1] // width
-    draws = np.empty(words, np.uint64)
-    one, total = np.empty(width, z.dtype), np.empty(width, z.dtype)
+    draws, least = np.zeros(words, np.uint64), np.uint16(levels)
+    numbers = draws.view(np.uint16)
+    total = np.empty(width, z.dtype)
+    some, some_squares = np.zeros(width, z.dtype), np.zeros(width, z.dtype)
     for b in range(start, stop):
+        z_X, s_X = z[b], s[b]
         for r in range(rows):
-            first = r * width
-            widen(linear[b, first : first + width], one)
-            for j in range(width):
-                one[j] += bias[first + j]
+            linear_X, bias_X = linear[b, r * width : (r + 1) * width], bias[r * width : (r + 1) * width]
             if levels > 0:
                 draw(seed, (b * rows + r) * words, draws)
-                drop(one, draws, levels)
             if r == 0:
-                widen(one, total)
+                for j in range(width):
+                    total[j] = keep(widen(linear_X[j]) + bias_X[j], numbers[j], least)
             else:
                 for j in range(width):
-                    total[j] += one[j]
-        narrow(total, s[b])
-        widen(s[b], total)
+                    total[j] += keep(widen(linear_X[j]) + bias_X[j], numbers[j], least)
         for j in range(width):
-            total[j] *= z[b, j]
+            put(s_X, j, total[j])
         for j in range(width):
-            h = np.float64(total[j])
-            sums[j] += h
-            squares[j] += h * h
+            h = z_X[j] * widen(s_X[j])
+            some[j] += h
+            some_squares[j] += h * h
+        if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
+            flush(some, sums)
+            flush(some_squares, squares)
 
 
 @kernel
@@ -104,37 +87,27 @@ def add_cross(z, s, mean, gamma, beta, slope, seed, levels, out, start, stop):  
     """`out = z + Drop(PReLU(gamma (z ⊙ s - mean) + beta))`."""
     width = z.shape[1]
     words = -(-width // LANES)
-    draws = np.empty(words, np.uint64)
+    draws, least = np.zeros(words, np.uint64), np.uint16(levels)
+    numbers = draws.view(np.uint16)
     cross = np.empty(width, z.dtype)
-    zero = z.dtype.type(0)
     for b in range(start, stop):
-        widen(s[b], cross)
-        normalise(z[b], cross, mean, gamma, beta)
-        for j in range(width):
-            cross[j] = cross[j] if cross[j] > zero else slope * cross[j]
+        z_X, s_X, out_X = z[b], s[b], out[b]
         if levels > 0:
             draw(seed, b * words, draws)
-            drop(cross, draws, levels)
         for j in range(width):
-            out[b, j] = z[b, j] + cross[j]
+            normal = (z_X[j] * widen(s_X[j]) - mean[j]) * gamma[j] + beta[j]
+            cross[j] = normal if normal > _ZERO else slope * normal
+        for j in range(width):
+            out_X[j] = z_X[j] + keep(cross[j], numbers[j], least)
 
 
 @kernel
-def before_prelu(  # type: ignore[no-untyped-def]
-    z, s, gradient, mean, gamma, beta, seed, levels, place, draws, cross, normal, dropped
-):
-    """Of one row, computed again: `cross = z ⊙ s - mean`, `normal`, which PReLU takes, `dropped`, whose way goes back.
-
-    `dropped` is the gradient of PReLU's output, from that of `add_cross`; `place` is the row's first draw of `seed`.
-    """
-    widen(s, cross)
-    widen(gradient, dropped)
-    if levels > 0:
-        draw(seed, place, draws)
-        drop(dropped, draws, levels)
-    centre(z, cross, mean)
+def before_prelu(z, s, gradient, mean, numbers, least, cross, dropped):  # type: ignore[no-untyped-def]
+    """Of one row, computed again: `cross = z ⊙ s - mean`, and `dropped`, the gradient of PReLU's output."""
     for j in range(len(z)):
-        normal[j] = cross[j] * gamma[j] + beta[j]
+        cross[j] = z[j] * widen(s[j]) - mean[j]
+    for j in range(len(z)):
+        dropped[j] = keep(widen(gradient[j]), numbers[j], least)
 
 
 @kernel
@@ -148,21 +121,21 @@ def norm_sums(  # type: ignore[no-untyped-def]
     """
     width = z.shape[1]
     words = -(-width // LANES)
-    draws = np.empty(words, np.uint64)
-    cross, normal, dropped = np.empty(width, z.dtype), np.empty(width, z.dtype), np.empty(width, z.dtype)
+    draws, least = np.zeros(words, np.uint64), np.uint16(levels)
+    numbers = draws.view(np.uint16)
+    cross, of_norm = np.empty(width, z.dtype), np.empty(width, z.dtype)
     some_slope, some_beta, some_gamma = np.zeros(width, z.dtype), np.zeros(width, z.dtype), np.zeros(width, z.dtype)
-    zero = z.dtype.type(0)
     for b in range(start, stop):
-        before_prelu(z[b], s[b], gradient[b], mean, gamma, beta, seed, levels, b * words, draws, cross, normal, dropped)
+        if levels > 0:
+            draw(seed, b * words, draws)
+        before_prelu(z[b], s[b], gradient[b], mean, numbers, least, cross, of_norm)
         for j in range(width):
-            below = normal[j] if normal[j] < zero else zero
-            some_slope[j] += below * dropped[j]
+            normal, dropped = cross[j] * gamma[j] + beta[j], of_norm[j]
+            some_slope[j] += dropped * (normal if normal < _ZERO else _ZERO)
+            of_norm[j] = dropped if normal > _ZERO else slope * dropped
         for j in range(width):
-            dropped[j] = dropped[j] if normal[j] > zero else slope * dropped[j]
-        for j in range(width):
-            some_beta[j] += dropped[j]
-        for j in range(width):
-            some_gamma[j] += dropped[j] * cross[j]
+            some_beta[j] += of_norm[j]
+            some_gamma[j] += of_norm[j] * cross[j]
         if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
             flush(some_slope, of_slope)
             flush(some_beta, of_beta)
@@ -197,33 +170,32 @@ def to_rows(  # type: ignore[no-untyped-def]
     width = z.shape[1]
     words = -(-width // LANES)
     rows = of_linear.shape[1] // width
-    draws = np.empty(words, np.uint64)
-    cross, normal, one = np.empty(width, z.dtype), np.empty(width, z.dtype), np.empty(width, z.dtype)
-    of_sum = np.empty(width, z.dtype)
+    draws, least = np.zeros(words, np.uint64), np.uint16(levels)
+    numbers = draws.view(np.uint16)
+    row_draws, row_least = np.zeros(words, np.uint64), np.uint16(row_levels)
+    row_numbers = row_draws.view(np.uint16)
+    cross, one = np.empty(width, z.dtype), np.empty(width, z.dtype)
     some_bias = np.zeros(rows * width, z.dtype)
-    zero = z.dtype.type(0)
     for b in range(start, stop):
-        before_prelu(z[b], s[b], gradient[b], mean, gamma, beta, seed, levels, b * words, draws, cross, normal, one)
+        z_X, s_X, gradient_X, of_z_X = z[b], s[b], gradient[b], of_z[b]
+        if levels > 0:
+            draw(seed, b * words, draws)
+        before_prelu(z_X, s_X, gradient_X, mean, numbers, least, cross, one)
         for j in range(width):
-            one[j] = one[j] if normal[j] > zero else slope * one[j]
+            of_norm = one[j] if cross[j] * gamma[j] + beta[j] > _ZERO else slope * one[j]
+            one[j] = gamma[j] * of_norm - slant[j] * cross[j] - shift[j]
         for j in range(width):
-            one[j] = gamma[j] * one[j] - slant[j] * cross[j]
+            of_z_X[j] = widen(gradient_X[j]) + one[j] * widen(s_X[j])
         for j in range(width):
-            one[j] -= shift[j]
-        widen(s[b], cross)
-        for j in range(width):
-            of_z[b, j] = gradient[b, j] + one[j] * cross[j]
-        for j in range(width):
-            of_sum[j] = one[j] * z[b, j]
+            one[j] *= z_X[j]
         for r in range(rows):
-            first = r * width
-            widen(of_sum, one)
+            linear_X, bias_X = of_linear[b, r * width : (r + 1) * width], some_bias[r * width : (r + 1) * width]
             if row_levels > 0:
-                draw(row_seed, (b * rows + r) * words, draws)
-                drop(one, draws, row_levels)
-            narrow(one, of_linear[b, first : first + width])
+                draw(row_seed, (b * rows + r) * words, row_draws)
             for j in range(width):
-                some_bias[first + j] += one[j]
+                kept = keep(one[j], row_numbers[j], row_least)
+                bias_X[j] += kept
+                put(linear_X, j, kept)
         if (b - start) % BLOCK == BLOCK - 1 or b == stop - 1:
             flush(some_bias, of_bias)
 
@@ -231,8 +203,7 @@ def to_rows(  # type: ignore[no-untyped-def]
 @kernel
 def add(values, sums, start, stop):  # type: ignore[no-untyped-def]
     """`sums += values`, whose precision may be half."""
-    one = np.empty(sums.shape[1], sums.dtype)
     for b in range(start, stop):
-        widen(values[b], one)
-        for j in range(sums.shape[1]):
-            sums[b, j] += one[j]
+        values_X, sums_X = values[b], sums[b]
+        for j in range(len(sums_X)):
+            sums_X[j] += widen(values_X[j])

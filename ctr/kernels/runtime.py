@@ -1,7 +1,7 @@
 """Loops compiled by numba: in every thread of torch's, on half precision too.
 
-Half precision (bfloat16) comes to a kernel as its bits, uint16, and is widened to single precision before anything is
-computed with it.
+Half precision (bfloat16) comes to a kernel as its bits, uint16. `widen` makes a number in single precision of them
+before anything is computed with it, and `put` rounds what is written; both leave other numbers as they are.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-def widen(source: Any, target: Any) -> None:
-    """Copy a row; bits of half precision become numbers. (Compiled by the type of `source`.)"""
+def widen(value: Any) -> Any:
+    """A number; bits of half precision become one in single precision. (Compiled by the type of `value`.)"""
     raise RuntimeError("runs in compiled code only")
 
 
-def narrow(source: Any, target: Any) -> None:
-    """Copy a row; numbers become bits of half precision, to the nearest, where `target` holds such."""
+def put(target: Any, place: Any, number: Any) -> None:
+    """`target[place] = number`, to the nearest of half precision where `target` holds its bits."""
     raise RuntimeError("runs in compiled code only")
 
 
@@ -85,31 +85,27 @@ def prefetch(typing, array, row):  # type: ignore[no-untyped-def]
 
 
 @overload(widen)
-def _widen(source, target):  # type: ignore[no-untyped-def]
-    def bits(source, target):  # type: ignore[no-untyped-def]
-        numbers = target.view(np.uint32)
-        for j in range(len(source)):
-            numbers[j] = np.uint32(source[j]) << _HALF_BITS
+def _widen(value):  # type: ignore[no-untyped-def]
+    def bits(value):  # type: ignore[no-untyped-def]
+        return np.uint32(np.uint32(value) << _HALF_BITS).view(np.float32)
 
-    def same(source, target):  # type: ignore[no-untyped-def]
-        for j in range(len(source)):
-            target[j] = source[j]
+    def same(value):  # type: ignore[no-untyped-def]
+        return value
 
-    return bits if source.dtype == types.uint16 else same
+    return bits if value == types.uint16 else same
 
 
-@overload(narrow)
-def _narrow(source, target):  # type: ignore[no-untyped-def]
-    def bits(source, target):  # type: ignore[no-untyped-def]
-        numbers = source.view(np.uint32)
-        for j in range(len(source)):
-            one = numbers[j]
-            near = np.uint16((one + _ROUND + ((one >> _HALF_BITS) & _ONE)) >> _HALF_BITS)
-            target[j] = _NAN if (one & _ABSOLUTE) > _INFINITY else near
+@overload(put)
+def _put(target, place, number):  # type: ignore[no-untyped-def]
+    # numba widens a sum of two uint32 to 64 bits, which would halve the numbers that are rounded at once.
+    def bits(target, place, number):  # type: ignore[no-untyped-def]
+        one = np.float32(number).view(np.uint32)
+        odd = np.uint32(np.uint32(one >> _HALF_BITS) & _ONE)
+        near = np.uint16(np.uint32(one + _ROUND + odd) >> _HALF_BITS)
+        target[place] = _NAN if (one & _ABSOLUTE) > _INFINITY else near
 
-    def same(source, target):  # type: ignore[no-untyped-def]
-        for j in range(len(source)):
-            target[j] = source[j]
+    def same(target, place, number):  # type: ignore[no-untyped-def]
+        target[place] = number
 
     return bits if target.dtype == types.uint16 else same
 

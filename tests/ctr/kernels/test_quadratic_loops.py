@@ -13,13 +13,22 @@ from ctr.kernels.quadratic_autograd import dropped_levels, keep_scale
 
 
 @njit
-def widened(source, target):
-    compiled.widen(source, target)
+def widened(bits, numbers):
+    for place in range(len(bits)):
+        numbers[place] = compiled.widen(bits[place])
 
 
 @njit
-def narrowed(source, target):
-    compiled.narrow(source, target)
+def rounded(numbers, bits):
+    for place in range(len(bits)):
+        compiled.put(bits, place, numbers[place])
+
+
+@njit
+def kept(values, draws, levels):
+    numbers, least = draws.view(np.uint16), np.uint16(levels)
+    for place in range(len(values)):
+        values[place] = kernels.keep(values[place], numbers[place], least)
 
 
 def dropped(rows: int, width: int, p: float, seed: int = 7) -> np.ndarray:
@@ -28,7 +37,7 @@ def dropped(rows: int, width: int, p: float, seed: int = 7) -> np.ndarray:
     draws = np.empty(words, np.uint64)
     for row in range(rows):
         kernels.draw(np.uint64(seed), row * words, draws)
-        kernels.drop(values[row], draws, dropped_levels(p))
+        kept(values[row], draws, dropped_levels(p))
     return values
 
 
@@ -38,7 +47,7 @@ def test_half_precision_is_rounded_and_widened_as_torch_does():
     numbers = np.concatenate([np.array(some + halves), np.random.default_rng(0).normal(size=1000)]).astype(np.float32)
     expected = torch.from_numpy(numbers).to(torch.bfloat16)
     bits = np.empty(len(numbers), np.uint16)
-    narrowed(numbers, bits)
+    rounded(numbers, bits)
     known = ~np.isnan(numbers)  # which bits stand for NaN is the machine's choice
     assert bits[known].tolist() == expected.view(torch.uint16).numpy()[known].tolist()
     back = np.empty_like(numbers)
