@@ -76,7 +76,10 @@ class GuardConfig(Settings):
     """What training does with a step whose loss or gradient is not finite, or whose loss explodes."""
 
     explosion: float = Field(
-        10.0, gt=1, description="a loss above so many times the median of the last ones is an explosion"
+        10.0,
+        gt=1,
+        description="a loss above so many times the median of the last ones, and the loss of the mean label of its "
+        "rows, is an explosion",
     )
     skips: NonNegativeInt = Field(10, description="most steps left out between two evaluations; beyond, go back")
     rollbacks: NonNegativeInt = Field(
@@ -131,7 +134,7 @@ class TrainConfig(Settings):
         "log_loss",
         description="what early stopping watches; gauc_by_samples is within users, group_auc within requests",
     )
-    seed: int = 1
+    seed: int = Field(1, ge=-(2**63), lt=2**63, description="of the weights, the order of rows and dropout")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and history sums in training")
     table_optimizer: Literal["adam", "lazy_adam", "rowwise_adagrad"] = Field(

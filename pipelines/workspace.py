@@ -43,6 +43,13 @@ class Workspace:
         """`<run id>/` training runs; `tune/<study>/<run id>/` the trials of sweeps."""
         return self.root / "runs"
 
+    def inside(self, path: Path) -> str:
+        """A path below the workspace as records keep it: relative, with slashes. A folder in it may be a link."""
+        place, root = path.absolute(), self.root.absolute()
+        if not place.is_relative_to(root):
+            place, root = path.resolve(), self.root.resolve()
+        return place.relative_to(root).as_posix()
+
     def job(self, name: str, model: str) -> Path:
         """What the stages of `quadrank run` did last, of one data contract and model file."""
         return self.root / "jobs" / name / f"{model}.json"

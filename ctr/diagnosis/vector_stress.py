@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from ctr.data.columns import column, row_weights
@@ -43,7 +43,7 @@ class StressConfig(Settings):
     ignored_below: PositiveFloat = Field(
         1e-3, description="change of AUC, and mean change of a probability, below which a set is ignored"
     )
-    seed: int = 1
+    seed: NonNegativeInt = 1
 
 
 @dataclass(frozen=True)

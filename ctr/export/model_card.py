@@ -211,8 +211,14 @@ def _learned_vectors(metadata: BundleMetadata, contract: Contract) -> list[str]:
     """What vectors that are learned know nothing of."""
     if not contract.learned_sets:
         return []
-    names, end = ", ".join(f"`{name}`" for name in contract.learned_sets), _day(metadata.windows["train"].last_time)
-    return [f"- Vectors of {names} were learned from what users saw up to {end}: an item that came later has none."]
+    window = metadata.windows["train"]
+    until = {"history": f"up to {_day(window.last_time)}", "tables": f"before {_day(window.first_time)}"}
+    return [
+        f"- Vectors of {', '.join(names)} were learned from what users saw {until[source]}: an item that came later "
+        "has none."
+        for source in until
+        if (names := [f"`{name}`" for name, spec in contract.learned_sets.items() if spec.learn == source])
+    ]
 
 
 def _inputs(metadata: BundleMetadata) -> str:

@@ -101,7 +101,8 @@ def control_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
         low, high = metrics.get("auc_low", value), metrics.get("auc_high", value)
         colour = BLUE if place == 0 else GREEN if name == "optimum" else GREY
         axes.barh(place, value - 0.5, left=0.5, color=colour, alpha=0.85, height=0.6)
-        axes.errorbar(value, place, xerr=[[value - low], [high - value]], color="black", capsize=3, linewidth=1)
+        # Around the middle of the interval: the value itself may lie outside of it, where users are few.
+        axes.errorbar((low + high) / 2, place, xerr=(high - low) / 2, color="black", capsize=3, linewidth=1)
         axes.annotate(f"{value:.4f}", (max(high, 0.5), place), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(names)), [name.replace("_", "-") for name in names])
     axes.invert_yaxis()

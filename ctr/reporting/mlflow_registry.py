@@ -173,7 +173,7 @@ class Registry:
                     version = client.get_model_version_by_alias(name, alias).version
                 return str(client.get_model_version_download_uri(name, version))
         except self.store.mlflow.exceptions.MlflowException as error:
-            raise ConfigError(f"{model_uri}: not in the registry of {self.store.uri}: {error.message}") from None
+            raise ConfigError(f"{model_uri}: not in the registry of {self.store.shown}: {error.message}") from None
 
     def versions(self, name: str) -> list[Version]:
         """All versions of `name`, the newest first; empty without such a model."""

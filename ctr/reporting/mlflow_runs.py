@@ -125,7 +125,7 @@ class Tracker:
             self.delivery.put(running)
         except self.store.mlflow.exceptions.MlflowException as error:
             raise ConfigError(
-                f"MLflow run {run_id}: not in the tracking store {self.store.uri} ({error.message}). Set "
+                f"MLflow run {run_id}: not in the tracking store {self.store.shown} ({error.message}). Set "
                 "MLFLOW_TRACKING_URI to the store the run began in, or start a new run."
             ) from None
         with self._open(run_id):

@@ -105,8 +105,9 @@ class MlflowStore:
                 raise StoreAwayError(self._away(error)) from None
             if not isinstance(error, mlflow.exceptions.MlflowException):
                 raise
+            message = error.message.replace(self.uri, self.shown)
             raise ConfigError(
-                f"{self.uri}: the MLflow store cannot be used: {error.message} Start the server, correct "
+                f"{self.shown}: the MLflow store cannot be used: {message} Start the server, correct "
                 "MLFLOW_TRACKING_URI, or unset it to keep runs in mlflow.db."
             ) from None
         return client
@@ -196,7 +197,7 @@ class MlflowStore:
                 return str(client.create_experiment(name, artifact_location=location))
         if found.lifecycle_stage != "active":
             raise ConfigError(
-                f"{self.uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
+                f"{self.shown}: experiment {name!r} was deleted. Bring it back with `mlflow "
                 f"experiments restore --experiment-id {found.experiment_id}`."
             )
         return str(found.experiment_id)

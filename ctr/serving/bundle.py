@@ -298,14 +298,14 @@ def refuse_taken(out: Path) -> None:
 
 
 def refuse_place(path: Path) -> None:
-    """Raise ConfigError where what lies above a path is a file, or a bundle, which is no longer whole with one more."""
+    """Raise ConfigError where a file lies above a path, or a bundle or feature set, which would have one file more."""
     here = path.parent.resolve()
     for above in (here, *here.parents):
         if above.exists() and not above.is_dir():
             raise ConfigError(f"{path}: {above} is no folder, so nothing can lie below it. Name another path.")
         if (above / MANIFEST).is_file():
             raise ConfigError(
-                f"{path}: lies in the bundle {above}, which holds only what was exported. Name another path."
+                f"{path}: lies in {above}, which holds what its {MANIFEST} names and nothing else. Name another path."
             )
 
 

@@ -129,6 +129,7 @@ class Identity(Settings):
     table_optimizer: str
     list_loss: bool = False  # whether rows come by request; not so in runs that do not say it
     replay: float | None = None  # of a warm start; None in a full training, and in records that do not say it
+    training_rows: int | None = None  # of the feature set, of which a training may take more or fewer
 
     @classmethod
     def of(
@@ -152,6 +153,7 @@ class Identity(Settings):
             table_optimizer=config.table_optimizer,
             list_loss=config.list_loss > 0,
             replay=replay,
+            training_rows=manifest.windows["train"].rows,
         )
 
 
@@ -309,8 +311,8 @@ class CheckpointStore:
 
     def _require_same(self, found: Identity) -> None:
         theirs, ours = _flat(found), _flat(self.identity)
-        if "replay" not in found.model_fields_set:
-            del ours["replay"]  # the record is of an earlier version
+        for key in {"replay", "training_rows"} - found.model_fields_set:
+            del ours[key]  # the record is of an earlier version
         different = [key for key in ours if theirs.get(key) != ours[key]]
         if different:
             key = different[0]

@@ -18,9 +18,12 @@ FEWEST = 16  # losses before the median judges another
 class StepGuard:
     """Lets an optimizer skip a step whose loss or gradient is not finite, or whose loss has exploded.
 
-    A loss has exploded when it is more than `explosion` times the median of the last 64 losses that were taken. A
-    skipped step leaves weights, moments and the statistics of batch norm as they were. Nothing here makes the CPU wait
-    for the device but `skipped` and `reason`.
+    A loss has exploded when it is more than `explosion` times the median of the last 64 losses that were taken, and
+    more than `explosion` times what the mean label of its own rows would lose: where positives are rare, most batches
+    have none, and one that has some loses many times the median.
+
+    A skipped step leaves weights, moments and the statistics of batch norm as they were. Nothing here makes the CPU
+    wait for the device but `skipped` and `reason`.
 
     `enter` goes before the forward pass, `watch` between gradient and optimizer step.
 
@@ -56,12 +59,19 @@ class StepGuard:
         """Remember the statistics of batch norm as they are before a forward pass."""
         self._before = [buffer.clone() for buffer in self._moving]
 
-    def watch(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Judge the loss and gradient norm (scalars) of this step, before the optimizer takes it."""
+    def watch(self, step: int, loss: Tensor, norm: Tensor, of_labels: Tensor) -> None:
+        """Judge a step before the optimizer takes it.
+
+        Args:
+            step: its number, for messages.
+            loss: of its rows, a scalar.
+            norm: of its gradient, a scalar.
+            of_labels: what the mean label of its rows would lose (`ctr.training.losses.mean_label_loss`), a scalar.
+        """
         state = self._state
         loss = loss.detach()
         median = state["losses"].nanmedian()
-        exploded = (state["taken"] >= FEWEST) & (loss > self._explosion * median)
+        exploded = (state["taken"] >= FEWEST) & (loss > self._explosion * torch.maximum(median, of_labels))
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm)) | exploded
         here = torch.stack([torch.full_like(state["first"][0], step), loss.double(), norm.double(), median.double()])
         state["first"] = torch.where(bad & (state["skipped"] == 0), here, state["first"])

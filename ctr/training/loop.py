@@ -25,7 +25,7 @@ from ctr.training.checkpoint import CheckpointStore, Evaluation, Identity, Snaps
 from ctr.training.checkpoint_writer import CheckpointWriter, Schedule
 from ctr.training.optimizer import learning_rate, rewarmed
 from ctr.training.recovery import RATE_AFTER, Recovery
-from ctr.training.train_step import TrainStep
+from ctr.training.train_step import TrainStep, require_device
 from ctr.training.warm.parent import Parent
 from ctr.training.warm.transfer import Began, begin_from, rows_to_train
 from features.errors import ConfigError
@@ -34,7 +34,7 @@ from features.progress import progress as show_progress
 from features.stopping import StopRequest, held
 from features.store.feature_set import FeatureSet, SplitName
 
-__all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict", "predict_tasks"]
+__all__ = ["Evaluation", "FitResult", "StopTraining", "fit", "predict", "predict_tasks", "require_training"]
 
 STEPS_BETWEEN_LOGS = 20
 SCORING_ROWS = 1024
@@ -71,6 +71,21 @@ class FitResult:
     skipped: int = 0
     rollbacks: int = 0
     began: Began | None = None
+
+
+def require_training(feature_set: FeatureSet, config: TrainConfig, warm: Parent | None = None) -> None:
+    """Refuse before anything is written what `fit` would refuse: settings, and rows that do not fit them.
+
+    Raises:
+        ConfigError: as `fit`, but for what lies in its folder.
+        DataError: validation rows that do not define `config.metric`.
+    """
+    chosen = None
+    if warm is not None:
+        config, chosen = _of_a_warm_start(config, feature_set, warm)
+    require_device(config, _device(config.device))
+    _training_rows(feature_set, config, chosen)
+    WatchedRows.of(feature_set).require(config.metric)
 
 
 def fit(

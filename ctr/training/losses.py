@@ -16,6 +16,8 @@ from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
 
+LEAST_MEAN = 1e-6  # a mean label nearer to 0 or 1 is this: its logit would be infinite
+
 
 def weighted_log_loss(logit_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
     """Weighted mean log loss in nats, computed from logits so that sure predictions stay finite.
@@ -127,6 +129,25 @@ def training_loss(outputs: Outputs, batch: Batch, config: TrainConfig, share: Sh
         of_lists = list_loss(outputs.click_B.float(), batch.label_B, batch.weight_B, batch.list_B)
         loss = loss + config.list_loss * share.rows * of_lists
     return loss
+
+
+@torch.no_grad()
+def mean_label_loss(outputs: Outputs, batch: Batch, config: TrainConfig, share: Share | None = None) -> Tensor:
+    """The `training_loss` of one who knows the mean label of these rows alone, and so ranks all candidates alike.
+
+    It says how much loss the labels of a batch account for: hardly any where all are 0, more with each rare positive.
+    """
+    weight_B = batch.weight_B
+    tasks = {name: _mean_logit(batch.labels[name], weight_B) for name in outputs.tasks}
+    return training_loss(Outputs(_mean_logit(batch.label_B, weight_B), tasks), batch, config, share)
+
+
+def _mean_logit(label_B: Tensor, weight_B: Tensor) -> Tensor:
+    """The logit of the weighted mean of the labels that are known, at each row, [B]; finite also at 0 and 1."""
+    known_B = ~torch.isnan(label_B)
+    mass_B = weight_B * known_B
+    mean = (mass_B * torch.where(known_B, label_B, 0)).sum() / mass_B.sum().clamp_min(torch.finfo(mass_B.dtype).tiny)
+    return torch.logit(mean, eps=LEAST_MEAN).expand_as(label_B)
 
 
 def click_loss(outputs: Outputs, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
 from ctr.model.sparse_embedding import RowTable
 from ctr.training.guard import StepGuard
-from ctr.training.losses import click_loss, shares, training_loss
+from ctr.training.losses import click_loss, mean_label_loss, shares, training_loss
 from ctr.training.optimizer import make_optimizer
 from ctr.training.sparse_optimizer import RowOptimizer
 from features.errors import ConfigError
@@ -22,6 +22,14 @@ SMALL_TABLE_ROWS = 256
 # Of each parameter by name, what its optimiser keeps of it: `exp_avg`, `exp_avg_sq` or `sum`, and `step`.
 Moments = dict[str, dict[str, Tensor]]
 _DENSE, _ROWS, _GUARD = "dense", "rows", "guard"
+
+
+def require_device(config: TrainConfig, device: torch.device) -> None:
+    """Raise ConfigError for `compile` on a CPU."""
+    if device.type == "cpu" and config.compile:
+        raise ConfigError(
+            "train.compile: meant for CUDA. On a CPU the step has compiled loops of its own; set it to false."
+        )
 
 
 class TrainStep:
@@ -49,10 +57,7 @@ class TrainStep:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
-        if device.type == "cpu" and config.compile:
-            raise ConfigError(
-                "train.compile: meant for CUDA. On a CPU the step has compiled loops of its own; set it to false."
-            )
+        require_device(config, device)
         self.config = config
         self.model = model
         forward: Callable[[Batch], Outputs] = model.outputs  # type: ignore[assignment]
@@ -89,7 +94,7 @@ class TrainStep:
         if self._rows is not None:
             self._rows.zero_grad()
         self.guard.enter()
-        loss, of_click = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
+        loss, of_click, of_labels = (torch.zeros((), device=self._device) for _ in range(3))
         for batch, share in zip(batches, shares(batches), strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 outputs = self._forward(batch)
@@ -97,7 +102,8 @@ class TrainStep:
             part.backward()
             loss += part.detach()
             of_click += click_loss(outputs, batch) * share.rows
-        self.guard.watch(step, loss, self._clip())
+            of_labels += mean_label_loss(outputs, batch, self.config, share)
+        self.guard.watch(step, loss, self._clip(), of_labels)
         self._dense.step()
         if self._rows is not None:
             self._rows.step(rate, skip=self.guard.marked)

@@ -94,7 +94,7 @@ def grow(train: Rows, valid: Rows, config: ModelConfig, seed: int) -> Grown:
         max_leaf_nodes=config.tree_leaves,
         l2_regularization=config.tree_l2,
         max_iter=config.trees,
-        random_state=seed,
+        random_state=seed % 2**32,
         early_stopping=True,
         n_iter_no_change=config.tree_patience,
     )

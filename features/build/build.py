@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import polars as pl
 
 from features.build.history_tail import TAILS, HistoryTail, tails_suffice, write_tail
 from features.build.list_sizes import list_sizes
-from features.build.parts import sorted_part, windows_of, without_rows, write_part
+from features.build.parts import sorted_part, windows_of, without_negatives, without_rows, write_part
 from features.build.plan import Plan, make_plan
 from features.build.publish import build_lock, bytes_of_a_build, find_version, publish, source_key, staged
 from features.build.revision import code_hash, revision
+from features.build.telling_flags import telling_flags
 from features.build.training_events import training_events
 from features.build.window import take_kept, write_days
-from features.calendar import LAST_TIME, first_instant, require_date
+from features.calendar import DAY, LAST_TIME, first_instant, require_date
 from features.checks.check_log import Checked, Finding, check_log
 from features.checks.history_tables import checked_events
 from features.checks.newest_day import check_age, check_newest_day, figures_by_day
@@ -173,6 +174,7 @@ class Build:
         vectors = self._vectors(fitted, log, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
+        found = (*found, *telling_flags(self.contract, self.staging, train))
         found = (*found, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
         findings = tuple(finding.message for finding in found)
         self.clock.lap("requests")
@@ -187,6 +189,7 @@ class Build:
         newest = max(window.last_time for window in windows.values())
         stale = check_age(log.path, newest, self.contract.checks, self.as_of)
         days = figures_by_day(_times_and_labels(self.staging, parts, self.contract))
+        findings = (*findings, *without_negatives(self.contract, windows))
         findings = (*findings, *check_newest_day(log.path, days, self.contract.checks), *([stale] if stale else []))
         shutil.rmtree(self.staging / SCRATCH, ignore_errors=True)
         self.clock.lap("rows and histories")
@@ -296,7 +299,9 @@ class Build:
         """Write vectors, what is derived from them, and the item table."""
         encoder, learned = fitted.encoder, {}
         if self.contract.learned_sets:
-            learned = learn_sets(self.contract, training_events(self.contract, log, train), self.staging)
+            sources = sorted({str(one.learn) for one in self.contract.learned_sets.values()})
+            events = {one: training_events(self.contract, log, train, one == "tables") for one in sources}
+            learned = learn_sets(self.contract, events, self.staging)
         clicks = _clicks(encoder, train) if needs_clicks(self.contract) else None
         prior = self.plan.prior.path if self.plan and self.plan.prior else None
         made = build_vectors(self.contract, encoder.items, fitted.trained_I, fitted.items, clicks, self.staging, prior)
@@ -344,7 +349,7 @@ class Build:
             shard = tail.onto(shard)
         part = sorted_part(shard, self.contract, splitter, encoder)
         if tails_suffice(self.contract):
-            ends = first_instant(self.plan.days[-1] + timedelta(days=1))
+            ends = first_instant(self.plan.days[-1]) + DAY
             write_tail(part, tail, ends, self.contract.history, self.staging / TAILS / part_file(number))
         return write_days(part, number, self.plan, self.staging)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,18 @@ def windows_of(parts: list[PartEntry], path: str) -> dict[SplitName, Window]:
             labelled=all(window.labelled for window in found),
         )
     return windows
+
+
+def without_negatives(contract: Contract, windows: Mapping[SplitName, Window]) -> tuple[str, ...]:
+    """A sentence that no negative was drawn in some splits of a log of positives; none where there are some in each."""
+    lacking = [name for name, window in windows.items() if window.rows == window.positives]
+    if contract.interactions.negatives is None or not lacking:
+        return ()
+    return (
+        f"interactions.negatives: none could be drawn in {', '.join(lacking)}: all rows are positives. Items are drawn "
+        "that had a positive before (`in_window`: within `window` before) and that the user has not taken. Bring a log "
+        "of more items, or change `how`, `window` or `exclude`.",
+    )
 
 
 def given_spans(lists: pa.LargeListArray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

@@ -86,8 +86,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     """Compare what each day depends on with what the published versions were built from.
 
     Of the versions of the same contract the one with most days to keep is taken; of several the one whose history tails
-    can be used, then the newest. One whose training window had no value of some number is passed over: it has rows that
-    are encoded without a scale, which would have to stay so.
+    can be used, then the newest. One that lacks a file is passed over, and so is one whose training window had no value
+    of some number: it has rows that are encoded without a scale, which would have to stay so.
 
     Args:
         contract: split by days.
@@ -96,7 +96,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         window: days of the window.
 
     Raises:
-        ConfigError: the contract does not split by days, or the window is too short for its valid and test days.
+        ConfigError: the contract does not split by days, the window is too short for its valid and test days, or
+            begins before the year 1.
         DataError: the log has nothing on or before `as_of`.
     """
     split = contract.split
@@ -115,6 +116,8 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     versions = _versions(folder, contract)
     files = _log_files(contract, versions)
     last = date.fromisoformat(as_of) if as_of else _newest_day(contract, files)
+    if window > last.toordinal():
+        raise ConfigError(f"--window {window}d: begins before the year 1. Write a window that the log has days for.")
     if min(file.first for file in files) > last:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: no row on or before {last}. Correct --as-of.")
     days = tuple(last - timedelta(days=back) for back in reversed(range(window)))
@@ -125,10 +128,10 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     for version in versions:
         agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
         same = agrees.index(False) if False in agrees else len(days)
-        if same and not _same_numbers(version, compared):
-            continue
         usable = bool(same) and _has_tails(contract, version, days[same - 1])
-        if (same, usable) > (kept, has_tails) and not Encoder.load(version.path).blank_columns:
+        if (same, usable) <= (kept, has_tails) or not version.is_whole():
+            continue
+        if _same_numbers(version, compared) and not Encoder.load(version.path).blank_columns:
             prior, kept, has_tails = version, same, usable
     return Plan(days, keys, prior, days[:kept], has_tails, files, valid_days, test_days)
 
@@ -224,10 +227,10 @@ def _key(contract: Contract, files: tuple[LogFile, ...], day: date, beside: str,
     history = contract.history
     looks_back = history.repeats != "keep" or any(isinstance(column, Gap) for column in history.columns.values())
     if history.within and not (looks_back or contract.counters or contract.interactions.negatives):
-        oldest = day - timedelta(days=-(-history.within // DAY))
+        oldest = date.fromordinal(max(day.toordinal() + -history.within // DAY, 1))
     digest = hashlib.sha256(beside.encode())
     if compared is not None and VALID_FROM in compared.columns:
-        begun = pl.col(VALID_FROM) < first_instant(day + timedelta(days=1))
+        begun = pl.col(VALID_FROM) < first_instant(day) + DAY
         digest.update(repr(compared.filter(begun).rows()).encode())
     # In the log's order, which decides among rows of one instant; a file that is there twice counts twice.
     for file in files:

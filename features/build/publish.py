@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -102,22 +102,24 @@ def publish(staging: Path, folder: Path, version: str) -> FeatureSet:
 
 
 def find_version(folder: Path, source: str) -> FeatureSet | None:
-    """The newest published version built from the same source, if there is one."""
+    """The newest published version built from the same source, with all of its files, if there is one."""
     # Hidden folders are being built, or set aside.
     for path in sorted(folder.glob("[!.]*/MANIFEST.json"), reverse=True):
         try:
             found = FeatureSet.open(path.parent)
         except DataError:
             continue
-        if found.manifest.source == source:
+        if found.manifest.source == source and found.is_whole():
             return found
     return None
 
 
 def bytes_of_a_build(contract: Contract, folder: Path) -> int:
     """What a new version will take: as much as the one in use; a first one, as much as the files that it reads."""
-    if (folder / CURRENT).is_file() and (used := folder_bytes(follow(folder))) > 0:
-        return used
+    # `CURRENT` may name a version that was deleted, in order to build it again.
+    with suppress(DataError):
+        if (folder / CURRENT).is_file() and (used := folder_bytes(follow(folder))) > 0:
+            return used
     return sum(Path(file).stat().st_size for file in source_files(contract) if Path(file).is_file())
 
 

@@ -15,7 +15,7 @@ from features.vectors.covisits import PastEvents
 MOST_EVENTS = 20_000_000  # the newest ones: what is learned from changes little with more of them
 
 
-def training_events(contract: Contract, log: Log, train: pl.LazyFrame) -> PastEvents:
+def training_events(contract: Contract, log: Log, train: pl.LazyFrame, tables_alone: bool = False) -> PastEvents:
     """The events of the training window, those of `history.tables` up to its newest row included.
 
     They are the events of histories: as `history.events` and `history.repeats` say, of users with a training row. What
@@ -25,15 +25,18 @@ def training_events(contract: Contract, log: Log, train: pl.LazyFrame) -> PastEv
         contract: what an event is.
         log: with the events of tables.
         train: rows of the training window, under the log's fixed names.
+        tables_alone: take those of tables before its oldest row instead: no row that trains is among them.
     """
     logged = _newest(train.filter(EVENT))
+    logged = logged.clear() if tables_alone else logged
     if log.earlier:
         users = canonical(train.select(pl.col(USER).unique()).collect(engine="streaming")[USER])
-        end = train.select(pl.col(TIME).max()).collect(engine="streaming").item()
+        first, last = train.select(first=pl.col(TIME).min(), last=pl.col(TIME).max()).collect(engine="streaming").row(0)
+        in_time = pl.col(TIME) < first if tables_alone else pl.col(TIME) <= last
         trains = pl.col(USER).cast(users.dtype, strict=False).is_in(users.implode())
         tables = [
             # Of another type than the log's, which the encoder refuses by name, they become null.
-            _newest(events.filter(pl.col(TIME) <= end, trains)).cast(logged.schema, strict=False)
+            _newest(events.filter(in_time, trains)).cast(logged.schema, strict=False)
             for events in log.earlier
         ]
         earlier = pl.concat(tables).drop_nulls().unique().join(logged, on=logged.columns, how="anti")

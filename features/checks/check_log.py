@@ -20,7 +20,7 @@ from features.contract.log import CapPolicy, Format
 from features.errors import DataError, error_prefix
 from features.sources.keys import canonical
 from features.sources.log import Unchecked, chunks
-from features.sources.tables import readable, scan
+from features.sources.tables import has_no_row, readable, scan
 from features.store.shuffle import shuffle_by_key
 
 KEY_SHARDS = 32
@@ -95,13 +95,19 @@ def check_log(
     """
     now = now or datetime.now(UTC)
     frame, path = log.frame, log.path
-    _check_types(frame, path, contract)
+    try:
+        _check_types(frame, path, contract)
+    except DataError:
+        # Text without a line has columns of no type.
+        if has_no_row(frame):
+            raise _empty(log, contract) from None
+        raise
     _check_zones(contract)
     with error_prefix(path):
         rules = RowRules(row_rules(frame.collect_schema(), contract, now, log.unlabelled))
     log_scan = _LogScan(frame, contract, rules)
     with readable(path):
-        copies = log_scan.through(path, staging)
+        copies = log_scan.through(log, staging)
         with error_prefix(path):
             violations = [
                 *rules.violations(),
@@ -142,7 +148,7 @@ class _LogScan:
         """Of `USER` and `ITEM`: columns `id` and `len`."""
         return {key: ids.counts() for key, ids in self._ids.items()}
 
-    def through(self, path: str, staging: Path) -> list[np.ndarray]:
+    def through(self, log: Unchecked, staging: Path) -> list[np.ndarray]:
         """Look at every row; returns the numbers of the rows that repeat an earlier one.
 
         Raises:
@@ -150,10 +156,10 @@ class _LogScan:
         """
         if self._contract.interactions.time is None:
             # Without times a second row of the same user and item is no repeat.
-            for _ in self._keys(path):
+            for _ in self._keys(log):
                 pass
             return []
-        shards = shuffle_by_key(self._keys(path), "key", KEY_SHARDS, staging / SCRATCH)
+        shards = shuffle_by_key(self._keys(log), "key", KEY_SHARDS, staging / SCRATCH)
         return [later_copies(shard) for shard in shards]
 
     def remarks(self) -> Iterator[Finding]:
@@ -173,7 +179,7 @@ class _LogScan:
             )
             yield Finding("constant", "warn", name, total, total, value, message)
 
-    def _keys(self, path: str) -> Iterator[dict[str, Values]]:
+    def _keys(self, log: Unchecked) -> Iterator[dict[str, Values]]:
         keys = EventKeys()
         for chunk in chunks(self._frame):
             self._rules.add(chunk, self.rows)
@@ -188,7 +194,22 @@ class _LogScan:
             yield keys.of(chunk, self.rows)
             self.rows += chunk.height
         if not self.rows:
-            raise DataError(f"{path}: the log is empty (0 rows). Check the export that wrote it.")
+            raise _empty(log, self._contract)
+
+
+def _empty(log: Unchecked, contract: Contract) -> DataError:
+    if (served := contract.interactions.served) is not None:
+        return DataError(
+            f"{log.path}: none of its answers makes a row: one needs a user and an item that it showed, and must be "
+            f"older than interactions.served.wait ({served.wait // 1_000_000} s) at the end of the log. Build again "
+            "when there are such answers."
+        )
+    if log.as_of is None:
+        return DataError(f"{log.path}: the log is empty (0 rows). Check the export that wrote it.")
+    return DataError(
+        f"{log.path}: the log has no row on or before {log.as_of} (0 rows). Correct --as-of, or check the export that "
+        "wrote it."
+    )
 
 
 def _refuse(path: str, violations: Sequence[Violation], rows: int) -> None:
@@ -252,14 +273,14 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
     targets = {LABEL: f"label {log.label!r}"}
     targets |= {LABELS + name: f"interactions.labels.{name} {text!r}" for name, text in log.labels.items()}
     for key, name in targets.items():
-        if not (schema[key].is_numeric() or schema[key] == pl.Boolean):
+        if not (schema[key].is_numeric() or schema[key] in (pl.Boolean, pl.Null)):
             raise DataError(f"{path}: {name} is {schema[key]}, expected 0/1 or a condition such as `rating >= 4`.")
     if schema[EVENT] != pl.Boolean:
         raise DataError(
             f"{path}: history.events {contract.history.events!r} is {schema[EVENT]}, expected a condition such as "
             "`label == 1`."
         )
-    if log.weight and not schema[WEIGHT].is_numeric():
+    if log.weight and not (schema[WEIGHT].is_numeric() or schema[WEIGHT] == pl.Null):
         raise DataError(f"{path}: weight column {log.weight!r} holds {schema[WEIGHT]}, expected numbers.")
 
 
@@ -270,11 +291,10 @@ def _check_zones(contract: Contract) -> None:
     if split.by == "files":
         sources += [(str(path), log.format, log.time) for path in (split.valid, split.test)]
     sources += [(table.path, table.format, table.time) for table in contract.history.tables]
+    sources += [(table.path, table.format, table.valid_from) for table in (contract.items, contract.users) if table]
+    timed = [(contract.resolve(name), form, column) for name, form, column in sources if column is not None]
     seen: dict[bool, tuple[str, str]] = {}
-    for name, form, column in sources:
-        if column is None or len(sources) == 1:
-            continue
-        path = contract.resolve(name)
+    for path, form, column in timed if len(timed) > 1 else ():
         held = scan(path, form).collect_schema().get(column)
         dtype = held.inner if isinstance(held, pl.List) else held
         if isinstance(dtype, pl.Datetime):

@@ -66,7 +66,8 @@ class EventKeys:
         return {"key": key_R, "row": kept[ROW].to_numpy()}
 
     def _number(self, values: pl.Series) -> np.ndarray:
-        if not values.dtype.is_integer():
+        # numpy has no numbers of 128 bits.
+        if not values.dtype.is_integer() or values.dtype in (pl.Int128, pl.UInt128):
             values = values.cast(pl.String).cast(self._numbers.dtype).to_physical()
         return values.to_numpy().astype(np.uint64)
 

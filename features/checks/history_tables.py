@@ -107,6 +107,9 @@ def _checked(
             f"checks.max_quarantine {most:g} allows. {reasons} Correct the export, or raise the limit."
         )
     kept = frame.filter(~aside) if left_out else frame
+    if not events:
+        # Of text without a line no type is known.
+        kept = kept.with_columns(pl.exclude(TIME).cast(pl.Null))
     return kept.drop(RAW_TIME), findings
 
 

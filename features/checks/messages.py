@@ -70,7 +70,8 @@ def _mistimed(violation: Violation, found: int, path: str, contract: Contract, r
     where = f"row {violation.first}"
     raw = rows_as_read(contract, path, rows)
     value: Any = None
-    if raw is not None:
+    # A timestamp that no calendar holds cannot be shown.
+    if raw is not None and not raw.collect_schema()[str(log.time)].is_temporal():
         value = raw.select(str(log.time)).slice(violation.first, 1).collect().item()
     if not isinstance(value, int):
         shown = repr(value) if isinstance(value, str) else text_of(found)

@@ -164,7 +164,7 @@ def check_age(path: str, newest: int, checks: Checks, as_of: str | None, now: da
         return None
     until = microseconds_of(now or datetime.now(UTC))
     if as_of is not None:
-        until = min(until, first_instant(date.fromisoformat(as_of) + timedelta(days=1)))
+        until = min(until, first_instant(date.fromisoformat(as_of)) + DAY)
     age = until - newest
     if age <= checks.max_age:
         return None

@@ -224,7 +224,7 @@ def _range_rules(schema: pl.Schema, contract: Contract) -> list[Rule]:
                 f"checks.ranges: the contract reads no column {name!r} of the log. {unknown_key(name, list(columns))}"
             )
         key = columns[name]
-        if not schema[key].is_numeric():
+        if not (schema[key].is_numeric() or schema[key] == pl.Null):
             raise DataError(f"column {name!r} holds {schema[key]}, but checks.ranges gives it a range. Cast it.")
         value = pl.col(key)
         inside = value.is_between(least, greatest)

@@ -125,6 +125,12 @@ class Contract(Settings):
                 f"embeddings.{min(self.learned_sets)}.learn: needs the log's own events in time, which a given history "
                 "does not show. Remove the set, or `history.given`"
             )
+        for name, learned in self.learned_sets.items():
+            if learned.learn == "tables" and not self.history.tables:
+                raise ValueError(
+                    f"embeddings.{name}.learn: `tables` reads the events of `history.tables`, and none is named. Name "
+                    "one, or say `learn: history`"
+                )
         if self.history.given is not None and self.counters:
             raise ValueError("counters: need the log's own events in time, which a given history does not show")
         for section, table in (("items", self.items), ("users", self.users)):

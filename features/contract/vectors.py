@@ -38,8 +38,10 @@ class Embedding(Settings):
     """One named set of item vectors: read from a table of id + vector or a `.npy` with an id table, or learned."""
 
     path: str | None = Field(None, description="of the vectors; none where they are learned")
-    learn: Literal["history"] | None = Field(
-        None, description="history: learned by each build, from which items stand near each other in users' pasts"
+    learn: Literal["history", "tables"] | None = Field(
+        None,
+        description="anew by each build, from which items stand near each other in users' pasts; history: up to the "
+        "end of the training window; tables: in `history.tables`, before that window begins",
     )
     width: PositiveInt = Field(32, description="learn: numbers of a vector")
     shift: float = Field(1.0, ge=1, description="learn: how many times as often as by chance items must meet to count")

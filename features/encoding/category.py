@@ -307,6 +307,8 @@ def _lists(raw: pl.Series, separator: str | None) -> pl.Series:
         return raw
     if isinstance(dtype, pl.Array):
         return raw.cast(pl.List(dtype.inner))
+    if dtype == pl.Null:
+        return raw.cast(pl.List(pl.Null))
     raise DataError(
         f"column {raw.name!r}: declared `tags`, which are lists, but holds {dtype}. Declare `categorical`, or give the "
         "`separator` of a text column."

@@ -235,7 +235,7 @@ def _fit_side(
     path = contract.resolve(side.table.path) if side.table else log.path
     trained = value_counts(train, side.key)
     known = None if prior is None else prior[0]
-    ids, frame = build_catalogue(_all_ids(log, side.key, side.column), table, side.id_name, log.path, known)
+    ids, frame = build_catalogue(_all_ids(contract, log, side.key, side.column), table, side.id_name, log.path, known)
     if prior is not None:
         ids, frame = extended_catalogue(prior[0], frame, side.id_name)
     fitted_on = frame if versions is None else _visible(versions, side.id_name, train)
@@ -268,16 +268,36 @@ def _visible(versions: pl.DataFrame, id_name: str, train: pl.LazyFrame) -> pl.Da
     return visible(versions, id_name, first, last)
 
 
-def _all_ids(log: Log, key: str, column: str) -> pl.Series:
-    """Distinct ids of the log as sorted keys; of items, those of given histories and earlier events too."""
-    with error_prefix(log.path):
-        found = [canonical(value_counts(log.frame, key)["value"].rename(column))]
-        if key == ITEM:
-            if GIVEN in log.frame.collect_schema():
-                given = log.frame.select(pl.col(GIVEN).explode(empty_as_null=False).alias(GIVEN))
-                found.append(canonical(value_counts(given, GIVEN)["value"].rename(column)))
-            found += [canonical(value_counts(events, ITEM)["value"].rename(column)) for events in log.earlier]
-    return pl.concat(found).unique().sort() if len(found) > 1 else found[0].sort()
+def _all_ids(contract: Contract, log: Log, key: str, column: str) -> pl.Series:
+    """Distinct ids of the log as sorted keys; of items, those of given histories and earlier events too.
+
+    Raises:
+        DataError: ids that are none, or of another type than those of the log.
+    """
+    own = _ids_of(log.frame, key, log.path, column)
+    if key != ITEM:
+        return own.sort()
+    others = []
+    if contract.history.given is not None:
+        given = log.frame.select(pl.col(GIVEN).explode(empty_as_null=False).alias(GIVEN))
+        others.append((given, GIVEN, log.path, contract.history.given.column))
+    for table, events in zip(contract.history.tables, log.earlier, strict=False):
+        others.append((events, ITEM, contract.resolve(table.path), table.item))
+    found = [own]
+    for frame, name, path, called in others:
+        ids = _ids_of(frame, name, path, called)
+        if len(ids) and ids.dtype != own.dtype:
+            raise DataError(
+                f"{path}: column {called!r} holds ids of type {ids.dtype}, e.g. {ids[0]!r}, those of {log.path} are "
+                f"{own.dtype}, e.g. {own[0]!r}. Write both with one type."
+            )
+        found.append(ids.rename(column).cast(own.dtype))
+    return pl.concat(found).unique().sort()
+
+
+def _ids_of(frame: pl.LazyFrame, key: str, path: str, column: str) -> pl.Series:
+    with error_prefix(path):
+        return canonical(value_counts(frame, key)["value"].rename(column))
 
 
 def _earlier_events(contract: Contract, log: Log, train: pl.LazyFrame, users: pl.Series) -> list[pl.LazyFrame]:

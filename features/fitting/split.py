@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from features.calendar import DAY, FIRST_TIME
+from features.calendar import DAY, FIRST_TIME, day_of
 from features.chunk import SPLIT, TIME, USER, Chunk
 from features.contract.contract import Contract
 from features.encoding.vocabulary import Vocabulary
@@ -115,7 +115,7 @@ def fit_split(contract: Contract, log: Log) -> Splitter:
     else:
         ranks = [min(int(log.rows * share), log.rows - 1) for share in (1 - test - valid, 1 - test)]
         splitter = TimeSplitter(*times_at(log, ranks))
-    _refuse_empty(log, splitter)
+    _refuse_empty(log, splitter, whole_days=split.by == "days")
     return splitter
 
 
@@ -153,19 +153,28 @@ def times_at(log: Log, ranks: list[int]) -> list[int]:
     return found
 
 
-def _refuse_empty(log: Log, splitter: TimeSplitter) -> None:
+def _refuse_empty(log: Log, splitter: TimeSplitter, whole_days: bool) -> None:
     time = pl.col(TIME)
     counts = log.frame.select(
         (time < splitter.valid_from).sum().alias("training"),
         time.is_between(splitter.valid_from, splitter.test_from, closed="left").sum().alias("validation"),
     ).collect(engine="streaming")
     for window, rows in counts.row(0, named=True).items():
-        if not rows:
+        if rows:
+            continue
+        if not whole_days:
             raise DataError(
                 f"{log.path}: the {window} window is empty: its rows share the instant where the next window "
                 f"begins ({log.rows} rows in all). Check the time column and its unit, or change "
                 "split.valid and split.test."
             )
+        why = f"all {log.rows} rows are of the newest days, which validate and test"
+        if window == "validation":
+            why = f"no row from {day_of(splitter.valid_from)} to before {day_of(splitter.test_from)}"
+        raise DataError(
+            f"{log.path}: the {window} window is empty: {why}. Bring the days that are lacking, or change split.valid "
+            "and split.test."
+        )
 
 
 def _window(place_R: np.ndarray, valid_from: float, test_from: float) -> np.ndarray:

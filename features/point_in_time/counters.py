@@ -15,6 +15,7 @@ from features.contract.log import Counter
 from features.encoding.snapshot import CounterState
 from features.errors import DataError
 
+LARGEST = float(np.finfo(np.float32).max)  # values at the end of the log are kept in 32 bits
 Times = TypeVar("Times", int, np.ndarray)
 
 
@@ -151,7 +152,7 @@ class _Prefix:
         self.first = begins[self._number]
         self.counts = self._summed(np.ones(len(key)))
         self.totals = self._summed(amount)
-        if not np.isfinite(self.totals).all():
+        if not (np.abs(self.totals) <= LARGEST).all():
             raise DataError(
                 f"counters: values of {counter.number!r} add up to more than a number can hold. Look for what is no "
                 "measurement among the largest ones, and leave it out in the expression of `number`."

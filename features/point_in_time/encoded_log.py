@@ -29,6 +29,7 @@ from features.chunk import (
     Chunk,
 )
 from features.contract.contract import Contract
+from features.contract.log import HistoryTable
 from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
 from features.encoding.number import numbers
@@ -155,24 +156,25 @@ class EncodedLog:
                 chunk = _with_negatives(chunk, self._negatives.items_RK[first : first + logged.height])
             first += logged.height
             yield chunk
-        for table in self.log.earlier:
-            for events in chunks(table):
-                yield self._as_events(events, layout)
+        for table, frame in zip(self.contract.history.tables, self.log.earlier, strict=False):
+            for events in chunks(frame):
+                yield self._as_events(events, layout, table)
 
-    def _as_events(self, events: pl.DataFrame, layout: Chunk) -> Chunk:
+    def _as_events(self, events: pl.DataFrame, layout: Chunk, table: HistoryTable) -> Chunk:
         """Events of a history table, of users whom the log knows: no rows; columns of rows are blank.
 
         Args:
             events: of the table.
             layout: a chunk of the log, for its columns.
+            table: its declaration, for messages.
         """
-        with error_prefix(self.log.path):
+        with error_prefix(self.contract.resolve(table.path)):
             encoded = {name: encoder.encode(_column(events, HISTORY, name)) for name, encoder in self._event_encoders()}
             time = events[TIME].to_numpy()
             chunk = replace(
                 layout.blank(events.height),
-                user=self._users(events),
-                item=self._items(events),
+                user=self.encoder.users.encode(events[USER].rename(table.user)),
+                item=self.encoder.items.encode(events[ITEM].rename(table.item)),
                 time=time,
                 instant=time,
                 label=np.zeros(events.height, np.float32),

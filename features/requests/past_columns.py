@@ -121,6 +121,13 @@ class RequestEncoder:
             newest=int(time_R[chosen_S[-1]]) if len(chosen_S) else None,
         )
 
+    def check(self, events: RawEvents) -> None:
+        """Raise ConfigError for an event of which a history's columns cannot be made."""
+        every_H = np.arange(len(events.past.time_H))
+        for name, spec in self.encoder.contract.history.columns.items():
+            if not isinstance(spec, Gap | Residual):
+                _encoded(events, name, spec, self.encoder.event[name], every_H)
+
     @cached_property
     def context_of_time(self) -> dict[str, pl.Expr | None]:
         """Context columns that tell no more than the request's time, each with its expression; None for a date part.

@@ -9,7 +9,7 @@ Shapes: H events.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import eq, ge, gt, le, lt, ne
@@ -191,11 +191,24 @@ class RawEvents:
         values = self.given(name)
         if spec.form == "number" and bool in set(map(type, values)):
             values = [float(value) if isinstance(value, bool) else value for value in values]
-        return column_of("history", name, values, spec)
+        return tuple(self._checked(values, lambda some: column_of("history", name, some, spec)))
 
     def numbers(self, name: str) -> np.ndarray:
         """A raw column of numbers, float64 [H], NaN where not given."""
-        return numbers_of("history", name, self.given(name), NUMBER)
+        found_H = self._checked(self.given(name), lambda some: numbers_of("history", name, some, NUMBER))
+        return np.asarray(found_H, np.float64)
+
+    def _checked(self, values: list[Any], check: Callable[[list[Any]], Iterable[Any]]) -> Iterable[Any]:
+        """What a check makes of a column; a log may hold infinite numbers, and then a source of pasts gives them."""
+        try:
+            return check(values)
+        except ConfigError:
+            unsent = range(self.past.sent, len(values))
+            infinite = {i for i in unsent if isinstance(values[i], float) and np.isinf(values[i])}
+            if not infinite:
+                raise
+        finite = [None if i in infinite else value for i, value in enumerate(values)]
+        return [values[i] if i in infinite else one for i, one in enumerate(check(finite))]
 
     def is_event(self) -> np.ndarray:
         """Which events may stand in a history, bool [H]."""
@@ -268,7 +281,9 @@ class RawEvents:
                 return pl.Series(values, dtype=pl.String).cast(dtype, strict=False)
             return pl.Series(values, dtype=dtype)
         except (TypeError, OverflowError, pl.exceptions.PolarsError):
-            place = next((i for i, one in enumerate(values) if not _fits(one, dtype)), 0)
+            place = next((i for i, one in enumerate(values) if not _fits(one, dtype)), None)
+            if place is None:  # polars makes decimals of values of one type alone
+                return pl.concat([pl.Series([one], dtype=dtype) for one in values])
             raise ConfigError(
                 f"history[{place}].{name}: {values[place]!r} is not what the log has there, {dtype}. Send it as "
                 "the log has it."

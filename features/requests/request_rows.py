@@ -175,7 +175,9 @@ class RowEncoder:
         """A context column of the log, encoded, and how many rows do not give it."""
         encoder = self.encoder.context[name]
         if name in table.columns:
-            return encoder.encode(table[name]), table[name].null_count()
+            raw = table[name]
+            # A file may write a missing number as NaN.
+            return encoder.encode(raw), (raw.fill_nan(None) if raw.dtype.is_float() else raw).null_count()
         spec = self.encoder.contract.interactions.context[name]
         if name in self._of_time:
             return encoder.encode(self._computed(name, moment_R)), 0
@@ -236,6 +238,8 @@ def _given_or(table: pl.DataFrame, name: str, known_R: np.ndarray) -> np.ndarray
 
 def _flat(lists: pl.Series, newest: int) -> tuple[pl.Series, np.ndarray]:
     """The newest entries of lists one after the other, and how many each has, int64 [R]."""
+    if lists.dtype == pl.Null:  # no row has one
+        lists = lists.cast(pl.List(pl.Null))
     if not isinstance(lists.dtype, pl.List | pl.Array):
         raise DataError(
             f"column {lists.name!r}: holds {lists.dtype}, expected lists, one entry an event, oldest first."

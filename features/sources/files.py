@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import unquote
 
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, DiskError
 from features.store.atomic import write_text
 
 SUFFIXES = {
@@ -134,7 +134,9 @@ def looked_at_once(notes: Path) -> Iterator[Look]:
         others = [name for name in look.known if name not in used][-MOST_OTHERS:]
         noted = {name: look.known[name] for name in others} | used
         if noted != before:
-            write_text(notes, json.dumps(noted, indent=0, ensure_ascii=False))
+            # They save a reading, no more: in a folder that can only be read, files are hashed again.
+            with suppress(DiskError, PermissionError):
+                write_text(notes, json.dumps(noted, indent=0, ensure_ascii=False))
 
 
 def content_hash(file: str | Path) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import polars as pl
 
 from features.contract.log import Candidates
 from features.errors import DataError
-from features.sources.tables import readable, refuse_not_common, require_columns
+from features.sources.tables import readable, refuse_not_common, require_columns, wider
 
 CLICKED = "_clicked"
 
@@ -96,8 +98,16 @@ def _from_lists(raw: pl.LazyFrame, path: str, spec: Candidates, item: str) -> pl
     if not isinstance(dtype, pl.List):
         raise DataError(f"{path}: candidates column {spec.clicked!r} holds {dtype}, expected lists of ids.")
     shown = _split(raw, path, spec)
-    clicked = pl.col(str(spec.clicked)).list.contains(pl.col(spec.column)).fill_null(False)
-    columns = [clicked.cast(pl.Int8).alias(CLICKED)]
+    candidate, clicked = pl.col(spec.column), pl.col(str(spec.clicked))
+    own, of_clicks = shown.collect_schema()[spec.column], cast(pl.DataType, dtype.inner)
+    if wider(own, of_clicks) is None:
+        raise DataError(
+            f"{path}: candidates column {spec.clicked!r} holds {of_clicks}, {spec.column!r} holds {own}. Write both "
+            "with one type."
+        )
+    if own.is_float() != of_clicks.is_float() and pl.Null not in (own, of_clicks):
+        candidate, clicked = candidate.cast(pl.Float64), clicked.cast(pl.List(pl.Float64))
+    columns = [clicked.list.contains(candidate).fill_null(False).cast(pl.Int8).alias(CLICKED)]
     if item != spec.column:
         columns.append(pl.col(spec.column).alias(item))
     return shown.with_columns(columns)

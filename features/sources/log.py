@@ -35,7 +35,7 @@ from features.sources.impressions import exploded, exploded_unlabelled, tells_cl
 from features.sources.keys import canonical
 from features.sources.labelled import Labelled, Lacking, columns_in
 from features.sources.served import served_rows
-from features.sources.tables import expression, readable, refuse_not_common, require_columns, scan
+from features.sources.tables import TEXTS, expression, readable, refuse_not_common, require_columns, scan
 from features.sources.times import end_of, microseconds
 
 ROWS_A_CHUNK = 500_000
@@ -68,11 +68,13 @@ class Unchecked:
         frame: as in `Log`; the label is as the log has it.
         path: for messages.
         unlabelled: the test file has no labels: they are null in all of its rows.
+        as_of: the day after which rows were left out, for messages.
     """
 
     frame: pl.LazyFrame
     path: str
     unlabelled: bool = False
+    as_of: str | None = None
 
 
 def open_log(contract: Contract, as_of: str | None = None, raw_columns: Collection[str] = ()) -> Unchecked:
@@ -102,7 +104,7 @@ def open_log(contract: Contract, as_of: str | None = None, raw_columns: Collecti
     if as_of is not None:
         # Rows without a time stay: the checks report them.
         frame = frame.filter((pl.col(TIME) < end_of(as_of)) | pl.col(TIME).is_null())
-    return Unchecked(frame, path, unlabelled)
+    return Unchecked(frame, path, unlabelled, as_of)
 
 
 def time_span(contract: Contract, path: str) -> tuple[int, int] | None:
@@ -260,7 +262,7 @@ def _under_fixed_names(
     if log.request:
         columns[REQUEST] = pl.col(log.request)
     if contract.history.given:
-        columns[GIVEN] = _given(raw, path, contract.history.given)
+        columns[GIVEN] = _given(raw, path, contract.history.given, log.item)
     there = labelled.frame.collect_schema().names() if raw_columns else []
     return labelled.frame.select(**columns, **{RAW + name: pl.col(name) for name in there if name in raw_columns})
 
@@ -270,22 +272,54 @@ def _counted_numbers(contract: Contract) -> dict[str, str]:
     return {NUMBERS + name: counter.number for name, counter in contract.counters.items() if counter.number is not None}
 
 
-def _given(raw: pl.LazyFrame, path: str, spec: PrecomputedHistory) -> pl.Expr:
+def _given(raw: pl.LazyFrame, path: str, spec: PrecomputedHistory, item: str) -> pl.Expr:
     require_columns(raw, path, [spec.column])
-    column, dtype = pl.col(spec.column), raw.collect_schema()[spec.column]
+    schema = raw.collect_schema()
+    column, dtype = pl.col(spec.column), schema[spec.column]
     if dtype == pl.String:
         if spec.separator is None:
             raise DataError(
                 f"{path}: history column {spec.column!r} is text. Name what separates its ids: history.given.separator."
             )
         column = column.str.split(spec.separator).list.eval(pl.element().filter(pl.element() != ""))
+        if schema[item].is_integer():
+            column = _whole_numbers(raw, path, spec.column, column)
+    elif dtype == pl.Null:
+        column = column.cast(pl.List(schema[item]))
     elif isinstance(dtype, pl.Array):
         column = column.arr.to_list()
     elif not isinstance(dtype, pl.List):
         raise DataError(f"{path}: history column {spec.column!r} holds {dtype}, expected lists of ids or text.")
     if spec.padding is not None:
+        _refuse_other_padding(raw.select(column), path, spec)
         column = column.list.eval(pl.element().filter(pl.element() != spec.padding))
-    return column
+    return column.list.drop_nulls()
+
+
+def _whole_numbers(raw: pl.LazyFrame, path: str, name: str, lists: pl.Expr) -> pl.Expr:
+    """Ids in text as the whole numbers that the log has them as, which a text file cannot write in lists."""
+    number = pl.element().cast(pl.Int64, strict=False)
+    ids = raw.select(lists.list.eval(pl.element().filter(number.is_null())).explode(empty_as_null=False).alias(name))
+    with readable(path):
+        wrong = ids.drop_nulls().select(pl.len(), pl.col(name).first().alias("example"))
+        count, example = wrong.collect(engine="streaming").row(0)
+    if count:
+        raise DataError(
+            f"{path}: history column {name!r}: {count} ids, e.g. {example!r}, are no whole numbers, but the items of "
+            "the log are. Check history.given.separator, or write both with one type."
+        )
+    return lists.list.eval(number)
+
+
+def _refuse_other_padding(lists: pl.LazyFrame, path: str, spec: PrecomputedHistory) -> None:
+    (dtype,) = lists.collect_schema().dtypes()
+    inner = dtype.inner if isinstance(dtype, pl.List) else None
+    kinds = "text" if isinstance(spec.padding, str) else "a number", "text" if inner in TEXTS else "numbers"
+    if inner not in (None, pl.Null) and (kinds[0] == "text") != (kinds[1] == "text"):
+        raise DataError(
+            f"{path}: history.given.padding {spec.padding!r} is {kinds[0]}, the ids of {spec.column!r} are {kinds[1]}. "
+            "Write the padding as the column has it."
+        )
 
 
 def _events_of(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
@@ -294,6 +328,11 @@ def _events_of(contract: Contract, table: HistoryTable) -> pl.LazyFrame:
     require_columns(raw, path, [table.user, table.item, table.time])
     schema = raw.collect_schema()
     if isinstance(schema[table.item], pl.List):
+        if not isinstance(schema[table.time], pl.List):
+            raise DataError(
+                f"{path}: column {table.item!r} holds lists, and {table.time!r} holds {schema[table.time]}. Write a "
+                "time for each event, as a list, or one row an event."
+            )
         lists = [
             table.item,
             table.time,

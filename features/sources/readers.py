@@ -17,7 +17,7 @@ from features.errors import DataError
 from features.sources.files import is_url, read_bytes, state_of
 
 TEXT = {"csv": ",", "tsv": "\t"}  # kinds of text files, and what separates their fields
-STAND_IN = "\x1f"  # "unit separator", in place of a separator of several characters: polars knows only single ones
+STAND_IN = "\x1f"  # "unit separator", in place of a separator of several bytes: polars knows only single ones
 LINES_FOR_KIND, LINES_FOR_WIDTH = 100, 10_000
 
 Types = Mapping[str, pl.DataType]
@@ -39,7 +39,7 @@ def open_files(files: list[str], kind: str, format: Format, schema: Types) -> pl
     """The rows of these files, lazily.
 
     Local parquet, Arrow, UTF-8 text and gzipped text stream. A file behind a URL, in another encoding or with a
-    separator of several characters is read whole whenever it is its turn, one at a time.
+    separator of several bytes is read whole whenever it is its turn, one at a time.
 
     Args:
         files: on one disk, or all behind URLs.
@@ -102,8 +102,13 @@ def _text_schema(file: str, source: Any, kind: str, format: Format) -> Types:
 
 
 def _must_be_read_whole(file: str, kind: str, format: Format) -> bool:
-    recoded = kind in TEXT and (not _is_utf8(format) or len(format.separator or "") > 1)
+    recoded = kind in TEXT and (not _is_utf8(format) or _is_long(format.separator))
     return is_url(file) or recoded
+
+
+def _is_long(separator: str | None) -> bool:
+    """Whether a separator has several bytes in UTF-8: several characters, or one such as `¦`."""
+    return len((separator or "").encode()) > 1
 
 
 def _is_utf8(format: Format) -> bool:
@@ -124,7 +129,7 @@ def _content(file: str, kind: str, format: Format) -> io.BytesIO:
         raise DataError(f"{file}: cannot be unpacked: {error}. Write the file again.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not {format.encoding} text: {error}. Correct format.encoding.") from None
-    if format.separator and len(format.separator) > 1:
+    if format.separator and _is_long(format.separator):
         if STAND_IN.encode() in content:
             raise DataError(f"{file}: holds the control character 0x1F, which cannot be read here. Take it out.")
         content = _separated(content, format.separator.encode(), format.quote)
@@ -156,7 +161,7 @@ def _scan(source: Any, kind: str, format: Format, schema: Types | None, lines: i
         source,
         glob=False,
         has_header=format.columns is None,
-        separator=separator if len(separator) == 1 else STAND_IN,
+        separator=STAND_IN if _is_long(separator) else separator,
         quote_char='"' if format.quote else None,
         schema=None if schema is None else dict(schema),
         infer_schema_length=lines,

@@ -18,7 +18,7 @@ from features.contract.labels import columns_read
 from features.contract.log import Served
 from features.errors import DataError
 from features.sources.impressions import CLICKED
-from features.sources.tables import expression, readable, require_columns, scan
+from features.sources.tables import expression, has_no_row, readable, require_columns, scan
 from features.sources.times import end_of, microseconds
 from features.store.served_schema import SHADOW
 
@@ -195,9 +195,8 @@ def _outcomes(contract: Contract) -> pl.LazyFrame:
     path = contract.resolve(served.outcomes)
     raw = scan(path, served.format)
     require_columns(raw, path, [served.request, served.item, served.time])
-    if served.label is not None:
-        label = expression(raw, path, "interactions.served.label", served.label)
-        raw = raw.filter(label.cast(pl.Int8).fill_null(0) == 1)
+    if served.label is not None and not has_no_row(raw):
+        raw = raw.filter(_is_positive(raw, path, served.label))
     for name in (served.request, served.item):
         dtype = raw.collect_schema()[name]
         if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
@@ -215,6 +214,26 @@ def _outcomes(contract: Contract) -> pl.LazyFrame:
         if count:
             raise DataError(f"{path}: column {name!r} is missing in {count} rows. Leave such outcomes out.")
     return found
+
+
+def _is_positive(raw: pl.LazyFrame, path: str, text: str) -> pl.Expr:
+    """Which outcomes are positive. Raises DataError for a label that is neither 0 nor 1 where it is not missing."""
+    where = f"{path}: interactions.served.label {text!r}"
+    label = expression(raw, path, "interactions.served.label", text)
+    (dtype,) = raw.select(label).collect_schema().dtypes()
+    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
+        raise DataError(f"{where} is {dtype}, expected 0/1 or a condition such as `amount > 0`.")
+    number = label.cast(pl.Float64)
+    wrong = raw.filter(~number.is_in([0.0, 1.0])).select(pl.len(), number.first().alias("example"))
+    with readable(path):
+        count, example = wrong.collect(engine="streaming").row(0)
+        rows: Any = raw.select(pl.len()).collect(engine="streaming").item()
+    if count:
+        raise DataError(
+            f"{where}: {count} of {rows} outcomes are neither 0 nor 1, e.g. {example:g}. Write it as a condition, e.g. "
+            "`amount > 0`."
+        )
+    return number == 1
 
 
 def _positives(contract: Contract, answers: pl.LazyFrame) -> pl.LazyFrame:

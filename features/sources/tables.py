@@ -138,6 +138,8 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
         empty = raw.collect_schema().to_frame()
         result = empty.select(expression)
     except pl.exceptions.PolarsError as error:
+        if has_no_row(raw):
+            raise DataError(f"{path}: the table is empty (0 rows). Check the export that wrote it.") from None
         first = str(error).splitlines()[0]
         raise DataError(
             f"{path}: {where} {text!r} cannot be computed: {first}. Check the types of its columns."
@@ -154,6 +156,11 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
             "information of later ones. Compute it in the export, as of each row's time, or declare a counter."
         )
     return expression
+
+
+def has_no_row(raw: pl.LazyFrame) -> bool:
+    """Whether a table is empty: text without a line has columns of no type."""
+    return not raw.head(1).collect(engine="streaming").height
 
 
 def _over_rows(expression: pl.Expr, empty: pl.DataFrame) -> str | None:

@@ -19,6 +19,11 @@ REASONS = {
 }
 # How libraries that lose the number say it: Rust's `os error 28`, safetensors' `code: 28`, Arrow's `errno 28`, SQLite.
 NUMBERED = re.compile(r"\b(?:os error |code: |errno )(\d+)\b", re.IGNORECASE)
+MAKE_ROOM = "Make room (`quadrank gc` lists what nothing uses)"
+ADVICE = {
+    REASONS[errno.EROFS]: "Mount it to be written to, or let the command write elsewhere",
+    REASONS[errno.EFBIG]: "Raise that limit (`ulimit -f`)",
+}
 SQLITE_FULL = "database or disk is full"
 # numpy, of a file that took a part of an array: it says nothing of why.
 CUT_SHORT = re.compile(r"\b\d+ requested and \d+ written\b")
@@ -74,8 +79,8 @@ def disk_error(reason: str, path: Path) -> DiskError:
         path: what was written.
     """
     return DiskError(
-        f"{path}: {reason}; {free_bytes(path):,} bytes are free there. Nothing was left half-written. Make room "
-        "(`quadrank gc` lists what nothing uses), and start the same command again."
+        f"{path}: {reason}; {free_bytes(path):,} bytes are free there. Nothing was left half-written. "
+        f"{ADVICE.get(reason, MAKE_ROOM)}, and start the same command again."
     )
 
 
@@ -93,6 +98,6 @@ def require_space(path: Path, needed: int, what: str) -> None:
     free = free_bytes(path)
     if free < needed:
         raise DiskError(
-            f"{path}: {what} takes about {needed:,} bytes, and {free:,} bytes are free there. Make room (`quadrank gc` "
-            "lists what nothing uses), and start the same command again."
+            f"{path}: {what} takes about {needed:,} bytes, and {free:,} bytes are free there. {MAKE_ROOM}, and start "
+            "the same command again."
         )

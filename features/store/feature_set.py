@@ -192,6 +192,10 @@ class FeatureSet:
             )
         return Verified(len(files), sum(entry.bytes for entry in files.values()))
 
+    def is_whole(self) -> bool:
+        """Whether every file is there in its recorded size: what a deletion or a full disk breaks, seen at no cost."""
+        return all(_has_size(self.path / name, entry) for name, entry in self.manifest.files.items())
+
     def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
         """The row columns of a split, one dict a part."""
         return [self._table(part.rows) for part in self.manifest.parts if part.split == split]
@@ -266,7 +270,11 @@ def part_file(number: int) -> str:
 
 
 def _is_as_recorded(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
+    return _has_size(path, entry) and sha256_of(path) == entry.sha256
+
+
+def _has_size(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes
 
 
 def read_arrow(path: Path) -> dict[str, np.ndarray]:

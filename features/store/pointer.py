@@ -17,11 +17,16 @@ POINTERS = (CURRENT, NEWEST)
 
 
 def point_at(folder: Path, version: str, pointer: str = CURRENT) -> Path:
-    """Let a pointer of `folder` name this version, in one step; returns the pointer's path."""
+    """Let a pointer of `folder` name this version, in one step; returns the pointer's path.
+
+    One that names it already is left as it is: the folder may be one that can only be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / pointer
     with _alone(folder):
-        write_text(folder / pointer, version)
-    return folder / pointer
+        if not path.is_file() or path.read_bytes() != os.fsencode(version):
+            write_text(path, version)
+    return path
 
 
 def move_pointer(path: Path, before: Path, after: Path) -> bool:

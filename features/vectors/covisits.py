@@ -5,6 +5,7 @@ Shapes: E events, P pairs of items that co-occur, I items of such pairs, W width
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,14 @@ class CoOccurrences:
     count_P: np.ndarray
 
 
-def learn_sets(contract: Contract, events: PastEvents, folder: Path) -> dict[str, dict[str, int]]:
-    """Learn each set that says `learn: history`, and write it where `read_vectors` finds it.
+def learn_sets(contract: Contract, events: Mapping[str, PastEvents], folder: Path) -> dict[str, dict[str, int]]:
+    """Learn each set that says `learn`, and write it where `read_vectors` finds it.
 
     The files follow from the events alone, whatever the catalogue's order.
 
     Args:
         contract: whose sets are learned.
-        events: of the training window.
+        events: to learn from, by what `learn` says.
         folder: of the feature set.
 
     Returns:
@@ -69,18 +70,19 @@ def learn_sets(contract: Contract, events: PastEvents, folder: Path) -> dict[str
     Raises:
         DataError: fewer items co-occur with another one than a vector has numbers.
     """
-    counted = co_occurrences(events)
+    found = {source: (len(some.user_E), co_occurrences(some)) for source, some in events.items()}
     report = {}
     for name, spec in contract.learned_sets.items():
+        number, counted = found[str(spec.learn)]
         matrix_II = associations(counted, spec.shift)
-        vectors_IW = _vectors(name, spec, matrix_II, len(events.user_E))
+        vectors_IW = _vectors(name, spec, matrix_II, number)
         length_I = np.linalg.norm(vectors_IW, axis=1)
         has_I = length_I > ROUNDING * length_I.max()
         path = learned_file(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         vectors = pl.Series(vectors_IW[has_I].astype(np.float32), dtype=pl.Array(pl.Float32, spec.width))
         pl.DataFrame({spec.id: counted.ids.filter(pl.Series(has_I)), spec.vector: vectors}).write_parquet(path)
-        report[name] = {"events": len(events.user_E), "pairs": len(counted.count_P), "items": int(has_I.sum())}
+        report[name] = {"events": number, "pairs": len(counted.count_P), "items": int(has_I.sum())}
     return report
 
 
@@ -128,7 +130,7 @@ def _vectors(name: str, spec: Embedding, matrix_II: Any, events: int) -> np.ndar
     associated = int((np.diff(matrix_II.indptr) > 0).sum())
     if associated < spec.width:
         raise DataError(
-            f"embeddings.{name}: in the pasts of the training window ({events:,} events) {associated:,} items co-occur "
+            f"embeddings.{name}: in the pasts that are learned from ({events:,} events) {associated:,} items co-occur "
             f"with another one more than {spec.shift:g} times as often as by chance, fewer than the set's width "
             f"{spec.width}. Lower its width, take a longer log, or take the set out of the contract."
         )

@@ -18,7 +18,7 @@ from features.errors import NewItemsError
 from features.store.schema import UNKNOWN, Schema
 from features.store.vector_files import Dtype, decoded, encoded
 from features.vectors.filling import BY_CLICKS, Lenders, has_direction
-from features.vectors.projections import FusedTransform, SetTransform
+from features.vectors.projections import LARGEST, FusedTransform, SetTransform, sound
 from features.vectors.semantic_ids import SEMANTIC_IDS, SemanticCoder
 
 
@@ -60,7 +60,7 @@ def encode_vectors(
 
     Raises:
         NewItemsError: a set that the contract does not declare, vectors of another width than the build's, of another
-            number of rows than `items`, or with NaN or infinity in only some of their numbers.
+            number of rows than `items`, beyond `LARGEST`, or with NaN or infinity in only some of their numbers.
         DataError: what the build learned is missing.
     """
     _check(contract, raw, items)
@@ -103,12 +103,12 @@ def _check(contract: Contract, raw: Mapping[str, np.ndarray], items: int) -> Non
             raise NewItemsError(f"vectors of new items: set {name!r} has {len(vectors)} rows for {items} items.")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity
             single_MW = np.asarray(vectors, np.float32)
-        broken_M = ~np.isfinite(single_MW).all(axis=1) & ~np.isnan(single_MW).all(axis=1)
+        broken_M = ~sound(single_MW) & ~np.isnan(single_MW).all(axis=1)
         if broken_M.any():
             raise NewItemsError(
                 f"vectors of new items: set {name!r}: {int(broken_M.sum())} of {items} vectors hold NaN or infinity, "
-                f"the first of them that of item number {int(np.argmax(broken_M))}. Leave such vectors out: a missing "
-                "one is handled, a broken one is not."
+                f"or numbers beyond {LARGEST:g}, the first of them that of item number {int(np.argmax(broken_M))}. "
+                "Leave such vectors out: a missing one is handled, a broken one is not."
             )
 
 

@@ -18,6 +18,7 @@ from features.errors import DataError
 TRANSFORMS = "transforms"
 BLOCK = 8192  # rows
 SMALLEST = 1e-12  # norm below which a vector has no direction
+LARGEST = 1e15  # size of a number beyond which squares, summed over a vector, near the end of float32
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ class FusedTransform:
             for place, part in enumerate(settings["parts"])
         }
         return cls(parts)
+
+
+def sound(vectors_VW: np.ndarray) -> np.ndarray:
+    """Which rows hold numbers up to `LARGEST` in size alone, bool [V]: no NaN and no infinity."""
+    # Not through |v|, a copy of everything; NaN is the greatest and the least of its row.
+    return np.asarray((vectors_VW.max(axis=1, initial=0) <= LARGEST) & (vectors_VW.min(axis=1, initial=0) >= -LARGEST))
 
 
 def to_unit(vectors_VW: np.ndarray) -> np.ndarray:

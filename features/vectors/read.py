@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from features.sources.files import find_files, is_url, read_bytes
 from features.sources.tables import read
 from features.store.schema import FIRST_VALUE, UNKNOWN
 from features.store.vector_files import ItemVectors
+from features.vectors.projections import LARGEST, sound
 
 LEARNED = "learned"  # below a feature set: learned sets, each a file as of one that is read
 
@@ -35,7 +37,8 @@ def read_vectors(name: str, contract: Contract, items: Vocabulary, folder: Path)
         folder: of the feature set, which holds the files of learned sets.
 
     Raises:
-        DataError: vectors of unequal width, not finite, duplicate or null ids, or none for any catalogue item.
+        DataError: vectors of unequal width, not finite or beyond `LARGEST`, duplicate or null ids, or none for any
+            catalogue item.
     """
     spec = contract.embeddings[name]
     path = str(learned_file(folder, name)) if spec.path is None else contract.resolve(spec.path)
@@ -111,13 +114,15 @@ def _array(path: str) -> np.ndarray:
         )
     file = str(files[0])
     try:
-        array: np.ndarray = np.load(
+        array: Any = np.load(
             io.BytesIO(read_bytes(file)) if is_url(file) else file,
             mmap_mode=None if is_url(file) else "r",
             allow_pickle=False,
         )
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: cannot be read as npy: {error}. Write the file again.") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: cannot be read as npy: it is a .npz of several arrays. Write one with numpy.save.")
     if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: holds {array.dtype}, expected numbers.")
     return array
@@ -157,9 +162,10 @@ def _check(path: str, ids: pl.Series, vectors_VW: np.ndarray) -> None:
         raise DataError(
             f"{path}: {twice.n_unique()} ids appear more than once, e.g. {twice[0]!r}. Keep one vector each."
         )
-    broken = ~np.isfinite(vectors_VW).all(axis=1)
+    broken = ~sound(vectors_VW)
     if broken.any():
         raise DataError(
-            f"{path}: {int(broken.sum())} of {len(ids)} vectors hold NaN or infinity, e.g. that of id "
-            f"{ids[int(np.argmax(broken))]!r}. Leave such items out: a missing vector is handled, a broken one is not."
+            f"{path}: {int(broken.sum())} of {len(ids)} vectors hold NaN or infinity, or numbers beyond {LARGEST:g}, "
+            f"e.g. that of id {ids[int(np.argmax(broken))]!r}. Leave such items out: a missing vector is handled, a "
+            "broken one is not."
         )

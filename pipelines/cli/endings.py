@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from features.errors import ConfigError
 from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.terminal import finish
 from pipelines.extras import missing_extra
 from pipelines.operate.codes import INTERRUPTED, UNEXPLAINED, explained, say_code
+from pipelines.operate.log import LastingConsole
 from pipelines.operate.outcome import ended_at_once
 
 # Commands that go on where a signal stopped them, and how.
@@ -93,7 +93,9 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool, work: Path) -
 
 
 def _failed(message: str, code: int, as_json: bool) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red", markup=False)
+    LastingConsole(stderr=True, highlight=False, soft_wrap=True).print(
+        f"error: {message}", style="bold red", markup=False
+    )
     finish(_failure(message, code), as_json)
     return code
 

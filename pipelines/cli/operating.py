@@ -7,11 +7,20 @@ from typing import Annotated
 
 import typer
 
+from features.errors import ConfigError
 from pipelines.cli.options import WorkOption
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
 operating_app = typer.Typer()
+
+
+def workspace_of(work: Path) -> Workspace:
+    """The workspace that a user named. Raises ConfigError where there is none: one that is new would be fine."""
+    if not work.is_dir():
+        wrong = "no folder" if work.exists() else "no such folder"
+        raise ConfigError(f"--work {work}: {wrong}, so there is nothing to look at. Name the folder of the workspace.")
+    return Workspace(work)
 
 
 @operating_app.command(epilog="Example: quadrank doctor --send")
@@ -27,7 +36,7 @@ def doctor(
     """
     from pipelines.operate.doctor import examine
 
-    payload = examine(Workspace(work), send, console(as_json))
+    payload = examine(workspace_of(work), send, console(as_json))
     finish(payload, as_json)
     raise typer.Exit(payload["exit_code"])
 
@@ -49,4 +58,4 @@ def gc(
     """
     from pipelines.operate.cleaning import clean
 
-    finish(clean(Workspace(work), keep, yes, console(as_json)), as_json)
+    finish(clean(workspace_of(work), keep, yes, console(as_json)), as_json)

@@ -15,9 +15,13 @@ from features.errors import ConfigError
 from pipelines.shipped import CONF, default_settings, refuse_absent
 from pipelines.source import Source, parse_window
 
+RECORDED = "run"  # the command that leaves its outcome however it ends
+
 
 def settings_file(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:
     """For options that name a settings file: the file as named; of a default that is not here, the shipped one.
+
+    A job of which every end is recorded refuses what is not here by itself (`refuse_absent`), where it is recorded.
 
     Raises:
         ConfigError: the user named a file that is not here, and QuadRank ships one of this name.
@@ -27,7 +31,8 @@ def settings_file(context: typer.Context, parameter: typer.CallbackParam, path: 
     source = context.get_parameter_source(str(parameter.name))
     if source is not None and source.name == "DEFAULT":
         return default_settings(path.relative_to(CONF))
-    refuse_absent(path)
+    if context.info_name != RECORDED or parameter.name == "data":
+        refuse_absent(path)
     return path
 
 
@@ -115,6 +120,7 @@ def name_of(data: Path, assignments: list[str] | None) -> str | None:
         assignments: values of `--set`.
     """
     set_here = [one.removeprefix("data.name=") for one in assignments or [] if one.startswith("data.name=")]
+    set_here = [one.strip().strip("\"'") for one in set_here]
     name = set_here[-1] if set_here else _name_in(data)
     return name if re.fullmatch(NAME, name) else None
 

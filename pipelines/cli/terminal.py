@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipelines.operate.log import LoggedConsole
+from pipelines.operate.log import LastingConsole, LoggedConsole, silence
 
 LogOption = Annotated[
     Path | None,
@@ -22,7 +22,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON summary
 
 def console(as_json: bool) -> Console:
     """The console for messages: stdout, or stderr if stdout carries JSON."""
-    return Console(**_options(as_json))
+    return LastingConsole(**_options(as_json))
 
 
 def logged_console(as_json: bool, log: Path | None) -> LoggedConsole:
@@ -44,7 +44,10 @@ def _options(as_json: bool) -> dict[str, Any]:
 def finish(payload: dict[str, Any], as_json: bool) -> None:
     """End a command: with --json, print its summary as the last line of stdout."""
     if as_json:
-        print(json.dumps(payload), flush=True)
+        try:
+            print(json.dumps(payload), flush=True)
+        except BrokenPipeError:
+            silence(sys.stdout)
 
 
 def command_line() -> str:

@@ -202,7 +202,10 @@ def _mend_alias(manifest: BundleManifest, last: Move, bundles: Path, workspace: 
 
 
 def _model_version(bundles: Path, folder: str | None) -> str | None:
-    """The model version of a bundle beside; its folder's name where it is gone, which is the same at its export."""
+    """The model version of a bundle beside; where it is gone or damaged its folder's name, the same at its export."""
     if folder is None or not (bundles / folder).is_dir():
         return folder
-    return open_bundle(bundles / folder).manifest.model_version
+    try:
+        return open_bundle(bundles / folder).manifest.model_version
+    except DataError:
+        return folder

@@ -32,7 +32,8 @@ def rollback(name: str, to: str | None, why: str, workspace: Workspace, console:
 
     Args:
         name: of the contract.
-        to: folder of the bundle beside `CURRENT`; default the one that served before the present one was promoted.
+        to: folder of the bundle beside `CURRENT`, or its path; default the one that served before the present one was
+            promoted.
         why: in words, for the history.
         workspace: with the bundles.
         console: where messages are printed.
@@ -89,7 +90,7 @@ def list_moves(name: str, workspace: Workspace, console: Console) -> dict[str, A
 
 def _target(bundles: Path, current: str | None, to: str | None) -> str:
     there = _bundles(bundles)
-    named = to or (before_current(read_moves(bundles), current) if current else None)
+    named = _name_in(bundles, to) if to else (before_current(read_moves(bundles), current) if current else None)
     if named is None:
         raise ConfigError(
             f"{bundles}: the history tells of no bundle before {current or 'this'}. Name one with --to: "
@@ -100,6 +101,12 @@ def _target(bundles: Path, current: str | None, to: str | None) -> str:
     if named == current:
         raise ConfigError(f"{bundles / named}: serves already. Name another one with --to: {', '.join(there)}.")
     return named
+
+
+def _name_in(bundles: Path, to: str) -> str:
+    """The folder's name of a bundle that is named by it or by its path."""
+    path = Path(to)
+    return path.name if path.resolve().parent == bundles.resolve() else str(path)
 
 
 def _bundles(bundles: Path) -> list[str]:

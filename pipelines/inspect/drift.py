@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def drift_between(
     drift = compare(load_profile(base), load_profile(new), settings, *parts)
     console.print(_table(drift, f"{base} ({drift.base_rows:,} rows) against {new} ({drift.new_rows:,} rows)"))
     console.print(_sentence(drift))
+    for option, asked, compared in (
+        ("--base-days", days[0], drift.base_days),
+        ("--new-days", days[1], drift.new_days),
+    ):
+        if (told := _more_days(option, asked, compared)) is not None:
+            console.print(told, style="yellow")
     if picture is not None:
         # matplotlib takes a second to import
         from ctr.reporting.figures import save_png
@@ -59,6 +66,7 @@ def drift_between(
         "status": "drift" if drift.found else "done",
         "exit_code": DRIFT if drift.found else 0,
         "rows": {"base": drift.base_rows, "new": drift.new_rows},
+        "days": {"base": list(drift.base_days), "new": list(drift.new_days)},
         "thresholds": settings.model_dump(),
         "columns": [_as_json(column) for column in drift.columns],
     }
@@ -92,6 +100,18 @@ def _sentence(drift: Drift) -> str:
     unclear = sum(column.verdict == "too few rows" for column in drift.columns)
     told = f"; {unclear} with too few rows" if unclear else ""
     return f"no drift in {len(drift.columns)} columns{told}"
+
+
+def _more_days(option: str, asked: int | None, compared: tuple[str, str]) -> str | None:
+    """What is compared instead of so many days; None where these are."""
+    first, last = compared
+    count = (date.fromisoformat(last) - date.fromisoformat(first)).days + 1
+    if asked is None or count <= asked:
+        return None
+    return (
+        f"{option} {asked}: {count} days are compared, {first} to {last}. Of so many days a profile counts runs, all "
+        "days of one together; build a feature set of 64 days or fewer to compare single ones."
+    )
 
 
 def _table(drift: Drift, title: str) -> Table:

@@ -6,9 +6,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ctr.data.columns import column
 from ctr.diagnosis.vector_stress import StressConfig, StressResult, stress_model
 from ctr.evaluation.bootstrap import LEVEL
 from ctr.evaluation.significance import resolved
@@ -34,7 +36,8 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
             f"{feature_set.path}: no vector sets, so there is nothing to stress. Declare `embeddings` in the contract."
         )
     found = stress_model(model, feature_set, feature_set.judged_by, config)
-    console.print(_table(f"{run_dir.name}: vectors under stress, {found.split} rows", found))
+    users = len(np.unique(column(feature_set, found.split, "user")))
+    console.print(table_of(f"{run_dir.name}: vectors under stress, {found.split} rows", found, users))
     console.print(_verdict(found, config))
     record = asdict(found) | {
         "stresses": [asdict(result) | {"auc_drop": result.auc_drop._asdict()} for result in found.stresses]
@@ -46,15 +49,18 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     return {"status": "done", "exit_code": 0, "run_id": run_dir.name, **record}
 
 
-def _table(title: str, found: StressResult) -> Table:
+def table_of(title: str, found: StressResult, users: int) -> Table:
+    """The stresses with their AUC drops; those of rows of one user, whom no resample varies, without intervals."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.caption = (
         "Intervals: 95 %, from resampling users with all of their rows; each is for its own AUC drop alone. "
         f"*: p < {LEVEL} after Holm's correction for the {len(found.stresses)} stresses of this table."
+        if users > 1
+        else "All rows are one user's: no interval or star says how far a drop is from chance."
     )
     table.add_column("stress")
-    for column in ("AUC", "AUC drop", "log loss", "mean |change| of scores"):
-        table.add_column(column, justify="right")
+    for heading in ("AUC", "AUC drop", "log loss", "mean |change| of scores"):
+        table.add_column(heading, justify="right")
     table.add_row("no stress", f"{found.auc:.4f}", "", f"{found.log_loss:.4f}", "")
     before = ""
     stars = resolved([result.auc_drop for result in found.stresses])
@@ -66,7 +72,7 @@ def _table(title: str, found: StressResult) -> Table:
         table.add_row(
             f"{sets}: {result.label}",
             f"{result.auc:.4f}",
-            signed(result.auc_drop, star),
+            signed(result.auc_drop, star) if users > 1 else f"{result.auc_drop.value:+.4f}",
             f"{result.log_loss:.4f}",
             f"{result.mean_abs_change:.4f}",
         )

@@ -22,7 +22,7 @@ from ctr.serving.ranker import Ranker
 from ctr.training.calibrate import Method, cross_fitted, recalibrated
 from ctr.training.loop import predict
 from features.contract.contract import LABEL_PREFIX
-from features.errors import ConfigError, error_prefix
+from features.errors import ConfigError, DataError, error_prefix
 from features.progress import progress
 from features.store.feature_set import SPLITS, FeatureSet, SplitName
 from pipelines.job.summary import Metrics, Summary, lists_table, print_results, slices_table
@@ -76,9 +76,17 @@ def scored(feature_set: FeatureSet, split: SplitName, scores: np.ndarray) -> Sco
 
 
 def require_both_labels(feature_set: FeatureSet, split: SplitName) -> None:
-    """Raise DataError unless rows of the split that have a weight have both labels: nothing is measured on others."""
-    with error_prefix(f"{feature_set.path}, {split} rows"):
-        require_both_classes(column(feature_set, split, "label"), row_weights(feature_set, split))
+    """Raise DataError unless rows of the split that have a weight have both labels: nothing is learned of others."""
+    labels, weights = column(feature_set, split, "label"), row_weights(feature_set, split)
+    counts = weights > 0
+    if not counts.any():
+        raise DataError(
+            f"{feature_set.path}, {split} rows: the weight {feature_set.contract.interactions.weight!r} of all "
+            f"{len(labels):,} is 0, so that none of them counts. Correct interactions.weight, or widen the split."
+        )
+    of = "rows" if counts.all() else "rows of a weight above 0"
+    with error_prefix(f"{feature_set.path}, {split} {of}"):
+        require_both_classes(labels[counts], weights[counts])
 
 
 def score_split(model: torch.nn.Module, feature_set: FeatureSet, split: SplitName) -> Scored:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ctr.config import ModelConfig, TrainConfig
+from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.data.columns import column, row_weights
 from ctr.data.feature_tables import FrozenTables, frozen_tables
 from ctr.model.calibrator import Curve
@@ -20,13 +20,13 @@ from ctr.model.click_model import ClickModel
 from ctr.training.boosting import fit_trees, grow_beside
 from ctr.training.calibrate import Calibrated, calibrate
 from ctr.training.checkpoint import MODEL, save_tensors
-from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks
+from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks, require_training
 from ctr.training.warm.parent import Parent
 from features.errors import ConfigError
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
-from features.store.feature_set import FeatureSet
-from pipelines.job.evaluate import has_both_classes, score_split, task_labels
+from features.store.feature_set import FeatureSet, SplitName
+from pipelines.job.evaluate import has_both_classes, require_both_labels, score_split, task_labels
 
 CALIBRATION = "calibration.json"
 
@@ -39,6 +39,27 @@ def new_model(
     model = ClickModel(config, feature_set.schema)
     model.attach(tables or frozen_tables(feature_set))
     return model
+
+
+def require_fit(preset: Preset, feature_set: FeatureSet, warm: Parent | None = None) -> None:
+    """Refuse before anything is written what `fit_and_calibrate` would refuse, and rows that teach nothing.
+
+    Args:
+        preset: settings of the model and of training.
+        feature_set: to train on.
+        warm: the run to go on from.
+
+    Raises:
+        QuadRankError: as `fit_and_calibrate`, and as `ClickModel`; training or validation rows of one label.
+    """
+    splits: tuple[SplitName, ...] = ("train", "valid")
+    for split in splits:
+        require_both_labels(feature_set, split)
+    _require_own_negatives(preset.model, feature_set)
+    with torch.device("meta"):  # a model without weights refuses what it cannot be made of
+        ClickModel(preset.model, feature_set.schema)
+    if preset.model.tower != "none":
+        require_training(feature_set, preset.train, warm)
 
 
 def fit_and_calibrate(
@@ -62,12 +83,7 @@ def fit_and_calibrate(
         ConfigError: further tasks on drawn negatives.
         QuadRankError: as `ctr.training.loop.fit`.
     """
-    sampling = feature_set.manifest.sampling
-    if model.config.tasks and sampling is not None and sampling.rate is not None:
-        raise ConfigError(
-            f"model.tasks: {', '.join(model.config.tasks)} cannot be learned beside drawn negatives, whose share would "
-            "distort these probabilities. Use a log with its own negatives, or train without model.tasks."
-        )
+    _require_own_negatives(model.config, feature_set)
     how: dict[str, Any] = {"on_evaluation": on_evaluation, "resume": resume, "progress": progress}
     if model.network is None:
         result = fit_trees(model, feature_set, config, folder, **how)
@@ -91,6 +107,16 @@ def fit_and_calibrate(
     save_tensors(folder / MODEL, model.state_dict())
     write_text(folder / CALIBRATION, json.dumps(asdict(calibrated), indent=2))
     return result, calibrated
+
+
+def _require_own_negatives(config: ModelConfig, feature_set: FeatureSet) -> None:
+    """Refuse further tasks beside negatives that were drawn."""
+    sampling = feature_set.manifest.sampling
+    if config.tasks and sampling is not None and sampling.rate is not None:
+        raise ConfigError(
+            f"model.tasks: {', '.join(config.tasks)} cannot be learned beside drawn negatives, whose share would "
+            "distort these probabilities. Use a log with its own negatives, or train without model.tasks."
+        )
 
 
 def _calibrate_tasks(model: ClickModel, feature_set: FeatureSet, config: TrainConfig) -> None:

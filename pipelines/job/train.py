@@ -25,15 +25,15 @@ from ctr.reporting.outbox import OUTBOX
 from ctr.training.checkpoint import RECORD, saved_state
 from ctr.training.loop import Evaluation, FitResult, predict_tasks
 from ctr.training.warm.parent import Parent
-from ctr.training.warm.transfer import Began
 from features.contract.contract import Contract
 from features.errors import ConfigError
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet
 from pipelines.job.build import build, describe
 from pipelines.job.evaluate import Scored, controls, require_both_labels, score_split, task_metrics
-from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model, require_fit
 from pipelines.job.load_run import TARGET_ONLY, WARM_START, parent_of, recent_control
+from pipelines.job.messages import how_it_began, what_the_guard_did, worse_than_base_rate
 from pipelines.job.summary import Summary, control_label, print_results
 from pipelines.job.tracked import tracked_id
 from pipelines.job_settings import JobSettings
@@ -103,10 +103,14 @@ class Job:
         """A new run, or with `study` a new trial of that sweep, in a folder of its own.
 
         Raises:
-            QuadRankError: as `parent_of`, with `warm_start`.
+            QuadRankError: as `parent_of`, with `warm_start`, and as `require_fit`; of a run, rows to measure on that
+                have one label alone. No folder is made then.
         """
         name = feature_set.contract.name
         parent = None if warm_start is None else parent_of(warm_start, preset, feature_set, workspace, console)
+        if study is None:
+            require_both_labels(feature_set, feature_set.judged_by)
+        require_fit(preset, feature_set, parent)
         run_dir = workspace.new_trial(study, name) if study else workspace.new_run(name)
         job = cls(preset, feature_set, workspace, console, run_dir, parent=parent)
         job.write_config()
@@ -147,10 +151,10 @@ class Job:
     def write_config(self) -> None:
         """Record everything the run needs to be understood or exported later."""
         manifest = self.feature_set.manifest
-        path = self.feature_set.path.resolve().relative_to(self.workspace.root.resolve())
         record = {
             "preset": self.preset.model_dump(mode="json"),
-            "feature_set": path.as_posix(),  # relative to the workspace, which may be moved or opened from elsewhere
+            # Relative to the workspace, which may be moved or opened from elsewhere.
+            "feature_set": self.workspace.inside(self.feature_set.path),
             "contract_fingerprint": manifest.fingerprint,
             WARM_START: self.lineage,
             "git_revision": git_revision(),
@@ -268,6 +272,8 @@ class Job:
             warm=self.parent,
             calibrated_by=self.calibrated_by,
         )
+        if self.resumed:
+            self._record_changes(tracker)
         if result.began is not None:
             self.console.print(how_it_began(result.began))
         for moment, found in (("before", calibrated.before), ("after", calibrated.after)):
@@ -288,6 +294,21 @@ class Job:
             + (", stopped early" if result.stopped_early else "")
         )
         return Trained(model, result)
+
+    def _record_changes(self, tracker: Tracker) -> None:
+        """Other settings than the run was started with: its record has them, and a tag of its MLflow run names them."""
+        record = json.loads((self.run_dir / CONFIG).read_text(encoding="utf-8"))
+        before, now = record["preset"], self.preset.model_dump(mode="json")
+        changed = [
+            f"{section}.{key}={value}"
+            for section, values in now.items()
+            for key, value in values.items()
+            if before[section].get(key) != value
+        ]
+        if changed:
+            self.console.print(f"{self.run_dir.name} goes on with {', '.join(changed)}", markup=False)
+            tracker.set_tag("resumed_with", ", ".join(changed))
+            write_text(self.run_dir / CONFIG, json.dumps(record | {"preset": now}, indent=2))
 
     def _logged(self, tracker: Tracker) -> set[int]:
         """Steps that the MLflow run has a point of; those that a kill kept from it are sent first."""
@@ -411,34 +432,6 @@ def train_run(settings: JobSettings, resume: str | None) -> Summary:
     job = Job.start(*place, warm_start=settings.warm_start) if resume is None else Job.resume(resume, *place)
     with job.tracked() as tracker:
         return job.train_and_evaluate(tracker).summary
-
-
-def worse_than_base_rate(log_loss: float, base: float) -> str:
-    """What to tell of a first look that is worse than knowing nothing."""
-    return (
-        f"warning: at the first look the log loss of the validation rows is {log_loss:.4f}, worse than {base:.4f}, "
-        "which the mean label alone has. Items may be memorised that the validation rows do not have: raise "
-        "model.id_dropout and train.embedding_l2, lower train.learning_rate, or look more often "
-        "(train.evaluations_per_epoch)."
-    )
-
-
-def how_it_began(began: Began) -> str:
-    """What to tell of the weights that a warm start began with."""
-    moments = "" if began.moments else "; moments of the optimizers begin anew"
-    return (
-        f"  warm start: {began.known:,} item ids kept their rows, {began.new:,} are new, "
-        f"{began.from_content:,} of them begin from their vectors{moments}"
-    )
-
-
-def what_the_guard_did(result: FitResult) -> str:
-    """What to tell of a training of which steps were skipped."""
-    back = f" and went back to its last good weights {result.rollbacks} times" if result.rollbacks else ""
-    return (
-        f"warning: training skipped {result.skipped} steps whose loss or gradient was not finite or exploded{back}. "
-        "Look for extreme values in numeric columns and item vectors, or lower train.learning_rate."
-    )
 
 
 def _curve_point(evaluation: Evaluation) -> dict[str, float]:

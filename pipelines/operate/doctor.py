@@ -22,7 +22,7 @@ from pipelines.locks import Holder
 from pipelines.operate.cleaning import bytes_of, half_written, leftovers
 from pipelines.operate.left_open import left_open
 from pipelines.operate.space import bytes_of_a_job
-from pipelines.operate.uses import is_held, names_of, read_json, used_now
+from pipelines.operate.uses import is_held, names_of, past_versions, read_json, used_now
 from pipelines.operate.waiting import Sent, outboxes, send_waiting, waiting_by_run
 from pipelines.workspace import LOCK, METRICS, Workspace
 
@@ -83,6 +83,7 @@ def findings_of(workspace: Workspace) -> Iterator[Finding]:
     yield from _waiting(workspace)
     for name in names_of(workspace):
         yield from _pointers(workspace, name)
+        yield from _history(workspace, name)
         yield from _versions(workspace, name)
         yield from _locks(workspace, name)
         yield from _leftovers(workspace, name)
@@ -95,7 +96,8 @@ def _disk(workspace: Workspace) -> Iterator[Finding]:
     for name in names_of(workspace) or [""]:
         used = workspace.feature_sets / name / (used_now(workspace.feature_sets / name) or "none")
         needed = bytes_of_a_job(workspace, name) + folder_bytes(used)
-        text = f"{free:,} bytes are free, and a job of {name!r} takes about {needed:,}"
+        job = f"a job of {name!r}" if name else "a first job"
+        text = f"{free:,} bytes are free, and {job} takes about {needed:,}"
         if free < needed:
             yield Finding("disk", "broken", text, "make room: `quadrank gc` lists what nothing uses")
         elif free < JOBS_OF_ROOM * needed:
@@ -160,6 +162,14 @@ def _pointers(workspace: Workspace, name: str) -> Iterator[Finding]:
                 yield Finding("pointer", "broken", f"{pointer}: {error}", mend)
             else:
                 yield Finding("pointer", "fine", f"{pointer} -> {target.name}")
+
+
+def _history(workspace: Workspace, name: str) -> Iterator[Finding]:
+    try:
+        past_versions(workspace.bundles(name))
+    except DataError as error:
+        mend = "take the line out, or the file away: no job, `promote`, `rollback` or `gc` works until then"
+        yield Finding("history", "broken", str(error), mend)
 
 
 def _versions(workspace: Workspace, name: str) -> Iterator[Finding]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -14,7 +15,23 @@ LOG = "log.jsonl"  # in a run's folder
 WIDTH = 120  # of tables in messages
 
 
-class LoggedConsole(Console):
+def silence(stream: IO[str]) -> None:
+    """Let what is written to a stream go nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class LastingConsole(Console):
+    """A console that goes silent where nobody reads it any more; rich would end the process in its midst."""
+
+    def on_broken_pipe(self) -> None:
+        """As rich calls it when its pipe is closed."""
+        self.quiet = True
+        silence(self.file)
+
+
+class LoggedConsole(LastingConsole):
     """A console that also writes each message to JSON lines; what comes before a run has a folder is kept until then.
 
     Args:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ctr.reporting.mlflow_registry import Registry, Version
 from ctr.serving.bundle import run_of
+from features.errors import DataError
 from features.store.pointer import CURRENT, POINTERS
 from pipelines.locks import SILENT_AFTER, Holder
 from pipelines.operate.waiting import waiting_by_run
@@ -192,10 +193,22 @@ def _of_pointers(found: Uses, folder: Path) -> None:
 
 
 def past_versions(folder: Path) -> list[str]:
-    """Bundles that were in use, by the history beside them, the last first, each once."""
-    file = folder / HISTORY
+    """Bundles that were in use, by the history beside them, the last first, each once.
+
+    Raises:
+        DataError: a line that is no move; one that a killed process left half written is passed over.
+    """
+    file, moves = folder / HISTORY, []
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    moves = [json.loads(line) for line in lines if line.endswith("}")]
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("}"):
+            continue
+        try:
+            moves.append(json.loads(line))
+        except ValueError:
+            raise DataError(
+                f"{file}: line {number} is no move of {CURRENT}: {line[:80]!r}. Take the line out, or the file away."
+            ) from None
     named = [str(move[key]) for move in reversed(moves) for key in ("to", "from") if move.get(key)]
     return list(dict.fromkeys(named))
 

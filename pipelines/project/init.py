@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import yaml
 from rich.console import Console
 
 from features.contract.settings import unknown_key
+from features.datasets.public import DATASETS
 from features.errors import ConfigError
 from pipelines.shipped import CONF, shipped_conf
 
 TEMPLATE = Path(__file__).parent / "template"
+SIMULATED = "simulated"  # name of the contract whose log `make train` writes
 OWN = "yours"  # name of the contract to fill in
 DATA_PLACE = "@DATA@"  # in the templates: name of the contract that `make` uses when none is named
 
@@ -40,9 +43,8 @@ def init_project(folder: Path, data: str, console: Console) -> dict[str, Any]:
     for name, template in {"Makefile": "Makefile", "README.md": "README.md", ".gitignore": "gitignore"}.items():
         text = (TEMPLATE / template).read_text(encoding="utf-8").replace(DATA_PLACE, data)
         (folder / name).write_text(text, encoding="utf-8")
-    first = "make train" if data == "simulated" else f"quadrank download {data}"
     console.print(f"{folder}: a project of {len(files)} settings files, a Makefile and a README. Next:")
-    console.print(f"  cd {folder} && {first}")
+    console.print(f"  cd {shlex.quote(str(folder))}{_first_step(data)}", markup=False)
     console.print(f"Your own data: fill in {CONF / 'data' / OWN}.yaml, then make train DATA={OWN}")
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {"status": "done", "exit_code": 0, "folder": str(folder), "files": written}
@@ -60,6 +62,17 @@ def _settings(data: str) -> dict[Path, Path]:
     wanted += [path for path in shipped.glob("studies/*.yaml") if _data_of(path) == f"{CONF / 'data' / data}.yaml"]
     files = {CONF / path.relative_to(shipped): path for path in sorted(wanted)}
     return {**files, CONF / "data" / f"{OWN}.yaml": TEMPLATE / f"{OWN}.yaml"}
+
+
+def _first_step(data: str) -> str:
+    """What comes after `cd FOLDER` in a project of a shipped contract."""
+    if data == SIMULATED:
+        return " && make train"
+    if data in DATASETS:
+        return f" && quadrank download {data}"
+    contract = CONF / "data" / f"{data}.yaml"
+    root = yaml.safe_load((shipped_conf() / "data" / contract.name).read_text(encoding="utf-8"))["root"]
+    return f", put the files that {contract} names into {root}"
 
 
 def _data_of(study: Path) -> str:

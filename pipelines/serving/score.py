@@ -25,6 +25,7 @@ from features.progress import progress
 from features.requests.past_table import USER, PastTable, with_names
 from features.requests.request_rows import HISTORY, RowEncoder
 from features.requests.whole_lists import whole_lists
+from features.sources.tables import readable
 from features.store.atomic import replace_file
 
 
@@ -79,11 +80,13 @@ def score_file(
         taken = [name for name in scorer.outputs if name in file.schema_arrow.names]
         if taken:
             raise DataError(f"{source}: has a column {taken[0]!r} already. Leave it out: the scores get that name.")
+        with readable(str(source)):
+            columns = pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema
         table = _pasts_of_bundle(opened.path, encoder, source) if pasts else None
         if events is not None:
             table = PastTable.read(events, encoder)
         with error_prefix(str(source)):
-            rows = RowEncoder(encoder, pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema, table)
+            rows = RowEncoder(encoder, columns, table)
         counts: Counter[str] = Counter()
         replace_file(output, lambda fresh: _write(file, fresh, source, rows, scorer, batch, counts, strict))
         total = file.metadata.num_rows
@@ -126,7 +129,7 @@ def _write(
         progress("scoring", file.metadata.num_rows) as bar,
         error_prefix(str(source)),
     ):
-        for part in whole_lists(file.iter_batches(batch), rows):
+        for part in whole_lists(_batches(file, batch), rows):
             encoded = rows.encode(pl.DataFrame(pl.from_arrow(part)))
             if strict and encoded.missing:
                 _refuse_missing(encoded.missing)
@@ -136,6 +139,14 @@ def _write(
             counts["unknown"] += encoded.unknown
             counts.update({f"missing {name}": count for name, count in encoded.missing.items()})
             bar.advance(part.num_rows)
+
+
+def _batches(file: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
+    """The file's rows, so many at once. Raises DataError where what it holds is damaged."""
+    try:
+        yield from file.iter_batches(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read to its end: {str(error).splitlines()[0]}. Write the file again.") from None
 
 
 def _refuse_missing(missing: dict[str, int]) -> None:
@@ -150,11 +161,12 @@ def _pasts_of_bundle(bundle: Path, encoder: Encoder, source: Path) -> PastTable:
     # Unpacking needs a package of the extra `serve`.
     from ctr.serving.scoring.bundle_pasts import write_events
 
-    rows = with_names(pl.scan_parquet(source), {USER: encoder.contract.interactions.user})
+    rows = with_names(pl.scan_parquet(source, glob=False), {USER: encoder.contract.interactions.user})
     names = rows.collect_schema().names()
     if HISTORY in names:
         raise ConfigError(f"{source}: rows have a column `{HISTORY}`, but --pasts gives histories too. Leave one out.")
-    users = rows.select(USER).unique().collect()[USER] if USER in names else pl.Series(USER, [], pl.Null)
+    with readable(str(source)):
+        users = rows.select(USER).unique().collect()[USER] if USER in names else pl.Series(USER, [], pl.Null)
     with tempfile.TemporaryDirectory(prefix="quadrank-pasts-") as scratch:
         with error_prefix(str(source)):
             write_events(bundle, encoder, users, Path(scratch) / "events.parquet")
@@ -169,7 +181,7 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. It must be a parquet file of rows to score.") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}.") from None
     with file:
         yield file

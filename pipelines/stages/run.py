@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import sys
 import time
@@ -11,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ctr.reporting.mlflow_store import MlflowStore
 from features.errors import QuadRankError, StoreAwayError
 from pipelines.gate.pointers import mend
 from pipelines.gate.settings import GateRules
@@ -26,6 +29,7 @@ from pipelines.stages.record import JobRecord
 from pipelines.stages.steps import Features, Stage, Train, stages_of
 
 NOTHING_NEW = "nothing new"
+TRACKING_URI = "MLFLOW_TRACKING_URI"  # environment variable: another MLflow than the workspace's own
 
 
 def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summary:
@@ -72,7 +76,10 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
     if gate["verdict"]["passed"] and not worked:
         summary.status, summary.exit_code = NOTHING_NEW, 0
     if worked:
-        _next_steps(settings, bundle_of(workspace.root, hand.results), hand.run_dir())
+        bundle = bundle_of(workspace.root, hand.results)
+        settings.console.print(f"\nbundle  {bundle}\nrun     {hand.run_dir()}\n\nnext:", markup=False)
+        for line in next_steps(settings.contract_file, workspace.root, bundle):
+            settings.console.print(f"  {line}", markup=False)
     else:
         settings.console.print(f"nothing new: {hand.run_dir().name} is of this data, these settings and this code")
     return summary
@@ -147,11 +154,31 @@ def command_here(name: str) -> str:
     return str(installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed)
 
 
-def _next_steps(settings: JobSettings, bundle: Path, run_dir: Path) -> None:
-    console, quadrank, mlflow = settings.console, command_here("quadrank"), command_here("mlflow")
-    console.print(f"\nbundle  {bundle}\nrun     {run_dir}\n\nnext:")
-    console.print(f"  {quadrank} rank --bundle {bundle}   # score its request.json, from raw ids")
-    console.print(
-        f"  {quadrank} tune --data {settings.contract_file} --study first --trials 10   # search for better settings"
-    )
-    console.print(f"  {mlflow} ui --backend-store-uri sqlite:///mlflow.db   # curves, plots and bundles of every run")
+def next_steps(contract: Path, root: Path, bundle: Path) -> list[str]:
+    """Commands that may come next, each as a shell takes it, with what it is for.
+
+    Args:
+        contract: its file.
+        root: of the workspace.
+        bundle: folder of the bundle that was made.
+    """
+    quadrank, here = command_here("quadrank"), root.resolve() == Path.cwd()
+    work = "" if here else f" --work {shlex.quote(str(root))}"
+    data = shlex.quote(str(contract))
+    return [
+        f"{quadrank} rank --bundle {shlex.quote(str(bundle))}   # score its request.json, from raw ids",
+        f"{quadrank} tune --data {data} --study first --trials 10{work}   # search for better settings",
+        f"{_tracked_at(root, here)}   # curves, plots and bundles of every run",
+    ]
+
+
+def _tracked_at(root: Path, here: bool) -> str:
+    """Where runs are read: an address, or the command that opens the store."""
+    store = MlflowStore(root)
+    if store.uri.startswith(("http://", "https://")):
+        return store.shown
+    if os.environ.get(TRACKING_URI):
+        uri = f'"${TRACKING_URI}"'
+    else:
+        uri = "sqlite:///mlflow.db" if here else shlex.quote(store.uri)
+    return f"{command_here('mlflow')} ui --backend-store-uri {uri}"

@@ -115,8 +115,8 @@ class Features(_Open):
         hand.console.print(describe(built))
         self._check_age(built.feature_set)
         hand.feature_set = built.feature_set
-        path = built.feature_set.path.resolve().relative_to(self.root.resolve())
-        return {"feature_set": path.as_posix(), "source": built.feature_set.manifest.source}
+        path = hand.workspace.inside(built.feature_set.path)
+        return {"feature_set": path, "source": built.feature_set.manifest.source}
 
     @cached_property
     def _source(self) -> Source:
@@ -248,7 +248,7 @@ class Export(_Open):
             extras = Extras(pasts=self.settings.pasts)
             export_model(hand.trained(), hand.data(), run_dir, out, hand.workspace, hand.console, extras)
         version = known or registry.register(out, name, tracker.run_id)
-        hand.console.print(f"registered {name} version {version} in {registry.store.uri}")
+        hand.console.print(f"registered {name} version {version} in {registry.store.shown}")
         return {
             "bundle": out.relative_to(self.root).as_posix(),
             "checksum": open_bundle(out).manifest.checksum,

@@ -13,17 +13,19 @@ from rich.console import Console
 from ctr.evaluation.baselines import optimum_scores, popularity_scores
 from ctr.evaluation.boosting import counters_control, tabular_control
 from ctr.export.latency import rank_latency
-from features.errors import ConfigError
+from features.errors import ConfigError, QuadRankError
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.build import build, describe
 from pipelines.job.evaluate import require_both_labels
+from pipelines.job.fitting import require_fit
+from pipelines.locks import locked
 from pipelines.study.peers import peer_scores, require_peers
 from pipelines.study.record import StudyResult, record_study, summary_of
 from pipelines.study.study import Control, Plan, Study, plan
 from pipelines.study.tables import study_tables
 from pipelines.study.trials import Trial, require_same_rows, run_trials
 from pipelines.study.verdicts import Ranker, conventions, verdicts
-from pipelines.workspace import Workspace
+from pipelines.workspace import LOCK, Workspace
 
 Scores = dict[SplitName, np.ndarray]
 
@@ -74,9 +76,15 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
     `comparisons/<study>/`, and one MLflow run with a child a variant; returns the JSON summary.
 
     Raises:
-        QuadRankError: a file of the study cannot be used, a variant's rows differ, the split has no labels or one
-            alone, or a trial failed.
+        QuadRankError: a file of the study cannot be used, a variant's rows differ or its settings do not fit them, the
+            split has no labels or one alone, or a trial failed.
+        LockError: another process works on the study.
     """
+    with locked(comparison.folder / LOCK, "another process works on this study"):
+        return _compared(comparison)
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
     study, console = comparison.study, comparison.console
     plans = plan(study, comparison.train, comparison.root)
     require_peers(study.peers, plans[0].contract, comparison.folder)
@@ -84,6 +92,8 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
     first = feature_sets[0]
     split = _compared_split(first, comparison.split)
     require_both_labels(first, split)
+    for variant, feature_set in zip(plans, feature_sets, strict=True):
+        _require_fit(variant, feature_set)
     trials = run_trials(plans, feature_sets, study.seeds, comparison.folder, comparison.workers, say=console.print)
     splits: list[SplitName] = ["valid", split] if split != "valid" else ["valid"]
     rankers = {
@@ -129,6 +139,14 @@ def _feature_sets(plans: Sequence[Plan], comparison: Comparison) -> list[Feature
         found.append(result.feature_set)
     require_same_rows(found)
     return found
+
+
+def _require_fit(variant: Plan, feature_set: FeatureSet) -> None:
+    """Refuse before the first training what the last one would refuse. Raises QuadRankError naming the variant."""
+    try:
+        require_fit(variant.preset, feature_set)
+    except QuadRankError as error:
+        raise type(error)(f"variants.{variant.name}: {error}") from None
 
 
 def _compared_split(feature_set: FeatureSet, asked: SplitName | None) -> SplitName:

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +24,7 @@ from ctr.config import Preset
 from ctr.data.columns import column
 from ctr.data.feature_tables import FrozenTables, frozen_tables, order_among_real
 from ctr.training.allocator import keep_freed_memory
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, TryAgainError
 from features.progress import progress, silent
 from features.store.atomic import replace_file, write_text
 from features.store.feature_set import FeatureSet, SplitName
@@ -96,6 +97,7 @@ def run_trials(
 
     Raises:
         QuadRankError: a trial failed; the others that were finished stay.
+        TryAgainError: a worker was killed.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     pairs = list(zip(plans, feature_sets, strict=True))
@@ -109,12 +111,18 @@ def run_trials(
     ):
         running = {pool.submit(train_one, task): task for task in waiting}
         for done in as_completed(running):
+            task = running[done]
             try:
                 done.result()
+            except BrokenProcessPool:
+                raise TryAgainError(
+                    f"{task.name}, seed {task.seed}: the process that trained it, or another one, was killed, as a "
+                    f"system without free memory does. Start the same command with fewer --workers than {workers}, or "
+                    "on a larger machine: trainings that ended are kept."
+                ) from None
             except Exception:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            task = running[done]
             bar.advance(1, note=f"{task.name}, seed {task.seed}")
     found: dict[str, list[Trial]] = {p.name: [] for p in plans}
     for task in tasks:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_a_project_holds_settings_a_makefile_and_a_readme(project):
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf/model").glob("*.yaml")),
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf/spaces").glob("*.yaml")),
     }
+
+
+def test_the_readme_says_what_every_settings_file_is_for(project):
+    named = re.findall(r"`(conf/[^`]+)`", (project / "README.md").read_text(encoding="utf-8"))
+    files = [path.relative_to(project).as_posix() for path in (project / "conf").rglob("*.yaml")]
+    told = [file for file in files if any(fnmatch(file, f"{one}*" if one.endswith("/") else one) for one in named)]
+    assert sorted(told) == sorted(files)
 
 
 @pytest.mark.parametrize("target", JOB_TARGETS)
@@ -128,6 +136,29 @@ def test_version_control_leaves_out_what_the_commands_write(project):
         "conf/",
         "kept",
     }
+
+
+def next_steps(capsys):
+    """What `init` tells to do next, its first line."""
+    return next(line.strip() for line in capsys.readouterr().err.splitlines() if line.startswith("  cd "))
+
+
+def test_the_next_step_can_be_pasted_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert init("my shop's", "--data", "movielens_100k") == 0
+    assert next_steps(capsys) == """cd 'my shop'"'"'s' && quadrank download movielens_100k"""
+
+
+def test_a_contract_that_nothing_is_downloaded_for_says_where_its_files_go(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert init("shop", "--data", "clickstream") == 0
+    assert next_steps(capsys) == "cd shop, put the files that conf/data/clickstream.yaml names into data/clickstream"
+
+
+def test_a_week_of_a_data_set_is_downloaded_with_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert init("shop", "--data", "ebnerd_week") == 0
+    assert next_steps(capsys) == "cd shop, put the files that conf/data/ebnerd_week.yaml names into data/ebnerd_demo"
 
 
 def test_a_folder_that_holds_anything_is_refused(tmp_path, capsys):

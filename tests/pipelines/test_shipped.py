@@ -1,5 +1,6 @@
 """Which settings file a command reads: the one in the working folder, else of a default the shipped one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_a_shipped_file_that_is_named_and_not_here_is_answered_with_init(elsewhe
         main(["train", *data, option, path])
     assert stop.value.code == 2
     assert f"{path}: no such file in {elsewhere}. QuadRank ships it: {how}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [("--model", "conf/model/qin.yaml"), ("--train", "conf/train.yaml"), ("--gate", "conf/gate.yaml")],
+)
+def test_a_job_whose_shipped_file_is_not_here_leaves_its_outcome(elsewhere, option, path):
+    (elsewhere / "mine.yaml").write_text("name: mine\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--data", "mine.yaml", option, path])
+    assert stop.value.code == 2
+    outcome = json.loads((elsewhere / "status/mine/outcome.json").read_text(encoding="utf-8"))
+    assert outcome["exit_code"] == 2
+    assert outcome["error"].startswith(f"{path}: no such file in {elsewhere}. QuadRank ships it")
 
 
 def test_a_file_that_is_not_shipped_is_answered_as_ever(elsewhere, capsys):

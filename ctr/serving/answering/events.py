@@ -171,6 +171,7 @@ class EventReader:
         """Labels float64 [E], NaN where unknown, and which events may stand in histories, bool [E]."""
         found = RawEvents(self._requests.columns, Past.of(events), users)
         try:
+            self._requests.check(found)  # what is kept as a past is read at each later request of the user
             return found.label.astype(np.float64), found.is_event()
         except ConfigError as error:
             raise ConfigError(re.sub(r"^history\[\d+\][:.] ?", "", str(error)).removeprefix("history: ")) from None

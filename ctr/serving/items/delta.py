@@ -5,6 +5,8 @@ Shapes: K rows of the delta, D width of a row of the item table.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +74,15 @@ class ItemDelta:
         is_new = np.arange(len(ids)) < len(self.new)
         numbers = {NUMBER + name: values for name, values in self.numbers.items()}
         pl.DataFrame({ID: ids, IS_NEW: is_new, **numbers}).write_ipc(folder / IDS, compression="uncompressed")
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits of all that it holds."""
+        numbers = dict(sorted(self.numbers.items()))
+        names = json.dumps([self.new.to_list(), self.changed.to_list(), list(numbers)])
+        found = hashlib.sha256(names.encode())
+        for values in (self.rows_KD, *numbers.values()):
+            found.update(np.ascontiguousarray(values).data)
+        return found.hexdigest()[:8]
 
     def with_rows(
         self, ids: pl.Series, rows_MD: np.ndarray, catalogue: Vocabulary, columns: Mapping[str, np.ndarray]

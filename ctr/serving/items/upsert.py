@@ -44,7 +44,8 @@ class Upserted:
 
     Args:
         path: its folder.
-        model_version: `<version that was exported>+items.<number of the upsert>`.
+        model_version: `<version that was exported>+items.<number of the upsert>`; where the folder has another name,
+            with the digest of the delta behind it, for versions of other folders may have the same number.
         new: items of this upsert that the bundle did not know.
         changed: items of this upsert that it knew.
         rows: of the delta, of this upsert and those before it.
@@ -83,7 +84,7 @@ def upsert_items(path: Path, give: Give, out: Path | None = None) -> Upserted:
     after = before.with_rows(items.ids, rows_MD, encoder.items, items.columns)
     known = before.onto(encoder).items.encode(items.ids)
     while True:
-        target, metadata = _named(bundle, out)
+        target, metadata = _named(bundle, after, out)
         try:
             _publish(bundle, metadata, after, target)
         except ConfigError:
@@ -121,20 +122,21 @@ def item_rows(folder: Path, feed: dict[str, np.ndarray], width: int) -> np.ndarr
     return np.asarray(rows_MD, np.float32)
 
 
-def _named(bundle: Bundle, out: Path | None) -> tuple[Path, BundleMetadata]:
+def _named(bundle: Bundle, after: ItemDelta, out: Path | None) -> tuple[Path, BundleMetadata]:
     """The folder of the new version, and its metadata: the first number whose folder is free."""
     manifest = bundle.manifest
-    version, folder = exported_as(manifest.model_version), exported_as(bundle.path.name)
-    numbers = count(manifest.upserts + 1)
-    number = next(numbers)
-    while out is None:
-        beside = bundle.path.parent / f"{folder}{UPSERT}{number}"
-        if beside.exists():
-            number = next(numbers)
-        else:
-            out = beside
-    changes = {"model_version": f"{version}{UPSERT}{number}", "upserts": number}
-    return out, BundleMetadata(**{name: getattr(manifest, name) for name in BundleMetadata.model_fields} | changes)
+    number = manifest.upserts + 1
+    if out is None:
+        folder = exported_as(bundle.path.name)
+        beside = ((one, bundle.path.parent / f"{folder}{UPSERT}{one}") for one in count(number))
+        number, target = next((one, free) for one, free in beside if not free.exists())
+    else:
+        target = out
+    version = f"{exported_as(manifest.model_version)}{UPSERT}{number}"
+    if out is not None or target.name != version:
+        version = f"{version}.{after.digest()}"  # versions of other folders may have this number too
+    changes = {"model_version": version, "upserts": number}
+    return target, BundleMetadata(**{name: getattr(manifest, name) for name in BundleMetadata.model_fields} | changes)
 
 
 def _link(bundle: Bundle, folder: Path) -> None:

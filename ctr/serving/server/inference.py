@@ -91,12 +91,14 @@ def infer(ranker: Ranker, body: bytes, header_length: int | None) -> tuple[bytes
 
 def _feed(inputs: list[Any], tail: bytes, lengths: dict[str, int]) -> dict[str, np.ndarray]:
     """Tensors by name; those whose name begins with a key of `lengths` have at most so many entries."""
-    feed = {}
+    feed: dict[str, np.ndarray] = {}
     for i, entry in enumerate(inputs):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise ConfigError(f"inputs[{i}]: needs `name`, `datatype`, `shape` and `data`.")
         name, dtype = str(entry["name"]), DATATYPES.get(str(entry.get("datatype")))
         shape: Any = entry.get("shape")
+        if name in feed:
+            raise ConfigError(f"inputs[{i}] {name!r}: is given twice. Send each input once.")
         if dtype is None:
             raise ConfigError(f"inputs[{i}].datatype: {entry.get('datatype')!r} is none of {', '.join(DATATYPES)}.")
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
@@ -116,6 +118,10 @@ def _feed(inputs: list[Any], tail: bytes, lengths: dict[str, int]) -> dict[str, 
             feed[name] = values.reshape(shape)
         except (ValueError, TypeError, OverflowError) as error:
             raise ConfigError(f"inputs[{i}] {name!r}: does not hold {shape} of {entry['datatype']}: {error}.") from None
+    if tail:
+        raise ConfigError(
+            f"body: {len(tail)} bytes more than the inputs' `binary_data_size` name. Compare sizes and data."
+        )
     return feed
 
 

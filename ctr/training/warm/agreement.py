@@ -98,7 +98,7 @@ def _other_content(parent: Parent, feature_set: FeatureSet, now: Encoder) -> Ite
                 "was learned"
             )
             if name in feature_set.contract.made_of_learned:
-                why = "each build learns them anew (`learn: history`), so that every training must be a full one"
+                why = "each build learns them anew (`learn`), so that every training must be a full one"
             yield (
                 f"vector set {name!r}: {int(moved.sum())} of {len(moved)} items that both know have other "
                 f"vectors, e.g. item {example!r}: {why}"

@@ -7,6 +7,7 @@ between groups of users and between days. Size alone alarms on small samples, ch
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -103,10 +104,19 @@ class ColumnDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """The comparison: rows on both sides, and columns from the worst to the most stable."""
+    """The comparison.
+
+    Args:
+        base_rows, new_rows: that were compared.
+        base_days, new_days: first and last UTC day of these rows. A profile counts more than 64 days in runs of equal
+            length, of which all days are compared or none: they may be more than were selected.
+        columns: from the worst to the most stable.
+    """
 
     base_rows: int
     new_rows: int
+    base_days: tuple[str, str]
+    new_days: tuple[str, str]
     columns: tuple[ColumnDrift, ...]
 
     @property
@@ -145,7 +155,7 @@ def compare(
     level = settings.false_alarms / max(sum(len(column.tests) for column in measured), 1)
     columns += [_judged(column, settings, level) for column in measured]
     columns.sort(key=lambda column: (not column.alarm, -column.severity, column.column))
-    return Drift(before.rows, after.rows, tuple(columns))
+    return Drift(before.rows, after.rows, before.days, after.days, tuple(columns))
 
 
 def _judged(measured: Measured, settings: DriftSettings, level: float) -> ColumnDrift:
@@ -182,10 +192,14 @@ class _Side:
         self._profile, self._names = profile, names
         last = date.fromisoformat(max(days))
         oldest = "" if selection.newest_days is None else (last - timedelta(days=selection.newest_days - 1)).isoformat()
-        ends = [*profile.periods[1:], "9999-12-31"]
-        self._chosen = np.array([end > oldest for end in ends])
+        # A day without rows may lie between a period and the next.
+        known = sorted({day for split in profile.splits.values() for day in split.days})
+        after = [bisect_left(known, start) for start in (*profile.periods[1:], "9999-12-31")]
+        self._chosen = np.array([known[place - 1] >= oldest for place in after])
         start = profile.periods[int(np.argmax(self._chosen))]
-        self.rows = sum(rows for day, rows in days.items() if day >= start)
+        compared = {day: rows for day, rows in days.items() if day >= start}
+        self.rows = sum(compared.values())
+        self.days = (min(compared), max(compared))
 
     def counts(self, column: str) -> Counts:
         size = self._profile.bins[column].size

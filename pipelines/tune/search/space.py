@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from ctr.config import ModelConfig, TrainConfig
 from features.contract.settings import Settings, load_yaml, unknown_key, validate
@@ -49,7 +49,7 @@ class SearchSpace(Settings):
     schedule: ScheduleName = "screen"
     screen: Screen = Screen()
     stop: Literal["trials", "noise"] = Field("trials", description="noise: end when no gain above noise is expected")
-    seed: int = 1
+    seed: NonNegativeInt = 1
     startup_trials: PositiveInt = 5
     space: dict[str, Range] = Field(min_length=1)
 

@@ -200,3 +200,10 @@ def test_a_wrong_key_is_named(tmp_path):
     path.write_text("share: [1.0]\n")
     with pytest.raises(ConfigError, match="shares"):
         load_stress_config(path)
+
+
+def test_a_seed_below_zero_is_refused_before_anything_is_scored(tmp_path):
+    path = tmp_path / "stress.yaml"
+    path.write_text("seed: -1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="seed: Input should be greater than or equal to 0"):
+        load_stress_config(path)

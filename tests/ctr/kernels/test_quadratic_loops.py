@@ -55,6 +55,27 @@ def test_half_precision_is_rounded_and_widened_as_torch_does():
     np.testing.assert_array_equal(back, expected.float().numpy())
 
 
+def test_no_bits_of_nan_become_a_number():
+    odd = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001], np.uint32).view(np.float32)
+    bits, back = np.empty(len(odd), np.uint16), np.empty_like(odd)
+    rounded(odd, bits)
+    widened(bits, back)
+    assert np.isnan(back).all()
+
+
+def test_sums_over_rows_are_of_what_is_kept_of_their_sum():
+    """The way back has s as it was rounded: batch norm's mean and variance must be those of the same numbers."""
+    draw = np.random.default_rng(0)
+    z, linear = draw.normal(size=(5, 8)).astype(np.float32), draw.normal(size=(5, 16)).astype(np.float32)
+    s, back = np.empty((5, 8), np.uint16), np.empty((5, 8), np.float32)
+    sums, squares = np.zeros(8), np.zeros(8)
+    kernels.sum_rows(z, linear, np.zeros(16, np.float32), s, np.uint64(1), 0, sums, squares, 0, 5)
+    widened(s.ravel(), back.reshape(-1))
+    assert np.abs(back - linear[:, :8] - linear[:, 8:]).max() > 1e-3, "numbers that rounding changes"
+    np.testing.assert_allclose(sums, (z * back).sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(squares, np.square(z * back).sum(0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_values_are_dropped_as_often_as_asked_and_the_mean_stays(p: float):
     values = dropped(2_000, 503, p)

@@ -45,6 +45,13 @@ def test_the_reliability_diagram_shows_bins_and_every_row():
     assert sum(bar.get_height() for bar in below.patches) == 4000
 
 
+def test_a_bar_may_end_outside_of_its_interval():
+    """Resamples of few users hold more pairs of one user than the rows do: all of them may lie below the AUC."""
+    axes = control_bars({"qin": {"auc": 0.42, "auc_low": 0.25, "auc_high": 0.39}}).axes[0]
+    (whisker,) = axes.collections
+    assert whisker.get_segments()[0].tolist() == [[pytest.approx(0.25), 0.0], [pytest.approx(0.39), 0.0]]
+
+
 def test_the_bars_reach_the_auc_and_the_whiskers_its_interval():
     results = {
         "qin": {"auc": 0.75, "auc_low": 0.74, "auc_high": 0.77},

@@ -6,11 +6,13 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ctr.reporting.mlflow_store import _first_contact, _knock, _knock_in_time
+from ctr.reporting.mlflow_store import MlflowStore, _first_contact, _knock, _knock_in_time
+from features.errors import ConfigError
 from tests.ctr.reporting.mlflow_server import free_port
 
 
@@ -89,3 +91,13 @@ def test_two_requests_have_what_a_slow_knock_left_of_twelve_seconds(spent: float
 
 def test_a_file_is_there(tmp_path: Any) -> None:
     _knock(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_what_is_wrong_with_an_address_is_told_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://me:secret@host/x")
+    words = "nosuch://me:…@host/x: the MLflow store cannot be used"
+    with pytest.raises(ConfigError, match=words) as refused, MlflowStore(tmp_path).contact():
+        pass
+    assert "secret" not in str(refused.value)

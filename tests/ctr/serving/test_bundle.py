@@ -195,10 +195,18 @@ def test_what_exists_is_never_written_over(tmp_path: Path, there: str) -> None:
 def test_nothing_is_published_into_a_bundle(bundle: Path, out: str) -> None:
     """One file more, and the bundle is refused by who loads it."""
     before = names_in(bundle)
-    with pytest.raises(ConfigError, match=r"second: lies in the bundle .*bundle, which holds only what was exported"):
+    with pytest.raises(ConfigError, match=r"second: lies in .*bundle, which holds what its MANIFEST\.json names"):
         write(bundle.parent / out)
     assert names_in(bundle) == before
     open_bundle(bundle)
+
+
+def test_nothing_is_published_into_a_feature_set(tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.json").write_text("{}")
+    with pytest.raises(ConfigError) as refused:
+        write(tmp_path / "second")
+    assert "bundle" not in str(refused.value).replace(str(tmp_path), "")
+    assert [path.name for path in tmp_path.iterdir()] == ["MANIFEST.json"]
 
 
 @pytest.mark.parametrize("out", ["CURRENT/second", "CURRENT/deep/second"])

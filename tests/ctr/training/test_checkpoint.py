@@ -232,6 +232,26 @@ def test_other_batches_are_refused(saved, feature_set, changed):
         store.load(model, take_step)
 
 
+def test_more_training_rows_of_the_same_files_are_refused(saved, feature_set):
+    """As of a training on training and validation rows that an ordinary one goes on with."""
+    folder, model, take_step = saved
+    windows = feature_set.manifest.windows
+    more = windows["train"].model_copy(update={"rows": windows["train"].rows + 1})
+    manifest = feature_set.manifest.model_copy(update={"windows": {**windows, "train": more}})
+    store = open_store(folder, FeatureSet(feature_set.path, manifest), model)
+    with pytest.raises(ConfigError, match="the checkpoint has training_rows = "):
+        store.load(model, take_step)
+
+
+def test_a_record_that_does_not_say_how_many_rows_it_is_of_goes_on(saved, feature_set):
+    folder, model, take_step = saved
+    path = folder / "checkpoint.json"
+    record = json.loads(path.read_text())
+    del record["identity"]["training_rows"]
+    path.write_text(json.dumps(record))
+    assert open_store(folder, feature_set, model).load(model, take_step) is not None
+
+
 def test_another_table_is_other_data_and_another_order_of_files_is_not(feature_set):
     def identity(changed: dict[str, str], backwards: bool = False) -> str:
         files = feature_set.manifest.files

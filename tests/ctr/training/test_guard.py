@@ -31,11 +31,11 @@ class Watched:
     def weight(self) -> Tensor:
         return self.model[0].weight  # type: ignore[return-value]
 
-    def step(self, loss: float = 0.25, gradient: float = 1.0) -> bool:
+    def step(self, loss: float = 0.25, gradient: float = 1.0, of_labels: float = 0.0) -> bool:
         """Take a step; returns whether it was skipped."""
         self.weight.grad = torch.full((1, 1), gradient)
         self.guard.enter()
-        self.guard.watch(self.steps, torch.tensor(loss), self.weight.grad.norm())
+        self.guard.watch(self.steps, torch.tensor(loss), self.weight.grad.norm(), torch.tensor(of_labels))
         self.optimizer.step()
         self.steps += 1
         return bool(self.guard.marked.item())
@@ -58,6 +58,22 @@ def test_a_loss_above_ten_medians_is_skipped_and_one_at_ten_is_taken() -> None:
     watched = Watched(explosion=10.0)
     assert not any(watched.step(loss) for loss in [0.25] * 8 + [0.5] * 7 + [4.0])
     assert watched.step(2.51)
+
+
+def test_a_loss_that_the_mean_label_of_its_rows_nearly_has_is_taken_whatever_the_median_is() -> None:
+    watched = Watched(explosion=10.0)
+    assert not any(watched.step(0.001) for _ in range(FEWEST))
+    assert not watched.step(0.25, of_labels=0.025)
+    assert watched.step(0.26, of_labels=0.025)
+    # Where labels leave less open than the median, that one judges.
+    assert not watched.step(0.009, of_labels=0.0005)
+    assert watched.step(0.011, of_labels=0.0005)
+
+
+def test_a_loss_is_judged_beside_batches_without_any_weight() -> None:
+    watched = Watched(explosion=10.0)
+    assert not any(watched.step(0.0) for _ in range(FEWEST))
+    assert not watched.step(0.7, of_labels=0.6)
 
 
 def test_fewer_losses_than_sixteen_judge_nothing() -> None:
@@ -89,12 +105,12 @@ def test_a_skipped_step_leaves_the_statistics_of_batch_norm() -> None:
     norm = watched.model[1]
     watched.guard.enter()
     norm(torch.tensor([[0.0], [2.0]]))
-    watched.guard.watch(0, FINE, FINE)
+    watched.guard.watch(0, FINE, FINE, FINE)
     # A tenth of the batch's mean 1, and of its variance 2 beside nine tenths of 1.
     assert (norm.running_mean.item(), norm.running_var.item()) == pytest.approx((0.1, 1.1))
     watched.guard.enter()
     norm(torch.tensor([[math.nan], [2.0]]))
-    watched.guard.watch(1, torch.tensor(math.nan), FINE)
+    watched.guard.watch(1, torch.tensor(math.nan), FINE, FINE)
     assert (norm.running_mean.item(), norm.running_var.item()) == pytest.approx((0.1, 1.1))
     assert norm.num_batches_tracked.item() == 1
 

@@ -11,7 +11,15 @@ import torch
 from ctr.config import TrainConfig
 from ctr.data.batch import Batch
 from ctr.model.outputs import Outputs
-from ctr.training.losses import Share, click_loss, list_loss, task_loss, training_loss, weighted_log_loss
+from ctr.training.losses import (
+    Share,
+    click_loss,
+    list_loss,
+    mean_label_loss,
+    task_loss,
+    training_loss,
+    weighted_log_loss,
+)
 
 NAN = float("nan")
 
@@ -139,6 +147,30 @@ def test_a_batch_counts_as_its_share_of_a_step():
     assert training_loss(outputs, batch, config).item() == pytest.approx(click + lists + like)
     share = Share(rows=0.25, known={"like": torch.tensor(0.75)})
     assert training_loss(outputs, batch, config, share).item() == pytest.approx(0.25 * (click + lists) + 0.75 * like)
+
+
+def test_the_loss_of_the_mean_label_by_hand():
+    """A weighted quarter of clicks; of the known likes a half; both rows of the one list with both labels alike."""
+    batch = replace(
+        labelled([1.0, 0.0, 0.0], like=[1.0, 0.0, NAN]),
+        weight_B=torch.tensor([1.0, 1.0, 2.0]),
+        list_B=torch.tensor([0, 0, 1]),
+    )
+    outputs = Outputs(torch.tensor([9.0, -9.0, 3.0], requires_grad=True), {"like": torch.ones(3)})
+    click, like = -0.25 * math.log(0.25) - 0.75 * math.log(0.75), math.log(2)
+    found = mean_label_loss(outputs, batch, TrainConfig(task_weights={"like": 0.5}))
+    assert found.item() == pytest.approx(click + 0.5 * like)
+    assert not found.requires_grad
+    found = mean_label_loss(outputs, batch, TrainConfig(list_loss=0.25))
+    assert found.item() == pytest.approx(click + like + 0.25 * math.log(2))
+
+
+def test_the_mean_label_of_rows_of_one_label_or_of_no_weight_has_no_loss():
+    outputs = Outputs(torch.tensor([4.0, 5.0]), {"like": torch.zeros(2)})
+    batch = labelled([0.0, 0.0], like=[NAN, NAN])
+    assert mean_label_loss(outputs, batch, TrainConfig()).item() == pytest.approx(0, abs=2e-6)
+    weightless = replace(labelled([0.0, 1.0], like=[1.0, 1.0]), weight_B=torch.zeros(2))
+    assert mean_label_loss(outputs, weightless, TrainConfig()).item() == 0
 
 
 def test_half_precision_is_left_before_lists_are_compared():

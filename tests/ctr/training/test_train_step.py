@@ -252,3 +252,18 @@ def test_clipping_bounds_the_gradient_of_the_loss_without_its_l2(embedding_l2: f
     gradient = torch.cat([parameter.grad.flatten() for parameter in free.parameters()])
     assert gradient.norm() > 1e-3
     torch.testing.assert_close(clipped, gradient * (1e-3 / gradient.norm()), rtol=1e-3, atol=1e-9)
+
+
+def test_a_batch_with_rare_positives_is_no_explosion_beside_batches_without_any():
+    """Two of 64 rows at a logit of -8: a mean loss of 0.25, 740 times that of the batches before it."""
+    model = Plain()
+    with torch.no_grad():
+        model.logit.weight.zero_()
+        model.logit.bias.fill_(-8.0)
+    take_step = TrainStep(model, TrainConfig(), CPU)
+    none = replace(random_batch(64, 1), label_B=torch.zeros(64), weight_B=torch.ones(64))
+    for step in range(20):
+        take_step([none], 1e-6, step)
+    two = replace(none, label_B=(torch.arange(64) < 2).float())
+    assert take_step([two], 1e-6, 20).item() == pytest.approx(0.25, rel=0.01)
+    assert take_step.guard.skipped() == 0

@@ -52,3 +52,10 @@ def test_of_many_rows_a_column_that_a_sample_would_miss_is_never_read(monkeypatc
     blank = np.column_stack([train.features[:, 0], np.full(400, np.nan, np.float32)])
     np.testing.assert_array_equal(skipped.logits(train.features), skipped.logits(blank))
     assert (read.logits(train.features) != read.logits(blank)).any()
+
+
+def test_any_seed_of_a_training_grows_trees():
+    train, valid = rows(0), rows(1)
+    of_one = [grow(train, valid, CONFIG, seed).logits(valid.features) for seed in (-1, 2**32 - 1, 2**40 - 1)]
+    np.testing.assert_array_equal(of_one[0], of_one[1])
+    np.testing.assert_array_equal(of_one[0], of_one[2])

@@ -389,3 +389,16 @@ def test_a_current_that_names_a_missing_version_is_explained(tmp_path: Path) -> 
     (tmp_path / "CURRENT").write_text("2026-01-31-aaaaaaaa")
     with pytest.raises(DataError, match=r"CURRENT: names '2026-01-31-aaaaaaaa', and there is no such folder"):
         FeatureSet.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "splits"),
+    [({"how": "in_window", "window": "1s"}, "train, valid, test"), ({"per_positive": 1, "how": "uniform"}, None)],
+)
+def test_positives_for_which_no_negative_was_drawn_are_told_of(
+    tmp_path: Path, negatives: dict[str, Any], splits: str | None
+) -> None:
+    found = build(tmp_path, None, {"interactions": {"label": None, "negatives": negatives}}).manifest.findings
+    told = [finding for finding in found if finding.startswith("interactions.negatives: ")]
+    expected = f"interactions.negatives: none could be drawn in {splits}: all rows are positives"
+    assert [finding.partition(". ")[0] for finding in told] == ([] if splits is None else [expected])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from threading import Event, Thread
@@ -34,6 +36,23 @@ def versions(out: Path) -> list[str]:
 
 def current(out: Path) -> str:
     return (out / "raw" / "CURRENT").read_text()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_what_is_built_is_found_in_a_store_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Also where its notes do not know the raw files, which lie elsewhere."""
+    first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    moved = raw_log(tmp_path / "moved")
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    again = build_feature_set(moved, tmp_path / "out")
+    assert again.reused
+    assert again.feature_set.path == first.feature_set.path
 
 
 def test_an_unchanged_input_is_built_once(tmp_path: Path) -> None:
@@ -251,6 +270,26 @@ def test_a_version_whose_manifest_is_broken_is_built_again(tmp_path: Path) -> No
     again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
     assert not again.reused and again.feature_set.path == first.path
     again.feature_set.verify()
+
+
+@pytest.mark.parametrize("name", ["rows/train/part-00000.arrow", "users.arrow", "encoder.json"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_version_that_lacks_a_part_of_itself_is_built_again(tmp_path: Path, name: str, harm: Any) -> None:
+    first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    harm(first.path / name)
+    again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert not again.reused
+    assert again.feature_set.path == first.path
+    again.feature_set.verify()
+
+
+def test_a_version_that_was_deleted_is_built_again(tmp_path: Path) -> None:
+    """As the message of `verify` says, although `CURRENT` still names it."""
+    first = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out").feature_set
+    shutil.rmtree(first.path)
+    again = build_feature_set(raw_log(tmp_path / "raw"), tmp_path / "out")
+    assert not again.reused
+    assert current(tmp_path / "out") == again.feature_set.path.name == first.path.name
 
 
 def broken_version(tmp_path: Path) -> FeatureSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def test_a_set_that_is_learned_anew_is_not_taken_for_another_encoder(tmp_path):
 
 
 def events_of(
-    train: dict[str, list[Any]], tables: list[dict[str, list[Any]]], history: dict[str, Any] | None = None
+    train: dict[str, list[Any]],
+    tables: list[dict[str, list[Any]]],
+    history: dict[str, Any] | None = None,
+    tables_alone: bool = False,
 ) -> list[tuple[int, str]]:
     """The users' numbers and items that are learned from: rows of the training window, and events of tables."""
     rows = pl.DataFrame(train, schema={"_user": pl.String, "_item": pl.String, "_time": pl.Int64, "_event": pl.Boolean})
@@ -106,7 +110,7 @@ def events_of(
             "history": history or {},
         }
     )
-    found = training_events(declared, Log(rows.lazy(), "p", len(rows), earlier), rows.lazy())
+    found = training_events(declared, Log(rows.lazy(), "p", len(rows), earlier), rows.lazy(), tables_alone)
     return list(zip(found.user_E.tolist(), found.items.to_list(), strict=True))
 
 
@@ -126,6 +130,11 @@ def test_events_stand_by_user_and_time_and_of_one_instant_by_item():
 def test_events_of_tables_are_those_of_training_users_up_to_its_newest_row():
     table = columns(("u", "d", 1), ("u", "e", 7), ("u", "late", 8), ("stranger", "f", 1))
     assert events_of(TRAIN, [table]) == [(1, "d"), (1, "a"), (1, "b"), (1, "c"), (1, "e"), (2, "b")]
+
+
+def test_events_of_tables_alone_are_those_before_the_oldest_row_of_training():
+    table = columns(("u", "d", 1), ("u", "a", 2), ("v", "late", 3), ("stranger", "f", 1))
+    assert events_of(TRAIN, [table], tables_alone=True) == [(1, "d"), (1, "a")]
 
 
 def test_what_log_and_tables_have_both_counts_once():
@@ -172,12 +181,45 @@ def test_the_newest_events_are_learned_from(monkeypatch):
         ({"covisit": {"path": "v.npy", "shift": 2}}, r"covisit: shift: says how vectors are learned"),
         ({"covisit": {}}, r"covisit: path: name the file of the vectors, or `learn: history`"),
         ({"covisit": {"learn": "history", "shift": 0.5}}, r"covisit.shift: Input should be greater than or equal to 1"),
-        ({"covisit": {"learn": "past"}}, r"covisit.learn: Input should be 'history'"),
+        ({"covisit": {"learn": "past"}}, r"covisit.learn: Input should be 'history' or 'tables'"),
     ],
 )
 def test_settings_that_cannot_be_are_named(tmp_path, embeddings, words):
     with pytest.raises(ConfigError, match=words):
         contract(tmp_path, {"embeddings": embeddings})
+
+
+def test_a_log_without_tables_of_the_past_has_none_to_learn_from(tmp_path):
+    words = r"embeddings.covisit.learn: `tables` reads the events of `history.tables`, and none is named. Name one, or"
+    with pytest.raises(ConfigError, match=words):
+        contract(tmp_path, {"embeddings": {"covisit": COVISIT | {"learn": "tables"}}})
+
+
+def before(folder: Path, **over: Any) -> Contract:
+    """The daily contract with a table of visits two days before the log, of which vectors are learned."""
+    visits = day_of_log(0).with_columns(pl.col("time") - 2 * 86_400).select("user", "item", "time")
+    visits.write_parquet(folder / "visits.parquet")
+    table = {"path": "visits.parquet", "user": "user", "item": "item", "time": "time"}
+    embeddings = {"covisit": COVISIT | {"learn": "tables"}, **over}
+    return contract(folder, {"embeddings": embeddings, "history": {"events": "rating > 1", "tables": [table]}})
+
+
+def test_no_row_of_training_moves_a_vector_that_is_learned_of_tables(tmp_path):
+    write_days(tmp_path, range(4))
+    first = build_feature_set(before(tmp_path), tmp_path / "out").feature_set
+    moved = day_of_log(1).with_columns(pl.col("item").shuffle(1), rating=pl.lit(5))
+    moved.write_parquet(tmp_path / "log/day-01.parquet")
+    second = build_feature_set(before(tmp_path), tmp_path / "out").feature_set
+    assert second.manifest.version != first.manifest.version
+    assert file_of(second) == file_of(first)
+
+
+def test_sets_of_both_sources_are_learned_each_from_its_own(tmp_path):
+    write_days(tmp_path, range(4))
+    built = build_feature_set(before(tmp_path, lately=COVISIT), tmp_path / "out").feature_set
+    learned = json.loads((built.path / "vectors.json").read_text())["learned"]
+    assert learned["covisit"]["events"] < learned["lately"]["events"]
+    assert file_of(built) != learned_file(built.path, "lately").read_bytes()
 
 
 def test_a_given_history_has_no_events_to_learn_from(tmp_path):

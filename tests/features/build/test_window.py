@@ -271,3 +271,24 @@ def test_a_window_whose_training_days_are_missing_is_refused_as_such(tmp_path: P
         (tmp_path / f"log/day-{number:02d}.parquet").unlink()
     with pytest.raises(DataError, match="the train window has no rows"):
         build(without_device(tmp_path, COUNTED), 8, window=5)
+
+
+@pytest.mark.parametrize("window", [800_000, 10**12])
+def test_a_window_that_begins_before_the_calendar_is_refused(tmp_path: Path, window: int) -> None:
+    write_days(tmp_path, range(4))
+    with pytest.raises(ConfigError, match=f"--window {window}d: begins before the year 1"):
+        build(contract(tmp_path), 3, window=window)
+
+
+def test_a_window_may_end_on_the_last_day_of_all(tmp_path: Path) -> None:
+    write_days(tmp_path, range(2))
+    with pytest.raises(DataError, match="the train window has no rows"):
+        build_feature_set(contract(tmp_path), tmp_path / "out", as_of="9999-12-31", window=4)
+
+
+def test_a_history_may_reach_back_before_the_calendar(tmp_path: Path) -> None:
+    write_days(tmp_path, range(6))
+    content = without_device(tmp_path).model_dump(exclude_unset=True)
+    always = Contract.model_validate({**content, "history": {"max_len": 6}})
+    within = Contract.model_validate({**content, "history": {"max_len": 6, "within": "9999999d"}})
+    assert_equal(build(within, 5, window=4), build(always, 5, out="other", window=4))

@@ -222,3 +222,30 @@ def test_a_log_that_grew_is_divided_anew(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept_files(small, grown)
     assert (small.manifest.shards, grown.manifest.shards) == (1, 4)
     assert_equal(grown, build(declared, 9, out="other"))
+
+
+@pytest.mark.parametrize("pattern", ["rows/*/*.arrow", "history_tails/*", "vocabularies/*", "encoder.json"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_nothing_is_taken_from_a_version_that_lacks_a_part_of_itself(tmp_path: Path, pattern: str, harm: Any) -> None:
+    write_days(tmp_path, range(7))
+    declared = without_device(tmp_path)
+    sound = build(declared, 4)
+    broken = build(declared, 5)
+    # The day that only this version has; those of the one before are the same files in both.
+    harm(max(broken.path.glob(pattern)))
+    after = build(declared, 6)
+    after.verify()
+    assert kept_files(sound, after)
+    assert_equal(after, build(declared, 6, out="other"))
+
+
+def test_a_day_whose_ids_have_no_sign_goes_on(tmp_path: Path) -> None:
+    """What holds both has 128 bits, which numpy does not know."""
+    write_days(tmp_path, range(6))
+    declared = without_device(tmp_path)
+    before = build(declared, 4)
+    file = file_of(tmp_path, 5)
+    pl.read_parquet(file).with_columns(pl.col("user", "item").cast(pl.UInt64)).write_parquet(file)
+    after = build(declared, 5)
+    assert kept_files(before, after)
+    assert_equal(after, build(declared, 5, out="other"))

@@ -396,3 +396,12 @@ def test_too_many_leave_the_version_before(tmp_path: Path) -> None:
     )
     assert (tmp_path / "out" / "plain" / "CURRENT").read_text() == before.manifest.version
     before.verify()
+
+
+def test_a_column_of_nulls_alone_is_missing_in_every_row(tmp_path: Path) -> None:
+    """A parquet of nulls does not know their type: a missing weight counts as 1, and a missing number is in range."""
+    log = clean().with_columns(w=pl.lit(None), n=pl.lit(None))
+    over = {"weight": "w", "context": {"n": {"type": "numeric"}}}
+    checked = check(contract_of(tmp_path, log, {"ranges": {"n": [0, 1]}}, interactions=over))
+    assert checked.rows == 20
+    assert [(finding.check, finding.column) for finding in checked.findings] == [("empty", "n"), ("empty", "w")]

@@ -118,3 +118,28 @@ def test_a_list_beside_none_is_of_another_length(tmp_path: Path) -> None:
     lists = pl.DataFrame({"who": [1, 2], "what": [[8], [9]], "when": [[START], None]})
     with pytest.raises(DataError, match=r"in 1 rows the lists 'what', 'when' are of unequal length"):
         built(tmp_path, lists)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pl.col("who").cast(pl.String), r"'who': holds String where whole numbers was learned"),
+        (pl.col("who") + 0.5, r"'who': 3 values, e\.g\. 1\.5, are not whole numbers"),
+        (
+            pl.col("what").cast(pl.String),
+            r"'what' holds ids of type String, e\.g\. '7', those of .*\.parquet are Int64",
+        ),
+        (pl.col("what") + 0.5, r"'what': 3 values, e\.g\. 7\.5, are not whole numbers"),
+        (pl.concat_list("what"), r"'what' holds lists, and 'when' holds Int64"),
+    ],
+)
+def test_ids_that_are_not_those_of_the_log_name_the_table(tmp_path: Path, column: pl.Expr, words: str) -> None:
+    with pytest.raises(DataError, match=rf"past\.parquet: column {words}"):
+        built(tmp_path, PAST.with_columns(column))
+
+
+def test_a_table_of_text_without_a_line_has_no_events(tmp_path: Path) -> None:
+    LOG.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "past.csv").write_text("who,what,when\n")
+    found = build_feature_set(contract(tmp_path, {"path": "past.csv"}, {}), tmp_path / "out").feature_set
+    assert histories(found) == {(1, 5): [], (1, 6): [5], (2, 5): [], (2, 7): [5]}

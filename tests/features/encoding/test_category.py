@@ -120,6 +120,16 @@ def test_tags_by_hand() -> None:
     assert encoder.special_row(0).tolist() == [[0, 0]] and encoder.special_row(1).tolist() == [[1, 0]]
 
 
+def test_a_column_without_any_tags_has_no_type_of_its_own() -> None:
+    """As a file of few rows, a part of a log or a request's column may have it."""
+    nothing = pl.Series("c", [None, None])
+    encoder = TagsEncoder.fit(pl.Series("c", [["b", "a"]]), Tags(type="tags", max_len=2))
+    assert encoder.encode(nothing).tolist() == [[1, 0], [1, 0]]
+    whole = TagsEncoder.fit(pl.Series("c", [[3, 4]]), Tags(type="tags", max_len=2))
+    assert whole.encode(nothing).tolist() == [[1, 0], [1, 0]]
+    assert TagsEncoder.fit(nothing, Tags(type="tags", max_len=2)).encode(nothing).tolist() == [[1, 0], [1, 0]]
+
+
 def test_tags_in_a_text_column() -> None:
     spec = Tags(type="tags", max_len=3, separator="|")
     encoder = TagsEncoder.fit(pl.Series("c", ["Drama|Action", "", None, "Action||War|"]), spec)

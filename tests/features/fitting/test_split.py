@@ -136,3 +136,16 @@ def test_by_user_shares_are_about_those_asked_for(tmp_path: Path, text: bool) ->
     windows = users_of(build_feature_set(raw_log(tmp_path, many, over), tmp_path / "out").feature_set)
     shares = {name: len(users) / 2_000 for name, users in windows.items()}
     assert shares == pytest.approx({"train": 0.5, "valid": 0.25, "test": 0.25}, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [
+        ([100, 101], r"log\.csv: the training window is empty: all 2 rows are of the newest days, which validate"),
+        ([100, 102], r"log\.csv: the validation window is empty: no row from 1970-04-12 to before 1970-04-13\. Bring"),
+    ],
+)
+def test_by_days_an_empty_window_names_its_days(days: list[int], words: str) -> None:
+    contract = contract_of(0.25, 0.25).model_dump(exclude_unset=True) | {"split": {"by": "days", "valid": 1, "test": 1}}
+    with pytest.raises(DataError, match=words):
+        fit_split(Contract.model_validate(contract), log_of([day * 86_400_000_000 for day in days]))

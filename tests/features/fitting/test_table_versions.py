@@ -418,3 +418,18 @@ def test_find_equals_a_plain_search(versions, asked):
         wanted.append(8 + begun[-1] if begun else 1 if mine else item)
     rows, times = np.array(asked).T
     assert known.find(rows, times).tolist() == wanted
+
+
+@pytest.mark.parametrize("aware", ["log", "items"])
+def test_versions_and_rows_with_and_without_a_zone_are_refused(tmp_path, aware):
+    """Those without would be read as UTC: hours off where they are local."""
+
+    def timed(tables: Tables) -> None:
+        changing(tables)
+        for name, column in (("log", "time"), ("items", "since")):
+            moment = pl.from_epoch(column, "s").dt.replace_time_zone("UTC" if name == aware else None)
+            tables[name] = tables[name].with_columns(moment.alias(column))
+
+    contract = raw_log(tmp_path / "raw", timed, VERSIONED)
+    with pytest.raises(DataError, match=r"has no time zone, that of .*has one\. Write both in UTC, with the zone"):
+        build_feature_set(contract, tmp_path / "out")

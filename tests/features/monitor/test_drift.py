@@ -351,6 +351,28 @@ def test_the_newest_days_of_a_split_can_be_compared(raw: dict[str, pl.DataFrame]
         compare(new, new, base_selection=RowSelection("valid"))
 
 
+def test_a_day_without_rows_is_one_of_the_newest_days(raw: dict[str, pl.DataFrame], profile: Profiler) -> None:
+    """Of a log without its last day but one, the newest two days are the last alone."""
+    day = raw["log"]["time"] // DAY
+    last = int(day.max())  # type: ignore[arg-type]
+    new = profile(raw["log"].filter(day != last - 1))
+    drift = compare(new, new, new_selection=RowSelection(newest_days=2))
+    assert drift.new_rows == int((day == last).sum())
+    assert drift.new_days[0] == drift.new_days[1]
+
+
+def test_the_days_that_are_compared_are_told(raw: dict[str, pl.DataFrame], profile: Profiler) -> None:
+    """A profile of more than 64 days counts them in runs, and of a run either all days are compared or none."""
+    spread = raw["log"].with_columns(time=pl.col("time").min() + (pl.col("time") - pl.col("time").min()) * 10)
+    new = profile(spread)
+    days = sorted({day for split in new.splits.values() for day in split.days})
+    length = -(-len(days) // 64)
+    assert length > 1
+    drift = compare(new, new, new_selection=RowSelection(newest_days=1))
+    assert drift.base_days == (days[0], days[-1])
+    assert drift.new_days == (new.periods[-1], days[-1])
+
+
 def test_a_handful_of_rows_is_said_to_be_too_few(raw: dict[str, pl.DataFrame], profile: Profiler) -> None:
     base, log = halved(raw, profile)
     few = np.zeros(log.height, int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,33 @@ def test_plain_columns_and_comparisons_need_no_table(tmp_path: Path) -> None:
     found = encoded(encoder, [event(101, 9, load=0.5), event(102, 8, load=2), event(103, 7, load=4)])
     assert found.history == (101, 102)
     assert found.history_events["label"].tolist() == [2, 3] and found.history_events["good"].tolist() == [2, 3]
+
+
+def test_what_is_infinite_in_the_log_is_read_from_a_source_of_pasts_as_a_build_reads_it(tmp_path: Path) -> None:
+    """A number that is infinite is missing, lies in the last bucket, and is above 3; a client sends no such number."""
+    columns = {
+        "load": {"type": "numeric"},
+        "level": {"type": "buckets", "edges": [1, 2], "source": "load"},
+        "above": {"type": "categorical", "source": "CAST(load > 3 AS INT)"},
+    }
+    encoder = encoder_of(tmp_path, {"events": "load > 1", "columns": columns})
+    past = [PastEvent(100, (NOON - 60) * 10**6, {"load": float("inf"), "clicked": 1})]
+    found = encoded(encoder, [], past)
+    assert np.isnan(found.history_events["load"]).tolist() == [True]
+    assert found.history_events["level"].tolist() == [4]
+    assert found.history_events["above"].tolist() == encoder.event["above"].encode_many([1]).tolist()
+    assert encoded(encoder, [event(101, 70, load=2.5)], past).history == (101, 100)
+    with pytest.raises(ConfigError, match=r"history\[0\]\.load: expected a finite number, got inf"):
+        encoded(encoder, [event(101, 70, load=float("inf"))], past)
+
+
+def test_whole_and_broken_numbers_and_text_are_decimals_of_a_log(tmp_path: Path) -> None:
+    """As JSON has the decimals of a log's table: 2, 2.5 and "3.5"; each is what it is alone."""
+    columns = {"twice": {"type": "numeric", "source": "load * 2", "scale": "none"}}
+    encoder = encoder_of(tmp_path, {"columns": columns})
+    encoder = replace(encoder, log_columns=pl.Schema({**encoder.log_columns, "load": pl.Decimal(10, 2)}))
+    sent = [event(101, 40 - i, load=value) for i, value in enumerate([2, 2.5, "3.5", None])]
+    found = encoded(encoder, sent)
+    np.testing.assert_array_equal(found.history_events["twice"], np.array([4, 5, 7, np.nan], np.float32))
+    with pytest.raises(ConfigError, match=r"history\[1\]\.load: 'much' is not what the log has there, Decimal"):
+        encoded(encoder, [sent[0], event(101, 10, load="much"), sent[1]])

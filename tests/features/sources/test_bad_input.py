@@ -97,6 +97,12 @@ BAD_DATA: list[tuple[str, Change | None, dict[str, Any], list[str]]] = [
     ("time in another unit", put("log", time=pl.col("time") * 1_000), {}, ["'time'", "read in 's'", "time_unit"]),
     ("time that overflows", put("log", time=pl.col("time") * 1_000_000), {}, ["'time'", "read in 's'", "time_unit"]),
     ("time that wraps round", put("log", time=pl.col("time") + WRAPS), {}, ["'time'", "read in 's'", "time_unit"]),
+    ("time beyond 63 bits", put("log", time=pl.lit(BIG, pl.UInt64)), {},
+     ["'time'", f"{ROWS} of {ROWS} rows lie outside"]),
+    ("timestamp that no calendar holds", put("log", time=pl.lit(2**61).cast(pl.Datetime("ms"))), {},
+     ["'time'", f"{ROWS} of {ROWS} rows lie outside", "e.g. a time beyond the years 1 to 9999 in row 0"]),
+    ("date that no calendar holds", put("log", time=pl.lit(2**31 - 1, pl.Int32).cast(pl.Date)), {},
+     ["'time'", f"{ROWS} of {ROWS} rows lie outside", "e.g. a time beyond the years 1 to 9999 in row 0"]),
     ("fractional user", put("log", user_id=pl.col("user_id") + 0.5), {}, ["'user_id' holds Float64", "Cast it"]),
     ("user too large", put("log", user_id=pl.lit(BIG, pl.UInt64)), {}, ["log.parquet", "'user_id'", str(BIG), "2^63"]),
     ("item of lists", put("log", item_id=pl.concat_list("item_id")), {}, ["'item_id': type List", "integers or text"]),
@@ -240,6 +246,33 @@ def test_a_default_of_another_type_than_its_column(tmp_path: Path, default: str)
     contract = raw_log(tmp_path, None, log(context={"hour": {"default": default}}))
     words = [f"interactions.context.hour.default: {default!r} is of the wrong type", "whole numbers, e.g. "]
     refused(contract, tmp_path / "out", ConfigError, words)
+
+
+@pytest.mark.parametrize(("as_of", "day"), [("2020-01-01", "2020-01-01"), ("0001-01-01", "0001-01-01")])
+def test_a_log_that_begins_after_as_of_is_not_called_empty(tmp_path: Path, as_of: str, day: str) -> None:
+    words = [f"log.parquet: the log has no row on or before {day} (0 rows). Correct --as-of"]
+    refused(raw_log(tmp_path), tmp_path / "out", DataError, words, as_of)
+
+
+def test_as_of_may_be_the_last_day_of_all(tmp_path: Path) -> None:
+    contract = raw_log(tmp_path, None, {"checks": {"max_age": "36h", "stale": "warn"}})
+    found = build_feature_set(contract, tmp_path / "out", "9999-12-31").feature_set
+    assert sum(window.rows for window in found.manifest.windows.values()) == ROWS
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_ids_in_text_that_64_bits_do_not_hold_are_named(tmp_path: Path, column: str) -> None:
+    contract = raw_log(tmp_path, None, log(path="log.csv"))
+    table = pl.read_parquet(tmp_path / "log.parquet")
+    table.with_columns(pl.lit(str(BIG)).alias(column)).write_csv(tmp_path / "log.csv")
+    refused(contract, tmp_path / "out", DataError, ["log.csv", f"column '{column}'", str(BIG), "2^63"])
+
+
+@pytest.mark.parametrize("over", [{}, {"label": "rating"}, {"time_format": "%Y"}], ids=["label", "time", "nothing"])
+def test_a_csv_with_a_header_alone_is_empty(tmp_path: Path, over: Any) -> None:
+    contract = raw_log(tmp_path, None, log(path="log.csv", **over))
+    pl.read_parquet(tmp_path / "log.parquet")[:0].write_csv(tmp_path / "log.csv")
+    refused(contract, tmp_path / "out", DataError, ["log.csv", "(0 rows). Check the export that wrote it."])
 
 
 def test_the_untouched_log_is_fine(tmp_path: Path) -> None:

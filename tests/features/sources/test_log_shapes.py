@@ -332,6 +332,20 @@ def test_a_label_may_be_unknown_but_not_anything(tmp_path: Path) -> None:
         built(tmp_path, table, {"label": "item > 120", "labels": {"stars": "item"}})
 
 
+def test_a_label_may_be_unknown_in_every_row(tmp_path: Path) -> None:
+    """A parquet of nulls alone does not know their type."""
+    found = built(
+        tmp_path, takings().with_columns(like=pl.lit(None)), {"label": "item > 120", "labels": {"like": "like"}}
+    )
+    assert all(np.isnan(part["label.like"]).all() for part in found.rows("train"))
+    assert "column 'like': all 400 rows are null. It says nothing; leave it out." in found.manifest.findings
+
+
+def test_a_label_that_no_row_has_is_told_as_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'like': 400 of 400 rows are null"):
+        built(tmp_path, takings().with_columns(like=pl.lit(None)), {"label": "like"})
+
+
 def test_a_drawn_negative_is_negative_in_every_label(tmp_path: Path) -> None:
     log = {"label": None, "labels": {"like": "item > 0"}, "negatives": {"per_positive": 2}}
     found = built(tmp_path, takings(), log)
@@ -345,3 +359,83 @@ def found_items(found: FeatureSet, rows: np.ndarray) -> list[int]:
 
     items = Encoder.load(found.path).items
     return [items.value(row) for row in rows]
+
+
+PASTS = pl.DataFrame(
+    {
+        "user": [1] * 4,
+        "item": [11, 12, 13, 14],
+        "time": [1, 2, 3, 4],
+        "label": [1, 0, 1, 0],
+        "past": ["0 0 9", None, "0 9 11", "11 12"],
+    }
+)
+
+
+def test_given_text_names_the_whole_numbers_that_the_log_has(tmp_path: Path) -> None:
+    """A csv has no other way to write them."""
+    PASTS.write_csv(tmp_path / "log.csv")
+    declared = contract(
+        tmp_path,
+        {"path": "log.csv", "label": "label"},
+        history={"given": {"column": "past", "separator": " ", "padding": 0}},
+        split={"valid": 0.25, "test": 0.25},
+        name="shape",
+    )
+    found = build_feature_set(declared, tmp_path / "out").feature_set
+    assert [row["history"] for row in rows_of(found)] == [[9], [], [9, 11], [11, 12]]
+
+
+@pytest.mark.parametrize(
+    ("past", "given", "words"),
+    [
+        (["9", "x9 1.0", "7", "x9"], {"separator": " "}, r"column 'past': 3 ids, e\.g\. 'x9', are no whole numbers"),
+        ([["9"], ["8"], [], None], {}, r"column 'past' holds ids of type String, e\.g\. '8', those of .*log\.parquet"),
+        ([[9.5], [8.0], [], None], {}, r"log\.parquet: column 'past': 1 values, e\.g\. 9\.5, are not whole numbers"),
+        (["0 9"] * 4, {"separator": " ", "padding": "0"}, r"given\.padding '0' is text, the ids of 'past' are num"),
+        ([["0", "9"]] * 4, {"padding": 0}, r"given\.padding 0 is a number, the ids of 'past' are text"),
+    ],
+)
+def test_given_histories_of_other_ids_than_the_logs_are_refused(
+    tmp_path: Path, past: list[Any], given: dict[str, Any], words: str
+) -> None:
+    table = PASTS.with_columns(past=pl.Series(past))
+    with pytest.raises(DataError, match=words):
+        built(
+            tmp_path,
+            table,
+            {"label": "label"},
+            history={"given": {"column": "past"} | given},
+            split={"valid": 0.25, "test": 0.25},
+        )
+
+
+@pytest.mark.parametrize("dtype", [pl.Int32, pl.UInt64, pl.Float64])
+def test_clicks_may_be_numbers_of_another_width_than_the_candidates(tmp_path: Path, dtype: type[pl.DataType]) -> None:
+    numbered = IMPRESSIONS.with_columns(
+        shown=pl.Series([[1, 2], [1], [3, 1], [3, 1]]), taken=pl.Series([[2], [1], [1], [3]], dtype=pl.List(dtype))
+    )
+    shown = {"candidates": {"column": "shown", "clicked": "taken"}}
+    found = built(tmp_path, numbered, shown, split={"valid": 0.3, "test": 0.25})
+    assert sorted((row["item"], row["label"]) for row in rows_of(found)) == [
+        (1, 0.0), (1, 0.0), (1, 1.0), (1, 1.0), (2, 1.0), (3, 0.0), (3, 1.0)
+    ]  # fmt: skip
+
+
+def test_clicks_of_another_kind_than_the_candidates_are_refused(tmp_path: Path) -> None:
+    broken = IMPRESSIONS.with_columns(taken=pl.Series([[2], [1], [1], [3]]))
+    words = r"log\.parquet: candidates column 'taken' holds Int64, 'shown' holds String\. Write both with one type"
+    with pytest.raises(DataError, match=words):
+        built(tmp_path, broken, {"candidates": {"column": "shown", "clicked": "taken"}})
+
+
+@pytest.mark.parametrize(
+    ("past", "histories"),
+    [([None] * 4, [[], [], [], []]), ([[9, None], [None], None, [None, 11]], [[9], [], [], [11]])],
+    ids=["a column of nulls", "nulls in lists"],
+)
+def test_a_missing_id_is_no_event_of_a_given_history(tmp_path: Path, past: list[Any], histories: list[Any]) -> None:
+    table = PASTS.with_columns(past=pl.Series(past))
+    given = {"given": {"column": "past"}}
+    found = built(tmp_path, table, {"label": "label"}, history=given, split={"valid": 0.25, "test": 0.25})
+    assert [row["history"] for row in rows_of(found)] == histories

@@ -259,3 +259,31 @@ def test_whole_numbers_of_the_context_stay_whole(tmp_path: Path):
     frame = open_log(Contract.model_validate(declared)).frame
     assert frame.collect_schema()["_context.hour"] == pl.Int64
     assert frame.select("_context.hour").collect()["_context.hour"].to_list() == [20]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1, None, 2, 1, 0, 1, 3], r"'l': 2 of 8 outcomes are neither 0 nor 1, e\.g\. 2\. Write it as a condition"),
+        (
+            [0.7, 1, 0, 1, 1, 0, 1, 1],
+            r"'l': 1 of 8 outcomes are neither 0 nor 1, e\.g\. 0\.7\. Write it as a condition",
+        ),
+        (["yes"] * 8, r"'l' is String, expected 0/1 or a condition such as `amount > 0`"),
+    ],
+)
+def test_a_label_of_outcomes_is_0_or_1(tmp_path: Path, labels: list[Any], words: str):
+    """Else a purchase of two pieces would be none."""
+    contract = written(tmp_path, served={"label": "l"})
+    table = pl.DataFrame(OUTCOMES, schema=["request", "item", "time"], orient="row")
+    table.with_columns(l=pl.Series(labels, strict=False)).write_parquet(tmp_path / "clicks.parquet")
+    with pytest.raises(DataError, match=r"clicks\.parquet: interactions\.served\.label " + words):
+        rows(contract)
+
+
+@pytest.mark.parametrize("as_of", [None, "2026-03-01"])
+def test_answers_of_which_none_is_decided_are_no_empty_log(tmp_path: Path, as_of: str | None):
+    contract = written(tmp_path, LOG[-2:])
+    words = r"served-\*\.parquet: none of its answers makes a row: .* a user and .* older than .*\.wait \(1800 s\)"
+    with pytest.raises(DataError, match=words):
+        build_feature_set(contract, tmp_path / "out", as_of)

@@ -57,6 +57,8 @@ KINDS = [
         Format(kind="csv", separator="|", encoding="latin-1", columns=NAMES),
     ),
     ("t.dat", plain(text("::", False)), Format(kind="csv", separator="::", columns=NAMES)),
+    ("t.dat", plain(text("¦", False)), Format(kind="csv", separator="¦", columns=NAMES)),
+    ("t.dat", plain(text("þ", True, "latin-1")), Format(kind="csv", separator="þ", encoding="latin-1")),
     ("t.gz", plain(text("::", True, "utf-16")), Format(kind="csv", separator="::", encoding="utf-16")),
     ("t", parquet, Format(kind="parquet")),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import namedtuple
 from pathlib import Path
 
@@ -75,6 +76,26 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     with pytest.raises(DiskError, match=r"CURRENT: no space is left on the disk; [\d,]+ bytes are free there"):
         write_text(tmp_path / "CURRENT", "new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"CURRENT": "old"}
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, r"Make room \(`quadrank gc`"),
+        (errno.EDQUOT, r"Make room \(`quadrank gc`"),
+        (errno.EROFS, "Mount it to be written to, or let the command write elsewhere"),
+        (errno.EFBIG, r"Raise that limit \(`ulimit -f`\)"),
+    ],
+)
+def test_the_way_out_is_that_of_the_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(DiskError, match=rf"left half-written\. {advice}.*, and start the same command again"):
+        write_text(tmp_path / "CURRENT", "new")
 
 
 def test_a_folder_counts_the_files_that_are_its_own(tmp_path: Path) -> None:

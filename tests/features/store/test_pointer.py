@@ -65,6 +65,14 @@ def test_a_flip_is_one_rename(versions: Path, monkeypatch: pytest.MonkeyPatch) -
     assert seen == [("second", "first")] and follow(versions).name == "second"
 
 
+def test_a_pointer_that_names_the_version_already_is_not_written(versions: Path) -> None:
+    point_at(versions, "first")
+    before = (versions / "CURRENT").stat()
+    point_at(versions, "first")
+    after = (versions / "CURRENT").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_a_pointer_moves_on_from_the_version_that_it_names(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()

@@ -60,7 +60,7 @@ def test_a_shift_is_taken_away_and_nothing_is_below_zero():
 
 def learn(folder: Path, events: PastEvents, **over: Any) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
     contract = contract_of(folder, {"co": {"path": None, "learn": "history", **over}})
-    report = learn_sets(contract, events, folder)
+    report = learn_sets(contract, {"history": events}, folder)
     return pl.read_parquet(learned_file(folder, "co")), report
 
 

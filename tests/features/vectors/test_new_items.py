@@ -117,6 +117,7 @@ def test_a_set_left_out_is_missing(tmp_path: Path) -> None:
         ({"texts": np.zeros((2, 6))}, "no set 'texts'. Did you mean 'text'"),
         ({"text": np.array([[0.0] * 6, [1, 2, np.nan, 4, 5, 6]])}, "1 of 2 vectors hold NaN or infinity.* number 1"),
         ({"text": np.array([[0.0] * 6, [1e39] * 6])}, "1 of 2 vectors hold NaN or infinity"),
+        ({"text": np.array([[1e15] * 6, [3e38] * 6])}, r"1 of 2 vectors hold .* numbers beyond 1e\+15.* number 1"),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path: Path, raw: dict[str, np.ndarray], words: str) -> None:

@@ -77,9 +77,10 @@ def test_npy_with_ids_reads_the_same(tmp_path: Path) -> None:
         (np.array([["a"], ["b"]]), r"text.npy: .*numbers"),
         (np.array([[1], [None]], object), r"text.npy: cannot be read"),
         (np.empty((2, 0)), r"text.npy: holds no vectors"),
-        (np.array([[1.0], [1e39]]), r"text.npy: 1 of 2 vectors hold NaN or infinity, e.g. that of id 20"),
+        (np.array([[1.0], [1e39]]), r"text.npy: 1 of 2 vectors hold NaN or infinity, .*e.g. that of id 20"),
+        (np.array([[1e15], [-1.1e15]]), r"text.npy: 1 of 2 vectors hold .* numbers beyond 1e\+15, e.g. that of id 20"),
     ],
-    ids=["rows", "flat", "text", "objects", "no numbers", "beyond float32"],
+    ids=["rows", "flat", "text", "objects", "no numbers", "beyond float32", "beyond its square root"],
 )
 def test_a_bad_npy_is_named(tmp_path: Path, vectors: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
@@ -90,6 +91,14 @@ def test_a_torn_npy_is_named(tmp_path: Path) -> None:
     build_npy(tmp_path, np.ones((2, 3)), [10, 20])
     (tmp_path / "text.npy").write_bytes((tmp_path / "text.npy").read_bytes()[:100])
     with pytest.raises(DataError, match=r"text.npy: cannot be read"):
+        build(tmp_path, path="text.npy", ids="ids.csv")
+
+
+def test_several_arrays_of_one_file_are_named(tmp_path: Path) -> None:
+    with (tmp_path / "text.npy").open("wb") as file:
+        np.savez(file, np.ones((2, 3)))
+    pl.DataFrame({"item_id": [10, 20]}).write_csv(tmp_path / "ids.csv")
+    with pytest.raises(DataError, match=r"text\.npy: cannot be read as npy: it is a .npz of several arrays"):
         build(tmp_path, path="text.npy", ids="ids.csv")
 
 

@@ -143,3 +143,26 @@ def test_a_job_that_does_not_end_in_time_is_recorded_as_ended(tmp_path):
     assert (done.returncode, outcome["exit_code"], outcome["error"]) == (
         75, 75, "stopped. The same command goes on where it stood",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_command_whose_reader_is_gone_goes_on_to_its_end(tmp_path, as_json):
+    """As `quadrank init shop | head -1`, where `head` ends first."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "pipelines", "init", str(tmp_path / "shop"), *as_json]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "shop" / "Makefile").is_file()
+
+
+def test_messages_that_nobody_reads_any_more_do_not_take_the_json_line_away(tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "pipelines", "init", str(tmp_path / "shop"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writes, text=True)
+    os.close(writes)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["status"] == "done"

@@ -67,6 +67,7 @@ def test_settings_of_a_study_are_refused_where_there_is_no_study_file(
         ('{"name": "shop", "root": "data"}', [], "shop"),
         ("root: [\nname: 'shop'  # ours\n", [], "shop"),
         ("name: shop\n", ["train.epochs=1", "data.name=store"], "store"),
+        ("name: shop\n", ["data.name= 'store' "], "store"),
         ("name: ../shop\n", [], None),
         ("name: [shop]\n", [], None),
         ("root: data\n", [], None),

@@ -73,6 +73,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["drift", "--base", "missing", "--new", "missing"], 4, "missing: no such file. Name a feature set's folder"),
         (["simulate", "--rows", "0"], 2, "--rows 0: fewer rows than the 5000 users"),
         (["init", "full"], 2, "full: not empty, it holds file.txt, and nothing is written over"),
+        (["init", "full/file.txt/shop"], 2, "full/file.txt is no folder, so nothing can lie below it"),
+        (["doctor", "--work", "nowhere"], 2, "--work nowhere: no such folder, so there is nothing to look at"),
+        (["gc", "--work", "nowhere"], 2, "--work nowhere: no such folder, so there is nothing to look at"),
+        (["doctor", "--work", "request.json"], 2, "--work request.json: no folder"),
+        (["run", *DATA, "--work", "request.json"], 2, "request.json is no folder, so nothing can lie below it"),
+        (["run", *DATA, "--log", "full"], 2, "full: is a folder, where a file is wanted"),
         (["trian"], 2, "No such command 'trian'"),
     ],
 )  # fmt: skip

@@ -143,6 +143,16 @@ def test_a_damaged_champion_is_left_to_the_gate(workspace: Workspace, store: Sto
     assert mend("toy", workspace) == []
 
 
+def test_a_damaged_bundle_that_served_before_does_not_keep_the_alias_back(workspace: Workspace, store: Store) -> None:
+    """One that was rolled back because it is damaged, while the registry was away."""
+    for name in ("a", "b"):
+        serve(name, workspace, store)
+    move_current(open_bundle(workspace.bundles("toy") / "a"), workspace, "rollback", "damaged")
+    (workspace.bundles("toy") / "b" / "more.txt").touch()
+    mend("toy", workspace)
+    assert state(workspace, store) == ("a", "a", "a")
+
+
 def test_the_champion_is_what_current_names(workspace: Workspace, store: Store) -> None:
     serve("a", workspace, store)
     with champion_folder("toy", workspace) as found:

@@ -88,6 +88,16 @@ def test_going_back_to_a_bundle_by_name_registers_it_where_no_run_did(
     assert state(workspace, store) == ("c", "c", "c")
 
 
+@pytest.mark.parametrize("to", ["bundles/toy/c", "./bundles/toy/c/", "c/"])
+def test_going_back_to_a_bundle_by_its_path(
+    workspace: Workspace, store: Store, loads: list[str], monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    """As a shell completes it."""
+    monkeypatch.chdir(workspace.root)
+    serve("b", workspace, store)
+    assert back(workspace, to=to)["to"] == "c"
+
+
 @pytest.mark.parametrize(
     ("to", "why", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def test_thresholds_splits_and_days_are_chosen(quadrank: Run, sets: dict[str, Pa
     code, out, _ = quadrank(*between(sets, "drifted"), "--new-days", 2, "--base-days", "5", "--json")
     rows = json.loads(out)["rows"]
     assert code == 3 and rows["new"] < rows["base"] < ROWS
+
+
+def test_fewer_days_than_the_profile_tells_apart_are_said_to_be_more(quadrank: Run, tmp_path: Path) -> None:
+    """130 days are counted in runs of three, and the 130th is a run of its own, after the 127th to 129th."""
+    day = START // 86_400 * 86_400
+    long = built(tmp_path, 4, lambda log: log.with_columns(time=day + (pl.col("time") - START) * 13))
+    days = [f"{datetime.fromtimestamp(day, UTC) + timedelta(days=number):%Y-%m-%d}" for number in (126, 129)]
+    _, out, _ = quadrank("--base", long, "--new", long, "--new-days", 2)
+    assert f"--new-days 2: 4 days are compared, {days[0]} to {days[1]}. Of so many days" in out
+    assert "--base-days" not in out
+    _, out, _ = quadrank("--base", long, "--new", long, "--new-days", 2, "--json")
+    told = json.loads(out)["days"]
+    assert told == {"base": [f"{datetime.fromtimestamp(day, UTC):%Y-%m-%d}", days[1]], "new": days}
+    _, out, _ = quadrank("--base", long, "--new", long, "--new-days", 1)
+    assert "--new-days" not in out
 
 
 @pytest.mark.parametrize("new", ["same", "drifted"])

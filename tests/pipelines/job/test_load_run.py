@@ -25,7 +25,7 @@ from tests.trained import random_model
 
 PRESET = Preset(
     model=ModelConfig(embedding_dim=4, vector_dim=4, attention_dim=4, attention="mean", tower="linear"),
-    train=TrainConfig(),
+    train=TrainConfig(batch_size=100),
 )
 
 

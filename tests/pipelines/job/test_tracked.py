@@ -20,7 +20,7 @@ from pipelines.workspace import Workspace
 from tests.ctr.reporting.mlflow_server import free_port
 from tests.toy import toy_feature_set
 
-PRESET = Preset(model=ModelConfig(), train=TrainConfig())
+PRESET = Preset(model=ModelConfig(), train=TrainConfig(batch_size=100))
 
 
 class KillNow(BaseException):

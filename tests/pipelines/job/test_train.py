@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from ctr.config import ModelConfig, Preset, TrainConfig
-from features.errors import DataError
+from features.errors import DataError, QuadRankError
 from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 from pipelines.job import train
 from pipelines.job.summary import Summary
@@ -32,6 +33,9 @@ class Untracked:
 
     def set_tag(self, name: str, value: str) -> None:
         self.tags[name] = value
+
+    def logged_steps(self, name: str) -> set[int]:
+        return set()
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -55,6 +59,13 @@ class Runs:
         summary = job.train_and_evaluate(tracker).summary  # type: ignore[arg-type]
         self.said, self.tags = out.getvalue(), tracker.tags
         return summary
+
+    def change(self, split: str, weights: Callable[[dict[str, Any]], Any]) -> None:
+        """Give the rows of a split other weights."""
+        for path in (self.data.path / "rows" / split).iterdir():
+            columns = {name: values.copy() for name, values in read_arrow(path).items()}
+            path.unlink()
+            write_arrow(path, columns | {"weight": weights(columns)})
 
     def trained_control(self, summary: Summary) -> bool:
         return (self.workspace.runs / str(summary.run_id) / "target_only").is_dir()
@@ -135,6 +146,27 @@ def test_what_says_that_a_run_is_finished_is_written_last(runs: Runs, monkeypatc
     assert json.loads(logged["metrics.json"])["metrics"] == summary.metrics
 
 
+def test_a_run_that_goes_on_with_other_settings_records_them(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Job, "evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runs.run(use_history=False)
+    (run_dir,) = runs.workspace.runs.iterdir()
+    monkeypatch.undo()
+    before = json.loads((run_dir / "config.json").read_text())
+    model = MODEL.model_copy(update={"use_history": False})
+    preset, tracker, out = Preset(model=model, train=TRAIN), Untracked(), io.StringIO()
+    for rate, said in ((TRAIN.learning_rate, ""), (0.25, "goes on with train.learning_rate=0.25")):
+        preset = preset.model_copy(update={"train": TRAIN.model_copy(update={"learning_rate": rate})})
+        job = Job.resume("latest", preset, runs.data, runs.workspace, Console(file=out, width=500))
+        job.fit(tracker)  # type: ignore[arg-type]
+        record = json.loads((run_dir / "config.json").read_text())
+        assert record["preset"]["train"].pop("learning_rate") == rate
+        assert ("goes on with" in out.getvalue()) == bool(said) and said in out.getvalue()
+    assert tracker.tags == {"resumed_with": "train.learning_rate=0.25"}
+    before["preset"]["train"].pop("learning_rate")
+    assert record == before
+
+
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_rows_of_one_label_are_refused_before_training(runs: Runs, split: str) -> None:
     for path in (runs.data.path / "rows" / split).iterdir():
@@ -144,8 +176,46 @@ def test_rows_of_one_label_are_refused_before_training(runs: Runs, split: str) -
         write_arrow(path, columns)
     with pytest.raises(DataError, match=rf"{split}.* rows: AUC needs both classes, but 0 of \d+ rows are positive"):
         runs.run(controls="never")
-    (run_dir,) = runs.workspace.runs.iterdir()
-    assert not (run_dir / "model.safetensors").exists()
+    assert not runs.workspace.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch_size": 401}, "Set train.batch_size between 2 and 318"),
+        ({"metric": "group_auc"}, "train.metric group_auc: the log does not name the request"),
+        ({"list_loss": 0.1}, "train.list_loss 0.1: compares the candidates of one request"),
+        ({"compile": True, "device": "cpu"}, "train.compile: meant for CUDA"),
+        ({"tasks": ("like",)}, "model.tasks: the feature set has no label 'like'"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_folder(runs: Runs, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(QuadRankError, match=reason):
+        runs.run(**changes)
+    assert not runs.workspace.runs.exists()
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_rows_of_one_label_or_none_that_weigh_anything_are_refused_before_training(runs: Runs, split: str) -> None:
+    runs.change(split, lambda columns: columns["weight"] * (columns["label"] == 0))
+    of = rf"{split} rows of a weight above 0: AUC needs both classes, but 0 of \d+ rows are positive"
+    with pytest.raises(DataError, match=of):
+        runs.run()
+    runs.change(split, lambda columns: columns["weight"] * 0)
+    with pytest.raises(DataError, match=rf"{split} rows: the weight 'importance' of all \d+ is 0"):
+        runs.run()
+    assert not runs.workspace.runs.exists()
+
+
+def test_feature_sets_may_lie_on_another_disk(tmp_path: Path) -> None:
+    disk, work = tmp_path / "disk", tmp_path / "work"
+    disk.mkdir()
+    work.mkdir()
+    (work / "feature_sets").symlink_to(disk)
+    runs = Runs(work)
+    summary = runs.run(use_history=False)
+    config = json.loads((runs.workspace.runs / str(summary.run_id) / "config.json").read_text())
+    assert config["feature_set"] == "feature_sets/toy/v1"
 
 
 def test_a_first_look_that_is_worse_than_the_base_rate_is_told_once(runs: Runs) -> None:

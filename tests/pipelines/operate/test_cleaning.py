@@ -18,7 +18,7 @@ from rich.console import Console
 from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_registry import Version
 from ctr.reporting.outbox import Outbox
-from features.errors import StoreAwayError
+from features.errors import DataError, StoreAwayError
 from pipelines.operate.cleaning import clean
 from pipelines.operate.uses import Uses, uses
 from pipelines.workspace import Workspace
@@ -427,3 +427,14 @@ def test_a_registry_that_is_away_removes_nothing(workspace: Workspace, days: lis
     with pytest.raises(StoreAwayError):
         cleaned(workspace, yes=True)
     assert len(list(workspace.runs.iterdir())) == 4
+
+
+def test_a_history_that_cannot_be_read_is_named_and_nothing_goes(workspace: Workspace, days: list[str]) -> None:
+    """Which bundles were in use is not known then."""
+    file = workspace.bundles("shop") / "HISTORY.jsonl"
+    file.write_text('{"from": null, "to": "a"}\n{"to": }\n')
+    with pytest.raises(DataError) as found:
+        cleaned(workspace, yes=True)
+    line = "'{\"to\": }'"
+    assert str(found.value) == f"{file}: line 2 is no move of CURRENT: {line}. Take the line out, or the file away."
+    assert [(workspace.bundles("shop") / run).is_dir() for run in days] == [True] * 4

@@ -41,6 +41,11 @@ def test_an_empty_workspace_is_fine(workspace: Workspace) -> None:
     assert {one["level"] for one in result["findings"]} == {"fine"}
 
 
+def test_the_room_of_a_first_job_is_told_without_a_name(workspace: Workspace) -> None:
+    (one,) = found(workspace, "disk")
+    assert one.text.endswith(" bytes are free, and a first job takes about 67,108,864")
+
+
 def test_anything_broken_is_exit_2_with_its_mend(workspace: Workspace, registry: FakeRegistry) -> None:
     registry.away = True
     shown = io.StringIO()
@@ -92,6 +97,15 @@ def test_a_pointer_to_nothing_is_broken(workspace: Workspace, where: str, pointe
     (folder / pointer).write_text("gone")
     (one,) = found(workspace, "pointer")
     assert one.level == "broken" and "names 'gone'" in one.text and one.mend
+
+
+def test_a_history_that_cannot_be_read_is_broken(workspace: Workspace) -> None:
+    add_bundle(workspace, "run", "a")
+    (workspace.bundles("shop") / "HISTORY.jsonl").write_text('{"to": }\n')
+    (one,) = found(workspace, "history")
+    assert one.level == "broken"
+    assert "HISTORY.jsonl: line 1 is no move of CURRENT" in one.text
+    assert one.mend == "take the line out, or the file away: no job, `promote`, `rollback` or `gc` works until then"
 
 
 def test_a_bundle_that_got_new_items_is_the_model_of_its_alias(workspace: Workspace, registry: FakeRegistry) -> None:

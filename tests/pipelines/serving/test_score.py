@@ -178,7 +178,9 @@ def test_strict_refuses_rows_that_lack_what_the_model_was_trained_on(
     with pytest.raises(ConfigError, match=r"missing: load \(60 rows\)\. The model was trained on these values"):
         scored(shop, tmp_path, rows.drop("device", "load"), strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["input.parquet"]
-    whole = rows.with_columns(pl.col("load").fill_null(1.0)).drop("device")
+    nan = rows.with_columns(pl.col("load").fill_null(float("nan"))).drop("device")
+    assert scored(shop, tmp_path, nan)["missing"] == {"load": lacking}
+    whole = nan.fill_nan(1.0)
     assert scored(shop, tmp_path, whole, strict=True)["missing"] == {}
 
 
@@ -371,14 +373,14 @@ def test_events_must_have_what_the_contract_reads(shop: Path, rows: pl.DataFrame
 
 
 def test_the_output_is_not_the_input_and_the_input_is_parquet(shop: Path, tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
+    path, quiet = tmp_path / "rows.parquet", Console(quiet=True)
     path.write_text("user,item\n1,2\n")
     with pytest.raises(ConfigError, match="is the input, which would be replaced"):
-        score_file(shop / "bundle", path, path, None, 10, 1, Console(quiet=True))
+        score_file(shop / "bundle", path, path, None, 10, 1, quiet)
     with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as parquet"):
-        score_file(shop / "bundle", path, tmp_path / "out.parquet", None, 10, 1, Console(quiet=True))
+        score_file(shop / "bundle", path, tmp_path / "out.parquet", None, 10, 1, quiet)
     with pytest.raises(DataError, match="no such file"):
-        score_file(shop / "bundle", tmp_path / "no.parquet", tmp_path / "out.parquet", None, 10, 1, Console(quiet=True))
+        score_file(shop / "bundle", tmp_path / "no.parquet", tmp_path / "out.parquet", None, 10, 1, quiet)
 
 
 def test_no_log_and_no_folder_is_replaced_and_no_folder_is_read(shop: Path, tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ def test_no_scores_are_written_below_a_file_or_into_a_bundle(shop: Path, tmp_pat
     quiet, bundle = Console(quiet=True), shutil.copytree(shop / "bundle", tmp_path / "bundle")
     with pytest.raises(ConfigError, match=r"out\.parquet: .*rows\.parquet is no folder, so nothing can lie below it"):
         score_file(bundle, shop / "rows.parquet", shop / "rows.parquet" / "out.parquet", None, 10, 1, quiet)
-    with pytest.raises(ConfigError, match=r"out\.parquet: lies in the bundle .*bundle, which holds only what"):
+    with pytest.raises(ConfigError, match=r"out\.parquet: lies in .*bundle, which holds what its"):
         score_file(bundle, shop / "rows.parquet", bundle / "out.parquet", None, 10, 1, quiet)
     open_bundle(bundle)
 

@@ -14,6 +14,7 @@ import pipelines.stages.run
 import pipelines.stages.steps
 from ctr.data.columns import column
 from ctr.reporting.mlflow_registry import Registry
+from ctr.reporting.mlflow_store import MlflowStore
 from features.errors import ConfigError, DataError, LockError
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
@@ -137,6 +138,14 @@ def test_a_result_that_was_changed_is_not_used(copy, file, stage):
     (path,) = copy.workspace.runs.glob(f"*/{file}")
     path.write_bytes(path.read_bytes() + b" ")
     assert "(sha256 differs)" in plan_job(copy.settings(), copy.rules)["stages"][stage]["reason"]
+
+
+def test_an_export_tells_of_the_registry_without_its_password(copy, monkeypatch):
+    monkeypatch.setattr(MlflowStore, "shown", "the registry")
+    shutil.rmtree(copy.workspace.bundles("shop"))
+    copy.run()
+    (told,) = [line for line in copy.said.splitlines() if line.startswith("registered quadrank-shop version ")]
+    assert told.endswith(" in the registry")
 
 
 def test_a_verdict_stands_until_there_is_another_bundle(copy, monkeypatch):

@@ -1,10 +1,11 @@
 """What the whole job tells its user to do next."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipelines.stages.run import command_here
+from pipelines.stages.run import command_here, next_steps
 
 
 @pytest.fixture
@@ -37,3 +38,47 @@ def test_a_command_of_an_environment_elsewhere_goes_by_its_whole_path(environmen
 
 def test_a_command_that_is_not_installed_goes_by_its_name(environment):
     assert command_here("mlflow") == "mlflow"
+
+
+CONTRACT = Path("conf/data/my shop.yaml")
+
+
+@pytest.fixture
+def commands(environment, monkeypatch):
+    """What is told of a bundle in a workspace, without the reasons."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def told(work):
+        lines = next_steps(CONTRACT, Path(work), Path(work) / "bundles/shop/a")
+        return [line.partition("   # ")[0] for line in lines]
+
+    return told
+
+
+def test_the_next_commands_can_be_pasted(commands):
+    assert commands(".") == [
+        ".venv/bin/quadrank rank --bundle bundles/shop/a",
+        ".venv/bin/quadrank tune --data 'conf/data/my shop.yaml' --study first --trials 10",
+        "mlflow ui --backend-store-uri sqlite:///mlflow.db",
+    ]
+
+
+def test_the_next_commands_name_a_workspace_that_is_elsewhere(commands, environment):
+    root = environment.parents[1]
+    assert commands("w k") == [
+        ".venv/bin/quadrank rank --bundle 'w k/bundles/shop/a'",
+        ".venv/bin/quadrank tune --data 'conf/data/my shop.yaml' --study first --trials 10 --work 'w k'",
+        f"mlflow ui --backend-store-uri 'sqlite:///{root}/w k/mlflow.db'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://me:secret@tracking:5000", "http://me:…@tracking:5000"),
+        ("postgresql://me:secret@db/mlflow", 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'),
+    ],
+)
+def test_another_mlflow_is_named_without_its_password(commands, monkeypatch, uri, told):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert commands(".")[2] == told

@@ -15,6 +15,7 @@ from ctr.reporting.run_figures import ranker_forest
 from features.store.feature_set import FeatureSet
 from features.store.pointer import follow
 from pipelines.cli.commands import main
+from pipelines.locks import locked
 from pipelines.study.study import Study, plan
 from pipelines.study.trials import shuffled
 from tests.pipelines.cli.test_commands import ROOT, SMALL, Shell
@@ -132,6 +133,11 @@ def test_an_ablation_is_judged_on_validation_rows_unless_told_otherwise(shell, w
             ["same rows"],
         ),
         ({"sedes": 3}, 2, ["seeds"]),
+        (
+            {"variants": {"a": {}, "b": {"set": {"train": {"batch_size": 12000}}}}},
+            2,
+            ["variants.b: Set train.batch_size between 2 and 9,594"],
+        ),
     ],
 )
 def test_a_wrong_study_stops_before_training(shell, work, changes, expected, words):
@@ -139,6 +145,15 @@ def test_a_wrong_study_stops_before_training(shell, work, changes, expected, wor
     assert code == expected
     assert all(word in found["error"] for word in words), found["error"]
     assert not list((work / "comparisons").glob("wrong/**/*.safetensors"))
+
+
+def test_a_study_that_another_process_works_on_is_left_alone(shell, work):
+    folder = work / "comparisons" / "busy"
+    with locked(folder / ".lock", "held"):
+        code, found = shell("ablate", "--study", study(work, name="busy"), *where(work))
+    assert code == 7
+    assert "comparisons/busy/.lock: another process works on this study" in found["error"]
+    assert not list(folder.glob("**/*.safetensors"))
 
 
 def test_rows_of_one_label_stop_a_study_before_training(shell, work, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from ctr.config import ModelConfig, Preset, TrainConfig
-from features.errors import ConfigError
+from features.errors import ConfigError, TryAgainError
 from features.store.feature_set import FeatureSet
 from pipelines.revision import hash_of_packages
 from pipelines.study import trials
@@ -107,6 +109,24 @@ def test_code_that_changes_while_a_study_runs_stops_it(
     with pytest.raises(ConfigError, match="seed-1: the code changed while the study ran"):
         train_one(task)
     assert not task.folder.exists()
+
+
+def test_a_worker_that_was_killed_is_told_with_the_way_out(
+    feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(1)
+
+    def killed(task: Task) -> None:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(trials, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(trials, "train_one", killed)
+    with pytest.raises(
+        TryAgainError, match=r"lr, seed \d: .*was killed, as a system without free memory does.*--workers"
+    ):
+        run_trials([plan(feature_set)], [feature_set], 3, tmp_path, workers=2, say=lambda _: None)
 
 
 def test_a_trained_trial_says_by_which_code(

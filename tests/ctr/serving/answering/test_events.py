@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctr.serving.answering.events import EventReader, Events
+from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.encoding.past import PastEvent
+from features.encoding.request import parse_request
 from features.errors import ConfigError
 from features.requests.past_columns import RequestEncoder
-from tests.ctr.serving.answering.stars import MICROS, built, stars_contract
+from tests.ctr.serving.answering.stars import MICROS, built, stars_contract, stars_log
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SECONDS = MICROS // 1_000_000
@@ -169,6 +171,26 @@ def test_a_candidate_is_clicked_or_not(encoder: Encoder, tmp_path: Path) -> None
     )
     assert found.label_E[:2].tolist() == [1, 0] and np.isnan(found.label_E[2])
     assert found.is_event_E.tolist() == [True, False, False]
+
+
+def test_what_no_history_could_hold_is_refused(tmp_path: Path) -> None:
+    """Kept as a past, such an event would have each later request of its user refused."""
+    contract = stars_contract(tmp_path).model_dump()
+    contract["history"]["columns"] = {
+        "depth": {"type": "numeric"},
+        "page": {"type": "categorical"},
+        "pages": {"type": "categorical", "source": "page * 2"},
+    }
+    stars_log().with_columns(page=pl.int_range(120) % 3).write_parquet(tmp_path / "log.parquet")
+    built_of = build_feature_set(Contract.model_validate(contract), tmp_path / "out").feature_set
+    paged = Encoder.load(built_of.path)
+    found = read(paged, EVENT | {"page": 2}, EVENT | {"page": "2"}, EVENT | {"page": None}, EVENT | {"page": 2**40})
+    assert [event.columns["page"] for event in found.events] == [2, None, 2**40]
+    assert found.reason is not None
+    assert found.reason.startswith("events[1]: page: '2' is of the wrong type: values of this column are whole numbers")
+    request = parse_request({"user": "a", "time": SECONDS + 60, "history": [], "candidates": [101]}, paged.contract)
+    encoded = RequestEncoder(paged).encode(request, found.events)
+    assert encoded.history == (101, 101, 101)
 
 
 def test_a_filter_may_name_the_label(encoder: Encoder) -> None:

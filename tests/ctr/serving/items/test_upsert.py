@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -240,12 +241,31 @@ def test_an_upsert_whose_name_is_taken_meanwhile_takes_the_next(copy: Path, monk
 
 def test_an_upsert_goes_where_it_is_told(copy: Path, tmp_path: Path) -> None:
     made = upsert_items(copy, given(new_json()), tmp_path / "elsewhere" / "v2")
-    assert made.path == tmp_path / "elsewhere" / "v2" and made.model_version == "run-1+items.1"
-    assert Ranker.load(made.path).model_version == "run-1+items.1"
+    assert made.path == tmp_path / "elsewhere" / "v2"
+    assert re.fullmatch(r"run-1\+items\.1\.[0-9a-f]{8}", made.model_version)
+    assert Ranker.load(made.path).model_version == made.model_version
     again = upsert_items(made.path, given(new_json()), tmp_path / "elsewhere" / "v3")
-    assert again.model_version == "run-1+items.2", "no two versions have one name, whatever their folders are called"
+    assert re.fullmatch(r"run-1\+items\.2\.[0-9a-f]{8}", again.model_version)
     with pytest.raises(ConfigError, match="exists, and an existing folder is never overwritten"):
         upsert_items(copy, given(new_json()), made.path)
+
+
+def test_no_two_versions_have_one_name_whatever_their_folders_are_called(copy: Path, tmp_path: Path) -> None:
+    """A number alone would tell only those apart that lie beside each other."""
+    entries = new_json()
+    other = shutil.copytree(copy, copy.parent / "other")
+    made = [
+        upsert_items(copy, given(entries[:1])),
+        upsert_items(other, given(entries[1:2])),
+        upsert_items(copy, given(entries[:1]), tmp_path / "one"),
+        upsert_items(copy, given(entries[1:3]), tmp_path / "two"),
+    ]
+    made.append(upsert_items(made[2].path, given(entries[3:4])))
+    assert [one.path.name for one in made] == ["run-1+items.1", "other+items.1", "one", "two", "one+items.2"]
+    assert made[0].model_version == "run-1+items.1"
+    assert len({one.model_version for one in made}) == len(made)
+    same = upsert_items(copy, given(entries[:1]), tmp_path / "three")
+    assert same.model_version == made[2].model_version
 
 
 def test_encoded_rows_beyond_the_table_are_refused(made: Upserted) -> None:

@@ -178,5 +178,17 @@ class TestOpenInference:
         scores = np.frombuffer(answer.content[length:], np.float32)
         assert scores.tolist() == [pytest.approx(ranked[item]) for item in REQUEST["candidates"]]
 
+    def test_a_tensor_given_twice_and_bytes_of_none_are_refused(self, client, shop):
+        model = Ranker.load(shop / "first").bundle.manifest.name
+        inputs = self.inputs(self.feed(shop))
+        twice = client.post(f"/v2/models/{model}/infer", json={"inputs": [*inputs, inputs[0]]})
+        assert twice.status_code == 400
+        assert f"{inputs[0]['name']!r}: is given twice" in twice.json()["error"]
+        head = json.dumps({"inputs": inputs}).encode()
+        headers = {"inference-header-content-length": str(len(head))}
+        more = client.post(f"/v2/models/{model}/infer", content=head + bytes(3), headers=headers)
+        assert more.status_code == 400
+        assert more.json()["error"].startswith("body: 3 bytes more than the inputs' `binary_data_size`")
+
     def test_another_model_is_not_found(self, client):
         assert client.get("/v2/models/other").status_code == 404

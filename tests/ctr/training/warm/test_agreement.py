@@ -147,7 +147,7 @@ def test_vectors_of_another_encoder_are_refused(days, tmp_path: Path, monkeypatc
 def test_vectors_that_each_build_learns_anew_are_refused(tmp_path: Path):
     over = {"embeddings": {"covisit": {"learn": "history", "width": 4}}}
     parent = parent_on(grown_feature_set(tmp_path / "a", 1, over))
-    with pytest.raises(ConfigError, match=r"vector set 'covisit': .* each build learns them anew \(`learn: history`\)"):
+    with pytest.raises(ConfigError, match=r"vector set 'covisit': .* each build learns them anew \(`learn`\)"):
         require_agreement(parent, MODEL, grown_feature_set(tmp_path / "b", 2, over))
 
 

@@ -75,6 +75,7 @@ def test_what_is_no_setting_is_refused(space: Mapping[str, object], words: str) 
         ({"schedule": "sreen"}, "schedule"),
         ({"screen": {"share": 1.0}}, "screen.share"),
         ({"screen": {"shar": 0.5}}, "Did you mean 'share'"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(content: dict[str, object], words: str) -> None:
