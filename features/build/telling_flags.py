@@ -34,7 +34,7 @@ def telling_flags(contract: Contract, folder: Path, train: pl.LazyFrame) -> tupl
     keys = canonical(of_items[ITEM])
     found = []
     for name, spec in contract.learned_sets.items():
-        has = keys.is_in(pl.read_parquet(learned_file(folder, name))[spec.id].cast(keys.dtype, strict=False).implode())
+        has = keys.is_in(pl.read_parquet(learned_file(folder, name))[spec.id].implode())
         (rows_with, clicks_with), (rows_without, clicks_without) = (
             (int(some["len"].sum()), float(some[LABEL].sum())) for some in (of_items.filter(has), of_items.filter(~has))
         )
