@@ -57,6 +57,14 @@ def test_boosting_as_a_model_is_not_hidden_by_the_control_of_its_name() -> None:
     assert found.controls == ("popularity",)
 
 
+def test_studies_of_two_data_sets_lie_apart(tmp_path: Path) -> None:
+    own = tmp_path / "My-Model.yaml"
+    own.write_text("model: {}\n")
+    models = [str(own), "qin", "din", "lr"]
+    names = [study_of_models(models, Path(f"conf/data/{data}.yaml"), seeds=1).name for data in ("mind", "ebnerd_week")]
+    assert names == ["mind_my_model_qin_din", "ebnerd_week_my_model_qin_din"]
+
+
 @pytest.mark.parametrize("names", [["qin", "qin"], ["qin", "conf/model/qin.yaml"]])
 def test_two_presets_of_one_name_are_refused(names: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"--models: two presets are named 'qin'"):
