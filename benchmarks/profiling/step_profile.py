@@ -101,8 +101,13 @@ def profile_one(feature_set: str, batch_size: int, preset: dict[str, Any]) -> di
         measured = _measured_parts(model, step, device)
     least_ms = {part: median(least[part] for least, _ in turns) * 1e3 for part in turns[0][0]}
     step_ms = median(whole for _, whole in turns) * 1e3
-    share = median(sum(least[part] for part in MULTIPLIED) / whole for least, whole in turns)
-    return {"parts": _beside_least(measured, sizes, dtype, least_ms, step_ms), "step_ms": step_ms, "share": share}
+    parts = _beside_least(measured, sizes, dtype, least_ms, step_ms)
+    return {"parts": parts, "step_ms": step_ms, "share": share_of_roofline(turns)}
+
+
+def share_of_roofline(turns: Iterable[tuple[dict[str, float], float]]) -> float:
+    """The median share of turns, each the least seconds by part beside the seconds of the step of its turn."""
+    return median(sum(least[part] for part in MULTIPLIED) / whole for least, whole in turns)
 
 
 def sizes_of(model: ClickModel, batch: Batch) -> Sizes:

@@ -209,6 +209,13 @@ class TestWhoseTimeItIs:
         assert parts_of("BinaryCrossEntropyWithLogitsBackward0") == set()
 
 
+def test_the_share_is_the_median_of_turns_in_which_step_and_least_time_are_of_one_moment():
+    of_parts = {"quadratic": 3.0, "attention": 1.0, "items": 1.0, "optimizer": 100.0}
+    slow = {part: 4 * seconds for part, seconds in of_parts.items()}
+    # A machine of a quarter of the speed in two turns; one step that was held up.
+    assert step_profile.share_of_roofline([(of_parts, 10), (slow, 40), (slow, 200), (of_parts, 8)]) == 0.5
+
+
 def test_the_parts_do_not_overlap(feature_set: str):
     done = step_profile.profile_one(feature_set, BATCH, preset())
     *parts, step = done["parts"]
@@ -216,6 +223,5 @@ def test_the_parts_do_not_overlap(feature_set: str):
     assert names == ["quadratic", "attention", "items", "optimizer", "loader", "other"]
     # `other` is what the parts leave of the step: were a millisecond counted twice, little or less than nothing.
     assert min(row["ms"] for row in parts) >= 0
-    # At these sizes turns differ, and medians do not add up exactly.
-    assert done["share"] == pytest.approx(sum(row["best_ms"] for row in parts[:3]) / done["step_ms"], rel=0.5)
+    assert done["share"] > 0
     assert step["gflop"] == pytest.approx(sum(row["gflop"] or 0 for row in parts), abs=0.2)
