@@ -235,16 +235,20 @@ def _range_rules(schema: pl.Schema, contract: Contract) -> list[Rule]:
                  "Correct them in the export, or widen checks.ranges.", f"column {name!r}")
         )  # fmt: skip
     numbers = [
-        (prefix + name, spec.source or name)
+        (
+            prefix + name,
+            spec.source or name,
+            "count as missing" if isinstance(spec, Numeric) else "are in an outer bucket",
+        )
         for prefix, specs in ((CONTEXT, contract.interactions.context), (HISTORY, contract.history.columns))
         for name, spec in specs.items()
         if isinstance(spec, Numeric | Buckets)
     ]
-    for key, name in numbers:
+    for key, name, place in numbers:
         if schema[key].is_float() and name not in checks.ranges:
             rules.append(
                 Rule("range", checks.range, key, name, ~pl.col(key).is_infinite(), "are infinite",
-                     "They count as missing; correct them in the export.", f"column {name!r}")
+                     f"They {place}; correct them in the export.", f"column {name!r}")
             )  # fmt: skip
     return rules
 

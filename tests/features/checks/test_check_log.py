@@ -352,6 +352,21 @@ def test_no_policy_lets_a_time_without_a_calendar_pass(tmp_path: Path) -> None:
     assert len(check(contract_of(tmp_path, put("t", {5: 330_000_000})(clean()), {"time_range": "warn"})).findings) == 1
 
 
+@pytest.mark.parametrize(
+    ("column", "place"),
+    [
+        ({"type": "numeric"}, "They count as missing"),
+        ({"type": "buckets", "edges": [0, 1]}, "They are in an outer bucket"),
+    ],
+)
+def test_what_becomes_of_infinity_is_told_as_its_encoder_takes_it(
+    tmp_path: Path, column: dict[str, Any], place: str
+) -> None:
+    log = clean(3).with_columns(n=pl.Series([0.5, float("inf"), 0.1]))
+    (found,) = check(contract_of(tmp_path, log, interactions={"context": {"n": column}})).findings
+    assert place in found.message
+
+
 def test_ranges_hold_of_whatever_the_log_calls_the_column(tmp_path: Path) -> None:
     """Missing and NaN are not out of range; 7 and -3 are."""
     log = clean(6).with_columns(dwell=pl.Series([0.0, 5.0, 7.0, None, float("nan"), -3.0]))
