@@ -423,7 +423,9 @@ def train_run(settings: JobSettings, resume: str | None) -> Summary:
     Raises:
         QuadRankError: a setting, the data or the run cannot be used.
     """
-    preset = settings.preset()  # before the build: a wrong key must not wait for it
+    preset = settings.preset()  # before the build: neither a wrong key nor a wrong run must wait for it
+    if resume is not None:
+        resume = settings.workspace.unfinished_run(resume).name
     require_answer(settings.workspace, preset.train.tracking)
     end_left_open(settings.workspace)
     result = build(settings.source, settings.workspace)
