@@ -27,8 +27,11 @@ def window(last_time: int) -> Window:
     return Window(rows=10, positives=5, first_time=0, last_time=last_time)
 
 
+DAYS = ("2026-03-01", "2026-03-07")
+
+
 def drifted(*verdicts: str) -> Drift:
-    return Drift(100, 100, tuple(ColumnDrift(f"c{i}", verdict) for i, verdict in enumerate(verdicts)))
+    return Drift(100, 100, DAYS, DAYS, tuple(ColumnDrift(f"c{i}", verdict) for i, verdict in enumerate(verdicts)))
 
 
 # Just inside; then what is just outside, and no number at all where the rule can meet one.
