@@ -15,12 +15,12 @@ import numpy as np
 import polars as pl
 
 from features.build.history_tail import TAILS, HistoryTail, tails_suffice, write_tail
+from features.build.label_leakage import label_leakage
 from features.build.list_sizes import list_sizes
 from features.build.parts import sorted_part, windows_of, without_negatives, without_rows, write_part
 from features.build.plan import Plan, make_plan
 from features.build.publish import build_lock, bytes_of_a_build, find_version, publish, source_key, staged
 from features.build.revision import code_hash, revision
-from features.build.telling_flags import telling_flags
 from features.build.training_events import training_events
 from features.build.window import take_kept, write_days
 from features.calendar import DAY, LAST_TIME, first_instant, require_date
@@ -174,7 +174,7 @@ class Build:
         vectors = self._vectors(fitted, log, train)
         self.clock.lap("vectors")
         instants = Instants.find(self.contract, log, shards, self.staging / SCRATCH / "requests")
-        found = (*found, *telling_flags(self.contract, self.staging, train))
+        found = (*found, *label_leakage(self.contract, self.staging, train))
         found = (*found, *instants.findings(self.contract), *served_findings(self.contract, log.path, self.as_of))
         findings = tuple(finding.message for finding in found)
         self.clock.lap("requests")

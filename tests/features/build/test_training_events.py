@@ -214,19 +214,19 @@ def test_no_row_of_training_moves_a_vector_that_is_learned_of_tables(tmp_path):
     assert file_of(second) == file_of(first)
 
 
-def test_a_build_tells_of_a_vector_whose_absence_tells_the_label(tmp_path, monkeypatch):
-    monkeypatch.setattr("features.build.telling_flags.FEWEST_ROWS", 1)
+def test_a_build_warns_of_vectors_that_leak_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("features.build.label_leakage.FEWEST_ROWS", 1)
     write_days(tmp_path, range(4))
     declared = learning(tmp_path, {"history": {"events": "rating > 1 and item < 120"}})
-    monkeypatch.setattr("features.build.telling_flags.TELLING", 0.0)
+    monkeypatch.setattr("features.build.label_leakage.LOWEST_SHARE", 0.0)
     assert not any(
         "covisit" in one for one in build_feature_set(declared, tmp_path / "quiet").feature_set.manifest.findings
     )
-    monkeypatch.setattr("features.build.telling_flags.TELLING", 100.0)
-    (told,) = [
+    monkeypatch.setattr("features.build.label_leakage.LOWEST_SHARE", 100.0)
+    (warning,) = [
         one for one in build_feature_set(declared, tmp_path / "out").feature_set.manifest.findings if "covisit" in one
     ]
-    assert "training rows whose item has no vector" in told
+    assert "training rows whose item has no vector" in warning
 
 
 def test_sets_of_both_sources_are_learned_each_from_its_own(tmp_path):

@@ -84,7 +84,7 @@ def test_a_candidate_without_a_flag_is_an_error(tmp_path: Path) -> None:
         built(tmp_path, broken, {"candidates": {"column": "text", "flag": "-"}})
 
 
-def takings(rows: int = 400) -> pl.DataFrame:
+def positives(rows: int = 400) -> pl.DataFrame:
     rng = np.random.default_rng(3)
     return pl.DataFrame(
         {
@@ -98,7 +98,7 @@ def takings(rows: int = 400) -> pl.DataFrame:
 
 @pytest.mark.parametrize("how", ["uniform", "popularity", "in_window"])
 def test_positives_alone_get_negatives(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    table = takings()
+    table = positives()
     found = built(
         tmp_path,
         table,
@@ -128,7 +128,7 @@ def test_positives_alone_get_negatives(tmp_path: Path, how: str, capsys: pytest.
 
 
 def test_negatives_have_counters_and_are_not_counted(tmp_path: Path) -> None:
-    table = takings()
+    table = positives()
     counters = {
         "item_count": {"of": "item", "value": "count"},
         "user_count": {"of": "user", "value": "count", "as_of": "day"},
@@ -145,8 +145,8 @@ def test_negatives_have_counters_and_are_not_counted(tmp_path: Path) -> None:
     assert drawn > 2 * len(table)
 
 
-def test_later_takings_change_no_negative(tmp_path: Path) -> None:
-    table = takings()
+def test_later_positives_change_no_negative(tmp_path: Path) -> None:
+    table = positives()
     spec = {"negatives": {"per_positive": 2}}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -164,7 +164,7 @@ def test_later_takings_change_no_negative(tmp_path: Path) -> None:
 def test_an_id_that_sorts_in_between_changes_no_negative(tmp_path: Path, dtype: type[pl.DataType]) -> None:
     """Tomorrow brings a user and an item before all others in sorted order: everybody's catalogue row moves."""
     ids = {name: (1000 + pl.col(name)).cast(dtype) for name in ("user", "item")}
-    table = takings().with_columns(**ids)
+    table = positives().with_columns(**ids)
     new = pl.DataFrame({"user": [1000], "item": [1000], "time": [30 * DAY], "device": ["desk"]})
     new = new.with_columns(pl.col("user", "item").cast(dtype))
     spec = {"negatives": {"per_positive": 2}}
@@ -247,12 +247,12 @@ def test_lists_of_unequal_length_are_an_error(tmp_path: Path) -> None:
     pl.DataFrame({"who": [1, 2], "items": [[8, 5], [5]], "times": [[50], [1]]}).write_parquet(tmp_path / "past.parquet")
     past = {"path": "past.parquet", "user": "who", "item": "items", "time": "times"}
     with pytest.raises(DataError, match=r"past.parquet: in 1 rows the lists 'items', 'times' are of unequal length"):
-        built(tmp_path, takings(), {"label": "item > 120"}, history={"tables": [past]})
+        built(tmp_path, positives(), {"label": "item > 120"}, history={"tables": [past]})
 
 
 def test_days_are_counted_from_the_end(tmp_path: Path) -> None:
     start = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())
-    table = takings().with_columns(pl.col("time") + start)
+    table = positives().with_columns(pl.col("time") + start)
     found = built(tmp_path, table, {"label": "item > 120"}, split={"by": "days", "valid": 2, "test": 3})
     days = {
         name: {row["time"] // 1_000_000 // DAY - start // DAY for row in decoded_rows(found) if row["split"] == name}
@@ -262,7 +262,7 @@ def test_days_are_counted_from_the_end(tmp_path: Path) -> None:
 
 
 def test_files_of_their_own_validate_and_test(tmp_path: Path) -> None:
-    table = takings(60).with_columns(label=(pl.col("item") > 130).cast(pl.Int8)).drop("time")
+    table = positives(60).with_columns(label=(pl.col("item") > 130).cast(pl.Int8)).drop("time")
     table = table.with_columns(past=pl.lit([101, 102]))
     table[:40].write_parquet(tmp_path / "log.parquet")
     table[40:50].write_parquet(tmp_path / "valid.parquet")
@@ -310,7 +310,7 @@ def test_events_become_known_after_the_delay(tmp_path: Path) -> None:
 
 
 def test_further_labels_stay_with_their_rows(tmp_path: Path) -> None:
-    table = takings().with_columns(like=(pl.col("item") % 3 == 0))
+    table = positives().with_columns(like=(pl.col("item") % 3 == 0))
     found = built(tmp_path, table, {"label": "item > 120", "labels": {"like": "like", "long": "item > 150"}})
     for split in SPLITS:
         for part in found.rows(split):
@@ -320,7 +320,7 @@ def test_further_labels_stay_with_their_rows(tmp_path: Path) -> None:
 
 
 def test_a_label_may_be_unknown_but_not_anything(tmp_path: Path) -> None:
-    table = takings().with_columns(like=pl.when(pl.col("item") > 103).then((pl.col("item") % 2).cast(pl.Int8)))
+    table = positives().with_columns(like=pl.when(pl.col("item") > 103).then((pl.col("item") % 2).cast(pl.Int8)))
     found = built(tmp_path, table, {"label": "item > 120", "labels": {"like": "like"}})
     assert found.schema.labels == ("like",)
     for part in found.rows("train"):
@@ -335,7 +335,7 @@ def test_a_label_may_be_unknown_but_not_anything(tmp_path: Path) -> None:
 def test_a_label_may_be_unknown_in_every_row(tmp_path: Path) -> None:
     """A parquet of nulls alone does not know their type."""
     found = built(
-        tmp_path, takings().with_columns(like=pl.lit(None)), {"label": "item > 120", "labels": {"like": "like"}}
+        tmp_path, positives().with_columns(like=pl.lit(None)), {"label": "item > 120", "labels": {"like": "like"}}
     )
     assert all(np.isnan(part["label.like"]).all() for part in found.rows("train"))
     assert "column 'like': all 400 rows are null. It says nothing; leave it out." in found.manifest.findings
@@ -343,12 +343,12 @@ def test_a_label_may_be_unknown_in_every_row(tmp_path: Path) -> None:
 
 def test_a_label_that_no_row_has_is_told_as_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="column 'like': 400 of 400 rows are null"):
-        built(tmp_path, takings().with_columns(like=pl.lit(None)), {"label": "like"})
+        built(tmp_path, positives().with_columns(like=pl.lit(None)), {"label": "like"})
 
 
 def test_a_drawn_negative_is_negative_in_every_label(tmp_path: Path) -> None:
     log = {"label": None, "labels": {"like": "item > 0"}, "negatives": {"per_positive": 2}}
-    found = built(tmp_path, takings(), log)
+    found = built(tmp_path, positives(), log)
     label = np.concatenate([part["label"] for part in found.rows("train")])
     like = np.concatenate([part["label.like"] for part in found.rows("train")])
     assert 0 < label.mean() < 1 and np.array_equal(label, like)

@@ -372,39 +372,6 @@ def test_events_must_have_what_the_contract_reads(shop: Path, rows: pl.DataFrame
     assert not (tmp_path / "output.parquet").exists()
 
 
-def test_the_output_is_not_the_input_and_the_input_is_parquet(shop: Path, tmp_path: Path) -> None:
-    path, quiet = tmp_path / "rows.parquet", Console(quiet=True)
-    path.write_text("user,item\n1,2\n")
-    with pytest.raises(ConfigError, match="is the input, which would be replaced"):
-        score_file(shop / "bundle", path, path, None, 10, 1, quiet)
-    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as parquet"):
-        score_file(shop / "bundle", path, tmp_path / "out.parquet", None, 10, 1, quiet)
-    with pytest.raises(DataError, match="no such file"):
-        score_file(shop / "bundle", tmp_path / "no.parquet", tmp_path / "out.parquet", None, 10, 1, quiet)
-
-
-def test_no_log_and_no_folder_is_replaced_and_no_folder_is_read(shop: Path, tmp_path: Path) -> None:
-    log = shutil.copy(shop / "raw/log.parquet", tmp_path / "log.parquet")
-    before = log.read_bytes()
-    quiet = Console(quiet=True)
-    with pytest.raises(ConfigError, match="is the --events, which would be replaced"):
-        score_file(shop / "bundle", shop / "rows.parquet", log, log, 10, 1, quiet)
-    with pytest.raises(ConfigError, match=r"is a folder\. Name a file in it"):
-        score_file(shop / "bundle", shop / "rows.parquet", tmp_path, None, 10, 1, quiet)
-    with pytest.raises(DataError, match=r"is a folder\. Score its files one by one"):
-        score_file(shop / "bundle", tmp_path, tmp_path / "out.parquet", None, 10, 1, quiet)
-    assert log.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
-
-
-def test_no_scores_are_written_below_a_file_or_into_a_bundle(shop: Path, tmp_path: Path) -> None:
-    quiet, bundle = Console(quiet=True), shutil.copytree(shop / "bundle", tmp_path / "bundle")
-    with pytest.raises(ConfigError, match=r"out\.parquet: .*rows\.parquet is no folder, so nothing can lie below it"):
-        score_file(bundle, shop / "rows.parquet", shop / "rows.parquet" / "out.parquet", None, 10, 1, quiet)
-    with pytest.raises(ConfigError, match=r"out\.parquet: lies in .*bundle, which holds what its"):
-        score_file(bundle, shop / "rows.parquet", bundle / "out.parquet", None, 10, 1, quiet)
-    open_bundle(bundle)
-
-
 def test_a_bundle_without_the_graph_says_how_to_get_it(shop: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shop / "bundle", tmp_path / "bundle")
     (folder / "scorer.onnx").unlink()

@@ -45,7 +45,7 @@ CONTRACT = Path("conf/data/my shop.yaml")
 
 @pytest.fixture
 def commands(environment, monkeypatch):
-    """What is told of a bundle in a workspace, without the reasons."""
+    """The next commands after a bundle in a workspace, without their comments."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def told(work):

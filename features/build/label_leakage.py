@@ -1,4 +1,4 @@
-"""Whether a vector that is learned from clicks tells which training rows were clicked."""
+"""Whether item vectors that are learned from clicks leak the labels of training rows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from features.sources.keys import canonical
 from features.vectors.read import learned_file
 
 FEWEST_ROWS = 100  # without a vector: of fewer a rate says little
-TELLING = 0.5  # of the rate of the others
+LOWEST_SHARE = 0.5  # of the positive rate of rows with a vector
 
 
-def telling_flags(contract: Contract, folder: Path, train: pl.LazyFrame) -> tuple[Finding, ...]:
-    """A warning for each learned set that too few clicked training rows lack.
+def label_leakage(contract: Contract, folder: Path, train: pl.LazyFrame) -> tuple[Finding, ...]:
+    """A warning for each learned set whose missing vectors predict the label of training rows.
 
     A click can be what gives its item a vector. Then an item without one has hardly a click in training, whatever it is
     worth later, and a model learns that from the flag of a missing vector.
@@ -41,12 +41,12 @@ def telling_flags(contract: Contract, folder: Path, train: pl.LazyFrame) -> tupl
         if not rows_with or rows_without < FEWEST_ROWS:
             continue
         rate, rate_without = clicks_with / rows_with, clicks_without / rows_without
-        if rate_without < TELLING * rate:
+        if rate_without < LOWEST_SHARE * rate:
             message = (
                 f"embeddings.{name}: of {rows_without} training rows whose item has no vector {rate_without:.1%} are "
-                f"positive, of the others {rate:.1%}. A click itself gives its item a vector, so in training a missing "
-                "one tells the label, and later it does not. Compare a training without the set, or with `learn: "
-                "tables`."
+                f"positive, of the others {rate:.1%}. A click itself gives its item a vector, so the set leaks "
+                "labels: what a missing vector says of them in training, it does not say later. Compare a training "
+                "without the set, or with `learn: tables`."
             )
             found.append(Finding("learned", "warn", name, rows_without, rows_with + rows_without, "", message))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""A warning where a vector that is learned from clicks tells which training rows were clicked."""
+"""A warning where item vectors that are learned from clicks leak the labels of training rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.build.telling_flags import FEWEST_ROWS, telling_flags
+from features.build.label_leakage import FEWEST_ROWS, label_leakage
 from features.chunk import ITEM, LABEL
 from features.contract.contract import Contract
 from features.vectors.read import learned_file
 
 
-def told(folder: Path, with_vector: list[int | None], without: list[int | None]) -> list[str]:
-    """What is said of training rows with these labels, of item 7, which has a vector, and of item 8."""
+def warnings_of(folder: Path, with_vector: list[int | None], without: list[int | None]) -> list[str]:
+    """Warnings for training rows with these labels, of item 7, which has a vector, and of item 8."""
     covisit = {"learn": "history", "id": "item"}
     log = {"path": "p", "user": "u", "item": "i", "time": "t", "label": "y"}
     declared = Contract.model_validate({"name": "c", "interactions": log, "embeddings": {"covisit": covisit}})
@@ -23,11 +23,11 @@ def told(folder: Path, with_vector: list[int | None], without: list[int | None])
     pl.DataFrame({"item": [7]}).write_parquet(file)
     items = [7] * len(with_vector) + [8] * len(without)
     rows = pl.DataFrame({ITEM: items, LABEL: with_vector + without}, schema={ITEM: pl.Int32, LABEL: pl.Int8})
-    return [one.message for one in telling_flags(declared, folder, rows.lazy())]
+    return [one.message for one in label_leakage(declared, folder, rows.lazy())]
 
 
-def test_rows_without_a_vector_that_are_hardly_clicked_are_told_of(tmp_path: Path):
-    (message,) = told(tmp_path, [1, 0, 0, 0] * 50, [1] * 12 + [0] * 88)
+def test_rows_without_a_vector_that_are_hardly_clicked_are_warned_of(tmp_path: Path):
+    (message,) = warnings_of(tmp_path, [1, 0, 0, 0] * 50, [1] * 12 + [0] * 88)
     assert message.startswith(
         "embeddings.covisit: of 100 training rows whose item has no vector 12.0% are positive, of the others 25.0%. "
     )
@@ -44,12 +44,12 @@ def test_rows_without_a_vector_that_are_hardly_clicked_are_told_of(tmp_path: Pat
         ([], [0] * FEWEST_ROWS, "no row with a vector"),
     ],
 )
-def test_nothing_is_said_where_the_flag_tells_nothing(
+def test_nothing_is_said_where_a_missing_vector_predicts_nothing(
     tmp_path: Path, with_vector: list[int | None], without: list[int | None], why: str
 ):
-    assert told(tmp_path, with_vector, without) == [], why
+    assert warnings_of(tmp_path, with_vector, without) == [], why
 
 
 def test_without_learned_sets_nothing_is_read(tmp_path: Path):
     log = {"path": "p", "user": "u", "item": "i", "time": "t", "label": "y"}
-    assert telling_flags(Contract.model_validate({"name": "c", "interactions": log}), tmp_path, pl.LazyFrame()) == ()
+    assert label_leakage(Contract.model_validate({"name": "c", "interactions": log}), tmp_path, pl.LazyFrame()) == ()
