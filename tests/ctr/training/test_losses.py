@@ -165,6 +165,13 @@ def test_the_loss_of_the_mean_label_by_hand():
     assert found.item() == pytest.approx(click + like + 0.25 * math.log(2))
 
 
+def test_a_positive_counts_in_the_mean_label_as_often_as_its_weight_says():
+    """Weights 3 of a click and 1 of none: a mean label of 3/4."""
+    batch = replace(labelled([1.0, 0.0]), weight_B=torch.tensor([3.0, 1.0]))
+    found = mean_label_loss(Outputs(torch.zeros(2), {}), batch, TrainConfig())
+    assert found.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+
+
 def test_the_mean_label_of_rows_of_one_label_or_of_no_weight_has_no_loss():
     outputs = Outputs(torch.tensor([4.0, 5.0]), {"like": torch.zeros(2)})
     batch = labelled([0.0, 0.0], like=[NAN, NAN])
