@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
+import time
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -186,27 +188,28 @@ def test_what_is_built_already_is_found_without_the_lock(tmp_path: Path) -> None
 
 
 def test_a_second_builder_waits_and_takes_what_the_first_one_built(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract, folder = raw_log(tmp_path / "raw"), tmp_path / "out" / "raw"
     built_elsewhere = build_feature_set(contract, tmp_path / "elsewhere").feature_set.path
-    holds = Event()
+    holds, said = Event(), io.StringIO()
+    # pytest's own capture is not to be read from another thread: what is written meanwhile may be lost.
+    monkeypatch.setattr("sys.stderr", said)
 
     def first() -> None:
         with publish.build_lock(folder):
             holds.set()
-            while "waiting up to" not in said[0]:
-                said[0] += capsys.readouterr().err
+            while "waiting up to" not in said.getvalue():
+                time.sleep(0.01)
             shutil.copytree(built_elsewhere, folder / built_elsewhere.name)
 
-    said = [""]
     builder = Thread(target=first)
     builder.start()
     holds.wait()
     found = build_feature_set(contract, tmp_path / "out", wait=60.0)
     builder.join()
     assert found.reused and found.feature_set.path == folder / built_elsewhere.name
-    assert f"{folder}: another process builds this feature set; waiting up to 60 s" in said[0]
+    assert f"{folder}: another process builds this feature set; waiting up to 60 s" in said.getvalue()
 
 
 def test_a_second_builder_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
