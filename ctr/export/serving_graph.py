@@ -135,9 +135,10 @@ class RequestGraph(nn.Module):
     def rows(self, item_R: Tensor) -> Tensor:
         """Rows of the item table and, from its length on, of the delta, float32 [R, D + W]."""
         items = len(self.item_table)
-        exported = F.embedding(item_R.clamp(max=items - 1), self.item_table)
-        later = F.embedding((item_R - items).clamp(min=0), self.item_delta)
-        return torch.where((item_R < items).unsqueeze(-1), exported, later)
+        row_RD = F.embedding(item_R.clamp(max=items - 1), self.item_table)
+        # Mostly none: only these rows are written again, not each row chosen from two.
+        later_L = torch.nonzero(item_R >= items).squeeze(1)
+        return row_RD.index_put((later_L,), F.embedding(item_R[later_L] - items, self.item_delta))
 
     def _past(self, item_H: Tensor, events: Sequence[Tensor]) -> Past:
         # One padding event in front, which no reader counts: so a history of length 0 has a position too.
