@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import IO, Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 15.0
+
+
+def say(line: str, out: TextIO | None = None) -> None:
+    """Write a line on stderr. Where nobody reads that any more, this line and all later ones go nowhere.
+
+    Args:
+        line: without its end.
+        out: another stream.
+    """
+    stream = sys.stderr if out is None else out
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        silence(stream)
+
+
+def silence(stream: IO[str]) -> None:
+    """Let what is written to a stream go nowhere: nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Bar:
@@ -104,7 +126,7 @@ class Lines(Bar):
 
     def finish(self) -> None:
         """Write a line now."""
-        print(f"{self.description}: {self}", file=self.out, flush=True)
+        say(f"{self.description}: {self}", self.out)
         self._written = time.monotonic()
 
 

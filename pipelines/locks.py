@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from features.errors import LockError
+from features.progress import say
 
 SECONDS_BETWEEN_TRIES = 0.2
 SECONDS_OF_A_LOOK = 1.0
@@ -95,7 +95,7 @@ def locked(path: Path, why_not: str, wait: float = 0.0) -> Iterator[None]:
             time.sleep(SECONDS_BETWEEN_TRIES)
         left = Holder.of(path)
         if left is not None:
-            print(f"{path}: taken over from {left}, which ended without giving it back", file=sys.stderr, flush=True)
+            say(f"{path}: taken over from {left}, which ended without giving it back")
         _write(file, json.dumps(asdict(Holder.here())))
         ended = threading.Event()
         signs = threading.Thread(target=_give_signs, args=(path, ended), daemon=True, name="lock")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from features.contract.settings import AbsentSettingsError
 from features.errors import ConfigError
 from pipelines.revision import ROOT
 
@@ -26,18 +27,13 @@ def default_settings(name: str | Path) -> Path:
     return here if here.exists() else shipped_conf() / name
 
 
-def refuse_absent(path: Path) -> None:
-    """Say how to get a settings file that a user named and that is not here, where it is a shipped one.
-
-    Raises:
-        ConfigError: there is no such file in the working folder, and QuadRank ships one of this name.
-    """
-    if path.exists() or path.is_absolute() or path.parts[:1] != CONF.parts:
-        return
-    if not (shipped_conf() / path.relative_to(CONF)).is_file():
-        return
+def with_the_way_to_it(error: AbsentSettingsError) -> ConfigError:
+    """The error of a settings file that is not in the working folder, with how to get it where QuadRank ships it."""
+    path = error.path
+    if path.is_absolute() or path.parts[:1] != CONF.parts or not (shipped_conf() / path.relative_to(CONF)).is_file():
+        return error
     data = f" --data {path.stem}" if path.parent == CONF / "data" else ""
-    raise ConfigError(
+    return ConfigError(
         f"{path}: no such file in {Path.cwd()}. QuadRank ships it: `quadrank init DIR{data}` writes a project "
         "folder that holds it; run the command there."
     )

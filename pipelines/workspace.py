@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from pipelines.locks import locked
 
 CONFIG = "config.json"  # written when a run begins
@@ -61,6 +63,11 @@ class Workspace:
         """
         return self.root / "bundles" / name
 
+    @property
+    def comparisons(self) -> Path:
+        """`<study>/` the trials and results of a study, and its lock while it runs."""
+        return self.root / "comparisons"
+
     def status(self, name: str) -> Path:
         """How the last job of one data contract ended, for whoever watches it."""
         return self.root / "status" / name
@@ -85,10 +92,10 @@ class Workspace:
         if run_id == "latest" and done:
             return done[-1]
         if study := self._study_of(run_id):
+            best = shlex.quote(f"{self.runs / TUNE / study}.best.yaml")
             raise ConfigError(
                 f"{run_id}: a trial of the sweep {study!r}. Trials are measured on validation rows alone, and are not "
-                f"evaluated. `quadrank train --data … --model {self.runs / TUNE / study}.best.yaml` trains the best "
-                "one's settings as a run."
+                f"evaluated. `quadrank train --data … --model {best}` trains the best one's settings as a run."
             )
         if (self.runs / run_id / CONFIG).is_file():
             raise ConfigError(
@@ -159,10 +166,29 @@ def started_at(run_id: str) -> datetime | None:
         return None
 
 
+def config_of(run_dir: Path) -> dict[str, Any]:
+    """What a run was started with: `preset`, `contract_fingerprint`, `feature_set` and more.
+
+    Raises:
+        DataError: the file is gone, or was broken since it was written.
+    """
+    path = run_dir / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        content = None
+    kinds = {"preset": dict, "contract_fingerprint": str, "feature_set": str}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        raise DataError(
+            f"{path}: is no record of a run's settings, contract and feature set any more. Put the file back as it "
+            "was, or train again."
+        )
+    return content
+
+
 def feature_set_of(run_dir: Path, workspace: Workspace) -> Path:
-    """The feature set that a run was trained on, by its config."""
-    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
-    return workspace.root / str(config["feature_set"])
+    """The feature set that a run was trained on, by its config. Raises DataError as `config_of`."""
+    return workspace.root / str(config_of(run_dir)["feature_set"])
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -81,8 +81,11 @@ def optimum_scores(feature_set: FeatureSet, split: SplitName) -> np.ndarray | No
 
 
 def optimal_lift_share(auc: float, optimum_auc: float) -> float:
-    """Share of the optimum's AUC above chance that a model reaches: 1 for the optimum, 0 for chance."""
-    return (auc - 0.5) / (optimum_auc - 0.5)
+    """Share of the optimum's AUC above chance that a model reaches: 1 for the optimum, 0 for chance.
+
+    NaN where the optimum is not above chance, as where all rows have the same probability.
+    """
+    return (auc - 0.5) / (optimum_auc - 0.5) if optimum_auc > 0.5 else float("nan")
 
 
 def _truth(feature_set: FeatureSet, split: SplitName, path: str, probability: str) -> pl.DataFrame:

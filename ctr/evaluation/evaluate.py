@@ -34,8 +34,8 @@ def evaluate(
 
     Returns:
         `auc`, `auc_low`, `auc_high`, `gauc_by_samples`, `log_loss` (nats), `normalized_entropy`, `calibration_ratio`,
-        `ece`. Metrics that do not exist are left out: the GAUC where no group has both classes, the interval of a
-        single user, the ECE of fewer than 1,000 rows.
+        `ece`. Metrics that do not exist are left out: the GAUC where no group has both classes, the interval where all
+        rows with a weight are one user's, the ECE of fewer than 1,000 rows.
 
     Raises:
         DataError: lengths differ, a label is not 0 or 1, or all labels are the same.
@@ -44,7 +44,7 @@ def evaluate(
     labels, scores, weights = checked_probabilities(labels, scores, weights)
     require_length("groups", groups, labels)
     result = {"auc": auc(labels, scores, weights)}
-    if intervals and len(np.unique(groups)) > 1:
+    if intervals and len(np.unique(np.asarray(groups)[weights > 0])) > 1:
         interval = auc_interval(labels, scores, weights, clusters=groups, seed=seed)
         result |= {"auc_low": interval.low, "auc_high": interval.high}
     gauc = gauc_by_samples(labels, scores, groups, weights)

@@ -128,12 +128,19 @@ def group_aucs(
     group_T = group_N[starts_T]
     starts_G = _starts(group_T)
     positive_G, negative_G = np.add.reduceat(positive_T, starts_G), np.add.reduceat(negative_T, starts_G)
-    of_groups_before_G = np.cumsum(negative_G) - negative_G
-    below_T = np.cumsum(negative_T) - negative_T / 2 - of_groups_before_G[group_T]
+    # One running sum over all groups: each group's negatives are brought to a sum from a half to one by a power of two,
+    # which rounds nothing, so that no heavy group swallows the weights of those after it.
+    scaled_G, power_G = np.frexp(negative_G)
+    scaled_T = np.ldexp(negative_T, -power_G[group_T])
+    sum_T = np.cumsum(scaled_T)
+    of_groups_before_G = (sum_T - scaled_T)[starts_G]
+    below_T = sum_T - scaled_T / 2 - of_groups_before_G[group_T]
     wins_G = np.add.reduceat(positive_T * below_T, starts_G)
     appearance_G = np.argsort(first_G)
     found = appearance_G[(positive_G[appearance_G] > 0) & (negative_G[appearance_G] > 0)]
-    return wins_G[found] / (positive_G * negative_G)[found], (positive_G + negative_G)[found]
+    # Of rounding alone, a list in the best order may be a little above 1.
+    auc_G = np.clip(wins_G[found] / (positive_G * scaled_G)[found], 0, 1)
+    return auc_G, (positive_G + negative_G)[found]
 
 
 def log_loss(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:

@@ -86,8 +86,8 @@ def _group_differences(
     auc_G, weight_G = group_aucs(labels, scores_a, groups, weights)
     other_G, _ = group_aucs(labels, scores_b, groups, weights)
     _, first, number_N = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
-    positive = np.bincount(number_N, labels * weights)
-    has_both = (positive > 0) & (np.bincount(number_N, weights) > positive)
+    # Not the group's weight less that of its clicks: beside heavy clicks a light row would be lost in rounding.
+    has_both = (np.bincount(number_N, labels * weights) > 0) & (np.bincount(number_N, (1 - labels) * weights) > 0)
     # As `group_aucs`: groups in the order in which they appear.
     place_G = np.sort(first[has_both])
     apart_N, weight_N = np.zeros(len(labels)), np.zeros(len(labels))

@@ -96,7 +96,7 @@ def ranking_metrics(
         seed: of the bootstrap.
 
     Returns:
-        `group_auc`, `mrr`, `ndcg_5`, `ndcg_10`, each with `_low` and `_high` if there are two users or more; and
+        `group_auc`, `mrr`, `ndcg_5`, `ndcg_10`, each with `_low` and `_high` if two users or more have a weight; and
         `groups`, the number of groups with both classes.
 
     Raises:
@@ -121,9 +121,10 @@ def ranking_metrics(
     total_M = weighed_GM.sum(axis=0)
     result: dict[str, float] = {"groups": float(len(auc_G))}
     result |= {name: float(total_M[place] / total_M[-1]) for place, name in enumerate(by_group)}
-    if users.count > 1:
-        sums_UM = users.sums(weighed_GM)
+    sums_UM = users.sums(weighed_GM)
+    if np.count_nonzero(sums_UM[:, -1]) > 1:
         drawn_BM = np.stack([times_U @ sums_UM for times_U in users.by_user(seed)])
+        drawn_BM = drawn_BM[drawn_BM[:, -1] > 0]  # a resample of users without a weight has no mean
         low, high = percentile_interval(drawn_BM[:, :-1] / drawn_BM[:, -1:])
         for place, name in enumerate(by_group):
             result |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}

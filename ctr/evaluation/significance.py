@@ -59,11 +59,11 @@ class SeededAuc:
     users: int
 
     def interval(self) -> Interval:
-        """Mean AUC and its 95 % interval over users and, from two seeds on, over trainings."""
+        """Mean AUC and its 95 % interval over users and, from two seeds on, over trainings; within 0 and 1."""
         value = float(self.by_seed.mean())
         error, degrees = _error([(_variance(self.drawn), self.users - 1), self._of_seeds()])
         reach = float(student.ppf(1 - LEVEL / 2, degrees)) * error
-        return Interval(value, value - reach, value + reach)
+        return Interval(value, max(value - reach, 0.0), min(value + reach, 1.0))
 
     def minus(self, other: SeededAuc) -> Difference:
         """This mean AUC minus another, paired by users: users that are hard for both rankers cancel.
@@ -110,7 +110,8 @@ def seeded_aucs(
     counted = labels[weights > 0]
     if not len(counted) or counted.min() == counted.max():
         raise DataError(
-            f"AUC needs both classes, but all {len(counted)} labels are {labels[0]:.0f}. Enlarge the split."
+            f"AUC needs both classes, but {int(counted.sum())} of {len(counted)} rows with a weight are positive. "
+            "Enlarge the split."
         )
     for name, scores_SN in scores.items():
         if scores_SN.ndim != 2 or scores_SN.shape[1] != len(labels):

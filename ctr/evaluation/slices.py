@@ -115,7 +115,7 @@ def _judged(one: Slice, labels: np.ndarray, scores: np.ndarray, weights: np.ndar
         metrics["calibration_ratio"] = calibration_ratio(labels, scores, weights)
     if rows >= FEWEST_ROWS and 0 < counted.sum() < len(counted):
         metrics["auc"] = auc(labels, scores, weights)
-        if len(np.unique(users)) > 1:
+        if len(np.unique(users[weights > 0])) > 1:
             found = auc_interval(labels, scores, weights, clusters=users)
             metrics |= {"auc_low": found.low, "auc_high": found.high}
     return SliceResult(one.dimension, one.name, rows, positives, metrics)
@@ -150,7 +150,7 @@ def popularity_tiers(clicks_I: np.ndarray) -> np.ndarray:
     order = np.argsort(-clicks_I, kind="stable")
     # The share of the items before it decides, so the first item is always in the head.
     before = np.cumsum(clicks_I[order]) - clicks_I[order]
-    share = before / max(clicks_I.sum(), 1)
+    share = before / (clicks_I.sum() or 1)
     tier_I = np.empty(len(clicks_I), np.int64)
     tier_I[order] = np.where(clicks_I[order] == 0, 2, np.digitize(share, [HEAD_SHARE, TORSO_SHARE]))
     return tier_I

@@ -44,7 +44,7 @@ def model_card(metadata: BundleMetadata, contract: Contract, schema: Schema, exa
         _measured(metadata),
         *_variants(metadata),
         "## Fields",
-        _fields(contract, schema),
+        _fields(metadata, contract, schema),
         "## Call it",
         _call(metadata, example),
         "## Limits",
@@ -56,12 +56,18 @@ def model_card(metadata: BundleMetadata, contract: Contract, schema: Schema, exa
 
 
 def _purpose(metadata: BundleMetadata, schema: Schema) -> str:
+    given = "a user and a context: it reads no history"
+    if _reads_history(metadata):
+        given = f"a user, a context and the newest {schema.history_max_len} items of the user's history"
     return (
-        "Scores the candidates of one request with the probability of a positive label, given a user, "
-        f"a context and the newest {schema.history_max_len} items of the user's history.\n\n"
+        f"Scores the candidates of one request with the probability of a positive label, given {given}.\n\n"
         f"Architecture `{metadata.architecture}`, exported {metadata.created} from git revision "
         f"`{metadata.git_revision}`."
     )
+
+
+def _reads_history(metadata: BundleMetadata) -> bool:
+    return "history_item" in metadata.inputs
 
 
 def _data(metadata: BundleMetadata) -> str:
@@ -121,7 +127,7 @@ def _variants(metadata: BundleMetadata) -> list[str]:
     ]
 
 
-def _fields(contract: Contract, schema: Schema) -> str:
+def _fields(metadata: BundleMetadata, contract: Contract, schema: Schema) -> str:
     events = ", ".join(f"`{field.name}`" for field in schema.event)
     with_events = f', or `{{"item": id, …}}` with any of {events}' if events else ""
     context = contract.context_columns
@@ -136,7 +142,8 @@ def _fields(contract: Contract, schema: Schema) -> str:
         raw = (
             f'events as the log has them, in any order: `{{"item": id, "time": …, …}}`{_read_of_events(contract)}; or '
         )
-    rows.append(("`history`", f"{raw}`{contract.item_field}`s, oldest first{with_events}"))
+    unread = "" if _reads_history(metadata) else "not read by this model, and may be left out: "
+    rows.append(("`history`", f"{unread}{raw}`{contract.item_field}`s, oldest first{with_events}"))
     counters = ", ".join(f"`{name}`" for name in contract.candidate_columns)
     fresher = f', or `{{"item": id, …}}` with fresher values of any of {counters}' if counters else ""
     rows.append(("`candidates`", f"`{contract.item_field}`s to score, at least one{fresher}"))
@@ -178,18 +185,20 @@ def _call(metadata: BundleMetadata, example: GoldenRequest) -> str:
 
 
 def _limits(metadata: BundleMetadata, contract: Contract, schema: Schema) -> str:
+    reads = _reads_history(metadata)
     lines = [
         *_dependence(metadata, contract),
+        *_drawn_negatives(contract),
         *_learned_vectors(metadata, contract),
         f"- It knows {schema.items - 2:,} items and {schema.users - 2:,} users. Other ids are legal: they "
         "are scored as the unknown item or user, and the answer names them.",
-        f"- Of a longer history, the newest {schema.history_max_len} items are read.",
+        *[f"- Of a longer history, the newest {schema.history_max_len} items are read."] * reads,
         "- Scores repeat within 1e-5, not to the last bit.",
         "- The log was recorded under one ranking policy. Clicks carry its position and exposure bias, so a score "
         "says little about items that this policy did not show.",
         "- Negative ids must never reach the graph: ONNX Runtime reads row -1 as the last row without an "
         "error. `ctr.serving.ranker` refuses such rows.",
-        "- An empty history is an array of length 0.",
+        *["- An empty history is an array of length 0."] * reads,
     ]
     return "\n".join(lines)
 
@@ -204,6 +213,20 @@ def _dependence(metadata: BundleMetadata, contract: Contract) -> list[str]:
         "list that is shown, whole and at once. Scores of two requests, or of parts of a list, cannot be compared.",
         f"- Requests of its training had {sizes.least:,} to {sizes.greatest:,} candidates (98 % of them {sizes.low:,} "
         f"to {sizes.high:,}). An answer to fewer or more says so under `unusual`.",
+    ]
+
+
+def _drawn_negatives(contract: Contract) -> list[str]:
+    """What a score means where the log had no negatives, and the shares and metrics of the card are of drawn ones."""
+    negatives = contract.interactions.negatives
+    if negatives is None:
+        return []
+    meaning = "Drawn in proportion to popularity, they stand for no log: scores rank, and are no rates."
+    if negatives.how == "uniform":
+        meaning = "A score is the rate among all items that could have been drawn, which is lower."
+    return [
+        f"- The log has positives alone. {negatives.per_positive} negatives were drawn for each, and the shares of "
+        f"positives and the metrics above are of these rows. {meaning}"
     ]
 
 
@@ -228,7 +251,9 @@ def _inputs(metadata: BundleMetadata) -> str:
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(header)
-    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
+    # An expression of the contract may hold a |, which would end its cell.
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -119,7 +119,7 @@ def importance_bars(importances: Sequence[Importance]) -> Figure:
     """
     figure = Figure(figsize=(7.6, 0.9 + ROW_INCHES * len(importances)), layout="constrained")
     axes = figure.subplots()
-    more_than_chance = resolved([one.drop for one in importances])
+    more_than_chance = _judged([one.drop for one in importances])
     for row, one in enumerate(importances):
         colour = BLUE if more_than_chance[row] else GREY
         axes.barh(row, one.drop.value, color=colour, alpha=0.35, height=0.66)
@@ -165,7 +165,7 @@ def stress_plot(found: StressResult) -> Figure:
     labels = list(dict.fromkeys(one.label for one in found.stresses))
     figure = Figure(figsize=(2.4 + 3 * len(panels), 1.3 + ROW_INCHES * len(labels)), layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    more_than_chance = resolved([one.auc_drop for one in found.stresses])
+    more_than_chance = _judged([one.auc_drop for one in found.stresses])
     for axes, (sets, places) in zip(all_axes, panels.items(), strict=True):
         for label, place in places.items():
             drop, row = found.stresses[place].auc_drop, labels.index(label)
@@ -184,3 +184,8 @@ def stress_plot(found: StressResult) -> Figure:
     scale = f"logarithmic above {LINEAR_UP_TO:g}; blue: significant after Holm's correction"
     figure.supxlabel(f"AUC drop, from {found.auc:.4f} without corruption ({scale})", fontsize=9)
     return figure
+
+
+def _judged(drops: Sequence[Interval]) -> list[bool]:
+    """Which drops are significant; none without a width, since no resample varies the rows of a single user."""
+    return [found and one.low < one.high for found, one in zip(resolved(drops), drops, strict=True)]

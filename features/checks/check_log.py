@@ -20,6 +20,7 @@ from features.contract.log import CapPolicy, Format
 from features.errors import DataError, error_prefix
 from features.sources.keys import canonical
 from features.sources.log import Unchecked, chunks
+from features.sources.served import SERVED_TIME
 from features.sources.tables import has_no_row, readable, scan
 from features.store.shuffle import shuffle_by_key
 
@@ -287,7 +288,11 @@ def _check_types(frame: pl.LazyFrame, path: str, contract: Contract) -> None:
 def _check_zones(contract: Contract) -> None:
     """Times with and without a zone do not compare: those without would be read as UTC, hours off."""
     log, split = contract.interactions, contract.split
-    sources: list[tuple[str, Format, str | None]] = [(log.path, log.format, log.time)]
+    # A served log has its own name for the time, whatever the contract calls it.
+    own = log.time if log.served is None else SERVED_TIME
+    sources: list[tuple[str, Format, str | None]] = [(log.path, log.format, own)]
+    if log.served is not None:
+        sources.append((log.served.outcomes, log.served.format, log.served.time))
     if split.by == "files":
         sources += [(str(path), log.format, log.time) for path in (split.valid, split.test)]
     sources += [(table.path, table.format, table.time) for table in contract.history.tables]

@@ -36,6 +36,11 @@ def _each_once(kinds: tuple[RelativeKind, ...]) -> tuple[RelativeKind, ...]:
 Relative = Annotated[tuple[RelativeKind, ...], AfterValidator(_each_once)]
 
 
+def is_pattern(name: str) -> bool:
+    """Whether polars reads a name as a pattern of column names: `*`, or a regular expression from `^` to `$`."""
+    return name == "*" or (name.startswith("^") and name.endswith("$"))
+
+
 class ColumnSpec(Settings):
     """What every column may say; `form` is how one value of it looks in a request."""
 

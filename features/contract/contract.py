@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from features.contract.columns import Column, ColumnSpec, Residual
+from features.contract.columns import Column, ColumnSpec, Residual, is_pattern
 from features.contract.counter_keys import SECTIONS, Side, by_half_life, sides
 from features.contract.labels import label_features
 from features.contract.log import Checks, Counter, Format, History, Interactions, Split
@@ -27,6 +27,11 @@ RESERVED_COLUMNS = frozenset(
 # Row columns of further targets: label.<name>.
 LABEL_PREFIX = "label."
 RESERVED_PREFIXES = ("_", LABEL_PREFIX)
+# What to do about a name that is taken, where no column has it.
+WAY_OUT = {
+    "interactions.labels": "give the target another name, here and in `model.tasks`",
+    "counters": "give the counter another name",
+}
 
 
 class Table(Settings):
@@ -96,15 +101,24 @@ class Contract(Settings):
             "counters": set(self.counters),
             "interactions.labels": set(self.interactions.labels),
         }
+        log = self.interactions
+        if patterns := [name for name in (log.user, log.item, log.time, log.request) if name and is_pattern(name)]:
+            raise ValueError(
+                f"interactions: {patterns[0]!r} would be read as a pattern of column names; rename the column in the "
+                "export"
+            )
         for section, names in sections.items():
             # An event column may be the label itself; rows keep theirs apart.
             taken = (RESERVED_COLUMNS - {"label"}) if section == "history.columns" else RESERVED_COLUMNS
             clash = sorted(name for name in names if name in taken or name.startswith(RESERVED_PREFIXES))
+            way_out = WAY_OUT.get(section, "rename the column: what the data calls it can be its `source`")
             if clash:
                 raise ValueError(
                     f"{section}: {clash[0]!r} is a name the feature set uses itself (so is any that begins with `_` or "
-                    "`label.`); rename the column: what the data calls it can be its `source`"
+                    f"`label.`); {way_out}"
                 )
+            if patterns := sorted(filter(is_pattern, names)):
+                raise ValueError(f"{section}: {patterns[0]!r} would be read as a pattern of column names; {way_out}")
         shared = sections["interactions.context"] & sections["counters"]
         if shared:
             raise ValueError(f"counters: {min(shared)!r} is a context column too; rename one of them")

@@ -16,6 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from features.errors import ConfigError
 
 
+class AbsentSettingsError(ConfigError):
+    """There is no settings file at `path`."""
+
+    def __init__(self, path: Path, hint: str = "") -> None:
+        super().__init__(f"{path}: no such file.{hint}")
+        self.path = path
+
+
 class Settings(BaseModel):
     """Base of every configuration section: frozen, and an unknown key is an error."""
 
@@ -59,7 +67,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" Files there: {', '.join(siblings)}." if siblings else ""
-        raise ConfigError(f"{path}: no such file.{hint}") from None
+        raise AbsentSettingsError(path, hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:

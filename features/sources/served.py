@@ -22,7 +22,8 @@ from features.sources.tables import expression, has_no_row, readable, require_co
 from features.sources.times import end_of, microseconds
 from features.store.served_schema import SHADOW
 
-READ = ("request", "time", "user", "candidates", "positions", "context", "user_hashed", "variant", "logged")
+SERVED_TIME = "time"  # as the server's log calls it
+READ = ("request", SERVED_TIME, "user", "candidates", "positions", "context", "user_hashed", "variant", "logged")
 SAMPLE = 10_000  # answers whose context tells what type each of its columns has
 TYPES: dict[type, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
 # Columns that exist in between.
@@ -157,7 +158,7 @@ def served_answers(contract: Contract, path: str, as_of: str | None) -> pl.LazyF
     seen = raw.filter(pl.col("variant").ne_missing(SHADOW))
     found = seen.with_row_index(_PLACE).with_columns(
         pl.col("request").alias(_REQUEST),
-        pl.col("time").dt.timestamp("us").alias(_AT),
+        pl.col(SERVED_TIME).dt.timestamp("us").alias(_AT),
         pl.col("logged").dt.timestamp("us").alias(_LEFT),
     )
     return found if as_of is None else found.filter(pl.max_horizontal(_AT, _LEFT) < end_of(as_of))

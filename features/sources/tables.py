@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import polars as pl
 
+from features.contract.columns import is_pattern
 from features.contract.log import Format
 from features.contract.settings import unknown_key
 from features.errors import DataError
@@ -25,7 +26,7 @@ LONGEST_NAME = 40  # of a column in a message: without a header, a name is some 
 OVER = re.compile(r"\bOVER\s*\(", re.IGNORECASE)  # begins the window of a window function in SQL
 
 
-# By path, as it was scanned last: columns that the files have not in common, and how they differ.
+# By path, as it was scanned last: columns that cannot be read from all files, and why.
 _NOT_COMMON: dict[str, dict[str, str]] = {}
 
 
@@ -106,7 +107,7 @@ def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> N
 
 
 def refuse_not_common(path: str, columns: Iterable[str]) -> None:
-    """Raise DataError for the first of these columns that only some files of `path` have, or in types that differ."""
+    """Raise DataError for the first of these columns that files of `path` have, but that cannot be read from all."""
     for column in columns:
         if column in _NOT_COMMON.get(path, {}):
             raise DataError(_NOT_COMMON[path][column])
@@ -128,7 +129,8 @@ def expression(raw: pl.LazyFrame, path: str, where: str, text: str) -> pl.Expr:
     names = raw.collect_schema().names()
     try:
         # A column's name first: SQL reads `click-through` as a difference and `like` as nothing at all.
-        is_column = text in names or text in _NOT_COMMON.get(path, {})
+        refuse_not_common(path, [text])
+        is_column = text in names
         expression = pl.col(text) if is_column else pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: {where} {text!r} is no SQL expression: {error}. Write e.g. `rating >= 4`.") from None
@@ -195,7 +197,7 @@ def _kind(files: Sequence[str], format: Format) -> str:
 
 
 def _common(files: Sequence[str], types: Sequence[Types], kind: str) -> tuple[Types, dict[str, str]]:
-    """One type for each column that all files have; and of every other column, how the files differ."""
+    """One type for each column that all files have; and of every other column, why it cannot be read from them."""
     schema: dict[str, pl.DataType] = dict(types[0])
     origin, differs = dict.fromkeys(schema, files[0]), {}
     for file, own in zip(files[1:], types[1:], strict=True):
@@ -216,6 +218,12 @@ def _common(files: Sequence[str], types: Sequence[Types], kind: str) -> tuple[Ty
                 del schema[name]
             elif both != schema[name]:
                 schema[name], origin[name] = both, file
+    for name in [name for name in schema if is_pattern(name)]:
+        differs[name] = (
+            f"{origin[name]}: the name of column {name!r} would be read as a pattern of column names. Rename it in the "
+            "export."
+        )
+        del schema[name]
     return {name: _read_as(dtype, dtype, kind) for name, dtype in schema.items()}, differs
 
 

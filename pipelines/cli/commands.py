@@ -46,7 +46,6 @@ from pipelines.cli.threads import sleep_soon
 from pipelines.cli.tuning import tuning_app
 from pipelines.operate.outcome import watched
 from pipelines.operate.space import require_room
-from pipelines.shipped import refuse_absent
 from pipelines.workspace import Workspace
 
 app = typer.Typer(
@@ -234,8 +233,6 @@ def run(
     workspace, to = Workspace(work), logged_console(as_json, log)
 
     def settings_and_rules() -> tuple[JobSettings, GateRules]:
-        for file in (model, train_defaults, gate):
-            refuse_absent(file)
         source, overrides = settings_of(data, assignments, root, as_of, window, (*SECTIONS, "gate"))
         rules = load_gate(gate, overrides.pop("gate", None))
         return JobSettings(source, data, model, train_defaults, overrides, workspace, to, pasts, warm_start), rules

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from features.errors import ConfigError
+from features.progress import say
 from features.stopping import TRY_AGAIN, Stopped, listening
 from pipelines.cli.terminal import finish
 from pipelines.extras import missing_extra
@@ -93,15 +94,13 @@ def _guarded(command: Callable[[], Any], name: str, as_json: bool, work: Path) -
 
 
 def _failed(message: str, code: int, as_json: bool) -> int:
-    LastingConsole(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {message}", style="bold red", markup=False
-    )
+    LastingConsole(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="bold red")
     finish(_failure(message, code), as_json)
     return code
 
 
 def _unexplained(error: Exception, as_json: bool) -> int:
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)).rstrip())
     finish(_failure(f"{type(error).__name__}: {error}", UNEXPLAINED), as_json)
     return UNEXPLAINED
 

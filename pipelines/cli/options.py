@@ -12,27 +12,15 @@ import typer
 from features.contract.contract import NAME, load_contract
 from features.contract.settings import load_yaml, parse_overrides
 from features.errors import ConfigError
-from pipelines.shipped import CONF, default_settings, refuse_absent
+from pipelines.shipped import CONF, default_settings
 from pipelines.source import Source, parse_window
-
-RECORDED = "run"  # the command that leaves its outcome however it ends
 
 
 def settings_file(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:
-    """For options that name a settings file: the file as named; of a default that is not here, the shipped one.
-
-    A job of which every end is recorded refuses what is not here by itself (`refuse_absent`), where it is recorded.
-
-    Raises:
-        ConfigError: the user named a file that is not here, and QuadRank ships one of this name.
-    """
-    if path is None:
-        return None
+    """For options that name a settings file: the file as named; of a default that is not here, the shipped one."""
     source = context.get_parameter_source(str(parameter.name))
-    if source is not None and source.name == "DEFAULT":
+    if path is not None and source is not None and source.name == "DEFAULT":
         return default_settings(path.relative_to(CONF))
-    if context.info_name != RECORDED or parameter.name == "data":
-        refuse_absent(path)
     return path
 
 

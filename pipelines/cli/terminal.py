@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipelines.operate.log import LastingConsole, LoggedConsole, silence
+from features.progress import silence
+from pipelines.operate.log import LastingConsole, LoggedConsole
 
 LogOption = Annotated[
     Path | None,

@@ -80,7 +80,8 @@ def read_moves(bundles: Path) -> list[Move]:
     """
     path = bundles / HISTORY
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not by lines of text: a reason may hold a line separator of Unicode, which JSON leaves as it is.
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except FileNotFoundError:
         return []
     moves = []
@@ -90,7 +91,8 @@ def read_moves(bundles: Path) -> list[Move]:
             moves.append(Move(**{_FIELDS.get(name, name): value for name, value in content.items()}))
         except (ValueError, TypeError, AttributeError):
             raise DataError(
-                f"{path}: line {number} is no move of {CURRENT}: {line[:80]!r}. Take the line out, or the file away."
+                f"{path}: line {number} is no move of {CURRENT}: {line.decode(errors='replace')[:80]!r}. Take the line "
+                "out, or the file away."
             ) from None
     return moves
 

@@ -33,7 +33,7 @@ def current_name(bundles: Path) -> str | None:
     pointer = bundles / CURRENT
     if not pointer.is_file():
         return None
-    name = pointer.read_text(encoding="utf-8").strip()
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     return name if name and Path(name).name == name and (bundles / name).is_dir() else None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ctr.reporting.mlflow_registry import Registry
 from ctr.serving.bundle import MANIFEST, open_bundle
@@ -39,13 +40,17 @@ def rollback(name: str, to: str | None, why: str, workspace: Workspace, console:
         console: where messages are printed.
 
     Raises:
-        ConfigError: no reason, no such bundle, none before, or the one that serves already.
+        ConfigError: no reason, or one that is no text, no such bundle, none before, or the one that serves already.
         DataError: the bundle is damaged.
         NumericalError: its golden requests score otherwise here.
         LockError: another process moves the pointers of this name.
     """
     if not why.strip():
         raise ConfigError("--why: is empty. Say in a few words why, for the history that others read.")
+    try:
+        why.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--why: is no text in UTF-8, at character {error.start + 1}. Write it anew.") from None
     bundles = workspace.bundles(name)
     for done in mend_history(name, workspace):
         console.print(done)
@@ -123,5 +128,5 @@ def _table(moves: list[Move], name: str) -> Table:
     for column in ("when", "what", "from", "to", "who", "why"):
         table.add_column(column, overflow="fold")
     for one in moves:
-        table.add_row(one.when, one.action, one.before or "", one.after, one.who, one.why)
+        table.add_row(*map(Text, (one.when, one.action, one.before or "", one.after, one.who, one.why)))
     return table

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 PASSED, REFUSED = "passed", "refused"
 DRIFT_RULE = "drift"
@@ -115,7 +116,7 @@ def verdict_table(verdict: Verdict) -> Table:
     against = verdict.champion or "no champion"
     told = [f"{one.rule} ({word_of(one)}): {one.reason}" for one in verdict.findings if one.reason]
     table = Table(
-        caption="\n".join(told),
+        caption=Text("\n".join(told)),
         caption_justify="left",
         title=f"gate: {verdict.model_version} against {against}, {verdict.rows:,} fresh rows",
         title_justify="left",

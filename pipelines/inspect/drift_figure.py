@@ -5,11 +5,12 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctr.reporting.figures import GREY, ORANGE, plain
+from ctr.reporting.figures import GREY, ORANGE, as_written, plain
 from features.monitor.drift.compare import ColumnDrift, Drift
 
 PANELS = 6
 BARS = 10
+LONGEST = 24  # characters of a bin's name
 LINES = 5  # a panel is at least as high as this many bars
 
 
@@ -30,11 +31,12 @@ def _panel(axes: Axes, column: ColumnDrift) -> None:
     for offset, side, colour in ((-0.2, 1, GREY), (0.2, 2, ORANGE)):
         rows = [row + offset for row in range(len(bars))]
         axes.barh(rows, [bar[side] for bar in bars], height=0.38, color=colour, label=("base", "new")[side - 1])
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [as_written(bar[0], LONGEST) for bar in bars], fontsize=8)
     axes.set_ylim(max(len(bars), LINES) - 0.5, -0.5)
     psi = column.change("psi")
-    axes.set_title(f"{column.column}: {column.verdict}" + (f", PSI {psi.size:.2f}" if psi else ""), fontsize=10)
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    found = f"{column.verdict}, PSI {psi.size:.2f}" if psi else column.verdict
+    axes.set_title(f"{as_written(column.column)}: {found}", fontsize=10)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     plain(axes, "x")
     axes.legend(frameon=False, fontsize=8)
 

@@ -58,7 +58,7 @@ def explain_request(run_id: str, path: Path, top: int, workspace: Workspace, con
 def _read(path: Path, encoder: Encoder) -> Request:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}. Write it as `quadrank rank` takes it.") from None
     request = parse_request(raw, encoder.contract)
     if request.user_columns:

@@ -14,6 +14,7 @@ from ctr.data.columns import column as column_of
 from ctr.training.loop import predict
 from features.encoding.encoder import Encoder
 from features.errors import ConfigError, DataError, NumericalError
+from features.sources.tables import read
 from features.store.atomic import replace_file
 from features.store.feature_set import FeatureSet
 from pipelines.job.load_run import load_run
@@ -35,10 +36,12 @@ def submit_run(run_id: str, out: Path | None, column: str, workspace: Workspace,
         console: where messages are printed.
 
     Raises:
-        ConfigError: the test rows have labels, or the split is not by files.
-        DataError: the test file has no or repeated IDs, or its rows are not those of the feature set.
+        ConfigError: the test rows have labels, the split is not by files, or `column` is that of the IDs.
+        DataError: the test file is gone, has no or repeated IDs, or its rows are not those of the feature set.
         NumericalError: a prediction is not finite.
     """
+    if column == ID:
+        raise ConfigError(f"--column {ID}: this column holds the IDs. Name the predictions otherwise.")
     run_dir, model, feature_set = load_run(run_id, workspace)
     contract = feature_set.contract
     if feature_set.manifest.windows["test"].labelled or contract.split.by != "files":
@@ -47,9 +50,10 @@ def submit_run(run_id: str, out: Path | None, column: str, workspace: Workspace,
             "`quadrank evaluate --split test` measures them."
         )
     path = contract.resolve(str(contract.split.test))
-    table = pl.read_parquet(path)
-    if ID not in table.columns or table[ID].is_duplicated().any() or table[ID].null_count():
-        raise DataError(f"{path}: needs a column {ID!r} with a value of its own in each of its {table.height:,} rows.")
+    log = contract.interactions
+    table = read(path, [ID, log.user, log.item], log.format)
+    if table[ID].is_duplicated().any() or table[ID].null_count():
+        raise DataError(f"{path}: column {ID!r} needs a value of its own in each of its {table.height:,} rows.")
     place = _places_in_file(table, feature_set, path)
     scores = np.empty(table.height)
     scores[place] = predict(model, feature_set, "test")

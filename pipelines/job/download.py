@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ def download(name: str, out: Path, agreed: bool, console: Console) -> dict[str, 
         DataError: the download failed or is not what was expected.
     """
     dataset = find_dataset(name)
-    console.print(describe(dataset), markup=False)
+    console.print(describe(dataset))
     summary = {"exit_code": 0, "name": name, "contract": dataset.contract, "page": dataset.page}
     if dataset.archive is None:
         return {"status": "by hand", **summary, "folder": None}
     if not agreed:
-        console.print(f"\nIf you accept the terms: quadrank download {name} --yes --out {out}", markup=False)
+        command = shlex.join(["quadrank", "download", name, "--yes", "--out", str(out)])
+        console.print(f"\nIf you accept the terms: {command}")
         return {"status": "terms shown", **summary, "folder": None}
     folder = fetch_archive(dataset.archive, out, progress)
-    console.print(f"\nin {folder}; now: quadrank features --data {dataset.contract} --root {folder}", markup=False)
+    command = shlex.join(["quadrank", "features", "--data", dataset.contract, "--root", str(folder)])
+    console.print(f"\nin {folder}; now: {command}")
     return {"status": "done", **summary, "folder": str(folder)}
 
 

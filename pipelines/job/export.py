@@ -21,7 +21,7 @@ from features.point_in_time.newest_events import require_events_in_time
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
 from pipelines.job.load_run import WARM_START, load_run
-from pipelines.workspace import CONFIG, METRICS, Workspace
+from pipelines.workspace import METRICS, Workspace, config_of
 
 
 def export_model(
@@ -49,7 +49,7 @@ def export_model(
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
     """
     record = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
-    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    config = config_of(run_dir)
     of_tasks = {
         f"{split}: {name}": values for split, tasks in record["tasks"].items() for name, values in tasks.items()
     }

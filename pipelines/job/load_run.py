@@ -21,7 +21,8 @@ from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from features.store.pointer import CURRENT, follow
 from pipelines.job.fitting import new_model
-from pipelines.workspace import CONFIG, METRICS, Workspace, feature_set_of, started_at
+from pipelines.operate.uses import read_json
+from pipelines.workspace import CONFIG, METRICS, Workspace, config_of, feature_set_of, started_at
 
 CHAMPION = "champion"  # of `--warm-start`: the run whose bundle serves
 WARM_START = "warm_start"  # in a run's config: what it went on from
@@ -62,7 +63,7 @@ def load_trained(run_dir: Path, workspace: Workspace) -> LoadedRun:
     Raises:
         ConfigError, DataError: as `load_run`.
     """
-    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    config = config_of(run_dir)
     preset = _preset(run_dir, config["preset"])
     feature_set = FeatureSet.open(feature_set_of(run_dir, workspace))
     if feature_set.manifest.fingerprint != config["contract_fingerprint"]:
@@ -103,14 +104,20 @@ def recent_control(preset: Preset, feature_set: FeatureSet, workspace: Workspace
         started = started_at(run_dir.name)
         if started is None or started <= since:
             continue
-        config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+        try:
+            config = config_of(run_dir)
+        except DataError:
+            continue
         alike = config["contract_fingerprint"] == feature_set.manifest.fingerprint
         if not alike or _without_controls(config["preset"]) != _without_controls(preset.model_dump(mode="json")):
             continue
-        found = json.loads(record.read_text(encoding="utf-8"))
-        control = found.get("controls", {}).get(TARGET_ONLY, {})
-        if control.get("run_id") == run_dir.name and feature_set.judged_by in found["metrics"]:
-            return control
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            control = found["controls"][TARGET_ONLY]
+            if control["run_id"] == run_dir.name and feature_set.judged_by in found["metrics"]:
+                return control
+        except (ValueError, KeyError, TypeError):
+            continue  # it has none, or was broken by hand, which is no reason to end another job
     return None
 
 
@@ -139,8 +146,11 @@ def parent_of(
         bundle = workspace.bundles(feature_set.contract.name)
         if not (bundle / CURRENT).is_file():
             raise ConfigError(f"{bundle / CURRENT}: no bundle serves yet")
-        manifest = json.loads((follow(bundle) / MANIFEST).read_text(encoding="utf-8"))
-        run_id = run_of(str(manifest["model_version"]))
+        manifest = follow(bundle) / MANIFEST
+        version = read_json(manifest).get("model_version")
+        if not isinstance(version, str):
+            raise DataError(f"{manifest}: does not say which model it is of any more")
+        run_id = run_of(version)
         generation, full_every = generation_of(workspace.run(run_id)) + 1, preset.train.warm_start.full_every
         if generation >= full_every:
             console.print(
@@ -156,13 +166,13 @@ def parent_of(
 
 def generation_of(run_dir: Path) -> int:
     """How many warm starts lie between the last full training and a run, itself included; 0 for a full training."""
-    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    config = config_of(run_dir)
     return int((config.get(WARM_START) or {"generation": 0})["generation"])
 
 
 def _agreeing_parent(run_id: str, preset: Preset, feature_set: FeatureSet, workspace: Workspace) -> Parent:
     run_dir = workspace.run(run_id)
-    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    config = config_of(run_dir)
     trained_on = FeatureSet.open(feature_set_of(run_dir, workspace))
     parent = Parent.read(run_dir, _preset(run_dir, config["preset"]), trained_on, generation_of(run_dir))
     require_agreement(parent, preset.model, feature_set)

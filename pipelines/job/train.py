@@ -41,7 +41,7 @@ from pipelines.operate.left_open import end_left_open
 from pipelines.operate.log import LoggedConsole
 from pipelines.operate.waiting import require_answer, say_sent, send_waiting
 from pipelines.revision import git_revision, source_hash
-from pipelines.workspace import CONFIG, METRICS, TRACKED, Workspace, run_lock, started_at
+from pipelines.workspace import CONFIG, METRICS, TRACKED, Workspace, config_of, run_lock, started_at
 
 # With `train.controls: weekly`, how old a run may be whose control stands beside another run.
 OLDEST_CONTROL = timedelta(days=7)
@@ -129,7 +129,7 @@ class Job:
                 from is gone.
         """
         run_dir = workspace.unfinished_run(run_id)
-        started = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+        started = config_of(run_dir)
         if started["contract_fingerprint"] != feature_set.manifest.fingerprint:
             raise ConfigError(
                 f"{run_dir}: started on another contract than {feature_set.contract.name!r} as it is now. Give --data "
@@ -297,7 +297,7 @@ class Job:
 
     def _record_changes(self, tracker: Tracker) -> None:
         """Other settings than the run was started with: its record has them, and a tag of its MLflow run names them."""
-        record = json.loads((self.run_dir / CONFIG).read_text(encoding="utf-8"))
+        record = config_of(self.run_dir)
         before, now = record["preset"], self.preset.model_dump(mode="json")
         changed = [
             f"{section}.{key}={value}"
@@ -306,7 +306,7 @@ class Job:
             if before[section].get(key) != value
         ]
         if changed:
-            self.console.print(f"{self.run_dir.name} goes on with {', '.join(changed)}", markup=False)
+            self.console.print(f"{self.run_dir.name} goes on with {', '.join(changed)}")
             tracker.set_tag("resumed_with", ", ".join(changed))
             write_text(self.run_dir / CONFIG, json.dumps(record | {"preset": now}, indent=2))
 

@@ -91,7 +91,7 @@ def clean(workspace: Workspace, keep: int, yes: bool, console: Console) -> dict[
     left = end_left_open(workspace) if yes else left_open(workspace)
     for run in left:
         done = "is ended in MLflow" if yes else "looks alive in MLflow: --yes ends it there"
-        console.print(f"run {run.name}, whose process was killed, {done}", markup=False)
+        console.print(f"run {run.name}, whose process was killed, {done}")
     _say(planned, yes, keep, console)
     return {
         "status": "done" if yes else "listed",
@@ -234,7 +234,7 @@ def _away(path: Path) -> None:
 def _away_with_pointer(path: Path) -> None:
     """Remove a feature set, first a pointer that names it: the next build reads what it names."""
     pointer = path.parent / CURRENT
-    if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == path.name:
+    if pointer.is_file() and pointer.read_bytes().strip() == os.fsencode(path.name):
         pointer.unlink()
     _away(path)
 
@@ -265,7 +265,7 @@ def _say(planned: list[Removal], yes: bool, keep: int, console: Console) -> None
         these = [one for one in planned if one.kind == kind]
         console.print(f"{kind}: {len(these):,}, {sum(one.bytes for one in these) / 2**20:,.1f} MiB")
         for one in these:
-            console.print(f"  {one.what}  {one.bytes / 2**20:,.1f} MiB", markup=False)
+            console.print(f"  {one.what}  {one.bytes / 2**20:,.1f} MiB")
     total = sum(one.bytes for one in planned) / 2**20
     if not planned:
         console.print(f"nothing to remove: all is in use, or among the {keep} newest")

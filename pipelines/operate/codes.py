@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import sys
 from pathlib import Path
 
+from features.contract.settings import AbsentSettingsError
 from features.errors import ConfigError, QuadRankError, TryAgainError
+from features.progress import say
 from features.stopping import TRY_AGAIN, Stopped
 from features.store.disk import disk_error, disk_trouble
-from pipelines.operate.log import silence
+from pipelines.shipped import with_the_way_to_it
 
 UNEXPLAINED = 1  # a defect of QuadRank, with its traceback
 INTERRUPTED = 130  # what a shell gives a command ended by Ctrl-C; typer returns it, too
@@ -37,6 +38,8 @@ def explained(error: BaseException, folder: Path) -> QuadRankError | None:
     """
     if isinstance(error, TryAgainError):
         return error
+    if isinstance(error, AbsentSettingsError):
+        return with_the_way_to_it(error)
     if trouble := disk_trouble(error):
         reason, path = trouble
         return disk_error(reason, path or folder.absolute())
@@ -80,7 +83,4 @@ def exit_code_of(error: BaseException, folder: Path) -> int:
 def say_code(code: int) -> None:
     """The last line of stderr of a command that did not simply succeed; make, which hides the code, lets it through."""
     if code:
-        try:
-            print(f"quadrank: exit {code}", file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            silence(sys.stderr)
+        say(f"quadrank: exit {code}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +23,17 @@ from features.store.feature_set import FeatureSet
 from features.store.pointer import CURRENT, POINTERS, follow
 from pipelines.locks import Holder
 from pipelines.operate.cleaning import bytes_of, half_written, leftovers
+from pipelines.operate.codes import message_of
 from pipelines.operate.left_open import left_open
 from pipelines.operate.space import bytes_of_a_job
-from pipelines.operate.uses import is_held, names_of, past_versions, read_json, used_now
+from pipelines.operate.uses import MANIFEST, broken_records, is_held, names_of, past_versions, read_json, used_now
 from pipelines.operate.waiting import Sent, outboxes, send_waiting, waiting_by_run
 from pipelines.workspace import LOCK, METRICS, Workspace
 
 BROKEN_CODE = ConfigError.exit_code
 ALIAS = "champion"
 COMPARED = ("torch", "polars", "onnxruntime", "numpy")
+PERMIT = "let this user read and write there, or run the command as the user of the jobs"
 JOBS_OF_ROOM = 3  # a disk with room for fewer is worth a look before it is full
 
 
@@ -77,17 +82,26 @@ def examine(workspace: Workspace, send: bool, console: Console) -> dict[str, Any
 
 
 def findings_of(workspace: Workspace) -> Iterator[Finding]:
-    """All findings, those of each data contract together."""
-    yield from _disk(workspace)
-    yield from _mlflow(workspace)
-    yield from _waiting(workspace)
+    """All findings, those of each data contract together. What may not be read or written is a finding, too."""
+    root = workspace.root.absolute()
+    if not os.access(root, os.W_OK):
+        yield Finding("workspace", "broken", f"{root}: this user may not write to it", PERMIT)
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("disk", lambda: _disk(workspace)),
+        ("MLflow", lambda: _mlflow(workspace)),
+        ("outbox", lambda: _waiting(workspace)),
+        ("record", lambda: _records(workspace)),
+    ]
     for name in names_of(workspace):
-        yield from _pointers(workspace, name)
-        yield from _history(workspace, name)
-        yield from _versions(workspace, name)
-        yield from _locks(workspace, name)
-        yield from _leftovers(workspace, name)
-    yield from (_leftover(path) for path in half_written(workspace))
+        parts = {"pointer": _pointers, "history": _history, "versions": _versions, "lock": _locks}
+        checks += [(check, partial(look, workspace, name)) for check, look in parts.items()]
+        checks.append(("leftover", partial(_leftovers, leftovers(workspace, name))))
+    checks.append(("leftover", lambda: _leftovers(half_written(workspace))))
+    for check, look in checks:
+        try:
+            yield from look()
+        except OSError as error:
+            yield Finding(check, "broken", message_of(error, root), PERMIT)
 
 
 def _disk(workspace: Workspace) -> Iterator[Finding]:
@@ -126,12 +140,11 @@ def _champion(workspace: Workspace, registry: Registry, name: str) -> Iterator[F
     if champion is None or not (bundles / CURRENT).is_file():
         return
     used, current = champion.tags.get("model_version"), used_now(bundles)
-    serving = read_json(bundles / str(current) / "MANIFEST.json").get("model_version")
-    if serving is not None and exported_as(serving) != used:
+    serving = read_json(bundles / str(current) / MANIFEST).get("model_version")
+    if isinstance(serving, str) and exported_as(serving) != used:
         text = f"models:/{model}@{ALIAS} is {used}, and {bundles / CURRENT} names {current}"
-        yield Finding(
-            "champion", "broken", text, f"`quadrank promote --bundle {bundles / CURRENT}`, or the other's path"
-        )
+        command = shlex.join(["quadrank", "promote", "--bundle", str(bundles / CURRENT)])
+        yield Finding("champion", "broken", text, f"`{command}`, or the other's path")
 
 
 def _waiting(workspace: Workspace) -> Iterator[Finding]:
@@ -142,6 +155,12 @@ def _waiting(workspace: Workspace) -> Iterator[Finding]:
         if refused := outbox.refused():
             text = f"{outbox.folder}: MLflow refused {len(refused):,} entries, the first: {refused[0]}"
             yield Finding("outbox", "note", text, f"read {outbox.folder / 'refused.jsonl'}; they are not sent again")
+
+
+def _records(workspace: Workspace) -> Iterator[Finding]:
+    for text in broken_records(workspace):
+        mend = "put the file back as it was, or take its folder away: `gc` removes nothing while it is in use"
+        yield Finding("record", "broken", text, mend)
 
 
 def _pointers(workspace: Workspace, name: str) -> Iterator[Finding]:
@@ -175,8 +194,9 @@ def _history(workspace: Workspace, name: str) -> Iterator[Finding]:
 def _versions(workspace: Workspace, name: str) -> Iterator[Finding]:
     """Packages that made the bundle in use, beside those that are installed."""
     current = used_now(workspace.bundles(name))
-    made = read_json(workspace.bundles(name) / str(current) / "MANIFEST.json").get("versions", {})
-    for package in [one for one in COMPARED if one in made]:
+    found = read_json(workspace.bundles(name) / str(current) / MANIFEST).get("versions")
+    made: dict[str, Any] = found if isinstance(found, dict) else {}
+    for package in [one for one in COMPARED if isinstance(made.get(one), str)]:
         try:
             installed = version(package)
         except PackageNotFoundError:
@@ -210,13 +230,10 @@ def _mend_of(run: Path) -> str:
     return ends if (run / METRICS).is_file() else f"{ends}; `quadrank train --resume {run.name}` goes on with it"
 
 
-def _leftovers(workspace: Workspace, name: str) -> Iterator[Finding]:
-    yield from (_leftover(path) for path in leftovers(workspace, name))
-
-
-def _leftover(path: Path) -> Finding:
-    text = f"{path}: left behind by a killed process, {bytes_of(path):,} bytes"
-    return Finding("leftover", "note", text, "`quadrank gc --yes` removes it")
+def _leftovers(paths: Iterable[Path]) -> Iterator[Finding]:
+    for path in paths:
+        text = f"{path}: left behind by a killed process, {bytes_of(path):,} bytes"
+        yield Finding("leftover", "note", text, "`quadrank gc --yes` removes it")
 
 
 def _sentence(sent: Sent) -> str:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
+
+from features.progress import silence
 
 LOG = "log.jsonl"  # in a run's folder
 WIDTH = 120  # of tables in messages
 
 
-def silence(stream: IO[str]) -> None:
-    """Let what is written to a stream go nowhere: nobody reads it any more."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
 class LastingConsole(Console):
-    """A console that goes silent where nobody reads it any more; rich would end the process in its midst."""
+    """A console of plain text, which goes silent where nobody reads it any more: rich would end the process there.
+
+    Brackets and colons are text: folders, columns and error messages have them. A part with a look of its own is a
+    `rich.text.Text`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         """As rich calls it when its pipe is closed."""
@@ -54,7 +55,7 @@ class LoggedConsole(LastingConsole):
     def print(self, *objects: Any, **options: Any) -> None:
         """As the console prints, and logged without its colours."""
         super().print(*objects, **options)
-        plain = Console(file=io.StringIO(), width=WIDTH, soft_wrap=True, highlight=False)
+        plain = LastingConsole(file=io.StringIO(), width=WIDTH, soft_wrap=True, highlight=False)
         plain.print(*objects, **options)
         style = str(options.get("style") or "")
         level = "error" if "red" in style else "warning" if "yellow" in style else "info"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import traceback
 import urllib.request
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import DataError
+from features.progress import say
 from features.store.atomic import write_text
 from features.store.pointer import follow
 from pipelines.operate.clock import StageClock
@@ -235,4 +235,4 @@ def _escaped(text: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    say(f"warning: {line}")

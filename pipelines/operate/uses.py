@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,9 +19,10 @@ from features.errors import DataError
 from features.store.pointer import CURRENT, POINTERS
 from pipelines.locks import SILENT_AFTER, Holder
 from pipelines.operate.waiting import waiting_by_run
-from pipelines.workspace import CONFIG, METRICS, TUNE, Workspace, started_at
+from pipelines.workspace import CONFIG, LOCK, METRICS, TUNE, Workspace, started_at
 
 YOUNG = timedelta(days=7)  # an unfinished run may be gone on with, and a control stand beside others, as long as this
+MANIFEST = "MANIFEST.json"  # in a bundle's folder
 HISTORY = "HISTORY.jsonl"  # beside bundles: which were in use, for `rollback`
 
 
@@ -65,9 +67,9 @@ class RunFolder:
     def read(cls, path: Path, workspace: Workspace, now: datetime) -> RunFolder:
         """What its name and its files say."""
         config = read_json(path / CONFIG)
-        began = started_at(path.name)
-        feature_set = workspace.root / config["feature_set"] if "feature_set" in config else None
-        parent = (config.get("warm_start") or {}).get("run_id")
+        began, beginning = started_at(path.name), config.get("warm_start")
+        feature_set = workspace.root / config["feature_set"] if _has_text(config, "feature_set") else None
+        parent = beginning["run_id"] if isinstance(beginning, dict) and _has_text(beginning, "run_id") else None
         # TIME-NAME-TAIL, and a contract's name may have dashes.
         name = "-".join(path.name.split("-")[1:-1])
         return cls(path, name, (path / METRICS).is_file(), began is None or now - began < YOUNG, feature_set, parent)
@@ -126,8 +128,11 @@ def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> 
 
     Raises:
         StoreAwayError: what the aliases name cannot be known.
+        DataError: nor what a pointer names that is no text, or what a run or bundle in use was made from, whose record
+            is broken.
     """
     found = Uses()
+    comparing = any(is_held(lock) for lock in workspace.comparisons.glob(f"*/{LOCK}"))
     waiting = {path.resolve() for path in waiting_by_run(workspace)}
     runs = runs_of(workspace, now)
     for name in names_of(workspace):
@@ -139,6 +144,8 @@ def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> 
         for path in _newest(workspace.feature_sets / name, keep):
             found.add(path, f"among the {keep} newest")
         _of_pointers(found, workspace.feature_sets / name)
+        for path in _folders(workspace.feature_sets / name) if comparing else ():
+            found.add(path, "a comparison runs, and may train on it")
         for run in [run for run in runs if run.name == name and run.finished][:keep]:
             found.add(run.path, f"among the {keep} newest")
     for run in [*runs, *trials_of(workspace, now)]:
@@ -154,9 +161,42 @@ def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> 
             # A parent is older than its run, so that its own feature set is kept further down.
             found.beginnings.add(run.parent)
             found.add(workspace.runs / run.parent, f"run {run.path.name} goes on from it")
-        if run.path in found and run.feature_set is not None:
+        if run.path in found:
+            if run.feature_set is None:
+                raise DataError(_unknown(_of_run(run)))
             found.add(run.feature_set, f"run {run.path.name} was trained on it")
     return found
+
+
+def broken_records(workspace: Workspace) -> list[str]:
+    """What each record of a run or bundle fails to say that `uses` asks it for, with its file."""
+    now = datetime.now(UTC)
+    runs = [_of_run(run) for run in [*runs_of(workspace, now), *trials_of(workspace, now)] if run.feature_set is None]
+    bundles = [bundle for name in names_of(workspace) for bundle in sorted(_folders(workspace.bundles(name)))]
+    return runs + [_of_bundle(bundle) for bundle in bundles if _is_broken(bundle)]
+
+
+def _of_run(run: RunFolder) -> str:
+    return f"{run.path / CONFIG}: does not name the feature set of its run"
+
+
+def _of_bundle(bundle: Path) -> str:
+    return f"{bundle / MANIFEST}: does not name the run and the feature set of its bundle"
+
+
+def _unknown(what: str) -> str:
+    return (
+        f"{what}, which is in use, so what may go is not known. Put the file back as it was, or take the folder away."
+    )
+
+
+def _is_broken(bundle: Path) -> bool:
+    """Whether a bundle has a manifest that does not say what it was made from."""
+    return (bundle / MANIFEST).is_file() and not _has_text(read_json(bundle / MANIFEST), "model_version", "feature_set")
+
+
+def _has_text(record: Mapping[str, Any], *keys: str) -> bool:
+    return all(isinstance(record.get(key), str) for key in keys)
 
 
 def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None:
@@ -175,21 +215,29 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
             found.add(workspace.runs / run_of(version.model_version), f"run of the alias {version.aliases[0]}")
             found.beginnings.add(run_of(version.model_version))
     for bundle in [path for path in _folders(folder) if path in found]:
-        manifest = read_json(bundle / "MANIFEST.json")
-        if "model_version" in manifest:
+        if _is_broken(bundle):
+            raise DataError(_unknown(_of_bundle(bundle)))
+        manifest = read_json(bundle / MANIFEST)
+        if manifest:
             found.add(workspace.runs / _run_of(bundle), f"run of the bundle {bundle.name}")
             found.add(workspace.feature_sets / name / manifest["feature_set"], f"of the bundle {bundle.name}")
 
 
 def _run_of(bundle: Path) -> str:
     """The run that a bundle was exported from."""
-    return run_of(str(read_json(bundle / "MANIFEST.json").get("model_version")))
+    return run_of(str(read_json(bundle / MANIFEST).get("model_version")))
 
 
 def _of_pointers(found: Uses, folder: Path) -> None:
     for pointer in POINTERS:
         if (folder / pointer).is_file():
-            found.add(folder / (folder / pointer).read_text(encoding="utf-8").strip(), pointer)
+            try:
+                name = (folder / pointer).read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{folder / pointer}: is no text: {error}. Write the name of a folder beside it into it."
+                ) from None
+            found.add(folder / name, pointer)
 
 
 def past_versions(folder: Path) -> list[str]:
@@ -214,9 +262,9 @@ def past_versions(folder: Path) -> list[str]:
 
 
 def used_now(folder: Path) -> str | None:
-    """The version that `CURRENT` names."""
+    """What `CURRENT` names, whether or not it is there."""
     pointer = folder / CURRENT
-    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
 
 
 def _newest(folder: Path, keep: int) -> list[Path]:

@@ -44,7 +44,7 @@ def init_project(folder: Path, data: str, console: Console) -> dict[str, Any]:
         text = (TEMPLATE / template).read_text(encoding="utf-8").replace(DATA_PLACE, data)
         (folder / name).write_text(text, encoding="utf-8")
     console.print(f"{folder}: a project of {len(files)} settings files, a Makefile and a README. Next:")
-    console.print(f"  cd {shlex.quote(str(folder))}{_first_step(data)}", markup=False)
+    console.print(f"  cd {shlex.quote(str(folder))}{_first_step(data)}")
     console.print(f"Your own data: fill in {CONF / 'data' / OWN}.yaml, then make train DATA={OWN}")
     written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {"status": "done", "exit_code": 0, "folder": str(folder), "files": written}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,13 +111,16 @@ def learning(record: RunRecord) -> Section:
 def ranking(judged: Scored) -> Section:
     """The ROC curve, and the share of positives at the top of the ranking; rows count by their weight."""
     order = np.argsort(-judged.scores, kind="stable")
-    weight_N = judged.weights[order]
-    # From 0 on: of the rows, and of the positives among them.
-    all_N, found_N = (np.append(0, np.cumsum(one)) for one in (weight_N, weight_N * (judged.labels[order] > 0)))
+    weight_N, score_N = judged.weights[order], judged.scores[order]
+    # Rows of equal score are taken together: their stored order says nothing.
+    last_T = np.flatnonzero(np.append(score_N[1:] != score_N[:-1], True))
+    # From 0 on, by distinct score: of the rows, and of the positives among them.
+    of_rows = (weight_N, weight_N * (judged.labels[order] > 0))
+    all_T, found_T = (np.append(0, np.cumsum(one)[last_T]) for one in of_rows)
     lines = []
     for share in TOP_SHARES:
-        positives = np.interp(share * all_N[-1], all_N, found_N)
-        rate, found = positives / (share * all_N[-1]), positives / found_N[-1]
+        positives = np.interp(share * all_T[-1], all_T, found_T)
+        rate, found = positives / (share * all_T[-1]), positives / found_T[-1]
         lines.append([f"{share:.0%}", f"{rate:.1%}", f"{found / share:.2f}", f"{found:.1%}"])
     return Section(
         "ROC curve",
@@ -273,7 +277,8 @@ def _headline(metrics: Metrics, controls: Mapping[str, Metrics]) -> list[tuple[s
     shown = [(names[key], f"{metrics[key]:.4f}", asides[key]) for key in names if key in metrics]
     if "optimum" in controls:
         share = optimal_lift_share(metrics["auc"], controls["optimum"]["auc"])
-        shown.append(("Of the optimum", f"{share:.1%}", "of the possible AUC above 0.5"))
+        told = "none" if math.isnan(share) else f"{share:.1%}"
+        shown.append(("Of the optimum", told, "of the possible AUC above 0.5"))
     return shown
 
 
@@ -315,7 +320,7 @@ def _interval(metrics: Mapping[str, float]) -> Interval:
 
 
 def _drop_cells(drop: Interval) -> list[str]:
-    """An input that was not read shows 0; +0.0000 could be a very small drop."""
+    """An input that was not read shows 0; +0.0000 could be a very small drop. Rows of one user have no interval."""
     if drop == (0, 0, 0):
         return ["0", ""]
-    return [f"{drop.value:+.4f}", signed_span(drop)]
+    return [f"{drop.value:+.4f}", signed_span(drop) if drop.low < drop.high else ""]

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ctr.serving.bundle import Bundle, open_bundle, publish
+from ctr.serving.bundle import MANIFEST, Bundle, open_bundle, publish
+from ctr.serving.ranker import Ranker
 from features.errors import ConfigError, NumericalError
 from features.store.pointer import NEWEST, point_at
 
@@ -26,7 +27,8 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
 
     Args:
         bundle: its folder, or a pointer to it.
-        to: see above; what it gets must not be there yet.
+        to: see above; what it gets must not be there yet, but for `folder` a whole copy of the same bundle, as a
+            command leaves it that was killed before it moved `NEWEST`.
         layout: one of `LAYOUTS`.
         console: where messages are printed.
 
@@ -41,14 +43,9 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
     opened = open_bundle(bundle)
     names = {FOLDER: opened.path.name, TRITON: opened.manifest.name, MLFLOW: ""}
     out = to / names[layout]
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise ConfigError(f"{out}: is there already. Name another folder with --to, or remove this one yourself.")
-    write = _writer(layout)
-    with publish(out) as folder:
-        try:
-            difference = write(opened, folder)
-        except NumericalError as error:
-            raise NumericalError(f"{out}: not published, since what was written scores otherwise. {error}") from None
+    difference = _replayed_copy(opened, out) if layout == FOLDER else None
+    if difference is None:
+        difference = _written(opened, out, layout)
     if layout == FOLDER:
         point_at(to, out.name, NEWEST)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -65,6 +62,26 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
         "bytes": size,
         "seconds": time.perf_counter() - started,
     }
+
+
+def _written(bundle: Bundle, out: Path, layout: str) -> float:
+    """Write the layout at `out`; the largest `logit_difference` of its replay."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise ConfigError(f"{out}: is there already. Name another folder with --to, or remove this one yourself.")
+    write = _writer(layout)
+    with publish(out) as folder:
+        try:
+            return write(bundle, folder)
+        except NumericalError as error:
+            raise NumericalError(f"{out}: not published, since what was written scores otherwise. {error}") from None
+
+
+def _replayed_copy(bundle: Bundle, out: Path) -> float | None:
+    """The largest `logit_difference` of a copy of the bundle that is there already; None where there is none."""
+    if out.is_symlink() or not (out / MANIFEST).is_file() or out.resolve() == bundle.path.resolve():
+        return None
+    copy = open_bundle(out)
+    return Ranker.of(copy).replay() if copy.manifest == bundle.manifest else None
 
 
 def _writer(layout: str) -> Write:

@@ -77,9 +77,9 @@ def run_job(settings: JobSettings, rules: GateRules, clock: StageClock) -> Summa
         summary.status, summary.exit_code = NOTHING_NEW, 0
     if worked:
         bundle = bundle_of(workspace.root, hand.results)
-        settings.console.print(f"\nbundle  {bundle}\nrun     {hand.run_dir()}\n\nnext:", markup=False)
+        settings.console.print(f"\nbundle  {bundle}\nrun     {hand.run_dir()}\n\nnext:")
         for line in next_steps(settings.contract_file, workspace.root, bundle):
-            settings.console.print(f"  {line}", markup=False)
+            settings.console.print(f"  {line}")
     else:
         settings.console.print(f"nothing new: {hand.run_dir().name} is of this data, these settings and this code")
     return summary
@@ -119,7 +119,7 @@ def _step(stage: Stage, hand: InHand, record: JobRecord, clock: StageClock) -> t
     """One stage: decide, do it where it is due, and keep its result; seconds that it took."""
     before = record.stages.get(stage.name)
     decision = decide(stage, before, hand.results)
-    hand.console.print(f"{stage.name}: {decision.does}, {decision.reason}", markup=False)
+    hand.console.print(f"{stage.name}: {decision.does}, {decision.reason}")
     if decision.does == "skip":
         hand.results[stage.name] = decision.begun
     if decision.does != "run":

@@ -291,7 +291,7 @@ class Gate(_Open):
             name = registered_name(self.settings.source.contract.name)
             if registry.holds(name, version):
                 registry.tag_version(name, version, verdict.tags())
-            hand.console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow", markup=False)
+            hand.console.print(f"gate refused, champion kept: {verdict.reason}", style="yellow")
         return {"bundle": bundle, "verdict": verdict.as_json(), "reason": verdict.reason, **_ending(verdict)}
 
 

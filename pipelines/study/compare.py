@@ -66,7 +66,7 @@ class Comparison:
     @property
     def folder(self) -> Path:
         """`comparisons/<study>/` of the workspace: trials and results."""
-        return self.workspace.root / "comparisons" / self.study.name
+        return self.workspace.comparisons / self.study.name
 
 
 def run_comparison(comparison: Comparison) -> dict[str, Any]:

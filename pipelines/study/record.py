@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def summary_of(result: StudyResult) -> dict[str, Any]:
     for name, found in result.verdicts.items():
         entry: dict[str, Any] = {"name": name, **found.record()}
         if best is not None:
-            entry["optimal_lift_share"] = optimal_lift_share(entry["auc"], best)
+            entry |= _lift_share(entry["auc"], best)
         entry["slices"] = _slice_aucs(parts, base, result.rankers[name].evaluated, result.optimum)
         results.append(entry)
     return {
@@ -131,8 +132,14 @@ def _slice_aucs(
         if len(labels) < FEWEST_ROWS or len(np.unique(labels[weights > 0])) < 2:
             continue
         value = float(np.mean([auc(labels, scores_N[part.rows_N], weights) for scores_N in scores_SN]))
-        entry = {"dimension": part.dimension, "name": part.name, "rows": len(labels), "auc": value}
+        entry: dict[str, Any] = {"dimension": part.dimension, "name": part.name, "rows": len(labels), "auc": value}
         if optimum_N is not None:
-            entry["optimal_lift_share"] = optimal_lift_share(value, auc(labels, optimum_N[part.rows_N], weights))
+            entry |= _lift_share(value, auc(labels, optimum_N[part.rows_N], weights))
         found.append(entry)
     return found
+
+
+def _lift_share(value: float, best: float) -> dict[str, float]:
+    """As an entry of the summary; none where the optimum itself is not above chance, as in a small slice."""
+    share = optimal_lift_share(value, best)
+    return {} if math.isnan(share) else {"optimal_lift_share": share}

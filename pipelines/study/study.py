@@ -156,7 +156,7 @@ def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, ro
     changed = variant.data or variant.modalities is not None
     if changed:
         # Under a name of its own: it must not become the CURRENT feature set of the study's data.
-        content["name"] = f"{contract.name}_{name}"
+        content["name"] = f"{contract.name}_{re.sub('[^a-z0-9-]+', '_', name.lower())}"
     preset = load_preset(variant.model or study.base, train_defaults, variant.set)
     return Plan(
         name=name,

@@ -27,7 +27,8 @@ class StudyTable:
         """For a console."""
         table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for place, heading in enumerate(self.head):
-            table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+            # A long name is folded, and numbers stay whole.
+            table.add_column(heading, justify="right" if place else "left", no_wrap=bool(place))
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -84,7 +85,7 @@ def _judged(found: Judged) -> tuple[str, str, str]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _fact(facts: Mapping[str, float], key: str) -> str:

@@ -148,10 +148,9 @@ def outcome_of(
     done = [one for one in counted(trials) if one.state is TrialState.COMPLETE]
     if not done:
         errors = Counter(str(one.user_attrs.get("error", "lost")) for one in counted(trials))
-        cause = errors.most_common(1)[0][0] if errors else "none was started"
+        told = [f"{times} of them: {cause}" for cause, times in errors.most_common(1)] or ["None was started."]
         raise ConfigError(
-            f"study {study.study_name!r}: none of {len(counted(trials))} trials was trained to its end. "
-            f"Most of them: {cause}"
+            f"study {study.study_name!r}: none of {len(counted(trials))} trials was trained to its end. {told[0]}"
         )
     if finalists:
         first = finalists[0]
@@ -232,8 +231,4 @@ def lines_of(found: Outcome) -> list[str]:
 
 def decoded(search: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
     """Values as the settings take them, from the form in which the study keeps them."""
-    found: dict[str, Any] = {}
-    for name, value in params.items():
-        choices = search.space[name].choices or []
-        found[name] = next((one for one in choices if search.space[name].stored(one) == value), value)
-    return found
+    return {name: search.space[name].value_of(value) for name, value in params.items()}

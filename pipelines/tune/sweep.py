@@ -84,6 +84,11 @@ def run_sweep(settings: JobSettings, sweep: Sweep) -> Outcome:
     """
     started = time.monotonic()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if sweep.from_study == sweep.study:
+        raise ConfigError(
+            f"--from-study {sweep.from_study}: is the study itself, whose trials are known to it. Name another one, or "
+            "leave the option out: with more --trials the study goes on."
+        )
     require_settings(settings, sweep.space)
     search, first, lines = reaching_current(sweep.space, settings)
     require_settings(settings, search)  # its ranges may be wider now
@@ -249,7 +254,7 @@ class _Run:
             share=self.search.share if stage == "search" else 1.0,
             feature_set=self._feature_set,
         )
-        draws: Callable[[int], optuna.samplers.BaseSampler] = lambda number: sampler(self.search, number)  # noqa: E731
+        draws: Callable[[int], optuna.samplers.BaseSampler] = lambda number: sampler(self.search, number, self.current)  # noqa: E731
         root = self.settings.workspace.root
 
         def on_lost(trial: FrozenTrial, state: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -17,7 +18,7 @@ from onnxruntime import InferenceSession
 from benchmarks import bench_rank
 from benchmarks.bench_rank import RankBench
 from benchmarks.harness.measured import Measured
-from benchmarks.jobs import rank_peers
+from benchmarks.jobs import rank, rank_peers
 from benchmarks.jobs.rank import alternate, calls_of_bundle, quantiles
 from ctr.serving.ranker import open_session
 from features.errors import ConfigError
@@ -80,13 +81,22 @@ def test_ways_are_timed_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
         calls["QIN, from JSON to JSON"]()
 
 
-def test_calls_take_turns_and_slow_ones_are_made_five_times():
-    order: list[str] = []
-    calls = {"quick": lambda: order.append("q"), "slow": lambda: (order.append("s"), time.sleep(0.03))[0]}
-    taken = alternate(calls, 0.2)
+def test_calls_take_turns_and_slow_ones_are_made_five_times(monkeypatch: pytest.MonkeyPatch):
+    order, now = list[str](), [0.0]
+
+    def call_of(name: str, seconds: float) -> Callable[[], None]:
+        def made() -> None:
+            order.append(name)
+            now[0] += seconds
+
+        return made
+
+    monkeypatch.setattr(rank, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    taken = alternate({"quick": call_of("q", 2**-10), "slow": call_of("s", 2**-5)}, 0.25)
     assert order[:12] == ["q", "s"] * 6  # one of each is not counted
-    assert len(taken["slow"]) == 5 and len(taken["quick"]) > 5
-    assert min(taken["slow"]) >= 30
+    assert taken["slow"] == [1000 / 32] * 5
+    # Five of each take 165 / 1024 s; of the 91 that a quarter of a second leaves, and one that begins at its end.
+    assert taken["quick"] == [1000 / 1024] * (5 + 91 + 1)
 
 
 def test_a_p99_needs_a_hundred_calls():

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.harness import wrk
+from benchmarks.harness import load, wrk
 from benchmarks.harness.load import send
 from benchmarks.harness.served import Served
 from benchmarks.harness.wrk import as_fast_as_answered
@@ -118,24 +119,43 @@ def test_a_rate_is_kept_by_all_connections_together(bodies):
         times.append(time.perf_counter())
         return 200, OK
 
+    began = time.perf_counter()
     with answering(answer) as port:
         found = send(port, bodies, connections=4, seconds=0.5, rate=40)
     assert found["requests"] == 20 == len(times)
-    assert times[-1] - times[0] >= 0.4  # the last is due 19 / 40 s after the first
+    assert max(times) - began >= 19 / 40  # the last one is due so long after the first, which is not due before
 
 
-def test_time_ends_what_is_sent_as_fast_as_answered(bodies):
-    with answering(lambda number, body: (200, OK)) as port:
-        found = send(port, bodies, connections=2, seconds=0.2)
-    assert found["seconds"] >= 0.2 and found["requests"] > 4
+def test_time_ends_what_is_sent_as_fast_as_answered(bodies, monkeypatch):
+    """An answer takes 10 ms of a clock that stands still otherwise: as many requests as fit are sent, and no more."""
+    now, begun = [0.0], [0]
+
+    def answer(number: int, body: bytes) -> tuple[int, bytes]:
+        now[0] += 0.01
+        begun[0] += 1
+        return 200, OK
+
+    monkeypatch.setattr(load, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with answering(answer) as port:
+        found = send(port, bodies, connections=1, seconds=0.2)
+    # The clock of `seconds` starts 0.05 s late, for the threads to begin.
+    assert found["requests"] == begun[0] == pytest.approx(25, abs=1)
+    assert found["seconds"] == pytest.approx(0.2, abs=0.011) and found["seconds"] >= 0.2
     assert found["requests_per_s"] == pytest.approx(found["requests"] / found["seconds"])
 
 
 def test_without_wrk_our_own_generator_sends(bodies, monkeypatch):
+    answered: list[int] = []
+
+    def answer(number: int, body: bytes) -> tuple[int, bytes]:
+        answered.append(number)
+        return (200, OK) if number % 2 else (503, b"")
+
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with answering(lambda number, body: (200, OK) if number % 2 else (503, b"")) as port:
-        found = as_fast_as_answered(port, Path(bodies), 2, 0.2)
-    assert found["tool"] == "own" and found["requests"] > 1 and found["errors"] > 1
+    with answering(answer) as port:
+        found = as_fast_as_answered(port, Path(bodies), 2, 1.0)
+    assert len(answered) > 1
+    assert (found["tool"], found["requests"], found["errors"]) == ("own", len(answered) // 2, (len(answered) + 1) // 2)
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -147,7 +167,7 @@ def test_wrk_sends_the_bodies_and_tells_errors(bodies):
         return (200 if number % 2 else 503), OK
 
     with answering(answer) as port:
-        found = as_fast_as_answered(port, Path(bodies), 2, 0.5)
+        found = as_fast_as_answered(port, Path(bodies), 2, 1.0)
     assert seen == {b'{"a": 1}', b'{"b": 2}', b'{"c": 3}'}
     assert found["tool"] == "wrk" and found["requests"] > 4
     assert found["errors"] == pytest.approx(found["requests"], abs=2)  # what was refused is not answered

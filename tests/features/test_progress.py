@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 
 import pytest
@@ -68,3 +69,25 @@ def test_errors_pass_through(how, capsys):
         bar.advance_to(2, 2)
         raise ValueError("broken")
     assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_is_gone_ends_no_job(tmp_path):
+    """As of `quadrank train 2>&1 | head -1`, and of a log collector that was restarted."""
+    script = """
+import sys, time
+from features.progress import progress
+sys.stdin.readline()
+with progress("encoding", total=2) as bar:
+    bar.advance(1)
+with progress("training", total=2) as bar:
+    bar.advance(2)
+print("done", flush=True)
+"""
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    job = subprocess.Popen([sys.executable, "-c", script], text=True, **pipe)
+    job.stderr.close()
+    job.stdin.write("go\n")
+    job.stdin.close()
+    assert job.stdout.read() == "done\n"
+    job.stdout.close()
+    assert job.wait() == 0

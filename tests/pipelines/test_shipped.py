@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines import shipped
 from pipelines.cli.commands import main
 from pipelines.shipped import default_settings, shipped_conf
+from tests.features.raw import CONTENT
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,21 +40,47 @@ def test_a_default_is_the_file_of_the_working_folder_first(elsewhere):
     assert default_settings("train.yaml") == Path("conf/train.yaml")
 
 
+MINE = ["--data", "mine.yaml"]
+MODEL = ["--model", "conf/model/qin.yaml"]
+
+
 @pytest.mark.parametrize(
-    ("option", "path", "how"),
+    ("arguments", "how"),
     [
-        ("--model", "conf/model/qin.yaml", "`quadrank init DIR` writes"),
-        ("--train", "conf/train.yaml", "`quadrank init DIR` writes"),
-        ("--data", "conf/data/mind.yaml", "`quadrank init DIR --data mind` writes"),
+        (["train", *MINE, *MODEL], "`quadrank init DIR` writes"),
+        (["train", *MINE, "--train", "conf/train.yaml"], "`quadrank init DIR` writes"),
+        (["train", "--data", "conf/data/mind.yaml"], "`quadrank init DIR --data mind` writes"),
+        (["run", *MINE, *MODEL], "`quadrank init DIR` writes"),
+        (["run", *MINE, *MODEL, "--dry-run"], "`quadrank init DIR` writes"),
+        (["run", "--data", "conf/data/mind.yaml"], "`quadrank init DIR --data mind` writes"),
+        (["features", "--data", "conf/data/mind.yaml"], "`quadrank init DIR --data mind` writes"),
+        (["tune", *MINE, "--study", "s", *MODEL], "`quadrank init DIR` writes"),
+        (["tune", *MINE, "--study", "s", "--space", "conf/tune.yaml"], "`quadrank init DIR` writes"),
+        (["promote", "--bundle", "b", "--gate", "conf/gate.yaml"], "`quadrank init DIR` writes"),
+        (["rollback", "--data", "conf/data/mind.yaml"], "`quadrank init DIR --data mind` writes"),
+        (["rank", "--bundle", "b", "--request", "r", "--serve", "conf/serve.yaml"], "`quadrank init DIR` writes"),
+        (["serve", "--bundle", "b", "--serve", "conf/serve.yaml"], "`quadrank init DIR` writes"),
+        (["stress", "--config", "conf/stress.yaml"], "`quadrank init DIR` writes"),
+        (["compare", "--study", "conf/studies/mind.yaml"], "`quadrank init DIR` writes"),
+        (["compare", "--data", "conf/data/mind.yaml", "--models", "qin"], "`quadrank init DIR --data mind` writes"),
+        (["ablate", "--study", "conf/studies/mind.yaml"], "`quadrank init DIR` writes"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_shipped_file_that_is_named_and_not_here_is_answered_with_init(elsewhere, capsys, option, path, how):
-    (elsewhere / "mine.yaml").write_text("name: mine\n", encoding="utf-8")
-    data = [] if option == "--data" else ["--data", "mine.yaml"]
+def test_a_shipped_file_that_is_named_and_not_here_is_answered_with_init(elsewhere, capsys, arguments, how):
+    (elsewhere / "mine.yaml").write_text(yaml.safe_dump(CONTENT | {"name": "mine"}), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
-        main(["train", *data, option, path])
+        main(arguments)
     assert stop.value.code == 2
+    path = next(one for one in arguments if one.startswith("conf/"))
     assert f"{path}: no such file in {elsewhere}. QuadRank ships it: {how}" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_shipped_either_is_simply_not_there(elsewhere, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["features", "--data", "conf/data/nowhere.yaml"])
+    assert stop.value.code == 2
+    assert "error: conf/data/nowhere.yaml: no such file.\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -60,7 +88,7 @@ def test_a_shipped_file_that_is_named_and_not_here_is_answered_with_init(elsewhe
     [("--model", "conf/model/qin.yaml"), ("--train", "conf/train.yaml"), ("--gate", "conf/gate.yaml")],
 )
 def test_a_job_whose_shipped_file_is_not_here_leaves_its_outcome(elsewhere, option, path):
-    (elsewhere / "mine.yaml").write_text("name: mine\n", encoding="utf-8")
+    (elsewhere / "mine.yaml").write_text(yaml.safe_dump(CONTENT | {"name": "mine"}), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         main(["run", "--data", "mine.yaml", option, path])
     assert stop.value.code == 2

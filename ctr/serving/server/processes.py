@@ -76,6 +76,7 @@ class Processes(Multiprocess):
         for own in self._own:
             process = Process(self.config, [own])
             process.start()
+            process.child_conn.close()  # its own end alone is left: where it ends, asking whether it lives does too
             self.processes.append(process)
         self._first = {process.pid for process in self.processes}
 

@@ -16,6 +16,7 @@ from features.monitor.profile.bins import ORIGIN, REST, Bins, Edges, Grid, Value
 
 MIN_SHARE = 0.01  # of both sides' mean: rarer values are judged together
 NUMBER_BINS = 10  # the deciles that PSI is used with
+LARGEST = 710.475  # asinh of the largest float64, rounded down: sinh of more is no number
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def _grids(base_bins: Grid, base: Counts, new_bins: Grid, new: Counts) -> Common
     ]
     used = np.unique(np.concatenate(places))
     matrices = [_matrix(np.searchsorted(used, place), len(used)) for place in places]
-    names = tuple(f"from {math.sinh(ORIGIN + place * 2.0**step):.4g}" for place in used.tolist())
+    starts = np.clip(ORIGIN + used * 2.0**step, -LARGEST, LARGEST).tolist()
+    names = tuple(f"from {math.sinh(start):.4g}" for start in starts)
     return Common(names, base.rebinned(matrices[0]), new.rebinned(matrices[1]))
 
 

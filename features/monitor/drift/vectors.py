@@ -19,7 +19,12 @@ OTHER = 0.5  # of a vector's length: farther away is another vector, nearer may 
 
 
 def items_of_both(old: Vocabulary, new: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the items that both know, in the one and in the other, [C] each; of more than 2,000, a random sample."""
+    """Rows of the items that both know, in the one and in the other, [C] each; of more than 2,000, a random sample.
+
+    Ids that were numbers and are text now, or the reverse, are others.
+    """
+    if old.values.dtype != new.values.dtype:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     old_I = old.encode(new.values)
     known_I = np.flatnonzero(old_I >= FIRST_VALUE)
     some_C = np.random.default_rng(0).choice(known_I, min(COMPARED_ITEMS, len(known_I)), replace=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,9 @@ def save_profile(path: Path, profile: Profile) -> None:
 
 
 def rounded(value: float, digits: int = 6) -> float:
-    """`value` to so many significant digits."""
-    return float(f"{value:.{digits}g}")
+    """`value` to so many significant digits; as it is where that would be above the largest number."""
+    found = float(f"{value:.{digits}g}")
+    return found if math.isfinite(found) else value
 
 
 def _pretty(value: Any, indent: str) -> str:

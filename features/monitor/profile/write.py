@@ -256,8 +256,10 @@ def _numbers(raw_R: np.ndarray) -> Numbers:
     quantiles = np.quantile(raw_R, QUANTILES).tolist()
     # Values went through float32: more digits would be its noise.
     pairs = zip(QUANTILES, quantiles, strict=True)
+    # Divided before they are added: the sum of the largest numbers is infinite.
     return Numbers(
-        mean=rounded(float(raw_R.mean()), 5), quantiles={f"{share:g}": rounded(at, 5) for share, at in pairs}
+        mean=rounded(float((raw_R / len(raw_R)).sum()), 5),
+        quantiles={f"{share:g}": rounded(at, 5) for share, at in pairs},
     )
 
 

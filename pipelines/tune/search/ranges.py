@@ -102,6 +102,10 @@ class Range(Settings):
         """A value in the form in which the study keeps it."""
         return _written(value) if self.choices else value
 
+    def value_of(self, stored: Plain) -> Any:
+        """The opposite of `stored`; a value that no choice has is itself."""
+        return next((one for one in self.choices or [] if _written(one) == stored), stored)
+
     def holds(self, stored: Plain) -> bool:
         """Whether a value, in the form in which a study keeps it, is one of the range; between its steps counts."""
         if self.choices:

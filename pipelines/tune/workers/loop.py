@@ -142,6 +142,9 @@ class Worker:
 
         def objective(trial: optuna.Trial) -> Any:
             number.append(trial.number)
+            if self.shared.beats:
+                # Optuna's thread may beat after the trial is signed: a worker that dies in between would be waited for.
+                self.study._storage.record_heartbeat(trial._trial_id)
             try:
                 return self.objective(trial, turn.close)
             except NO_FAULT_OF_IT as error:

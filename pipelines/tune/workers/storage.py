@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipelines.workspace import TUNE, Workspace
 
 LONGEST_WAIT = 3600.0  # seconds for another worker to build a feature set, or to hold the lock
 SECONDS_BETWEEN_TRIES = 0.05
+LONGEST_NAME = 150  # bytes of a study's name; a file has 255, and locks of a journal add up to 70
 SECONDS_TO_CONNECT = 5  # with the imports of a busy machine, 15 seconds until a storage that is away is told
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
 # A worker whose host is gone holds the lock until the server notices: after a minute, not after two hours.
@@ -31,6 +33,20 @@ _KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_ke
 # And a server whose host is gone is noticed by the worker.
 _OF_CLIENT = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 _LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL answers when `lock_timeout` is over
+
+
+class Database(optuna.storages.RDBStorage):
+    """Optuna's database, whose heartbeat outlives a moment without it.
+
+    Optuna beats in a thread that the first error would end: the trial would then be given to another worker, though the
+    database is back, as after its restart, and this worker still trains. A database that stays away is told by the
+    trial itself.
+    """
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that the trial of this id is at work."""
+        with suppress(StorageInternalError):
+            super().record_heartbeat(trial_id)
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ class SharedStorage:
                 return optuna.storages.JournalStorage(Journal(self.journal))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
-                return optuna.storages.RDBStorage(
+                return Database(
                     self.url,
                     engine_kwargs={**_connecting(self.url), "pool_pre_ping": True},
                     heartbeat_interval=self.lease.interval,
@@ -170,6 +186,11 @@ def require_name(study: str) -> None:
     if study in ("", "..") or Path(study).name != study:
         raise ConfigError(
             f"study {study!r}: its trials lie in a folder of this name, below runs/tune. Choose a name without '/'."
+        )
+    if (size := len(os.fsencode(study))) > LONGEST_NAME:
+        raise ConfigError(
+            f"study '{study[:20]}…': its trials lie in a folder of this name, and its journal beside it. It has {size} "
+            f"bytes: choose a name of at most {LONGEST_NAME}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,8 @@ def test_a_truth_of_another_log_is_refused(tmp_path: Path, truth: pl.DataFrame, 
 def test_the_share_of_the_optimal_lift_by_hand():
     assert optimal_lift_share(0.6, 0.75) == pytest.approx(0.4)
     assert optimal_lift_share(0.5, 0.8) == 0
+
+
+@pytest.mark.parametrize("optimum", [0.5, 0.48])
+def test_of_an_optimum_that_is_not_above_chance_there_is_no_share(optimum: float):
+    assert math.isnan(optimal_lift_share(0.6, optimum))

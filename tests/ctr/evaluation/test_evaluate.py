@@ -45,6 +45,13 @@ def test_evaluate_leaves_out_what_does_not_exist():
     assert everything - set(evaluate(labels[:999], scores[:999], users[:999], 0.25)) == {"ece"}
 
 
+def test_a_user_without_a_weight_is_no_second_user():
+    labels, scores = rows(2000)
+    users = np.repeat([0, 1], 1000)
+    found = evaluate(labels, scores, users, 0.25, np.where(users == 0, 1.0, 0.0))
+    assert "auc_low" not in found
+
+
 @pytest.mark.parametrize(
     ("labels", "scores", "error", "message"),
     [

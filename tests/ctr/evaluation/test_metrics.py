@@ -100,6 +100,23 @@ def test_gauc_with_weights_by_hand():
     assert gauc_by_samples(labels, scores, users, weights) == pytest.approx((6 * 6 / 9 + 5 * 1) / 11)
 
 
+def test_a_heavy_group_changes_no_auc_of_the_groups_after_it():
+    # In each group the negatives of weights 2 and 1 lie on both sides of the positive: 2 of 3.
+    labels, scores = np.tile([0, 1, 0], 3), np.tile([0.1, 0.5, 0.9], 3)
+    weights, groups = np.outer([1e20, 1, 1e-20], [2, 1, 1]).ravel(), np.repeat([0, 1, 2], 3)
+    auc_G, weight_G = group_aucs(labels, scores, groups, weights)
+    np.testing.assert_allclose(auc_G, 2 / 3, rtol=1e-12)
+    np.testing.assert_allclose(weight_G, [4e20, 4, 4e-20])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 2), st.floats(-45, 38)), min_size=2))
+def test_no_group_has_an_auc_outside_0_and_1(drawn):
+    labels, scores, groups, exponents = (np.array(values, float) for values in zip(*drawn, strict=True))
+    auc_G, _ = group_aucs(labels, scores, groups, 10**exponents)
+    assert auc_G.min(initial=0) >= 0
+    assert auc_G.max(initial=1) <= 1
+
+
 def test_normalized_entropy_by_hand():
     labels = np.array([1, 0, 0, 0])
     # Always saying the training rate is worth 1 when the test rate is the same.

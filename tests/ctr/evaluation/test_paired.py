@@ -34,6 +34,13 @@ def test_weights_count_rows() -> None:
     assert found["log_loss"].value == pytest.approx(expected)
 
 
+def test_a_light_row_beside_a_heavy_one_counts_in_its_group() -> None:
+    weights = np.array([1.0, 1e-20, 1.0, 1.0, 1.0])
+    found = paired_differences(LABELS, FIRST, SECOND, GROUPS, weights, clusters=USERS)
+    expected = gauc_by_samples(LABELS, FIRST, GROUPS, weights) - gauc_by_samples(LABELS, SECOND, GROUPS, weights)
+    assert found["group_auc"].value == pytest.approx(expected)
+
+
 def rows(count: int = 3000) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Labels, scores, users and requests; some users are hard for every ranker."""
     draw = np.random.default_rng(0)

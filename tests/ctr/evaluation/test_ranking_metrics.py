@@ -80,6 +80,16 @@ def test_one_user_has_no_interval():
     assert set(found) == {"groups", "group_auc", "mrr", "ndcg_5", "ndcg_10"}
 
 
+@pytest.mark.filterwarnings("error")
+def test_users_without_a_weight_are_drawn_and_count_nothing():
+    labels, scores, users = np.tile([1, 0], 3), np.array([0.9, 0.1, 0.1, 0.9, 0.9, 0.1]), np.repeat([0, 1, 2], 2)
+    found = ranking_metrics(labels, scores, users, np.array([1, 1, 1, 1, 0, 0]), clusters=users)
+    # Of one user alone, or of both.
+    assert [found["group_auc_low"], found["group_auc"], found["group_auc_high"]] == [0, 0.5, 1]
+    alone = ranking_metrics(labels, scores, users, np.array([1, 1, 0, 0, 0, 0]), clusters=users)
+    assert "group_auc_low" not in alone
+
+
 def test_a_log_without_requests_has_no_lists(tmp_path):
     assert requests_of(toy_feature_set(tmp_path / "toy"), "test") is None
 

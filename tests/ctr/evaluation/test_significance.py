@@ -60,6 +60,13 @@ def test_the_spread_of_two_seeds_is_not_halved_by_hand():
     assert alone.high - alone.value == pytest.approx(student.ppf(0.975, 99) * 0.01 * np.sqrt(10 / 9))
 
 
+def test_no_interval_reaches_beyond_what_an_auc_can_be():
+    # Of three users little is known: Student's interval alone would be 0.95 ± 4.30 · 0.1.
+    drawn_B = np.array([0.85, 0.95, 1.05])
+    assert SeededAuc(np.array([0.95]), drawn_B, users=3).interval() == (0.95, pytest.approx(0.95 - 4.302653 * 0.1), 1)
+    assert SeededAuc(np.array([0.05]), 1 - drawn_B, users=3).interval().low == 0
+
+
 def test_both_kinds_of_luck_add_up_by_hand():
     # Users: variance 0.0001 of 50 degrees; three seeds each: s² / 3 = 0.0001 / 3 of 2 degrees.
     users = 0.71 + 0.01 * np.sqrt(0.9) * np.array([1, -1] * 5)
@@ -120,6 +127,11 @@ def test_what_cannot_be_compared_is_refused():
         seeded_aucs(np.ones(len(labels)), {"a": scores_SN}, clusters=users)
     with pytest.raises(DataError, match="of one user"):
         seeded_aucs(labels, {"a": scores_SN}, clusters=np.zeros(2000))
+    # The label of a row without a weight is not what is counted.
+    with pytest.raises(DataError, match="0 of 2 rows with a weight are positive"):
+        seeded_aucs(
+            np.array([1.0, 0, 0]), {"a": np.array([[0.1, 0.2, 0.3]])}, np.array([0.0, 1, 1]), clusters=np.arange(3)
+        )
 
 
 def test_the_auc_within_lists_by_hand():

@@ -26,6 +26,13 @@ def test_popularity_tiers_by_hand():
     assert popularity_tiers(np.array([90.0, 10])).tolist() == [0, 2]
 
 
+def test_popularity_tiers_of_small_weights_are_those_of_large_ones():
+    # Weights that sum to 1 over all rows, as some logs have them.
+    clicks_I = np.array([15.0, 40, 30, 0, 10, 5])
+    assert popularity_tiers(clicks_I / 1000).tolist() == popularity_tiers(clicks_I).tolist()
+    assert popularity_tiers(np.zeros(3)).tolist() == [2, 2, 2]
+
+
 def test_training_counts_are_those_of_the_rows_and_leave_out_the_unknown_item(feature_set):
     rows_I, clicks_I = training_counts(feature_set)
     item, label = column(feature_set, "train", "item"), column(feature_set, "train", "label")

@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 SECONDS_TO_START = 200
+FIRST_CALLS = ("experiments/search?max_results=1", "registered-models/search?max_results=1")
 
 
 def free_port() -> int:
@@ -47,8 +48,11 @@ class MlflowServer:
         until = time.monotonic() + SECONDS_TO_START
         while time.monotonic() < until:
             try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                # A busy machine answers the first calls of a fresh server later than we wait for our first contact.
+                for call in FIRST_CALLS:
+                    urllib.request.urlopen(f"{self.uri}/api/2.0/mlflow/{call}", timeout=120).close()
+                return
             except OSError:
                 time.sleep(0.2)
         raise RuntimeError((self.folder / "server.log").read_text()[-3000:])

@@ -22,11 +22,9 @@ from tests.ctr.reporting.test_outage import values
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine answers late, and what never answers is asked once, for ten seconds."""
+    """What never answers is asked once, for ten seconds."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for name, seconds in (("FIRST_TIMEOUT", 60), ("SECONDS_TO_KNOCK", 60.0), ("SECONDS_OF_FIRST_CONTACT", 120.0)):
-        monkeypatch.setattr(f"ctr.reporting.mlflow_store.{name}", seconds)
 
 
 @pytest.fixture

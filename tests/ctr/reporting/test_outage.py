@@ -35,6 +35,9 @@ def cable(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cab
     cable = Cable(server.port)
     cable.plug_in()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", cable.uri)
+    # A busy machine answers late; a cable that is pulled refuses at once.
+    for name, seconds in (("FIRST_TIMEOUT", 60), ("SECONDS_TO_KNOCK", 60.0), ("SECONDS_OF_FIRST_CONTACT", 120.0)):
+        monkeypatch.setattr(f"ctr.reporting.mlflow_store.{name}", seconds)
     yield cable
     cable.pull()
 

@@ -90,12 +90,13 @@ def test_another_expected_hash_is_not_answered_by_what_was_found(reads: list[str
 def test_what_was_written_just_now_may_change_unnoticed_and_is_read_again(
     reads: list[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seconds_later = 1
     monkeypatch.setattr(verified, "SETTLED_NS", 2_000_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: file.stat().st_ctime_ns + seconds_later * 1_000_000_000)
     assert has_sha256(file, SHA256) and has_sha256(file, SHA256) and len(reads) == 2
     os.utime(file, (0, 0))  # as of a copy that keeps the time of its content: the inode is young
     assert has_sha256(file, SHA256) and has_sha256(file, SHA256) and len(reads) == 4
-    now = time.time_ns
-    monkeypatch.setattr(time, "time_ns", lambda: now() + 3_000_000_000)
+    seconds_later = 3
     assert has_sha256(file, SHA256) and has_sha256(file, SHA256) and len(reads) == 5
 
 

@@ -66,6 +66,24 @@ def test_every_contract_in_conf_is_valid(path: Path) -> None:
         ({"history": {"columns": {"_row": {"type": "categorical"}}}}, "history.columns: '_row' is a name"),
         ({"counters": {"_sampled": {"of": "item", "value": "rate"}}}, "counters: '_sampled' is a name"),
         ({"interactions": {"labels": {"_split": "like"}}}, "interactions.labels: '_split' is a name"),
+        ({"interactions": {"labels": {"item": "like"}}}, "or `label.`); give the target another name"),
+        ({"counters": {"item": {"of": "item", "value": "rate"}}}, "or `label.`); give the counter another name"),
+        (
+            {"items": {"columns": {"user": {"type": "numeric"}}}},
+            "or `label.`); rename the column: what the data calls it can be its `source`",
+        ),
+        (
+            {"interactions": {"context": {"^x$": {"type": "numeric", "source": "hour"}}}},
+            "interactions.context: '^x$' would be read as a pattern of column names; rename the column",
+        ),
+        (
+            {"counters": {"*": {"of": "item", "value": "rate"}}},
+            "counters: '*' would be read as a pattern of column names; give the counter another name",
+        ),
+        (
+            {"interactions": {"item": "^shown$"}},
+            "interactions: '^shown$' would be read as a pattern of column names; rename the column in the export",
+        ),
         ({"items": {"columns": {"_history.x": {"type": "numeric"}}}}, "items.columns: '_history.x' is a name"),
         (
             {"interactions": {"labels": {"like": "like"}, "context": {"label.like": {"type": "numeric"}}}},

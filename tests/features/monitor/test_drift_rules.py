@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from features.monitor.drift import compare as compare_module
-from features.monitor.drift.bins import Common
+from features.monitor.drift.bins import Common, in_common
 from features.monitor.drift.compare import DriftSettings, _judged, compare
 from features.monitor.drift.measures import Comparison, Measured, _distribution
 from features.monitor.drift.noise import Counts
-from features.monitor.profile.bins import Values
+from features.monitor.profile.bins import Values, grid_bin, grid_of
 
 LIMITS = DriftSettings(psi=0.1, false_alarms=0.004)
 
@@ -93,3 +93,14 @@ def test_what_chance_gives_is_taken_off_a_change_once() -> None:
     assert found.sizes["psi"] == pytest.approx(raw - 0.002, rel=1e-9)
     # The divergence of the shares is 0.033822 nats; an eighth of the PSI of chance is 0.00025.
     assert found.sizes["js"] == pytest.approx(np.sqrt((0.033822 - 0.00025) / np.log(2)), rel=1e-4)
+
+
+def test_numbers_up_to_the_largest_have_bins_with_names() -> None:
+    """1.8e308 stands for "missing" in some exports; the open bin above the largest number begins beyond it."""
+    values = np.repeat([1.0, 1e308, 1.7976931348623157e308], 30)
+    grid = grid_of(values)
+    counts = np.bincount(grid_bin(grid, values), minlength=grid.size)[None].astype(float)
+    common = in_common(grid, Counts(counts, counts), grid, Counts(counts, counts))
+    assert common is not None
+    assert common.base.rows == 90
+    assert all(np.isfinite(float(name.removeprefix("from "))) for name in common.names)

@@ -39,6 +39,7 @@ from features.monitor.profile.bins import (
 )
 from features.monitor.profile.decode import Intervals, Scale, reader_of
 from features.monitor.profile.file import load_profile
+from features.monitor.profile.write import _numbers
 from tests.features.by_hand import CATEGORY, LOG_COST, NUMBER, TAGS, profiled
 
 DAY = 86_400_000_000
@@ -305,6 +306,15 @@ def test_raw_numbers_come_back() -> None:
     values = np.array([-4.0, 0.0, np.nan, -4.0 + 1e-7], np.float32)
     assert scale.raw(values)[:2].tolist() == pytest.approx([0.0, np.expm1(2.0)])
     assert np.isnan(scale.raw(values)[2]) and scale.raw(values)[3] == 0.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_mean_of_the_largest_numbers_is_a_number() -> None:
+    found = _numbers(np.array([1.6e308, 1.7e308, 1.5e308]))
+    assert found.mean == 1.6e308
+    assert found.quantiles["0.5"] == 1.6e308
+    # Of five digits, 1.7977e308 is no float64: JSON has no infinity.
+    assert _numbers(np.array([1.7976931348623157e308])).quantiles["1"] == 1.7976931348623157e308
 
 
 def test_each_kind_of_encoder_is_read_back_by_what_it_learned() -> None:

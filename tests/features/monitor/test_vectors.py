@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from features.monitor.drift.vectors import other_encoders
+from features.encoding.vocabulary import Vocabulary
+from features.monitor.drift.vectors import items_of_both, other_encoders
 from features.store.feature_set import FeatureSet
 from tests import grown
 from tests.grown import grown_feature_set
@@ -53,3 +55,11 @@ def test_a_set_of_another_width_is_not_compared(monday, tmp_path, monkeypatch):
 def test_an_encoder_that_the_contract_names_anew_is_meant(monday, tmp_path, monkeypatch):
     over = {"embeddings": {"text": {"version": "text-2"}}}
     assert other_encoders(monday, tuesday(tmp_path, monkeypatch, lambda item, vector: [-x for x in vector], over)) == ()
+
+
+def test_ids_that_became_text_are_no_items_of_both() -> None:
+    numbers, texts = Vocabulary(pl.Series([1, 2, 3])), Vocabulary(pl.Series(["1", "2", "x"]))
+    for old, new in ((numbers, texts), (texts, numbers)):
+        old_C, new_C = items_of_both(old, new)
+        assert len(old_C) == 0
+        assert len(new_C) == 0

@@ -99,6 +99,26 @@ def test_a_column_that_is_asked_for_names_both_files(
     assert all(word in str(error.value) for word in words), error.value
 
 
+@COLUMN_KINDS
+@pytest.mark.parametrize("name", ["*", "^x$", "^.*$"])
+def test_a_name_that_is_a_pattern_stops_nobody_who_does_not_ask_for_it(tmp_path: Path, kind: str, name: str) -> None:
+    both = pl.DataFrame({"u": [1], name: [5]}), pl.DataFrame({name: [6], "u": [2]})
+    assert scan(two_files(tmp_path, kind, *both)).collect().rows() == [(1, "a"), (2, "b")]
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda path: read(path, ["^x$"]), lambda path: expression(scan(path), path, "items.columns.x", "^x$")]
+)
+def test_a_name_that_is_a_pattern_is_refused_where_it_is_asked_for(tmp_path: Path, ask: Any) -> None:
+    path = f"{tmp_path}/t.parquet"
+    pl.DataFrame({"u": [1], "^x$": [5]}).write_parquet(path)
+    with pytest.raises(DataError) as caught:
+        ask(path)
+    assert str(caught.value) == (
+        f"{path}: the name of column '^x$' would be read as a pattern of column names. Rename it in the export."
+    )
+
+
 def test_a_column_that_sql_would_read_as_a_difference_is_named_as_a_column(tmp_path: Path) -> None:
     path = two_files(tmp_path, "csv", pl.DataFrame({"u": [1]}), pl.DataFrame({"u": [1], "click-through": [1]}))
     with pytest.raises(DataError, match="has no column 'click-through'"):

@@ -287,3 +287,18 @@ def test_answers_of_which_none_is_decided_are_no_empty_log(tmp_path: Path, as_of
     words = r"served-\*\.parquet: none of its answers makes a row: .* a user and .* older than .*\.wait \(1800 s\)"
     with pytest.raises(DataError, match=words):
         build_feature_set(contract, tmp_path / "out", as_of)
+
+
+@pytest.mark.parametrize("time", ["time", "at"])
+def test_outcomes_without_a_zone_are_refused(tmp_path: Path, time: str):
+    """Read as UTC, those of a logger in another zone would be late, or early, by hours."""
+    contract = written(tmp_path).model_dump(mode="json")
+    contract["interactions"]["time"] = time
+    clicks = pl.DataFrame({"request": ["a"], "item": [2], "time": [at(1).replace(tzinfo=None)]})
+    clicks.write_parquet(tmp_path / "clicks.parquet")
+    with pytest.raises(DataError) as caught:
+        build_feature_set(Contract.model_validate(contract), tmp_path / "built")
+    assert str(caught.value) == (
+        f"{tmp_path}/clicks.parquet: time column 'time' has no time zone, that of {tmp_path}/served-*.parquet ('time') "
+        "has one. Write both in UTC, with the zone."
+    )

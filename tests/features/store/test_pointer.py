@@ -102,6 +102,6 @@ def test_a_pointer_that_another_process_moves_meanwhile_is_left_to_it(versions: 
     assert upsert.is_alive(), "it waits for the other one"
     (versions / CURRENT).write_text("two", encoding="utf-8")
     os.close(folder)
-    upsert.join(10)
+    upsert.join(60)
     assert moved == [False]
     assert (versions / CURRENT).read_text(encoding="utf-8") == "two"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import typer
 from pipelines.cli.commands import app, main
 from tests.command_lines import Command, problem
 
+ROOT = Path(__file__).parents[3]
 WIDTH = 53  # what the list of commands has room for on a terminal of 80 columns
 
 
@@ -54,3 +57,15 @@ def test_a_command_ends_without_a_last_search_for_circles(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit):
         main(["--help"])
     assert gc.freeze in at_the_end and gc.get_freeze_count() == frozen
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_named_in_the_readme_or_on_a_page_of_its_command(name: str) -> None:
+    texts = [README, *(text for text in PAGES if re.search(rf"{name}\b", text))]
+    options = [[*one.opts, *one.secondary_opts] for one in COMMANDS[name].params if one.opts[0][:1] == "-"]
+    named = [rf"({'|'.join(either)})(?![\w-])" for either in options]
+    assert not [one for one in named if not any(re.search(one, text) for text in texts)]

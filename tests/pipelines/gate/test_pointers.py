@@ -16,7 +16,7 @@ from features.errors import ChampionMovedError, DataError, GateError, LockError
 from features.store.pointer import point_at
 from pipelines.gate import pointers
 from pipelines.gate.history import HISTORY, read_moves
-from pipelines.gate.pointers import champion_changed, champion_folder, mend, move_current
+from pipelines.gate.pointers import champion_changed, champion_folder, current_name, mend, move_current
 from pipelines.gate.promote import promote, promote_bundle
 from pipelines.gate.settings import GateRules
 from pipelines.gate.verdict import Finding, Verdict
@@ -284,12 +284,24 @@ def test_a_champion_goes_by_its_model_version_too(workspace: Workspace, store: S
     assert champion_changed("a+1", workspace.bundles("toy") / "b") is None
 
 
-def test_a_line_that_is_no_move_is_named(workspace: Workspace, store: Store) -> None:
+@pytest.mark.parametrize(("line", "shown"), [(b"{}", r"\{\}"), (b'{"when":', r'\{"when":'), (b"\xff", "\ufffd")])
+def test_a_line_that_is_no_move_is_named(workspace: Workspace, store: Store, line: bytes, shown: str) -> None:
     serve("a", workspace, store)
-    with (workspace.bundles("toy") / HISTORY).open("a") as file:
-        file.write("{}\n")
-    with pytest.raises(DataError, match=r"HISTORY\.jsonl: line 2 is no move of CURRENT: '\{\}'"):
+    with (workspace.bundles("toy") / HISTORY).open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(DataError, match=rf"HISTORY\.jsonl: line 2 is no move of CURRENT: '{shown}'"):
         read_moves(workspace.bundles("toy"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"../a", b"gone"])
+def test_a_pointer_that_names_nothing_means_that_none_serves(
+    workspace: Workspace, store: Store, content: bytes
+) -> None:
+    serve("a", workspace, store)
+    (workspace.bundles("toy") / "CURRENT").write_bytes(content)
+    assert current_name(workspace.bundles("toy")) is None
+    serve("b", workspace, store)
+    assert state(workspace, store) == ("b", "b", "b")
 
 
 def test_a_move_that_is_made_already_is_made_once(workspace: Workspace, store: Store) -> None:

@@ -104,6 +104,7 @@ def test_going_back_to_a_bundle_by_its_path(
         ("z", "worse", r"toy/z: no bundle\. Name one that is here with --to: a, b, c"),
         ("b", "worse", r"toy/b: serves already"),
         ("a", "  ", "--why: is empty"),
+        ("a", "bad\udcff", "--why: is no text in UTF-8, at character 4"),
     ],
 )
 def test_a_way_back_that_is_none(workspace: Workspace, store: Store, to: str, why: str, message: str) -> None:
@@ -125,6 +126,22 @@ def test_a_bundle_that_scores_otherwise_is_no_way_back(
     with pytest.raises(NumericalError):
         back(workspace)
     assert state(workspace, store) == ("b", "b", "b")
+
+
+@pytest.mark.parametrize(
+    ("why", "shown"),
+    [("[/T-1]", "[/T-1]"), ("[bold]", "[bold]"), ("fell\u2028again", "fell"), ("a\x85b", "a"), ("one\ntwo", "one")],
+)
+def test_a_reason_in_any_characters_is_read_again(
+    workspace: Workspace, store: Store, loads: list[str], why: str, shown: str
+) -> None:
+    serve("a", workspace, store)
+    serve("b", workspace, store)
+    back(workspace, why=why)
+    console = Console(record=True, width=120)
+    found = rollback.list_moves("toy", workspace, console)
+    assert found["history"][-1]["why"] == why
+    assert f"│ {shown}" in console.export_text()
 
 
 def test_the_list_tells_the_moves_and_what_is_here(workspace: Workspace, store: Store) -> None:

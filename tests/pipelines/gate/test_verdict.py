@@ -60,6 +60,13 @@ def test_tags_name_what_does_not_hold() -> None:
     assert verdict(GOOD, champion=None).tags() == {"gate": "passed", "gate.champion": "none"}
 
 
+def test_the_table_tells_a_reason_in_brackets_as_it_is() -> None:
+    """A reason may name a file or a value of the log."""
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(verdict_table(verdict(Finding("missing", False, reason="[/shop] of [bold]"))))
+    assert "missing (refused): [/shop] of [bold]" in console.export_text()
+
+
 def test_the_table_is_of_at_most_a_hundred_columns() -> None:
     out = io.StringIO()
     long = Finding("slice calibration", False, 1 / 3, "a bound " * 9, "a reason " * 30)

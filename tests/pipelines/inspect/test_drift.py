@@ -12,8 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ctr.reporting.figures import save_png
 from features.build.build import build_feature_set
+from features.monitor.drift.bins import Common
+from features.monitor.drift.compare import Change, ColumnDrift, Drift
+from features.monitor.drift.noise import Counts
 from pipelines.cli.commands import main
+from pipelines.inspect.drift_figure import drift_figure
 from tests.features.raw import Tables, raw_log, vectors_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -132,6 +137,28 @@ def test_fewer_days_than_the_profile_tells_apart_are_said_to_be_more(quadrank: R
     assert told == {"base": [f"{datetime.fromtimestamp(day, UTC):%Y-%m-%d}", days[1]], "new": days}
     _, out, _ = quadrank("--base", long, "--new", long, "--new-days", 1)
     assert "--new-days" not in out
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    """A price of `$5 to $10` is no mathematics; and signs that the font of pictures lacks print no warning."""
+    base, new = (Counts(counts, counts) for counts in (np.array([[50.0, 50.0]]), np.array([[90.0, 10.0]])))
+    common = Common(("$\\frac{$", "电影"), base, new)
+    psi = Change("psi", None, None, 0.5, 0.1, 1e-9, True)
+    column = ColumnDrift("context.$a$_^", "drift", (psi,), common)
+    figure = drift_figure(Drift(100, 100, ("2026-01-01",) * 2, ("2026-01-02",) * 2, (column,)))
+    save_png(figure, tmp_path / "drift.png")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"\$\frac{\$", "电影"]
+    assert figure.axes[0].get_title() == r"context.\$a\$_^: drift, PSI 0.50"
+
+
+def test_the_axis_of_shares_says_what_its_ticks_are() -> None:
+    """Ticks at steps of 2.5 % are no 2 %, 5 % and 8 %."""
+    base, new = (Counts(counts, counts) for counts in (np.full((1, 10), 10.0), np.array([[20.0] * 4 + [10 / 3] * 6])))
+    column = ColumnDrift("context.load", "drift", (), Common(tuple("abcdefghij"), base, new))
+    figure = drift_figure(Drift(100, 100, ("2026-01-01",) * 2, ("2026-01-02",) * 2, (column,)))
+    shares = figure.axes[0].xaxis.get_major_formatter()
+    assert [shares(share, None) for share in (0.0, 0.025, 0.07, 0.002)] == ["0%", "2.5%", "7%", "0.2%"]
 
 
 @pytest.mark.parametrize("new", ["same", "drifted"])

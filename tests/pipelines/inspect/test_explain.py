@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset
+from features.errors import ConfigError
 from features.store.feature_set import MANIFEST
 from pipelines.inspect.explain import explain_request
 from pipelines.workspace import Workspace
@@ -56,6 +57,13 @@ def test_a_candidate_without_a_row_has_the_id_that_the_request_gives_it(workspac
     found = explained(workspace, console)
     assert {one["item"] for one in found} == {103, 977, 105, 988}
     assert "item 977" in console.export_text()
+
+
+def test_a_request_in_another_encoding_is_refused_with_the_way_out(workspace: Workspace, tmp_path: Path) -> None:
+    request = tmp_path / "latin.json"
+    request.write_bytes('{"user": "café"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.json: cannot be read as JSON: 'utf-8' codec can't decode"):
+        explain_request("latest", request, 4, workspace, Console(quiet=True))
 
 
 def test_scores_beside_drawn_negatives_are_those_of_the_whole_log(workspace: Workspace) -> None:

@@ -118,6 +118,21 @@ def test_the_command_fetches_for_those_who_agree(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["folder"] == str(tmp_path / "data/ml")
 
 
+def test_commands_that_are_suggested_can_be_pasted(
+    tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "served/ml.zip").write_bytes(packed(**{"ml/ratings.csv": "x"}))
+    served = Archive(f"{address}/ml.zip", "ml")
+    monkeypatch.setattr("pipelines.job.download.find_dataset", lambda name: replace(DATASETS[name], archive=served))
+    out = tmp_path / "my [data]"
+    for options in ([], ["--yes"]):
+        with pytest.raises(SystemExit):
+            main(["download", "movielens_latest", "--out", str(out), *options])
+    shown = capsys.readouterr().out
+    assert f"quadrank download movielens_latest --yes --out '{out}'\n" in shown
+    assert f"quadrank features --data conf/data/movielens_latest.yaml --root '{out}/ml'\n" in shown
+
+
 def test_an_unknown_data_set_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["download", "movilens"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from pipelines.inspect import explain, stress, submit
 from pipelines.job import export
-from pipelines.job.load_run import LoadedRun, load_run
+from pipelines.job.load_run import LoadedRun, load_run, parent_of, recent_control
 from pipelines.job.train import Job
 from pipelines.report import report
 from pipelines.workspace import Workspace
@@ -74,6 +75,40 @@ def test_a_run_with_settings_of_another_version_is_refused(workspace: Workspace)
         ConfigError, match=r"config\.json: 2 settings .* 'model\.match_bins': another version trained run"
     ):
         load_run(run.name, workspace)
+
+
+BROKEN = ["{", "[]", b"\xff", "{}", '{"preset": 3, "contract_fingerprint": "a", "feature_set": "b"}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_record_that_was_broken_by_hand_is_named(workspace: Workspace, content: str | bytes) -> None:
+    (config,) = workspace.runs.glob("*/config.json")
+    config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as caught:
+        load_run("latest", workspace)
+    assert str(caught.value) == (
+        f"{config}: is no record of a run's settings, contract and feature set any more. Put the file back as it was, "
+        "or train again."
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"controls": 3}'])
+def test_a_run_whose_record_is_broken_lends_no_control(workspace: Workspace, name: str, content: str) -> None:
+    """The job of tonight does not end for it."""
+    run = workspace.run("latest")
+    (run / name).write_text(content)
+    feature_set = FeatureSet.open(workspace.feature_sets / "toy" / "v1")
+    assert recent_control(PRESET, feature_set, workspace, datetime(2020, 1, 1, tzinfo=UTC)) is None
+
+
+def test_a_champion_whose_manifest_is_broken_means_a_full_training(workspace: Workspace) -> None:
+    feature_set = FeatureSet.open(workspace.feature_sets / "toy" / "v1")
+    bundle = workspace.bundles(feature_set.contract.name) / "b"
+    bundle.mkdir(parents=True)
+    (bundle / "MANIFEST.json").write_text("{")
+    (bundle.parent / "CURRENT").write_text("b")
+    assert parent_of("champion", PRESET, feature_set, workspace, Console(quiet=True)) is None
 
 
 def test_a_run_of_another_contract_is_not_resumed(workspace: Workspace) -> None:

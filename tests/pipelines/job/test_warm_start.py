@@ -27,12 +27,12 @@ TRAIN = TrainConfig(epochs=1, batch_size=50, evaluations_per_epoch=1, controls="
 
 
 class Runs:
-    """A workspace with feature sets of two days and runs on them; `said` is what the last one printed."""
+    """A workspace with feature sets of two days and runs on them; `said` is what was printed last."""
 
     def __init__(self, folder: Path) -> None:
         self.workspace = Workspace(folder)
         self.days: list[FeatureSet] = [grown_feature_set(folder, 1), grown_feature_set(folder, 2)]
-        self.said, self.tags = "", {}
+        self.said, self.said_by, self.tags = "", dict[str, str](), {}
 
     def preset(self, **warm_start: Any) -> Preset:
         return Preset(model=MODEL, train=TRAIN.model_copy(update={"warm_start": WarmStartConfig(**warm_start)}))
@@ -44,6 +44,7 @@ class Runs:
         )
         job.train_and_evaluate(tracker)  # type: ignore[arg-type]
         self.said, self.tags = out.getvalue(), tracker.tags
+        self.said_by[job.run_dir.name] = self.said
         return job.run_dir.name
 
     def config(self, run_id: str) -> dict[str, Any]:
@@ -83,8 +84,9 @@ def tuesday(runs: Runs, monday: str) -> str:
 def test_a_run_says_what_it_went_on_from(runs: Runs, monday: str, tuesday: str) -> None:
     assert runs.config(monday)["warm_start"] is None
     assert runs.config(tuesday)["warm_start"] == {"run_id": monday, "generation": 1}
-    assert f"on from run {monday}" in runs.said
-    assert "item ids kept their rows" in runs.said and "begin anew" not in runs.said
+    said = runs.said_by[tuesday]
+    assert f"on from run {monday}" in said
+    assert "item ids kept their rows" in said and "begin anew" not in said
     assert [generation_of(runs.workspace.runs / run) for run in (monday, tuesday)] == [0, 1]
 
 

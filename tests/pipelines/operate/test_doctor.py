@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -64,6 +67,24 @@ def test_a_disk_is_judged_by_what_a_job_takes(
     assert one.level == level and f"{free:,} bytes are free" in one.text
 
 
+def test_a_workspace_that_may_not_be_written_to_is_looked_at_all_the_same(
+    workspace: Workspace, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def forbidden() -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(workspace.root / ".cache"))
+        yield
+
+    monkeypatch.setattr(registry, "contact", forbidden)
+    monkeypatch.setattr("os.access", lambda path, mode: path != workspace.root.absolute() or mode != os.W_OK)
+    add_bundle(workspace, "z", "a").parent.joinpath("CURRENT").write_text("gone\n")
+    result = examine(workspace, False, Console(file=io.StringIO()))
+    broken = {one["check"]: one["text"] for one in result["findings"] if one["level"] == "broken"}
+    assert broken.keys() == {"workspace", "MLflow", "pointer"}
+    assert broken["workspace"] == f"{workspace.root.absolute()}: this user may not write to it"
+    assert broken["MLflow"].startswith(f"{workspace.root}/.cache: may not be read or written by this user.")
+
+
 def test_what_waits_for_mlflow_is_named_and_sent(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     run = add_run(workspace, run_id(1), "a")
     outbox = Outbox(run / "outbox")
@@ -99,6 +120,18 @@ def test_a_pointer_to_nothing_is_broken(workspace: Workspace, where: str, pointe
     assert one.level == "broken" and "names 'gone'" in one.text and one.mend
 
 
+@pytest.mark.parametrize("where", ["feature_sets", "bundles"])
+def test_a_pointer_that_is_no_text_is_broken(workspace: Workspace, registry: FakeRegistry, where: str) -> None:
+    add_feature_set(workspace, "a")
+    add_bundle(workspace, "b", "a")
+    registry.listed["quadrank-shop"] = [Version("1", "b", "m", ("champion",))]
+    pointer = workspace.root / where / "shop" / "CURRENT"
+    pointer.write_bytes(b"\xff\xfe")
+    told = [one.text for one in found(workspace, "pointer")]
+    assert [text.startswith(f"{pointer}: {pointer}: is no text: ") for text in told] == [True]
+    assert {one.level for one in found(workspace, "disk")} == {"fine"}
+
+
 def test_a_history_that_cannot_be_read_is_broken(workspace: Workspace) -> None:
     add_bundle(workspace, "run", "a")
     (workspace.bundles("shop") / "HISTORY.jsonl").write_text('{"to": }\n')
@@ -106,6 +139,21 @@ def test_a_history_that_cannot_be_read_is_broken(workspace: Workspace) -> None:
     assert one.level == "broken"
     assert "HISTORY.jsonl: line 1 is no move of CURRENT" in one.text
     assert one.mend == "take the line out, or the file away: no job, `promote`, `rollback` or `gc` works until then"
+
+
+def test_records_that_were_broken_by_hand_are_named(workspace: Workspace) -> None:
+    """`gc` removes nothing while one of what is in use is."""
+    config = add_run(workspace, run_id(1), "a") / "config.json"
+    manifest = add_bundle(workspace, run_id(1), "a") / "MANIFEST.json"
+    assert found(workspace, "record") == []
+    config.write_text("{")
+    manifest.write_text('{"model_version": 3, "versions": ["torch"]}')
+    (manifest.parent.parent / "CURRENT").write_text(f"{run_id(1)}\n")
+    told = [(one.level, one.text) for one in found(workspace, "record")]
+    assert told == [
+        ("broken", f"{config}: does not name the feature set of its run"),
+        ("broken", f"{manifest}: does not name the run and the feature set of its bundle"),
+    ]
 
 
 def test_a_bundle_that_got_new_items_is_the_model_of_its_alias(workspace: Workspace, registry: FakeRegistry) -> None:

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from rich.table import Table
+
 from pipelines.operate.log import LoggedConsole
 
 
@@ -17,7 +20,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_messages_go_to_people_to_the_file_and_to_the_run(tmp_path: Path) -> None:
     shown = io.StringIO()
     console = LoggedConsole(tmp_path / "job.jsonl", file=shown, width=80)
-    console.print("feature set [bold]built[/bold]")
+    console.print("feature set built")
     run = tmp_path / "20260101T000000Z-shop"
     run.mkdir()
     console.belongs_to(run)
@@ -49,3 +52,20 @@ def test_without_a_file_the_run_alone_has_the_log(tmp_path: Path) -> None:
     console.print("error", style="bold red")
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     assert lines(tmp_path / "log.jsonl")[0]["level"] == "error"
+
+
+@pytest.mark.parametrize("text", ["runs/[prod]/a", "runs/[/x]", "at :smile: and 12:x:30"])
+def test_what_stands_in_brackets_or_between_colons_is_text(tmp_path: Path, text: str) -> None:
+    """Folders, files and columns have such names; rich would read styles and pictures in them."""
+    shown = io.StringIO()
+    console = LoggedConsole(tmp_path / "log.jsonl", file=shown, width=80)
+    console.print(text)
+    table = Table()
+    table.add_column("path")
+    table.add_row(text)
+    console.print(table)
+    assert shown.getvalue().splitlines()[0] == text
+    assert shown.getvalue().count(text) == 2
+    messages = [json.loads(line)["message"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert messages[0] == text
+    assert text in messages[1]

@@ -21,6 +21,7 @@ from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.diagnosis.permutation_importance import Importance
 from ctr.evaluation.bootstrap import Interval
 from ctr.evaluation.slices import SliceResult
+from ctr.reporting.figures import BLUE, GREY
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.reporting.run_figures import importance_bars, roc_curve, score_histogram, slice_forest
 from features.errors import ConfigError
@@ -151,6 +152,14 @@ def test_a_row_of_weight_two_counts_twice_at_the_top_of_the_ranking():
     assert weighed[weighed.index("<table>") :] == twice[twice.index("<table>") :]
 
 
+def test_the_order_of_rows_decides_nothing_among_equal_scores():
+    # The clicked rows come first, as in the export of a log whose impressions name their clicks first.
+    labels = np.repeat([1.0, 0.0], [25, 75])
+    constant = ranking(Scored(labels, np.full(100, 0.2), np.zeros(100), 0.3, np.ones(100))).html
+    assert "<td>1%</td><td>25.0%</td><td>1.00</td><td>1.0%</td>" in constant
+    assert "<td>50%</td><td>25.0%</td><td>1.00</td><td>50.0%</td>" in constant
+
+
 def test_slices_without_an_auc_are_in_the_table_alone():
     both = SliceResult("age", "old", 40, 10, {"auc": 0.7, "auc_low": 0.6, "auc_high": 0.8, "log_loss": 0.5})
     none = SliceResult("age", "young", 5, 0, {"log_loss": 0.1})
@@ -160,6 +169,13 @@ def test_slices_without_an_auc_are_in_the_table_alone():
     assert "<tr><td>young</td><td>5</td><td>0.0%</td><td></td><td></td><td>0.1000</td><td></td><td></td></tr>" in text
     assert "young" not in text[: text.index("<table>")] and "old" in text[: text.index("<table>")]
     assert "<svg" not in slices([none], 0.75).html
+
+
+def test_the_drop_of_one_user_has_no_interval_and_is_not_called_significant():
+    text = importance([Importance("item", "year", Interval(0.12, 0.12, 0.12))]).html
+    assert "<td>year (item)</td><td>+0.1200</td><td></td>" in text
+    assert GREY.lower() in text
+    assert BLUE.lower() not in text
 
 
 def test_the_pictures_show_what_they_were_given():

@@ -223,6 +223,42 @@ def test_what_is_there_stays(bundles: Path, tmp_path: Path, layout: str) -> None
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
 
 
+def test_a_copy_that_a_killed_command_left_is_pointed_at_by_the_next_one(bundles: Path, tmp_path: Path) -> None:
+    """The kill came between the rename of the copy and the move of `NEWEST`, which servers follow."""
+    for version in (UPSERTED, "run-1"):
+        published(bundles / version, tmp_path, "folder")
+    point_at(tmp_path, UPSERTED, NEWEST)
+    written = (tmp_path / "run-1" / "MANIFEST.json").stat().st_mtime_ns
+    summary = published(bundles / "run-1", tmp_path, "folder")
+    assert (tmp_path / NEWEST).read_text() == "run-1"
+    assert (tmp_path / "run-1" / "MANIFEST.json").stat().st_mtime_ns == written
+    assert 0 < summary["max_logit_difference"] < 1e-5
+
+
+def test_a_copy_that_was_damaged_since_is_not_pointed_at(bundles: Path, tmp_path: Path) -> None:
+    for version in ("run-1", UPSERTED):
+        published(bundles / version, tmp_path, "folder")
+    (tmp_path / "run-1" / "item_table.bin").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"item_table\.bin: changed since it was exported"):
+        published(bundles / "run-1", tmp_path, "folder")
+    assert (tmp_path / NEWEST).read_text() == UPSERTED
+
+
+def test_another_bundle_of_the_same_name_stays(bundles: Path, tmp_path: Path) -> None:
+    """A bundle of another machine may have the name of this one."""
+    shutil.copytree(bundles / UPSERTED, tmp_path / "run-1")
+    with pytest.raises(ConfigError, match=r"run-1: is there already\. Name another folder with --to"):
+        published(bundles / "run-1", tmp_path, "folder")
+    assert not (tmp_path / NEWEST).exists()
+
+
+def test_a_bundle_is_no_copy_of_itself(bundles: Path) -> None:
+    before = (bundles / NEWEST).exists()
+    with pytest.raises(ConfigError, match=r"run-1: is there already\. Name another folder with --to"):
+        published(bundles / "run-1", bundles, "folder")
+    assert (bundles / NEWEST).exists() is before
+
+
 @pytest.mark.parametrize("layout", ["folder", "triton"])
 def test_a_bundle_gets_nothing_more(bundles: Path, tmp_path: Path, layout: str) -> None:
     to = shutil.copytree(bundles / "run-1", tmp_path / "taken")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from features.errors import ConfigError
-from pipelines.study.study import Study, load_study, study_of_models
+from pipelines.study.study import Study, load_study, plan, study_of_models
 
 
 def loaded(folder: Path, **changes: Any) -> Study:
@@ -49,6 +49,16 @@ def test_any_ranker_may_be_the_reference(tmp_path: Path, reference: str) -> None
 @pytest.mark.parametrize("name", ["QIN+", "no vectors", "rate-0.5", "長い"])
 def test_a_variant_may_be_called_what_a_folder_may(tmp_path: Path, name: str) -> None:
     assert list(loaded(tmp_path, variants={name: {}}).variants) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("QIN+", "simulated_qin_"), ("長い", "simulated__"), ("a.b c", "simulated_a_b_c")]
+)
+def test_a_variant_of_any_name_may_change_its_data(tmp_path: Path, name: str, expected: str) -> None:
+    """The name of its feature set is one that a contract may have."""
+    study = loaded(tmp_path, variants={name: {"data": {"history": {"max_len": 4}}}})
+    (found,) = plan(study, Path("conf/train.yaml"), None)
+    assert found.contract.name == expected
 
 
 def test_boosting_as_a_model_is_not_hidden_by_the_control_of_its_name() -> None:

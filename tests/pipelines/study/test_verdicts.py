@@ -167,6 +167,14 @@ def test_every_cell_is_whole_in_a_terminal_of_100_columns(wide):
         assert cell in line_after("transformer_dcnv2", cell, text)
 
 
+def test_a_long_name_is_folded_and_numbers_stay_whole(wide):
+    name = "transformer_dcnv2 with trees beside it, and without the vectors of images"
+    found = {name: wide["transformer_dcnv2"], "shuffled_vectors": wide["shuffled_vectors"]}
+    text = shown(found, "shuffled_vectors")
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def line_after(name: str, cell: str, text: str) -> str:
     return next(line for line in text.splitlines() if line.strip().startswith(name) and cell in line)
 
@@ -177,6 +185,14 @@ def test_metrics_of_lists_have_a_table_where_every_ranker_has_them(wide, compare
     assert len(study_tables(compared, "good")) == 2
     some = wide | {"shuffled_vectors": compared["bad"]}
     assert len(study_tables(some, "transformer_dcnv2")) == 2
+
+
+def test_a_name_with_a_bar_is_one_cell_of_markdown(wide):
+    """A variant is called what a folder may be called."""
+    ranking, *_ = study_tables({"qin|din": wide["transformer_dcnv2"]}, "qin|din")
+    lines = ranking.as_markdown().splitlines()
+    assert lines[2].endswith(r"| against qin\|din |")
+    assert lines[4].startswith(r"| qin\|din | 2 |")
 
 
 def test_markdown_has_the_same_cells(wide):

@@ -1,6 +1,7 @@
 """A worker as a process of its own, whose trials only wait: `python -m tests.pipelines.tune.stub_worker …`.
 
-Prints `drew NUMBER` when a trial has its settings, and `ended NUMBER`.
+Prints `ready` and begins once a line comes or its input ends. Prints `drew NUMBER` when a trial has its settings, and
+`ended NUMBER`.
 """
 
 from __future__ import annotations
@@ -56,13 +57,15 @@ def worker(
         lost.append((trial.number, state))
 
     console = Console(file=sys.stderr)
-    return Worker(study, shared, wanted, console, lambda number: sampler(SEARCH, number), objective, on_lost)
+    return Worker(study, shared, wanted, console, lambda number: sampler(SEARCH, number, {}), objective, on_lost)
 
 
 def main(storage: str, folder: str, wanted: str, seconds: str, interval: str, grace: str) -> int:
     """Work until the study has its trials; returns the exit code."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     lease = Lease(int(interval), int(grace))
+    print("ready", flush=True)
+    sys.stdin.readline()
     try:
         with ending_cleanly():
             worker(storage or None, Path(folder), int(wanted), float(seconds), lease, []).work()

@@ -57,6 +57,14 @@ def test_what_another_study_tried_beyond_this_space_is_drawn(work: Path, untrain
     assert "model.dropout is 0." in told and "train.batch_size is 128 there" in told
 
 
+def test_a_study_takes_no_settings_from_itself(work: Path, untrained: None) -> None:
+    """It would train its own best settings again."""
+    run(work, "itself", 3)
+    with pytest.raises(ConfigError, match=r"--from-study itself: is the study itself"):
+        run_sweep(settings(work), Sweep("itself", space(), None, 5, from_study="itself"))
+    assert len(load(work, "itself").trials) == 3
+
+
 def test_what_another_study_tried_between_the_steps_of_a_grid_is_drawn(work: Path, untrained: None) -> None:
     run(work, "finer", 2, sampler="grid", space={"model.dropout": {"choices": [0.1, 0.07]}})
     grid = space(sampler="grid", space={"model.dropout": {"low": 0.0, "high": 0.2, "step": 0.1}})

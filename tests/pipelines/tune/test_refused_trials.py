@@ -75,6 +75,15 @@ def test_a_trial_that_would_not_fit_into_memory_is_refused_with_the_figure(
         run(work, "large", 1)
 
 
+def test_the_most_frequent_reason_is_told_with_how_often_it_came(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reasons hold figures, so that each may have come once."""
+    free = iter([0, 0, 2**32])
+    monkeypatch.setattr("pipelines.tune.trial.free_bytes", lambda: next(free))
+    monkeypatch.setattr("pipelines.tune.workers.host.estimated_bytes", lambda *about: 2**40)
+    with pytest.raises(ConfigError, match=r"none of 3 trials was trained to its end\. 2 of them: needs about 1024\.0"):
+        run(work, "reasons", 3)
+
+
 def test_a_trial_that_is_refused_is_a_failed_run_in_mlflow(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study goes on, and its run has a child that says why."""
     free = iter([1000, None])

@@ -58,7 +58,7 @@ def number(client: TestClient, name: str) -> float:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    latest = time.monotonic() + 20
+    latest = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < latest
         time.sleep(0.005)
@@ -214,7 +214,7 @@ def test_the_shadow_scores_what_was_answered_and_only_the_log_and_the_metrics_sh
             answer = client.post("/v1/rank", json=request | {"id": name, "top_k": 2}).json()
             assert (answer["variant"], answer["model_version"]) == ("champion", "first")
         shadow = 'quadrank_variant_requests_total{variant="shadow"}'
-        until(lambda: number(client, shadow) == len(met))
+        until(lambda: f"{shadow} {float(len(met))}" in client.get("/metrics").text)  # it is not there before the first
         assert number(client, "quadrank_candidates_total") == 5 * len(requests), "of what was answered"
     rows = logged(shop)
     assert {row["request"] for row in rows if row["variant"] == "shadow"} == met
@@ -266,14 +266,14 @@ def test_a_shadow_that_is_slow_keeps_no_answer_waiting(shop, monkeypatch):
 
     def slow(*_: Any) -> None:
         begun.set()
-        assert end.wait(30)
+        assert end.wait(120)
         raise RuntimeError("late")
 
     with client:
         assert server.ranking.challenger is not None
         monkeypatch.setattr(server.ranking.challenger.current, "scores", slow)
         client.post("/v1/rank", json=REQUEST)
-        assert begun.wait(20)
+        assert begun.wait(60)
         for _ in range(5):
             assert client.post("/v1/rank", json=REQUEST).status_code == 200
         assert not end.is_set()

@@ -182,7 +182,7 @@ def test_a_model_that_takes_too_long_is_not_waited_for(bundles, monkeypatch):
     end, scores = threading.Event(), server.versions.current.scores
 
     def slow(encoded: Any) -> np.ndarray:
-        end.wait(30)
+        end.wait(60)
         return scores(encoded)
 
     with client:
@@ -190,7 +190,7 @@ def test_a_model_that_takes_too_long_is_not_waited_for(bundles, monkeypatch):
         assert client.post("/v1/rank", json=REQUEST).json()["state"] == "fallback"
         assert not end.is_set() and server.ranking.pool.taken == 1
         end.set()
-        latest = time.monotonic() + 10
+        latest = time.monotonic() + 60
         while server.ranking.pool.taken:
             assert time.monotonic() < latest
             time.sleep(0.005)

@@ -304,7 +304,7 @@ def test_readers_see_one_array_or_the_next_while_events_come(earlier: Any) -> No
                 torn.append(added)
 
     live.fold()
-    reader = threading.Thread(target=look)
+    reader = threading.Thread(target=look, daemon=True)
     reader.start()
     for turn in range(60):
         together = [PastEvent(item, MICROS + 101 * MINUTE + turn) for item in items]

@@ -31,7 +31,7 @@ def watched_until_b_answers(source: Wanted, load: Callable[[Path], Any]) -> tupl
     versions = Versions(source, noted, on_refusal=lambda path, reason: refused.append(reason), on_untold=untold.append)
     source.path = B
     versions.watch(0.01)
-    assert loaded.wait(10)
+    assert loaded.wait(60)
     versions.close()
     assert versions.current.bundle.path == B
     return refused, untold
@@ -160,7 +160,7 @@ class Held:
 
     def __call__(self) -> None:
         self.begun.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(120)
 
 
 @contextmanager
@@ -169,11 +169,11 @@ def meanwhile(held: Held, act: Callable[[], object]) -> Iterator[None]:
     thread = threading.Thread(target=act)
     thread.start()
     try:
-        assert held.begun.wait(10)
+        assert held.begun.wait(60)
         yield
     finally:
         held.go_on.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -182,7 +182,7 @@ def rolled_back(versions: Versions) -> Path:
     found: list[Path] = []
     thread = threading.Thread(target=lambda: found.append(versions.roll_back().bundle.path), daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert found, "it waits"
     return found[0]
 

@@ -50,8 +50,8 @@ class RedisServer:
         arguments = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no"]
         with (self.folder / "log").open("ab") as output:
             self.process = subprocess.Popen([self.binary, *arguments], cwd=self.folder, stdout=output, stderr=output)
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and self.process.poll() is None:
             with suppress(redis.RedisError), self.client() as client:
                 client.ping()
                 return

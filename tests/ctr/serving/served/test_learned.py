@@ -68,7 +68,9 @@ def folder(ranker: Ranker, feature_set: FeatureSet, tmp_path_factory: pytest.Tem
             clicks.append({"request": row["request"], "item": int(best), "time": (second + 20) * SECOND})
         if i % 5 == 0:  # the last candidate, too late
             clicks.append({"request": row["request"], "item": int(row["candidates"][-1]), "time": 10**13})
-    pl.DataFrame(clicks).with_columns(pl.from_epoch("time", "us")).write_parquet(folder / "clicks.parquet")
+    pl.DataFrame(clicks).with_columns(pl.from_epoch("time", "us").dt.replace_time_zone("UTC")).write_parquet(
+        folder / "clicks.parquet"
+    )
     for name in ("items", "users", "text"):
         (folder / f"{name}.parquet").write_bytes((raw / f"{name}.parquet").read_bytes())
     return folder

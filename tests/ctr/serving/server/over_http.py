@@ -18,9 +18,14 @@ SECONDS = 60  # a busy machine answers within
 
 
 @contextmanager
-def serving(server: Server) -> Iterator[int]:
-    """The port on which the app answers, as it does in production: uvicorn, our protocol over httptools."""
+def serving(server: Server, held: int | None = None) -> Iterator[int]:
+    """The port on which the app answers, as it does in production: uvicorn, our protocol over httptools.
+
+    `held`: bytes of an answer that the system holds for a client that takes none; without it some 4 MB.
+    """
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        if held is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, held)  # each connection has it from here
         protocol: Any = partial(EndsSlowClients, server.config.receive_seconds)
         config = uvicorn.Config(server.app(), http=protocol, ws="none", log_level="error")
         running = uvicorn.Server(config)

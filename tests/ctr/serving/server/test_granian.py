@@ -17,7 +17,7 @@ import pytest
 from ctr.serving.ranker import Ranker
 from tests.ctr.serving.shop import REQUEST
 
-START_SECONDS = 120
+START_SECONDS = 240
 SCRIPT = """
 import sys
 from pathlib import Path

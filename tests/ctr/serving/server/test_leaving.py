@@ -27,7 +27,7 @@ from ctr.serving.termination import on_termination
 from features.errors import DataError
 from tests.ctr.serving.shop import serve_config
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 def ready(address: str) -> int:
@@ -82,7 +82,9 @@ def test_a_second_signal_ends_several_processes_at_once(bundles: Path):
         for said in ("startup complete", "Terminated child process"):
             seen = 0
             while seen < 2:
-                seen += said in server.stdout.readline()
+                line = server.stdout.readline()
+                assert line, f"it ended before {said!r}"
+                seen += said in line
             server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     finally:

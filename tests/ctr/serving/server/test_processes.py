@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,29 @@ def test_each_process_is_replaced_on_its_own_socket(name: str, monkeypatch: pyte
     finally:
         for one in sockets:
             one.close()
+
+
+def test_a_process_that_ends_while_it_begins_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn asks it whether it lives; who holds the other end of the pipe too would wait for a minute."""
+
+    class Beginning:
+        pid = 1
+
+        def __init__(self, *_: Any) -> None:
+            self.parent_conn, self.child_conn = Pipe()
+
+        def start(self) -> None:
+            self.own_end = os.dup(self.child_conn.fileno())
+
+    monkeypatch.setattr("ctr.serving.server.processes.Process", Beginning)
+    with socket.socket() as one:
+        supervisor = Processes(Config("none:app", workers=1), [one])
+        supervisor.init_processes()
+    (process,) = supervisor.processes
+    assert not process.parent_conn.poll(0)
+    os.close(process.own_end)  # type: ignore[attr-defined]
+    assert process.parent_conn.poll(0)
+    process.parent_conn.close()
 
 
 @pytest.mark.parametrize(("pid", "exitcode", "ends"), [(1, 4, True), (1, 1, False), (1, -9, False), (7, 4, False)])

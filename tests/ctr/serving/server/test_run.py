@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ctr.serving.server.run import check_address, run_server
 from features.errors import ConfigError
 from tests.ctr.serving.shop import REQUEST
 
-START_SECONDS = 120
+START_SECONDS = 240
 MOST_MIB = 250  # without the item table
 
 
@@ -109,7 +110,8 @@ def test_every_process_ends_connections_on_which_no_head_comes(start):
         client.sendall(b"POST /v1/rank HTTP/1.1\r\nhost")
     assert post(address, REQUEST)["state"] == "ok"
     for client in clients:
-        assert client.recv(1000) == b""
+        with suppress(ConnectionResetError):  # ended before its half of a head came
+            assert client.recv(1000) == b""
         client.close()
     assert post(address, REQUEST)["state"] == "ok"
 

@@ -54,7 +54,7 @@ def answer(name: str = "r", asked: bytes = b"{}") -> Answer:
 
 
 def until(condition: Any) -> None:
-    latest = time.monotonic() + 10
+    latest = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < latest
         time.sleep(0.005)
@@ -103,7 +103,7 @@ def test_a_part_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path: Pat
     assert flushed == [(f".{part.path.name}", False), (tmp_path.name, True)]
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_a_part_that_cannot_be_written_is_dropped_and_the_next_is_written(tmp_path: Path):
     folder, dropped = tmp_path / "served", []
     log = ServedLog(LogSettings(folder=folder, rows_per_part=2), lambda: dropped.append(1))
@@ -143,7 +143,7 @@ def test_no_part_stays_open_until_another_process_takes_it_for_one_that_was_left
     assert LogSettings(seconds_per_part=LEFT_SECONDS / 2)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_what_does_not_fit_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dropped: list[int] = []
     monkeypatch.setattr(ServedLog, "_write_parts", lambda self: time.sleep(0.3))
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_dropped(tmp_path: Path, monkeypatch: pytest.Monkey
     log.close()
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_what_waits_is_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dropped: list[int] = []
     monkeypatch.setattr(ServedLog, "_write_parts", lambda self: None)
@@ -198,7 +198,7 @@ def test_arrays_count_among_the_bytes_and_what_the_log_does_not_need_is_let_go(
     log.close()
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_a_part_grows_by_groups_while_it_is_open(tmp_path: Path):
     log = ServedLog(LogSettings(folder=tmp_path))
     for place in range(GROUP + 3):
@@ -214,7 +214,7 @@ def test_a_part_grows_by_groups_while_it_is_open(tmp_path: Path):
     assert written.read()["candidates"].to_pylist()[-1] == ["1", "2"]
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_an_answer_that_cannot_be_a_row_is_dropped_alone(tmp_path: Path):
     dropped: list[int] = []
     log = ServedLog(LogSettings(folder=tmp_path), lambda: dropped.append(1))
@@ -226,7 +226,7 @@ def test_an_answer_that_cannot_be_a_row_is_dropped_alone(tmp_path: Path):
     assert (pq.read_table(part)["request"].to_pylist(), len(dropped)) == (["before", "after"], 1)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("where", "lost"), [("ctr.serving.server.served_log.served_table", 2), ("ctr.serving.served.part.flush", 4)]
 )

@@ -67,7 +67,9 @@ def flip_under_load(
             while server.versions.current.model_version != version:
                 assert time.monotonic() < latest, "it does not follow"
                 time.sleep(0.005)
-            for _ in range(2 * threads):
+            while asked.acquire(blocking=False):
+                pass  # of the version before
+            for _ in range(2 * threads):  # each thread has begun at most one of them before
                 assert asked.acquire(timeout=SECONDS)
         end.set()
         for asker in askers:

@@ -107,7 +107,7 @@ def draws(search: SearchSpace, trials: int) -> list[dict[str, float]]:
 
     study = optuna.create_study()
     for number in range(trials):
-        study.sampler = sampler(search, number)
+        study.sampler = sampler(search, number, {})
         study.optimize(objective, n_trials=1)
     return [trial.params for trial in study.trials]
 
@@ -139,6 +139,32 @@ def test_a_grid_has_what_its_conditions_leave() -> None:
     assert grid_size(of(space=space), {}) == float("inf")
 
 
+@pytest.mark.parametrize("architecture", ["qin", "other"])
+def test_a_grid_draws_what_its_conditions_leave_once(architecture: str) -> None:
+    """Layers are searched with one architecture alone, which is not searched; a choice may be a list."""
+    space = {
+        "model.rows": {"low": 1, "high": 3, "when": {"model.hidden": [[16, 8]]}},
+        "model.hidden": {"choices": [[8], [16, 8]]},
+        "model.layers": {"low": 1, "high": 2, "when": {"model.architecture": "qin"}},
+        "model.dropout": {"low": 0.1, "high": 0.3, "step": 0.1},
+    }
+    search, current = of(sampler="grid", space=space), {"model.architecture": architecture}
+    size = int(grid_size(search, current))
+    assert size == (4 * 2 * 3 if architecture == "qin" else 4 * 3)
+    study = optuna.create_study()
+    study.enqueue_trial({"model.hidden": "[8]", "model.dropout": 0.2, "model.layers": 1})
+    for number in range(size):
+        study.sampler = sampler(search, number, current)
+        study.optimize(lambda trial: float(len(suggest(search, trial, current))), n_trials=1)
+    assert len({tuple(sorted(one.params.items())) for one in study.trials}) == size
+
+
+def test_a_seed_repeats_the_order_of_a_grid() -> None:
+    search = of(sampler="grid", space={"model.layers": {"low": 1, "high": 3}, "model.rows": {"choices": [1, 4]}})
+    assert draws(search, 6) == draws(search, 6)
+    assert draws(search, 6) != draws(search.model_copy(update={"seed": 2}), 6)
+
+
 @pytest.mark.parametrize("drawn", [{}, {"model.layers": 2}])
 def test_a_grid_goes_on_after_a_trial_that_ended_before_it_was_drawn(drawn: dict[str, int]) -> None:
     """Its worker was stopped while it drew: without a part of its settings it stands for no point of the grid."""
@@ -147,7 +173,7 @@ def test_a_grid_goes_on_after_a_trial_that_ended_before_it_was_drawn(drawn: dict
     scales = {name: optuna.distributions.IntDistribution(1, 3) for name in drawn}
     failed = optuna.create_trial(state=optuna.trial.TrialState.FAIL, params=drawn, distributions=scales)
     for number in range(7):
-        study.sampler = sampler(search, number)
+        study.sampler = sampler(search, number, {})
         if number == 2:
             study.add_trial(failed)
         else:
@@ -159,7 +185,7 @@ def test_a_grid_goes_on_after_a_trial_that_ended_before_it_was_drawn(drawn: dict
 def test_cmaes_without_its_package_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"cmaes needs the package cmaes.*quadrank\[tune\]"):
-        sampler(of(sampler="cmaes"), 0)
+        sampler(of(sampler="cmaes"), 0, {})
 
 
 def test_cmaes_draws_within_the_space() -> None:

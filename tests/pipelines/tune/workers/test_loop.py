@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages._heartbeat import HeartbeatThread
 from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import ConfigError, LockError, QuadRankError, StoreAwayError
@@ -25,10 +30,18 @@ from tests.pipelines.tune.stub_worker import worker
 INTERVAL, GRACE = 1, 5
 
 
-def start(folder: Path, wanted: int, seconds: float, storage: str = "") -> subprocess.Popen[str]:
+def start(
+    folder: Path,
+    wanted: int,
+    seconds: float,
+    storage: str = "",
+    begins: int = subprocess.DEVNULL,
+    grace: int = GRACE,
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.pipelines.tune.stub_worker", storage, str(folder), str(wanted),
-               str(seconds), str(INTERVAL), str(GRACE)]  # fmt: skip
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               str(seconds), str(INTERVAL), str(grace)]  # fmt: skip
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=begins, stdout=pipe, stderr=pipe, text=True)
 
 
 def ended(*processes: subprocess.Popen[str]) -> list[int]:
@@ -89,7 +102,7 @@ def test_a_worker_that_is_asked_to_end_leaves_its_trial_in_the_queue(tmp_path: P
 
 def test_a_suspended_worker_finds_its_trial_taken_and_goes_on(tmp_path: Path) -> None:
     """It stands still for longer than the grace; another worker has done its trial when it wakes."""
-    late = start(tmp_path, 2, 1.0)
+    late = start(tmp_path, 2, 5.0)
     number = until(late, "drew")
     late.send_signal(signal.SIGSTOP)
     assert ended(start(tmp_path, 2, 0.05)) == [0]
@@ -256,6 +269,35 @@ def test_a_failure_that_nobody_explained_ends_the_worker(tmp_path: Path) -> None
         broken.work()
 
 
+def test_a_worker_that_died_before_optuna_s_first_heartbeat_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna beats in a thread, which may come later than the signature: without a beat nobody would look for it."""
+    storage, lost = f"sqlite:///{tmp_path / 'stub.db'}", list[tuple[int, str]]()
+    dying = worker(storage, tmp_path, 1, 0.0, Lease(1, 5), [])
+    tried = dying.objective
+
+    def killed(trial: optuna.Trial, drawn: Callable[[], None]) -> Any:
+        tried(trial, drawn)
+        raise SystemExit
+
+    object.__setattr__(dying, "objective", killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(HeartbeatThread, "start", lambda self: None)
+        patch.setattr(HeartbeatThread, "join", lambda self: None)
+        with pytest.raises(SystemExit):
+            dying.work()
+    with closing(sqlite3.connect(tmp_path / "stub.db")) as connection, connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+    clock = SimpleNamespace(time=time.time, sleep=lambda seconds: pytest.fail("it waits for the dead"))
+    monkeypatch.setattr("pipelines.tune.workers.loop.time", clock)
+    other = worker(storage, tmp_path, 1, 0.0, Lease(1, 5), lost)
+    other.work()
+    found = other.study.get_trials()
+    assert [state_of(trial, found) for trial in found] == ["retried", "complete"]
+    assert lost == [(0, "retried")]
+
+
 def test_an_ended_study_gets_no_new_trials(tmp_path: Path) -> None:
     one = worker(None, tmp_path, 1, 0.0, Lease(), [])
     one.work()
@@ -273,7 +315,14 @@ def test_a_study_that_was_ended_goes_on_for_a_worker_that_does_not_end_by_that_r
 
 
 def test_four_workers_on_a_fresh_store_share_the_trials(tmp_path: Path) -> None:
-    assert ended(*(start(tmp_path, 8, 0.05) for _ in range(4))) == [0] * 4
+    workers = [start(tmp_path, 8, 0.5, begins=subprocess.PIPE, grace=120) for _ in range(4)]
+    for one in workers:
+        assert one.stdout is not None and one.stdout.readline() == "ready\n"
+    for one in workers:  # together: on a busy machine the first one to start would have done all of them
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    assert ended(*workers) == [0] * 4
     found = trials_of(tmp_path)
     assert [one.state for one in found] == [TrialState.COMPLETE] * 8
     assert len(distinct(found)) == 8 and len({one.user_attrs[WORKER] for one in found}) > 1

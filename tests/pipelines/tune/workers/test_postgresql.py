@@ -61,7 +61,7 @@ def test_a_killed_worker_s_trial_is_found_by_optuna_s_heartbeat(database: str, t
 
 def test_a_late_worker_is_told_that_its_trial_was_taken(database: str, tmp_path: Path) -> None:
     """It stands still for longer than the grace, goes on, and finds its trial finished by the other one."""
-    late = start(tmp_path, 2, 3.0, database)
+    late = start(tmp_path, 2, 5.0, database)
     until(late, "drew")
     late.send_signal(signal.SIGSTOP)
     other = start(tmp_path, 2, 0.05, database)

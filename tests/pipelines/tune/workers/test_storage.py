@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
 
 from features.errors import ConfigError, TryAgainError
@@ -16,6 +19,10 @@ from pipelines.workspace import Workspace
 
 def of(storage: str | None, folder: Path) -> SharedStorage:
     return SharedStorage.of(storage, "daily", Workspace(folder), Lease())
+
+
+def of_name(study: str, folder: Path) -> SharedStorage:
+    return SharedStorage.of(None, study, Workspace(folder), Lease())
 
 
 def test_a_study_has_a_journal_of_its_own_by_default(tmp_path: Path) -> None:
@@ -30,6 +37,15 @@ def test_a_study_whose_name_is_no_name_of_a_folder_is_refused(name: str, storage
     """What its trials leave waiting for MLflow would be found by nobody."""
     with pytest.raises(ConfigError, match=rf"study '{name}': its trials lie in a folder of this name"):
         SharedStorage.of(storage, name, Workspace(tmp_path), Lease())
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_refused(tmp_path: Path) -> None:
+    """Else the command would end as one that may be tried again, and never succeed."""
+    for name in ("x" * 150, "ä" * 75):
+        of_name(name, tmp_path).open()
+    for name in ("x" * 151, "ä" * 76):
+        with pytest.raises(ConfigError, match=r"It has 15[12] bytes: choose a name of at most 150\."):
+            of_name(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +71,18 @@ def test_postgresql_without_its_driver_says_what_brings_it(tmp_path: Path, monke
     monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
     with pytest.raises(ConfigError, match=r"needs psycopg, which is not installed.*quadrank\[tune\]"):
         of("postgresql://host/db", tmp_path)
+
+
+def test_a_heartbeat_outlives_a_moment_without_the_database(tmp_path: Path) -> None:
+    """Optuna beats in a thread that an error would end, and the trial would be another worker's a minute later."""
+    storage = of(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).open()
+    trial_id = storage.create_new_trial(optuna.create_study(storage=storage)._study_id)
+    with closing(sqlite3.connect(tmp_path / "x.db")) as database:
+        database.execute("ALTER TABLE trial_heartbeats RENAME TO away")
+        storage.record_heartbeat(trial_id)
+        database.execute("ALTER TABLE away RENAME TO trial_heartbeats")
+        storage.record_heartbeat(trial_id)
+        assert database.execute("SELECT COUNT(*) FROM trial_heartbeats").fetchone() == (1,)
 
 
 def test_a_database_that_is_away_is_told_without_its_password(tmp_path: Path) -> None:
@@ -83,5 +111,5 @@ def test_one_worker_at_a_time_has_the_lock(tmp_path: Path) -> None:
         waiting.start()
         waiting.join(0.3)
         seen.append("first leaves")
-    waiting.join(10)
+    waiting.join(60)
     assert seen == ["first leaves", "second"]
