@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -172,16 +172,27 @@ def config_of(run_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is gone, or was broken since it was written.
     """
-    path = run_dir / CONFIG
+    kinds = {"preset": dict, "contract_fingerprint": str, "feature_set": str}
+    return _record(run_dir / CONFIG, kinds, "settings, contract and feature set")
+
+
+def metrics_of(run_dir: Path) -> dict[str, Any]:
+    """What an evaluated run was measured at: `metrics` by split, `tasks` of further labels, and `controls`.
+
+    Raises:
+        DataError: the file is gone, or was broken since it was written.
+    """
+    return _record(run_dir / METRICS, {"metrics": dict, "tasks": dict, "controls": dict}, "metrics and controls")
+
+
+def _record(path: Path, kinds: Mapping[str, type], of_what: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         content = None
-    kinds = {"preset": dict, "contract_fingerprint": str, "feature_set": str}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise DataError(
-            f"{path}: is no record of a run's settings, contract and feature set any more. Put the file back as it "
-            "was, or train again."
+            f"{path}: is no record of a run's {of_what} any more. Put the file back as it was, or train again."
         )
     return content
 

@@ -6,7 +6,6 @@ curve is one row by (name, moment, step, value), a run and a registered version 
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 import uuid
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ctr.reporting.mlflow_flavor import BUNDLE, MODEL, save_flavor
 from ctr.reporting.mlflow_store import MlflowStore
 from ctr.serving.bundle import BundleManifest, open_bundle
+from features.progress import say
 
 BEGUN_BY = "quadrank.begun_by"  # tag of a run: id of the entry that began it
 PARENT = "mlflow.parentRunId"  # tag of a run: the run that it is nested under
@@ -253,7 +253,7 @@ class MoveAlias(_Entry):
         if moved > self.moment:
             version = known.versions.get(self.version, self.version)
             text = f"models:/{self.name}@{self.alias} was moved since: version {version}, which waited, does not get it"
-            print(text, file=sys.stderr, flush=True)
+            say(text)
             return
         self.deliver(store, known)
 

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pydantic import BaseModel, TypeAdapter
 from ctr.reporting.entries import Entry, File, Known, Params, Points, Tag, new_id
 from ctr.reporting.mlflow_store import MlflowStore
 from features.errors import StoreAwayError
+from features.progress import say
 from features.store.atomic import flush, write_text
 from features.store.disk import disk_trouble
 
@@ -209,7 +209,7 @@ class Delivery:
         except Exception as error:
             if not isinstance(entry, OF_A_RUN) or disk_trouble(error):
                 raise
-            print(f"MLflow refuses a {entry.kind}, the run goes on: {error}", file=sys.stderr, flush=True)
+            say(f"MLflow refuses a {entry.kind}, the run goes on: {error}")
             self.outbox.refuse(entry, error)
             return before
         if known != before:
@@ -239,6 +239,6 @@ class Delivery:
         assert self.outbox is not None
         if self._wait == FIRST_WAIT:
             reason = str(away).partition(" Start the server")[0]
-            print(f"{reason} What is logged waits in {self.outbox.folder}", file=sys.stderr, flush=True)
+            say(f"{reason} What is logged waits in {self.outbox.folder}")
         self._next_try = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, LONGEST_WAIT)

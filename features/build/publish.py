@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import IO
 from features.build.revision import code_hash
 from features.contract.contract import Contract
 from features.errors import DataError, LockError
+from features.progress import say
 from features.sources.files import content_hash, find_files
 from features.store.atomic import flush, flush_tree
 from features.store.disk import folder_bytes
@@ -64,7 +64,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def _lock_within(wait: float, file: IO[str], folder: Path) -> bool:
-    print(f"{folder}: another process builds this feature set; waiting up to {wait:,g} s", file=sys.stderr, flush=True)
+    say(f"{folder}: another process builds this feature set; waiting up to {wait:,g} s")
     until = time.monotonic() + wait
     while time.monotonic() < until:
         time.sleep(min(SECONDS_BETWEEN_TRIES, wait))

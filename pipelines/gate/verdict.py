@@ -114,9 +114,9 @@ class Verdict:
 def verdict_table(verdict: Verdict) -> Table:
     """Rules with their figures and bounds, at most 100 columns wide; what does not hold is told below."""
     against = verdict.champion or "no champion"
-    told = [f"{one.rule} ({word_of(one)}): {one.reason}" for one in verdict.findings if one.reason]
+    reasons = [f"{one.rule} ({word_of(one)}): {one.reason}" for one in verdict.findings if one.reason]
     table = Table(
-        caption=Text("\n".join(told)),
+        caption=Text("\n".join(reasons)),
         caption_justify="left",
         title=f"gate: {verdict.model_version} against {against}, {verdict.rows:,} fresh rows",
         title_justify="left",

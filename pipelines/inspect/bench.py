@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from features.errors import ConfigError
+from features.progress import say
 from features.store.atomic import write_text
 from pipelines.checkout import checkout
 
@@ -42,7 +42,7 @@ def run_bench(name: str, console: Console, out: Path | None, work: Path | None, 
         _make(folder)
     with tempfile.TemporaryDirectory(prefix="quadrank-bench-", dir=work) as scratch:
         # Absolute: what is measured runs in processes that start in the checkout.
-        report = import_module(f"benchmarks.bench_{name}").run(Path(scratch).resolve(), _say, **arguments)
+        report = import_module(f"benchmarks.bench_{name}").run(Path(scratch).resolve(), say, **arguments)
     payload = {"bench": name, "machine": describe(), "results": report.results, "ratios": report.ratios}
     if report.sections:
         payload["sections"] = {section.title: section.results for section in report.sections}
@@ -71,10 +71,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error}") from None
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _print(console: Console, name: str, report: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from features.point_in_time.newest_events import require_events_in_time
 from features.store.feature_set import FeatureSet
 from features.store.pointer import NEWEST, point_at
 from pipelines.job.load_run import WARM_START, load_run
-from pipelines.workspace import METRICS, Workspace, config_of
+from pipelines.workspace import Workspace, config_of, metrics_of
 
 
 def export_model(
@@ -48,7 +47,7 @@ def export_model(
     Raises:
         ConfigError: `out` exists and is not empty, or pasts of a log without events in time.
     """
-    record = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
+    record = metrics_of(run_dir)
     config = config_of(run_dir)
     of_tasks = {
         f"{split}: {name}": values for split, tasks in record["tasks"].items() for name, values in tasks.items()

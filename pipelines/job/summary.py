@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -122,4 +123,5 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
     optimum = summary.controls.get("optimum")
     if optimum:
         share = optimal_lift_share(summary.metrics[split]["auc"], optimum["auc"])
-        console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")
+        if math.isfinite(share):  # where the optimum itself is above chance
+            console.print(f"  {share:.1%} of the optimal AUC lift over 0.5 (the optimum knows the true probabilities)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctr.training.checkpoint import MODEL
 from pipelines.job.summary import Metrics
-from pipelines.workspace import CONFIG, METRICS
+from pipelines.workspace import CONFIG, config_of, metrics_of
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class RunRecord:
     @classmethod
     def read(cls, run_dir: Path) -> RunRecord:
         """Read the folder of a run that was evaluated."""
-        record = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
+        record = metrics_of(run_dir)
         config = run_dir / CONFIG
         lines = (run_dir / "curve.jsonl").read_text(encoding="utf-8").splitlines()
         return cls(
             run_id=run_dir.name,
-            config=json.loads(config.read_text(encoding="utf-8")),
+            config=config_of(run_dir),
             metrics=record["metrics"],
             controls=record["controls"],
             curve=[json.loads(line) for line in lines],

@@ -277,8 +277,8 @@ def _headline(metrics: Metrics, controls: Mapping[str, Metrics]) -> list[tuple[s
     shown = [(names[key], f"{metrics[key]:.4f}", asides[key]) for key in names if key in metrics]
     if "optimum" in controls:
         share = optimal_lift_share(metrics["auc"], controls["optimum"]["auc"])
-        told = "none" if math.isnan(share) else f"{share:.1%}"
-        shown.append(("Of the optimum", told, "of the possible AUC above 0.5"))
+        of_optimum = "none" if math.isnan(share) else f"{share:.1%}"
+        shown.append(("Of the optimum", of_optimum, "of the possible AUC above 0.5"))
     return shown
 
 

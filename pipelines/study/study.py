@@ -126,7 +126,7 @@ def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
             raise ConfigError(f"--models: {path}: {path.stem!r} is the name of a control. Rename the file.")
         variants[path.stem] = {"model": str(path)}
     content = {
-        "name": re.sub("[^a-z0-9]+", "_", "_".join(path.stem for path in (data, *found[:3])).lower()),
+        "name": re.sub("[^a-z0-9]+", "_", "_".join(path.stem for path in (data, *found)).lower()),
         "data": str(data),
         "base": str(first),
         "seeds": seeds,

@@ -148,9 +148,9 @@ def outcome_of(
     done = [one for one in counted(trials) if one.state is TrialState.COMPLETE]
     if not done:
         errors = Counter(str(one.user_attrs.get("error", "lost")) for one in counted(trials))
-        told = [f"{times} of them: {cause}" for cause, times in errors.most_common(1)] or ["None was started."]
+        frequent = [f"{times} of them: {cause}" for cause, times in errors.most_common(1)] or ["None was started."]
         raise ConfigError(
-            f"study {study.study_name!r}: none of {len(counted(trials))} trials was trained to its end. {told[0]}"
+            f"study {study.study_name!r}: none of {len(counted(trials))} trials was trained to its end. {frequent[0]}"
         )
     if finalists:
         first = finalists[0]

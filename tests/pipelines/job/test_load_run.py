@@ -20,7 +20,8 @@ from pipelines.job import export
 from pipelines.job.load_run import LoadedRun, load_run, parent_of, recent_control
 from pipelines.job.train import Job
 from pipelines.report import report
-from pipelines.workspace import Workspace
+from pipelines.report.record import RunRecord
+from pipelines.workspace import Workspace, metrics_of
 from tests.toy import toy_feature_set
 from tests.trained import random_model
 
@@ -90,6 +91,22 @@ def test_a_record_that_was_broken_by_hand_is_named(workspace: Workspace, content
         f"{config}: is no record of a run's settings, contract and feature set any more. Put the file back as it was, "
         "or train again."
     )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", b"\xff", "{}", '{"metrics": {}, "tasks": {}, "controls": 3}'])
+def test_metrics_that_were_broken_by_hand_are_named(workspace: Workspace, content: str | bytes) -> None:
+    run = workspace.run("latest")
+    (run / "metrics.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    wanted = (
+        f"{run / 'metrics.json'}: is no record of a run's metrics and controls any more. Put the file back as it was, "
+        "or train again."
+    )
+    with pytest.raises(DataError) as caught:
+        metrics_of(run)
+    assert str(caught.value) == wanted
+    with pytest.raises(DataError) as caught:
+        RunRecord.read(run)
+    assert str(caught.value) == wanted
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,8 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ctr.reporting.mlflow_registry import Registered, Version
 from features.errors import StoreAwayError
+from pipelines.operate.cleaning import clean
 from pipelines.workspace import Workspace
 
 
@@ -78,3 +82,13 @@ def add_bundle(workspace: Workspace, run: str, feature_set: str, name: str = "sh
     folder.mkdir(parents=True)
     (folder / "MANIFEST.json").write_text(json.dumps({"model_version": run, "feature_set": feature_set}))
     return folder
+
+
+def cleaned(workspace: Workspace, keep: int = 1, yes: bool = False) -> dict[str, Any]:
+    """What `gc` answers."""
+    return clean(workspace, keep, yes, Console(file=io.StringIO()))
+
+
+def unused(workspace: Workspace, keep: int = 1) -> dict[str, str]:
+    """Kind of all that `gc` would remove, by place."""
+    return {one["what"]: one["kind"] for one in cleaned(workspace, keep)["unused"]}

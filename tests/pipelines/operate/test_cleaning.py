@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -13,52 +12,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_registry import Version
 from ctr.reporting.outbox import Outbox
-from features.errors import DataError, StoreAwayError
+from features.errors import StoreAwayError
 from pipelines.locks import locked
-from pipelines.operate.cleaning import clean
 from pipelines.operate.uses import Uses, uses
 from pipelines.workspace import Workspace
-from tests.pipelines.operate.places import FakeRegistry, add_bundle, add_feature_set, add_run, run_id
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path)
-
-
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
-    registry = FakeRegistry()
-    monkeypatch.setattr("pipelines.operate.cleaning.Registry", lambda root: registry)
-    return registry
-
-
-def cleaned(workspace: Workspace, keep: int = 1, yes: bool = False) -> dict[str, Any]:
-    return clean(workspace, keep, yes, Console(file=io.StringIO()))
-
-
-def unused(workspace: Workspace, keep: int = 1) -> dict[str, str]:
-    return {one["what"]: one["kind"] for one in cleaned(workspace, keep)["unused"]}
-
-
-@pytest.fixture
-def days(workspace: Workspace, registry: FakeRegistry) -> list[str]:
-    """Runs of 40, 30, 20 and 10 days ago, each with a feature set and a bundle of its own."""
-    runs = [run_id(days_ago) for days_ago in (40, 30, 20, 10)]
-    for day, run in enumerate(runs):
-        for path in (
-            add_feature_set(workspace, f"set-{day}"),
-            add_run(workspace, run, f"set-{day}"),
-            add_bundle(workspace, run, f"set-{day}"),
-        ):
-            os.utime(path, (1000 + day, 1000 + day))
-    registry.listed["quadrank-shop"] = [Version(str(9 - day), run, f"m{day}", ()) for day, run in enumerate(runs)]
-    return runs
+from tests.pipelines.operate.places import (
+    FakeRegistry,
+    add_bundle,
+    add_feature_set,
+    add_run,
+    cleaned,
+    run_id,
+    unused,
+)
 
 
 def test_a_verdict_goes_with_its_bundle(workspace: Workspace, days: list[str]) -> None:
@@ -438,62 +408,3 @@ def test_a_registry_that_is_away_removes_nothing(workspace: Workspace, days: lis
     with pytest.raises(StoreAwayError):
         cleaned(workspace, yes=True)
     assert len(list(workspace.runs.iterdir())) == 4
-
-
-def test_a_history_that_cannot_be_read_is_named_and_nothing_goes(workspace: Workspace, days: list[str]) -> None:
-    """Which bundles were in use is not known then."""
-    file = workspace.bundles("shop") / "HISTORY.jsonl"
-    file.write_text('{"from": null, "to": "a"}\n{"to": }\n')
-    with pytest.raises(DataError) as found:
-        cleaned(workspace, yes=True)
-    line = "'{\"to\": }'"
-    assert str(found.value) == f"{file}: line 2 is no move of CURRENT: {line}. Take the line out, or the file away."
-    assert [(workspace.bundles("shop") / run).is_dir() for run in days] == [True] * 4
-
-
-@pytest.mark.parametrize("content", ["[]", "{", '{"feature_set": 5}', '{"warm_start": {"run_id": "a"}}', "{}"])
-def test_a_run_in_use_whose_config_is_broken_is_named_and_nothing_goes(
-    workspace: Workspace, days: list[str], content: str
-) -> None:
-    """Which feature set it needs is not known then."""
-    file = workspace.runs / days[3] / "config.json"
-    file.write_text(content)
-    with pytest.raises(DataError) as found:
-        cleaned(workspace, yes=True)
-    assert str(found.value) == (
-        f"{file}: does not name the feature set of its run, which is in use, so what may go is not known. Put the file "
-        "back as it was, or take the folder away."
-    )
-    assert [(workspace.runs / run).is_dir() for run in days] == [True] * 4
-
-
-def test_a_run_whose_config_is_broken_goes_as_any_other(workspace: Workspace, days: list[str]) -> None:
-    (workspace.runs / days[0] / "config.json").write_text('{"feature_set": 5, "warm_start": "x"}')
-    assert unused(workspace)[f"runs/{days[0]}"] == "run"
-
-
-@pytest.mark.parametrize(
-    "content", ["[]", "{", '{"model_version": "x"}', '{"model_version": 3, "feature_set": "a"}', "{}"]
-)
-def test_a_bundle_in_use_whose_manifest_is_broken_is_named_and_nothing_goes(
-    workspace: Workspace, days: list[str], content: str
-) -> None:
-    """Which run and feature set it needs is not known then."""
-    file = workspace.bundles("shop") / days[3] / "MANIFEST.json"
-    file.write_text(content)
-    with pytest.raises(DataError) as found:
-        cleaned(workspace, yes=True)
-    assert str(found.value) == (
-        f"{file}: does not name the run and the feature set of its bundle, which is in use, so what may go is not "
-        "known. Put the file back as it was, or take the folder away."
-    )
-    assert [(workspace.bundles("shop") / run).is_dir() for run in days] == [True] * 4
-
-
-@pytest.mark.parametrize("place", ["bundles/shop", "feature_sets/shop"])
-def test_a_pointer_that_is_no_text_is_named_and_nothing_goes(workspace: Workspace, days: list[str], place: str) -> None:
-    """What is in use is not known then."""
-    (workspace.root / place / "CURRENT").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"CURRENT: is no text: .* Write the name of a folder beside it into it\."):
-        cleaned(workspace, yes=True)
-    assert [(workspace.bundles("shop") / run).is_dir() for run in days] == [True] * 4

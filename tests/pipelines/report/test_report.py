@@ -224,6 +224,7 @@ def write_run(run: Path, feature_set: FeatureSet, model: torch.nn.Module, preset
     split = feature_set.judged_by
     record = {
         "metrics": {split: score_split(model, feature_set, split).metrics()},
+        "tasks": {},
         "controls": controls(feature_set, split),
     }
     (run / "metrics.json").write_text(json.dumps(record))

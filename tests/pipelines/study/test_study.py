@@ -72,7 +72,7 @@ def test_studies_of_two_data_sets_lie_apart(tmp_path: Path) -> None:
     own.write_text("model: {}\n")
     models = [str(own), "qin", "din", "lr"]
     names = [study_of_models(models, Path(f"conf/data/{data}.yaml"), seeds=1).name for data in ("mind", "ebnerd_week")]
-    assert names == ["mind_my_model_qin_din", "ebnerd_week_my_model_qin_din"]
+    assert names == ["mind_my_model_qin_din_lr", "ebnerd_week_my_model_qin_din_lr"]
 
 
 @pytest.mark.parametrize("names", [["qin", "qin"], ["qin", "conf/model/qin.yaml"]])
