@@ -81,6 +81,7 @@ with progress("encoding", total=2) as bar:
     bar.advance(1)
 with progress("training", total=2) as bar:
     bar.advance(2)
+print("what another library says", file=sys.stderr, flush=True)
 print("done", flush=True)
 """
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

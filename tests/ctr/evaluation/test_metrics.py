@@ -117,6 +117,13 @@ def test_no_group_has_an_auc_outside_0_and_1(drawn):
     assert auc_G.max(initial=1) <= 1
 
 
+def test_a_list_in_the_best_order_has_an_auc_of_1_whatever_its_weights_are_rounded_to():
+    labels = np.array([0.0, 0, 1, 0, 0, 0, 1, 0, 0])
+    weights = np.array([0.6, 0.9, 0.2, 0.7, 0.3, 0.9, 0.6, 1.1, 0.3])
+    auc_G, _ = group_aucs(labels, labels, np.array([0, 0, 0, 0, 1, 1, 2, 2, 2]), weights)
+    np.testing.assert_array_equal(auc_G, [1, 1])
+
+
 def test_normalized_entropy_by_hand():
     labels = np.array([1, 0, 0, 0])
     # Always saying the training rate is worth 1 when the test rate is the same.
