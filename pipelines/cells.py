@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from rich import box
+from rich.table import Table
+
 from ctr.evaluation.bootstrap import Interval
 
 HEADINGS = {
@@ -22,6 +25,19 @@ HEADINGS = {
 }
 # Metrics of ranked lists: rows have them where the log names the request of each row.
 LIST_METRICS = ("group_auc", "mrr", "ndcg_5", "ndcg_10")
+
+
+def narrow_table(title: str) -> Table:
+    """A table without frames, for columns of numbers that are to be whole on a terminal of 80 columns."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 class Estimate(Protocol):

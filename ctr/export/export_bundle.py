@@ -212,11 +212,11 @@ def export_bundle(
 
 
 def for_serving(model: ClickModel, sampling: Sampling | None) -> ClickModel:
-    """A copy on the CPU that predicts the click rate of the whole log.
+    """A copy on the CPU, in evaluation mode, that predicts the click rate of the whole log.
 
     If training drew negatives at a known rate, the odds that the model learned are too high by 1 / rate.
     """
-    model = deepcopy(model).cpu()
+    model = deepcopy(model).cpu().eval()
     if sampling is not None and sampling.rate is not None:
         model.calibrator.shift += math.log(sampling.rate)
     return model

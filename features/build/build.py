@@ -152,6 +152,7 @@ class Build:
         self.contract = contract
         self.staging = staging
         self.source = source
+        self.given_as_of = as_of
         self.as_of = plan.days[-1].isoformat() if plan else as_of
         self.plan = plan
         self.clock = Clock()
@@ -240,7 +241,8 @@ class Build:
         self, earlier: tuple[pl.LazyFrame, ...], tables: Tables
     ) -> tuple[Log, pl.LazyFrame, tuple[Finding, ...]]:
         refuse_served_ids(self.contract, self.as_of)
-        whole, plan = open_log(self.contract, self.as_of), self.plan
+        # Not up to the plan's last day: a row after it is one that the checks tell, or put aside.
+        whole, plan = open_log(self.contract, self.given_as_of), self.plan
         if plan is None or not (plan.has_tails and plan.new):
             checked = self._check(whole, tables)
             return Log(checked.frame, whole.path, checked.rows, earlier), checked.frame, checked.findings

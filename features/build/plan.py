@@ -13,7 +13,7 @@ import polars as pl
 
 from features.build.history_tail import TAILS, tails_suffice
 from features.build.revision import code_hash
-from features.calendar import DAY, day_of, first_instant
+from features.calendar import DAY, FIRST_TIME, LAST_TIME, day_of, first_instant
 from features.checks.row_rules import plausible
 from features.chunk import TIME
 from features.contract.columns import Gap
@@ -25,7 +25,10 @@ from features.sources.files import content_hash, find_files
 from features.sources.log import open_log, time_span
 from features.store.feature_set import FORMAT, MANIFEST, FeatureSet, SplitName
 from features.store.schema import FIRST_VALUE
+from features.store.vector_files import EMBEDDINGS
 from features.store.versions import VALID_FROM
+
+LINKED = ("rows", "events", EMBEDDINGS)  # folders of a version whose files are not read: they are kept or made anew
 
 
 class LogFile(NamedTuple):
@@ -86,8 +89,9 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
     """Compare what each day depends on with what the published versions were built from.
 
     Of the versions of the same contract the one with most days to keep is taken; of several the one whose history tails
-    can be used, then the newest. One that lacks a file is passed over, and so is one whose training window had no value
-    of some number: it has rows that are encoded without a scale, which would have to stay so.
+    can be used, then the newest. One that lacks a file is passed over, or has another content in one that is read here.
+    So is one whose training window had no value of some number: it has rows that are encoded without a scale, which
+    would have to stay so.
 
     Args:
         contract: split by days.
@@ -129,7 +133,7 @@ def make_plan(contract: Contract, folder: Path, as_of: str | None, window: int) 
         agrees = [version.manifest.days.get(day.isoformat()) == keys[day] for day in days]
         same = agrees.index(False) if False in agrees else len(days)
         usable = bool(same) and _has_tails(contract, version, days[same - 1])
-        if (same, usable) <= (kept, has_tails) or not version.is_whole():
+        if (same, usable) <= (kept, has_tails) or not version.is_whole() or not version.is_as_built(but=LINKED):
             continue
         if _same_numbers(version, compared) and not Encoder.load(version.path).blank_columns:
             prior, kept, has_tails = version, same, usable
@@ -145,12 +149,17 @@ def _log_files(contract: Contract, versions: list[FeatureSet]) -> tuple[LogFile,
     for path in find_files(contract.resolve(contract.interactions.path)):
         sha256 = content_hash(path)
         if sha256 not in known and (span := time_span(contract, path)) is not None:
-            known[sha256] = day_of(span[0]), day_of(span[1])
+            known[sha256] = _day_in_calendar(span[0]), _day_in_calendar(span[1])
         if sha256 in known:
             found.append(LogFile(sha256, *known[sha256]))
     if not found:
         raise DataError(f"{contract.resolve(contract.interactions.path)}: the log is empty. Check what wrote it.")
     return tuple(found)
+
+
+def _day_in_calendar(time: int) -> date:
+    """The day of a time, the nearest one of the calendar where it has none: the check of the log tells such rows."""
+    return day_of(min(max(time, FIRST_TIME), LAST_TIME - 1))
 
 
 def _newest_day(contract: Contract, files: tuple[LogFile, ...]) -> date:

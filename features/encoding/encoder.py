@@ -218,7 +218,7 @@ class Encoder:
         """
         try:
             record = json.loads((folder / ENCODER).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise DataError(f"{folder / ENCODER}: cannot be read: {error}. Build or export again.") from None
         columns = {
             section: {entry["name"]: _from_json(folder, entry) for entry in entries}

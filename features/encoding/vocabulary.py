@@ -173,8 +173,11 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read what `save` wrote."""
-        return cls(pl.read_ipc(path)["value"])
+        """Read what `save` wrote. Raises DataError for a file that was damaged."""
+        try:
+            return cls(pl.read_ipc(path)["value"])
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{path}: cannot be read: {error}. It was damaged: build or export again.") from None
 
     @cached_property
     def _table(self) -> tuple[int, np.ndarray] | None:

@@ -68,6 +68,24 @@ def read_table(contract: Contract, table: Table, which: str, as_of: str | None =
     return content.with_columns(ids)
 
 
+def without_negative_ids(content: pl.DataFrame, table: Table, contract: Contract) -> pl.DataFrame:
+    """The item table without ids below 0, where `checks.negative_id` puts them aside.
+
+    Raises:
+        DataError: there are such ids, and it is `error`, or there are no others.
+    """
+    ids, policy = content[table.id], contract.checks.negative_id
+    if ids.dtype != pl.Int64 or policy == "warn" or not (is_below := ids < 0).any():
+        return content
+    if policy == "quarantine" and not is_below.all():
+        return content.filter(~is_below)
+    raise DataError(
+        f"{contract.resolve(table.path)}: item id {ids.name!r}: {int(is_below.sum())} of {len(ids)} rows are negative "
+        f"ids, e.g. {ids.filter(is_below)[0]}. No request can name such an id: leave the rows out, or number the ids "
+        "from 0. `checks.negative_id: quarantine` leaves them out."
+    )
+
+
 def build_catalogue(
     logged: pl.Series, table: pl.DataFrame | None, id_name: str, path: str, prior: Vocabulary | None = None
 ) -> tuple[Vocabulary, pl.DataFrame]:

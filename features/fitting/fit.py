@@ -16,7 +16,13 @@ from features.encoding.encoder import Encoder, encode_table, encode_versions, fi
 from features.encoding.registry import encode_value, fit_column
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError, error_prefix
-from features.fitting.catalogue import build_catalogue, extended_catalogue, fit_columns, read_table
+from features.fitting.catalogue import (
+    build_catalogue,
+    extended_catalogue,
+    fit_columns,
+    read_table,
+    without_negative_ids,
+)
 from features.fitting.table_versions import latest, visible
 from features.sources.keys import canonical
 from features.sources.log import Log, chunks, value_counts
@@ -40,10 +46,16 @@ class Tables:
 
     @classmethod
     def read(cls, contract: Contract, as_of: str | None = None) -> Tables:
-        """Read both, up to the day `as_of`. Raises DataError: missing file or column, null or duplicate ids."""
+        """Read both, up to the day `as_of`.
+
+        Raises:
+            DataError: missing file or column, null or duplicate ids, or item ids below 0.
+        """
         found: dict[str, pl.DataFrame | None] = {}
         for which, declared in (("item", contract.items), ("user", contract.users)):
             table = read_table(contract, declared, which, as_of) if declared else None
+            if table is not None and declared is not None and which == "item":
+                table = without_negative_ids(table, declared, contract)
             if table is not None and declared is not None and declared.valid_from is not None:
                 found[f"{which}_versions"], table = table, latest(table, declared.id)
             found[f"{which}s"] = table
@@ -272,7 +284,7 @@ def _all_ids(contract: Contract, log: Log, key: str, column: str) -> pl.Series:
     """Distinct ids of the log as sorted keys; of items, those of given histories and earlier events too.
 
     Raises:
-        DataError: ids that are none, or of another type than those of the log.
+        DataError: ids that are none, or of another type than those of the log, or below 0 in given histories.
     """
     own = _ids_of(log.frame, key, log.path, column)
     if key != ITEM:
@@ -290,6 +302,11 @@ def _all_ids(contract: Contract, log: Log, key: str, column: str) -> pl.Series:
             raise DataError(
                 f"{path}: column {called!r} holds ids of type {ids.dtype}, e.g. {ids[0]!r}, those of {log.path} are "
                 f"{own.dtype}, e.g. {own[0]!r}. Write both with one type."
+            )
+        if name == GIVEN and contract.checks.negative_id != "warn" and ids.dtype == pl.Int64 and (ids < 0).any():
+            raise DataError(
+                f"{path}: column {called!r}: holds ids below 0, e.g. {ids.min()!r}. No request can name such an id. "
+                f"If it fills short lists up, declare `history.given.padding: {ids.min()!r}`; number all others from 0."
             )
         found.append(ids.rename(column).cast(own.dtype))
     return pl.concat(found).unique().sort()

@@ -103,8 +103,14 @@ class PastTable:
         when = microseconds(frame, str(path), TIME, log.time_unit, log.time_format).alias(_WHEN)
         chosen = [USER, ITEM, when, *sorted(read | optional)]
         with readable(str(path)):
+            wrong = frame.select(TIME, when).filter(pl.col(TIME).is_not_null() & pl.col(_WHEN).is_null()).collect()
             table = frame.select(chosen).drop_nulls([USER, ITEM, _WHEN]).collect()
         with error_prefix(str(path)):
+            if len(wrong):
+                raise DataError(
+                    f"column {TIME!r}: {len(wrong)} of {frame.select(pl.len()).collect().item()} rows are no time, "
+                    f"e.g. {wrong[TIME][0]!r}. Write times as the log has them."
+                )
             return cls._of(table, encoder, reading)
 
     @classmethod

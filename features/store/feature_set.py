@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import dataclass
 from datetime import date
@@ -196,6 +197,11 @@ class FeatureSet:
         """Whether every file is there in its recorded size: what a deletion or a full disk breaks, seen at no cost."""
         return all(_has_size(self.path / name, entry) for name, entry in self.manifest.files.items())
 
+    def is_as_built(self, but: tuple[str, ...]) -> bool:
+        """Whether every file has its recorded sha256, but for those in the folders `but`, which are not read."""
+        files = self.manifest.files.items()
+        return all(_is_as_recorded(self.path / name, entry) for name, entry in files if Path(name).parts[0] not in but)
+
     def rows(self, split: SplitName) -> list[dict[str, np.ndarray]]:
         """The row columns of a split, one dict a part."""
         return [self._table(part.rows) for part in self.manifest.parts if part.split == split]
@@ -278,9 +284,19 @@ def _has_size(path: Path, entry: FileEntry) -> bool:
 
 
 def read_arrow(path: Path) -> dict[str, np.ndarray]:
-    """Columns of an Arrow IPC file of one record batch as zero-copy numpy arrays; fixed lists are 2-D."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    table = reader.read_all().combine_chunks()
+    """Columns of an Arrow IPC file of one record batch as zero-copy numpy arrays; fixed lists are 2-D.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: one that was cut short, or whose content is another.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        # A number is the system's, which says what it is: no such file, no permission. It maps no empty file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise DataError(f"{path}: cannot be read: {error}. It was damaged: build or export again.") from None
     columns = {name: table[name] for name in table.column_names}
     # A column without rows has no chunk at all.
     chunks = {name: column.chunks or [pa.nulls(0, column.type)] for name, column in columns.items()}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import BundleOption, RootOption, WorkOption, overrides_of, settings_file
+from pipelines.cli.options import BundleOption, WorkOption, overrides_of, settings_file
 from pipelines.cli.terminal import JsonOption, console, finish
 from pipelines.workspace import Workspace
 
@@ -119,14 +119,19 @@ def serve(
     raise typer.Exit(code)
 
 
-@serving_app.command(epilog="Example: quadrank replay --log served --bundle bundles/simulated/CURRENT --rows 5000")
+@serving_app.command(
+    epilog="Example: quadrank replay --log served --bundle bundles/simulated/CURRENT --root data/simulated --rows 5000"
+)
 def replay(
     log: Annotated[Path, typer.Option("--log", help="Folder with the parts that the server wrote.")],
     bundle: BundleOption,
     rows: Annotated[
         int | None, typer.Option("--rows", help="Compute so many of the newest answers again; default: all.", min=1)
     ] = None,
-    root: RootOption = None,
+    root: Annotated[
+        str | None,
+        typer.Option("--root", help="Folder of the raw log: the `root` of the contract; default: the current folder."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute served features and scores again offline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,8 @@ class _Gate:
             return findings
         judged = RowSelection(self.feature_set.judged_by)
         drift = compare(load_profile(base), load_profile(path), base_selection=judged, new_selection=judged)
-        findings.append(steady_data(drift, ids, self.rules))
+        command = ["quadrank", "drift", "--base", str(base), "--new", str(path), "--split", self.feature_set.judged_by]
+        findings.append(steady_data(drift, ids, self.rules, shlex.join(command)))
         return findings
 
 

@@ -212,17 +212,18 @@ def same_encoders(turned: Sequence[str]) -> Finding:
     return _finding("vectors", not turned, len(turned), "of the encoder that their version names", reason)
 
 
-def steady_data(drift: Drift, ids: Sequence[str], rules: GateRules) -> Finding:
+def steady_data(drift: Drift, ids: Sequence[str], rules: GateRules, command: str) -> Finding:
     """The challenger's data is distributed as the champion's; a warning unless `drift` is `refuse`.
 
     Args:
         drift: of its fresh rows against those of the champion's data.
         ids: columns that are passed over: ids come and go every day.
         rules: whether drift refuses.
+        command: it compares the same rows, and shows each column.
     """
     columns = [one.column for one in drift.columns if one.alarm and one.column not in ids]
     named = ", ".join(columns[:MOST_NAMED]) + (" …" if len(columns) > MOST_NAMED else "")
-    reason = f"drift in {len(columns)} of {len(drift.columns)} columns: {named}. `quadrank drift` shows how much"
+    reason = f"drift in {len(columns)} of {len(drift.columns)} columns: {named}. `{command}` shows how much"
     found = _finding(DRIFT_RULE, not columns, len(columns), "no column drifts from the champion's data", reason)
     return Finding(DRIFT_RULE, found.passed, found.figure, found.bound, found.reason, rules.drift == "refuse")
 

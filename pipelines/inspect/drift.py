@@ -14,6 +14,7 @@ from features.errors import ConfigError
 from features.monitor.drift.compare import Change, ColumnDrift, Drift, DriftSettings, RowSelection, compare
 from features.monitor.profile.file import load_profile
 from features.store.feature_set import SPLITS
+from pipelines.cells import narrow_table
 
 DRIFT = 3  # done, and drift was found
 
@@ -115,11 +116,11 @@ def _more_days(option: str, asked: int | None, compared: tuple[str, str]) -> str
 
 
 def _table(drift: Drift, title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("column", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table = narrow_table(title)
+    table.add_column("column", overflow="fold")
+    table.add_column("verdict")
     for heading in ("PSI", "JS", "share of", "base", "new", "chance"):
-        table.add_column(heading, justify="left" if heading == "share of" else "right")
+        table.add_column(heading, justify="left" if heading == "share of" else "right", no_wrap=True)
     for column in drift.columns:
         share = next((change for change in column.changes if change.base is not None), None)
         table.add_row(

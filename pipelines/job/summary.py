@@ -14,7 +14,7 @@ from rich.table import Table
 from ctr.evaluation.baselines import optimal_lift_share
 from ctr.evaluation.catalog_coverage import TopLists
 from ctr.evaluation.slices import SliceResult
-from pipelines.cells import HEADINGS, metric_cell
+from pipelines.cells import HEADINGS, LIST_METRICS, metric_cell, narrow_table
 from pipelines.operate.clock import peak_mib
 
 Metrics = dict[str, float]
@@ -62,13 +62,25 @@ def control_label(name: str, values: Mapping[str, Any], run_id: str | None) -> s
     return label if values.get("run_id", run_id) == run_id else f"{label} of {values['day']}"
 
 
-def results_table(title: str, rows: dict[str, Metrics]) -> Table:
-    """A table of rankers (rows) by metric (columns); a cell is empty if a ranker has no value."""
-    shown = [key for key in HEADINGS if key == "interval" or any(key in metrics for metrics in rows.values())]
-    table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
-    table.add_column("ranker")
+def results_tables(title: str, rows: dict[str, Metrics]) -> list[Table]:
+    """Rankers (rows) by metric (columns), a cell empty where a ranker has no value; those of ranked lists apart.
+
+    All columns at once are wider than a terminal of 80 columns, which then shows no number whole.
+    """
+    of_rows = [key for key in HEADINGS if key not in LIST_METRICS]
+    tables = [_results_table(title, rows, of_rows)]
+    if any(key in metrics for metrics in rows.values() for key in LIST_METRICS):
+        tables.append(_results_table(f"{title}, within requests", rows, LIST_METRICS))
+    tables[0].caption = DRAWN
+    return tables
+
+
+def _results_table(title: str, rows: dict[str, Metrics], keys: Sequence[str]) -> Table:
+    shown = [key for key in keys if key == "interval" or any(key in metrics for metrics in rows.values())]
+    table = narrow_table(title)
+    table.add_column("ranker", overflow="fold")
     for key in shown:
-        table.add_column(HEADINGS[key], justify="right")
+        table.add_column(HEADINGS[key], justify="right", no_wrap=key != "interval")
     for name, metrics in rows.items():
         table.add_row(name, *(metric_cell(metrics, key) for key in shown))
     return table
@@ -76,10 +88,11 @@ def results_table(title: str, rows: dict[str, Metrics]) -> Table:
 
 def slices_table(title: str, slices: Sequence[SliceResult]) -> Table:
     """Slices (table rows) with their numbers of rows and positives, and their metrics."""
-    table = Table(title=title, title_justify="left", title_style="bold", caption=DRAWN, caption_justify="left")
-    table.add_column("slice")
+    table = narrow_table(title)
+    table.caption = DRAWN
+    table.add_column("slice", overflow="fold")
     for heading in ("rows", "positive", *(HEADINGS[key] for key in OF_A_SLICE)):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading != HEADINGS["interval"])
     before = ""
     for part in slices:
         if part.dimension != before:
@@ -119,7 +132,8 @@ def print_results(console: Console, title: str, summary: Summary, split: str, mo
         **{f"{model}: {name}": m for name, m in summary.tasks.get(split, {}).items()},
         **{control_label(name, values, summary.run_id): values for name, values in summary.controls.items()},
     }
-    console.print(results_table(title, rows))
+    for table in results_tables(title, rows):
+        console.print(table)
     optimum = summary.controls.get("optimum")
     if optimum:
         share = optimal_lift_share(summary.metrics[split]["auc"], optimum["auc"])

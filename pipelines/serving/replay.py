@@ -28,7 +28,8 @@ def replay_log(folder: Path, bundle: Path, rows: int | None, root: str | None, c
         folder: of the served log.
         bundle: the one that served, or a pointer to it.
         rows: how many of the newest answers; default all.
-        root: folder that relative paths of the bundle's contract start from; default as it says.
+        root: folder that relative paths of the bundle's contract start from, its `root`, which a bundle does not keep;
+            default: the current folder.
         console: where messages are printed.
 
     Raises:
@@ -80,7 +81,7 @@ def _why_no_raw_log(contract: Contract) -> str | None:
     try:
         find_files(contract.resolve(contract.interactions.path))
     except DataError as error:
-        return f"{error} --root names another folder."
+        return f"{error} A bundle keeps no `root` of its contract: name the folder of the raw log with --root."
     return None
 
 

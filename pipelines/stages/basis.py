@@ -34,7 +34,7 @@ class Basis:
     def changes(self, before: Basis) -> str:
         """What is another than before, for people: `inputs changed: log.parquet; code changed`. Empty if nothing is."""
         found = {
-            "inputs changed": differences(before.inputs, self.inputs),
+            "inputs changed": _replaced(before.inputs, self.inputs) or differences(before.inputs, self.inputs),
             "settings changed": differences(before.settings, self.settings),
         }
         reasons = [f"{what}: {_listed(names)}" for what, names in found.items() if names]
@@ -54,6 +54,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif before[name] != now[name]:
             found.append(name)
     return found
+
+
+def _replaced(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One name in place of one other, e.g. the run of today in place of yesterday's, which is still there."""
+    old, new = sorted({*before} - {*now}), sorted({*now} - {*before})
+    rest = [name for name in differences(before, now) if name in before and name in now]
+    return [f"{new[0]} in place of {old[0]}", *rest] if len(old) == len(new) == 1 else []
 
 
 def flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -45,3 +45,9 @@ def test_the_correction_follows_the_calibration_and_leaves_the_trained_model_alo
     case = next(case for case in grid_requests(small_world.SCHEMA) if len(case.candidate_item) > 1)
     learned_NH, served_NH = expected(model.eval(), case), expected(served.eval(), case)
     np.testing.assert_allclose(served_NH / (1 - served_NH), 0.1 * learned_NH / (1 - learned_NH), rtol=1e-4)
+
+
+def test_what_is_served_drops_nothing_though_the_model_was_left_in_training() -> None:
+    model = small_world.model(torch.float32)
+    assert not for_serving(model.train(), None).training
+    assert model.training

@@ -105,6 +105,32 @@ def test_a_row_put_aside_for_its_time_moves_no_window(tmp_path: Path) -> None:
     assert built.manifest.windows["test"].rows == 60
 
 
+def in_milliseconds(folder: Path) -> None:
+    """Nine days in seconds, then one whose times are read as if they were."""
+    write_days(folder, range(10))
+    change(folder, 9, time=pl.col("time") * 1_000)
+
+
+def test_a_day_in_another_unit_is_told(tmp_path: Path) -> None:
+    in_milliseconds(tmp_path)
+    with pytest.raises(DataError, match=r"time column 'time': 60 of 600 rows lie outside 1990-01-01 to .* read in 's'"):
+        build_feature_set(contract(tmp_path), tmp_path / "out", window=7)
+
+
+def test_a_day_in_another_unit_that_is_put_aside_moves_no_window(tmp_path: Path) -> None:
+    in_milliseconds(tmp_path)
+    declared = contract(tmp_path, {"checks": {"time_range": "quarantine", "max_quarantine": 0.5}})
+    built = build_feature_set(declared, tmp_path / "out", window=7).feature_set
+    assert max(built.manifest.days) == (FIRST + timedelta(days=8)).isoformat()
+    assert built.manifest.windows["test"].rows == 60
+
+
+def test_rows_after_the_window_that_are_put_aside_are_counted(tmp_path: Path) -> None:
+    in_milliseconds(tmp_path)
+    with pytest.raises(DataError, match="60 of 600 rows"):
+        build_feature_set(contract(tmp_path, {"checks": {"time_range": "quarantine"}}), tmp_path / "out", window=7)
+
+
 PUT_ASIDE: dict[str, Any] = {"null": "quarantine", "max_quarantine": 1.0}
 
 
@@ -237,6 +263,21 @@ def test_nothing_is_taken_from_a_version_that_lacks_a_part_of_itself(tmp_path: P
     after.verify()
     assert kept_files(sound, after)
     assert_equal(after, build(declared, 6, out="other"))
+
+
+@pytest.mark.parametrize("pattern", ["history_tails/*", "vocabularies/*", "encoder.json", "users.arrow", "counters/*"])
+def test_nothing_is_learned_from_a_version_of_which_a_part_has_changed(tmp_path: Path, pattern: str) -> None:
+    """Of the same size, as a disk leaves a file whose content it lost."""
+    write_days(tmp_path, range(8))
+    counters = {"rate": {"of": "item", "value": "rate"}} if pattern == "counters/*" else {}
+    declared = contract(tmp_path, {"counters": counters})
+    broken = build(declared, 7)
+    changed = max(broken.path.glob(pattern))
+    changed.write_bytes(bytes(changed.stat().st_size))
+    write_days(tmp_path, range(9))
+    again = build(declared, 8)
+    assert not kept_files(broken, again)
+    assert_equal(again, build(declared, 8, out="other"))
 
 
 def test_a_day_whose_ids_have_no_sign_goes_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from features import draws
 from features.build.build import build_feature_set
+from features.contract.contract import Contract
 from features.encoding.encoder import Encoder
 from features.errors import DataError
 from features.sources import log
@@ -100,3 +101,47 @@ def test_chunks_of_any_size_fit_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     whole = built(tmp_path / "a", pages, {})
     monkeypatch.setattr(log, "ROWS_A_CHUNK", rows_a_chunk)
     assert built(tmp_path / "b", pages, {}).context["load"].mean == whole.context["load"].mean
+
+
+def catalogue_of_pasts(folder: Path, given: Any, checks: Any) -> list[int]:
+    """Item ids of a build whose rows all have the given history 101, -1."""
+
+    def change(tables: Tables) -> None:
+        tables["log"] = tables["log"].with_columns(past=pl.lit([101, -1], pl.List(pl.Int64)))
+
+    content = raw_log(folder, change, {}).model_dump(exclude_unset=True)
+    history = {"max_len": 5, "given": {"column": "past", **given}}
+    declared = Contract.model_validate(content | {"history": history, "checks": checks})
+    found: list[int] = Encoder.load(build_feature_set(declared, folder / "out").feature_set.path).items.values.to_list()
+    return found
+
+
+def test_ids_below_zero_in_given_histories_are_told(tmp_path: Path) -> None:
+    """A bundle proves itself by requests of its items, and none can name these."""
+    message = r"log\.parquet: column 'past': holds ids below 0, e\.g\. -1\. No request .* `history\.given\.padding: -1`"
+    with pytest.raises(DataError, match=message):
+        catalogue_of_pasts(tmp_path, {}, {})
+
+
+def test_padding_below_zero_is_no_id(tmp_path: Path) -> None:
+    assert -1 not in catalogue_of_pasts(tmp_path, {"padding": -1}, {})
+
+
+def test_ids_below_zero_that_are_warned_of_stay(tmp_path: Path) -> None:
+    assert -1 in catalogue_of_pasts(tmp_path, {}, {"negative_id": "warn"})
+
+
+def with_unknown_item(tables: Tables) -> None:
+    first = tables["items"].head(1).with_columns(item_id=pl.lit(-1, pl.Int64))
+    tables["items"] = pl.concat([tables["items"].cast({"item_id": pl.Int64}), first])
+
+
+def test_an_item_table_with_ids_below_zero_is_told(tmp_path: Path) -> None:
+    message = r"items\.parquet: item id 'item_id': 1 of \d+ rows are negative ids, e\.g\. -1\. No request can name"
+    with pytest.raises(DataError, match=message):
+        built(tmp_path, with_unknown_item, {})
+
+
+def test_rows_of_an_item_table_with_ids_below_zero_are_left_out(tmp_path: Path) -> None:
+    encoder = built(tmp_path, with_unknown_item, {"checks": {"negative_id": "quarantine"}})
+    assert -1 not in encoder.items.values.to_list()

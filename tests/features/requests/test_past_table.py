@@ -125,6 +125,24 @@ def test_histories_are_those_of_requests(shop: Path, encoder: Encoder, rules: di
             np.testing.assert_allclose(found.columns[name][chosen], values, rtol=0, atol=1e-6)
 
 
+def test_times_that_are_none_are_told_and_missing_ones_left_out(tmp_path: Path, encoder: Encoder) -> None:
+    """Events without a time were none in the log; one in another form was, and its history would lack it."""
+    from dataclasses import replace
+
+    log = encoder.contract.interactions.model_copy(update={"time_format": "%d/%m/%Y"})
+    encoder = replace(encoder, contract=encoder.contract.model_copy(update={"interactions": log}))
+    path = tmp_path / "events.parquet"
+    table = pl.DataFrame({"user": ["u1"] * 3, "item": [101, 102, 103], "time": ["02/01/1970", None, "1970-01-03"]})
+    table.with_columns(clicked=1).write_parquet(path)
+    with pytest.raises(
+        DataError,
+        match=r"events\.parquet: column 'time': 1 of 3 rows are no time, e\.g\. '1970-01-03'\. Write times as",
+    ):
+        PastTable.read(path, encoder)
+    table.head(2).with_columns(clicked=1).write_parquet(path)
+    assert asked(PastTable.read(path, encoder), "u1", 3 * 86_400)[0] == [101]
+
+
 def test_a_column_of_another_type_is_named(events: Path, encoder: Encoder) -> None:
     pl.read_parquet(events).with_columns(clicked=pl.lit("yes")).write_parquet(events)
     with pytest.raises((DataError, ConfigError), match="clicked"):

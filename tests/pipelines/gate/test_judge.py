@@ -18,6 +18,7 @@ from ctr.serving.bundle import open_bundle
 from features.build.build import build_feature_set
 from features.contract.contract import Contract
 from features.errors import ConfigError, NumericalError, StoreAwayError
+from features.monitor.drift.compare import ColumnDrift, Drift
 from features.store.feature_set import FeatureSet
 from pipelines.gate import fresh, pointers
 from pipelines.gate import judge as judging
@@ -222,6 +223,15 @@ def test_drift_is_a_warning_that_the_job_reads(shop: Shop) -> None:
     found = {one.rule: one for one in verdict.findings}["drift"]
     assert found.refuses is False and verdict.passed and verdict.drifted is (not found.passed)
     assert "drift" not in {one.rule for one in shop.judged("good", champion="old", drift="ignore").findings}
+
+
+def test_drift_names_the_command_that_shows_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = ("2026-03-01", "2026-03-01")
+    drifted = Drift(9, 9, day, day, (ColumnDrift("context.load", "drift"),))
+    monkeypatch.setattr(judging, "compare", lambda *profiles, **rows: drifted)
+    found = {one.rule: one for one in shop.judged("good", champion="old").findings}["drift"]
+    command = f"quadrank drift --base {shop.old.path} --new {shop.new.path} --split test"
+    assert found.reason == f"drift in 1 of 1 columns: context.load. `{command}` shows how much"
 
 
 def test_vectors_of_another_encoder_under_the_same_version_are_refused(

@@ -28,6 +28,7 @@ def window(last_time: int) -> Window:
 
 
 DAYS = ("2026-03-01", "2026-03-07")
+COMMAND = "quadrank drift --base old --new new --split test"
 
 
 def drifted(*verdicts: str) -> Drift:
@@ -104,9 +105,9 @@ BOUNDS: dict[str, tuple[Callable[[], Finding], ...]] = {
         lambda: rules.enough_rows(np.array([1.0] * 400 + [0.0] * 19), GATE),
     ),
     "drift": (
-        lambda: rules.steady_data(drifted("stable", "too few rows", "drift"), ["c2"], GATE),
-        lambda: rules.steady_data(drifted("stable", "drift"), ["c2"], GATE),
-        lambda: rules.steady_data(drifted("only in new"), [], GATE),
+        lambda: rules.steady_data(drifted("stable", "too few rows", "drift"), ["c2"], GATE, COMMAND),
+        lambda: rules.steady_data(drifted("stable", "drift"), ["c2"], GATE, COMMAND),
+        lambda: rules.steady_data(drifted("only in new"), [], GATE, COMMAND),
     ),
 }
 
@@ -154,8 +155,13 @@ def test_vectors_of_another_encoder_are_named_and_refused() -> None:
 
 def test_drift_warns_unless_it_is_to_refuse() -> None:
     found = drifted("drift")
-    assert rules.steady_data(found, [], GATE).refuses is False
-    assert rules.steady_data(found, [], GateRules(drift="refuse")).refuses is True
+    assert rules.steady_data(found, [], GATE, COMMAND).refuses is False
+    assert rules.steady_data(found, [], GateRules(drift="refuse"), COMMAND).refuses is True
+
+
+def test_drift_names_the_command_that_compares_the_same_rows() -> None:
+    reason = rules.steady_data(drifted("drift", "stable"), [], GATE, COMMAND).reason
+    assert reason == f"drift in 1 of 2 columns: c0. `{COMMAND}` shows how much"
 
 
 def profile(train: SplitProfile, test: SplitProfile) -> Profile:

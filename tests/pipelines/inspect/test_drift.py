@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from ctr.reporting.figures import save_png
 from features.build.build import build_feature_set
@@ -18,6 +20,7 @@ from features.monitor.drift.bins import Common
 from features.monitor.drift.compare import Change, ColumnDrift, Drift
 from features.monitor.drift.noise import Counts
 from pipelines.cli.commands import main
+from pipelines.inspect.drift import _table
 from pipelines.inspect.drift_figure import drift_figure
 from tests.features.raw import Tables, raw_log, vectors_of
 
@@ -140,6 +143,23 @@ def test_fewer_days_than_the_profile_tells_apart_are_said_to_be_more(quadrank: R
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_terminal_of_80_columns_shows_every_number_whole() -> None:
+    """A name that is too long goes on in the next line."""
+    days = ("2026-03-01", "2026-03-07")
+    changes = (
+        Change("psi", None, None, 1.294, 0.1, 7e-115, True),
+        Change("js", None, None, 0.449, 0.15, 7e-115, True),
+        Change("label_rate", 0.2461, 0.2543, 0.2, 0.1, 0.4, True),
+    )
+    drift = Drift(100, 100, days, days, (ColumnDrift("candidate.item_count_1h", "drift", changes),))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_table(drift, "old against new"))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in printed
+    wanted = ("candidate.ite", "m_count_1h", "1.294 *", "0.449 *", "24.61%", "25.43%", "7e-115")
+    assert [one for one in wanted if one not in printed] == []
+
+
 def test_values_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     """A price of `$5 to $10` is no mathematics; and signs that the font of pictures lacks print no warning."""
     base, new = (Counts(counts, counts) for counts in (np.array([[50.0, 50.0]]), np.array([[90.0, 10.0]])))

@@ -22,6 +22,8 @@ def test_a_key_does_not_depend_on_the_order_of_names():
         ({"inputs": {"log": "a2", "items": "b2"}}, "inputs changed: log"),
         ({"inputs": {"log": "a1"}}, "inputs changed: items (gone)"),
         ({"inputs": {"log": "a1", "items": "b2", "day=2": "d4"}}, "inputs changed: day=2 (new)"),
+        ({"inputs": {"log": "a1", "users": "b2"}}, "inputs changed: users in place of items"),
+        ({"settings": {"train.epochs": 3, "until": None}}, "settings changed: as_of (gone), until (new)"),
         ({"settings": {"train.epochs": 4, "as_of": "2026-01-31"}}, "settings changed: as_of, train.epochs"),
         ({"code": "f00d"}, "code changed: c0de is now f00d"),
         (
@@ -34,6 +36,11 @@ def test_every_part_changes_the_key_and_is_named(changed, reason):
     now = replace(BASIS, **changed)
     assert now.key != BASIS.key
     assert now.changes(BASIS) == reason
+
+
+def test_a_run_of_today_stands_in_place_of_yesterdays_which_is_not_said_to_be_gone():
+    yesterday, today = replace(BASIS, inputs={"run-1": "a1"}), replace(BASIS, inputs={"run-2": "b2"})
+    assert today.changes(yesterday) == "inputs changed: run-2 in place of run-1"
 
 
 def test_nothing_changed_is_no_reason():
