@@ -68,7 +68,7 @@ def flip_under_load(
                 assert time.monotonic() < latest, "it does not follow"
                 time.sleep(0.005)
             while asked.acquire(blocking=False):
-                pass  # of the version before
+                continue  # an answer of the version before does not count
             for _ in range(2 * threads):  # each thread has begun at most one of them before
                 assert asked.acquire(timeout=SECONDS)
         end.set()
