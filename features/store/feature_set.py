@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from dataclasses import dataclass
 from datetime import date
@@ -293,8 +292,8 @@ def read_arrow(path: Path) -> dict[str, np.ndarray]:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
     except (pa.ArrowException, OSError) as error:
-        # A number is the system's, which says what it is: no such file, no permission. It maps no empty file.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        # A number is the system's, which says what it is: no such file, no permission.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(f"{path}: cannot be read: {error}. It was damaged: build or export again.") from None
     columns = {name: table[name] for name in table.column_names}

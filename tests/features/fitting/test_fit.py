@@ -145,3 +145,16 @@ def test_an_item_table_with_ids_below_zero_is_told(tmp_path: Path) -> None:
 def test_rows_of_an_item_table_with_ids_below_zero_are_left_out(tmp_path: Path) -> None:
     encoder = built(tmp_path, with_unknown_item, {"checks": {"negative_id": "quarantine"}})
     assert -1 not in encoder.items.values.to_list()
+
+
+def test_rows_of_an_item_table_with_ids_below_zero_that_are_warned_of_stay(tmp_path: Path) -> None:
+    encoder = built(tmp_path, with_unknown_item, {"checks": {"negative_id": "warn"}})
+    assert -1 in encoder.items.values.to_list()
+
+
+def test_an_item_table_of_ids_below_zero_alone_is_told_whatever_the_policy(tmp_path: Path) -> None:
+    def negate(tables: Tables) -> None:
+        tables["items"] = tables["items"].with_columns(item_id=-pl.col("item_id").cast(pl.Int64) - 1)
+
+    with pytest.raises(DataError, match=r"items\.parquet: item id 'item_id': (\d+) of \1 rows are negative ids"):
+        built(tmp_path, negate, {"checks": {"negative_id": "quarantine"}})
