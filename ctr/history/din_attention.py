@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctr.history.target_history import TargetHistory
 
@@ -16,8 +17,8 @@ UNITS = 64
 class DinAttention(nn.Module):
     """`a_s = m_s w·PReLU(W [x_t ; y_s ; x_t - y_s ; x_t ⊙ y_s] + b)`, `o = Σ_s a_s y_s`; not normalised.
 
-    (Deep Interest Network, arXiv 1706.06978, with PReLU for Dice.) W is kept as its parts: those of x_t and of y_s are
-    applied once an item, and only the product's part once a pair.
+    (Deep Interest Network, arXiv 1706.06978, with PReLU for Dice.) W is kept as its parts. That of the product is
+    applied to the target, `W_4 (x ⊙ y) = (W_4 diag x) y`, so that one product with the items of the history does both.
 
     Args:
         item_dim: D.
@@ -44,8 +45,12 @@ class DinAttention(nn.Module):
 
     def weights(self, history: TargetHistory) -> Tensor:
         """The attention, [R, S]."""
-        items_HSD = history.items()
-        events = [] if history.events is None else [history.events.embedded()]
-        hidden_RSU = self.of_target(history.target_RD).unsqueeze(1) + self.of_event(torch.cat([items_HSD, *events], -1))
-        hidden_RSU = hidden_RSU + self.of_product(history.target_RD.unsqueeze(1) * items_HSD)
+        items_HSD, target_RD = history.items(), history.target_RD
+        of_item_UD, of_columns_UE = self.of_event.weight.split(
+            [target_RD.shape[-1], self.width - target_RD.shape[-1]], 1
+        )
+        of_item_RDU = of_item_UD.T + target_RD.unsqueeze(-1) * self.of_product.weight.T
+        hidden_RSU = self.of_target(target_RD).unsqueeze(1) + items_HSD @ of_item_RDU
+        if history.events is not None:
+            hidden_RSU = hidden_RSU + F.linear(history.events.embedded(), of_columns_UE)
         return self.score(self.activation(hidden_RSU)).squeeze(-1) * history.mask

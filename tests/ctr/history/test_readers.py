@@ -146,16 +146,17 @@ def test_evidence_without_event_columns_says_that_there_was_one():
     torch.testing.assert_close(share, 1 - 1 / log_mass.exp())
 
 
-def test_din_equals_its_literal_equation():
+@pytest.mark.parametrize("columns", [0, 2], ids=["items alone", "event columns"])
+def test_din_equals_its_literal_equation(columns: int):
     torch.manual_seed(0)
-    layer, items, events = DinAttention(3, 2), torch.randn(5, 3), torch.randn(1, 3, 2)
+    layer, items, events = DinAttention(3, columns), torch.randn(5, 3), torch.randn(1, 3, columns)
     history = [0, 2, 4]
-    expected = torch.zeros(1, 5)
+    expected = torch.zeros(1, 3 + columns)
     for place, row in enumerate(history):
         target, event = items[[1]], torch.cat([items[[row]], events[:, place]], -1)
         hidden = layer.of_target(target) + layer.of_event(event) + layer.of_product(target * items[[row]])
         expected += (row != 0) * layer.score(layer.activation(hidden)) * event
-    torch.testing.assert_close(layer(past(history, items=items, events=events)), expected)
+    torch.testing.assert_close(layer(past(history, items=items, events=events if columns else None)), expected)
 
 
 def test_mean_pooling():
