@@ -61,6 +61,7 @@ AT_A_RATE = {
     "max_ms": "longest",
     "model_p99_ms": "model p99",
     "allowed_ms": "allowed",
+    "late_p99_ms": "sent late",
     "cpu_ms": "processor",
     "errors": "errors",
     "fallbacks": "popular",

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,13 @@ LOST = "no answer"  # in the place of a status
 
 @dataclass
 class Seen:
-    """What came back: milliseconds of each answer, and of the model in it; how many of each status."""
+    """What came back: milliseconds of each answer, and of the model in it; how many of each status.
+
+    `late_ms`: how long after they were due this side sent requests whose connection was free.
+    """
 
     latency_ms: list[float] = field(default_factory=list)
+    late_ms: list[float] = field(default_factory=list)
     model_ms: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     fallbacks: int = 0
@@ -44,9 +47,10 @@ def send(
 ) -> dict[str, Any]:
     """Send `POST /v1/rank` to a server on this machine; each connection waits for its answer before its next request.
 
-    With a rate, request k is due k / rate seconds after the start, on connection k modulo their number. Its latency
-    counts from when it was due, so the wait of requests behind a slow answer is in it. Without a rate it counts from
-    when it was sent.
+    With a rate, request k is due k / rate seconds after the start, on connection k modulo their number. Where that
+    connection still waits for an answer then, latency counts from when the request was due, so the wait behind a slow
+    answer is in it. Else it counts from when it was sent: that this process woke up late is no delay of the server, and
+    has a number of its own. Without a rate it counts from when it was sent.
 
     Args:
         port: of the server.
@@ -58,8 +62,9 @@ def send(
 
     Returns:
         `requests` answered, `seconds`, `requests_per_s`, `p50_ms`, `p95_ms`, `p99_ms` and `max_ms` of the answers of
-        status 200, `model_p99_ms` as their `took_ms` says, `errors` (other statuses, connections that broke),
-        `statuses`, and `fallbacks`, answers by popularity.
+        status 200, `model_p99_ms` as their `took_ms` says, `late_p99_ms` of what was sent late on a free
+        connection (None without a rate), `errors` (other statuses, connections that broke), `statuses`, and
+        `fallbacks`, answers by popularity.
     """
     lines = Path(bodies).read_bytes().splitlines()
     wires = [
@@ -72,7 +77,7 @@ def send(
     threads = [
         threading.Thread(
             target=_converse,
-            args=(port, wires, _paced(start, rate, total, place, connections), of)
+            args=(port, wires, _paced(start, rate, range(place, total, connections), of.late_ms), of)
             if rate
             else (port, wires, _at_once(start, seconds, total, turns), of),
         )
@@ -91,13 +96,17 @@ def send_alone(**how: Any) -> dict[str, Any]:
     return send(**how)
 
 
-def _paced(start: float, rate: float, total: int, place: int, step: int) -> Iterator[tuple[int, float]]:
-    """Number of a request and when it is due, once that time has come."""
-    for number in range(place, total, step):
+def _paced(start: float, rate: float, numbers: range, late_ms: list[float]) -> Iterator[tuple[int, float]]:
+    """Number of a request, and when its latency begins: when it is sent, or was due if the answer before came later."""
+    for number in numbers:
         due = start + number / rate
-        with suppress(ValueError):  # it is due already
-            time.sleep(due - time.perf_counter())
-        yield number, due
+        if (early := due - time.perf_counter()) > 0:
+            time.sleep(early)
+            now = time.perf_counter()
+            late_ms.append((now - due) * 1e3)
+            yield number, now
+        else:
+            yield number, due
 
 
 def _at_once(start: float, seconds: float, total: int, turns: Iterator[int]) -> Iterator[tuple[int, float]]:
@@ -168,6 +177,7 @@ def _summary(seen: list[Seen], seconds: float) -> dict[str, Any]:
         **{f"p{share}_ms": _quantile(latency, share / 100) for share in (50, 95, 99)},
         "max_ms": _quantile(latency, 1.0),
         "model_p99_ms": _quantile(model, 0.99),
+        "late_p99_ms": _quantile(np.concatenate([np.asarray(one.late_ms) for one in seen]), 0.99),
         "errors": statuses.total() - statuses["200"],
         "statuses": dict(statuses),
         "fallbacks": sum(one.fallbacks for one in seen),

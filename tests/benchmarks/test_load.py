@@ -102,6 +102,40 @@ def test_requests_behind_a_slow_answer_have_waited_for_it(bodies):
     assert found["max_ms"] >= 400 and found["p50_ms"] >= 300
 
 
+def test_what_is_sent_late_is_no_delay_of_the_server(bodies, monkeypatch):
+    """The clock stands still but in sleeps, which take 50 ms more than they should: no answer took any time."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds + 0.05
+
+    monkeypatch.setattr(load, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    with answering(lambda number, body: (200, OK)) as port:
+        found = send(port, bodies, connections=1, seconds=1.0, rate=10)
+    assert found["requests"] == 10
+    assert found["max_ms"] == 0.0
+    assert found["late_p99_ms"] == pytest.approx(50)
+
+
+def test_what_is_due_behind_a_slow_answer_was_not_sent_late(bodies, monkeypatch):
+    """The first answer takes 0.35 s of a clock that runs in sleeps and answers alone: three are due meanwhile."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def answer(number: int, body: bytes) -> tuple[int, bytes]:
+        now[0] += 0.35 * (number == 0)
+        return 200, OK
+
+    monkeypatch.setattr(load, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    with answering(answer) as port:
+        found = send(port, bodies, connections=1, seconds=0.5, rate=10)
+    assert (found["requests"], found["late_p99_ms"]) == (5, pytest.approx(0))
+    assert found["max_ms"] == pytest.approx(350)  # the waits are 350, 250, 150, 50 and 0 ms
+    assert found["p50_ms"] == pytest.approx(150)
+
+
 def test_without_a_rate_a_slow_answer_is_one_slow_answer(bodies):
     def answer(number: int, body: bytes) -> tuple[int, bytes]:
         time.sleep(0.4 * (number == 0))
