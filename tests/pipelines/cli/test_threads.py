@@ -38,3 +38,10 @@ def test_a_command_says_it_unless_the_environment_does(monkeypatch, given: dict[
 def test_commands_are_known_before_anything_that_has_such_threads_is_loaded():
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_import_says_it_before_the_command_can_see_what_the_environment_wants():
+    program = "import os; import pipelines.cli.commands; print(os.environ.get('GOMP_SPINCOUNT'))"
+    given = {name: value for name, value in os.environ.items() if name != threads.TURNS} | {threads.POLICY: "active"}
+    done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
