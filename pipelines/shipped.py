@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.contract.settings import AbsentSettingsError
+from features.contract.settings import AbsentSettingsError, load_yaml
 from features.errors import ConfigError
 from pipelines.revision import ROOT
 
 CONF = Path("conf")
+SIMULATED = "simulated"  # name of the contract whose log `make train` writes, and that projects have by default
 
 
 def shipped_conf() -> Path:
@@ -32,8 +33,18 @@ def with_the_way_to_it(error: AbsentSettingsError) -> ConfigError:
     path = error.path
     if path.is_absolute() or path.parts[:1] != CONF.parts or not (shipped_conf() / path.relative_to(CONF)).is_file():
         return error
-    data = f" --data {path.stem}" if path.parent == CONF / "data" else ""
+    data = _data_of(path)
     return ConfigError(
         f"{path}: no such file in {Path.cwd()}. QuadRank ships it: `quadrank init DIR{data}` writes a project "
         "folder that holds it; run the command there."
     )
+
+
+def _data_of(path: Path) -> str:
+    """The option of `quadrank init` with which a project holds a shipped file; empty where every project does."""
+    if path.parent == CONF / "data":
+        return f" --data {path.stem}"
+    if path.parent != CONF / "studies":
+        return ""
+    name = Path(str(load_yaml(shipped_conf() / path.relative_to(CONF))["data"])).stem
+    return "" if name == SIMULATED else f" --data {name}"

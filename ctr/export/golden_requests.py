@@ -107,6 +107,7 @@ def replayable(stored: RowRequest, encoder: Encoder) -> RowRequest:
     """The request with indices that can be decoded, and a value of each counter.
 
     A hash cannot be undone: where no raw value of a hashed index is known, another index of the column takes its place.
+    No request can name an id below 0 either (`with_nameable_ids`).
     A request cannot say that a counter has no value: 0 takes its place, and its candidates are compared anew.
     """
 
@@ -119,15 +120,44 @@ def replayable(stored: RowRequest, encoder: Encoder) -> RowRequest:
         zero = {name: columns[name].encode_one(0.0) for name in names}
         return values | {name: np.where(np.isnan(values[name]), zero[name], values[name]) for name in names}
 
+    named = with_nameable_ids(stored, encoder)
     made = replace(
-        stored,
+        named,
         context=counted(known(stored.context, encoder.context), encoder.context),
         candidate=counted(stored.candidate, encoder.candidate),
         history_events=known(stored.history_events, encoder.event),
     )
     counters = encoder.contract.counters.keys() & encoder.candidate.keys()
     changed = any(np.isnan(stored.candidate[name]).any() for name in counters)
+    changed = changed or (made.candidate_item != stored.candidate_item).any()
     return compared_anew(made, encoder) if changed else made
+
+
+def with_nameable_ids(stored: RowRequest, encoder: Encoder) -> RowRequest:
+    """The request without ids below 0, which a log may have (`checks.negative_id: warn`) and no request can name.
+
+    Another item takes the place of each; such a user is nobody in particular.
+    """
+    has_user = stored.user >= FIRST_VALUE and _can_be_named(encoder.users.value(stored.user))
+    return replace(
+        stored,
+        user=stored.user if has_user else UNKNOWN,
+        history_item=_nameable(stored.history_item, encoder.items),
+        candidate_item=_nameable(stored.candidate_item, encoder.items),
+    )
+
+
+def _can_be_named(raw_id: Any) -> bool:
+    return isinstance(raw_id, str) or raw_id >= 0
+
+
+def _nameable(rows: np.ndarray, ids: Vocabulary) -> np.ndarray:
+    """These rows of the catalogue, int64 [N], with another row in the place of each whose id no request can name."""
+    unnamed = np.array([row >= FIRST_VALUE and not _can_be_named(ids.value(row)) for row in rows], bool)
+    if not unnamed.any():
+        return rows
+    named = np.flatnonzero(ids.values.to_numpy() >= 0) + FIRST_VALUE
+    return np.where(unnamed, named[rows % len(named)], rows)
 
 
 def logged_request(feature_set: FeatureSet, row: LoggedRow, candidate_item: np.ndarray) -> RowRequest:

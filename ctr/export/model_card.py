@@ -179,7 +179,7 @@ def _call(metadata: BundleMetadata, example: GoldenRequest) -> str:
     answer = {"model_version": metadata.model_version, "ranked": ranked}
     return (
         f"`quadrank rank --bundle . --request request.json` with\n\n```json\n{_one_key_a_line(example.request)}\n"
-        f"```\n\nanswers\n\n```json\n{_one_key_a_line(answer)}\n```\n\n"
+        f"```\n\nanswers{_but_for_rounding(metadata)}\n\n```json\n{_one_key_a_line(answer)}\n```\n\n"
         'In Python: `Ranker.load(Path("bundle")).rank(request)` from `ctr.serving.ranker`, which needs no torch.'
     )
 
@@ -193,7 +193,7 @@ def _limits(metadata: BundleMetadata, contract: Contract, schema: Schema) -> str
         f"- It knows {schema.items - 2:,} items and {schema.users - 2:,} users. Other ids are legal: they "
         "are scored as the unknown item or user, and the answer names them.",
         *[f"- Of a longer history, the newest {schema.history_max_len} items are read."] * reads,
-        "- Scores repeat within 1e-5, not to the last bit.",
+        _repeatable(metadata),
         "- The log was recorded under one ranking policy. Clicks carry its position and exposure bias, so a score "
         "says little about items that this policy did not show.",
         "- Negative ids must never reach the graph: ONNX Runtime reads row -1 as the last row without an "
@@ -201,6 +201,20 @@ def _limits(metadata: BundleMetadata, contract: Contract, schema: Schema) -> str
         *["- An empty history is an array of length 0."] * reads,
     ]
     return "\n".join(lines)
+
+
+def _but_for_rounding(metadata: BundleMetadata) -> str:
+    """What sets the scores of a variant apart from the recorded ones, which are the trained model's."""
+    return "" if metadata.variant == "fp32" else f", but for the rounding of `{metadata.variant}`"
+
+
+def _repeatable(metadata: BundleMetadata) -> str:
+    if metadata.variant == "fp32":
+        return "- Scores repeat within 1e-5, not to the last bit."
+    return (
+        f"- Scores are those of the trained model{_but_for_rounding(metadata).removeprefix(',')}: those of the golden "
+        "requests within the `tolerance` of `golden.json`."
+    )
 
 
 def _dependence(metadata: BundleMetadata, contract: Contract) -> list[str]:

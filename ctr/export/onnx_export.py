@@ -74,7 +74,7 @@ def export_scoring_graph(graph: ScoringGraph, schema: Schema, path: Path) -> Non
     """
     one = example_inputs(schema, graph.input_names)
     many = {name for name in one if name.startswith(("history_", "candidate_"))}
-    # 3 requests: no other axis has this length.
+    # 3 requests: neither H nor N, and not 1, which would be taken for an axis to broadcast.
     examples = {name: (torch.stack if name in many else torch.cat)([tensor] * 3) for name, tensor in one.items()}
     shapes: dict[str, Shape] = {
         name: [REQUESTS, *_expected_shape(name, tensor)[name not in many :]] for name, tensor in one.items()
@@ -134,7 +134,7 @@ def check_shapes(path: Path, shapes: Mapping[str, Shape]) -> None:
 
 
 def example_inputs(schema: Schema, names: Sequence[str]) -> dict[str, Tensor]:
-    """Inputs of the graph's types and ranks, for tracing; no other axis has their lengths, H 5 and N 7."""
+    """Inputs of the graph's types and ranks, for tracing: H is 5, N is 7."""
     history, candidates = 5, 7
     fields = {f"user_{f.name}": f for f in schema.user} | {f"context_{f.name}": f for f in schema.context}
     lengths = {f"history_{f.name}": history for f in schema.event}

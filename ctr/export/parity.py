@@ -145,7 +145,7 @@ def grid_requests(schema: Schema, seed: int = 0) -> Iterator[RowRequest]:
     """Each history {none, one, some, full, partly unknown, all unknown} with each list of candidates."""
     generator = np.random.default_rng(seed)
     full = schema.history_max_len
-    some = _items(generator, schema, max(full // 2, 2))
+    some = _items(generator, schema, min(max(full // 2, 2), full))
     partly = some.copy()
     partly[::2] = UNKNOWN
     histories = [

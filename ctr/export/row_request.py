@@ -27,7 +27,7 @@ class RowRequest:
         user: row of the user.
         history_item: item rows, int64 [H], oldest first; never padding.
         candidate_item: item rows, int64 [N].
-        context: encoded context columns, int64 or float32 [1] by field; int64 [1, max_len] for tags.
+        context: encoded context columns, int64 or float32 [1] by field.
         history_events: encoded event columns, int64 or float32 [H] by field.
         candidate: numbers of each candidate, float32 [N] by field.
     """

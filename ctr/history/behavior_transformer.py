@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr.history.target_history import TargetHistory
+from features.errors import ConfigError
 
 HEADS, BLOCKS = 2, 1
 MASKED = -1e9  # finite: the softmax of -inf alone is NaN
@@ -31,10 +32,18 @@ class TargetTransformer(nn.Module):
         attention_dim: K, a multiple of 2.
         max_len: most positions S.
         dropout: of attention and feed-forward outputs.
+
+    Raises:
+        ConfigError: an attention_dim that the heads cannot share.
     """
 
     def __init__(self, item_dim: int, event_dim: int, attention_dim: int, max_len: int, dropout: float) -> None:
         super().__init__()
+        if attention_dim % HEADS:
+            raise ConfigError(
+                f"Set model.attention_dim to a multiple of {HEADS}: the transformer shares it among {HEADS} heads. "
+                f"Got {attention_dim}."
+            )
         self.width = 2 * attention_dim
         self.of_event = nn.Linear(item_dim + event_dim, attention_dim)
         self.of_target = nn.Linear(item_dim, attention_dim)

@@ -46,9 +46,9 @@ class DinAttention(nn.Module):
     def weights(self, history: TargetHistory) -> Tensor:
         """The attention, [R, S]."""
         items_HSD, target_RD = history.items(), history.target_RD
-        of_item_UD, of_columns_UE = self.of_event.weight.split(
-            [target_RD.shape[-1], self.width - target_RD.shape[-1]], 1
-        )
+        item_dim = target_RD.shape[-1]
+        # Slices, not a split: that of a constant stays in the exported graph.
+        of_item_UD, of_columns_UE = self.of_event.weight[:, :item_dim], self.of_event.weight[:, item_dim:]
         of_item_RDU = of_item_UD.T + target_RD.unsqueeze(-1) * self.of_product.weight.T
         hidden_RSU = self.of_target(target_RD).unsqueeze(1) + items_HSD @ of_item_RDU
         if history.events is not None:

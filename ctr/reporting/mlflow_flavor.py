@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ctr.export.layouts.files import copy_bundle
+from ctr.export.layouts.files import copy_bundle, require_copies
 from ctr.export.layouts.replay import replay_published
 from ctr.export.layouts.standalone import standalone_graph
 from ctr.reporting.mlflow_store import MlflowStore
@@ -35,10 +35,25 @@ def write_flavor(bundle: Bundle, folder: Path) -> float:
         DataError: a file of the bundle changed while it was copied.
         NumericalError: what MLflow loads gives other scores.
     """
-    mlflow = MlflowStore(folder).mlflow  # without its notes; no store is opened
     save_flavor(bundle.path, folder)
     copy_bundle(bundle, folder / BUNDLE)
     copyfile(bundle.path / MANIFEST, folder / MANIFEST)  # says which run this is
+    return _replayed(bundle, folder)
+
+
+def replay_flavor(bundle: Bundle, folder: Path) -> float:
+    """Replay the golden requests with what `write_flavor` once wrote of the bundle; result as there.
+
+    Raises:
+        DataError: a file of the bundle is gone there, or is another.
+        NumericalError: what lies there gives other scores.
+    """
+    require_copies(bundle, bundle.manifest.files, folder / BUNDLE)
+    return _replayed(bundle, folder)
+
+
+def _replayed(bundle: Bundle, folder: Path) -> float:
+    mlflow = MlflowStore(folder).mlflow  # without its notes; no store is opened
     return replay_published(bundle, _Predictor(mlflow.pyfunc.load_model(str(folder))))
 
 

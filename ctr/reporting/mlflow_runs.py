@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,7 +148,8 @@ class Tracker:
 
     def log_curve_point(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each of the named curves."""
-        numbers = {_taken(name): float(value) for name, value in values.items()}
+        taken = _taken_names(values)
+        numbers = {taken[name]: float(value) for name, value in values.items()}
         self.delivery.put(Points(run=self.run_id, moment=now_ms(), step=step, values=numbers))
 
     def logged_steps(self, name: str) -> set[int]:
@@ -208,7 +210,9 @@ class Tracker:
             self._run_id = None
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
-        flat = [(_taken(name), str(value)[:_LONGEST_PARAM]) for name, value in _flattened(params)]
+        named = dict(_flattened(params))
+        taken = _taken_names(named)
+        flat = [(taken[name], str(value)[:_LONGEST_PARAM]) for name, value in named.items()]
         for start in range(0, len(flat), _PARAMS_A_CALL):
             self.delivery.put(Params(run=self.run_id, values=dict(flat[start : start + _PARAMS_A_CALL])))
 
@@ -242,6 +246,24 @@ def _origin(git_revision: str | None) -> dict[str, str]:
 def _taken(name: str) -> str:
     """A name as MLflow takes it: labels and columns of a contract, which are part of some, may be called anything."""
     return _REFUSED.sub("_", name)
+
+
+def _taken_names(names: Iterable[str]) -> dict[str, str]:
+    """A name that MLflow takes for each: those that differ in refused signs alone are numbered, in their own order.
+
+    Example:
+        >>> _taken_names(["QIN+", "QIN*", "QIN_", "DIN+"])
+        {'QIN_': 'QIN_', 'DIN+': 'DIN_', 'QIN*': 'QIN_ 2', 'QIN+': 'QIN_ 3'}
+    """
+    # A name that is taken as it is keeps it.
+    in_order = sorted(set(names), key=lambda name: (name != _taken(name), name))
+    found: dict[str, str] = {}
+    used: set[str] = set()
+    for name in in_order:
+        numbered = (f"{_taken(name)} {number}" for number in itertools.count(2))
+        found[name] = next(one for one in itertools.chain([_taken(name)], numbered) if one not in used)
+        used.add(found[name])
+    return found
 
 
 def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

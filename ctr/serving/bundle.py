@@ -354,7 +354,7 @@ def _checksum(record: Mapping[str, Any]) -> str:
 def _read(path: Path, model: type[T]) -> T:
     try:
         return model.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(f"{path}: no such file: not a bundle. Make one with `quadrank export`.") from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ctr.towers.logits import exact_logits
 from ctr.towers.mlp import perceptron
+from features.errors import ConfigError
 
 GROUPS = 2
 
@@ -26,10 +27,18 @@ class TwoStreams(nn.Module):
         hidden: units of each stream's layers; the last is even.
         dropout: in both streams.
         heads: H, logits a row; each has a fusion of its own.
+
+    Raises:
+        ConfigError: the last of `hidden` does not fall into groups.
     """
 
     def __init__(self, width: int, hidden: Sequence[int], dropout: float, heads: int = 1) -> None:
         super().__init__()
+        if hidden[-1] % GROUPS:
+            raise ConfigError(
+                f"Set the last of model.hidden to a multiple of {GROUPS}: the fusion of two streams cuts it into "
+                f"{GROUPS} groups. Got {hidden[-1]}."
+            )
         self.norm = nn.BatchNorm1d(width)
         self.gates = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden[-1]), nn.ReLU(), nn.Linear(hidden[-1], width)) for _ in range(2)

@@ -62,8 +62,11 @@ def fit_trees(
         DataError: training or validation rows of one label.
     """
     started = time.monotonic()
-    if not resume:
-        CheckpointStore(run_dir, Identity.of(model, feature_set, config)).start()
+    store = CheckpointStore(run_dir, Identity.of(model, feature_set, config))
+    if resume:
+        store.remove_halves()
+    else:
+        store.start()
     train, valid = (rows_of(model, feature_set, split, progress) for split in ("train", "valid"))
     grown = grow_into(model, train, valid, config.seed)
     curve = _curve(grown, valid, WatchedRows.of(feature_set), model.config.tree_rate)

@@ -17,12 +17,15 @@ from sklearn.isotonic import IsotonicRegression
 
 from ctr.evaluation.metrics import PROBABILITY_MARGIN, equal_mass_bins, likelihoods
 from ctr.model.calibrator import MOST_KNOTS, Calibrator, Curve
+from features.errors import DataError
 
 Method = Literal["none", "platt", "isotonic"]
 # Every slope is at least this, so that AUC does not change: isotonic regression gives slopes of 0, and a model that
 # ranks the validation rows backwards would get a negative one.
 LEAST_SLOPE = 0.05
-# Each slope of the polyline is at most this: between bins that rounding alone tells apart it would make 0.01 of 1e-7.
+# Every slope is at most this. Rows that are ranked without a mistake, as one click above all else, would have an
+# endless one, which makes 0 and 1 of all scores; bins of a polyline that rounding alone tells apart would make 0.01 of
+# 1e-7.
 MOST_SLOPE = 10.0
 MOST_CERTAIN = 1e-4  # isotonic rates nearer to 0 or 1 are one: their logits would be infinite
 
@@ -60,6 +63,9 @@ def calibrate(
         labels: 0 or 1, [N].
         users: of rows, [N].
         weights: of rows, [N].
+
+    Raises:
+        DataError: as `fit_curve`; the calibrator stays as it was.
     """
     calibrator.set(fit_curve(method, logits_of(scores), labels, weights))
     other = cross_fitted(method, scores, labels, users, weights)
@@ -124,7 +130,8 @@ def _first_half(users: np.ndarray) -> np.ndarray:
 def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Curve:
     """The curve that makes sigmoid(f(logit)) match the labels.
 
-        platt        f = a l + b               (Platt 1999): corrects what is wrong overall
+        platt        f = a l + b               (Platt 1999): corrects what is wrong overall; a is from
+                                               `LEAST_SLOPE` to `MOST_SLOPE`
         isotonic     a rising polyline         (Zadrozny and Elkan 2002): corrects each level; needs thousands of rows
 
     The polyline has the slopes between isotonic regression's values at the means of up to 25 bins of equal weight, in
@@ -136,16 +143,31 @@ def fit_curve(method: Method, logits: np.ndarray, labels: np.ndarray, weights: n
         logits: of the model, [N].
         labels: 0 or 1, [N].
         weights: of rows, [N].
+
+    Raises:
+        DataError: the rows that have a weight have one label alone, or none has a weight; `none` fits nothing.
     """
+    if method == "none":
+        return Curve()
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     weights = np.ones_like(labels) if weights is None else np.asarray(weights, np.float64)
-    match method:
-        case "none":
-            return Curve()
-        case "platt":
-            return _line(logits, labels, weights)
-        case "isotonic":
-            return _polyline(logits, labels, weights)
+    _require_both_labels(labels, weights)
+    return _line(logits, labels, weights) if method == "platt" else _polyline(logits, labels, weights)
+
+
+def _require_both_labels(labels: np.ndarray, weights: np.ndarray) -> None:
+    counts = weights > 0
+    known = np.unique(labels[counts])
+    if len(known) > 1:
+        return
+    way_out = "Take rows of both labels, or set train.calibration to none."
+    if not len(known):
+        raise DataError(f"calibration: the weight of all {len(labels):,} rows is 0, and none of them counts. {way_out}")
+    of = "rows" if counts.all() else "rows of a weight above 0"
+    raise DataError(
+        f"calibration: the label of all {int(counts.sum()):,} {of} is {known[0]:g}, and no curve can be fitted to one "
+        f"label. {way_out}"
+    )
 
 
 def _line(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Curve:
@@ -157,7 +179,7 @@ def _line(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Curve:
         return float(value), np.array([off @ logits, off.sum()])
 
     # A model that ranks no better than chance gets the least slope: nearly the base rate for all, its order kept.
-    bounds = [(LEAST_SLOPE, None), (None, None)]
+    bounds = [(LEAST_SLOPE, MOST_SLOPE), (None, None)]
     slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds).x
     return Curve(float(slope), float(shift))
 

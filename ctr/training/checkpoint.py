@@ -34,6 +34,8 @@ from features.store.feature_set import FeatureSet, sha256_of
 RECORD = "checkpoint.json"
 MODEL = "model.safetensors"
 CURVE = "curve.jsonl"
+# Fitted after training: calibrations on the validation rows, trees on all training rows.
+FITTED_AFTER = ("calibrator.", "task_calibrators.", "trees.")
 FORMAT: Literal[5] = 5
 
 # JSON has no NaN: it is written as null.
@@ -221,6 +223,12 @@ class CheckpointStore:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def remove_halves(self) -> None:
+        """Remove what a killed process was writing: files that had no name of their own yet."""
+        for kind in ("checkpoint", "best", "curve", "model", "calibration", "config", "metrics"):
+            for half in self.folder.glob(f".{kind}*"):
+                half.unlink()
+
     def write(self, snapshot: Snapshot) -> None:
         """Replace the checkpoint and the curve by these, and the best weights where no evaluation was better."""
         state, name = snapshot.state, f"checkpoint-{snapshot.state.step}.safetensors"
@@ -237,9 +245,7 @@ class CheckpointStore:
         )
         write_text(self.folder / CURVE, "".join(f"{one.model_dump_json()}\n" for one in state.curve))
         write_text(self.folder / RECORD, record.model_dump_json(indent=2))
-        for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob("best-*.safetensors")]:
-            if old.name != name and old != self._best(state):
-                old.unlink()
+        self._remove_older(state)
 
     def load(self, model: nn.Module, take_step: TrainStep) -> TrainState | None:
         """Put the checkpoint's tensors into model, optimizer and random number generators.
@@ -255,7 +261,7 @@ class CheckpointStore:
             UserWarning: it was written with another number of threads. The run goes on, but sums over rows round
                 otherwise: its weights differ in their last digits from those of an uninterrupted run.
         """
-        self._remove_halves()
+        self.remove_halves()
         path = self.folder / RECORD
         if not path.is_file():
             return None
@@ -290,21 +296,26 @@ class CheckpointStore:
         return record.state
 
     def load_best(self, state: TrainState) -> dict[str, Tensor]:
-        """The weights of `state.best`, once they are written."""
-        return load_file(self._best(state))
+        """The weights of `state.best`, once they are written, without what is fitted after training."""
+        best = self._best(state)
+        # A run that was done, and goes on for more epochs, has published them.
+        found = load_file(best if best.is_file() else self.folder / MODEL)
+        return {name: tensor for name, tensor in found.items() if not name.startswith(FITTED_AFTER)}
 
     def finish(self, state: TrainState, model: nn.Module) -> None:
         """The run is done: publish its best weights as model.safetensors, and load them into the model."""
         # Not there when a finished run is finished again: then they are published already.
         if self._best(state).is_file():
             self._best(state).replace(self.folder / MODEL)
+        self._remove_older(state)  # a kill may have kept the last checkpoint from it
         model.load_state_dict(load_file(self.folder / MODEL))
 
-    def _remove_halves(self) -> None:
-        """Remove what a killed process was writing: files that had no name of their own yet."""
-        for kind in ("checkpoint", "best", "curve", "model"):
-            for half in self.folder.glob(f".{kind}*"):
-                half.unlink()
+    def _remove_older(self, state: TrainState) -> None:
+        """Remove the tensors and the best weights of earlier checkpoints."""
+        kept = (self.folder / f"checkpoint-{state.step}.safetensors", self._best(state))
+        for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob("best-*.safetensors")]:
+            if old not in kept:
+                old.unlink()
 
     def _best(self, state: TrainState) -> Path:
         return self.folder / f"best-{state.best.step if state.best else 0}.safetensors"

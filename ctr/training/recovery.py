@@ -61,5 +61,6 @@ class Recovery:
         state.rollbacks += 1
         state.skipped += skipped
         writer.wait()
-        self._model.load_state_dict(self._first or self._store.load_best(state))
+        good = self._first or self._store.load_best(state)
+        self._model.load_state_dict(self._model.state_dict() | good)
         take_step.forget()

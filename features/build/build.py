@@ -326,18 +326,18 @@ class Build:
             return parts, known
         rows = stream.most_rows()
         read, written = 0, 0
-        with progress("building rows and histories", total=2 * rows, unit="rows") as bar:
+        with progress("building rows and histories", total=rows, unit="rows") as bar:
 
             def advance(came_in: int) -> None:
                 nonlocal read
                 read += came_in
-                bar.advance(came_in)
+                bar.advance_to(read // 2, rows)  # half of the work is to read a row, the other half to write it
 
             encoded = (chunk.columns() for chunk in related.onto(counted.onto(stream.full())))
             divided = shuffle_by_key(encoded, "user", shards, self.staging / SCRATCH / "users", advance)
             for number, shard in enumerate(map(Chunk.from_columns, divided)):
                 written += shard.rows
-                bar.advance_to(read + written, 2 * read)
+                bar.advance_to((read + written) // 2, read)
                 parts += self._write_shard(shard, number, splitter, stream.encoder)
         return parts, known
 

@@ -19,7 +19,7 @@ from features.contract.contract import Contract
 from features.contract.log import CapPolicy, Format
 from features.errors import DataError, error_prefix
 from features.sources.keys import canonical
-from features.sources.log import Unchecked, chunks
+from features.sources.log import Unchecked, chunks, expressions_of
 from features.sources.served import SERVED_TIME
 from features.sources.tables import has_no_row, readable, scan
 from features.store.shuffle import shuffle_by_key
@@ -107,7 +107,7 @@ def check_log(
     with error_prefix(path):
         rules = RowRules(row_rules(frame.collect_schema(), contract, now, log.unlabelled))
     log_scan = _LogScan(frame, contract, rules)
-    with readable(path):
+    with readable(path, frame, expressions_of(contract)):
         copies = log_scan.through(log, staging)
         with error_prefix(path):
             violations = [

@@ -12,12 +12,12 @@ import polars as pl
 from features.calendar import FIRST_TIME, LAST_TIME, day_of
 from features.checks.check_log import Finding
 from features.checks.row_rules import plausible
-from features.chunk import ITEM, RAW_TIME, TIME, USER
+from features.chunk import HISTORY, ITEM, RAW_TIME, TIME, USER
 from features.contract.contract import Contract
 from features.contract.log import HistoryTable, Policy
 from features.errors import DataError
 from features.sources.log import event_tables
-from features.sources.tables import readable
+from features.sources.tables import named, readable
 from features.sources.times import MICROSECONDS, end_of
 
 
@@ -85,7 +85,9 @@ def _checked(
     path, most = contract.resolve(table.path), contract.checks.max_quarantine
     rules = list(_rules(frame.collect_schema(), table, contract, now))
     aside = pl.any_horizontal(pl.lit(False), *(rule.broken for rule in rules if rule.policy == "quarantine"))
-    events, left_out, breaches = _counted(frame, path, rules, aside)
+    texts = {HISTORY + name: named(f"history.tables.columns.{name}", text) for name, text in table.columns.items()}
+    with readable(path, frame, texts):
+        events, left_out, breaches = _counted(frame, rules, aside)
     findings, failed = [], []
     for broken in breaches:
         rule = broken.rule
@@ -113,15 +115,18 @@ def _checked(
     return kept.drop(RAW_TIME), findings
 
 
-def _counted(frame: pl.LazyFrame, path: str, rules: list[_Rule], aside: pl.Expr) -> tuple[int, int, list[_Broken]]:
-    """Events in all, those to leave out, and for each rule that some event breaks how many do, with the first."""
+def _counted(frame: pl.LazyFrame, rules: list[_Rule], aside: pl.Expr) -> tuple[int, int, list[_Broken]]:
+    """Events in all, those to leave out, and for each rule that some event breaks how many do, with the first.
+
+    Nulls of the events' own columns are counted, to no end but that each file is read to its own, as a build reads it.
+    """
     wanted = [pl.len().alias("events"), aside.sum().alias("aside")]
     for i, rule in enumerate(rules):
         firsts = {"user": USER, "shown": rule.shown or USER}
         wanted.append(rule.broken.sum().alias(f"broken {i}"))
         wanted += [pl.col(key).filter(rule.broken).first().alias(f"{name} {i}") for name, key in firsts.items()]
-    with readable(path):
-        found: dict[str, Any] = frame.select(wanted).collect(engine="streaming").row(0, named=True)
+    wanted += [pl.col(name).null_count() for name in frame.collect_schema().names() if name.startswith(HISTORY)]
+    found: dict[str, Any] = frame.select(wanted).collect(engine="streaming").row(0, named=True)
     broken = [
         _Broken(rule, found[f"broken {i}"], found[f"user {i}"], found[f"shown {i}"])
         for i, rule in enumerate(rules)

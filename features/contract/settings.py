@@ -161,6 +161,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         return f"unknown key {where!r}. {unknown_key(location[-1], _keys_at(model, problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"{where!r} is required"
+    if problem["input"] is None and problem["type"] in ("dict_type", "model_type"):
+        return f"{where}: has no settings. Write some below it, or remove the key"
     message = problem["msg"].removeprefix("Value error, ")
     given = f" (got {problem['input']!r})" if not isinstance(problem["input"], Mapping) else ""
     return f"{where or 'the file'}: {message}{given}"

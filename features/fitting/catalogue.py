@@ -13,7 +13,7 @@ from features.errors import DataError, error_prefix
 from features.fitting.table_versions import refuse_wrong_unit, valid_from, versions_of
 from features.sources.files import find_files
 from features.sources.keys import canonical
-from features.sources.tables import expression, readable, require_columns, scan
+from features.sources.tables import expression, named, readable, require_columns, scan
 from features.store.versions import VALID_FROM
 
 
@@ -40,8 +40,10 @@ def read_table(contract: Contract, table: Table, which: str, as_of: str | None =
         name: expression(raw, path, f"{which}s.columns.{name}", spec.source or name)
         for name, spec in table.columns.items()
     }
-    with readable(path):
-        content = raw.select(pl.col(table.id), **columns).collect()
+    texts = {name: named(f"{which}s.columns.{name}", spec.source or name) for name, spec in table.columns.items()}
+    found = raw.select(pl.col(table.id), **columns)
+    with readable(path, found, texts):
+        content = found.collect()
     if len(find_files(path)) > 1:
         content = content.unique(maintain_order=True)
     if not content.height:

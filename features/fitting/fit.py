@@ -127,6 +127,11 @@ def fit(
         tables.item_versions,
         None if prior is None else (prior.items, prior.item),
     )
+    if items.ids.whole_numbers and bool((items.ids.values < 0).all()) and len(items.ids.values):
+        raise DataError(
+            f"{log.path}: column {interactions.item!r}: all {len(items.ids.values)} item ids are below 0, e.g. "
+            f"{items.ids.values[0]!r}. No request can name such an id: number the items from 0."
+        )
     users = _fit_side(
         Side(
             USER,

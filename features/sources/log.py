@@ -35,7 +35,7 @@ from features.sources.impressions import exploded, exploded_unlabelled, tells_cl
 from features.sources.keys import canonical
 from features.sources.labelled import Labelled, Lacking, columns_in
 from features.sources.served import served_rows
-from features.sources.tables import TEXTS, expression, readable, refuse_not_common, require_columns, scan
+from features.sources.tables import TEXTS, expression, named, readable, refuse_not_common, require_columns, scan
 from features.sources.times import end_of, microseconds
 
 ROWS_A_CHUNK = 500_000
@@ -152,6 +152,26 @@ def event_tables(contract: Contract) -> tuple[pl.LazyFrame, ...]:
         DataError: missing file or column, lists of unequal length, a column that holds no times.
     """
     return tuple(_events_of(contract, table) for table in contract.history.tables)
+
+
+def expressions_of(contract: Contract) -> dict[str, str]:
+    """What messages call the expressions of the log, by the log's fixed names."""
+    log, history = contract.interactions, contract.history
+    carried = {name: spec for name, spec in history.columns.items() if not isinstance(spec, Gap | Residual)}
+    return {
+        LABEL: named("interactions.label", log.label or ""),
+        EVENT: named("history.events", history.events),
+        **{
+            CONTEXT + name: named(f"interactions.context.{name}", spec.source or name)
+            for name, spec in log.context.items()
+        },
+        **{HISTORY + name: named(f"history.columns.{name}", spec.source or name) for name, spec in carried.items()},
+        **{LABELS + name: named(f"interactions.labels.{name}", text) for name, text in log.labels.items()},
+        **{
+            key: named(f"counters.{key.removeprefix(NUMBERS)}.number", text)
+            for key, text in _counted_numbers(contract).items()
+        },
+    }
 
 
 def distinct(log: Log, key: str, name: str) -> pl.Series:

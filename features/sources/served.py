@@ -18,7 +18,7 @@ from features.contract.labels import columns_read
 from features.contract.log import Served
 from features.errors import DataError
 from features.sources.impressions import CLICKED
-from features.sources.tables import expression, has_no_row, readable, require_columns, scan
+from features.sources.tables import expression, has_no_row, named, readable, require_columns, scan
 from features.sources.times import end_of, microseconds
 from features.store.served_schema import SHADOW
 
@@ -226,7 +226,7 @@ def _is_positive(raw: pl.LazyFrame, path: str, text: str) -> pl.Expr:
         raise DataError(f"{where} is {dtype}, expected 0/1 or a condition such as `amount > 0`.")
     number = label.cast(pl.Float64)
     wrong = raw.filter(~number.is_in([0.0, 1.0])).select(pl.len(), number.first().alias("example"))
-    with readable(path):
+    with readable(path, raw.select(label.alias("label")), {"label": named("interactions.served.label", text)}):
         count, example = wrong.collect(engine="streaming").row(0)
         rows: Any = raw.select(pl.len()).collect(engine="streaming").item()
     if count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
 from itertools import groupby
@@ -23,6 +23,7 @@ SIGNED = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64(), 128: pl.Int128()}
 ALL_FILES = "Write it in all files, or let the path name only those that have it."
 QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")  # text and names in SQL
 LONGEST_NAME = 40  # of a column in a message: without a header, a name is some text of the first row
+COUNTED = re.compile(r" for [0-9]+ out of [0-9]+ values?")
 OVER = re.compile(r"\bOVER\s*\(", re.IGNORECASE)  # begins the window of a window function in SQL
 
 
@@ -82,13 +83,44 @@ def read(path: str, columns: Iterable[str], format: Format | None = None) -> pl.
 
 
 @contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Turn what polars says of a broken file into a DataError that names it."""
+def readable(
+    path: str, frame: pl.LazyFrame | None = None, expressions: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Turn what polars says of a broken file, or of a value that an expression cannot take, into a DataError.
+
+    Args:
+        path: of the file.
+        frame: what is read; with `expressions` alone.
+        expressions: what the contract calls the expressions of the frame, by column (`named`).
+    """
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
+        if isinstance(error, pl.exceptions.InvalidOperationError) and frame is not None:
+            _refuse_failed(path, frame, expressions or {})
         first = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read to its end: {first}. {advice(error)}") from None
+
+
+def named(where: str, text: str) -> str:
+    """What messages call an expression of the contract: its key and its text."""
+    return f"{where} {text!r}"
+
+
+def _refuse_failed(path: str, frame: pl.LazyFrame, expressions: Mapping[str, str]) -> None:
+    """Raise DataError for the first expression that some row has no value for."""
+    names = frame.collect_schema().names()
+    for column, name in ((column, name) for column, name in expressions.items() if column in names):
+        try:
+            # Alone: polars does not say which of several columns it was computing.
+            frame.select(column).collect(engine="streaming")
+        except pl.exceptions.InvalidOperationError as error:
+            # Of as many values as polars looked at together, which is neither the log nor a file.
+            first = COUNTED.sub("", str(error).splitlines()[0])
+            raise DataError(
+                f"{path}: {name} cannot be computed of every row: {first}. `TRY_CAST(… AS …)` gives null where a value "
+                "cannot be converted; or correct the export."
+            ) from None
 
 
 def require_columns(frame: pl.LazyFrame, path: str, columns: Iterable[str]) -> None:

@@ -157,7 +157,7 @@ class FeatureSet:
             content = (path / MANIFEST).read_bytes()
             require_format(path / MANIFEST, content, FORMAT)
             manifest = Manifest.model_validate_json(content)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise DataError(f"{path}: no {MANIFEST}: not a feature set. Build one with `quadrank features`.") from None
         except ValidationError as error:
             raise DataError(

@@ -19,10 +19,15 @@ POINTERS = (CURRENT, NEWEST)
 def point_at(folder: Path, version: str, pointer: str = CURRENT) -> Path:
     """Let a pointer of `folder` name this version, in one step; returns the pointer's path.
 
-    One that names it already is left as it is: the folder may be one that can only be read.
+    One that names it already is left as it is: the folder may be one that can only be read. A link becomes a file.
+
+    Raises:
+        DataError: a folder stands in its place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / pointer
+    if path.is_dir() and not path.is_symlink():
+        raise _is_a_folder(path)
     with _alone(folder):
         if not path.is_file() or path.read_bytes() != os.fsencode(version):
             write_text(path, version)
@@ -36,11 +41,14 @@ def move_pointer(path: Path, before: Path, after: Path) -> bool:
         path: as of `follow`.
         before, after: folders beside the pointer.
     """
-    pointer = path / CURRENT if path.is_dir() else path
-    if pointer.name not in POINTERS or not pointer.is_file() or pointer.parent.resolve() != after.parent.resolve():
+    pointer = _pointer_of(path)
+    if not os.path.lexists(pointer) or pointer.parent.resolve() != after.parent.resolve():
         return False
     with _alone(pointer.parent):
-        if pointer.read_bytes().strip() != os.fsencode(before.name):
+        try:
+            if named_by(pointer) != before.name:
+                return False
+        except DataError:
             return False
         write_text(pointer, after.name)
     return True
@@ -52,15 +60,12 @@ def follow(path: Path) -> Path:
     A path that does not exist is returned as it is.
 
     Raises:
-        DataError: the pointer is no text, or names no folder beside it.
+        DataError: as `named_by`; or the pointer names no folder beside it.
     """
-    pointer = path / CURRENT if path.is_dir() else path
-    if pointer.name not in POINTERS or not pointer.is_file():
+    pointer = _pointer_of(path)
+    name = named_by(pointer)
+    if name is None:
         return path
-    try:
-        name = pointer.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{pointer}: is no text: {error}. Write the name of a folder beside it into it.") from None
     version = pointer.parent / name
     if not name or Path(name).name != name or not version.is_dir():
         raise DataError(
@@ -68,6 +73,43 @@ def follow(path: Path) -> Path:
             "name of one that is there into the file."
         )
     return version
+
+
+def named_by(pointer: Path) -> str | None:
+    """The name in a pointer, whether or not there is such a folder; None where there is no pointer.
+
+    A link to a folder beside it, as other tools point at versions, names that folder.
+
+    Raises:
+        DataError: it is no text, another link, or a folder.
+    """
+    target = Path(os.path.realpath(pointer))  # which takes a link to itself for one to nothing
+    if pointer.is_symlink() and not target.is_file():
+        if target.is_dir() and target.parent == pointer.parent.resolve():
+            return target.name
+        raise DataError(
+            f"{pointer}: is a link, and there is no folder beside it that it means. Remove it, and write the name of "
+            f"one that is there into a file {pointer.name}."
+        )
+    if pointer.is_dir():
+        raise _is_a_folder(pointer)
+    try:
+        return pointer.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{pointer}: is no text: {error}. Write the name of a folder beside it into it.") from None
+
+
+def _pointer_of(path: Path) -> Path:
+    return path if path.name in POINTERS else path / CURRENT
+
+
+def _is_a_folder(pointer: Path) -> DataError:
+    return DataError(
+        f"{pointer}: is a folder, where a text file is to hold the name of one beside it. Move it away, and write that "
+        f"name into a file {pointer.name}."
+    )
 
 
 @contextmanager

@@ -9,14 +9,17 @@ import typer
 
 from pipelines.cli.options import (
     DEFAULT_TRAIN,
+    AsOfOption,
     RootOption,
     RunOption,
     TrainOption,
+    WindowOption,
     WorkOption,
     overrides_of,
     settings_file,
 )
 from pipelines.cli.terminal import JsonOption, command_line, console, finish
+from pipelines.source import parse_window
 from pipelines.workspace import Workspace
 
 proof_app = typer.Typer()
@@ -24,13 +27,18 @@ proof_app = typer.Typer()
 DEFAULT_DATA = Path("conf/data/simulated.yaml")
 DEFAULT_ABLATION = Path("conf/studies/movielens_ablation.yaml")
 DEFAULT_STRESS = Path("conf/stress.yaml")
+STUDY_SECTIONS = ("study", "data")
 
 StudyOption = Annotated[
     Path | None, typer.Option("--study", callback=settings_file, help="Study file, e.g. conf/studies/movielens.yaml.")
 ]
 StudySetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STUDY.KEY=VALUE", help="Change one setting of the study file; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, e.g. study.seeds=1; repeatable. Sections: study, data.",
+    ),
 ]
 WorkersOption = Annotated[
     int, typer.Option("--workers", help="Number of trainings at the same time; they share the cores.", min=1)
@@ -52,6 +60,8 @@ def compare(
     workers: WorkersOption = 2,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     root: RootOption = None,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
     work: WorkOption = Path(),
     assignments: StudySetOption = None,
     as_json: JsonOption = False,
@@ -67,24 +77,42 @@ def compare(
 
     if (study is None) == (models is None):
         raise ConfigError("compare: name either --study FILE or --models A,B. Study files are in conf/studies.")
-    if models and assignments:
-        raise ConfigError("--set changes a study file, and --models has none: use --seeds and --data, or --study.")
-    overrides = overrides_of(assignments, ("study",)).get("study", {})
-    found = load_study(study, overrides) if study else study_of_models((models or "").split(","), data, seeds)
-    shown = console(as_json)
-    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, shown, command=command_line())
+    overrides = overrides_of(assignments, STUDY_SECTIONS)
+    if models and "study" in overrides:
+        raise ConfigError(
+            "--set study.…: changes a study file, and --models has none: use --seeds and --data, or --study."
+        )
+    changes = overrides.get("study", {})
+    comparison = Comparison(
+        load_study(study, changes) if study else study_of_models((models or "").split(","), data, seeds),
+        train_defaults,
+        root,
+        Workspace(work),
+        workers,
+        console(as_json),
+        command=command_line(),
+        data=overrides.get("data", {}),
+        as_of=as_of,
+        window=parse_window(window),
+    )
     finish(run_comparison(comparison), as_json)
 
 
 @proof_app.command(epilog="Example: quadrank ablate --study conf/studies/movielens_ablation.yaml")
 def ablate(
     study: Annotated[
-        Path,
-        typer.Option("--study", callback=settings_file, help="Study file: the variants of data and model to compare."),
-    ] = DEFAULT_ABLATION,
+        Path | None,
+        typer.Option(
+            "--study",
+            help=f"Study file: the variants of data and model to compare; default: {DEFAULT_ABLATION}, or the only "
+            "other *_ablation.yaml there.",
+        ),
+    ] = None,
     workers: WorkersOption = 2,
     train_defaults: TrainOption = DEFAULT_TRAIN,
     root: RootOption = None,
+    as_of: AsOfOption = None,
+    window: WindowOption = None,
     work: WorkOption = Path(),
     split: Annotated[
         Literal["valid", "test"], typer.Option("--split", help="Rows to compare on: valid or test.")
@@ -97,11 +125,22 @@ def ablate(
     Use --split test only for a choice that is already made: the AUC of parts that were chosen on test rows is too high.
     """
     from pipelines.study.compare import Comparison, run_comparison
-    from pipelines.study.study import load_study
+    from pipelines.study.study import default_ablation, load_study
 
-    found = load_study(study, overrides_of(assignments, ("study",)).get("study", {}))
-    shown = console(as_json)
-    comparison = Comparison(found, train_defaults, root, Workspace(work), workers, shown, split, command_line())
+    overrides = overrides_of(assignments, STUDY_SECTIONS)
+    comparison = Comparison(
+        load_study(study or default_ablation(DEFAULT_ABLATION), overrides.get("study", {})),
+        train_defaults,
+        root,
+        Workspace(work),
+        workers,
+        console(as_json),
+        split,
+        command_line(),
+        data=overrides.get("data", {}),
+        as_of=as_of,
+        window=parse_window(window),
+    )
     finish(run_comparison(comparison), as_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from features.progress import silence
+from pipelines.json_text import json_text
 from pipelines.operate.log import LastingConsole, LoggedConsole
 
 LogOption = Annotated[
@@ -46,7 +46,7 @@ def finish(payload: dict[str, Any], as_json: bool) -> None:
     """End a command: with --json, print its summary as the last line of stdout."""
     if as_json:
         try:
-            print(json.dumps(payload), flush=True)
+            print(json_text(payload), flush=True)
         except BrokenPipeError:
             silence(sys.stdout)
 

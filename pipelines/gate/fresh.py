@@ -18,7 +18,7 @@ import numpy as np
 
 from ctr.data.columns import column, row_weights
 from ctr.evaluation.ranking_metrics import requests_of
-from ctr.export.golden_requests import raw_request
+from ctr.export.golden_requests import raw_request, with_nameable_ids
 from ctr.export.ranker_as_of import ranker_as_of
 from ctr.export.row_request import RowRequest
 from ctr.serving.pasts.source import kept_events
@@ -299,7 +299,7 @@ def _decoded(ranker: Ranker, names: Encoder, rows: FreshRows) -> Iterator[tuple[
         for place in inside.tolist():
             index = int(rows.place_N[place]) - before
             own = stored["item"][index : index + 1].astype(np.int64)
-            request = raw_request(RowRequest.of_row(feature_set.schema, stored, events, index, own), names)
-            parsed = parse_request(request, ranker.encoder.contract)
+            row = with_nameable_ids(RowRequest.of_row(feature_set.schema, stored, events, index, own), names)
+            parsed = parse_request(raw_request(row, names), ranker.encoder.contract)
             yield np.array([place]), ranker.score(ranker.requests.encode(parsed))
         before += len(stored["item"])

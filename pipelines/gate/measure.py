@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+import polars as pl
+
 from ctr.serving.ranker import Ranker
 from pipelines.gate.settings import LatencyRules
 
@@ -50,12 +52,20 @@ def latencies(challenger: Ranker, champion: Ranker | None, rules: LatencyRules) 
 
 
 def plain_request(ranker: Ranker, candidates: int) -> dict[str, Any]:
-    """A request of ids alone: the first user of the catalogue, and its items in order, again where they are few."""
+    """A request of ids alone: the first user of the catalogue, and its items in order, again where they are few.
+
+    Ids below 0, which no request can name, are passed over.
+    """
     encoder = ranker.encoder
-    users, items = list(encoder.users.values[:1]), list(encoder.items.values[: max(candidates, 1000)])
+    users = _nameable(encoder.users.values)[:1].to_list()
+    items = _nameable(encoder.items.values)[: max(candidates, 1000)].to_list()
     longest = encoder.schema.history_max_len
 
     def some(count: int) -> list[Any]:
         return [items[place % len(items)] for place in range(count)]
 
     return {"user": users[0] if users else None, "history": some(longest), "candidates": some(candidates)}
+
+
+def _nameable(ids: pl.Series) -> pl.Series:
+    return ids if ids.dtype == pl.String else ids.filter(ids >= 0)

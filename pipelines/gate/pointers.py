@@ -15,7 +15,7 @@ from ctr.reporting.mlflow_registry import Registry
 from ctr.reporting.mlflow_runs import Tracker
 from ctr.serving.bundle import Bundle, BundleManifest, exported_as, open_bundle
 from features.errors import ChampionMovedError, DataError
-from features.store.pointer import CURRENT, point_at
+from features.store.pointer import CURRENT, named_by, point_at
 from pipelines.gate.history import FOUND_WHY, Action, Move, add_move, move_to, read_moves
 from pipelines.workspace import Workspace
 
@@ -29,11 +29,11 @@ def registered_name(name: str) -> str:
 
 
 def current_name(bundles: Path) -> str | None:
-    """The folder that `CURRENT` names; None without the pointer, or where the folder is gone."""
-    pointer = bundles / CURRENT
-    if not pointer.is_file():
+    """The folder that `CURRENT` names; None without the pointer, where it cannot be read, or the folder is gone."""
+    try:
+        name = named_by(bundles / CURRENT)
+    except DataError:
         return None
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     return name if name and Path(name).name == name and (bundles / name).is_dir() else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from features.vectors.read import read_vectors
 from pipelines.cells import estimate
 from pipelines.inspect.embeddings_figure import embeddings_figure
 from pipelines.job.build import build
+from pipelines.json_text import json_text
 from pipelines.source import Source
 from pipelines.workspace import Workspace
 
@@ -50,7 +50,7 @@ def inspect_embeddings(source: Source, workspace: Workspace, out: Path | None, c
     out = out or workspace.root / "inspections" / contract.name
     out.mkdir(parents=True, exist_ok=True)
     payload = _payload(found, advice)
-    write_text(out / "inspection.json", json.dumps(payload, indent=1))
+    write_text(out / "inspection.json", json_text(payload, indent=1))
     save_png(embeddings_figure(found, f"{contract.name}: {advice['']}"), out / "inspection.png")
     console.print(_table(found, contract.name))
     for report in found.sets:

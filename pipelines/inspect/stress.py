@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +20,7 @@ from features.store.atomic import write_text
 from pipelines.cells import signed
 from pipelines.job.load_run import load_run
 from pipelines.job.tracked import keep_with_run
+from pipelines.json_text import json_text
 from pipelines.workspace import Workspace
 
 
@@ -42,7 +42,7 @@ def stress_run(run_id: str, config: StressConfig, workspace: Workspace, console:
     record = asdict(found) | {
         "stresses": [asdict(result) | {"auc_drop": result.auc_drop._asdict()} for result in found.stresses]
     }
-    write_text(run_dir / "stress.json", json.dumps(record, indent=2))
+    write_text(run_dir / "stress.json", json_text(record, indent=2))
     figure = stress_plot(found)
     save_png(figure, run_dir / "stress.png")
     keep_with_run(run_dir, workspace, run_dir / "stress.json", "run", {"stress.png": figure})

@@ -79,6 +79,10 @@ def require_both_labels(feature_set: FeatureSet, split: SplitName) -> None:
     """Raise DataError unless rows of the split that have a weight have both labels: nothing is learned of others."""
     labels, weights = column(feature_set, split, "label"), row_weights(feature_set, split)
     counts = weights > 0
+    if not len(labels):
+        raise DataError(
+            f"{feature_set.path}, {split} rows: there are none. Widen the split, or in a sweep raise screen.share."
+        )
     if not counts.any():
         raise DataError(
             f"{feature_set.path}, {split} rows: the weight {feature_set.contract.interactions.weight!r} of all "

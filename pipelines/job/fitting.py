@@ -22,7 +22,7 @@ from ctr.training.calibrate import Calibrated, calibrate
 from ctr.training.checkpoint import MODEL, save_tensors
 from ctr.training.loop import Evaluation, FitResult, fit, predict_tasks, require_training
 from ctr.training.warm.parent import Parent
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.progress import progress as show_progress
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName
@@ -50,7 +50,8 @@ def require_fit(preset: Preset, feature_set: FeatureSet, warm: Parent | None = N
         warm: the run to go on from.
 
     Raises:
-        QuadRankError: as `fit_and_calibrate`, and as `ClickModel`; training or validation rows of one label.
+        QuadRankError: as `fit_and_calibrate`, and as `ClickModel`; training or validation rows of one label; a further
+            task of a full training whose label no training row has.
     """
     splits: tuple[SplitName, ...] = ("train", "valid")
     for split in splits:
@@ -58,6 +59,8 @@ def require_fit(preset: Preset, feature_set: FeatureSet, warm: Parent | None = N
     _require_own_negatives(preset.model, feature_set)
     with torch.device("meta"):  # a model without weights refuses what it cannot be made of
         ClickModel(preset.model, feature_set.schema)
+    if warm is None:  # else its head goes on as it was
+        _require_known_labels(preset.model, feature_set)
     if preset.model.tower != "none":
         require_training(feature_set, preset.train, warm)
 
@@ -117,6 +120,17 @@ def _require_own_negatives(config: ModelConfig, feature_set: FeatureSet) -> None
             f"model.tasks: {', '.join(config.tasks)} cannot be learned beside drawn negatives, whose share would "
             "distort these probabilities. Use a log with its own negatives, or train without model.tasks."
         )
+
+
+def _require_known_labels(config: ModelConfig, feature_set: FeatureSet) -> None:
+    """Refuse a further task that nothing is learned of: its head would stay as it was drawn, and be served."""
+    counts = row_weights(feature_set, "train") > 0
+    for name in config.tasks:
+        if np.isnan(task_labels(feature_set, "train", name)[counts]).all():
+            raise DataError(
+                f"model.tasks: the label {name!r} is unknown in all {int(counts.sum()):,} training rows that count, "
+                f"and nothing can be learned of it. Correct interactions.labels.{name}, or leave it out of model.tasks."
+            )
 
 
 def _calibrate_tasks(model: ClickModel, feature_set: FeatureSet, config: TrainConfig) -> None:

@@ -17,9 +17,11 @@ from ctr.training.checkpoint import MODEL
 from ctr.training.warm.agreement import require_agreement
 from ctr.training.warm.parent import Parent
 from features.contract.settings import validate
+from features.encoding.encoder import Encoder
+from features.encoding.vocabulary import Vocabulary
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
-from features.store.pointer import CURRENT, follow
+from features.store.pointer import CURRENT, follow, named_by
 from pipelines.job.fitting import new_model
 from pipelines.operate.uses import read_json
 from pipelines.workspace import CONFIG, METRICS, Workspace, config_of, feature_set_of, started_at
@@ -27,6 +29,7 @@ from pipelines.workspace import CONFIG, METRICS, Workspace, config_of, feature_s
 CHAMPION = "champion"  # of `--warm-start`: the run whose bundle serves
 WARM_START = "warm_start"  # in a run's config: what it went on from
 TARGET_ONLY = "target_only"  # the control's key among controls, and its folder in a run's
+KNOWN_FROM_BEFORE = 0.5  # least share of the users or of the items of a log that it still has when it went on
 
 
 class LoadedRun(NamedTuple):
@@ -94,7 +97,7 @@ def recent_control(preset: Preset, feature_set: FeatureSet, workspace: Workspace
     """The target-only control of the newest finished run that trained it and began after `since`; None without one.
 
     Such a run has the same contract, model and training settings, `controls` and `tracking` apart, and judged by the
-    same split. Its rows may be others: those of its own day.
+    same split. Its rows may be others of the same log: those of its own day (`_goes_on`).
 
     Returns:
         Metrics, and `run_id` and `day` of that run.
@@ -114,11 +117,37 @@ def recent_control(preset: Preset, feature_set: FeatureSet, workspace: Workspace
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
             control = found["controls"][TARGET_ONLY]
-            if control["run_id"] == run_dir.name and feature_set.judged_by in found["metrics"]:
+            is_its_own = control["run_id"] == run_dir.name and feature_set.judged_by in found["metrics"]
+            if is_its_own and _goes_on(FeatureSet.open(feature_set_of(run_dir, workspace)), feature_set):
                 return control
+        except DataError:
+            continue  # its feature set is gone: nothing tells of which log it was
         except (ValueError, KeyError, TypeError):
             continue  # it has none, or was broken by hand, which is no reason to end another job
     return None
+
+
+def _goes_on(before: FeatureSet, now: FeatureSet) -> bool:
+    """Whether a feature set is of the same input as an earlier one, or of the same log some time later.
+
+    A log goes on where it has newer rows, and most of its users or items are known from before. One that was replaced,
+    or corrected, has others, or no newer row.
+    """
+    if before.manifest.source == now.manifest.source:
+        return True
+    newest = [max(window.last_time for window in one.manifest.windows.values()) for one in (before, now)]
+    if newest[1] <= newest[0]:
+        return False
+    was, has = Encoder.load(before.path), Encoder.load(now.path)
+    known = (_known(was.users, has.users), _known(was.items, has.items))
+    return max(known) >= KNOWN_FROM_BEFORE
+
+
+def _known(before: Vocabulary, now: Vocabulary) -> float:
+    """The share of ids that are known still."""
+    if before.values.dtype != now.values.dtype or not len(before.values):
+        return 0.0
+    return int(before.values.is_in(now.values.implode()).sum()) / len(before.values)
 
 
 def parent_of(
@@ -144,7 +173,7 @@ def parent_of(
         return _agreeing_parent(name, preset, feature_set, workspace)
     try:
         bundle = workspace.bundles(feature_set.contract.name)
-        if not (bundle / CURRENT).is_file():
+        if named_by(bundle / CURRENT) is None:
             raise ConfigError(f"{bundle / CURRENT}: no bundle serves yet")
         manifest = follow(bundle) / MANIFEST
         version = read_json(manifest).get("model_version")

@@ -7,12 +7,12 @@ from ctr.training.warm.transfer import Began
 
 
 def worse_than_base_rate(log_loss: float, base: float) -> str:
-    """What to tell of a first look that is worse than knowing nothing."""
+    """What to tell of a first evaluation that is worse than knowing nothing."""
     return (
-        f"warning: at the first look the log loss of the validation rows is {log_loss:.4f}, worse than {base:.4f}, "
-        "which the mean label alone has. Items may be memorised that the validation rows do not have: raise "
-        "model.id_dropout and train.embedding_l2, lower train.learning_rate, or look more often "
-        "(train.evaluations_per_epoch)."
+        f"warning: the first evaluation on the validation rows has a log loss of {log_loss:.4f}, worse than "
+        f"{base:.4f}, which the mean label alone has. Items may be memorised that the validation rows do not have: "
+        "raise model.id_dropout and train.embedding_l2, lower train.learning_rate, or evaluate more often with "
+        "train.evaluations_per_epoch."
     )
 
 

@@ -245,12 +245,12 @@ class Job:
         """
 
         base = base_rate_log_loss(self.feature_set, "valid")
-        looks, logged = 0, self._logged(tracker) if self.resumed else set()
+        evaluations, logged = 0, self._logged(tracker) if self.resumed else set()
 
         def record(evaluation: Evaluation) -> None:
-            nonlocal looks
-            looks += 1
-            if looks == 1 and not self.resumed and evaluation.log_loss > base:
+            nonlocal evaluations
+            evaluations += 1
+            if evaluations == 1 and not self.resumed and evaluation.log_loss > base:
                 self.console.print(worse_than_base_rate(evaluation.log_loss, base), style="yellow")
             if evaluation.step not in logged:
                 tracker.log_curve_point(evaluation.step, _curve_point(evaluation))

@@ -24,7 +24,7 @@ from features.store.disk import folder_bytes
 from features.store.pointer import CURRENT
 from pipelines.operate.artifacts import remove_artifacts
 from pipelines.operate.left_open import end_left_open, left_open
-from pipelines.operate.uses import RunFolder, Uses, is_held, names_of, runs_of, trials_of, uses
+from pipelines.operate.uses import RunFolder, Uses, is_held, names_of, runs_of, trials_of, used_now, uses, versions_in
 from pipelines.workspace import CONFIG, TRACKED, VERDICT, Workspace, started_at
 
 REMOVED = "REMOVED.jsonl"  # in status/: one line a removal
@@ -118,8 +118,8 @@ def removals(workspace: Workspace, registry: Registry, found: Uses, keep: int) -
             yield of_path("staging", name, path)
         yield from _versions(registry, name, found, keep)
         for kind, folder in (("bundle", workspace.bundles(name)), ("feature set", workspace.feature_sets / name)):
-            for path in sorted(folder.glob("[!.]*")):
-                if path.is_dir() and path not in found and (kind == "bundle" or _is_old(path)):
+            for path in sorted(versions_in(folder)):
+                if path not in found and (kind == "bundle" or _is_old(path)):
                     yield of_path(kind, name, path)
         for path in _unused_apart(workspace.apart.feature_sets / name, found):
             yield replace(of_path("feature set", name, path), remove=partial(_away_with_pointer, path))
@@ -169,8 +169,7 @@ def _optimiser(run: Path) -> list[Path]:
 
 def _unused_apart(folder: Path, found: Uses) -> list[Path]:
     """Feature sets of trials that are gone; a trial tells of the one that it was built for a moment later."""
-    versions = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    return [path for path in versions if path not in found and _is_old(path)]
+    return [path for path in sorted(versions_in(folder)) if path not in found and _is_old(path)]
 
 
 def leftovers(workspace: Workspace, name: str) -> Iterator[Path]:
@@ -221,8 +220,8 @@ def bytes_of(path: Path) -> int:
 
 
 def _away(path: Path) -> None:
-    """Remove a file, or a folder: out of sight in one step, so that nobody meets half of it."""
-    if not path.is_dir():
+    """Remove a file, a link, or a folder: out of sight in one step, so that nobody meets half of it."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
     aside = path if path.name.startswith(".") else path.with_name(f".removed-{path.name}")
@@ -233,9 +232,8 @@ def _away(path: Path) -> None:
 
 def _away_with_pointer(path: Path) -> None:
     """Remove a feature set, first a pointer that names it: the next build reads what it names."""
-    pointer = path.parent / CURRENT
-    if pointer.is_file() and pointer.read_bytes().strip() == os.fsencode(path.name):
-        pointer.unlink()
+    if used_now(path.parent) == path.name:
+        (path.parent / CURRENT).unlink()
     _away(path)
 
 

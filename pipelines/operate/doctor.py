@@ -137,7 +137,7 @@ def _champion(workspace: Workspace, registry: Registry, name: str) -> Iterator[F
     """The alias and `CURRENT` mean the same model: a job that was killed between the two moved one alone."""
     model = f"quadrank-{name}"
     champion, bundles = registry.get_alias(model, ALIAS), workspace.bundles(name)
-    if champion is None or not (bundles / CURRENT).is_file():
+    if champion is None or used_now(bundles) is None:
         return
     used, current = champion.tags.get("model_version"), used_now(bundles)
     serving = read_json(bundles / str(current) / MANIFEST).get("model_version")
@@ -166,7 +166,7 @@ def _records(workspace: Workspace) -> Iterator[Finding]:
 def _pointers(workspace: Workspace, name: str) -> Iterator[Finding]:
     for folder in (workspace.feature_sets / name, workspace.bundles(name)):
         for pointer in (folder / one for one in POINTERS):
-            if not pointer.is_file():
+            if not os.path.lexists(pointer):
                 continue
             try:
                 target = follow(pointer)

@@ -25,6 +25,7 @@ from features.errors import DataError
 from features.progress import say
 from features.store.atomic import write_text
 from features.store.pointer import follow
+from pipelines.json_text import json_text
 from pipelines.operate.clock import StageClock
 from pipelines.operate.codes import SUCCESSES, UNEXPLAINED, exit_code_of, message_of
 from pipelines.operate.log import LoggedConsole
@@ -139,11 +140,11 @@ def _write(workspace: Workspace, outcome: Mapping[str, Any]) -> None:
     name = outcome["name"]
     folder = workspace.status(name)
     try:
-        write_text(folder / OUTCOME, json.dumps(outcome, indent=2))
+        write_text(folder / OUTCOME, json_text(outcome, indent=2))
         if outcome.get("exit_code") in SUCCESSES:
             before = _read(folder / LAST_SUCCESS)
             kept = {key: outcome.get(key) or before.get(key) for key in KEPT}
-            write_text(folder / LAST_SUCCESS, json.dumps({**outcome, **kept}, indent=2))
+            write_text(folder / LAST_SUCCESS, json_text({**outcome, **kept}, indent=2))
         text = textfile(name, outcome, _read(folder / LAST_SUCCESS), champion_data_time(workspace, name))
         write_text(folder / TEXTFILE, text)
     except Exception as error:
@@ -212,7 +213,7 @@ def post(address: str, outcome: Mapping[str, Any]) -> None:
     """
     if not address.startswith(("http://", "https://")):
         raise ValueError(f"{address.partition(':')[0]!r} is no kind of web address; write http:// or https://")
-    body = json.dumps(outcome).encode()
+    body = json_text(outcome).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
     with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS) as answer:
         answer.read()

@@ -16,7 +16,7 @@ from typing import Any
 from ctr.reporting.mlflow_registry import Registry, Version
 from ctr.serving.bundle import run_of
 from features.errors import DataError
-from features.store.pointer import CURRENT, POINTERS
+from features.store.pointer import CURRENT, POINTERS, named_by
 from pipelines.locks import SILENT_AFTER, Holder
 from pipelines.operate.waiting import waiting_by_run
 from pipelines.workspace import CONFIG, LOCK, METRICS, TUNE, Workspace, started_at
@@ -138,13 +138,13 @@ def uses(workspace: Workspace, registry: Registry, keep: int, now: datetime) -> 
     for name in names_of(workspace):
         found.versions[name] = registry.versions(f"quadrank-{name}")
         _of_bundles(found, workspace, name, keep)
-        for bundle in _folders(workspace.bundles(name)):
+        for bundle in versions_in(workspace.bundles(name)):
             if (workspace.runs / _run_of(bundle)).resolve() in waiting:
                 found.add(bundle, "its run waits to register it in MLflow")
         for path in _newest(workspace.feature_sets / name, keep):
             found.add(path, f"among the {keep} newest")
         _of_pointers(found, workspace.feature_sets / name)
-        for path in _folders(workspace.feature_sets / name) if comparing else ():
+        for path in versions_in(workspace.feature_sets / name) if comparing else ():
             found.add(path, "a comparison runs, and may train on it")
         for run in [run for run in runs if run.name == name and run.finished][:keep]:
             found.add(run.path, f"among the {keep} newest")
@@ -172,7 +172,7 @@ def broken_records(workspace: Workspace) -> list[str]:
     """What each record of a run or bundle fails to say that `uses` asks it for, with its file."""
     now = datetime.now(UTC)
     runs = [_of_run(run) for run in [*runs_of(workspace, now), *trials_of(workspace, now)] if run.feature_set is None]
-    bundles = [bundle for name in names_of(workspace) for bundle in sorted(_folders(workspace.bundles(name)))]
+    bundles = [bundle for name in names_of(workspace) for bundle in sorted(versions_in(workspace.bundles(name)))]
     return runs + [_of_bundle(bundle) for bundle in bundles if _is_broken(bundle)]
 
 
@@ -203,7 +203,7 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
     """Bundles that are named, and the runs and feature sets that they were made from."""
     folder = workspace.bundles(name)
     _of_pointers(found, folder)
-    for bundle in [path for path in _folders(folder) if path in found]:
+    for bundle in [path for path in versions_in(folder) if path in found]:
         found.beginnings.add(_run_of(bundle))
     for bundle in _newest(folder, keep):
         found.add(bundle, f"among the {keep} newest")
@@ -214,7 +214,7 @@ def _of_bundles(found: Uses, workspace: Workspace, name: str, keep: int) -> None
             found.add(folder / version.model_version, f"the alias {version.aliases[0]}")
             found.add(workspace.runs / run_of(version.model_version), f"run of the alias {version.aliases[0]}")
             found.beginnings.add(run_of(version.model_version))
-    for bundle in [path for path in _folders(folder) if path in found]:
+    for bundle in [path for path in versions_in(folder) if path in found]:
         if _is_broken(bundle):
             raise DataError(_unknown(_of_bundle(bundle)))
         manifest = read_json(bundle / MANIFEST)
@@ -230,13 +230,8 @@ def _run_of(bundle: Path) -> str:
 
 def _of_pointers(found: Uses, folder: Path) -> None:
     for pointer in POINTERS:
-        if (folder / pointer).is_file():
-            try:
-                name = (folder / pointer).read_text(encoding="utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{folder / pointer}: is no text: {error}. Write the name of a folder beside it into it."
-                ) from None
+        name = named_by(folder / pointer)
+        if name is not None:
             found.add(folder / name, pointer)
 
 
@@ -262,19 +257,22 @@ def past_versions(folder: Path) -> list[str]:
 
 
 def used_now(folder: Path) -> str | None:
-    """What `CURRENT` names, whether or not it is there."""
-    pointer = folder / CURRENT
-    return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
+    """What `CURRENT` names, whether or not it is there; None where it is none, or cannot be read."""
+    try:
+        return named_by(folder / CURRENT)
+    except DataError:
+        return None
 
 
 def _newest(folder: Path, keep: int) -> list[Path]:
     """The newest versions, by when they were written."""
-    return sorted(_folders(folder), key=lambda path: path.stat().st_mtime, reverse=True)[:keep]
+    return sorted(versions_in(folder), key=lambda path: path.stat().st_mtime, reverse=True)[:keep]
 
 
-def _folders(folder: Path) -> list[Path]:
+def versions_in(folder: Path) -> list[Path]:
     """Versions in a folder; hidden ones are being filled, or were set aside."""
-    return [path for path in folder.glob("[!.]*") if path.is_dir()] if folder.is_dir() else []
+    found = folder.glob("[!.]*") if folder.is_dir() else []
+    return [path for path in found if path.is_dir() and path.name not in POINTERS]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from rich.console import Console
 from features.contract.settings import unknown_key
 from features.datasets.public import DATASETS
 from features.errors import ConfigError
-from pipelines.shipped import CONF, shipped_conf
+from pipelines.shipped import CONF, SIMULATED, shipped_conf
 
 TEMPLATE = Path(__file__).parent / "template"
-SIMULATED = "simulated"  # name of the contract whose log `make train` writes
 OWN = "yours"  # name of the contract to fill in
 DATA_PLACE = "@DATA@"  # in the templates: name of the contract that `make` uses when none is named
 

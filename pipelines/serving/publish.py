@@ -16,6 +16,7 @@ from features.store.pointer import NEWEST, point_at
 
 FOLDER, TRITON, MLFLOW = "folder", "triton", "mlflow"
 LAYOUTS = (FOLDER, TRITON, MLFLOW)
+MARKS = {TRITON: "config.pbtxt", MLFLOW: "MLmodel"}  # what a layout has, and a bundle has not
 Write = Callable[[Bundle, Path], float]
 
 
@@ -27,8 +28,8 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
 
     Args:
         bundle: its folder, or a pointer to it.
-        to: see above; what it gets must not be there yet, but for `folder` a whole copy of the same bundle, as a
-            command leaves it that was killed before it moved `NEWEST`.
+        to: see above; what it gets must not be there yet, but for what the same command wrote, as one leaves it that
+            was killed before it moved `NEWEST` or told anyone. It is loaded and replayed, and stays.
         layout: one of `LAYOUTS`.
         console: where messages are printed.
 
@@ -43,7 +44,7 @@ def publish_bundle(bundle: Path, to: Path, layout: str, console: Console) -> dic
     opened = open_bundle(bundle)
     names = {FOLDER: opened.path.name, TRITON: opened.manifest.name, MLFLOW: ""}
     out = to / names[layout]
-    difference = _replayed_copy(opened, out) if layout == FOLDER else None
+    difference = _replayed_copy(opened, out, layout)
     if difference is None:
         difference = _written(opened, out, layout)
     if layout == FOLDER:
@@ -76,12 +77,27 @@ def _written(bundle: Bundle, out: Path, layout: str) -> float:
             raise NumericalError(f"{out}: not published, since what was written scores otherwise. {error}") from None
 
 
-def _replayed_copy(bundle: Bundle, out: Path) -> float | None:
-    """The largest `logit_difference` of a copy of the bundle that is there already; None where there is none."""
+def _replayed_copy(bundle: Bundle, out: Path, layout: str) -> float | None:
+    """The largest `logit_difference` of what was published of the bundle already; None where nothing of it was."""
     if out.is_symlink() or not (out / MANIFEST).is_file() or out.resolve() == bundle.path.resolve():
         return None
-    copy = open_bundle(out)
-    return Ranker.of(copy).replay() if copy.manifest == bundle.manifest else None
+    if layout == FOLDER:
+        copy = open_bundle(out)
+        return Ranker.of(copy).replay() if copy.manifest == bundle.manifest else None
+    # A bundle has the same manifest, and is none of these layouts.
+    if not (out / MARKS[layout]).exists() or (out / MANIFEST).read_bytes() != (bundle.path / MANIFEST).read_bytes():
+        return None
+    return _replayer(layout)(bundle, out)
+
+
+def _replayer(layout: str) -> Write:
+    if layout == TRITON:
+        from ctr.export.layouts.triton import replay_triton
+
+        return replay_triton
+    from ctr.reporting.mlflow_flavor import replay_flavor
+
+    return replay_flavor
 
 
 def _writer(layout: str) -> Write:

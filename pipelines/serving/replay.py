@@ -43,9 +43,11 @@ def replay_log(folder: Path, bundle: Path, rows: int | None, root: str | None, c
     with nullcontext() if lacking else open_as_logged(replace(encoder, contract=contract)) as raw_log:
         found = replay(islice(read_answers(folder), rows), ranker, raw_log)
     if not found.compared:
+        newest, more = ("", "") if rows is None else ("the newest ", " Look at more with --rows, or")
         raise ConfigError(
-            f"{folder}: none of {found.answers} answers is of {ranker.model_version}; there are those of "
-            f"{', '.join(sorted(found.other_versions))}. Name the bundle that served with --bundle."
+            f"{folder}: none of {newest}{found.answers} answers is of {ranker.model_version}; there are those of "
+            f"{', '.join(sorted(found.other_versions))}.{more} {'name' if more else 'Name'} the bundle that served "
+            "with --bundle."
         )
     console.print(f"{found.compared} answers of {ranker.model_version} computed again")
     if found.other_versions:

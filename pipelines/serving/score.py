@@ -182,6 +182,6 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. It must be a parquet file of rows to score.") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}.") from None
+        raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0].rstrip('.')}.") from None
     with file:
         yield file

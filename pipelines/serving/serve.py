@@ -47,6 +47,13 @@ def serve_bundle(
         console.print(f"  {example(folder / REQUEST, host, bound)}", soft_wrap=True, highlight=False, markup=False)
 
     # A request reaches one process, which would roll back alone: several of them follow the pointer.
+    if token and processes > 1:
+        console.print(
+            f"--processes {processes}: /v1/events, /v1/items and /v1/rollback are off, though there is a token. Run a "
+            "second server of one process for them, as docs/serving.md shows.",
+            style="yellow",
+            markup=False,
+        )
     make_app = MakeApp(source, config, token if processes == 1 else None)
     return run_server(
         make_app,

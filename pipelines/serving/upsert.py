@@ -29,7 +29,8 @@ def upsert_files(
     """Publish a new version of a bundle that knows the items of these files; returns what was done, for JSON.
 
     Args:
-        bundle: its folder, or a pointer to it, which then names the new version.
+        bundle: its folder, or a pointer to it, which then names the new version. Where another process moves the
+            pointer meanwhile, the items are put into what it names then, too.
         items: table of the contract's item table's form, with new and changed items alone.
         vectors: `NAME=FILE` for each set that is given.
         out: a new folder; default beside the bundle. With it no pointer moves.
@@ -40,9 +41,15 @@ def upsert_files(
         DataError: files that are not what the contract says.
     """
     started = time.perf_counter()
-    before = follow(bundle).resolve()
-    made = upsert_items(before, lambda encoder: _given(encoder, items, vectors, console), out)
-    moved = out is None and move_pointer(bundle, before, made.path)
+    while True:
+        before = follow(bundle).resolve()
+        made = upsert_items(before, lambda encoder: _given(encoder, items, vectors, console), out)
+        moved = out is None and move_pointer(bundle, before, made.path)
+        after = follow(bundle).resolve()
+        if moved or out is not None or after == before:
+            break
+        # Another upsert or a promotion: what serves now must get the items too.
+        console.print(f"{bundle} names {after.name} meanwhile, not {before.name}: the items are put into that one")
     console.print(
         f"bundle {made.path}: {made.new} new and {made.changed} changed items, {made.rows} since the export; "
         + (f"{bundle} names it now" if moved else "no pointer names it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipelines.job.build import build, describe
 from pipelines.job.evaluate import require_both_labels
 from pipelines.job.fitting import require_fit
 from pipelines.locks import locked
+from pipelines.source import Source
 from pipelines.study.peers import peer_scores, require_peers
 from pipelines.study.record import StudyResult, record_study, summary_of
 from pipelines.study.study import Control, Plan, Study, plan
@@ -52,6 +53,9 @@ class Comparison:
         console: where messages are printed.
         split: whose rows are compared on; default: test, or valid where test has no labels.
         command: that runs it, for the record.
+        data: settings over those of the data contract.
+        as_of: last day that is read; default the day of the newest event.
+        window: days whose rows are held; default all.
     """
 
     study: Study
@@ -62,6 +66,9 @@ class Comparison:
     console: Console
     split: SplitName | None = None
     command: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    as_of: str | None = None
+    window: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -86,7 +93,7 @@ def run_comparison(comparison: Comparison) -> dict[str, Any]:
 
 def _compared(comparison: Comparison) -> dict[str, Any]:
     study, console = comparison.study, comparison.console
-    plans = plan(study, comparison.train, comparison.root)
+    plans = plan(study, comparison.train, comparison.root, comparison.data)
     require_peers(study.peers, plans[0].contract, comparison.folder)
     feature_sets = _feature_sets(plans, comparison)
     first = feature_sets[0]
@@ -134,7 +141,7 @@ def _feature_sets(plans: Sequence[Plan], comparison: Comparison) -> list[Feature
     """Of each variant, built or reused. Raises DataError where their rows differ."""
     found = []
     for variant in plans:
-        result = build(variant.contract, comparison.workspace)
+        result = build(Source(variant.contract, comparison.as_of, comparison.window), comparison.workspace)
         comparison.console.print(f"{variant.name}: {describe(result)}", style="dim")
         found.append(result.feature_set)
     require_same_rows(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ctr.reporting.run_figures import ranker_forest
 from features.store.atomic import write_text
 from features.store.feature_set import FeatureSet, SplitName
 from pipelines.job.evaluate import Scored, scored
+from pipelines.json_text import json_text
 from pipelines.revision import git_revision, source_hash
 from pipelines.study.study import Plan, Study
 from pipelines.study.tables import study_tables
@@ -100,7 +100,7 @@ def page_of(result: StudyResult) -> str:
 
 def record_study(result: StudyResult, summary: Mapping[str, Any], folder: Path, workspace: Workspace) -> None:
     """Write `summary.json`, `summary.md` and `forest.png` into the study's folder; one MLflow run, a child a ranker."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2))
+    write_text(folder / "summary.json", json_text(summary, indent=2))
     write_text(folder / "summary.md", page_of(result))
     intervals = {name: found.rows.auc.interval() for name, found in result.verdicts.items()}
     figure = ranker_forest(intervals, f"{result.split} AUC", result.reference)

@@ -97,6 +97,22 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
     return validate(Study, merge(load_yaml(path), overrides or {}), str(path))
 
 
+def default_ablation(path: Path) -> Path:
+    """The study of an ablation whose user names none: this one, or the only other `*_ablation.yaml` beside it.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    found = sorted(path.parent.glob("*_ablation.yaml"))
+    if path in found or len(found) == 1:
+        return path if path in found else found[0]
+    studies = ", ".join(sorted(one.stem for one in path.parent.glob("*.yaml")))
+    there = f"{path.parent} holds {studies or 'none'}. Its form is in docs/proof.md"
+    if not path.parent.is_dir():
+        there = f"there is no folder {path.parent} here. `quadrank init DIR` writes one"
+    raise ConfigError(f"ablate: name the variants to compare, --study FILE; {there}.")
+
+
 def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
     """A study of presets, with every control; that of boosting is left out where the preset is compared.
 
@@ -136,17 +152,23 @@ def study_of_models(models: Sequence[str], data: Path, seeds: int) -> Study:
     return validate(Study, content, "--models")
 
 
-def plan(study: Study, train_defaults: Path, root: str | None) -> list[Plan]:
+def plan(study: Study, train_defaults: Path, root: str | None, data: Mapping[str, Any] | None = None) -> list[Plan]:
     """Read all files of a study.
+
+    Args:
+        study: what is compared.
+        train_defaults: file of training defaults.
+        root: of the raw files, instead of the contract's.
+        data: settings over those of the contract; sections that a variant replaces go before them.
 
     Raises:
         ConfigError: a file is missing, or a setting does not exist or has an impossible value.
     """
-    return [_planned(name, variant, study, train_defaults, root) for name, variant in study.variants.items()]
+    contract = load_contract(study.data, dict(data or {}), root)
+    return [_planned(name, variant, study, train_defaults, contract) for name, variant in study.variants.items()]
 
 
-def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, root: str | None) -> Plan:
-    contract = load_contract(study.data, None, root)
+def _planned(name: str, variant: Variant, study: Study, train_defaults: Path, contract: Contract) -> Plan:
     content = contract.model_dump(mode="json") | variant.data
     if variant.modalities is not None:
         known = content["embeddings"]

@@ -48,7 +48,10 @@ def name_of_finals(study: str) -> str:
 
 def chosen_finalists(trials: Sequence[FrozenTrial], search: SearchSpace) -> list[FrozenTrial]:
     """The best complete trials, and the current settings (the first trial), each once, the current ones first."""
-    done = [trial for trial in counted(trials) if trial.state is TrialState.COMPLETE]
+    done: list[FrozenTrial] = []
+    for trial in sorted(counted(trials), key=lambda one: FIRST not in one.user_attrs):
+        if trial.state is TrialState.COMPLETE and all(trial.params != one.params for one in done):
+            done.append(trial)
     sign = -1 if search.better == "maximize" else 1
     best = sorted(done, key=lambda trial: (sign * float(trial.values[0]), trial.number))[: search.screen.best]
     first = [trial for trial in done if trial.user_attrs.get(FIRST)]

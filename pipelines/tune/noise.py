@@ -28,6 +28,7 @@ LEADERS = 16  # trials that a surface may lift above the best one
 NORMAL_95 = 1.96
 JITTER = 1e-9
 USERS = "noise"  # attribute of a trial: half width of its difference to another one, over users
+SAME_AS = "same_as"  # attribute of a trial: number of the one that had its settings before, and whose result it took
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def outlook(trials: Sequence[FrozenTrial], maximize: bool, seed: int = 0) -> Out
         maximize: whether higher is better.
         seed: of the drawn settings and surfaces.
     """
-    done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.value is not None]
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.value is not None]
+    # Equal results at one place would look as if trainings had no scatter.
+    done = [trial for trial in complete if SAME_AS not in trial.user_attrs]
     compared = [trial for trial in done if USERS in trial.user_attrs]
     if len(done) < FEWEST_TRIALS or not compared:
         return None

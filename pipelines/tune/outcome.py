@@ -22,7 +22,7 @@ from pipelines.cells import estimate, signed
 from pipelines.job_settings import JobSettings
 from pipelines.tune.finals import Finalist
 from pipelines.tune.measure import ValidationRows
-from pipelines.tune.noise import outlook
+from pipelines.tune.noise import SAME_AS, outlook
 from pipelines.tune.search.resolve import with_values
 from pipelines.tune.search.space import DATA, SearchSpace
 from pipelines.tune.trial import FIRST, HIGH, LOW, ROWS, RUN
@@ -215,6 +215,8 @@ def lines_of(found: Outcome) -> list[str]:
         f"study {found.study.study_name}: {states}; {found.rows:,} training rows read",
         f"best: trial {winner.trial}, validation {metric} {value}, {of}",
     ]
+    if repeated := sum(SAME_AS in one.user_attrs for one in counted(found.trials)):
+        lines.append(f"  {repeated} of these trials have the settings of earlier ones: nothing was trained for them")
     if found.ended:
         lines.append(f"  ended before all trials: {found.ended}")
     first = next((one for one in counted(found.trials) if one.user_attrs.get(FIRST)), None)

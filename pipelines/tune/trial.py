@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from ctr.export.latency import rank_latency
 from ctr.model.calibrator import Calibrator
@@ -31,7 +31,7 @@ from pipelines.job.train import Job, Trained
 from pipelines.job_settings import JobSettings
 from pipelines.source import Source
 from pipelines.tune.measure import ValidationRows, save_scores
-from pipelines.tune.noise import USERS
+from pipelines.tune.noise import SAME_AS, USERS
 from pipelines.tune.parent import experiment_of, study_tracker
 from pipelines.tune.search.resolve import with_values
 from pipelines.tune.search.samplers import suggest
@@ -53,6 +53,7 @@ Stage = Literal["search", "final"]
 RUN, ROWS, SECONDS, PEAK, THREADS, SEED, FIRST, LOW, HIGH = (
     "run", "rows", "seconds", "peak_mib", "threads", "seed", "first", "low", "high",
 )  # fmt: skip
+OF_A_RESULT = (RUN, LOW, HIGH)  # what a trial with the same settings takes over beside the value
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Trials:
     feature_set: Callable[[Source], FeatureSet]
 
     def objective(self, trial: optuna.Trial, drawn: Callable[[], None]) -> float | tuple[float, float]:
-        """Run one trial.
+        """Run one trial, or take the result of one with the same settings: training them again would only repeat it.
 
         Args:
             trial: of Optuna.
@@ -99,6 +100,9 @@ class Trials:
         chosen = suggest(self.search, trial, self.current)
         trial.set_user_attr(WORKER, self.worker)
         trial.set_user_attr(HOST, socket.gethostname())
+        same = self._same(trial)
+        if same is not None:
+            return self._taken(trial, same)
         renewal = Renewal(self.study._storage, trial._trial_id, self.lease) if self.lease else None
         if renewal is not None:
             renewal.start()
@@ -117,6 +121,25 @@ class Trials:
         finally:
             if renewal is not None:
                 renewal.stop()
+
+    def _same(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """The complete trial of the search that was trained with these settings; a finalist has other seeds."""
+        if self.stage == "final":
+            return None
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return next((one for one in done if one.params == trial.params and SAME_AS not in one.user_attrs), None)
+
+    def _taken(self, trial: optuna.Trial, same: FrozenTrial) -> float | tuple[float, float]:
+        trial.set_user_attr(SAME_AS, same.number)
+        for name in OF_A_RESULT:
+            if name in same.user_attrs:
+                trial.set_user_attr(name, same.user_attrs[name])
+        self.settings.console.print(
+            f"trial {trial.number}: has the settings of trial {same.number}, whose result it takes: nothing is trained",
+            markup=False,
+        )
+        values = [float(value) for value in same.values]
+        return values[0] if len(values) == 1 else (values[0], values[1])
 
     def _refused(self, trial: optuna.Trial, chosen: Mapping[str, Any]) -> AbstractContextManager[Tracker]:
         """The MLflow run of a trial that cannot even begin: around its error, which ends the run as failed."""

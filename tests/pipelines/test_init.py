@@ -81,11 +81,48 @@ def test_every_setting_of_the_contract_to_fill_in_is_valid_when_it_is_switched_o
     assert contract.items is not None and set(contract.embeddings) == {"text", "image"}
 
 
-def test_the_contract_to_fill_in_has_every_section(project):
+def test_the_contract_to_fill_in_has_every_section_once(project):
     """The truth is known of a simulated log alone."""
     text = (project / "conf/data/yours.yaml").read_text(encoding="utf-8")
-    named = set(re.findall(r"^#?([a-z]+):", text, flags=re.MULTILINE))
-    assert named == set(Contract.model_fields) - {"truth"}
+    named = re.findall(r"^#?([a-z]+):", text, flags=re.MULTILINE)
+    assert sorted(named) == sorted(set(Contract.model_fields) - {"truth"})
+
+
+def test_a_project_has_an_ablation_of_its_own_data(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate", "--root", "nowhere"])
+    assert stop.value.code == 4
+    assert "nowhere/interactions.parquet: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "there"),
+    [
+        ((), "conf/studies holds mind"),
+        (("b_ablation", "c_ablation"), "conf/studies holds b_ablation, c_ablation, mind"),
+    ],
+)
+def test_a_project_without_one_ablation_is_told_to_name_a_study(tmp_path, monkeypatch, capsys, more, there):
+    assert init(tmp_path / "news", "--data", "mind") == 0
+    for name in more:
+        shutil.copyfile(tmp_path / "news/conf/studies/mind.yaml", tmp_path / f"news/conf/studies/{name}.yaml")
+    monkeypatch.chdir(tmp_path / "news")
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate"])
+    assert stop.value.code == 2
+    expected = f"error: ablate: name the variants to compare, --study FILE; {there}. Its form is in docs/proof.md"
+    assert expected in capsys.readouterr().err
+
+
+def test_without_any_study_the_way_to_one_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate"])
+    assert stop.value.code == 2
+    assert (
+        "--study FILE; there is no folder conf/studies here. `quadrank init DIR` writes one" in capsys.readouterr().err
+    )
 
 
 def test_clean_all_removes_nothing_that_is_not_confirmed(project):

@@ -61,9 +61,10 @@ MODEL = ["--model", "conf/model/qin.yaml"]
         (["rank", "--bundle", "b", "--request", "r", "--serve", "conf/serve.yaml"], "`quadrank init DIR` writes"),
         (["serve", "--bundle", "b", "--serve", "conf/serve.yaml"], "`quadrank init DIR` writes"),
         (["stress", "--config", "conf/stress.yaml"], "`quadrank init DIR` writes"),
-        (["compare", "--study", "conf/studies/mind.yaml"], "`quadrank init DIR` writes"),
+        (["compare", "--study", "conf/studies/mind.yaml"], "`quadrank init DIR --data mind` writes"),
         (["compare", "--data", "conf/data/mind.yaml", "--models", "qin"], "`quadrank init DIR --data mind` writes"),
-        (["ablate", "--study", "conf/studies/mind.yaml"], "`quadrank init DIR` writes"),
+        (["ablate", "--study", "conf/studies/movielens_ablation.yaml"], "`quadrank init DIR --data movielens` writes"),
+        (["ablate", "--study", "conf/studies/simulated.yaml"], "`quadrank init DIR` writes"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

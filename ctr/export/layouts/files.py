@@ -25,6 +25,14 @@ def copy_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
             raise DataError(f"{bundle.path / name}: its copy is not what was exported. Publish it again.")
 
 
+def require_copies(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
+    """Raise DataError where one of these files of a bundle is not below `folder` as it is in the bundle."""
+    for name in names:
+        target = folder / name
+        if not target.is_file() or sha256_of(target) != bundle.manifest.files[name].sha256:
+            raise DataError(f"{target}: is not what was published. Remove what lies there, and publish again.")
+
+
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
     """Copy a whole bundle. Raises DataError as `copy_files`."""
     copy_files(bundle, bundle.manifest.files, folder)

@@ -10,11 +10,12 @@ from typing import Any
 
 import onnx
 
-from ctr.export.layouts.files import copy_files
+from ctr.export.layouts.files import copy_files, require_copies
 from ctr.export.layouts.replay import replay_published
 from ctr.export.layouts.standalone import standalone_graph, table_files
 from ctr.serving.bundle import MANIFEST, Bundle
 from ctr.serving.ranker import open_session
+from features.errors import DataError
 
 CONFIG, VERSION, MODEL = "config.pbtxt", "1", "model.onnx"
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
@@ -44,6 +45,21 @@ def write_triton(bundle: Bundle, folder: Path) -> float:
     (folder / CONFIG).write_text(config, encoding="utf-8")
     copyfile(bundle.path / MANIFEST, folder / MANIFEST)  # says which run this is; Triton passes it over
     return replay_published(bundle, session)
+
+
+def replay_triton(bundle: Bundle, folder: Path) -> float:
+    """Replay the golden requests with what `write_triton` once wrote of the bundle; result as there.
+
+    Raises:
+        DataError: a file is gone, or a table is not the bundle's any more.
+        NumericalError: what lies there gives other scores.
+    """
+    version = folder / VERSION
+    require_copies(bundle, table_files(standalone_graph(bundle.path)), version)
+    for file in (version / MODEL, folder / CONFIG):
+        if not file.is_file():
+            raise DataError(f"{file}: is gone since it was published. Remove what lies there, and publish again.")
+    return replay_published(bundle, open_session(version / MODEL))
 
 
 def config_of(bundle: Bundle, inputs: Sequence[Any], outputs: Sequence[Any]) -> str:

@@ -27,7 +27,7 @@ from ctr.serving.bundle import ITEM_TABLE, RANKER, Bundle, BundleManifest
 from ctr.serving.ranker import Ranker, graph_inputs, open_session
 from features.encoding.encoder import Encoder
 from features.encoding.request import Limits
-from features.errors import NumericalError
+from features.errors import DataError, NumericalError
 from features.progress import progress
 from features.store.feature_set import FeatureSet
 from features.store.schema import UNKNOWN
@@ -91,11 +91,13 @@ def try_variants(
         Trials by name, single precision among them.
 
     Raises:
+        DataError: all of these rows that count have one label.
         NumericalError: a variant scores a row with something that is no number.
     """
     picked_R = _picked(feature_set, rows)
     labels_R = column(feature_set, "valid", "label")[picked_R]
     weights_R = row_weights(feature_set, "valid")[picked_R]
+    _refuse_one_label(labels_R[weights_R > 0], feature_set.manifest.windows["valid"].rows)
     scores: dict[Variant, np.ndarray] = {}
     graphs: dict[Variant, Callable[[], object]] = {}
     timed = _timed_feed(feature_set, picked_R)
@@ -184,6 +186,15 @@ def _written(
         graph.parent.mkdir()
         reduce_table(folder, graph.parent, blocks, "fp16" if name == "fp16_table" else "int8")
     return graph, table
+
+
+def _refuse_one_label(labels_R: np.ndarray, rows: int) -> None:
+    positives = int((labels_R > 0).sum())
+    if positives in (0, len(labels_R)):
+        raise DataError(
+            f"--variant: AUC is measured on {len(labels_R):,} of the {rows:,} validation rows, and it needs both "
+            f"labels, but {positives:,} of these rows are positive. Export without --variant."
+        )
 
 
 def _picked(feature_set: FeatureSet, most: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from onnx.external_data_helper import ExternalDataInfo
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 FEWEST_WEIGHTS = 4_096  # of a product that is worth two conversions
-OUTPUTS_STAY = {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}  # in single precision
+PRODUCTS = ["MatMul", "Gemm"]
+OUTPUTS_STAY = {"OpTypesToExcludeOutputQuantization": PRODUCTS}  # in single precision
 WARNINGS, ERRORS = 2, 3  # what ONNX Runtime logs: from warnings on, as it begins, or errors alone
 
 Feed = dict[str, np.ndarray]
@@ -61,6 +62,8 @@ def quantize_products(source: Path, target: Path, feeds: Iterable[Feed]) -> int:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=nodes,
+            # Else all numbers of the graph are measured, and one that is missing in every feed has no range.
+            op_types_to_quantize=PRODUCTS,
             extra_options=OUTPUTS_STAY,
         )
         model = onnx.load(made)
@@ -75,11 +78,7 @@ def large_products(path: Path) -> list[onnx.NodeProto]:
     """Products of a graph whose right side is a matrix of at least 4,096 weights."""
     graph = onnx.load(path, load_external_data=False).graph
     weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer if len(tensor.dims) == 2}
-    return [
-        node
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm") and weights.get(node.input[1], 0) >= FEWEST_WEIGHTS
-    ]
+    return [node for node in graph.node if node.op_type in PRODUCTS and weights.get(node.input[1], 0) >= FEWEST_WEIGHTS]
 
 
 def _keep_other_readers(graph: onnx.GraphProto, products: set[str]) -> None:

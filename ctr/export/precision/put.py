@@ -60,6 +60,7 @@ def put_variant(
         The bundle's metadata with the variant, every trial, and `<version>+<variant>` as its version.
 
     Raises:
+        DataError: the validation rows that are scored have one label.
         NumericalError: a named variant loses more than is allowed.
     """
     names = VARIANTS if choice.name == AUTO else (choice.name,)

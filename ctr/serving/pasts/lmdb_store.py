@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ class LmdbStore:
     def __init__(self, folder: Path, size: int) -> None:
         import lmdb
 
-        self.failures, self.full = lmdb.Error, lmdb.MapFullError
+        self.failures, self.full, self._grown = lmdb.Error, lmdb.MapFullError, lmdb.MapResizedError
+        self._transactions, self._ended = 0, threading.Condition()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # LMDB syncs each write, its own pages too: a client does not send again what was taken.
@@ -45,6 +48,37 @@ class LmdbStore:
     def of(self, contract: Contract, note: Note) -> LmdbPasts:
         """The pasts of a contract."""
         return LmdbPasts(self, contract, note)
+
+    @contextmanager
+    def transaction(self, write: bool = False) -> Iterator[Any]:
+        """A transaction; it ends with the block.
+
+        Where another process, of a larger `pasts.size_mib`, let the file grow beyond what this one maps, it is mapped
+        anew first: it may then grow as far as that process lets it.
+        """
+        begun = self._begun(write)
+        try:
+            with begun:
+                yield begun
+        finally:
+            with self._ended:
+                self._transactions -= 1
+                self._ended.notify_all()
+
+    def _begun(self, write: bool) -> Any:
+        while True:
+            with self._ended:
+                self._transactions += 1
+            try:
+                return self.environment.begin(write=write, buffers=True)
+            except BaseException as error:
+                with self._ended:
+                    self._transactions -= 1
+                    self._ended.notify_all()
+                    if not isinstance(error, self._grown):
+                        raise
+                    self._ended.wait_for(lambda: not self._transactions)  # LMDB allows it when none runs
+                    self.environment.set_mapsize(0)  # that of the process which let it grow
 
     def close(self) -> None:
         """Close the database."""
@@ -61,7 +95,7 @@ class LmdbPasts:
     def newest(self, user: Any) -> list[PastEvent]:
         """The newest events of a user, oldest first; none where the database cannot be read."""
         try:
-            with self._store.environment.begin(buffers=True) as transaction:
+            with self._store.transaction() as transaction:
                 return self._blobs.events(transaction.get(self._key(user)))
         except self._store.failures:
             self._blobs.note("failed")
@@ -71,7 +105,7 @@ class LmdbPasts:
         """Keep events of a user too; on disk when it returns."""
         key, silent = self._key(user), Blobs(self._blobs.header, self._blobs.keep, lambda outcome: None)
         try:
-            with self._store.environment.begin(write=True, buffers=True) as transaction:
+            with self._store.transaction(write=True) as transaction:
                 known = silent.events(transaction.get(key))
                 transaction.put(key, pack(merged(known, events, silent.keep), silent.header))
         except self._store.full:

@@ -89,6 +89,8 @@ class RedisPasts:
                 if self._written(self._key(user), events):
                     return
                 time.sleep(random.uniform(0, 0.001 * min(attempt + 1, 20)))
+        except self._store.refusal as error:
+            raise AwayError(f"Redis refuses: {error}") from None
         except self._store.failures as error:
             raise AwayError(f"Redis does not answer: {type(error).__name__}") from None
         raise AwayError("too many others write to the same user")

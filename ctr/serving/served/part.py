@@ -20,7 +20,7 @@ class OpenPart:
     """A part that takes rows; `finish` lets readers see it, `drop` leaves nothing of it.
 
     Args:
-        folder: of the log.
+        folder: of the log; it is made where somebody removed it.
 
     Raises:
         OSError: the file cannot be made; nothing is left of it.
@@ -30,6 +30,7 @@ class OpenPart:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.path = folder / f"served-{stamp}-{secrets.token_hex(4)}.parquet"
         self._partial = self.path.with_name(f".{self.path.name}")
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             self._writer = pq.ParquetWriter(str(self._partial), SERVED)
         except Exception:

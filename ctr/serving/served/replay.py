@@ -142,7 +142,7 @@ def _compare_features(answer: LoggedAnswer, asked: Asked, known: Known, ranker: 
     encoded = ranker.requests.encode(request)
     offline = {name: values.reshape(-1) for name, values in graph_inputs(encoded).items()}
     hidden = {f"context_{name}" for name in known.users}
-    for name in offline.keys() | answer.inputs.keys():
+    for name in dict.fromkeys((*answer.inputs, *offline)):
         if asked.user is None and (name.startswith(("user_", "history_")) or name in hidden):
             continue
         none = np.empty(0, np.float32)

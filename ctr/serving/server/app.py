@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -124,7 +125,7 @@ class Server:
                 Route("/v1/items", self._guarded("items", self.items), methods=["POST"]),
                 Route("/v1/events", self._guarded("events", self.events), methods=["POST"]),
             ]
-        return RankFirst(rank, routes=routes, lifespan=self._lifespan)
+        return RankFirst(rank, routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_route})
 
     async def rank(self, request: Request) -> Response:
         """`POST /v1/rank`: candidates of one user, best first."""
@@ -246,9 +247,7 @@ class Server:
             if isinstance(error, OverloadedError):
                 self.metrics.shed.labels(error.reason).inc()
             status, code, message = refusal(error)
-            # The Open Inference Protocol has one text where our own routes have an object.
-            content = message if request.url.path.startswith("/v2") else {"code": code, "message": message}
-            response = _json({"error": content}, status)
+            response = _refused(request, status, code, message)
             if status == 408:
                 response.headers["Connection"] = "close"  # the rest of the body is no next request
             if status == 503:
@@ -258,6 +257,11 @@ class Server:
     async def _body(self, request: Request, limit_kib: int | None = None) -> bytes:
         limit_kib = limit_kib or self.config.max_body_kib
         limit = limit_kib * 1024
+        compressed = request.headers.get("content-encoding", "identity")
+        if compressed.lower() != "identity":
+            raise ConfigError(
+                f"Content-Encoding: {compressed[:40]!r} is not read here. Send the body as it is, without compression."
+            )
         if (inference.whole_number(request.headers.get("content-length", "")) or 0) > limit:
             raise TooLargeError(limit_kib)
         parts, size = [], 0
@@ -360,17 +364,46 @@ def token_of(file: Path | None) -> str | None:
     """The token of routes that write: a file's first line, else the environment's.
 
     Raises:
-        ConfigError: the file cannot be read or is empty.
+        ConfigError: the file cannot be read or is empty, or the token is one that no header can hold.
     """
     if file is None:
-        return os.environ.get(TOKEN) or None
+        return _sendable(TOKEN, os.environ.get(TOKEN, "").strip()) or None
     try:
         token = file.read_text(encoding="utf-8").strip().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if not token:
         raise ConfigError(f"{file}: is empty. Write the token into it.")
+    return _sendable(str(file), token)
+
+
+def _sendable(where: str, token: str) -> str:
+    """The token, which clients send in a header: each would write other bytes for what is not of ASCII."""
+    for sign in token:
+        if not (sign.isascii() and sign.isprintable()):
+            raise ConfigError(f"{where}: holds {sign!r}. Write a token of letters, digits and signs of ASCII.")
     return token
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """No route of this path, or none that takes this method, told as every other error is."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        code, message = "not_allowed", f"This route takes {(error.headers or {}).get('Allow', 'another method')}."
+    else:
+        code, message = (
+            "not_found",
+            "No such route. GET /docs has all; those that write need a token and a server of one process.",
+        )
+    response = _refused(request, error.status_code, code, message)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _refused(request: Request, status: int, code: str, message: str) -> Response:
+    """An error as an answer: the Open Inference Protocol has one text where our own routes have an object."""
+    content = message if request.url.path.startswith("/v2") else {"code": code, "message": message}
+    return _json({"error": content}, status)
 
 
 def _json(content: object, status: int = 200) -> Response:

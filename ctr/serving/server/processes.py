@@ -8,10 +8,12 @@ own, Linux gives each connection to one by a hash of its addresses.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from ctr.serving.answering.metrics import SEVERAL_PROCESSES
 from features.errors import ConfigError, DataError, NumericalError, TryAgainError
 
 LOOK_SECONDS = 0.2
+PAUSE_SECONDS = 5.0  # between two beginnings of a process that ends at once: each takes a core for a second
 EXPLAINED = {error.exit_code for error in (ConfigError, DataError, NumericalError, TryAgainError)}
 log = logging.getLogger("uvicorn.error")
 
@@ -57,8 +60,8 @@ class Processes(Multiprocess):
     """uvicorn's supervisor, whose processes have a socket each; one that died is replaced on the same socket.
 
     Their number stays: a socket without a process would keep its clients waiting. Where one of the first cannot make
-    its app, no other could: all end, and `failed` is its exit code. A later one is tried again and again, while the
-    others answer.
+    its app, no other could: all end, and `failed` is its exit code. A later one is tried again every `PAUSE_SECONDS`,
+    while the others answer.
 
     Args:
         config: of all processes.
@@ -69,6 +72,7 @@ class Processes(Multiprocess):
         super().__init__(config, sockets)
         self._own = sockets if len(sockets) > 1 else sockets * self.processes_num
         self._first: set[int | None] = set()
+        self._begun = [-math.inf] * len(self._own)  # monotonic seconds at which another took a place
         self.failed = 0
 
     def init_processes(self) -> None:
@@ -76,14 +80,14 @@ class Processes(Multiprocess):
         for own in self._own:
             process = Process(self.config, [own])
             process.start()
-            process.child_conn.close()  # its own end alone is left: where it ends, asking whether it lives does too
+            _leave_to(process)
             self.processes.append(process)
         self._first = {process.pid for process in self.processes}
 
     def keep_subprocess_alive(self) -> None:
         """Replace those that ended or say nothing."""
         looked_at = list(self.processes)
-        self._one_by_one(super().keep_subprocess_alive)
+        self._one_by_one(super().keep_subprocess_alive, self._ended_at_once)
         # One that ended before this look or during it: uvicorn has begun another in its place.
         for process in looked_at:
             if process.pid in self._first and process.exitcode in EXPLAINED:
@@ -116,14 +120,22 @@ class Processes(Multiprocess):
         """Would end one."""
         self.handle_ttin()
 
-    def _one_by_one(self, act: Callable[[], None]) -> None:
+    def _ended_at_once(self, place: int) -> bool:
+        ended = self.processes[place].exitcode is not None
+        return ended and time.monotonic() < self._begun[place] + PAUSE_SECONDS
+
+    def _one_by_one(self, act: Callable[[], None], passed_over: Callable[[int], bool] = lambda place: False) -> None:
         """Let uvicorn, which starts processes on `self.sockets`, look at one process and its socket at a time."""
         processes, sockets = self.processes, self.sockets
+        places = [place for place in range(len(self._own)) if not passed_over(place)]
         try:
-            for place, own in enumerate(self._own):
-                self.processes, self.sockets = [processes[place]], [own]
+            for place in places:
+                self.processes, self.sockets = [processes[place]], [self._own[place]]
                 act()
-                processes[place] = self.processes[0]
+                if self.processes[0] is not processes[place]:
+                    processes[place] = self.processes[0]
+                    self._begun[place] = time.monotonic()
+                    _leave_to(processes[place])
         finally:
             self.processes, self.sockets = processes, sockets
         self._forget_dead()
@@ -133,7 +145,12 @@ class Processes(Multiprocess):
         folder = os.environ.get(SEVERAL_PROCESSES)
         if folder is None:
             return
-        alive = {process.pid for process in self.processes}
+        alive = {process.pid for process in self.processes if process.exitcode is None}
         dead = {int(file.stem.rpartition("_")[2]) for file in Path(folder).glob("gauge_live*_*.db")} - alive
         for pid in dead:
             mark_process_dead(pid, folder)
+
+
+def _leave_to(process: Process) -> None:
+    """Close the process's own end of the pipe here: where it ends, asking whether it lives then does too."""
+    process.child_conn.close()

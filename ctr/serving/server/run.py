@@ -8,6 +8,7 @@ import ipaddress
 import os
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from ctr.serving.server.processes import Processes, listening
 from ctr.serving.server.slow_clients import EndsSlowClients
 from ctr.serving.settings import ServeConfig
 from features.errors import ConfigError, QuadRankError
+from features.progress import say
 
 DRAIN_SECONDS = 30
 # uvicorn kills a process that says nothing for so long. One that imports on a busy machine says nothing either, and
@@ -52,7 +54,7 @@ class MakeApp:
         except QuadRankError as error:
             if SEVERAL_PROCESSES not in os.environ:
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}")
             raise SystemExit(error.exit_code) from None
         keep_pauses_short()
         return app
@@ -112,12 +114,14 @@ def run_server(
         timeout_worker_healthcheck=SILENT_SECONDS,
         limit_concurrency=None if connections is None else connections + 1,
     )
+    bound = _bound(settings)
     # uvicorn raises a signal again once it has drained; after SIGTERM the command has then done what it should.
     signal.signal(signal.SIGTERM, lambda *_: None)
     # Listening now: whoever reads the address may call it at once, and waits for the bundle.
-    sockets = listening(settings.bind_socket(), processes, settings.backlog)
+    sockets = listening(bound, processes, settings.backlog)
     announce(sockets[0].getsockname()[1])
     if processes == 1:
+        _end_in_order_without_a_terminal()
         uvicorn.Server(settings).run(sockets=sockets)
         return 0
     with tempfile.TemporaryDirectory(prefix="quadrank-metrics-") as folder:
@@ -125,6 +129,23 @@ def run_server(
         supervisor = Processes(settings, sockets)
         supervisor.run()
     return supervisor.failed
+
+
+def _bound(settings: uvicorn.Config) -> socket.socket:
+    """The socket of the address. uvicorn ends with 3 where there is none, which says elsewhere that all is done."""
+    try:
+        return settings.bind_socket()
+    except SystemExit as ended:
+        raise ConfigError(
+            f"--host {settings.host} --port {settings.port}: cannot be listened on: {ended.__context__}. Name another "
+            "address or port, or end the server that has it."
+        ) from None
+
+
+def _end_in_order_without_a_terminal() -> None:
+    """Let SIGHUP do what SIGTERM does, unless it is ignored (`nohup`): it would end the process with all that waits."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def check_address(host: str, public: bool) -> None:

@@ -8,17 +8,20 @@ import numpy as np
 
 from ctr.config import ModelConfig
 from ctr.training.warm.parent import Parent
+from features.contract.columns import Residual
+from features.contract.log import Counter
 from features.encoding.base import ColumnEncoder
 from features.encoding.encoder import Encoder
+from features.encoding.number import NumericEncoder
 from features.encoding.time import DatePartEncoder
 from features.errors import ConfigError
 from features.monitor.drift.vectors import MOST_CHANGED, distances, items_of_both
 from features.store.feature_set import FeatureSet
-from features.store.schema import Schema
 
 # What may change between a run and the one that goes on from it: no weight depends on it.
 FREE = {"architecture", "dropout", "id_dropout", "trees", "tree_rate", "tree_leaves", "tree_l2", "tree_patience"}
 SECTIONS = ("item", "user", "context", "candidate", "event")
+OF_COUNTERS = ("context", "candidate")
 TOLERANCE = 0.01  # of a vector's length
 
 
@@ -51,7 +54,8 @@ def _differences(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -
             yield f"model.{key} is {ours[key]!r}, it had {theirs[key]!r}"
     old, new, now = parent.feature_set.schema, feature_set.schema, Encoder.load(feature_set.path)
     for section in SECTIONS:
-        yield from _other_columns(section, _read_as(section, old, parent.encoder), _read_as(section, new, now))
+        read = _read_as(section, parent.feature_set, parent.encoder), _read_as(section, feature_set, now)
+        yield from _other_columns(section, *read)
     if old.history_max_len != new.history_max_len and config.attention == "transformer":
         yield f"history.max_len is {new.history_max_len}, it was {old.history_max_len}"
     sets = [{one.name: one.width for one in schema.vectors} for schema in (old, new)]
@@ -62,15 +66,31 @@ def _differences(parent: Parent, config: ModelConfig, feature_set: FeatureSet) -
         yield from _other_content(parent, feature_set, now)
 
 
-def _read_as(section: str, schema: Schema, encoder: Encoder) -> dict[str, str]:
-    """How each column becomes what the model sees, by name: the kind of its encoder, and which part of a date."""
+def _read_as(section: str, feature_set: FeatureSet, encoder: Encoder) -> dict[str, str]:
+    """How each column becomes what the model sees, by name: the kind of its encoder, and of which quantity it is."""
     encoders: Mapping[str, ColumnEncoder] = getattr(encoder, section)
-    found = {}
-    for field in getattr(schema, section):
+    contract, found = feature_set.contract, {}
+    for field in getattr(feature_set.schema, section):
         reader = encoders.get(field.name)  # codes of vectors have none here, nor relative columns, which are numbers
-        kind = field.kind if reader is None else reader.kind
-        found[field.name] = f"{kind} ({reader.part})" if isinstance(reader, DatePartEncoder) else kind
+        kind, of = field.kind if reader is None else reader.kind, ""
+        if isinstance(reader, DatePartEncoder):
+            of = reader.part
+        elif section == "event":
+            spec = contract.history.columns.get(field.name)
+            if isinstance(spec, Residual):
+                kind, of = spec.type, spec.counter
+            elif isinstance(reader, NumericEncoder) and reader.transform != "none":
+                of = reader.transform  # numbers of events have no curve that could be read on another scale
+        elif section in OF_COUNTERS and field.name in contract.counters:
+            of = _quantity(contract.counters[field.name])
+        found[field.name] = f"{kind} ({of})" if of else kind
     return found
+
+
+def _quantity(counter: Counter) -> str:
+    """What a counter counts; how fresh it is and how fast it forgets changes no meaning."""
+    more = counter.number or counter.label
+    return f"{counter.value} of {', '.join(counter.keys)}" + (f": {more}" if more else "")
 
 
 def _other_columns(section: str, theirs: dict[str, str], ours: dict[str, str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctr.config import WarmStartConfig
 from ctr.model.click_model import ClickModel
+from ctr.training.checkpoint import FITTED_AFTER
 from ctr.training.train_step import Moments, TrainStep
 from ctr.training.warm.content import rows_from_content
 from ctr.training.warm.moves import CROSSES, NEW, CurveMove, Move, RowMove, moves
@@ -19,8 +20,6 @@ from features.store.feature_set import FeatureSet
 from features.store.schema import FIRST_VALUE
 
 ID_TABLE = "item_encoder.columns.tables.0.weight"
-# Fitted anew by each run: on its own validation rows, and of trees on all its rows.
-FITTED_AFTER = ("calibrator.", "task_calibrators.", "trees.")
 DECAY = 0.5  # of second moments and sums, under `accumulators: decay`
 SUMS = ("exp_avg_sq", "sum")  # what is never below 0: the mean over rows says how large it is
 

@@ -24,7 +24,7 @@ MOST_RETRIES = 1
 NO_FAULT_OF_IT = (KeyboardInterrupt, LockError, TryAgainError)  # what ends a trial that is then tried again, always
 # Attributes that belong to one attempt, and not to the next one.
 OF_AN_ATTEMPT = (
-    "worker", "host", "deadline", "run", "rows", "seconds", "peak_mib", "threads", "low", "high", "noise",
+    "worker", "host", "deadline", "run", "rows", "seconds", "peak_mib", "threads", "low", "high", "noise", "same_as",
     ERROR, STOPPED,
 )  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
@@ -32,6 +34,10 @@ POSTGRESQL, SQLITE = "postgresql", "sqlite"
 _KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 # And a server whose host is gone is noticed by the worker.
 _OF_CLIENT = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+# What a path or a database of SQLite cannot be used for until somebody changes it or names another one. A disk that is
+# read-only, as a damaged one is, is tried again, like a full one.
+_UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_UNUSABLE_DATABASE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOTADB)
 _LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL answers when `lock_timeout` is over
 
 
@@ -70,8 +76,8 @@ class SharedStorage:
         """The storage of `--storage`: a database URL or a journal file; default `runs/tune/<study>.journal`.
 
         Raises:
-            ConfigError: as `require_name`; a database other than PostgreSQL and SQLite, or PostgreSQL without its
-                driver.
+            ConfigError: as `require_name`; a database other than PostgreSQL and SQLite, PostgreSQL without its
+                driver, or a file of SQLite that cannot be made.
         """
         require_name(study)
         journal = workspace.runs / TUNE / f"{study}.journal"
@@ -93,7 +99,7 @@ class SharedStorage:
         """The storage; made where it is new. Call it while holding the lock: two at once break each other's tables.
 
         Raises:
-            TryAgainError: it cannot be reached (exit 75).
+            ConfigError, TryAgainError: as `reached`.
             DataError: a journal with a line that cannot be read.
         """
         with self.reached():
@@ -118,7 +124,7 @@ class SharedStorage:
 
         Raises:
             LockError: another worker still holds it after `LONGEST_WAIT`.
-            TryAgainError: the database cannot be reached (exit 75).
+            ConfigError, TryAgainError: as `reached`.
         """
         if self.url is not None and make_url(self.url).get_backend_name() == POSTGRESQL:
             with self._database_lock(self.url):
@@ -141,21 +147,32 @@ class SharedStorage:
 
     @contextmanager
     def reached(self) -> Iterator[None]:
-        """Explain a storage that cannot be reached, or is lost in the middle. Raises TryAgainError (exit 75)."""
+        """Explain a storage that cannot be reached, or is lost in the middle.
+
+        Raises:
+            ConfigError: a file or folder that stays unusable, however often the command is started.
+            TryAgainError: all else (exit 75).
+        """
         try:
             yield
         except (sqlalchemy.exc.DBAPIError, StorageInternalError) as error:
             # What the driver says first is enough: SQLAlchemy adds the statement and a link.
-            cause = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()[0]
+            driver = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
+            cause = str(driver or error.__cause__ or error).strip().splitlines()[0]
+            told = f"{self.shown}: the storage of study {self.study!r} cannot be used: {cause}."
+            # The low byte is the error, the others say more of it.
+            if isinstance(driver, sqlite3.Error) and driver.sqlite_errorcode & 0xFF in _UNUSABLE_DATABASE:
+                raise ConfigError(f"{told} Name a file that can be written with --storage.") from None
             raise TryAgainError(
-                f"{self.shown}: the storage of study {self.study!r} cannot be used: {cause}. Start the database, or "
-                "correct --storage, and start the command again: trials that ended are kept."
+                f"{told} Start the database, or correct --storage, and start the command again: trials that ended are "
+                "kept."
             ) from None
         except OSError as error:
             place = None if error.filename is None else Path(error.filename)
             if place is None or self.journal.parent not in (place, place.parent):
                 raise
-            raise TryAgainError(
+            kind = ConfigError if error.errno in _UNUSABLE_PATH else TryAgainError
+            raise kind(
                 f"{error.filename}: the storage of study {self.study!r} cannot be used: {error.strerror}. Name a "
                 "journal file that can be written with --storage."
             ) from None
@@ -201,6 +218,7 @@ def _database(storage: str) -> str:
         raise ConfigError(f"--storage {storage}: not the address of a database.") from None
     backend = "postgresql" if url.drivername.partition("+")[0] == "postgres" else url.drivername.partition("+")[0]
     if backend == SQLITE:
+        _require_file(storage, url.database or "")
         return storage
     if backend != POSTGRESQL:
         raise ConfigError(
@@ -215,6 +233,25 @@ def _database(storage: str) -> str:
             '--storage postgresql://…: needs psycopg, which is not installed. pip install "quadrank[tune]" brings it.'
         ) from None
     return url.render_as_string(hide_password=False)
+
+
+def _require_file(storage: str, database: str) -> None:
+    """Refuse a file of SQLite that will never be there, as long as the command stays the same."""
+    if database in ("", ":memory:"):
+        raise ConfigError(
+            f"--storage {storage}: a database in memory ends with the worker, and its study with it. Name a file: "
+            "sqlite:///NAME.db, or leave --storage out for a journal file."
+        )
+    if database.startswith("file:"):
+        return  # an address of SQLite's own, with options
+    path = Path(database).absolute()
+    if path.is_dir():
+        raise ConfigError(f"--storage {storage}: {path} is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        slashes = "" if Path(database).is_absolute() else f"; from the root it is sqlite:////{database}"
+        raise ConfigError(
+            f"--storage {storage}: there is no folder {path.parent}. Make it, or name a file in another one{slashes}."
+        )
 
 
 def _connecting(url: str) -> dict[str, Any]:

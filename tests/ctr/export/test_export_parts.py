@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ PARTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", PARTS, ids=str)
-def test_onnx_scores_as_torch_does(tmp_path, settings: dict[str, Any]):
+def test_onnx_scores_as_torch_does(tmp_path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture):
     require_parity(tmp_path, small_world.SCHEMA, settings)
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warned == []  # such as of a constant that is not folded
 
 
 def test_trees_score_items_without_columns_and_vectors(tmp_path):

@@ -11,7 +11,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr.export.golden_requests import LoggedRow, _requests, chosen_rows, logged_request, raw_request, replayable
+from ctr.export.golden_requests import (
+    LoggedRow,
+    _refuse_skew,
+    _requests,
+    chosen_rows,
+    logged_request,
+    raw_request,
+    replayable,
+)
 from features.build.build import build_feature_set
 from features.encoding.encoder import Encoder
 from features.encoding.request import parse_request
@@ -45,6 +53,28 @@ def test_logged_rows_become_requests_that_encode_to_what_is_stored(built: Featur
         encoded = encoder.encode_request(parse_request(request, encoder.contract))
         assert encoded.context["query"].tolist() == stored.context["query"].tolist()
         assert encoded.history_events["query"].tolist() == stored.history_events["query"].tolist()
+
+
+def below_zero(tables: Tables) -> None:
+    """Ids of half of the items and users, and those of their tables and vectors."""
+    for name, column in (("log", "item_id"), ("log", "user_id"), ("items", "item_id"), ("text", "item_id"),
+                         ("users", "user_id")):  # fmt: skip
+        sign = pl.when(pl.col(column) % 2 == 0).then(-1).otherwise(1)
+        tables[name] = tables[name].with_columns((pl.col(column).cast(pl.Int64) * sign).alias(column))
+
+
+def test_ids_that_no_request_can_name_give_way_to_others(tmp_path: Path) -> None:
+    over = {"checks": {"negative_id": "warn"}}
+    made = build_feature_set(raw_log(tmp_path, below_zero, over), tmp_path / "out").feature_set
+    encoder = Encoder.load(made.path)
+    requests, draw = RequestEncoder(encoder), np.random.default_rng(0)
+    found = list(_requests(made, requests, draw))
+    assert len(found) >= 8
+    for name, request, stored in found:
+        encoded = requests.encode(parse_request(request, encoder.contract))
+        if stored is not None:
+            _refuse_skew(name, encoded, stored.encoded(made.schema, made.users))
+            assert len(encoded.history_item) == len(stored.history_item)
 
 
 def test_nobody_in_particular_asks_without_a_user(built: FeatureSet) -> None:

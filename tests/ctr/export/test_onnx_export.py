@@ -242,6 +242,15 @@ def test_the_graph_scores_as_the_model_on_200_random_requests(model: ClickModel,
     assert np.concatenate(scores).std() > 0.01
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 50])
+def test_no_request_of_the_grid_is_longer_than_the_model_reads(toy: FeatureSet, most: int) -> None:
+    cases = list(grid_requests(toy.schema.model_copy(update={"history_max_len": most})))
+    lengths = {len(case.history_item) for case in cases}
+    assert {0, 1, most} <= lengths
+    assert max(lengths) == most
+    assert [len(case.batch(most).history_BS[0]) for case in cases] == [most] * len(cases)
+
+
 def test_a_history_of_no_elements_scores_as_one_of_padding(model: ClickModel, toy: FeatureSet, score: Score) -> None:
     (case,) = random_requests(model.schema, 1)
 

@@ -212,3 +212,14 @@ def test_a_column_of_more_values_than_single_precision_tells_apart_is_refused(si
             ConfigError, match=r"item column 'brand': 16,777,217 values.*`buckets`.*model\.match_features"
         ):
             SimilaritySpaces(schema)
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_a_width_that_two_heads_cannot_share_is_refused(width: int):
+    config = ModelConfig(attention="transformer", attention_dim=width)
+    with pytest.raises(ConfigError, match=rf"model\.attention_dim to a multiple of 2.*2 heads.* Got {width}\."):
+        make_attention(config, 3, 0, 4)
+
+
+def test_other_attentions_take_any_width():
+    assert make_attention(ModelConfig(attention="sparse", attention_dim=5), 3, 0, 4).width == 3

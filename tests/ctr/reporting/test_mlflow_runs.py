@@ -112,6 +112,20 @@ def test_what_breaks_a_run_marks_it(tracker: Tracker, error: BaseException, stat
     assert run.data.tags.get("error") == ("DataError: no such file" if status == "FAILED" else None)
 
 
+def test_names_that_differ_in_signs_that_mlflow_refuses_stay_apart(tracker: Tracker) -> None:
+    values = {"QIN+.auc": 0.6, "QIN*.auc": 0.7, "QIN_.auc": 0.8, "valid.auc": 0.9}
+    with tracker.run("quadrank-toy", "signs", {}, {"variants": {"QIN+": "plus", "QIN*": "star"}}):
+        run_id = tracker.run_id
+        tracker.log_metrics(values)
+        tracker.log_curve_point(3, dict(reversed(values.items())))
+        assert tracker.logged_steps("valid.auc") == {0, 3}
+    run = tracker.store.client.get_run(run_id)
+    assert sorted(run.data.metrics.values()) == sorted(values.values())
+    assert run.data.metrics["QIN_.auc"] == 0.8
+    assert run.data.metrics["valid.auc"] == 0.9
+    assert sorted(run.data.params.values()) == ["plus", "star"]
+
+
 def test_logging_outside_a_run_is_refused(tracker: Tracker) -> None:
     with pytest.raises(RuntimeError, match="no MLflow run is open"):
         tracker.log_metrics({"auc": 0.5})

@@ -130,6 +130,13 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, bundle: Path) -> None:
         open_bundle(bundle)
 
 
+def test_a_folder_in_the_place_of_the_manifest_makes_no_bundle(bundle: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    (bundle / MANIFEST).mkdir()
+    with pytest.raises(DataError, match=r"MANIFEST\.json: no such file: not a bundle"):
+        open_bundle(bundle)
+
+
 def test_golden_requests_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     golden = Golden(tolerance=2e-5, cases=[GoldenRequest(name="one", request={"user": "Zoë"}, scores=[0.25, 0.5])])
     with publish(tmp_path / "bundle") as folder:

@@ -144,3 +144,14 @@ def test_pairs_keep_their_digits_in_half_precision():
             factor.weight.fill_(1)
         with torch.autocast("cpu", torch.bfloat16):
             assert tower(torch.tensor([[100.0, 0.5]])).item() == 50
+
+
+@pytest.mark.parametrize("hidden", [(1,), (4, 5)])
+def test_streams_that_do_not_fall_into_two_groups_are_refused(hidden: tuple[int, ...]):
+    with pytest.raises(ConfigError, match=rf"last of model\.hidden to a multiple of 2.* Got {hidden[-1]}\."):
+        make_tower(ModelConfig(tower="two_streams", hidden=hidden), [8])
+
+
+def test_only_the_last_layer_of_a_stream_is_cut_into_groups():
+    tower = make_tower(ModelConfig(tower="two_streams", hidden=(5, 2)), [8]).eval()
+    assert tower(torch.randn(3, 8)).shape == (3, 1)

@@ -7,6 +7,7 @@ import torch
 from ctr.evaluation.metrics import PROBABILITY_MARGIN, auc, ece, log_loss
 from ctr.model.calibrator import MOST_KNOTS, Calibrator, Curve
 from ctr.training.calibrate import MOST_SLOPE, calibrate, cross_fitted, fit_curve, logits_of, recalibrated
+from features.errors import DataError
 
 
 def drawn(rows: int = 40_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +168,16 @@ def test_labels_without_any_doubt_give_a_finite_curve():
     assert np.isfinite(calibrated).all() and (np.diff(calibrated) > 0).all()
 
 
+@pytest.mark.parametrize("positives", [1, 20])
+def test_rows_that_are_ranked_without_a_mistake_are_not_made_certain(positives: int):
+    """One click that stands above all else: the steeper the line the better it fits them, without an end."""
+    logits = np.linspace(-1.5, 1.5, 40)
+    curve = fit_curve("platt", logits, (np.arange(40) >= 40 - positives).astype(float))
+    assert curve.slope == pytest.approx(MOST_SLOPE, rel=1e-6)
+    scores = torch.sigmoid(torch.from_numpy(curve(logits)).float()).numpy()
+    assert (np.diff(scores[:-1]) > 0).all()
+
+
 def test_one_score_for_all_becomes_the_rate():
     curve = fit_curve("isotonic", np.zeros(100), np.arange(100) < 30)
     assert probability(curve(np.zeros(1)))[0] == pytest.approx(0.3, abs=1e-4)
@@ -186,3 +197,30 @@ def test_what_is_reported_of_a_weight_of_two_is_of_the_row_twice(method: str):
     # Rows of weight one would be calibrated to another rate altogether.
     unweighted = calibrate(Calibrator(), method, scores, labels, users)
     assert abs(unweighted.after["log_loss"] - repeated.after["log_loss"]) > 0.01
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+@pytest.mark.parametrize(
+    ("labels", "weights", "words"),
+    [
+        ([0, 0, 0, 0], None, "calibration: the label of all 4 rows is 0, and no curve can be fitted to one label"),
+        ([1, 1, 1, 1], None, "calibration: the label of all 4 rows is 1, and no curve can be fitted to one label"),
+        ([1, 0, 0, 0], [0, 1, 1, 1], "calibration: the label of all 3 rows of a weight above 0 is 0"),
+        ([1, 0, 1, 0], [0, 0, 0, 0], "calibration: the weight of all 4 rows is 0"),
+    ],
+)
+def test_rows_that_no_curve_can_be_fitted_to_are_refused_and_the_calibrator_stays(
+    method: str, labels: list[float], weights: list[float] | None, words: str
+):
+    """Of one label the curve would be as steep as its bounds allow, of weights of 0 it would be NaN."""
+    calibrator = Calibrator()
+    known = None if weights is None else np.array(weights, float)
+    with pytest.raises(DataError, match=words):
+        calibrate(calibrator, method, np.array([0.2, 0.7, 0.4, 0.6]), np.array(labels, float), np.arange(4), known)
+    assert calibrator.slope == 1 and calibrator.shift == 0
+
+
+def test_without_calibration_rows_of_one_label_stay_as_they_are():
+    labels = np.zeros(4)
+    found = calibrate(Calibrator(), "none", np.array([0.2, 0.7, 0.4, 0.6]), labels, np.arange(4))
+    assert found.before["log_loss"] == pytest.approx(-np.log(0.8 * 0.3 * 0.6 * 0.4) / 4)

@@ -110,6 +110,33 @@ def test_settings_of_the_optimizer_come_from_the_resuming_run(saved, feature_set
     assert not torch.equal(still["item.weight"], plain["item.weight"])
 
 
+def test_what_a_killed_process_was_writing_is_removed(saved, feature_set):
+    folder, model, take_step = saved
+    names = ("model.safetensors", "curve.jsonl", "calibration.json", "config.json", "metrics.json")
+    halves = [folder / f".{name}-0a1b2c3d" for name in names]
+    for half in halves:
+        half.write_text("hal")
+    open_store(folder, feature_set, model).load(model, take_step)
+    assert [half for half in halves if half.exists()] == []
+
+
+def test_a_finished_run_keeps_no_weights_that_a_killed_one_left(saved, feature_set):
+    """Killed between its record and the removal of what was best before: no later checkpoint removes that."""
+    folder, model, _ = saved
+    store = open_store(folder, feature_set, model)
+    state = TrainState(step=2, batch=2)
+    state.record(look(step=2), "auc")
+    for name in ("best-1.safetensors", "checkpoint-1.safetensors"):
+        (folder / name).write_bytes(b"of a step before")
+    store.finish(state, model)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint-2.safetensors",
+        "checkpoint.json",
+        "curve.jsonl",
+        "model.safetensors",
+    ]
+
+
 def test_no_file_is_a_pickle_and_none_is_left_over(saved, feature_set):
     folder, model, take_step = saved
     state = TrainState(step=5, batch=5)

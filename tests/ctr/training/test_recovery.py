@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ctr.config import GuardConfig, TrainConfig
 from ctr.data.batch import Batch
 from ctr.data.feature_tables import frozen_tables
+from ctr.model.calibrator import Calibrator, Curve
 from ctr.training.loop import Evaluation, FitResult, fit
 from features.errors import NumericalError
 from features.progress import silent
@@ -113,6 +115,27 @@ def test_before_the_first_evaluation_the_first_weights_are_the_good_ones(feature
             assert all(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items())
 
     assert train(model, feature_set, tmp_path, {"skips": 2}, on_evaluation=look).rollbacks == 1
+
+
+def test_a_finished_run_that_goes_on_returns_to_its_published_weights(feature_set, tmp_path):
+    """Their calibration was fitted after training, and stays out."""
+    done, model = broken(feature_set, lambda step: False), broken(feature_set, lambda step: 2 <= step <= 4)
+    done.calibrator, model.calibrator = Calibrator(), Calibrator()
+    train(done, feature_set, tmp_path, {})
+    good = {name: tensor.clone() for name, tensor in done.state_dict().items()}
+    done.calibrator.set(Curve(1.0, 9.0))
+    save_file(done.state_dict(), tmp_path / "model.safetensors")
+    seen: list[int] = []
+
+    def look(evaluation: Evaluation) -> None:
+        seen.append(evaluation.step)
+        if evaluation.step == 31:
+            assert all(torch.equal(tensor, good[name]) for name, tensor in model.state_dict().items())
+
+    longer = {"epochs": 3}
+    result = train(model, feature_set, tmp_path, {"skips": 2}, config=longer, resume=True, on_evaluation=look)
+    assert seen == [31, 35, 39]
+    assert result.rollbacks == 1
 
 
 def test_after_the_last_return_training_stops_and_nothing_is_overwritten(feature_set, tmp_path):

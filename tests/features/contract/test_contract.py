@@ -322,3 +322,11 @@ def test_a_mapping_that_is_merged_before_it_is_read_itself_repeats_nothing(tmp_p
     path = tmp_path / "x.yaml"
     path.write_text("zero: &zero {a: 1}\nx: {deep: &one {<<: *zero, a: 3}}\ntwo: {<<: *one}\n")
     assert load_yaml(path) == {"zero": {"a": 1}, "x": {"deep": {"a": 3}}, "two": {"a": 3}}
+
+
+@pytest.mark.parametrize("section", ["embeddings", "vectors", "history", "counters", "split", "checks"])
+def test_a_section_without_settings_is_told_with_the_way_out(section: str) -> None:
+    log = {"path": "log.parquet", "user": "u", "item": "i", "time": "t", "label": "l"}
+    with pytest.raises(ConfigError) as error:
+        validate(Contract, {"name": "shop", "interactions": log, section: None}, "shop.yaml")
+    assert str(error.value) == f"shop.yaml: {section}: has no settings. Write some below it, or remove the key"

@@ -152,6 +152,16 @@ def test_rows_of_an_item_table_with_ids_below_zero_that_are_warned_of_stay(tmp_p
     assert -1 in encoder.items.values.to_list()
 
 
+def test_a_catalogue_of_ids_below_zero_alone_is_told_though_they_are_warned_of(tmp_path: Path) -> None:
+    def negate(tables: Tables) -> None:
+        for name in ("log", "items", "text"):
+            tables[name] = tables[name].with_columns(item_id=-pl.col("item_id").cast(pl.Int64))
+
+    message = r"log\.parquet: column 'item_id': all 12 item ids are below 0, e\.g\. -112\. No request can name"
+    with pytest.raises(DataError, match=message):
+        built(tmp_path, negate, {"checks": {"negative_id": "warn"}})
+
+
 def test_an_item_table_of_ids_below_zero_alone_is_told_whatever_the_policy(tmp_path: Path) -> None:
     def negate(tables: Tables) -> None:
         tables["items"] = tables["items"].with_columns(item_id=-pl.col("item_id").cast(pl.Int64) - 1)

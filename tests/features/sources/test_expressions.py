@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import polars as pl
 import pytest
 
+from features.build.build import build_feature_set
+from features.contract.contract import Contract
+from features.contract.settings import validate
 from features.errors import DataError
 from features.sources.tables import expression, require_columns
 
@@ -62,3 +68,64 @@ def test_an_expression_of_one_row_is_taken(text: str) -> None:
 def test_a_missing_column_names_the_nearest() -> None:
     with pytest.raises(DataError, match=r"log.csv: no column 'usr'. Did you mean 'user'\?"):
         require_columns(pl.LazyFrame({"user": [1], "item": [2]}), "log.csv", ["item", "usr"])
+
+
+LOG = pl.DataFrame(
+    {
+        "user": [1, 2, 1, 2],
+        "item": [1, 2, 3, 4],
+        "time": [10, 20, 30, 40],
+        "rating": ["5", "abc", "1", "4"],
+        "done": [1, 0, 0, 1],
+    }
+)
+CAST = "CAST(rating AS INT) >= 4"
+LABEL = {"label": "done"}
+FAILING = {"type": "categorical", "source": CAST}
+TABLE = {"path": "log.parquet", "user": "user", "item": "item", "time": "time"}
+
+
+def failed(folder: Path, interactions: dict[str, Any], **more: Any) -> str:
+    LOG.write_parquet(folder / "log.parquet")
+    log = {"path": "log.parquet", "user": "user", "item": "item", "time": "time", "item_min_count": 1}
+    content = {"name": "cast", "root": str(folder), "interactions": log | interactions} | more
+    content |= {"split": {"valid": 0.25, "test": 0.25}}
+    content["checks"] = {"earliest": "1970-01-01"}
+    with pytest.raises(DataError) as error:
+        build_feature_set(validate(Contract, content, "cast.yaml"), folder / "out")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "interactions", "more"),
+    [
+        ("interactions.label", {"label": CAST}, {}),
+        ("interactions.context.high", {**LABEL, "context": {"high": FAILING}}, {}),
+        ("interactions.labels.high", {**LABEL, "labels": {"high": CAST}}, {}),
+        ("history.events", LABEL, {"history": {"events": CAST}}),
+        ("history.columns.high", LABEL, {"history": {"columns": {"high": FAILING}}}),
+        ("counters.high.number", LABEL, {"counters": {"high": {"of": "item", "number": CAST, "value": "mean"}}}),
+        (
+            "items.columns.high",
+            LABEL,
+            {"items": {"path": "log.parquet", "id": "item", "columns": {"high": FAILING}}},
+        ),
+        (
+            "history.tables.columns.high",
+            LABEL,
+            {
+                "history": {
+                    "columns": {"high": {"type": "categorical", "source": "time > 20"}},
+                    "tables": [TABLE | {"columns": {"high": CAST}}],
+                }
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_an_expression_that_fails_for_a_value_is_named(
+    tmp_path: Path, where: str, interactions: dict[str, Any], more: dict[str, Any]
+) -> None:
+    said = failed(tmp_path, interactions, **more)
+    assert said.startswith(f"{tmp_path}/log.parquet: {where} {CAST!r} cannot be computed of every row: ")
+    assert """conversion from `str` to `i32` failed in column 'rating': ["abc"]""" in said
+    assert "`TRY_CAST(… AS …)` gives null where a value cannot be converted" in said

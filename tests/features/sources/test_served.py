@@ -261,6 +261,15 @@ def test_whole_numbers_of_the_context_stay_whole(tmp_path: Path):
     assert frame.select("_context.hour").collect()["_context.hour"].to_list() == [20]
 
 
+def test_a_label_of_outcomes_that_fails_for_a_value_is_named(tmp_path: Path):
+    contract = written(tmp_path, served={"label": "CAST(l AS INT) > 1"})
+    table = pl.DataFrame(OUTCOMES, schema=["request", "item", "time"], orient="row")
+    table.with_columns(l=pl.Series(["x"] * len(table))).write_parquet(tmp_path / "clicks.parquet")
+    words = r"clicks\.parquet: interactions\.served\.label 'CAST\(l AS INT\) > 1' cannot be computed of every row"
+    with pytest.raises(DataError, match=words):
+        rows(contract)
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

@@ -11,7 +11,7 @@ import pytest
 from features.encoding.encoder import ENCODER, Encoder
 from features.encoding.vocabulary import Vocabulary
 from features.errors import DataError
-from features.store.feature_set import read_arrow, write_arrow
+from features.store.feature_set import FeatureSet, read_arrow, write_arrow
 
 
 @pytest.mark.parametrize("cut", [0, 8, 200])
@@ -34,6 +34,12 @@ def test_columns_whose_content_is_lost_are_named(tmp_path: Path) -> None:
 def test_columns_that_are_not_there_are_no_damage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_arrow(tmp_path / "rows.arrow")
+
+
+def test_a_folder_in_the_place_of_the_manifest_makes_no_feature_set(tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.json").mkdir()
+    with pytest.raises(DataError, match=r"no MANIFEST\.json: not a feature set"):
+        FeatureSet.open(tmp_path)
 
 
 def test_a_vocabulary_whose_content_is_lost_is_named(tmp_path: Path) -> None:

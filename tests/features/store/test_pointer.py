@@ -105,3 +105,46 @@ def test_a_pointer_that_another_process_moves_meanwhile_is_left_to_it(versions: 
     upsert.join(60)
     assert moved == [False]
     assert (versions / CURRENT).read_text(encoding="utf-8") == "two"
+
+
+def test_a_link_to_a_version_beside_it_is_followed_and_the_next_flip_makes_a_file_of_it(versions: Path) -> None:
+    (versions / CURRENT).symlink_to("first")
+    assert follow(versions) == versions / "first" == follow(versions / CURRENT)
+    assert move_pointer(versions / CURRENT, versions / "first", versions / "second")
+    assert not (versions / CURRENT).is_symlink()
+    assert follow(versions) == versions / "second"
+
+
+def test_a_link_is_followed_by_way_of_another_path_to_its_folder(
+    versions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (versions / CURRENT).symlink_to(versions / "first")
+    other = tmp_path_factory.mktemp("other") / "way"
+    other.symlink_to(versions)
+    assert follow(other) == other / "first"
+
+
+@pytest.mark.parametrize("target", ["gone", CURRENT, "elsewhere"])
+def test_a_link_to_anything_else_is_refused(
+    versions: Path, tmp_path_factory: pytest.TempPathFactory, target: str
+) -> None:
+    place = tmp_path_factory.mktemp("elsewhere") if target == "elsewhere" else Path(target)
+    (versions / CURRENT).symlink_to(place)
+    for path in (versions, versions / CURRENT):
+        with pytest.raises(DataError, match=r"CURRENT: is a link, and there is no folder beside it that it means"):
+            follow(path)
+    assert not move_pointer(versions, versions / "first", versions / "second")
+    point_at(versions, "second")
+    assert follow(versions) == versions / "second"
+
+
+def test_a_folder_in_the_place_of_a_pointer_is_refused(versions: Path) -> None:
+    (versions / CURRENT).mkdir()
+    for path in (versions, versions / CURRENT):
+        with pytest.raises(
+            DataError, match=r"CURRENT: is a folder, where a text file is to hold the name of one beside"
+        ):
+            follow(path)
+    with pytest.raises(DataError, match="CURRENT: is a folder"):
+        point_at(versions, "first")
+    assert not move_pointer(versions, versions / "first", versions / "second")

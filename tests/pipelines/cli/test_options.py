@@ -26,8 +26,8 @@ SIMULATED = ["--data", "conf/data/simulated.yaml"]
         (["rank", "--bundle", "b"], "model", "serve"),
         (["drift", "--base", "a", "--new", "b"], "train", "drift"),
         (["promote", "--bundle", "b"], "train", "gate"),
-        (["compare", "--study", "conf/studies/movielens.yaml"], "train", "study"),
-        (["ablate"], "model", "study"),
+        (["compare", "--study", "conf/studies/movielens.yaml"], "train", "study, data"),
+        (["ablate"], "model", "study, data"),
         (["stress"], "train", "stress"),
         (["bench", "train"], "data", "model, train"),
     ],
@@ -57,7 +57,8 @@ def test_settings_of_a_study_are_refused_where_there_is_no_study_file(
     with pytest.raises(SystemExit) as stop:
         main(["compare", "--models", "qin", "--set", "study.seeds=1"])
     assert stop.value.code == 2
-    assert "--set changes a study file, and --models has none: use --seeds and --data" in capsys.readouterr().err
+    expected = "--set study.…: changes a study file, and --models has none: use --seeds and --data"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
-from pipelines.gate.measure import medians_by_turns
+import polars as pl
+import pytest
+
+from pipelines.gate.measure import medians_by_turns, plain_request
 
 
 class Machine:
@@ -38,3 +43,19 @@ def test_calls_take_turns_and_the_order_alternates() -> None:
     machine = Machine()
     medians_by_turns([machine.call("a", 1), machine.call("b", 1)], 3, machine.clock)
     assert machine.made == "ab" * 3 + "abbaab"
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "expected"),
+    [
+        ([-1, 4, 5], [-7, 8, 9], {"user": 4, "history": [8, 9, 8], "candidates": [8, 9]}),
+        ([-1], [8], {"user": None, "history": [8, 8, 8], "candidates": [8, 8]}),
+        (["a", "b"], ["-1", "x"], {"user": "a", "history": ["-1", "x", "-1"], "candidates": ["-1", "x"]}),
+    ],
+)
+def test_the_request_names_only_ids_that_a_request_can_name(
+    users: list[Any], items: list[Any], expected: dict[str, Any]
+) -> None:
+    values = {"users": SimpleNamespace(values=pl.Series(users)), "items": SimpleNamespace(values=pl.Series(items))}
+    ranker: Any = SimpleNamespace(encoder=SimpleNamespace(schema=SimpleNamespace(history_max_len=3), **values))
+    assert plain_request(ranker, 2) == expected

@@ -159,6 +159,16 @@ def test_the_champion_is_what_current_names(workspace: Workspace, store: Store) 
         assert found == workspace.bundles("toy") / "a"
 
 
+def test_a_link_in_the_place_of_current_names_the_champion(workspace: Workspace, store: Store) -> None:
+    serve("a", workspace, store)
+    pointer = workspace.bundles("toy") / "CURRENT"
+    pointer.unlink()
+    pointer.symlink_to("a")
+    assert current_name(workspace.bundles("toy")) == "a"
+    serve("b", workspace, store)
+    assert state(workspace, store) == ("b", "b", "b")
+
+
 def test_without_current_the_champion_is_that_of_the_alias(workspace: Workspace, store: Store, tmp_path: Path) -> None:
     serve("a", workspace, store)
     (workspace.bundles("toy") / "CURRENT").unlink()

@@ -70,6 +70,14 @@ def test_the_curve_holds_the_number_of_trees_that_count(run, feature_set):
     assert curve[-1].train_loss < curve[0].train_loss
 
 
+def test_a_resumed_run_of_trees_removes_what_a_killed_one_was_writing(feature_set, tmp_path):
+    for name in (CURVE, MODEL):
+        (tmp_path / f".{name}-0a1b2c3d").write_text("hal")
+    model = new_model(TREES, feature_set, 1)
+    fit_and_calibrate(model, feature_set, UNCALIBRATED, tmp_path, resume=True, progress=silent)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["calibration.json", CURVE, MODEL]
+
+
 def test_saved_trees_score_as_the_grown_ones(run, feature_set):
     again = new_model(TREES, feature_set, 2)
     again.load_state_dict(load_file(run[2] / MODEL))

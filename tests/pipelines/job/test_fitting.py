@@ -11,16 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctr.config import ModelConfig, TrainConfig
+from ctr.config import ModelConfig, Preset, TrainConfig
 from ctr.data.columns import row_weights
 from ctr.model.calibrator import Calibrator, Curve
 from ctr.training.calibrate import fit_curve, logits_of
-from features.errors import ConfigError
+from ctr.training.warm.parent import Parent
+from features.encoding.encoder import Encoder
+from features.errors import ConfigError, DataError
 from features.progress import silent
 from features.store.feature_set import FeatureSet, Sampling
 from pipelines.job import fitting
 from pipelines.job.evaluate import score_split
-from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model
+from pipelines.job.fitting import CALIBRATION, fit_and_calibrate, new_model, require_fit
+from tests.grown import grown_feature_set
 from tests.toy import toy_feature_set
 
 MODEL = ModelConfig(
@@ -29,6 +32,7 @@ MODEL = ModelConfig(
 TRAIN = TrainConfig(
     batch_size=64, epochs=2, learning_rate=0.05, evaluations_per_epoch=1, patience=0, device="cpu", seed=3
 )
+UNKNOWN = "CASE WHEN clicked > 1 THEN 1 END"  # a label that no row has
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +168,26 @@ def test_tasks_beside_negatives_of_known_rate_are_refused(
     for feature_set_without_rate in (drawn(None), feature_set):
         with pytest.raises(TrainedError):
             fit_and_calibrate(model, feature_set_without_rate, TRAIN, tmp_path, progress=silent)
+
+
+def test_a_task_whose_label_is_unknown_in_all_training_rows_is_refused(tmp_path: Path) -> None:
+    """Its head would stay as it was drawn, and a server would answer with its probabilities."""
+    labels = {"bought": UNKNOWN, "liked": "clicked"}
+    feature_set = grown_feature_set(tmp_path, 1, {"interactions": {"labels": labels}})
+    both = MODEL.model_copy(update={"tasks": ("liked", "bought")})
+    words = (
+        r"model\.tasks: the label 'bought' is unknown in all \d+ training rows that count, and nothing can be learned"
+    )
+    with pytest.raises(DataError, match=words):
+        require_fit(Preset(model=both, train=TRAIN), feature_set)
+    require_fit(Preset(model=MODEL.model_copy(update={"tasks": ("liked",)}), train=TRAIN), feature_set)
+
+
+def test_a_warm_start_may_wait_for_the_labels_of_a_task(tmp_path: Path) -> None:
+    """The head goes on as its parent left it."""
+    labels = {"bought": UNKNOWN}
+    days = [grown_feature_set(tmp_path, day, {"interactions": {"labels": labels}}) for day in (1, 2)]
+    config = MODEL.model_copy(update={"tasks": ("bought",)})
+    model = new_model(config, days[0], TRAIN.seed)
+    parent = Parent("monday", 0, model, model.state_dict(), None, days[0], Encoder.load(days[0].path))
+    require_fit(Preset(model=config, train=TRAIN), days[1], parent)

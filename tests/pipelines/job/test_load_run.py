@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from rich.console import Console
 from safetensors.torch import save_file
 
 from ctr.config import ModelConfig, Preset, TrainConfig
+from features.build.build import build_feature_set
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
 from pipelines.inspect import explain, stress, submit
@@ -22,6 +25,7 @@ from pipelines.job.train import Job
 from pipelines.report import report
 from pipelines.report.record import RunRecord
 from pipelines.workspace import Workspace, metrics_of
+from tests.features.raw import Tables, raw_log
 from tests.toy import toy_feature_set
 from tests.trained import random_model
 
@@ -29,6 +33,7 @@ PRESET = Preset(
     model=ModelConfig(embedding_dim=4, vector_dim=4, attention_dim=4, attention="mean", tower="linear"),
     train=TrainConfig(batch_size=100),
 )
+SMALL = PRESET.model_copy(update={"train": TrainConfig(batch_size=20)})
 
 
 @pytest.fixture
@@ -117,6 +122,51 @@ def test_a_run_whose_record_is_broken_lends_no_control(workspace: Workspace, nam
     (run / name).write_text(content)
     feature_set = FeatureSet.open(workspace.feature_sets / "toy" / "v1")
     assert recent_control(PRESET, feature_set, workspace, datetime(2020, 1, 1, tzinfo=UTC)) is None
+
+
+def later_rows(tables: Tables) -> None:
+    log = tables["log"]
+    tables["log"] = pl.concat([log, log.tail(6).with_columns(pl.col("time") + 3_600)])
+
+
+def other_labels(tables: Tables) -> None:
+    tables["log"] = tables["log"].with_columns(rating=6 - pl.col("rating"))
+
+
+def other_ids(tables: Tables) -> None:
+    """Another log, a little later."""
+    for name, column in (("log", "item_id"), ("items", "item_id"), ("text", "item_id"), ("log", "user_id"),
+                         ("users", "user_id")):  # fmt: skip
+        tables[name] = tables[name].with_columns(pl.col(column) + 1_000)
+    tables["log"] = tables["log"].with_columns(pl.col("time") + 60)
+
+
+@pytest.mark.parametrize(
+    ("change", "stands"), [(None, True), (later_rows, True), (other_labels, False), (other_ids, False)]
+)
+def test_a_control_stands_beside_runs_of_the_log_that_it_was_trained_on(
+    tmp_path: Path, change: Callable[[Tables], None] | None, stands: bool
+) -> None:
+    workspace = Workspace(tmp_path)
+    first = build_feature_set(raw_log(tmp_path / "raw"), workspace.feature_sets).feature_set
+    run = Job.start(SMALL, first, workspace, Console(quiet=True)).run_dir
+    control = {"run_id": run.name, "auc": 0.6}
+    record = {"metrics": {"test": {}}, "tasks": {}, "controls": {"target_only": control}}
+    (run / "metrics.json").write_text(json.dumps(record))
+    second = build_feature_set(raw_log(tmp_path / "raw", change), workspace.feature_sets).feature_set
+    found = recent_control(SMALL, second, workspace, datetime(2020, 1, 1, tzinfo=UTC))
+    assert found == (control if stands else None)
+
+
+def test_a_control_whose_feature_set_is_gone_stands_beside_no_run_of_another(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    first = build_feature_set(raw_log(tmp_path / "raw"), workspace.feature_sets).feature_set
+    run = Job.start(SMALL, first, workspace, Console(quiet=True)).run_dir
+    record = {"metrics": {"test": {}}, "tasks": {}, "controls": {"target_only": {"run_id": run.name}}}
+    (run / "metrics.json").write_text(json.dumps(record))
+    second = build_feature_set(raw_log(tmp_path / "raw", later_rows), workspace.feature_sets).feature_set
+    shutil.rmtree(first.path)
+    assert recent_control(SMALL, second, workspace, datetime(2020, 1, 1, tzinfo=UTC)) is None
 
 
 def test_a_champion_whose_manifest_is_broken_means_a_full_training(workspace: Workspace) -> None:

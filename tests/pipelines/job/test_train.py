@@ -218,10 +218,11 @@ def test_feature_sets_may_lie_on_another_disk(tmp_path: Path) -> None:
     assert config["feature_set"] == "feature_sets/toy/v1"
 
 
-def test_a_first_look_that_is_worse_than_the_base_rate_is_told_once(runs: Runs) -> None:
+def test_a_first_evaluation_that_is_worse_than_the_base_rate_is_told_once(runs: Runs) -> None:
     runs.run(learning_rate=1.0, evaluations_per_epoch=3, patience=0)
-    assert runs.said.count("warning: at the first look the log loss of the validation rows is") == 1
+    assert runs.said.count("warning: the first evaluation on the validation rows has a log loss of") == 1
     assert f"worse than {train.base_rate_log_loss(runs.data, 'valid'):.4f}, which the mean label alone has" in runs.said
     assert "raise model.id_dropout" in runs.said
+    assert "or evaluate more often with train.evaluations_per_epoch" in runs.said
     runs.run()
-    assert "first look" not in runs.said
+    assert "first evaluation" not in runs.said

@@ -16,7 +16,7 @@ import pytest
 from ctr.reporting.entries import Tag
 from ctr.reporting.mlflow_registry import Version
 from ctr.reporting.outbox import Outbox
-from features.errors import StoreAwayError
+from features.errors import DataError, StoreAwayError
 from pipelines.locks import locked
 from pipelines.operate.uses import Uses, uses
 from pipelines.workspace import Workspace
@@ -115,6 +115,30 @@ def test_what_a_pointer_names_stays_with_its_run_and_feature_set(workspace: Work
     found = unused(workspace)
     assert not [what for what in found if days[0] in what]
     assert not [what for what in found if "set-0" in what]
+
+
+def test_what_a_link_in_the_place_of_a_pointer_names_stays(workspace: Workspace, days: list[str]) -> None:
+    (workspace.bundles("shop") / "CURRENT").symlink_to(days[0])
+    found = unused(workspace)
+    assert not [what for what in found if days[0] in what or "CURRENT" in what]
+    assert not [what for what in found if "set-0" in what]
+
+
+def test_a_bundle_that_is_a_link_to_another_place_goes_and_what_it_names_stays(
+    workspace: Workspace, days: list[str], tmp_path: Path
+) -> None:
+    bundle, other = workspace.bundles("shop") / days[0], tmp_path / "another disk"
+    bundle.rename(other)
+    bundle.symlink_to(other)
+    cleaned(workspace, yes=True)
+    assert not bundle.is_symlink()
+    assert (other / "MANIFEST.json").is_file()
+
+
+def test_nothing_goes_while_a_pointer_is_a_link_to_nothing(workspace: Workspace, days: list[str]) -> None:
+    (workspace.bundles("shop") / "CURRENT").symlink_to("gone")
+    with pytest.raises(DataError, match="CURRENT: is a link, and there is no folder beside it that it means"):
+        unused(workspace)
 
 
 def test_what_an_alias_names_stays(workspace: Workspace, days: list[str], registry: FakeRegistry) -> None:
@@ -338,6 +362,9 @@ def test_a_pointer_goes_with_the_last_feature_set_that_it_names(workspace: Works
             add_feature_set(workspace, version, name, APART)
         os.utime(workspace.root / APART / name / "old", (1000, 1000))
         (workspace.root / APART / name / "CURRENT").write_text(pointed)
+    add_feature_set(workspace, "old", "linked", APART)
+    os.utime(workspace.root / APART / "linked" / "old", (1000, 1000))
+    (workspace.root / APART / "linked" / "CURRENT").symlink_to("old")
     cleaned(workspace, yes=True)
     left = sorted(path.relative_to(workspace.root / APART).as_posix() for path in workspace.root.glob(f"{APART}/*/*"))
     assert left == ["shop/kept", "store/CURRENT", "store/kept"]

@@ -120,6 +120,19 @@ def test_a_pointer_to_nothing_is_broken(workspace: Workspace, where: str, pointe
     assert one.level == "broken" and "names 'gone'" in one.text and one.mend
 
 
+@pytest.mark.parametrize(("target", "said"), [("gone", "is a link"), (None, "is a folder")])
+def test_a_pointer_that_is_no_file_is_broken(workspace: Workspace, target: str | None, said: str) -> None:
+    pointer = workspace.bundles("shop") / "CURRENT"
+    pointer.parent.mkdir(parents=True)
+    if target is None:
+        pointer.mkdir()
+    else:
+        pointer.symlink_to(target)
+    (one,) = found(workspace, "pointer")
+    assert one.level == "broken"
+    assert one.text.startswith(f"{pointer}: {pointer}: {said}")
+
+
 @pytest.mark.parametrize("where", ["feature_sets", "bundles"])
 def test_a_pointer_that_is_no_text_is_broken(workspace: Workspace, registry: FakeRegistry, where: str) -> None:
     add_feature_set(workspace, "a")

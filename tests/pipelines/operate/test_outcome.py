@@ -16,6 +16,7 @@ from features.stopping import Stopped
 from pipelines.operate.log import LoggedConsole
 from pipelines.operate.outcome import ended_at_once, post, record_outcome, textfile, watched
 from pipelines.workspace import Workspace
+from tests.strict_json import strict
 
 SUMMARY = {
     "status": "done",
@@ -76,6 +77,13 @@ def test_a_success_is_written_with_its_figures(workspace: Workspace) -> None:
         'quadrank_rows{name="shop",split="train"}': 800,
         'quadrank_rows{name="shop",split="test"}': 100,
     }
+
+
+def test_a_metric_that_is_no_number_is_null_for_whoever_reads_the_outcome(workspace: Workspace) -> None:
+    record_outcome(workspace, "shop", SUMMARY | {"metrics": {"test": {"auc": float("nan")}}}, {})
+    for name in ("outcome.json", "LAST_SUCCESS"):
+        text = (workspace.status("shop") / name).read_text(encoding="utf-8")
+        assert strict(text)["metrics"] == {"test": {"auc": None}}
 
 
 def test_a_failure_keeps_the_last_success(workspace: Workspace, console: LoggedConsole) -> None:

@@ -235,6 +235,34 @@ def test_a_copy_that_a_killed_command_left_is_pointed_at_by_the_next_one(bundles
     assert 0 < summary["max_logit_difference"] < 1e-5
 
 
+@pytest.mark.parametrize("layout", ["triton", "mlflow"])
+def test_what_a_killed_command_published_is_found_by_the_next_one(bundles: Path, tmp_path: Path, layout: str) -> None:
+    """The kill came after the rename, before anyone was told."""
+    first = published(bundles / "run-1", tmp_path / "to", layout)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "to").rglob("*")}
+    again = published(bundles / "run-1", tmp_path / "to", layout)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "to").rglob("*")} == before
+    assert again["published"] == first["published"]
+    assert again["max_logit_difference"] == first["max_logit_difference"]
+    with pytest.raises(ConfigError, match=r"is there already\. Name another folder with --to"):
+        published(bundles / UPSERTED, tmp_path / "to", layout)
+
+
+@pytest.mark.parametrize(
+    ("layout", "table"), [("triton", "shop/1/item_table.bin"), ("mlflow", "bundle/item_table.bin")]
+)
+def test_what_was_published_and_damaged_since_is_not_taken_for_whole(
+    bundles: Path, tmp_path: Path, layout: str, table: str
+) -> None:
+    published(bundles / "run-1", tmp_path / "to", layout)
+    file = tmp_path / "to" / table
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"item_table\.bin: is not what was published"):
+        published(bundles / "run-1", tmp_path / "to", layout)
+
+
 def test_a_copy_that_was_damaged_since_is_not_pointed_at(bundles: Path, tmp_path: Path) -> None:
     for version in ("run-1", UPSERTED):
         published(bundles / version, tmp_path, "folder")

@@ -77,6 +77,24 @@ def test_the_command_makes_a_version_and_moves_the_pointer(shop: Path, capsys: p
     assert follow(POINTER).name == "run-1+items.1" == open_bundle(POINTER).manifest.model_version
 
 
+def test_items_of_two_commands_at_once_are_both_served(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, from the same version, moves the pointer while this one still writes."""
+    ours = upsert_items
+
+    def overtaken(before: Path, *arguments: Any) -> Any:
+        if before.name == "run-1":
+            theirs = {"items": [new_json()[0] | {"item": 5_000}]}
+            made = ours(before, lambda one: items_of_json(one, theirs, 1))
+            assert point_at(shop / "bundles", made.path.name)
+        return ours(before, *arguments)
+
+    monkeypatch.setattr("pipelines.serving.upsert.upsert_items", overtaken)
+    summary = upserted()
+    assert summary["pointer_moved"]
+    assert follow(POINTER).resolve() == Path(summary["bundle"])
+    assert delta_of(follow(POINTER)).new.sort().to_list() == sorted([5_000, *range(FIRST_NEW, FIRST_NEW + NEW)])
+
+
 def test_files_give_the_rows_that_json_gives(shop: Path) -> None:
     of_files = delta_of(Path(upserted()["bundle"]))
     made = upsert_items(shop / "bundles/run-1", lambda one: items_of_json(one, {"items": new_json()}, NEW), Path("own"))

@@ -21,6 +21,7 @@ from pipelines.study.trials import shuffled
 from tests.pipelines.cli.test_commands import ROOT, SMALL, Shell
 
 PLUS = ["--model", "conf/model/qin_plus.yaml", "--set", "model.evidence_heads=2", "--set", "model.layers=1", *SMALL]
+DAYS = "data.split={by: days, valid: 1, test: 1}"
 FAST = {"train": {"epochs": 3, "batch_size": 128, "evaluations_per_epoch": 1}}
 
 
@@ -104,6 +105,34 @@ def test_a_study_is_trained_once_and_judged_on_the_same_rows(shell, work):
     record = json.loads((folder / "lr" / "seed-1" / "trial.json").read_text())
     assert again["trained_at"] == [record["git_revision"]] and again["source_hash"] == record["source_hash"]
     assert f"trained at git {record['git_revision']}" in shell.error
+
+
+@pytest.mark.parametrize("command", ["compare", "ablate"])
+def test_a_study_of_a_log_that_must_be_fresh_is_made_as_of_a_day(shell, work, command):
+    one = {"name": "as_of", "variants": {"lr": {"set": FAST}, "none": {"set": FAST, "modalities": []}}, "seeds": 1}
+    arguments = [command, "--study", study(work, **one), *where(work), "--set", "data.checks.max_age=1d"]
+    code, found = shell(*arguments)
+    assert code == 4
+    assert "checks.max_age allows 1.0 days" in found["error"]
+    code, found = shell(*arguments, "--as-of", "2025-04-10", "--window", "20d", "--set", DAYS)
+    assert code == 0, shell.error
+    manifest = FeatureSet.open(Path(found["feature_set"])).manifest
+    assert manifest.version.startswith("2025-04-10-")
+    assert len(manifest.days) == 20
+    assert manifest.contract.checks.max_age == 86_400_000_000
+
+
+def test_models_are_compared_on_a_contract_with_changed_settings(shell, work, monkeypatch):
+    seen = []
+
+    def stopped(comparison):
+        seen.extend(plan(comparison.study, comparison.train, comparison.root, comparison.data))
+        return {}
+
+    monkeypatch.setattr("pipelines.study.compare.run_comparison", stopped)
+    code, _ = shell("compare", "--models", "lr", *where(work), "--set", "data.history.max_len=7")
+    assert code == 0, shell.error
+    assert {one.contract.history.max_len for one in seen} == {7}
 
 
 def test_an_ablation_is_judged_on_validation_rows_unless_told_otherwise(shell, work, monkeypatch):

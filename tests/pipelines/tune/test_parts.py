@@ -24,6 +24,7 @@ from ctr.training.loop import StopTraining
 from ctr.trees.tabular_features import TabularFeatures
 from features.errors import ConfigError, DataError
 from features.store.feature_set import FeatureSet
+from pipelines.job.evaluate import require_both_labels
 from pipelines.tune.finals import OF, chosen_finalists, judged, plan_finals
 from pipelines.tune.measure import ValidationRows, save_scores
 from pipelines.tune.outcome import Outcome, lines_of, outcome_of
@@ -68,6 +69,13 @@ def test_a_user_is_kept_with_all_training_rows_or_none(feature_set: FeatureSet, 
     kept = np.unique(after)
     assert np.array_equal(after, before[np.isin(before, kept)])
     assert np.array_equal(column(half, "train", "label"), column(feature_set, "train", "label")[np.isin(before, kept)])
+
+
+def test_a_share_without_rows_is_told_as_one(feature_set: FeatureSet) -> None:
+    with pytest.raises(
+        DataError, match=r"train rows: there are none\. Widen the split, or in a sweep raise screen\.share"
+    ):
+        require_both_labels(TrainingShare(feature_set, 1e-9), "train")
 
 
 def test_other_splits_and_events_stay_whole(feature_set: FeatureSet, half: TrainingShare) -> None:
@@ -180,6 +188,24 @@ def study(values: list[float], first: int = 0) -> optuna.Study:
 def test_finalists_are_the_best_and_the_current_settings(values: list[float], metric: str, chosen: list[int]) -> None:
     search = SEARCH.model_copy(update={"metric": metric})
     assert [one.number for one in chosen_finalists(study(values).trials, search)] == chosen
+
+
+def test_settings_that_two_trials_have_are_one_finalist() -> None:
+    """Trained twice with the same seeds they would only cost twice as much, and keep another one out."""
+    found = study([0.5, 0.8, 0.6])
+    best = found.trials[1]
+    found.add_trial(optuna.create_trial(value=0.8, params=best.params, distributions=best.distributions))
+    assert [one.number for one in chosen_finalists(found.trials, SEARCH)] == [0, 1, 2]
+
+
+def test_of_equal_settings_the_current_ones_are_the_finalist() -> None:
+    """They come later where their worker died and they were tried again: all gains are over them."""
+    found = study([0.5, 0.8, 0.6], first=-1)
+    again = found.trials[0]
+    found.add_trial(
+        optuna.create_trial(value=0.5, params=again.params, distributions=again.distributions, user_attrs={FIRST: True})
+    )
+    assert [one.number for one in chosen_finalists(found.trials, SEARCH)] == [3, 1, 2]
 
 
 def test_a_trial_that_was_pruned_is_no_finalist() -> None:

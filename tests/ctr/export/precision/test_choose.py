@@ -14,6 +14,7 @@ from ctr.config import ModelConfig
 from ctr.data.columns import row_weights
 from ctr.evaluation.metrics import auc
 from ctr.export.export_bundle import ExportResult, Extras, export_bundle
+from ctr.export.model_card import model_card
 from ctr.export.precision import choose
 from ctr.export.precision.choose import Trial, fastest
 from ctr.export.precision.products import large_products, quantize_products
@@ -25,8 +26,8 @@ from ctr.serving.agreement import TOLERANCE
 from ctr.serving.bundle import ITEM_TABLE, MODEL_CARD, RANKER, BundleMetadata, open_bundle, seal
 from ctr.serving.items.new_items import items_of_json
 from ctr.serving.items.upsert import upsert_items
-from ctr.serving.ranker import Ranker
-from features.errors import NumericalError
+from ctr.serving.ranker import Ranker, open_session
+from features.errors import DataError, NumericalError
 from features.store.feature_set import FeatureSet
 from tests.trained import built_feature_set, random_model
 
@@ -137,6 +138,20 @@ def test_the_card_names_the_variant_and_nothing_of_what_was_tried_stays(tried: E
     assert names(tried.path) == names(plain.path)
 
 
+def test_the_card_of_a_variant_promises_no_score_to_the_fifth_digit(plain, model, feature_set, tmp_path: Path):
+    """Its example has the scores of the trained model, and rounding may fall on either side on another processor."""
+    contract, schema = feature_set.contract, feature_set.schema
+    example = open_bundle(plain.path).golden().cases[0]
+    metadata = put(plain, model, feature_set, tmp_path / "bundle", "fp16_table", 1.0)
+    card = model_card(metadata, contract, schema, example)
+    assert "answers, but for the rounding of `fp16_table`\n" in card
+    assert "- Scores are those of the trained model but for the rounding of `fp16_table`: those of" in card
+    assert "1e-5" not in card
+    of_plain = (plain.path / MODEL_CARD).read_text()
+    assert "answers\n" in of_plain
+    assert "- Scores repeat within 1e-5, not to the last bit.\n" in of_plain
+
+
 @pytest.mark.parametrize("name", ["fp16_table", "int8_table", "int8_products"])
 def test_a_named_variant_is_put_and_recorded(model, feature_set, plain, tmp_path: Path, name: str):
     out = tmp_path / "bundle"
@@ -187,6 +202,16 @@ def test_a_variant_that_loses_too_much_is_refused(model, feature_set, plain, tmp
         put(plain, model, feature_set, tmp_path / "bundle", "int8_table", -1)
 
 
+def test_drawn_rows_of_one_label_are_refused_before_a_variant_is_written(model, feature_set, plain, tmp_path: Path):
+    """As where clicks are rarer than one in the 20,000 rows that are drawn."""
+    wanted = (
+        r"measured on 1 of the 60 validation rows, .* but [01] of these rows are positive\. Export without --variant"
+    )
+    with pytest.raises(DataError, match=wanted):
+        put(plain, model, feature_set, tmp_path / "bundle", "int8_table", 1.0, 1)
+    assert not [path for path in (tmp_path / "bundle").iterdir() if path.name.startswith(".")]
+
+
 def test_a_weight_of_a_product_is_a_tensor_of_its_own(plain: ExportResult):
     """What a node cuts out of a weight is found by nobody who converts weights, and is packed at no start."""
     graph = onnx.load(plain.path / RANKER, load_external_data=False).graph
@@ -219,6 +244,26 @@ def test_a_graph_without_large_products_stays_as_it_is(plain: ExportResult, tmp_
     monkeypatch.setattr("ctr.export.precision.products.FEWEST_WEIGHTS", 10**9)
     assert quantize_products(plain.path / RANKER, tmp_path / "graph.onnx", iter(())) == 0
     assert (tmp_path / "graph.onnx").read_bytes() == (plain.path / RANKER).read_bytes()
+
+
+def test_numbers_that_no_calibration_row_has_do_not_stop_the_conversion(feature_set, plain, tmp_path: Path):
+    """A column that is mostly missing may be missing in all of the few rows that set the scales."""
+    inputs = {node.name for node in open_session(plain.path / RANKER).get_inputs()}
+    feeds = [
+        {
+            name: np.full_like(values, np.nan) if values.dtype == np.float32 else values
+            for name, values in feed.items()
+            if name in inputs
+        }
+        for feed in choose._feeds(feature_set, np.arange(20), 5)
+    ]
+    assert any(np.isnan(values).all() for values in feeds[0].values() if values.dtype == np.float32)
+    for name in (RANKER, ITEM_TABLE):
+        shutil.copyfile(plain.path / name, tmp_path / name)
+    assert quantize_products(tmp_path / RANKER, tmp_path / "graph.onnx", iter(feeds)) > 0
+    whole, exact = (open_session(tmp_path / name) for name in ("graph.onnx", RANKER))
+    for feed in feeds[:3]:
+        np.testing.assert_allclose(whole.run(None, feed)[0], exact.run(None, feed)[0], rtol=0, atol=0.05)
 
 
 def test_new_items_are_read_by_a_variant(tried: ExportResult, tmp_path: Path):

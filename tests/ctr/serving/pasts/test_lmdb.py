@@ -164,6 +164,37 @@ def test_the_database_may_grow_as_the_settings_say(tmp_path: Path, note: Note) -
     stores.close()
 
 
+@pytest.mark.timeout(60)
+def test_a_database_that_another_process_let_grow_further_is_read_and_written_on(
+    tmp_path: Path, contract: Contract, note: Note, outcomes: list[str]
+) -> None:
+    """A server with a larger `pasts.size_mib` beside those that were started before it."""
+    store = LmdbStore(tmp_path / "pasts", MIB // 4)
+    pasts = store.of(contract, note)
+    pasts.add("u", events(1))
+    code = (
+        "import sys; from pathlib import Path; from ctr.serving.pasts.lmdb_store import LmdbStore\n"
+        "from features.contract.contract import Contract; from features.encoding.past import PastEvent\n"
+        "contract = Contract.model_validate_json(sys.argv[2])\n"
+        "pasts = LmdbStore(Path(sys.argv[1]), 2**24).of(contract, print)\n"
+        "for user in range(400): pasts.add(user, [PastEvent(102, 2, {'text': 'x' * 2000})])\n"
+        "pasts.add('u', [PastEvent(102, 2, {'clicked': 0})])"
+    )
+    arguments = [str(tmp_path / "pasts"), contract.model_dump_json()]
+    found: list[list[PastEvent]] = []
+    with store.transaction():  # of another thread, which must end before the file is mapped anew
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=Path(__file__).parents[4])
+        reader = threading.Thread(target=lambda: found.append(pasts.newest("u")))
+        reader.start()
+        reader.join(0.2)
+        assert reader.is_alive()
+    reader.join()
+    assert found == [events(1, 2)] and outcomes == ["found"]
+    pasts.add("u", events(3))
+    assert pasts.newest("u") == events(1, 2, 3)
+    store.close()
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"pasts\.folder: .* cannot be opened"):

@@ -195,6 +195,19 @@ def test_a_key_of_another_kind_is_no_reason_to_leave_the_server_alone(
     pasts = store.of(contract, note)
     assert pasts.newest("u") == [] and pasts.newest("v") == []
     assert outcomes == ["failed", "absent"]
+    with pytest.raises(AwayError, match=r"^Redis refuses: WRONGTYPE Operation against a key"):
+        pasts.add("u", events(1))
+    store.close()
+
+
+def test_a_full_server_is_told_from_one_that_does_not_answer(
+    redis_server: RedisServer, contract: Contract, note: Note
+) -> None:
+    store = RedisStore(redis_server.url, timeout=5.0, pause=3600.0, ttl=60)
+    with redis_server.client() as client:
+        client.config_set("maxmemory", 1)
+    with pytest.raises(AwayError, match=r"^Redis refuses: .* when used memory > 'maxmemory'"):
+        store.of(contract, note).add("u", events(1))
     store.close()
 
 

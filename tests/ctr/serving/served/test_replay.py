@@ -174,8 +174,29 @@ def test_answers_of_other_versions_are_counted_and_refused_alone(
     assert (found["compared"], found["other_versions"]) == (39, {"other": 1})
     rows = pl.read_parquet(tmp_path / "served-1.parquet").filter(pl.col("version") == "other")
     pq.write_table(rows.to_arrow().cast(SERVED), tmp_path / "served-1.parquet")
-    with pytest.raises(ConfigError, match="none of 1 answers is of run-1; there are those of other"):
+    with pytest.raises(ConfigError, match=r"none of 1 answers is of run-1; there are those of other\. Name the bundle"):
         replayed(tmp_path, ranker, root)
+
+
+def test_answers_that_are_older_than_those_that_were_looked_at_are_not_denied(
+    served: Path, ranker: Ranker, root: Path, log: pl.DataFrame, tmp_path: Path
+):
+    (part,) = served.iterdir()
+    rows = pq.read_table(part).to_pylist()
+    for row in rows[-3:]:
+        row["version"] = "other"
+    pq.write_table(pa.Table.from_pylist(rows, SERVED), tmp_path / "served-1.parquet")
+    with pytest.raises(ConfigError, match=r"none of the newest 3 answers is of run-1; .* Look at more with --rows, or"):
+        replayed(tmp_path, ranker, root, rows=3)
+    assert replayed(tmp_path, ranker, root, rows=4)["compared"] == 1
+
+
+def test_columns_come_in_the_order_of_the_models_inputs(served: Path, ranker: Ranker, root: Path, log: pl.DataFrame):
+    """And not in one that each process draws, so that the reports of two nights can be compared."""
+    names = list(replayed(served, ranker, root, rows=1)["shares"])
+    (first, *_) = read_answers(served)
+    inputs = [name for name in names if name not in ("history", "history_hash")]
+    assert inputs == list(first.inputs)
 
 
 def test_pasts_of_hashed_users_are_left_out_and_told(

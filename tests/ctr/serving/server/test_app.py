@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import time
@@ -268,6 +269,56 @@ def test_an_alias_that_cannot_be_read_is_no_refused_version(shop, answer):
 
 def test_routes_that_write_do_not_exist_without_a_token(client):
     assert client.post("/v1/rollback").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/v1/events", 404, "not_found"),
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/v1/rank", 405, "not_allowed"),
+    ],
+)
+def test_what_is_no_route_is_told_as_every_error_is(client, method, path, status, code):
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+
+
+def test_what_is_no_route_of_the_protocol_is_told_as_the_protocol_does(client):
+    assert isinstance(client.get("/v2/nothing").json()["error"], str)
+    assert isinstance(client.get("/v2/models/shop/infer").json()["error"], str)
+
+
+def test_a_compressed_body_is_told_from_one_that_is_no_json(client):
+    content = gzip.compress(json.dumps(REQUEST).encode())
+    answer = client.post("/v1/rank", content=content, headers={"content-encoding": "gzip"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == (
+        "Content-Encoding: 'gzip' is not read here. Send the body as it is, without compression."
+    )
+    plain = client.post("/v1/rank", content=json.dumps(REQUEST), headers={"content-encoding": "Identity"})
+    assert plain.status_code == 200
+
+
+@pytest.mark.parametrize("token", ["tökén", "two words\x00"])
+def test_a_token_that_no_header_can_hold_is_refused(tmp_path, monkeypatch, token):
+    (tmp_path / "token").write_text(f"{token}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"token: holds .* ASCII"):
+        token_of(tmp_path / "token")
+    if "\x00" not in token:
+        monkeypatch.setenv("QUADRANK_TOKEN", token)
+        with pytest.raises(ConfigError, match="QUADRANK_TOKEN: holds 'ö'"):
+            token_of(None)
+
+
+def test_a_token_of_the_environment_is_read_without_the_end_of_its_line(monkeypatch):
+    """A secret that was written with one; a client's header would never be equal to it."""
+    monkeypatch.setenv("QUADRANK_TOKEN", "secret\n")
+    assert token_of(None) == "secret"
+    monkeypatch.setenv("QUADRANK_TOKEN", "\n")
+    assert token_of(None) is None
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from uvicorn import Config
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from ctr.serving.answering.metrics import SEVERAL_PROCESSES, ServerMetrics
-from ctr.serving.server.processes import Processes, listening
+from ctr.serving.server.processes import PAUSE_SECONDS, Processes, listening
 
 
 @pytest.mark.parametrize("name", ["keep_subprocess_alive", "restart_all"])
@@ -33,7 +33,8 @@ def test_each_process_is_replaced_on_its_own_socket(name: str, monkeypatch: pyte
 
         def replace(self: Any) -> None:
             seen.append((self.processes, self.sockets))
-            self.processes[0] = SimpleNamespace(pid=10 + self.processes[0].pid)
+            connection = SimpleNamespace(close=lambda: None)
+            self.processes[0] = SimpleNamespace(pid=10 + self.processes[0].pid, exitcode=None, child_conn=connection)
 
         act: Callable[[Any], None] = replace
         monkeypatch.setattr(Multiprocess, name, act)
@@ -67,6 +68,49 @@ def test_a_process_that_ends_while_it_begins_is_not_waited_for(monkeypatch: pyte
     os.close(process.own_end)  # type: ignore[attr-defined]
     assert process.parent_conn.poll(0)
     process.parent_conn.close()
+
+
+@pytest.mark.parametrize("name", ["keep_subprocess_alive", "restart_all"])
+def test_nor_is_one_that_replaces_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[Any] = []
+
+    def replace(self: Any) -> None:
+        parent_conn, child_conn = Pipe()
+        began.append(os.dup(child_conn.fileno()))  # its own end, which its process holds
+        self.processes[0] = SimpleNamespace(pid=2, exitcode=None, parent_conn=parent_conn, child_conn=child_conn)
+
+    act: Callable[[Any], None] = replace
+    monkeypatch.setattr(Multiprocess, name, act)
+    with socket.socket() as one:
+        supervisor = Processes(Config("none:app", workers=1), [one])
+        supervisor.processes = [SimpleNamespace(pid=1, exitcode=-9)]  # type: ignore[list-item]
+        getattr(supervisor, name)()
+    (process,) = supervisor.processes
+    assert not process.parent_conn.poll(0)
+    os.close(began[0])
+    assert process.parent_conn.poll(0)
+    process.parent_conn.close()
+
+
+def test_one_that_ends_as_soon_as_it_begins_is_begun_again_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each beginning takes a core for a second, which those that answer need."""
+    now, begun = [100.0], list[float]()
+    monkeypatch.setattr("ctr.serving.server.processes.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def replace(self: Any) -> None:
+        if self.processes[0].exitcode is not None:
+            begun.append(now[0])
+            self.processes[0] = SimpleNamespace(pid=2, exitcode=4, child_conn=SimpleNamespace(close=lambda: None))
+
+    act: Callable[[Any], None] = replace
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", act)
+    with socket.socket() as one:
+        supervisor = Processes(Config("none:app", workers=1), [one])
+        supervisor.processes = [SimpleNamespace(pid=1, exitcode=-9)]  # type: ignore[list-item]
+        for moment in (0.0, 0.5, PAUSE_SECONDS - 0.5, PAUSE_SECONDS, PAUSE_SECONDS + 0.5):
+            now[0] = 100.0 + moment
+            supervisor.keep_subprocess_alive()
+    assert begun == [100.0, 100.0 + PAUSE_SECONDS]
 
 
 @pytest.mark.parametrize(("pid", "exitcode", "ends"), [(1, 4, True), (1, 1, False), (1, -9, False), (7, 4, False)])
@@ -133,7 +177,8 @@ def test_a_process_that_ended_leaves_no_age_and_no_queue(tmp_path: Path, monkeyp
     assert told("quadrank_model_age_seconds") == [pytest.approx(3 * day, abs=60)]
     assert told("quadrank_waiting") == [7]
     supervisor = Processes(Config("none:app", workers=2), [])
-    supervisor.processes = [SimpleNamespace(pid=8), SimpleNamespace(pid=9)]  # type: ignore[misc]
+    # The first ended, and waits to be begun again.
+    supervisor.processes = [SimpleNamespace(pid=pid, exitcode=ended) for pid, ended in ((7, 4), (8, None))]  # type: ignore[misc]
     monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda self: None)
     supervisor.keep_subprocess_alive()
     assert told("quadrank_model_age_seconds") == [pytest.approx(day, abs=60)]

@@ -22,7 +22,7 @@ import pytest
 
 from benchmarks.harness.served import Served
 from ctr.serving.server.run import check_address, run_server
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from tests.ctr.serving.shop import REQUEST
 
 START_SECONDS = 240
@@ -187,6 +187,29 @@ def test_a_process_that_answers_keeps_its_own_pauses_short():
     assert found.stdout.split() == ["True"] * 2
 
 
+UNHEARD = """
+import os
+from ctr.serving.answering.metrics import SEVERAL_PROCESSES
+from ctr.serving.server import run
+from features.errors import DataError
+class Server:
+    def __init__(self, *settings): raise DataError("the bundle has changed")
+import ctr.serving.server.app as module
+module.Server = Server
+os.environ[SEVERAL_PROCESSES] = "folder"
+run.MakeApp(None, None, None)()
+"""
+
+
+def test_a_process_whose_errors_nobody_reads_ends_with_their_code():
+    """With that of a crash it would be begun again for ever."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", UNHEARD], stderr=writing)
+    os.close(writing)
+    assert ended.returncode == DataError.exit_code
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_loopback_needs_no_permission(host):
     check_address(host, public=False)
@@ -197,6 +220,20 @@ def test_an_address_that_others_reach_needs_one(host):
     with pytest.raises(ConfigError, match="--public"):
         check_address(host, public=False)
     check_address(host, public=True)
+
+
+def test_an_address_that_is_taken_is_an_error_of_its_own():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"^--host 127\.0\.0\.1 --port {port}: .*Address already in use.* another"
+        ):
+            run_server(lambda: None, "127.0.0.1", port, 1)
+
+
+def test_a_host_that_has_no_address_is_an_error_of_its_own():
+    with pytest.raises(ConfigError, match=r"^--host nowhere\.invalid --port 0: "):
+        run_server(lambda: None, "nowhere.invalid", 0, 1)
 
 
 SLOW_TO_START = """
@@ -237,6 +274,43 @@ def test_processes_that_take_long_to_import_are_waited_for(tmp_path):
     finally:
         server.terminate()
         server.wait(START_SECONDS)
+
+
+HUNG_UP = """
+from ctr.serving.server.run import run_server
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for event in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+        print("what waited is written", flush=True)
+
+class Make:
+    def __call__(self):
+        return app
+
+raise SystemExit(run_server(Make(), "127.0.0.1", 0, processes=1))
+"""
+
+
+@pytest.mark.timeout(START_SECONDS)
+@pytest.mark.parametrize("before", ["", "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"])
+def test_a_terminal_that_closes_ends_it_as_sigterm_does_unless_that_is_ignored(tmp_path, before):
+    command = [sys.executable, "-c", before + HUNG_UP]
+    log = tmp_path / "log"
+    with log.open("w") as printed:
+        server = subprocess.Popen(command, stdout=printed, stderr=printed)
+    while "startup complete" not in log.read_text():
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.05)
+    server.send_signal(signal.SIGHUP)
+    if before:
+        time.sleep(1)
+        assert server.poll() is None
+        server.terminate()
+    assert server.wait(60) == 0
+    assert "what waited is written" in log.read_text()
 
 
 TELLS_ITS_PROCESS = """

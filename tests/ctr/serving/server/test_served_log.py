@@ -108,14 +108,29 @@ def test_a_part_that_cannot_be_written_is_dropped_and_the_next_is_written(tmp_pa
     folder, dropped = tmp_path / "served", []
     log = ServedLog(LogSettings(folder=folder, rows_per_part=2), lambda: dropped.append(1))
     folder.rmdir()
+    folder.touch()
     for _ in range(2):
         log.add(answer())
     until(lambda: len(dropped) == 2)
-    folder.mkdir()
+    folder.unlink()
     log.add(answer("later"))
     log.close()
     (part,) = folder.iterdir()
     assert pq.read_table(part)["request"].to_pylist() == ["later"]
+
+
+@pytest.mark.timeout(120)
+def test_a_folder_that_was_removed_is_made_again_for_the_next_part(tmp_path: Path):
+    """Else all answers are lost until the server is started anew."""
+    folder, dropped = tmp_path / "logs" / "served", []
+    log = ServedLog(LogSettings(folder=folder, rows_per_part=2), lambda: dropped.append(1))
+    (folder.rmdir(), folder.parent.rmdir())
+    for name in ("a", "b"):
+        log.add(answer(name))
+    log.close()
+    (part,) = folder.iterdir()
+    assert pq.read_table(part)["request"].to_pylist() == ["a", "b"]
+    assert not dropped
 
 
 def test_a_part_that_cannot_even_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -89,6 +89,35 @@ def test_what_begins_no_head_is_refused_at_once(port):
         assert answer(client).startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.parametrize("before", [b"", HEAD + BODY])
+def test_a_head_that_does_not_end_is_refused_before_memory_is_full(port, before):
+    with closing(connected(port)) as client:
+        client.sendall(before)
+        if before:
+            assert answer(client).startswith(b"HTTP/1.1 200")
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n")
+        sent, line = 0, b"a: " + b"a" * 65_000 + b"\r\n"
+        with suppress(ConnectionResetError, BrokenPipeError):
+            while sent < 200 * 2**20:
+                client.sendall(line)
+                sent += len(line)
+        assert sent < 20 * 2**20  # what the kernel holds, and the limit
+
+
+def test_a_head_of_some_kib_and_a_long_body_are_taken(port):
+    head = HEAD.replace(b"host: x", b"host: x\r\na: " + b"a" * 30_000)
+    with closing(connected(port)) as client:
+        for _ in range(5):
+            client.sendall(head + BODY)
+            assert answer(client).startswith(b"HTTP/1.1 200")
+        spaces = b" " * 500_000
+        client.sendall(HEAD.replace(b"%d" % len(BODY), b"%d" % (len(BODY) + len(spaces))) + spaces + BODY + head + BODY)
+        got, end = b"", time.monotonic() + SECONDS
+        while got.count(b"HTTP/1.1 200") < 2:
+            got += client.recv(65536)
+            assert time.monotonic() < end, got
+
+
 @pytest.mark.parametrize(
     ("first", "piece"),
     [(HEAD + BODY, b"\r\n"), (HEAD + BODY, b"P"), (UNREAD, b"b")],

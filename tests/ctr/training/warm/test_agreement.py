@@ -120,6 +120,47 @@ def test_a_column_that_is_read_another_way_is_refused_by_name(
     assert reason in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (
+            {"history": {"columns": {"mood": {"type": "numeric", "source": "load"}}}},
+            {"history": {"columns": {"mood": {"type": "residual", "counter": "item_rate"}}}},
+            "event column 'mood' is residual (item_rate), it was numeric",
+        ),
+        (
+            {"history": {"columns": {"mood": {"type": "numeric", "source": "load"}}}},
+            {"history": {"columns": {"mood": {"type": "numeric", "source": "load", "transform": "log1p"}}}},
+            "event column 'mood' is numeric (log1p), it was numeric",
+        ),
+        (
+            {"counters": {"seen": {"of": "user", "value": "count"}}},
+            {"counters": {"seen": {"of": "user", "value": "rate"}}},
+            "context column 'seen' is numeric (rate of user), it was numeric (count of user)",
+        ),
+        (
+            {"counters": {"seen": {"of": "item", "value": "sum", "number": "load"}}},
+            {"counters": {"seen": {"of": ["item", "device"], "value": "sum", "number": "depth"}}},
+            "candidate column 'seen' is numeric (sum of item, device: depth), it was numeric (sum of item: load)",
+        ),
+    ],
+)
+def test_a_number_of_another_kind_under_the_same_name_is_refused(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], reason: str
+):
+    """Each of them is encoded as a number, and a weight of the one says nothing of the other."""
+    first = grown_feature_set(tmp_path / "a", 1, before)
+    with pytest.raises(ConfigError) as error:
+        require_agreement(parent_on(first), MODEL, grown_feature_set(tmp_path / "b", 2, after))
+    assert reason in str(error.value)
+
+
+def test_a_counter_that_forgets_faster_agrees(tmp_path: Path):
+    slow, fast = ({"counters": {"seen": {"of": "user", "value": "rate", "half_life": days}}} for days in ("30d", "7d"))
+    first = grown_feature_set(tmp_path / "a", 1, slow)
+    require_agreement(parent_on(first), MODEL, grown_feature_set(tmp_path / "b", 2, fast))
+
+
 def test_more_buckets_of_the_same_column_agree(tmp_path: Path):
     """Their rows are moved by what they mean (`index_map`)."""
     fewer, more = (declared(depth={"type": "buckets", "count": count}) for count in (4, 6))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sqlite3
 import threading
@@ -61,10 +63,62 @@ def test_another_database_is_refused_without_its_password(storage: str, words: s
 
 
 def test_a_journal_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """It cannot be written the next time either."""
     (tmp_path / "file").write_text("")
     shared = of(str(tmp_path / "file" / "x.journal"), tmp_path)
-    with pytest.raises(TryAgainError, match=r"Name a journal file that can be written with --storage"), shared.lock():
+    with pytest.raises(ConfigError, match=r"Name a journal file that can be written with --storage"), shared.lock():
         pass
+
+
+def test_a_journal_on_a_full_disk_may_be_tried_again(tmp_path: Path) -> None:
+    shared = of(str(tmp_path / "x.journal"), tmp_path)
+    with (
+        pytest.raises(TryAgainError, match=r"x\.journal: the storage of study 'daily'.*No space left"),
+        shared.reached(),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x.journal"))
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("a table of something else, " * 100)
+    with pytest.raises(
+        ConfigError, match=r"x\.db: the storage of study 'daily' cannot be used: file is not a database"
+    ):
+        of(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).open()
+    assert (tmp_path / "x.db").read_text().startswith("a table of something else")
+
+
+def test_a_database_that_another_process_holds_may_be_tried_again(tmp_path: Path) -> None:
+    of(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).open()
+    with closing(sqlite3.connect(tmp_path / "x.db")) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TryAgainError, match="the storage of study 'daily' cannot be used: database is locked"):
+            of(f"sqlite:///{tmp_path / 'x.db'}?timeout=0.1", tmp_path).open()
+
+
+def test_a_sqlite_file_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """It stays away however often the command is started: no reason to try again."""
+    with pytest.raises(
+        ConfigError, match=rf"--storage sqlite:///{tmp_path}/no/x\.db: there is no folder {tmp_path}/no"
+    ):
+        of(f"sqlite:///{tmp_path / 'no' / 'x.db'}", tmp_path)
+
+
+def test_a_sqlite_path_that_lacks_a_slash_is_shown_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"there is no folder {Path.cwd()}/no/dir.*sqlite:////no/dir/x\.db"):
+        of("sqlite:///no/dir/x.db", tmp_path)
+
+
+def test_a_folder_as_sqlite_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"--storage sqlite:///{tmp_path}: {tmp_path} is a folder"):
+        of(f"sqlite:///{tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///:memory:"])
+def test_a_sqlite_database_in_memory_is_refused(storage: str, tmp_path: Path) -> None:
+    """The study would be gone with its first worker, and no other would find it."""
+    with pytest.raises(ConfigError, match=rf"--storage {storage}: a database in memory ends with the worker"):
+        of(storage, tmp_path)
 
 
 def test_postgresql_without_its_driver_says_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
