@@ -39,7 +39,7 @@ def model_card(metadata: BundleMetadata, contract: Contract, schema: Schema, exa
         f"# {metadata.name}: click-through-rate ranker {metadata.model_version}",
         _purpose(metadata, schema),
         "## Data",
-        _data(metadata),
+        _data(metadata, contract),
         "## Measured",
         _measured(metadata),
         *_variants(metadata),
@@ -70,12 +70,14 @@ def _reads_history(metadata: BundleMetadata) -> bool:
     return "history_item" in metadata.inputs
 
 
-def _data(metadata: BundleMetadata) -> str:
-    rows = (
-        (name, f"{w.rows:,}", f"{w.positives / max(w.rows, 1):.2%}", _day(w.first_time), _day(w.last_time))
-        for name, w in metadata.windows.items()
-    )
-    table = _table(("split", "rows", "positive", "from (UTC)", "to (UTC)"), rows)
+def _data(metadata: BundleMetadata, contract: Contract) -> str:
+    windows = metadata.windows.items()
+    rows = [[name, f"{w.rows:,}", f"{w.positives / max(w.rows, 1):.2%}"] for name, w in windows]
+    head = ["split", "rows", "positive"]
+    if contract.interactions.time is not None:
+        head += ["from (UTC)", "to (UTC)"]
+        rows = [[*row, _day(w.first_time), _day(w.last_time)] for row, (_, w) in zip(rows, windows, strict=True)]
+    table = _table(head, rows)
     return (
         f"{table}\n\nFeature set `{metadata.feature_set}`, data contract `{metadata.fingerprint[:16]}`."
         f"{_lineage(metadata)}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ctr.config import ModelConfig
-from ctr.export.model_card import _drawn_negatives, _table
-from ctr.serving.bundle import MODEL_CARD
+from ctr.export.model_card import _data, _drawn_negatives, _table
+from ctr.serving.bundle import MODEL_CARD, BundleMetadata
 from features.contract.log import Negatives
+from features.store.feature_set import Window
 from tests.ctr.serving.shop import export
-from tests.trained import built_feature_set, random_model
+from tests.trained import built_feature_set, random_model, raw_contract
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,20 @@ def test_a_model_without_a_history_is_said_to_read_none(card_without_history: st
     assert "positive label, given a user and a context: it reads no history.\n" in card_without_history
     assert "| `history` | not read by this model, and may be left out: events as the log has" in card_without_history
     assert "history" not in card_without_history.split("## Limits")[1]
+
+
+@pytest.mark.parametrize(("time", "head"), [("time", "| from (UTC) | to (UTC) |"), (None, "|")])
+def test_rows_without_times_have_no_dates(time: str | None, head: str) -> None:
+    """The feature set has 0 as their time, which is the first of January 1970."""
+    contract = raw_contract(Path("raw"))
+    log = contract.interactions.model_copy(update={"time": time})
+    window = Window(rows=4, positives=1, first_time=0, last_time=0)
+    said: dict[str, Any] = {"feature_set": "v1", "fingerprint": "f", "windows": {"train": window}}
+    metadata = BundleMetadata.model_construct(None, **said)
+    lines = _data(metadata, contract.model_copy(update={"interactions": log})).splitlines()
+    assert lines[0] == f"| split | rows | positive {head}"
+    assert ("1970" in lines[2]) == (time is not None)
+    assert lines[2].startswith("| train | 4 | 25.00% |")
 
 
 def test_a_bar_in_an_expression_does_not_end_its_cell() -> None:
