@@ -127,7 +127,7 @@ class Trials:
         if self.stage == "final":
             return None
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return next((one for one in done if one.params == trial.params and SAME_AS not in one.user_attrs), None)
+        return next((one for one in done if one.params == trial.params), None)
 
     def _taken(self, trial: optuna.Trial, same: FrozenTrial) -> float | tuple[float, float]:
         trial.set_user_attr(SAME_AS, same.number)
