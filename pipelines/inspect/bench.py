@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from features.errors import ConfigError
 from features.progress import say
 from features.store.atomic import write_text
+from pipelines.cells import narrow_table
 from pipelines.checkout import checkout
 
 FEWEST_ROWS = 1_000
@@ -77,7 +77,7 @@ def _print(console: Console, name: str, report: Any) -> None:
     from benchmarks.harness.report import cells
 
     for part in (report, *report.sections):
-        table = Table(title=getattr(part, "title", name), title_justify="left", title_style="bold")
+        table = narrow_table(getattr(part, "title", name))
         for place, heading in enumerate(part.columns.values()):
             table.add_column(heading, justify="right" if place else "left", no_wrap=True)
         for row in cells(part):
