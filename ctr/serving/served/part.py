@@ -32,8 +32,7 @@ class OpenPart:
         self._partial = self.path.with_name(f".{self.path.name}")
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            # Ids and scores of one answer hardly repeat: dictionaries of them take most of the time, and more bytes.
-            self._writer = pq.ParquetWriter(str(self._partial), SERVED, use_dictionary=False, compression="zstd")
+            self._writer = pq.ParquetWriter(str(self._partial), SERVED)
         except Exception:
             with suppress(OSError):  # a full disk takes the file's name, and no byte of it
                 self._partial.unlink()

@@ -103,17 +103,6 @@ def test_a_part_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path: Pat
     assert flushed == [(f".{part.path.name}", False), (tmp_path.name, True)]
 
 
-def test_a_part_is_compressed_without_dictionaries_of_values_that_hardly_repeat(tmp_path: Path):
-    log = ServedLog(LogSettings(folder=tmp_path))
-    log.add(answer())
-    log.close()
-    (part,) = tmp_path.iterdir()
-    group = pq.read_metadata(part).row_group(0)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    assert {column.compression for column in columns} == {"ZSTD"}
-    assert not any(column.has_dictionary_page for column in columns)
-
-
 @pytest.mark.timeout(120)
 def test_a_part_that_cannot_be_written_is_dropped_and_the_next_is_written(tmp_path: Path):
     folder, dropped = tmp_path / "served", []
@@ -147,7 +136,7 @@ def test_a_folder_that_was_removed_is_made_again_for_the_next_part(tmp_path: Pat
 def test_a_part_that_cannot_even_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A full disk takes the name of a file, and then not its first bytes."""
 
-    def begin(path: str, schema: Any, **how: Any) -> Any:
+    def begin(path: str, schema: Any) -> Any:
         Path(path).touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
