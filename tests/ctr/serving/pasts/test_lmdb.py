@@ -131,18 +131,26 @@ def test_of_threads_that_write_to_one_user_none_loses_an_event(tmp_path: Path, c
     store.close()
 
 
+SECOND = "pasts.add('u', [PastEvent(102, 2, {'clicked': 0})])"  # the second of `events(1, 2)`
+
+
+def in_another_process(folder: Path, contract: Contract, program: str) -> None:
+    """Run a program that has `pasts`, of a store of 16 MiB in this folder."""
+    begin = (
+        "import sys; from pathlib import Path; from ctr.serving.pasts.lmdb_store import LmdbStore\n"
+        "from features.contract.contract import Contract; from features.encoding.past import PastEvent\n"
+        "contract = Contract.model_validate_json(sys.argv[2])\n"
+        "pasts = LmdbStore(Path(sys.argv[1]), 2**24).of(contract, print)\n"
+    )
+    arguments = [str(folder), contract.model_dump_json()]
+    subprocess.run([sys.executable, "-c", begin + program, *arguments], check=True, cwd=Path(__file__).parents[4])
+
+
 def test_what_another_process_writes_is_seen(tmp_path: Path, contract: Contract, note: Note) -> None:
     store = LmdbStore(tmp_path / "pasts", 16 * MIB)
     pasts = store.of(contract, note)
     pasts.add("u", events(1))
-    code = (
-        "import sys; from pathlib import Path; from ctr.serving.pasts.lmdb_store import LmdbStore\n"
-        "from features.contract.contract import Contract; from features.encoding.past import PastEvent\n"
-        "contract = Contract.model_validate_json(sys.argv[2])\n"
-        "LmdbStore(Path(sys.argv[1]), 2**24).of(contract, print).add('u', [PastEvent(102, 2, {'clicked': 0})])"
-    )
-    arguments = [str(tmp_path / "pasts"), contract.model_dump_json()]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=Path(__file__).parents[4])
+    in_another_process(tmp_path / "pasts", contract, SECOND)
     assert pasts.newest("u") == events(1, 2)
     store.close()
 
@@ -172,18 +180,10 @@ def test_a_database_that_another_process_let_grow_further_is_read_and_written_on
     store = LmdbStore(tmp_path / "pasts", MIB // 4)
     pasts = store.of(contract, note)
     pasts.add("u", events(1))
-    code = (
-        "import sys; from pathlib import Path; from ctr.serving.pasts.lmdb_store import LmdbStore\n"
-        "from features.contract.contract import Contract; from features.encoding.past import PastEvent\n"
-        "contract = Contract.model_validate_json(sys.argv[2])\n"
-        "pasts = LmdbStore(Path(sys.argv[1]), 2**24).of(contract, print)\n"
-        "for user in range(400): pasts.add(user, [PastEvent(102, 2, {'text': 'x' * 2000})])\n"
-        "pasts.add('u', [PastEvent(102, 2, {'clicked': 0})])"
-    )
-    arguments = [str(tmp_path / "pasts"), contract.model_dump_json()]
+    many = "for user in range(400): pasts.add(user, [PastEvent(102, 2, {'text': 'x' * 2000})])\n"
     found: list[list[PastEvent]] = []
     with store.transaction():  # of another thread, which must end before the file is mapped anew
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=Path(__file__).parents[4])
+        in_another_process(tmp_path / "pasts", contract, many + SECOND)
         reader = threading.Thread(target=lambda: found.append(pasts.newest("u")))
         reader.start()
         reader.join(0.2)
