@@ -330,3 +330,9 @@ def test_a_section_without_settings_is_told_with_the_way_out(section: str) -> No
     with pytest.raises(ConfigError) as error:
         validate(Contract, {"name": "shop", "interactions": log, section: None}, "shop.yaml")
     assert str(error.value) == f"shop.yaml: {section}: has no settings. Write some below it, or remove the key"
+
+
+def test_a_section_of_another_kind_is_not_said_to_have_no_settings() -> None:
+    log = {"path": "log.parquet", "user": "u", "item": "i", "time": "t", "label": "l"}
+    with pytest.raises(ConfigError, match=r"shop\.yaml: checks: .*\(got 3\)"):
+        validate(Contract, {"name": "shop", "interactions": log, "checks": 3}, "shop.yaml")
